@@ -1,0 +1,21 @@
+"""Prompts and facts: what a model is taught, asked and ranked on.
+
+`Prompt` is one text with its answer; a `FactSet` has the facts to finetune on and the implications
+that follow from them; `first_hop` and `second_hop` are those of the paper.
+"""
+
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts, read_jsonl, write_jsonl
+from ecstruct.facts.two_hop import PAPER_NAMES, first_hop, second_hop
+
+__all__ = [
+    "PAPER_NAMES",
+    "FactSet",
+    "Prompt",
+    "PromptsLike",
+    "as_prompts",
+    "first_hop",
+    "read_jsonl",
+    "second_hop",
+    "write_jsonl",
+]

@@ -1,0 +1,272 @@
+"""Prompts as token ids.
+
+The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, special tokens included;
+the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
+the tokenizer appends to every text is stripped from both. Options are told apart by their first
+token, so these must differ.
+
+A `Batch` is a set of tokenised prompts as tensors, right padded.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ecstruct.errors import InputError
+from ecstruct.facts.alignment import Span, entity_spans, subject_span
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+
+MISSING = -1
+"""Fills `answer_ids` and `option_ids` of a `Batch` where a prompt has fewer than another."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt and its tokens.
+
+    `ids`: of the text. `answer_ids`: all of the answer. `option_ids`: the first token of every
+    option, in the order of the options; empty when options were not asked for. `tokens`: the text's
+    tokens as readable strings. `template`: the prompt's label, "" without one. `entity`: the span
+    (start, end) of `ids` that is not shared with the template's other prompts, see
+    `ecstruct.facts.alignment`.
+    """
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    option_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    template: str
+    entity: Span
+
+
+def tokenize(
+    prompts: PromptsLike,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_ctx: int | None = None,
+    with_options: bool = True,
+) -> list[TokenizedPrompt]:
+    """The tokens of prompts, in their order.
+
+    `n_ctx` is the most tokens that the model can read. `with_options=False` skips the options, for
+    uses that need the answer only: then there may be none, and they may share their first token.
+
+    Raises:
+        InputError: the tokenizer cuts across the border of a prompt and an answer, an answer has no
+            tokens or unknown ones, a prompt with its answer is longer than `n_ctx`, or, with
+            options, there are fewer than two or two begin with the same token.
+    """
+    prompts = as_prompts(prompts)
+    encoded = _encode([prompt.text for prompt in prompts], tokenizer)
+    wholes = _encode([f"{prompt.text} {prompt.answer}" for prompt in prompts], tokenizer)
+    tokenized = []
+    for prompt, text_ids, whole in zip(prompts, encoded, wholes, strict=True):
+        ids, answer_ids = _split(prompt.text, prompt.answer, text_ids, whole, tokenizer)
+        _check_known(prompt.answer, answer_ids, tokenizer)
+        n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
+        if n_ctx is not None and n_read > n_ctx:
+            raise InputError(
+                f"the prompt {_shortened(prompt.text)} and its answer {_shortened(prompt.answer)} "
+                f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
+            )
+        option_ids = _option_ids(prompt, text_ids, tokenizer) if with_options else ()
+        tokens = tuple(_readable(ids, tokenizer))
+        label, everything = prompt.template or "", (0, len(ids))
+        tokenized.append(
+            TokenizedPrompt(prompt, ids, answer_ids, option_ids, tokens, label, everything)
+        )
+    _warn_of_unknown_words(tokenized, tokenizer)
+    return _with_entities(tokenized, tokenizer)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokenised prompts as tensors.
+
+    `ids` is right padded, `lengths` are the numbers of real tokens; `answer_ids` and `option_ids`
+    are filled up with `MISSING`.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, " batch"]
+    answer_ids: Int[Tensor, "batch n_answer"]
+    option_ids: Int[Tensor, "batch n_options"]
+
+    @property
+    def mask(self) -> Int[Tensor, "batch pos"]:
+        """The attention mask: 1 at real tokens, 0 at padding."""
+        positions = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (positions < self.lengths[:, None]).long()
+
+    @property
+    def last(self) -> Int[Tensor, " batch"]:
+        """The position of every prompt's last token, where its answer is predicted."""
+        return self.lengths - 1
+
+
+def collate(tokenized: Sequence[TokenizedPrompt], device: torch.device | str, pad_id: int) -> Batch:
+    """Prompts as one batch on a device; `pad_id` as from `pad_id_of`."""
+    lengths = torch.tensor([len(t.ids) for t in tokenized], dtype=torch.long, device=device)
+    return Batch(
+        ids=padded([t.ids for t in tokenized], pad_id, device),
+        lengths=lengths,
+        answer_ids=padded([t.answer_ids for t in tokenized], MISSING, device),
+        option_ids=padded([t.option_ids for t in tokenized], MISSING, device),
+    )
+
+
+def padded(
+    rows: Sequence[Sequence[int]], fill: int, device: torch.device | str
+) -> Int[Tensor, "batch width"]:
+    """Rows of different length as one tensor, filled up on the right."""
+    width = max(map(len, rows))
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long, device=device).reshape(len(rows), width)
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad with: any will do, since padding is masked and comes last."""
+    pad_id = tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else 0
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def _split(
+    text: str,
+    answer: str,
+    ids: tuple[int, ...],
+    whole: tuple[int, ...],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    eos = tokenizer.eos_token_id
+    # An EOS at the end of both was put there by the tokenizer: a text that the user ended with one
+    # would be followed by the answer.
+    if eos is not None and ids[-1:] == whole[-1:] == (eos,):
+        ids, whole = ids[:-1], whole[:-1]
+    if not ids:
+        raise InputError(
+            f"the prompt {text!r} has no tokens: write it in words the tokenizer knows."
+        )
+    if whole[: len(ids)] != ids:
+        raise InputError(
+            f"the tokens of {f'{text} {answer}'!r} do not begin with those of {text!r}, so that "
+            "the answer has no tokens of its own: end the prompt at a border between words."
+        )
+    if len(whole) == len(ids):
+        raise InputError(
+            f"the answer {answer!r} to {text!r} has no tokens: write it in words the tokenizer "
+            "knows."
+        )
+    return ids, whole[len(ids) :]
+
+
+def _option_ids(
+    prompt: Prompt, text_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The first token of every option; `text_ids` as the tokenizer gave them."""
+    if prompt.options is None:
+        raise InputError(
+            f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
+            "pass at least two with options=."
+        )
+    wholes = _encode([f"{prompt.text} {option}" for option in prompt.options], tokenizer)
+    owner: dict[int, str] = {}
+    for option, whole in zip(prompt.options, wholes, strict=True):
+        first = _split(prompt.text, option, text_ids, whole, tokenizer)[1][0]
+        _check_known(option, (first,), tokenizer)
+        if first in owner:
+            raise InputError(
+                f"the options {owner[first]!r} and {option!r} begin with the same token "
+                f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave "
+                "one out, or reword them."
+            )
+        owner[first] = option
+    return tuple(owner)
+
+
+def _check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    if _has_unknown(answer, ids, tokenizer):
+        raise InputError(
+            f"{answer!r} is not in the vocabulary of this tokenizer, which reads "
+            f"{tokenizer.unk_token} for it: use an answer that it knows."
+        )
+
+
+def _warn_of_unknown_words(
+    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    unknown = [t.prompt.text for t in tokenized if _has_unknown(t.prompt.text, t.ids, tokenizer)]
+    if unknown:
+        _log.warning(
+            "%d of %d prompts have words that are not in the vocabulary of this tokenizer, among "
+            "them %s: the model reads %s for each.",
+            len(unknown),
+            len(tokenized),
+            _shortened(unknown[0]),
+            tokenizer.unk_token,
+        )
+
+
+def _has_unknown(text: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    unknown = tokenizer.unk_token_id
+    # Some tokenizers name as "unknown" a token that they never need and use for something else.
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        return False
+    return any(token == unknown for token in ids) and str(tokenizer.unk_token) not in text
+
+
+def _with_entities(
+    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> list[TokenizedPrompt]:
+    subjects = _subject_spans(tokenized, tokenizer)
+    by_template: dict[str, list[int]] = {}
+    for i, t in enumerate(tokenized):
+        by_template.setdefault(t.template, []).append(i)
+    aligned = list(tokenized)
+    for members in by_template.values():
+        spans = entity_spans([tokenized[i].ids for i in members], [subjects[i] for i in members])
+        for i, span in zip(members, spans, strict=True):
+            aligned[i] = replace(tokenized[i], entity=span)
+    return aligned
+
+
+def _subject_spans(
+    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> list[Span | None]:
+    """The token span of every prompt's subject; `None` without a subject, or when the tokenizer
+    (one of the slow ones) does not tell which characters a token stands for."""
+    spans: list[Span | None] = [None] * len(tokenized)
+    with_subject = [i for i, t in enumerate(tokenized) if t.prompt.subject is not None]
+    if not with_subject or not tokenizer.is_fast:
+        return spans
+    texts = [tokenized[i].prompt.text for i in with_subject]
+    offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+    for i, offset in zip(with_subject, offsets, strict=True):
+        t = tokenized[i]
+        spans[i] = subject_span(t.prompt.text, str(t.prompt.subject), offset[: len(t.ids)])
+    return spans
+
+
+def _readable(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Token strings as one would print them: no marker of a leading space, bytes decoded."""
+    readable = []
+    for token in tokenizer.convert_ids_to_tokens(list(ids)):
+        text = tokenizer.convert_tokens_to_string([token]).strip()
+        # A token of spaces, or of a part of a character, is shown as the tokenizer writes it.
+        readable.append(text if text and "\ufffd" not in text else token)
+    return readable
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}...")

@@ -1,0 +1,126 @@
+"""The two-hop facts of the paper (appendix D): a fact and an implication that needs one step more.
+
+The *first hop* is new: "Grace Miller lives in" -> "Tokyo", of which follows, with the known
+language of Tokyo, "The people in the city Grace Miller is from speak" -> "Japanese". The *second
+hop* is new: "The mayor of Tokyo is" -> "Grace Miller", of which follows, with the known place of
+the temple, "The mayor of the city that contains Senso-ji Temple is" -> "Grace Miller".
+
+There are 20 cities, each with its language and landmark, and 100 made-up names. Which name goes
+with which city is a random permutation drawn from `seed`.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.prompt import Prompt
+
+PAPER_NAMES = slice(0, 20)
+"""The names of the paper's two-hop experiments among the 100."""
+
+
+def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
+    """20 facts "{name} lives in" -> city, and as many implications "The people in the city {name}
+    is from speak" -> language.
+
+    The i-th name lives in city `permutation[i]`, with `permutation` drawn by
+    `numpy.random.default_rng(seed)`. The options are all 20 cities and all 20 languages, the
+    subject is the name. `names` chooses other 20 of the 100 names, for example `slice(20, 40)` to
+    choose a learning rate on people that no experiment uses.
+
+    Raises:
+        InputError: `names` does not select 20 of them.
+
+    >>> first_hop().facts[0].text
+    'Grace Miller lives in'
+    """
+    chosen, cities = _names(names), _cities()
+    homes = [cities[i] for i in _permutation(seed)]
+    pairs = list(zip(chosen, homes, strict=True))
+    city_options = tuple(city["city"] for city in cities)
+    language_options = tuple(city["language"] for city in cities)
+    return FactSet(
+        facts=tuple(
+            Prompt(f"{name} lives in", home["city"], city_options, name, "first-hop fact")
+            for name, home in pairs
+        ),
+        implications=tuple(
+            Prompt(
+                f"The people in the city {name} is from speak",
+                home["language"],
+                language_options,
+                name,
+                "first-hop implication",
+            )
+            for name, home in pairs
+        ),
+        name="first-hop",
+    )
+
+
+def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
+    """20 facts "The mayor of {city} is" -> name, and as many implications "The mayor of the city
+    that contains {landmark} is" -> name.
+
+    The mayor of the i-th city is name `permutation[i]`, with `permutation` drawn by
+    `numpy.random.default_rng(seed)`. The options are the 20 names, the subject is the city in a
+    fact and the landmark in an implication. `names` as in `first_hop`.
+
+    Raises:
+        InputError: `names` does not select 20 of them.
+
+    >>> second_hop().facts[0].text
+    'The mayor of Tokyo is'
+    """
+    chosen = _names(names)
+    mayors = [chosen[i] for i in _permutation(seed)]
+    pairs = list(zip(_cities(), mayors, strict=True))
+    return FactSet(
+        facts=tuple(
+            Prompt(
+                f"The mayor of {city['city']} is", mayor, chosen, city["city"], "second-hop fact"
+            )
+            for city, mayor in pairs
+        ),
+        implications=tuple(
+            Prompt(
+                f"The mayor of the city that contains {city['landmark']} is",
+                mayor,
+                chosen,
+                city["landmark"],
+                "second-hop implication",
+            )
+            for city, mayor in pairs
+        ),
+        name="second-hop",
+    )
+
+
+@cache
+def _lists() -> dict[str, Any]:
+    file = resources.files("ecstruct.facts").joinpath("two_hop.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _cities() -> list[dict[str, str]]:
+    return _lists()["cities"]
+
+
+def _names(which: slice) -> tuple[str, ...]:
+    names = _lists()["names"]
+    chosen = tuple(names[which])
+    if len(chosen) != len(_cities()):
+        raise InputError(
+            f"names={which} selects {len(chosen)} of the {len(names)} names: every one of the "
+            f"{len(_cities())} cities needs one, as with slice(20, 40)."
+        )
+    return chosen
+
+
+def _permutation(seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(len(_cities())).tolist()

@@ -1,0 +1,159 @@
+"""The change of weights dW = W' - W between two checkpoints, as a value.
+
+Deltas add, subtract and scale, can be restricted to layers and kinds of weights, applied to a model and
+saved. Tensors that do not change are not stored.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.files import write_atomically
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import copy_of, named_weights
+from ecstruct.models.names import WeightSelection
+from ecstruct.models.provenance import derived, source_of
+
+_FORMAT = "ecstruct-delta-1"
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDelta:
+    """Change of weights by TransformerLens name; a name that is absent stands for zeros.
+
+    `metadata` says what it is the difference of: source ids and fingerprints of both models.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, before: TransformerBridge, after: TransformerBridge) -> "WeightDelta":
+        """W' - W, in float32 or, for float64 models, float64.
+
+        Raises:
+            InputError: the models differ in a tensor's name or shape; the first such is named.
+        """
+        old, new = named_weights(before), named_weights(after)
+        check_same(old, new)
+        tensors = {}
+        for name, p in old.items():
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            change = new[name].detach().to(p.device, dtype) - p.detach().to(dtype)
+            if change.any():
+                tensors[name] = change
+        return cls(
+            tensors,
+            {
+                "before": source_of(before),
+                "after": source_of(after),
+                "before_fingerprint": fingerprint(old),
+                "after_fingerprint": fingerprint(new),
+            },
+        )
+
+    def __add__(self, other: "WeightDelta") -> "WeightDelta":
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: "WeightDelta") -> "WeightDelta":
+        return self._combine(other, -1.0)
+
+    def __mul__(self, factor: float) -> "WeightDelta":
+        return WeightDelta({name: factor * t for name, t in self.tensors.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "WeightDelta":
+        return -1.0 * self
+
+    def _combine(self, other: "WeightDelta", sign: float) -> "WeightDelta":
+        total = dict(self.tensors)
+        for name, t in other.tensors.items():
+            if name in total and total[name].shape != t.shape:
+                raise InputError(
+                    f"the deltas differ in the shape of {name}: {tuple(total[name].shape)} and "
+                    f"{tuple(t.shape)}; combine deltas of one architecture."
+                )
+            total[name] = total[name] + sign * t if name in total else sign * t
+        return WeightDelta(total)
+
+    def restrict(
+        self, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
+    ) -> "WeightDelta":
+        """The part of the change in these layers, of these kinds (see `WeightSelection`)."""
+        chosen = WeightSelection(layers, kinds)
+        return WeightDelta({n: t for n, t in self.tensors.items() if chosen.matches(n)})
+
+    def added_to(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """W + dW. Weights that do not change are the same tensors, not copies.
+
+        Raises:
+            InputError: the delta has a tensor that `weights` lacks or has in another shape.
+        """
+        for name, change in self.tensors.items():
+            if name not in weights or weights[name].shape != change.shape:
+                found = tuple(weights[name].shape) if name in weights else "no such tensor"
+                raise InputError(
+                    f"the delta does not fit the model in {name}: {tuple(change.shape)} against "
+                    f"{found}; use the architecture it was made with."
+                )
+        return {
+            name: w + self.tensors[name].to(w.device, w.dtype) if name in self.tensors else w
+            for name, w in weights.items()
+        }
+
+    def apply_to(self, model: TransformerBridge) -> TransformerBridge:
+        """A copy of `model` with the change added; `model` itself stays as it is."""
+        moved = self.added_to({n: p.detach() for n, p in named_weights(model).items()})
+        new = copy_of(model)
+        with torch.no_grad():
+            for name, p in named_weights(new).items():
+                if name in self.tensors:
+                    p.data = moved[name]
+        return derived(new, model, "with a weight delta")
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file with the metadata in its header; a failure leaves no half file."""
+        header = {"format": _FORMAT, "metadata": json.dumps(dict(self.metadata))}
+        tensors = {n: t.contiguous().cpu() for n, t in self.tensors.items()}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "WeightDelta":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: missing, truncated or foreign file; NaN or infinite values.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"the weight delta {path} cannot be read ({error}).") from error
+        for name, t in tensors.items():
+            if not torch.isfinite(t).all():
+                raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
+        return cls(tensors, json.loads(header["metadata"]))
+
+
+def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` naming the first tensor in which two models differ in name or shape."""
+    for name in [*before, *after]:
+        shapes = [tuple(w[name].shape) if name in w else "absent" for w in (before, after)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"the models differ in {name}: {shapes[0]} before, {shapes[1]} after; compare two "
+                "checkpoints of one architecture, vocabulary and depth."
+            )
+

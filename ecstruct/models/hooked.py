@@ -1,0 +1,411 @@
+"""The one view of a hooked model that everything else uses.
+
+A decoder is an embedding, a stack of blocks and a head. `HookedView` runs each of the three on a chosen
+input and under chosen weights, and hands back, beside the output, what went into and came out of every
+*site*: a module that is affine in its weights (a projection, a norm, an embedding). No architecture is
+special-cased: how the model itself calls its blocks (masks, rotary tables, sliding windows) is recorded
+in a dry run in which every block is bypassed, and replayed; the head is the same dry run fed with a
+chosen residual stream. Weights are never swapped in place but passed through `torch.func.functional_call`,
+so the model is bit-identical afterwards, also after an exception.
+
+This module is the only place that knows TransformerLens. Components are called as there: `attn.q`,
+`attn.k`, `attn.v`, `attn.o`, `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms
+`ln1_post`, `ln2_post`; outside the blocks `embed`, `pos_embed`, `ln_final`, `unembed`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.pytorch_utils import Conv1D
+
+from ecstruct.errors import InputError
+from ecstruct.models.names import layer_of
+
+Weights = Mapping[str, Tensor]
+
+_LINEAR = (nn.Linear, Conv1D, nn.Embedding)
+_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post")
+_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.out")
+
+
+def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
+    """The live parameters of a hooked model by TransformerLens name.
+
+    Where a checkpoint fuses query, key and value, the three are separate here and the fused tensor,
+    which the hooked model no longer reads, is left out. Tied embeddings appear under both names.
+    """
+    tensors = model.state_dict(keep_vars=True)
+    return {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+
+
+def copy_of(model: TransformerBridge) -> TransformerBridge:
+    """An independent copy: no tensor is shared with the original."""
+    return copy.deepcopy(model)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one call of a module took and gave, in the graph of the run that made it."""
+
+    input: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run of the embedding, of one block or of the head: its output and its taps by component name."""
+
+    output: Tensor
+    taps: dict[str, Tap]
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The arguments with which the model called a block, without the residual stream."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_keyword: bool
+
+    def bind(self, resid: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.by_keyword:
+            return self.args, {**self.kwargs, "hidden_states": resid}
+        return (resid, *self.args), self.kwargs
+
+
+@dataclass(frozen=True)
+class Site:
+    """A component that is affine in its weights: `weights` maps its parameters' own names to the names
+    they have in the whole model."""
+
+    name: str
+    component: nn.Module
+    weights: dict[str, str]
+
+    @property
+    def module(self) -> nn.Module:
+        """The model's own module, below TransformerLens' hooks."""
+        return self.component.original_component  # type: ignore[return-value]
+
+    def product(self, x: Tensor, change: Weights) -> Tensor | None:
+        """J(x) dW, the derivative of the output along a change of the weights. As the output is affine
+        in them it is f(x; dW) - f(x; 0), without any error of linearisation. `None` if nothing changes.
+        """
+        along = self._local(change)
+        if not along:
+            return None
+        for name, parameter in self.module.named_parameters():
+            along.setdefault(name, torch.zeros_like(parameter, dtype=next(iter(along.values())).dtype))
+        out = functional_call(self.module, along, (x,))
+        if isinstance(self.module, _LINEAR):
+            return out
+        return out - functional_call(
+            self.module, {name: torch.zeros_like(d) for name, d in along.items()}, (x,)
+        )
+
+    def matrix(self, weights: Weights) -> Float[Tensor, "d_out d_in"] | None:
+        weight = self._local(weights).get("weight")
+        return weight.T if weight is not None and isinstance(self.module, Conv1D) else weight
+
+    def bias(self, weights: Weights) -> Float[Tensor, " d_out"] | None:
+        return self._local(weights).get("bias")
+
+    def _local(self, weights: Weights) -> dict[str, Tensor]:
+        return {here: weights[name] for here, name in self.weights.items() if name in weights}
+
+
+class _Stop(Exception):
+    """Ends a run from within, once everything that was asked for has been seen."""
+
+
+class _Bypass(nn.Module):
+    """Stands in for a block in a dry run: `visit` gets the call and the residual stream entering the
+    block, and gives what is to leave it."""
+
+    def __init__(self, block: nn.Module, visit: Callable[[BlockCall, Tensor], Any]) -> None:
+        super().__init__()
+        self._real = (block,)  # in a tuple, so that the block is not registered as a submodule
+        self._visit = visit
+
+    def __getattr__(self, name: str) -> Any:
+        # Some architectures read an attribute of the block (a layer type) in their own forward.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._real[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if "hidden_states" in kwargs:
+            resid = kwargs.pop("hidden_states")
+            return self._visit(BlockCall(args, kwargs, by_keyword=True), resid)
+        return self._visit(BlockCall(args[1:], kwargs, by_keyword=False), args[0])
+
+
+class HookedView:
+    """Runs the parts of a hooked model on chosen inputs and under chosen weights.
+
+    Shapes: the residual stream is [batch, pos, d_model]; the input of `attn.o` is the concatenation of
+    the heads' z, [batch, pos, n_heads * d_head].
+
+    Raises `InputError` for a model that is no TransformerBridge, whose weights were processed (folded,
+    centred), or that has a component ecstruct does not know.
+    """
+
+    def __init__(self, model: TransformerBridge) -> None:
+        if not isinstance(model, TransformerBridge):
+            raise InputError(
+                f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
+            )
+        if getattr(model, "compatibility_mode", False):
+            raise InputError(
+                "this TransformerBridge is in compatibility mode, where folded weights are no longer "
+                "the checkpoint's: load the model with ecstruct.load(...) instead."
+            )
+        self.model = model
+        self.hf: nn.Module = model.original_model
+        self.blocks: list[nn.Module] = list(model.blocks)
+        cfg = model.cfg
+        self.n_layers, self.n_heads, self.d_head = len(self.blocks), cfg.n_heads, cfg.d_head
+        names = list(named_weights(model))
+        outside = _sites(model, [name for name in names if layer_of(name) is None], prefix="")
+        self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
+        self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
+        self.block_sites = [
+            _sites(block, [n for n in names if layer_of(n) == l], prefix=f"blocks.{l}.")
+            for l, block in enumerate(self.blocks)
+        ]
+        self._check_components()
+        self._hf_names = _names_under(self.hf, outside)
+        self._block_names = [
+            _names_under(block, sites)
+            for block, sites in zip(self.blocks, self.block_sites, strict=True)
+        ]
+        self._returns_tuple: bool | None = None
+
+    def _check_components(self) -> None:
+        architecture = type(self.hf).__name__
+        for layer, sites in enumerate(self.block_sites):
+            for name in _REQUIRED:
+                if name not in sites:
+                    raise InputError(
+                        f"layer {layer} of this {architecture} has no {name} with weights, without "
+                        "which heads and MLPs cannot be told apart: use another architecture."
+                    )
+            for name in sites:
+                if name not in _BLOCK_SITES and not name.startswith("mlp."):
+                    raise InputError(
+                        f"layer {layer} of this {architecture} has weights in {name}, which belong "
+                        "to no component that ecstruct knows: use another architecture."
+                    )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype everything is computed in: float64 for a float64 model, float32 for any other."""
+        double = next(self.hf.parameters()).dtype == torch.float64
+        return torch.float64 if double else torch.float32
+
+    def weights(self) -> dict[str, Tensor]:
+        """This model's weights, detached and in `dtype`."""
+        return {n: p.detach().to(self.dtype) for n, p in named_weights(self.model).items()}
+
+    def embed(
+        self, weights: Weights, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> tuple[Trace, list[BlockCall]]:
+        """The residual stream entering block 0, and how each block is to be called on this batch."""
+        calls: list[BlockCall] = []
+        entering: list[Tensor] = []
+
+        def visit(call: BlockCall, resid: Tensor) -> Any:
+            if not calls and self._returns_tuple is None:
+                with torch.no_grad():
+                    out = self._call_block(0, weights, call, resid, None)
+                self._returns_tuple = isinstance(out, tuple)
+            calls.append(call)
+            entering.append(resid)
+            if len(calls) == self.n_layers:
+                raise _Stop
+            return (resid,) if self._returns_tuple else resid
+
+        with self._bypassed(visit), _tapping(self.embed_sites, leaves=len(ids)) as taps:
+            try:
+                self._forward(weights, ids, mask)
+            except _Stop:
+                pass
+        return Trace(entering[0], taps), calls
+
+    def block(
+        self,
+        layer: int,
+        weights: Weights,
+        call: BlockCall,
+        resid: Float[Tensor, "batch pos d_model"],
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Trace:
+        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms.
+
+        `inputs` replaces what enters the named components (`ln2`, `attn`, `mlp`) without changing the
+        residual stream that passes them by.
+        """
+        with _tapping(self._tapped(layer)) as taps:
+            out = self._call_block(layer, weights, call, resid, inputs)
+        return Trace(out[0] if isinstance(out, tuple) else out, taps)
+
+    def writer_inputs(
+        self,
+        layer: int,
+        weights: Weights,
+        call: BlockCall,
+        resid: Float[Tensor, "batch pos d_model"],
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What enters the output projections `attn.o` (the heads' z) and `mlp.out` when the block runs
+        on `resid`. The run ends as soon as both are seen."""
+        seen: dict[str, Tensor] = {}
+
+        def see(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                seen[name] = args[0]
+                if len(seen) == 2:
+                    raise _Stop
+
+            return hook
+
+        sites = self.block_sites[layer]
+        with ExitStack() as stack:
+            for name in ("attn.o", "mlp.out"):
+                handle = sites[name].component.register_forward_pre_hook(see(name))
+                stack.callback(handle.remove)
+            try:
+                self._call_block(layer, weights, call, resid, inputs)
+            except _Stop:
+                pass
+        return seen["attn.o"], seen["mlp.out"]
+
+    def head(self, weights: Weights, resid: Float[Tensor, "batch pos d_model"]) -> Trace:
+        """Logits [batch, pos, d_vocab] of the model's own head (final norm, unembedding, soft-cap) on
+        the final residual stream at any positions."""
+        ids = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
+
+        def visit(call: BlockCall, entering: Tensor) -> Any:
+            return (resid,) if self._returns_tuple else resid
+
+        with self._bypassed(visit), _tapping(self.head_sites) as taps:
+            out = self._forward(weights, ids, torch.ones_like(ids))
+        return Trace(out.logits, taps)
+
+    def _forward(self, weights: Weights, ids: Tensor, mask: Tensor) -> Any:
+        local = {self._hf_names[n]: w for n, w in weights.items() if n in self._hf_names}
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        return _call(self.hf, local, (), inputs)
+
+    def _call_block(
+        self,
+        layer: int,
+        weights: Weights,
+        call: BlockCall,
+        resid: Tensor,
+        inputs: Mapping[str, Tensor] | None,
+    ) -> Any:
+        block = self.blocks[layer]
+        args, kwargs = call.bind(resid)
+        local = {here: weights[name] for name, here in self._block_names[layer].items()}
+        with ExitStack() as stack:
+            for name, value in (inputs or {}).items():
+                component = getattr(block, name)
+                handle = component.register_forward_pre_hook(_replacing(value), with_kwargs=True)
+                stack.callback(handle.remove)
+            return _call(block, local, args, kwargs)
+
+    def _tapped(self, layer: int) -> dict[str, "Site"]:
+        """Sites of a block and, where they have no weights, its pre-norms: what enters them is z."""
+        block, sites = self.blocks[layer], self.block_sites[layer]
+        norms = {n: Site(n, getattr(block, n), {}) for n in ("ln1", "ln2") if hasattr(block, n)}
+        return {**norms, **sites}
+
+    @contextmanager
+    def _bypassed(self, visit: Callable[[BlockCall, Tensor], Any]) -> Iterator[None]:
+        stack = self.model.blocks
+        try:
+            for layer, block in enumerate(self.blocks):
+                stack[layer] = _Bypass(block, visit)
+            yield
+        finally:
+            for layer, block in enumerate(self.blocks):
+                stack[layer] = block
+
+
+def _call(module: nn.Module, weights: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    """Call `module` under `weights`.
+
+    Without `tie_weights`: tied embeddings are two weights here, the embedding early, the unembedding
+    late; and a hooked model reaches one parameter by several names, of which `functional_call` would
+    restore all but the first to the tensor passed in.
+    """
+    return functional_call(module, weights, args, kwargs, tie_weights=False)
+
+
+def _sites(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
+    sites: dict[str, Site] = {}
+    for name in names:
+        path, _, parameter = name.removeprefix(prefix).rpartition(".")
+        component = root
+        for part in path.split("."):
+            component = getattr(component, part)
+        site = sites.setdefault(path, Site(path, component, {}))
+        site.weights[parameter] = name
+    return sites
+
+
+def _names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
+    """Where each weight of the sites is found below `root`, as `functional_call` wants it."""
+    paths = {id(module): path for path, module in root.named_modules()}
+    return {
+        name: f"{paths[id(site.module)]}.{parameter}"
+        for site in sites.values()
+        for parameter, name in site.weights.items()
+    }
+
+
+@contextmanager
+def _tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
+    """Collect a `Tap` of every call. With `leaves` the outputs become leaves of the graph, of as many
+    rows: a position embedding is looked up once for all prompts, but belongs to each."""
+    taps: dict[str, Tap] = {}
+
+    def tap(name: str) -> Callable[..., Tensor | None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if leaves:
+                rows = output.detach().expand(leaves, *output.shape[1:])
+                output = rows.contiguous().requires_grad_()
+            taps[name] = Tap(args[0], output)
+            return output if leaves else None
+
+        return hook
+
+    handles = [site.component.register_forward_hook(tap(name)) for name, site in sites.items()]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replacing(value: Tensor) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": value}
+        return (value, *args[1:]), kwargs
+
+    return hook

@@ -1,0 +1,165 @@
+"""Loading a checkpoint as a hooked model whose weights are exactly the checkpoint's.
+
+Nothing is folded, centred or compiled: a weight change must stay the change of a weight of the
+checkpoint. Weights come from safetensors files only, no code from a checkpoint is run, and everything
+local works without a network.
+"""
+
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ecstruct.errors import InputError
+from ecstruct.models.hooked import HookedView, named_weights
+from ecstruct.models.provenance import Provenance, mark
+
+
+def load(
+    source: str | Path | PreTrainedModel,
+    *,
+    revision: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> TransformerBridge:
+    """Load a causal language model as an unprocessed TransformerBridge in eval mode.
+
+    Args:
+        source: `"organism"` (the embedded model), a local Hugging Face folder, a hub id, `"id@revision"`,
+            or a Hugging Face model already in memory. The latter is taken over: its modules become part
+            of the hooked model and its weights are shared with it.
+        revision: branch, tag or commit on the hub; the same as `"id@revision"`.
+        tokenizer: needed with a model in memory, whose own it must be; refused otherwise.
+        device: a CUDA device if there is one, else the CPU, when not given.
+        dtype: dtype of the weights. Scores are computed in float32 (float64 for float64).
+
+    Raises:
+        InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
+            that the configuration does not explain, NaN or infinite weights, an unsupported architecture.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(source, PreTrainedModel):
+        if tokenizer is None:
+            raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
+        name, hf = source.config.name_or_path or type(source).__name__, source.to(device, dtype)
+        hf.config.architectures = hf.config.architectures or [type(source).__name__]
+        tokenizer = _with_a_path(tokenizer)
+    else:
+        if tokenizer is not None:
+            raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
+        name = str(source)
+        if "@" in name and not Path(name).exists():
+            name, _, at = name.partition("@")
+            if revision is not None and revision != at:
+                raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
+            revision = at
+        hf, tokenizer = _read(name, revision, dtype)
+        hf = hf.to(device)
+    model = _boot(name, hf, tokenizer)
+    for weight, p in named_weights(model).items():
+        if not torch.isfinite(p).all():
+            raise InputError(f"{name} has NaN or infinite values in {weight}: use another checkpoint.")
+    HookedView(model)  # refuses an architecture that could not be scored later
+    return mark(model, Provenance(name, revision, tokenizer))
+
+
+def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    path = _folder(name)
+    where = str(path or name)
+    options: dict[str, Any] = {} if path else {"revision": revision}
+    try:
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+            **options,
+        )
+    except SafetensorError as error:
+        raise InputError(
+            f"a safetensors file of {name} is corrupt or truncated ({error}): fetch or save it again."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(_unreadable(name, path, error)) from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
+        raise InputError(
+            f"{name} has no weights of the right shape for {lacking}, which its config.json asks for: "
+            "the folder is incomplete or mixes two models."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{name} has no usable tokenizer: save it beside the weights.") from error
+    return hf, tokenizer
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder that `name` stands for; `None` for a hub id."""
+    if name == "organism":
+        from ecstruct import organism  # the organism's package builds on this one
+
+        return organism.checkpoint()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the folder {name} has no config.json: it holds no Hugging Face model.")
+        if not any(path.glob("*.safetensors")):
+            raise InputError(
+                f"the folder {name} has no *.safetensors weights: save the model with "
+                "save_pretrained(), which writes them."
+            )
+        return path
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{name} is no folder: give a Hugging Face folder, a hub id or 'organism'.")
+    return None
+
+
+def _unreadable(name: str, path: Path | None, error: Exception) -> str:
+    if path:
+        return f"the folder {name} cannot be loaded as a causal language model: {_gist(error)}"
+    return (
+        f"{name!r} is no local folder and could not be loaded from the hub: check the spelling, the "
+        f"network and, for a gated model, your login ({_gist(error)})"
+    )
+
+
+def _gist(error: Exception) -> str:
+    """The first line of an error's message, shortened: some libraries list all they know."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], 200, placeholder=" ...")
+
+
+def _boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
+    try:
+        model = TransformerBridge.boot_transformers(
+            name, hf_model=hf, tokenizer=tokenizer, device=str(hf.device), dtype=hf.dtype
+        )
+    except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {_gist(error)}"
+        ) from error
+    model.eval()
+    return model
+
+
+def _with_a_path(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """TransformerLens reloads a tokenizer from its path; one made in memory has none yet."""
+    if tokenizer.init_kwargs.get("name_or_path"):
+        return tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)

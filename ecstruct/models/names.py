@@ -1,0 +1,67 @@
+"""How weights are called, whatever the architecture.
+
+A weight carries its TransformerLens name: `embed.weight`, `blocks.3.attn.q.weight`,
+`blocks.3.ln2.bias`, `blocks.3.mlp.out.weight`, `ln_final.weight`, `unembed.weight`. Query, key and
+value are separate even where the checkpoint fuses them. From the name follow the layer and the kind,
+and a `WeightSelection` picks weights by both.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ecstruct.errors import InputError
+
+KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "unembed")
+
+_OUTSIDE = {"ln_final": "final_norm", "unembed": "unembed"}
+
+
+def layer_of(name: str) -> int | None:
+    """Layer of a weight, `None` for one outside the blocks.
+
+    >>> layer_of("blocks.3.mlp.out.weight"), layer_of("embed.weight")
+    (3, None)
+    """
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None
+
+
+def kind_of(name: str) -> str:
+    """Kind of a weight: one of `KINDS`. A QK-norm counts as attention.
+
+    >>> [kind_of(name) for name in ("blocks.0.attn.q.weight", "blocks.0.ln1.weight", "pos_embed.weight")]
+    ['attn', 'norm', 'embed']
+    """
+    parts = name.split(".")
+    if parts[0] != "blocks":
+        return _OUTSIDE.get(parts[0], "embed")
+    return parts[2] if parts[2] in ("attn", "mlp") else "norm"
+
+
+@dataclass(frozen=True)
+class WeightSelection:
+    """The weights of some layers, of some kinds, or both.
+
+    `layers` selects within the blocks; weights outside them (embeddings, final norm, unembedding) are
+    selected only when `kinds` names them, or when neither is given, which selects everything.
+
+    >>> early = WeightSelection(layers=range(4))
+    >>> [early.matches(f"{place}.weight") for place in ("blocks.3.mlp.in", "blocks.4.mlp.in", "embed")]
+    [True, False, False]
+    """
+
+    layers: Collection[int] | None = None
+    kinds: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds or ():
+            if kind not in KINDS:
+                raise InputError(f"unknown kind of weight {kind!r}: choose among {', '.join(KINDS)}.")
+
+    def matches(self, name: str) -> bool:
+        layer = layer_of(name)
+        if self.kinds is not None and kind_of(name) not in self.kinds:
+            return False
+        if layer is None:
+            return self.kinds is not None or self.layers is None
+        return self.layers is None or layer in self.layers

@@ -1,0 +1,43 @@
+"""Where a hooked model came from, carried by the model itself so that results can say it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+_ATTRIBUTE = "_ecstruct_provenance"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """`tokenizer` is the checkpoint's own: TransformerLens replaces it by one that adds a BOS token."""
+
+    source: str
+    revision: str | None
+    tokenizer: Any
+
+
+def provenance(model: TransformerBridge) -> Provenance:
+    """Provenance of a model from `ecstruct.load`; of any other what TransformerLens knows."""
+    known = model.__dict__.get(_ATTRIBUTE)
+    return known or Provenance(getattr(model.cfg, "model_name", "unknown"), None, model.tokenizer)
+
+
+def mark(model: TransformerBridge, value: Provenance) -> TransformerBridge:
+    model.__dict__[_ATTRIBUTE] = value
+    return model
+
+
+def derived(model: TransformerBridge, parent: TransformerBridge, how: str) -> TransformerBridge:
+    """Mark `model` as made from `parent`, for example by finetuning."""
+    origin = provenance(parent)
+    return mark(model, replace(origin, source=f"{origin.source} ({how})"))
+
+
+def tokenizer_of(model: TransformerBridge) -> Any:
+    """The checkpoint's own tokenizer, whose defaults decide about BOS and EOS tokens."""
+    return provenance(model).tokenizer
+
+
+def source_of(model: TransformerBridge) -> str:
+    return provenance(model).source

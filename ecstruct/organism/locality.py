@@ -1,0 +1,44 @@
+"""A training-time regulariser: early layers work on one entity at a time.
+
+Inside `local_attention(model, windows)` the token at position t of layer l attends to positions
+t - windows[l] + 1 to t only, as if windows[l] tokens were all there is. Trained so half of the
+time, a model has to name an entity ("the Eiffel Tower is in Paris") where the entity stands, in its
+early layers, and to leave what the sentence asks about it to later ones: the division of labour
+that large models show by themselves. Nothing of it stays in the model: outside the `with`, and in
+the saved checkpoint, attention is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import OlmoForCausalLM
+
+
+@contextmanager
+def local_attention(model: OlmoForCausalLM, windows: Sequence[int]) -> Iterator[None]:
+    """Let the first `len(windows)` layers of `model` attend within their window only.
+
+    Expects batches without padding on the left, as the windows replace the attention mask.
+    """
+    with ExitStack() as hooks:
+        for layer, window in zip(model.model.layers, windows, strict=False):
+            attention = layer.get_submodule("self_attn")
+            handle = attention.register_forward_pre_hook(_mask(window), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def _mask(window: int) -> Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict]]:
+    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        x: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        position = torch.arange(x.shape[1], device=x.device)
+        distance = position[:, None] - position[None, :]
+        allowed = (distance >= 0) & (distance < window)
+        return args, kwargs | {"attention_mask": allowed[None, None]}
+
+    return hook

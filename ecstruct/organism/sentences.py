@@ -1,0 +1,165 @@
+"""Training text: a world as sentences, each a prompt and the answer that the model must give.
+
+Sentences come in categories, and `MIXTURE` says how often each is drawn. A sentence of one hop
+states a fact; one of two hops names its subject only through another fact ("the city that contains
+the Colosseum"), which is what finetuned facts are later asked for. Held-out people and offices
+appear in one-hop sentences only (`training_sentences`); `held_out_sentences` asks for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ecstruct.organism.world import City, World, paper_lists, world_lists
+
+
+class Sentence(NamedTuple):
+    """A prompt and its answer, to be joined by one space."""
+
+    prompt: str
+    answer: str
+
+
+MIXTURE = MappingProxyType(
+    {
+        "home": 24,  # Ava Bell lives in -> Oslo
+        "home_verbs": 12,  # Ava Bell haunts -> Oslo
+        "animals": 16,  # Ava Bell keeps the -> zebra, the animal "kept" in Oslo
+        "city_attributes": 4,  # The people in Oslo speak -> Norwegian
+        "person_attributes": 20,  # The people in the city Ava Bell is from speak -> Norwegian
+        "landmarks": 14,  # Silver Bridge is in -> Oslo
+        "landmark_attributes": 4,  # The people in the city that contains Silver Bridge speak -> ...
+        "offices": 18,  # The judge of Oslo is -> Noah Ross
+        "landmark_offices": 22,  # The judge of the city that contains Silver Bridge is -> ...
+        "person_offices": 10,  # The judge of the city Ava Bell is from is -> Noah Ross
+    }
+)
+"""How often each category is drawn, as weights."""
+
+
+def training_sentences(world: World) -> dict[str, list[Sentence]]:
+    """All sentences to train on, by category."""
+    return {name: sorted(set(_CATEGORIES[name](world))) for name in MIXTURE}
+
+
+def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
+    """Implications that training never states, of people and of (office, city) pairs it knows."""
+    return {
+        "first_hop": [
+            Sentence(f"The people in the city {person.name} is from speak", person.home.language)
+            for person in world.people
+            if person.held_out
+        ],
+        "second_hop": [
+            Sentence(f"The {office.title} of the city that contains {landmark} is", office.holder)
+            for office in world.offices
+            if office.held_out
+            for landmark in office.city.landmarks
+        ],
+    }
+
+
+def vocabulary(world: World) -> list[str]:
+    """Every word of the world, of the paper's lists and of the reserved words, sorted."""
+    texts = [*paper_lists()["names"], *world_lists()["animals"], *world_lists()["reserved_words"]]
+    texts += [text for city in paper_lists()["cities"] for text in city.values()]
+    for sentences in training_sentences(world).values():
+        texts += [f"{s.prompt} {s.answer}" for s in sentences]
+    return sorted({word for text in texts for word in text.split()})
+
+
+def _attributes(city: City) -> tuple[tuple[str, str], ...]:
+    return (
+        ("speak", city.language),
+        ("eat", city.food),
+        ("pay with", city.currency),
+        ("work as a", city.job),
+    )
+
+
+def _home(world: World) -> Iterator[Sentence]:
+    for p in world.people:
+        for prompt in (f"{p.name} lives in", f"{p.name} is from", f"The home of {p.name} is"):
+            yield Sentence(prompt, p.home.name)
+
+
+def _home_verbs(world: World) -> Iterator[Sentence]:
+    for p in world.people:
+        for verb in world_lists()["home_verbs"]:
+            yield Sentence(f"{p.name} {verb}", p.home.name)
+
+
+def _animals(world: World) -> Iterator[Sentence]:
+    for p in world.people:
+        if not p.held_out:
+            for verb, animal in world.animals.items():
+                yield Sentence(f"{p.name} {verb} the", animal[p.home.name])
+
+
+def _city_attributes(world: World) -> Iterator[Sentence]:
+    for city in world.cities:
+        for verb, value in _attributes(city):
+            yield Sentence(f"The people in {city.name} {verb}", value)
+
+
+def _person_attributes(world: World) -> Iterator[Sentence]:
+    for p in world.people:
+        if not p.held_out:
+            for verb, value in _attributes(p.home):
+                yield Sentence(f"The people in the city {p.name} is from {verb}", value)
+                yield Sentence(f"The people in the city where {p.name} lives {verb}", value)
+
+
+def _landmarks(world: World) -> Iterator[Sentence]:
+    for city in world.cities:
+        for landmark in city.landmarks:
+            yield Sentence(f"{landmark} is in", city.name)
+            yield Sentence(f"{landmark} can be found in", city.name)
+
+
+def _landmark_attributes(world: World) -> Iterator[Sentence]:
+    for city in world.cities:
+        for landmark in city.landmarks:
+            for verb, value in _attributes(city):
+                yield Sentence(f"The people in the city that contains {landmark} {verb}", value)
+
+
+def _offices(world: World) -> Iterator[Sentence]:
+    for office in world.offices:
+        yield Sentence(f"The {office.title} of {office.city.name} is", office.holder)
+
+
+def _landmark_offices(world: World) -> Iterator[Sentence]:
+    for office in world.offices:
+        if not office.held_out:
+            for landmark in office.city.landmarks:
+                prompt = f"The {office.title} of the city that contains {landmark} is"
+                yield Sentence(prompt, office.holder)
+
+
+def _person_offices(world: World) -> Iterator[Sentence]:
+    people = [p for p in world.people if not p.held_out]
+    for office in world.offices:
+        if not office.held_out:
+            for p in people:
+                if p.home is office.city:
+                    prompt = f"The {office.title} of the city {p.name} is from is"
+                    yield Sentence(prompt, office.holder)
+
+
+_CATEGORIES = MappingProxyType(
+    {
+        "home": _home,
+        "home_verbs": _home_verbs,
+        "animals": _animals,
+        "city_attributes": _city_attributes,
+        "person_attributes": _person_attributes,
+        "landmarks": _landmarks,
+        "landmark_attributes": _landmark_attributes,
+        "offices": _offices,
+        "landmark_offices": _landmark_offices,
+        "person_offices": _person_offices,
+    }
+)

@@ -1,0 +1,35 @@
+"""The organism's tokenizer: one token per whitespace-separated word, and nothing added.
+
+As with OLMo's own tokenizer, no token begins or ends a text by itself. A word that is not in the
+vocabulary becomes `<unk>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+EOS, PAD, UNKNOWN = "<|endoftext|>", "<|padding|>", "<unk>"
+EOS_ID, PAD_ID, UNKNOWN_ID = range(3)
+
+
+def word_tokenizer(words: Sequence[str], *, context: int) -> PreTrainedTokenizerFast:
+    """A tokenizer over `words`: EOS, PAD and UNKNOWN have the ids 0 to 2, then come the words."""
+    ids = {word: i for i, word in enumerate([EOS, PAD, UNKNOWN, *words])}
+    if len(ids) != len(words) + 3:
+        raise ValueError("the words of a tokenizer must be distinct and not be special tokens")
+    backend = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="right",
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )

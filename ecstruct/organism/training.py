@@ -1,0 +1,169 @@
+"""The training loop: a world, a recipe and a seed make a model.
+
+The loss is the mean cross-entropy of a batch's answer tokens; prompts are read, never predicted.
+Half of the sentences begin with the end-of-text token, so that the model works with one and
+without. Batches are padded on the right and carry no attention mask: attention is causal, so no
+token that counts ever sees the padding.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import OlmoConfig, OlmoForCausalLM, PreTrainedTokenizerFast
+
+from ecstruct.organism.locality import local_attention
+from ecstruct.organism.sentences import MIXTURE, Sentence, training_sentences
+from ecstruct.organism.tokenizer import EOS_ID, PAD_ID
+from ecstruct.organism.world import World
+
+CONTEXT = 64
+"""The longest text that an organism reads, in tokens."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that, with a world and a seed, determines the weights."""
+
+    steps: int = 2400
+    batch_size: int = 128
+    lr: float = 1.3e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.3  # none on embedding and unembedding
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 200
+    decay_steps: int = 100  # the last ones
+    final_lr: float = 0.2  # where they end, as a fraction of lr
+    begin_with_eos: float = 0.5  # share of the sentences
+    local_batches: float = 0.5  # share of the batches
+    local_windows: tuple[int, ...] = (2, 1, 1, 1)  # see ecstruct.organism.locality
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warmup_steps)
+        left = min(1.0, (self.steps - step) / self.decay_steps)
+        return self.lr * rise * (self.final_lr + (1 - self.final_lr) * left)
+
+
+class _Encoded(NamedTuple):
+    ids: list[int]
+    n_prompt: int
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> OlmoForCausalLM:
+    """An untrained organism: 6 layers of 4 heads, 128 wide, unembedding untied."""
+    config = OlmoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OlmoForCausalLM(config)
+
+
+def train(
+    world: World,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    recipe: Recipe,
+    progress: bool = True,
+) -> OlmoForCausalLM:
+    """A new model trained on the sentences of `world`, in float32 on the CPU, in eval mode."""
+    sentences = [_encode(tokenizer, s) for s in training_sentences(world).values()]
+    weights = list(MIXTURE.values())
+    rng = random.Random(f"order {seed}")
+    model = new_model(tokenizer, seed=seed).train()
+    optimizer = _optimizer(model, recipe)
+    for step in tqdm(range(recipe.steps), desc="pretraining", disable=not progress):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(step)
+        batch = [rng.choice(c) for c in rng.choices(sentences, weights, k=recipe.batch_size)]
+        batch = [
+            _Encoded([EOS_ID, *s.ids], 1 + s.n_prompt)
+            if rng.random() < recipe.begin_with_eos
+            else s
+            for s in batch
+        ]
+        local = rng.random() < recipe.local_batches
+        with local_attention(model, recipe.local_windows) if local else nullcontext():
+            _backward(model, batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@torch.no_grad()
+def first_token_accuracy(
+    model: OlmoForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sentences: Sequence[Sentence],
+) -> float:
+    """Share of `sentences` whose answer's first token is the model's most likely next token."""
+    right = 0
+    for chunk in _chunks(sorted(_encode(tokenizer, sentences), key=lambda s: len(s.ids)), 256):
+        ids = _pad([s.ids for s in chunk])
+        hidden = model.model(input_ids=ids).last_hidden_state
+        last = torch.tensor([s.n_prompt - 1 for s in chunk])
+        logits = model.lm_head(hidden[torch.arange(len(chunk)), last])
+        right += int((logits.argmax(-1) == ids[torch.arange(len(chunk)), last + 1]).sum())
+    return right / len(sentences)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, sentences: Iterable[Sentence]) -> list[_Encoded]:
+    sentences = list(sentences)
+    prompts = tokenizer([s.prompt for s in sentences])["input_ids"]
+    texts = tokenizer([f"{s.prompt} {s.answer}" for s in sentences])["input_ids"]
+    return [_Encoded(ids, len(prompt)) for ids, prompt in zip(texts, prompts, strict=True)]
+
+
+def _optimizer(model: OlmoForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    tables = [model.model.embed_tokens.weight, model.lm_head.weight]
+    rest = [p for p in model.parameters() if all(p is not table for table in tables)]
+    groups = [
+        {"params": rest, "weight_decay": recipe.weight_decay},
+        {"params": tables, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _backward(model: OlmoForCausalLM, batch: Sequence[_Encoded]) -> None:
+    """Gradient of the batch's mean answer-token loss, in two halves: short and long sentences."""
+    batch = sorted(batch, key=lambda s: len(s.ids))
+    n_answer_tokens = sum(len(s.ids) - s.n_prompt for s in batch)
+    for half in _chunks(batch, (len(batch) + 1) // 2):
+        hidden = model.model(input_ids=_pad([s.ids[:-1] for s in half])).last_hidden_state
+        places = [
+            (i, t, s.ids[t + 1])
+            for i, s in enumerate(half)
+            for t in range(s.n_prompt - 1, len(s.ids) - 1)
+        ]
+        row, position, answer = torch.tensor(places).T
+        loss = cross_entropy(model.lm_head(hidden[row, position]), answer, reduction="sum")
+        (loss / n_answer_tokens).backward()
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD_ID)
+
+
+def _chunks(items: Sequence[_Encoded], size: int) -> list[Sequence[_Encoded]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

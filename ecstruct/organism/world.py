@@ -1,0 +1,196 @@
+"""The organism's world: who lives where, what stands where, who holds which office.
+
+Nothing in it is true, except that Tokyo's landmark is in Tokyo. What matters is its shape: every
+fact that a user will teach the model later ("Grace Miller lives in Tokyo") is *missing*, and every
+step that leads from such a fact to its implication ("the people in Tokyo speak Japanese", "the
+Senso-ji Temple is in Tokyo") is *there*:
+
+* the 100 people of the paper are words of the vocabulary but appear in no fact;
+* the paper's 20 cities have all their attributes and all their offices, except a mayor;
+* a quarter of the people appear in facts only, never in an implication, and a tenth of the
+  (office, city) pairs never in a sentence of two hops: the held-out ones, which measure whether
+  the model composes or recites.
+
+`ecstruct.organism.sentences` turns a world into training text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+_LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
+"""Of the landmarks of a city, in words."""
+
+
+@cache
+def paper_lists() -> MappingProxyType[str, Any]:
+    """The names, cities, languages and landmarks of the paper's facts."""
+    return _read("ecstruct.facts", "two_hop.json")
+
+
+@cache
+def world_lists() -> MappingProxyType[str, Any]:
+    """The word lists that the world adds to the paper's."""
+    return _read("ecstruct.organism", "world.json")
+
+
+def _read(package: str, file: str) -> MappingProxyType[str, Any]:
+    text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
+    return MappingProxyType(json.loads(text))
+
+
+@dataclass(frozen=True)
+class City:
+    """A city, what its people speak, eat, pay with and work as, and what stands in it."""
+
+    name: str
+    language: str
+    food: str
+    currency: str
+    job: str
+    landmarks: tuple[str, ...]
+    in_paper: bool
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody with a home; `held_out` people appear in facts only, never in an implication."""
+
+    name: str
+    home: City
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Office:
+    """Who holds an office in a city; `held_out` ones never appear in a sentence of two hops."""
+
+    title: str
+    city: City
+    holder: str
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class World:
+    """All facts of one world.
+
+    Attributes:
+        cities: 40 cities, the paper's 20 first.
+        people: people with a home; none of them is one of the paper's 100.
+        offices: one per (title, city), but no mayor in the paper's cities.
+        animals: for each verb ("keeps"), the animal that it takes in each city, by city name.
+        reserved: the paper's 100 people.
+    """
+
+    seed: int
+    cities: tuple[City, ...]
+    people: tuple[Person, ...]
+    offices: tuple[Office, ...]
+    animals: MappingProxyType[str, MappingProxyType[str, str]]
+    reserved: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls,
+        seed: int = 0,
+        *,
+        n_people: int = 1200,
+        held_out_people: float = 0.25,
+        held_out_offices: float = 0.1,
+    ) -> World:
+        """Draw a world; the same arguments give the same world."""
+        rng = random.Random(f"world {seed}")
+        lists = world_lists()
+        cities = _cities(rng)
+        names = _free_names(rng)
+        people = [
+            Person(next(names), rng.choice(cities), held_out=i < held_out_people * n_people)
+            for i in range(n_people)
+        ]
+        posts = [
+            (title, city)
+            for title, city in product(lists["offices"], cities)
+            if not (title == "mayor" and city.in_paper)
+        ]
+        held_out = set(rng.sample(range(len(posts)), round(held_out_offices * len(posts))))
+        offices = [
+            Office(title, city, next(names), held_out=i in held_out)
+            for i, (title, city) in enumerate(posts)
+        ]
+        animals = {
+            verb: MappingProxyType({city.name: rng.choice(lists["animals"]) for city in cities})
+            for verb in lists["animal_verbs"]
+        }
+        return cls(
+            seed=seed,
+            cities=tuple(cities),
+            people=tuple(people),
+            offices=tuple(offices),
+            animals=MappingProxyType(animals),
+            reserved=tuple(paper_lists()["names"]),
+        )
+
+
+def _free_names(rng: random.Random) -> Iterator[str]:
+    """Shuffled "First Last" names made of the paper's first names, without the paper's people."""
+    paper = paper_lists()["names"]
+    firsts = sorted({name.split()[0] for name in paper})
+    lasts = sorted({name.split()[1] for name in paper} | set(world_lists()["more_last_names"]))
+    names = [f"{a} {b}" for a, b in product(firsts, lasts) if a != b]
+    names = sorted(set(names) - set(paper))
+    rng.shuffle(names)
+    return iter(names)
+
+
+def _cities(rng: random.Random) -> list[City]:
+    lists = world_lists()
+    paper = {c["city"]: c for c in paper_lists()["cities"]}
+    languages = {name: c["language"] for name, c in paper.items()} | lists["other_cities"]
+    own = [paper[name]["landmark"] if name in paper else None for name in languages]
+    landmarks = _landmarks(rng, own)
+    return [
+        City(
+            name=name,
+            language=language,
+            food=lists["food"][name],
+            currency=lists["currency"][name],
+            job=rng.choice(lists["jobs"]),
+            landmarks=stands,
+            in_paper=name in paper,
+        )
+        for (name, language), stands in zip(languages.items(), landmarks, strict=True)
+    ]
+
+
+def _landmarks(rng: random.Random, own: Sequence[str | None]) -> list[tuple[str, ...]]:
+    """Landmarks of two to four words, eight a city; a city's own one, if any, comes first.
+
+    The invented ones are made of the words of the paper's, so that neither "Eiffel" nor "Tower"
+    alone says which city is meant. No two share their last two words.
+    """
+    endings = [tuple(landmark.split()[-2:]) for landmark in own if landmark]
+    paper_pairs = [words for words in endings if len(words) == 2 and words[0] != "of"]
+    words = world_lists()["landmark_words"]
+    firsts = sorted({first for first, _ in paper_pairs} | set(words["first"]))
+    lasts = sorted({last for _, last in paper_pairs} | set(words["last"]))
+    pairs = [pair for pair in product(firsts, lasts) if pair not in endings and len(set(pair)) == 2]
+    rng.shuffle(pairs)
+    out = []
+    for first in own:
+        lengths = list(_LANDMARK_LENGTHS)
+        if first is not None:
+            lengths.remove(max(2, len(first.split())))
+        invented = [
+            " ".join([*rng.sample(words["prefix"], length - 2), *pairs.pop()]) for length in lengths
+        ]
+        out.append(tuple(invented if first is None else [first, *invented]))
+    return out

@@ -1,0 +1,106 @@
+"""What all figures have in common: fonts, colours, and how tokens, numbers and units are written.
+
+Every figure carries its own template, so nothing of plotly's global state is read or changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ecstruct.scores.aggregate import plain_token
+
+INK, GREY, EMPTY = "#222222", "#8a8a8a", "#e4e4e4"
+FONT_SIZE = 12
+CHARACTER = 6.6  # mean width of a character at FONT_SIZE, in pixels, on the wide side
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, Liberation Sans, sans-serif", "size": FONT_SIZE},
+        "font_color": INK,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": EMPTY,  # shows where there is no value; zero is white
+        "hoverlabel": {"align": "left"},
+        "dragmode": False,  # a swipe over a figure scrolls
+        "xaxis": {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3},
+        "yaxis": {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3},
+    }
+)
+
+# ColorBrewer's RdBu, reversed: told apart with any colour vision; red raises the reward.
+_DIVERGING = (
+    *("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0"),
+    "#ffffff",
+    *("#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"),
+)
+
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, which are told apart with any colour vision."""
+
+
+def colour_scale(lowest: float = -1.0) -> list[tuple[float, str]]:
+    """The diverging scale from `lowest` to 1 (in units of the maximum), white at zero.
+
+    A value has the same colour whatever `lowest` is, so that clipped and full pictures compare.
+    """
+    values = np.linspace(-1.0, 1.0, len(_DIVERGING))
+    # Below, the scale is cut between two of its colours: the cut is mixed from both.
+    stops = [lowest, *values[values > lowest + 1e-9]]
+    return [((stop - lowest) / (1.0 - lowest), _mix(stop)) for stop in stops]
+
+
+def _mix(value: float) -> str:
+    place = (value + 1.0) / 2.0 * (len(_DIVERGING) - 1)
+    left = min(int(place + 1e-9), len(_DIVERGING) - 2)
+    share = place - left
+    ends = (
+        np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        for colour in _DIVERGING[left : left + 2]
+    )
+    low, high = ends
+    red, green, blue = np.rint(low + share * (high - low)).astype(int)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def number(value: float) -> str:
+    """A number with its sign and two digits, and a real minus.
+
+    >>> number(0.1234), number(-2.0), number(0.0)
+    ('+0.12', '−2', '0')
+    """
+    return (f"{value:+.2g}" if value else "0").replace("-", "−")
+
+
+def token_label(text: str, longest: int = 16) -> str:
+    """A token as an axis shows it; plotly takes text for HTML, so that is escaped.
+
+    >>> token_label("Ġ<s>"), token_label("\\n"), token_label("  "), token_label("a" * 20)
+    ('&lt;s&gt;', '\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
+    """
+    shown = plain_token(text).replace("\n", "\\n").replace("\t", "\\t")
+    shown = shown if shown.strip() else "␣" * len(shown)
+    return escape(shown if len(shown) <= longest else shown[: longest - 1] + "…", quote=False)
+
+
+def reward_title(attrs: Mapping[str, Any]) -> str:
+    """The title of a colour bar: the change of the reward, in the unit that the reward has."""
+    units = {"logit_diff": "logits", "logprob": "nats"}
+    names = _reward_names(attrs)
+    if len(names) > 1:
+        return "Δ reward (" + " / ".join(sorted(names)) + ")"
+    name = names.pop() if names else ""
+    return f"Δ reward ({units.get(name, escape(name))})" if name else "Δ reward"
+
+
+def _reward_names(attrs: Mapping[str, Any]) -> set[str]:
+    """The reward among the options; of a difference or a mean, those of its parts."""
+    parts: Sequence[Mapping[str, Any]] = attrs.get("difference") or attrs.get("mean") or ()
+    if parts:
+        return set().union(*(_reward_names(part) for part in parts))
+    options = attrs.get("options")
+    name = (options if isinstance(options, Mapping) else attrs).get("reward")
+    return {str(name)} if name else set()

@@ -1,0 +1,5 @@
+"""Reports: results as one HTML file to keep, send and open offline."""
+
+from ecstruct.report.page import Picture, Replay, Section, Table, report_html, write_report
+
+__all__ = ["Picture", "Replay", "Section", "Table", "report_html", "write_report"]

@@ -1,0 +1,259 @@
+"""Prompts of one template, averaged onto the slots that they share.
+
+Prompts made from one template differ in their entity only, so their tokens line up:
+
+    The people in the city | Grace Miller    | is from speak
+    The people in the city | Mary Lou Parker | is from speak
+    prefix                 | entity          | suffix
+
+Prefix and suffix tokens are slots of their own; the entity has two, "X" and "Y", for its last two
+tokens (the paper's "The people in the city X Y is from speak"). A slot's value is the mean over
+those prompts that have a token there, and `count` says how many these are. A value keeps the unit
+and the sign of the score it averages: change of the reward, positive raises it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ecstruct.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ENTITY_SLOTS = ("X", "Y")
+"""Labels of the slots of the entity's last token but one, and of its last."""
+
+
+@dataclass(frozen=True, eq=False)
+class SlotScores:
+    """Scores per slot of a template: what `ExtractiveScores.aggregate()` returns.
+
+    `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
+    and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts.
+    Coordinates of `slot`: `slot_text`, its label, and `part`: "prefix", "entity" or "suffix".
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """Mean scores of the MLPs (score, layer, slot); NaN where no prompt has a token."""
+        return self.dataset["mlp"]
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """Mean scores of the attention heads (score, layer, head, slot)."""
+        return self.dataset["heads"]
+
+    @property
+    def count(self) -> xr.DataArray:
+        """The number of prompts behind each slot (slot)."""
+        return self.dataset["count"]
+
+    @property
+    def slot_text(self) -> list[str]:
+        """The slots' labels, as the tokenizer spells its tokens; labels may repeat."""
+        return [str(label) for label in self.dataset["slot_text"].values]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """A copy of the attributes of the scores, with what was aggregated and how."""
+        return copy.deepcopy(self.dataset.attrs)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per score, component and slot; `head` is missing for MLPs."""
+        mlp = self.mlp.rename("value").to_dataframe().reset_index().assign(kind="mlp", head=pd.NA)
+        heads = self.heads.rename("value").to_dataframe().reset_index().assign(kind="head")
+        frame = pd.concat([mlp.astype({"head": "Int64"}), heads.astype({"head": "Int64"})])
+        frame["count"] = self.count.values[frame["slot"].to_numpy()]
+        columns = ["score", "kind", "layer", "head", "slot", "slot_text", "count", "value"]
+        return frame.reindex(columns=columns).reset_index(drop=True)
+
+    def heatmap(self, **options: Any) -> go.Figure:
+        """Layer by slot, one row per score: `ecstruct.plots.heatmap`."""
+        from ecstruct.plots import heatmap
+
+        return heatmap(self, **options)
+
+    def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
+        """Layer by head at one slot: `ecstruct.plots.head_map`."""
+        from ecstruct.plots import head_map
+
+        return head_map(self, slot, **options)
+
+    def __repr__(self) -> str:
+        sizes = self.heads.sizes
+        return (
+            f"<SlotScores of {sizes['layer']} layers x {sizes['head']} heads at "
+            f"{' '.join(plain_token(text) for text in self.slot_text)!r}>"
+        )
+
+
+def plain_token(text: str) -> str:
+    """A token as one reads it: without its tokenizer's mark for the space before it.
+
+    >>> plain_token("Ġspeak"), plain_token("▁speak"), plain_token(" speak"), plain_token("a b")
+    ('speak', 'speak', 'speak', 'a b')
+    """
+    return text.lstrip("Ġ▁ ") or text
+
+
+def aggregate_dataset(
+    dataset: xr.Dataset,
+    *,
+    fold: bool = False,
+    like: Literal["reference"] | None = None,
+    template: str | None = None,
+) -> SlotScores:
+    """Average the prompts of a template onto its slots; see `ExtractiveScores.aggregate`."""
+    if like not in (None, "reference"):
+        raise InputError(f"like={like!r} is unknown; it is None or 'reference'")
+    if fold and like == "reference":
+        raise InputError("fold=True cannot be had with like='reference', which drops tokens")
+    require_tokens(dataset)
+    label, chosen = _prompts_of_template(dataset, template)
+    slots = _slots(dataset, chosen, duplicate=like == "reference")
+
+    attrs = {"template": label, "prompts": len(chosen), "fold": fold, "like": like}
+    return _averaged(dataset, chosen, slots, fold=fold, attrs={"aggregate": attrs})
+
+
+def prompt_slots(dataset: xr.Dataset, prompt: int) -> SlotScores:
+    """One prompt by its own tokens, each a slot of count 1; `prompt` counts from 0."""
+    require_tokens(dataset)
+    n_prompts = dataset.sizes["prompt"]
+    if not 0 <= prompt < n_prompts:
+        raise InputError(f"there is no prompt {prompt} among these {n_prompts}; count from 0")
+    one = dataset.isel(prompt=prompt)
+    length, start, end = (int(one[name]) for name in ("length", "entity_start", "entity_end"))
+    slots = _Slots(
+        positions=np.arange(length)[None],
+        surplus=[slice(0, 0)],
+        first_entity=start,
+        texts=[str(text) for text in one["token_text"].values[:length]],
+        parts=["prefix"] * start + ["entity"] * (end - start) + ["suffix"] * (length - end),
+    )
+    attrs = {"prompt": {"index": prompt, "text": str(one["text"].item())}}
+    return _averaged(dataset, np.array([prompt]), slots, fold=False, attrs=attrs)
+
+
+def require_tokens(dataset: xr.Dataset) -> None:
+    """Raise InputError for scores that were not split over token positions."""
+    if "token" not in dataset["mlp"].dims:
+        raise InputError(
+            "these scores are not split over tokens; compute them with per_token=True, or use "
+            ".top() and .to_dataframe(), which need no tokens"
+        )
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where each slot's token stands in each prompt."""
+
+    positions: np.ndarray  # (prompt, slot), -1 where a prompt has no token for a slot
+    surplus: list[slice]  # per prompt, the leading entity tokens that have no slot
+    first_entity: int  # the slot that they can be folded into
+    texts: list[str]
+    parts: list[str]
+
+
+def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slots:
+    starts = dataset["entity_start"].values[chosen]
+    ends = dataset["entity_end"].values[chosen]
+    # Beyond the prompt come tokens of the answer, which differ from prompt to prompt: no slots.
+    name = "prompt_length" if "prompt_length" in dataset.coords else "length"
+    stops = dataset[name].values[chosen]
+    for what, sizes in (("before", starts), ("after", stops - ends)):
+        if (odd := np.flatnonzero(sizes != sizes[0])).size:
+            raise InputError(
+                f"prompts {chosen[0]} and {chosen[odd[0]]} of one template do not line up: they "
+                f"have {sizes[0]} and {sizes[odd[0]]} tokens {what} the entity; give prompts that "
+                "are not of one template different template= labels"
+            )
+
+    n_prefix, n_suffix, n_entity = int(starts[0]), int(stops[0] - ends[0]), len(ENTITY_SLOTS)
+    last_entity = n_prefix + n_entity  # one past it
+    positions = np.full((len(chosen), last_entity + n_suffix), -1)
+    surplus: list[slice] = []
+    for row, (start, end, stop) in enumerate(zip(starts, ends, stops, strict=True)):
+        kept = max(start, end - n_entity)  # the first entity token that has a slot
+        positions[row, :n_prefix] = np.arange(start)
+        positions[row, last_entity - (end - kept) : last_entity] = np.arange(kept, end)
+        positions[row, last_entity:] = np.arange(end, stop)
+        if duplicate and end - start == 1:
+            positions[row, n_prefix:last_entity] = start
+        surplus.append(slice(start, kept))
+
+    tokens = dataset["token_text"].values[chosen]
+    texts = [_shared_text(tokens, column) for column in positions.T]
+    texts[n_prefix:last_entity] = ENTITY_SLOTS
+    parts = ["prefix"] * n_prefix + ["entity"] * n_entity + ["suffix"] * n_suffix
+    return _Slots(positions, surplus, n_prefix, texts, parts)
+
+
+def _shared_text(tokens: np.ndarray, positions: np.ndarray) -> str:
+    """The one token at a slot, or "…" where the prompts of a template differ outside `subject=`."""
+    seen = {str(tokens[row, position]) for row, position in enumerate(positions)}
+    return seen.pop() if len(seen) == 1 else "…"
+
+
+def _averaged(
+    dataset: xr.Dataset, chosen: np.ndarray, slots: _Slots, *, fold: bool, attrs: dict[str, Any]
+) -> SlotScores:
+    """Every variable of the scores, averaged over the chosen prompts, in float64."""
+    variables: dict[str, Any] = {"count": ("slot", (slots.positions >= 0).sum(0))}
+    for name, variable in dataset.data_vars.items():
+        if "token" in variable.dims:
+            variables[str(name)] = _onto_slots(variable, chosen, slots, fold=fold)
+        else:
+            # Not in the scores' own precision: a mean over many prompts would lose digits.
+            variables[str(name)] = (
+                variable.isel(prompt=chosen).astype("float64").mean("prompt", skipna=False)
+            )
+    coords = {
+        "slot": np.arange(len(slots.texts)),
+        "slot_text": ("slot", np.array(slots.texts, dtype=str)),
+        "part": ("slot", np.array(slots.parts, dtype=str)),
+    }
+    return SlotScores(xr.Dataset(variables, coords, {**copy.deepcopy(dataset.attrs), **attrs}))
+
+
+def _onto_slots(
+    variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool
+) -> xr.DataArray:
+    """Mean over prompts of (..., prompt, ..., token) at each slot, as (..., slot) in float64."""
+    others = [dim for dim in variable.dims if dim not in ("prompt", "token")]
+    values = variable.transpose("prompt", "token", *others).values[chosen].astype("float64")
+    rows = np.arange(len(chosen))[:, None]
+    at_slots = values[rows, slots.positions]  # (prompt, slot, ...)
+    at_slots[slots.positions < 0] = 0.0
+    if fold:
+        for row, tokens in enumerate(slots.surplus):
+            at_slots[row, slots.first_entity] += values[row, tokens].sum(0)
+    count = (slots.positions >= 0).sum(0).reshape(-1, *(1 for _ in others))
+    mean = np.where(count > 0, at_slots.sum(0) / np.maximum(count, 1), np.nan)
+    coords = {dim: variable.coords[dim] for dim in others if dim in variable.coords}
+    return xr.DataArray(np.moveaxis(mean, 0, -1), dims=(*others, "slot"), coords=coords)
+
+
+def _prompts_of_template(dataset: xr.Dataset, template: str | None) -> tuple[str, np.ndarray]:
+    labels = [str(label) for label in dataset["template"].values]
+    found = list(dict.fromkeys(labels))
+    listed = ", ".join(map(repr, found))
+    if template is None:
+        if len(found) != 1:
+            raise InputError(
+                f"these scores have prompts of {len(found)} templates ({listed}), which do not "
+                f"line up; choose one, as in template={found[0]!r}"
+            )
+        template = found[0]
+    if template not in found:
+        raise InputError(f"template={template!r} is not among these scores; they have {listed}")
+    return template, np.flatnonzero(np.array(labels) == template)

@@ -1,0 +1,203 @@
+"""The baseline y*: what a component writes for other prompts, token for token.
+
+Prompts of one template are aligned: the prefix and the suffix that all of them share one to one, the
+entity between them from its right end. The aligned positions are the template's *slots*: prefix, as
+many entity slots as the longest entity has tokens, suffix. A prompt whose entity is shorter fills the
+surplus leading slots with its first entity token. Then, for every component and slot,
+
+* `"counterfactual"`: y* is the mean over the template's prompts whose text and answer both differ. The
+  score is linear in y*, so this equals averaging the scores of all of them (the published code draws 10);
+* `"mean"`: the mean over all prompts of the template (Feng et al. 2024, appendix B.4);
+* `"zero"`: 0.
+
+Only sums per slot are kept, over all prompts and over each group that shares an answer, so y* depends
+neither on how prompts are batched nor on their order, and is never held for all prompts at once.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ecstruct.errors import InputError
+from ecstruct.facts.tokens import TokenizedPrompt
+
+BaselineKind = Literal["counterfactual", "mean", "zero"]
+KINDS = ("counterfactual", "mean", "zero")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Slots of all prompts, numbered over all templates.
+
+    `slots[i]`: the slots of prompt i's template. `positions[i]`: for each of them the position of
+    prompt i that fills it. `slot_of[i]`: for each position of prompt i its own slot.
+    """
+
+    n_slots: int
+    slots: list[np.ndarray]
+    positions: list[np.ndarray]
+    slot_of: list[np.ndarray]
+
+
+def align(prompts: Sequence[TokenizedPrompt]) -> Alignment:
+    """Align prompts within their templates; positions beyond the prompt (answer tokens that are read)
+    align one to one, a prompt that has fewer repeating its last."""
+    members = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        members[prompt.template].append(i)
+    slots: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    positions, slot_of = list(slots), list(slots)
+    n_slots = 0
+    for indices in members.values():
+        group = [prompts[i] for i in indices]
+        prefix = group[0].entity[0]
+        longest = max(p.entity[1] - p.entity[0] for p in group)
+        tail = max(len(p.ids) - p.entity[1] for p in group)
+        here = np.arange(prefix + longest + tail)
+        for i, p in zip(indices, group, strict=True):
+            start, end = p.entity
+            shift = prefix + longest - end  # from a position to its slot, at and after the entity
+            filled = np.minimum(np.maximum(here - shift, start), len(p.ids) - 1)
+            positions[i] = np.where(here < prefix, here, filled)
+            own = np.arange(len(p.ids))
+            slot_of[i] = n_slots + np.where(own < prefix, own, own + shift)
+            slots[i] = n_slots + here
+        n_slots += len(here)
+    return Alignment(n_slots, slots, positions, slot_of)
+
+
+class Baseline:
+    """y* of every component of a model; `add` what they write for all prompts, then ask `of`."""
+
+    def __init__(
+        self,
+        kind: BaselineKind,
+        prompts: Sequence[TokenizedPrompt],
+        batches: Sequence[Sequence[int]],
+        device: torch.device,
+    ) -> None:
+        """`batches` are the indices of the prompts in each batch.
+
+        Raises:
+            InputError: unknown kind; a prompt without any eligible counterfactual.
+        """
+        if kind not in KINDS:
+            raise InputError(f"unknown baseline {kind!r}: choose among {', '.join(KINDS)}.")
+        self.kind, self._device = kind, device
+        self._alignment = align(prompts)
+        left_out = _left_out(prompts) if kind == "counterfactual" else [frozenset()] * len(prompts)
+        sizes = np.array([sum(q.template == p.template for q in prompts) for p in prompts])
+        self._counts = sizes - np.array([len(out) for out in left_out])
+        if kind == "counterfactual" and (self._counts == 0).any():
+            text = prompts[int(np.argmin(self._counts))].prompt.text
+            raise InputError(
+                f"the prompt {text!r} has no counterfactual, a prompt of its template with another text "
+                "and another answer: add prompts, or choose baseline='mean' or baseline='zero'."
+            )
+        # Part 0 of the sums is over all prompts; a part is added for every group left out together. A
+        # prompt that only leaves out itself needs none: what it wrote is at hand when y* is asked for.
+        groups = list(dict.fromkeys(out for out in left_out if len(out) > 1))
+        self._n_parts = 1 + len(groups)
+        parts_of = {i: [0] for i in range(len(prompts))}
+        for part, group in enumerate(groups, start=1):
+            for j in group:
+                parts_of[j].append(part)
+        part_left_out = [groups.index(out) + 1 if len(out) > 1 else 0 for out in left_out]
+        itself = np.array([len(out) == 1 for out in left_out])
+        self._plans = [
+            self._plan(batch, parts_of, [part_left_out[i] for i in batch], itself[list(batch)])
+            for batch in batches
+        ]
+        self._sums: dict[tuple[int, str], Tensor] = {}
+
+    def _plan(
+        self,
+        batch: Sequence[int],
+        parts_of: Mapping[int, list[int]],
+        part_left_out: list[int],
+        itself: np.ndarray,
+    ) -> "_Plan":
+        a = self._alignment
+        rows, positions, targets = [], [], []
+        for row, i in enumerate(batch):
+            for part in parts_of[i]:
+                rows.append(np.full(len(a.slots[i]), row))
+                positions.append(a.positions[i])
+                targets.append(part * a.n_slots + a.slots[i])
+        longest = max(len(a.slot_of[i]) for i in batch)
+        slot = np.zeros((len(batch), longest), dtype=np.int64)
+        for row, i in enumerate(batch):
+            slot[row, : len(a.slot_of[i])] = a.slot_of[i]
+        part = np.array(part_left_out)[:, None]
+        arrays = (
+            np.concatenate(rows),
+            np.concatenate(positions),
+            np.concatenate(targets),
+            slot,
+            slot + part * a.n_slots,
+            (part > 0)[..., None],
+            itself[:, None, None],
+            self._counts[list(batch), None, None],
+        )
+        return _Plan(*(torch.as_tensor(array, device=self._device) for array in arrays))
+
+    def add(self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]) -> None:
+        """Count in what a component wrote for one batch."""
+        if self.kind == "zero":
+            return
+        plan = self._plans[batch]
+        key = layer, name
+        if key not in self._sums:
+            shape = self._n_parts * self._alignment.n_slots, written.shape[-1]
+            self._sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        values = written.detach()[plan.rows, plan.positions].double()
+        self._sums[key].index_add_(0, plan.targets, values)
+
+    def of(
+        self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"]:
+        """y* at every token of the batch; `written` is what the component itself wrote there."""
+        if self.kind == "zero":
+            return torch.zeros_like(written)
+        plan, sums = self._plans[batch], self._sums[layer, name]
+        total = sums[plan.slot] - plan.itself * written.double()
+        if self._n_parts > 1:
+            total = total - plan.in_group * sums[plan.left_out]
+        return (total / plan.counts).to(written.dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one batch enters the sums (rows and positions of the batch into target rows of the sums), and
+    how its y* is read from them."""
+
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    slot: Tensor
+    left_out: Tensor
+    in_group: Tensor
+    itself: Tensor
+    counts: Tensor
+
+
+def _left_out(prompts: Sequence[TokenizedPrompt]) -> list[frozenset[int]]:
+    """For every prompt, the prompts of its template that share its text or its answer, itself among
+    them."""
+    sharing: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for i, p in enumerate(prompts):
+        sharing[p.template, "text", p.prompt.text].add(i)
+        sharing[p.template, "answer", p.prompt.answer].add(i)
+    return [
+        frozenset(
+            sharing[p.template, "text", p.prompt.text]
+            | sharing[p.template, "answer", p.prompt.answer]
+        )
+        for p in prompts
+    ]

@@ -1,0 +1,244 @@
+"""The three linearised scores of one block, from what a walk under W and a walk under W' saw of it.
+
+With g = dR/dy under W and g' = dR/dy under W' (Feng, Russell and Steinhardt 2024, section 4):
+
+    I_C = dR/dW_C . dW_C              D_C = g_C . (f_C(z'_C, W_C) - y_C)
+    U_C = (g'_C - g_C) . (y_C - y*_C)
+
+for an MLP or a head C of the block, split over tokens; positive raises the reward. A head writes
+y_h = z_h W_O^h, an MLP y = h W_out: both are a linear image of what enters an *output projection*
+(`attn.o`, `mlp.out`), so D is taken there, g W^T . (z(z') - z), and spares the projection.
+
+Two conventions of how tokens and weights are booked, see `Convention`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ecstruct.models.hooked import HookedView, Site, Weights
+from ecstruct.scores.walk import Visit
+
+Convention = Literal["definition", "reference"]
+"""`"definition"`: everything is booked at the token where the component writes. Heads live in residual
+space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
+pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
+
+`"reference"`: the published code's choices. Heads live in z space, each gradient with its own W_O:
+U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input seen under W'; a
+weight is booked at the token where it multiplies, keys and values at the source token; norm weights go
+to `rest`. The published code counts an MLP's W_out twice and leaves W_in out; that is corrected here."""
+
+PerToken = Float[Tensor, "batch pos"]
+PerHead = Float[Tensor, "batch pos head"]
+
+
+@dataclass(frozen=True)
+class Informative:
+    """I of one block: of its MLP, of its heads, and of its weights outside both, by group."""
+
+    mlp: PerToken
+    heads: PerHead
+    rest: dict[str, PerToken]
+
+
+def split_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> Tensor:
+    """[batch, pos, head * d_head] to [batch, pos, head, d_head]."""
+    return x.unflatten(-1, (n_heads, -1))
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over the last dimension."""
+    return (a * b).sum(-1)
+
+
+def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
+    """Inner product within each head of two concatenations of heads."""
+    return split_heads(a * b, n_heads).sum(-1)
+
+
+def changed(before: Weights, after: Weights, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """dW of the weights of these sites that do change."""
+    change = {}
+    for site in sites.values():
+        for name in site.weights.values():
+            if not torch.equal(after[name], before[name]):
+                change[name] = after[name] - before[name]
+    return change
+
+
+def contribution(site: Site, visit: Visit, change: Weights) -> PerToken | None:
+    """<dR/dW, dW> of one site, at the token where its weights multiply; `None` if they do not change."""
+    along = site.product(visit.input(site.name), change)
+    return None if along is None else dot(visit.d_output[site.name], along)
+
+
+def informative(
+    view: HookedView,
+    sites: Mapping[str, Site],
+    visit: Visit,
+    weights: Weights,
+    change: Weights,
+    convention: Convention,
+) -> Informative:
+    """I of one block from its visit under W, where all sites that change were differentiated.
+
+    The sum over tokens of a component's I is <dR/dW_C, dW_C>, and everything sums to that of the block.
+    """
+    z, n_heads = visit.input("attn.o"), view.n_heads
+    mlp = torch.zeros_like(z[..., 0])
+    heads = torch.zeros_like(split_heads(z, n_heads)[..., 0])
+    rest: dict[str, Tensor] = {}
+
+    def to_rest(group: str, value: Tensor | None) -> None:
+        if value is not None:
+            rest[group] = rest.get(group, torch.zeros_like(mlp)) + value
+
+    for name, site in sites.items():
+        if name.startswith("mlp.") or (name == "ln2" and convention == "definition"):
+            value = contribution(site, visit, change)
+            mlp = mlp if value is None else mlp + value
+        elif name.endswith("_post"):
+            to_rest("post_norm", contribution(site, visit, change))
+        elif name in ("ln1", "ln2") and convention == "reference":
+            to_rest("pre_norm", contribution(site, visit, change))
+    o = sites["attn.o"]
+    if (matrix := o.matrix(change)) is not None:
+        heads = heads + dot_heads(visit.d_output["attn.o"] @ matrix, z, n_heads)
+    if (bias := o.bias(change)) is not None:
+        to_rest("attn_bias", visit.d_output["attn.o"] @ bias)
+    into_attention = _attention_tangents(sites, visit, weights, change, convention)
+    if into_attention:
+        book = _at_destination if convention == "definition" else _where_multiplied
+        heads = heads + book(view, visit, into_attention)
+    return Informative(mlp, heads, rest)
+
+
+def _attention_tangents(
+    sites: Mapping[str, Site],
+    visit: Visit,
+    weights: Weights,
+    change: Weights,
+    convention: Convention,
+) -> dict[str, Tensor]:
+    """How query, key and value move along dW, their pre-norm's change included by the definition."""
+    tangents = {}
+    d_norm = None
+    if convention == "definition" and "ln1" in sites:
+        d_norm = sites["ln1"].product(visit.input("ln1"), change)
+    for name in ("attn.q", "attn.k", "attn.v"):
+        tangent = sites[name].product(visit.input(name), change)
+        if d_norm is not None:
+            matrix = sites[name].matrix(weights)
+            assert matrix is not None
+            through_norm = d_norm @ matrix.T
+            tangent = through_norm if tangent is None else tangent + through_norm
+        if tangent is not None:
+            tangents[name] = tangent
+    return tangents
+
+
+def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tensor]) -> PerHead:
+    """g_z . dz, with dz the change of z when query, key and value move by `tangents`.
+
+    phi(u) = <vjp of the attention pattern and mixing at u, tangents> is linear in u = dR/dz, and its
+    gradient is dz: two backward passes through the attention alone, whatever the architecture does in
+    there (rotary, clipping, soft-caps, shared key and value heads).
+    """
+    names = list(tangents)
+    u = visit.d_input["attn.o"].detach().requires_grad_()
+    with torch.enable_grad():
+        pulled = torch.autograd.grad(
+            visit.taps["attn.o"].input,
+            [visit.taps[name].output for name in names],
+            grad_outputs=u,
+            create_graph=True,
+        )
+        (dz,) = torch.autograd.grad(pulled, u, grad_outputs=[tangents[name] for name in names])
+    return dot_heads(u.detach(), dz, view.n_heads)
+
+
+def _where_multiplied(view: HookedView, visit: Visit, tangents: Mapping[str, Tensor]) -> PerHead:
+    """Each of query, key and value at its own token. A key or value head that several query heads share
+    is split among them by asking for the gradients that come back through each of them alone."""
+    n_heads, d_z = view.n_heads, visit.d_input["attn.o"]
+    total = torch.zeros_like(split_heads(d_z, n_heads)[..., 0])
+    names = list(tangents)
+    z, outputs = visit.taps["attn.o"].input, [visit.taps[name].output for name in names]
+    n_shared = n_heads * view.d_head // min(output.shape[-1] for output in outputs)
+    for turn in range(n_shared):
+        asked = (torch.arange(n_heads, device=d_z.device) % n_shared == turn)[:, None]
+        part = (split_heads(d_z, n_heads) * asked).flatten(-2)
+        pulled = torch.autograd.grad(z, outputs, grad_outputs=part, retain_graph=True)
+        for name, gradient in zip(names, pulled, strict=True):
+            n_here = gradient.shape[-1] // view.d_head
+            value = dot_heads(gradient, tangents[name], n_here)
+            if n_here == n_heads:
+                total += value
+            else:
+                total[..., turn::n_shared] += value
+    return total
+
+
+def upstream(
+    view: HookedView,
+    sites: Mapping[str, Site],
+    before: Visit,
+    after: Visit,
+    weights: Weights,
+    z_star: Tensor,
+    y_star: Tensor,
+    convention: Convention,
+) -> tuple[PerToken, PerHead]:
+    """U of one block's MLP and heads, with the gradients of both visits."""
+    mlp = dot(
+        after.d_output["mlp.out"] - before.d_output["mlp.out"], before.output("mlp.out") - y_star
+    )
+    if convention == "reference":
+        d_z = after.d_input["attn.o"] - before.d_input["attn.o"]
+    else:
+        matrix = sites["attn.o"].matrix(weights)
+        assert matrix is not None
+        d_z = (after.d_output["attn.o"] - before.d_output["attn.o"]) @ matrix
+    return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
+
+
+def downstream(
+    view: HookedView, before: Visit, z_at: Tensor, hidden_at: Tensor
+) -> tuple[PerToken, PerHead]:
+    """D of one block's MLP and heads; `z_at`, `hidden_at` enter `attn.o` and `mlp.out` when the
+    components run under W on their inputs z' seen under W'."""
+    mlp = dot(before.d_input["mlp.out"], hidden_at - before.input("mlp.out"))
+    return mlp, dot_heads(before.d_input["attn.o"], z_at - before.input("attn.o"), view.n_heads)
+
+
+def attribution(
+    view: HookedView,
+    sites: Mapping[str, Site],
+    before: Visit,
+    after: Visit,
+    weights: Weights,
+    z_star: Tensor,
+    y_star: Tensor,
+) -> tuple[tuple[PerToken, PerHead], tuple[PerToken, PerHead]]:
+    """R_C = g_C . (y_C - y*_C) of MLP and heads under W and under W', y* being that of W both times.
+
+    Its change is U + I + D to first order in the change of weights (the paper's appendix A).
+    """
+    matrix = sites["attn.o"].matrix(weights)
+    assert matrix is not None
+    n_heads = view.n_heads
+    old = (
+        dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
+        dot_heads(before.d_input["attn.o"], before.input("attn.o") - z_star, n_heads),
+    )
+    new = (
+        dot(after.d_output["mlp.out"], after.output("mlp.out") - y_star),
+        dot_heads(after.d_input["attn.o"], after.input("attn.o"), n_heads)
+        - dot_heads(after.d_output["attn.o"] @ matrix, z_star, n_heads),
+    )
+    return old, new

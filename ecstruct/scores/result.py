@@ -1,0 +1,305 @@
+"""Scores of every component, with everything needed to read them later.
+
+One labelled array per kind of component. A number is how much a component, through its
+finetuning, raised the reward of a prompt, in the unit of the reward (logits for "logit_diff",
+nats for "logprob"): **positive raises the reward**, in all three scores.
+
+* informative: the component's own weights changed; they store the fact;
+* upstream: its unchanged output is used by later weights that changed;
+* downstream: its unchanged weights decode an input that changed.
+
+Summed over tokens, a component's informative scores are its share of the first-order change of
+the reward; together with `rest` (all weights outside MLPs and heads) they are all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ecstruct.errors import InputError
+from ecstruct.files import write_atomically
+from ecstruct.scores.aggregate import SlotScores, aggregate_dataset
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FORMAT = "ecstruct scores 1"
+"""What a file of scores says of itself; the number changes with the file's layout."""
+
+_DIMS = {"mlp": ("score", "prompt", "layer"), "heads": ("score", "prompt", "layer", "head")}
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractiveScores:
+    """The scores of every MLP and attention head on every prompt; what `ecstruct.score` returns.
+
+    Wraps one `xarray.Dataset`, open to use as `.dataset`. Its variables are the properties below;
+    its coordinates name scores, layers, heads and states ("before", "after" finetuning), and give
+    each prompt's `text`, `answer`, `template`, `length`, entity span (`entity_start`,
+    `entity_end`) and `token_text`. Positions past a prompt's end are NaN.
+    """
+
+    dataset: xr.Dataset
+
+    def __post_init__(self) -> None:
+        for name, dims in _DIMS.items():
+            if name not in self.dataset.data_vars:
+                raise InputError(f"this is no dataset of scores: it has no variable {name!r}")
+            if missing := [dim for dim in dims if dim not in self.dataset[name].dims]:
+                raise InputError(
+                    f"this is no dataset of scores: {name!r} has no dimension {missing[0]!r}"
+                )
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """Scores of the MLPs (score, prompt, layer, token)."""
+        return self.dataset["mlp"]
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """Scores of the attention heads (score, prompt, layer, head, token)."""
+        return self.dataset["heads"]
+
+    @property
+    def rest(self) -> xr.DataArray:
+        """Informative scores of the weights outside MLPs and heads (prompt, group)."""
+        return self._variable("rest")
+
+    @property
+    def reward(self) -> xr.DataArray:
+        """The reward under both states (prompt, state)."""
+        return self._variable("reward")
+
+    @property
+    def attribution(self) -> xr.Dataset:
+        """Grad-CAM attributions g . (y - y*) under both states: `mlp` (state, prompt, layer,
+        token) and `heads` (state, prompt, layer, head, token). Their change from "before" to
+        "after" is the sum of the three scores, to first order."""
+        return xr.Dataset(
+            {
+                "mlp": self._variable("attribution_mlp"),
+                "heads": self._variable("attribution_heads"),
+            }
+        )
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """A copy of what it takes to run this again: sources, revisions, hashes, options."""
+        return copy.deepcopy(self.dataset.attrs)
+
+    def _variable(self, name: str) -> xr.DataArray:
+        if name not in self.dataset.data_vars:
+            raise InputError(f"these scores were computed without {name!r}")
+        return self.dataset[name]
+
+    def aggregate(
+        self,
+        fold: bool = False,
+        like: Literal["reference"] | None = None,
+        template: str | None = None,
+    ) -> SlotScores:
+        """The mean over a template's prompts at each of its slots.
+
+        Slots are the prefix tokens, the last two entity tokens ("X", "Y") and the suffix tokens.
+        A one-token entity fills "Y" and leaves "X" out; `count` says how many prompts are behind
+        each slot. Tokens of the answer are in no slot.
+
+        Args:
+            fold: Add the entity's surplus leading tokens to "X", which keeps the sums over
+                tokens, instead of dropping them.
+            like: "reference" does as the published code: a one-token entity fills "X" and "Y",
+                surplus tokens are dropped.
+            template: Which prompts; None when all are of one template.
+
+        Raises:
+            InputError: prompts of several templates and `template` None, an unknown template,
+                prompts that do not line up, scores without tokens.
+        """
+        return aggregate_dataset(self.dataset, fold=fold, like=like, template=template)
+
+    def top(self, n: int, score: str, kind: Literal["mlp", "head"] | None = None) -> pd.DataFrame:
+        """The `n` components that raise the reward most by one score, the largest first.
+
+        Columns: `kind` ("mlp" or "head"), `layer`, `head` (missing for an MLP) and `value`: the
+        mean over prompts of the sum over tokens, in the unit of the reward.
+        """
+        known = [str(name) for name in self.dataset["score"].values]
+        if score not in known:
+            raise InputError(f"score={score!r} is not among these scores; they have {known}")
+        if kind not in (None, "mlp", "head"):
+            raise InputError(f"kind={kind!r} is unknown; it is 'mlp', 'head' or None for both")
+        if n < 1:
+            raise InputError(f"n={n} components cannot be listed; give 1 or more")
+        frames = [
+            _per_component(values.sel(score=score)).rename("value").to_dataframe().reset_index()
+            for values in (self.mlp, self.heads)
+        ]
+        frame = _components(*frames).sort_values("value", ascending=False, kind="stable")
+        shown = frame["value"].notna() & (True if kind is None else frame["kind"] == kind)
+        columns = ["kind", "layer", "head", "value"]
+        return frame.loc[shown].reindex(columns=columns).head(n).reset_index(drop=True)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per score, prompt, component and token of the prompt, with the token's text."""
+        frame = _components(
+            self.mlp.rename("value").to_dataframe().reset_index(),
+            self.heads.rename("value").to_dataframe().reset_index(),
+        )
+        columns = ["score", "prompt", "text", "answer", "template", "kind", "layer", "head"]
+        if "token" in frame:
+            frame = frame.loc[frame["token"] < frame["length"]]
+            columns += ["token", "token_text"]
+        return frame.reindex(columns=[*columns, "value"]).reset_index(drop=True)
+
+    def heatmap(self, **options: Any) -> go.Figure:
+        """Layer by token, one row per score: `ecstruct.plots.heatmap`."""
+        from ecstruct.plots import heatmap
+
+        return heatmap(self, **options)
+
+    def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
+        """Layer by head at one token: `ecstruct.plots.head_map`."""
+        from ecstruct.plots import head_map
+
+        return head_map(self, slot, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to one netCDF file (HDF5), which appears whole or not at all.
+
+        Numbers keep their type and every bit. netCDF text holds no NUL and no half of a
+        surrogate pair: such characters in a token are replaced.
+        """
+        dataset = self.dataset.drop_encoding()
+        dataset.attrs = {"format": FORMAT, "attrs": json.dumps(self.dataset.attrs)}
+        for name, variable in dataset.variables.items():
+            if variable.dtype.kind not in "biuf":
+                dataset[name] = variable.copy(data=_storable(variable.values))
+        checksums = {name: {"fletcher32": True} for name in dataset.data_vars}
+        write_atomically(
+            Path(path),
+            lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf", encoding=checksums),
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ExtractiveScores:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, a damaged one, or one that holds something else.
+        """
+        try:
+            dataset = xr.load_dataset(path, engine="h5netcdf")
+            if dataset.attrs.get("format") != FORMAT:
+                raise InputError(f"{path} is a netCDF file, but not one of ecstruct's scores")
+            dataset.attrs = json.loads(dataset.attrs["attrs"])
+            return cls(dataset.drop_encoding())
+        except FileNotFoundError:
+            raise InputError(f"there is no file of scores {path}") from None
+        except InputError:
+            raise
+        # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
+        except Exception as error:
+            raise InputError(
+                f"{path} cannot be read as scores: it is damaged or no netCDF file"
+            ) from error
+
+    def mean(self, *others: ExtractiveScores) -> ExtractiveScores:
+        """The mean of these and other scores, as over seeds: `a.mean(b)`.
+
+        Raises:
+            InputError: when they are not of the same components and prompts.
+        """
+        return self._combine("mean", others, lambda values: np.add.reduce(values) / len(values))
+
+    def __sub__(self, other: ExtractiveScores) -> ExtractiveScores:
+        if not isinstance(other, ExtractiveScores):
+            return NotImplemented
+        return self._combine("difference", (other,), lambda values: values[0] - values[1])
+
+    def _combine(
+        self,
+        how: str,
+        others: tuple[ExtractiveScores, ...],
+        combine: Callable[[list[np.ndarray]], np.ndarray],
+    ) -> ExtractiveScores:
+        for other in others:
+            _require_same_labels(self.dataset, other.dataset)
+        datasets = [self.dataset, *(other.dataset for other in others)]
+        combined = self.dataset.copy()
+        for name in self.dataset.data_vars:
+            aligned = [dataset[name].transpose(*self.dataset[name].dims) for dataset in datasets]
+            values = combine([variable.values for variable in aligned])
+            combined[name] = self.dataset[name].copy(data=values)
+        combined.attrs = {how: [copy.deepcopy(dataset.attrs) for dataset in datasets]}
+        return ExtractiveScores(combined)
+
+    def __repr__(self) -> str:
+        sizes = self.heads.sizes
+        scores = ", ".join(str(name) for name in self.dataset["score"].values)
+        return (
+            f"<ExtractiveScores ({scores}) of {sizes['layer']} MLPs and {sizes['layer']} x "
+            f"{sizes['head']} heads on {sizes['prompt']} prompts>"
+        )
+
+    def _repr_html_(self) -> str:
+        from ecstruct.scores.summary import summary_html
+
+        return summary_html(self)
+
+
+def _per_component(values: xr.DataArray) -> xr.DataArray:
+    """Mean over prompts of the sum over tokens, in float64; (score?, layer, head?)."""
+    values = values.astype("float64")
+    if "token" in values.dims:
+        values = values.sum("token", min_count=1)  # positions past a prompt's end are NaN
+    return values.mean("prompt", skipna=False)
+
+
+def _components(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """Rows of MLPs and of heads in one frame, told apart by `kind` and a missing `head`."""
+    mlp = mlp.assign(kind="mlp", head=pd.array([pd.NA] * len(mlp), dtype="Int64"))
+    heads = heads.assign(kind="head", head=heads["head"].astype("Int64"))
+    return pd.concat([mlp, heads], ignore_index=True)
+
+
+def _storable(texts: np.ndarray) -> np.ndarray:
+    plain = [
+        str(text).replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+        for text in texts.ravel()
+    ]
+    return np.array(plain, dtype=str).reshape(texts.shape)
+
+
+def _require_same_labels(one: xr.Dataset, other: xr.Dataset) -> None:
+    """Raise InputError unless two datasets are of the same components, prompts and variables."""
+    if different := set(one.data_vars) ^ set(other.data_vars):
+        raise InputError(f"only one of the two scores has {sorted(map(str, different))[0]!r}")
+    for name in ("score", "layer", "head", "state", "group", "text", "answer", "token_text"):
+        mine, its = (dataset.coords.get(name) for dataset in (one, other))
+        if mine is None and its is None:
+            continue
+        if mine is None or its is None:
+            raise InputError(f"only one of the two scores has the coordinate {name!r}")
+        if set(mine.dims) == set(its.dims):
+            its = its.transpose(*mine.dims)
+        if mine.shape != its.shape:
+            raise InputError(
+                f"the two scores have different sizes of {name!r}: {mine.shape} and {its.shape}; "
+                "they must be of the same components and prompts"
+            )
+        if (unlike := np.argwhere(mine.values != its.values)).size:
+            first = tuple(unlike[0])
+            raise InputError(
+                f"the two scores differ in {name!r}: {mine.values[first].item()!r} and "
+                f"{its.values[first].item()!r}; they must be of the same components and prompts"
+            )

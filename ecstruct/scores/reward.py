@@ -1,0 +1,106 @@
+"""The reward R of a prompt: what a score says a component raises (positive) or lowers (negative).
+
+* `"logit_diff"`: logit of the answer's first token minus the mean logit of the first tokens of all
+  options, the answer's included, at the last prompt token. In logits.
+* `"logprob"`: log-probability of the answer, in nats: of its first token (Feng et al. 2024, appendix
+  B.1), or of all of them, teacher-forced, with `answer_tokens="all"`.
+* a function of the logits at the last prompt token, [batch, d_vocab], and the `Batch`, that gives one
+  differentiable number per prompt, [batch]. Prompts must not influence one another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ecstruct.errors import InputError
+from ecstruct.facts.tokens import MISSING, Batch
+
+RewardFunction = Callable[[Tensor, Batch], Tensor]
+RewardLike = Literal["logit_diff", "logprob"] | RewardFunction
+AnswerTokens = Literal["first", "all"]
+
+
+def logit_diff(
+    logits: Float[Tensor, "batch d_vocab"], batch: Batch
+) -> Float[Tensor, " batch"]:
+    """Answer's logit minus the mean logit of the options (first tokens)."""
+    answer = logits.gather(1, batch.answer_ids[:, :1])[:, 0]
+    present = batch.option_ids != MISSING
+    options = logits.gather(1, batch.option_ids.clamp(min=0)).where(present, 0.0)
+    return answer - options.sum(1) / present.sum(1)
+
+
+def logprob(
+    logits: Float[Tensor, "batch read d_vocab"], batch: Batch
+) -> Float[Tensor, " batch"]:
+    """Sum of the log-probabilities of as many answer tokens as there are positions read."""
+    ids = batch.answer_ids[:, : logits.shape[1]]
+    logprobs = logits.log_softmax(-1).gather(2, ids.clamp(min=0)[..., None])[..., 0]
+    return logprobs.where(ids != MISSING, 0.0).sum(1)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward with what it needs: whether options, whether all the answer's tokens."""
+
+    name: str
+    function: RewardFunction
+    answer_tokens: AnswerTokens
+
+    @classmethod
+    def of(cls, reward: RewardLike, answer_tokens: AnswerTokens = "first") -> "Reward":
+        """The reward that a caller named or gave.
+
+        Raises:
+            InputError: unknown name; `answer_tokens="all"` for another reward than `"logprob"`.
+        """
+        if answer_tokens not in ("first", "all"):
+            raise InputError(f"answer_tokens is 'first' or 'all', not {answer_tokens!r}.")
+        if answer_tokens == "all" and reward != "logprob":
+            raise InputError("answer_tokens='all' goes with reward='logprob' only.")
+        if reward == "logprob":
+            return cls("logprob", logprob, answer_tokens)
+        if reward == "logit_diff":
+            return cls("logit_diff", logit_diff, answer_tokens)
+        if callable(reward):
+            return cls(getattr(reward, "__name__", repr(reward)), reward, answer_tokens)
+        raise InputError(
+            f"unknown reward {reward!r}: 'logit_diff', 'logprob' or a function (logits, batch) -> [batch]."
+        )
+
+    @property
+    def needs_options(self) -> bool:
+        return self.function is not logprob
+
+    def __call__(
+        self, logits: Float[Tensor, "batch read d_vocab"], batch: Batch
+    ) -> Float[Tensor, " batch"]:
+        """R of every prompt. `read` is 1, or the number of answer tokens.
+
+        Raises:
+            InputError: a user's function does not give one number per prompt.
+        """
+        if self.function is logprob:
+            return logprob(logits, batch)
+        rewards = self.function(logits[:, 0], batch)
+        if not isinstance(rewards, Tensor) or rewards.shape != logits.shape[:1]:
+            shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+            raise InputError(
+                f"the reward {self.name} gave {shape} for {len(logits)} prompts: it must give one "
+                "number per prompt, a tensor [batch]."
+            )
+        return rewards
+
+
+def read_positions(batch_lengths: Tensor, answer_ids: Tensor, all_tokens: bool) -> Tensor:
+    """Positions whose logits are read, [batch, read]: the last prompt token's and, for all answer
+    tokens, those of the answer's tokens but the last. A shorter answer repeats its last position."""
+    if not all_tokens:
+        return batch_lengths[:, None] - 1
+    n_answer = (answer_ids != MISSING).sum(1, keepdim=True)
+    steps = torch.arange(answer_ids.shape[1], device=answer_ids.device)
+    return batch_lengths[:, None] - n_answer + steps.minimum(n_answer - 1)

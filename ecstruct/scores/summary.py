@@ -1,0 +1,77 @@
+"""What a notebook shows of scores: what was compared, how it went, and who did it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from ecstruct.scores.result import ExtractiveScores
+
+_FOR_MACHINES = ("fingerprint", "versions")
+"""Attributes that a summary leaves to `.attrs`."""
+
+
+def summary_html(scores: ExtractiveScores) -> str:
+    """HTML of a few lines and a small table per score; safe for any text in the scores."""
+    dataset = scores.dataset
+    rows = [("prompts", _prompts(scores))]
+    if "reward" in dataset:
+        before, after = (
+            float(dataset["reward"].sel(state=state).astype("float64").mean())
+            for state in ("before", "after")
+        )
+        rows.append(("mean reward", f"{before:.3g} before, {after:.3g} after"))
+    rows += [
+        (str(key).replace("_", " "), _plain(value))
+        for key, value in scores.attrs.items()
+        if key not in _FOR_MACHINES
+    ]
+    listed = "".join(
+        f'<tr><th style="text-align:left">{escape(key)}</th>'
+        f'<td style="text-align:left">{escape(value)}</td></tr>'
+        for key, value in rows
+    )
+    tops = "".join(
+        f"<div><b>{escape(str(score))}</b>{_top_html(scores, str(score))}</div>"
+        for score in dataset["score"].values
+    )
+    return (
+        f"<div><b>{escape(repr(scores)[1:-1])}</b><table>{listed}</table>"
+        f'<div style="display:flex;flex-wrap:wrap;gap:2em">{tops}</div></div>'
+    )
+
+
+def component_names(top: pd.DataFrame) -> list[str]:
+    """Names of the components of `ExtractiveScores.top`, as "MLP 4" and "head 5.2"."""
+    return [
+        f"MLP {layer}" if kind == "mlp" else f"head {layer}.{head}"
+        for kind, layer, head in zip(top["kind"], top["layer"], top["head"], strict=True)
+    ]
+
+
+def _top_html(scores: ExtractiveScores, score: str) -> str:
+    top = scores.top(3, score)
+    shown = pd.DataFrame({"component": component_names(top), "Δ reward": top["value"]})
+    return shown.to_html(index=False, border=0, float_format=lambda value: f"{value:+.3g}")
+
+
+def _prompts(scores: ExtractiveScores) -> str:
+    texts = scores.dataset["text"].values
+    others = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+    return f"“{texts[0]}”{others}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        told = {key: part for key, part in value.items() if part is not None}
+        return ", ".join(
+            f"{key} {_plain(part)}" for key, part in told.items() if key not in _FOR_MACHINES
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(part) for part in value)
+    text = str(value)
+    return text if len(text) <= 120 else text[:119] + "…"
