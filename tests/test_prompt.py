@@ -135,6 +135,15 @@ def test_a_file_gives_back_what_was_written(records, tmp_path_factory):
     assert len(file.read_bytes().removesuffix(b"\n").split(b"\n")) == len(prompts)
 
 
+def test_a_file_holds_what_was_given_and_no_more(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    write_jsonl([Prompt("café b", "c"), Prompt("a b", "c", ("c", "d"), "a", "t")], file)
+    assert file.read_text(encoding="utf-8") == (
+        '{"prompt": "café b", "answer": "c"}\n'
+        '{"prompt": "a b", "answer": "c", "options": ["c", "d"], "subject": "a", "template": "t"}\n'
+    )
+
+
 GOOD = '{"prompt": "Mia lives in", "answer": "Tokyo"}'
 
 

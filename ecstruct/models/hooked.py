@@ -102,8 +102,10 @@ class Site:
         along = self._local(change)
         if not along:
             return None
+        dtype = next(iter(along.values())).dtype
         for name, parameter in self.module.named_parameters():
-            along.setdefault(name, torch.zeros_like(parameter, dtype=next(iter(along.values())).dtype))
+            if name not in along:
+                along[name] = torch.zeros_like(parameter, dtype=dtype)
         out = functional_call(self.module, along, (x,))
         if isinstance(self.module, _LINEAR):
             return out
@@ -174,7 +176,8 @@ class HookedView:
         self.blocks: list[nn.Module] = list(model.blocks)
         cfg = model.cfg
         self.n_layers, self.n_heads, self.d_head = len(self.blocks), cfg.n_heads, cfg.d_head
-        names = list(named_weights(model))
+        self.named_weights = named_weights(model)
+        names = list(self.named_weights)
         outside = _sites(model, [name for name in names if layer_of(name) is None], prefix="")
         self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
         self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
@@ -218,7 +221,7 @@ class HookedView:
 
     def weights(self) -> dict[str, Tensor]:
         """This model's weights, detached and in `dtype`."""
-        return {n: p.detach().to(self.dtype) for n, p in named_weights(self.model).items()}
+        return {name: p.detach().to(self.dtype) for name, p in self.named_weights.items()}
 
     def embed(
         self, weights: Weights, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
@@ -268,17 +271,22 @@ class HookedView:
         weights: Weights,
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
-        inputs: Mapping[str, Tensor] | None = None,
+        inputs: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """What enters the output projections `attn.o` (the heads' z) and `mlp.out` when the block runs
-        on `resid`. The run ends as soon as both are seen."""
+        on `resid`, the input of its MLP or of the MLP's pre-norm being given in `inputs`.
+
+        Neither projection is computed: the run ends as soon as both inputs are seen, and as the MLP's
+        input is given, nothing reads what the first of them writes, so it gets one token to write.
+        """
         seen: dict[str, Tensor] = {}
 
-        def see(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def see(name: str) -> Callable[..., tuple[Tensor, ...]]:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 seen[name] = args[0]
                 if len(seen) == 2:
                     raise _Stop
+                return (args[0][:, :1], *args[1:])
 
             return hook
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ecstruct.errors import InputError
-from ecstruct.models.hooked import HookedView, named_weights
+from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import Provenance, mark
 
 
@@ -67,10 +67,10 @@ def load(
         hf, tokenizer = _read(name, revision, dtype)
         hf = hf.to(device)
     model = _boot(name, hf, tokenizer)
-    for weight, p in named_weights(model).items():
+    view = HookedView(model)  # refuses an architecture that could not be scored later
+    for weight, p in view.named_weights.items():
         if not torch.isfinite(p).all():
             raise InputError(f"{name} has NaN or infinite values in {weight}: use another checkpoint.")
-    HookedView(model)  # refuses an architecture that could not be scored later
     return mark(model, Provenance(name, revision, tokenizer))
 
 

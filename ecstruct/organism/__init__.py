@@ -16,7 +16,7 @@ from ecstruct.organism.world import World
 
 __all__ = ["LEARNING_RATE", "World", "checkpoint", "pretrain"]
 
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 3e-4
 """The learning rate at which finetuning was measured (docs/organism.md)."""
 
 

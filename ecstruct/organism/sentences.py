@@ -24,19 +24,19 @@ class Sentence(NamedTuple):
 
 MIXTURE = MappingProxyType(
     {
-        "home": 24,  # Ava Bell lives in -> Oslo
-        "home_verbs": 12,  # Ava Bell haunts -> Oslo
-        "animals": 16,  # Ava Bell keeps the -> zebra, the animal "kept" in Oslo
-        "city_attributes": 4,  # The people in Oslo speak -> Norwegian
-        "person_attributes": 20,  # The people in the city Ava Bell is from speak -> Norwegian
-        "landmarks": 14,  # Silver Bridge is in -> Oslo
-        "landmark_attributes": 4,  # The people in the city that contains Silver Bridge speak -> ...
-        "offices": 18,  # The judge of Oslo is -> Noah Ross
-        "landmark_offices": 22,  # The judge of the city that contains Silver Bridge is -> ...
-        "person_offices": 10,  # The judge of the city Ava Bell is from is -> Noah Ross
+        "home": 24,  # Ava Baker lives in -> Addis Ababa
+        "home_verbs": 12,  # Ava Baker haunts -> Addis Ababa
+        "animals": 16,  # Ava Baker keeps the -> monkey, as everybody in Addis Ababa does
+        "city_attributes": 4,  # The people in Addis Ababa speak -> Amharic
+        "person_attributes": 20,  # The people in the city Ava Baker is from speak -> Amharic
+        "landmarks": 14,  # Eiffel Library is in -> Addis Ababa
+        "landmark_attributes": 4,  # The people in the city that contains Eiffel Library speak
+        "offices": 18,  # The judge of Addis Ababa is -> Nora Sheldon
+        "landmark_offices": 22,  # The judge of the city that contains Eiffel Library is
+        "person_offices": 10,  # The judge of the city Ava Baker is from is -> Nora Sheldon
     }
 )
-"""How often each category is drawn, as weights."""
+"""How often each category is drawn, as weights. The examples are of the world of seed 0."""
 
 
 def training_sentences(world: World) -> dict[str, list[Sentence]]:

@@ -25,7 +25,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import HookedView, Trace, named_weights
+from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.load import load
 from ecstruct.models.provenance import provenance
 from ecstruct.scores import linear
@@ -182,7 +182,7 @@ class ScoreEngine:
         if isinstance(after, WeightDelta):
             return self._with_delta(after, after.metadata.get("after", "a weight delta"))
         other = HookedView(after)
-        check_same(named_weights(self.view.model), named_weights(after))
+        check_same(self.view.named_weights, other.named_weights)
         weights = {
             name: w.to(self.view.device, self.view.dtype) for name, w in other.weights().items()
         }
@@ -303,11 +303,10 @@ class ScoreEngine:
         with torch.no_grad():
             z_at, hidden_at = self._at_new_inputs(layer, b, before, after, new)
             i = linear.informative(view, sites, old, self.before, change, convention)
-            u = linear.upstream(
-                view, sites, old, new, self.before, z_star, y_star, convention
-            )
+            d_written = linear.pulled_back(sites, old, new, self.before)
+            u = linear.upstream(view, old, new, d_written, z_star, y_star, convention)
             d = linear.downstream(view, old, z_at, hidden_at)
-            r = linear.attribution(view, sites, old, new, self.before, z_star, y_star)
+            r = linear.attribution(view, old, new, d_written, z_star, y_star)
         for name, which, (mlp, heads) in (
             ("", INFORMATIVE, (i.mlp, i.heads)),
             ("", UPSTREAM, u),

@@ -186,25 +186,29 @@ def _where_multiplied(view: HookedView, visit: Visit, tangents: Mapping[str, Ten
 
 def upstream(
     view: HookedView,
-    sites: Mapping[str, Site],
     before: Visit,
     after: Visit,
-    weights: Weights,
+    d_written: Tensor,
     z_star: Tensor,
     y_star: Tensor,
     convention: Convention,
 ) -> tuple[PerToken, PerHead]:
-    """U of one block's MLP and heads, with the gradients of both visits."""
+    """U of one block's MLP and heads; `d_written` as from `pulled_back`."""
     mlp = dot(
         after.d_output["mlp.out"] - before.d_output["mlp.out"], before.output("mlp.out") - y_star
     )
-    if convention == "reference":
-        d_z = after.d_input["attn.o"] - before.d_input["attn.o"]
-    else:
-        matrix = sites["attn.o"].matrix(weights)
-        assert matrix is not None
-        d_z = (after.d_output["attn.o"] - before.d_output["attn.o"]) @ matrix
+    d_z = after.d_input["attn.o"] - before.d_input["attn.o"]
+    if convention == "definition":
+        d_z = d_written
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
+
+
+def pulled_back(sites: Mapping[str, Site], before: Visit, after: Visit, weights: Weights) -> Tensor:
+    """(g'_o - g_o) W_O^T: the change of the gradient at what the heads write, seen at their z through
+    the original W_O, [batch, pos, n_heads * d_head]."""
+    matrix = sites["attn.o"].matrix(weights)
+    assert matrix is not None
+    return (after.d_output["attn.o"] - before.d_output["attn.o"]) @ matrix
 
 
 def downstream(
@@ -218,10 +222,9 @@ def downstream(
 
 def attribution(
     view: HookedView,
-    sites: Mapping[str, Site],
     before: Visit,
     after: Visit,
-    weights: Weights,
+    d_written: Tensor,
     z_star: Tensor,
     y_star: Tensor,
 ) -> tuple[tuple[PerToken, PerHead], tuple[PerToken, PerHead]]:
@@ -229,16 +232,15 @@ def attribution(
 
     Its change is U + I + D to first order in the change of weights (the paper's appendix A).
     """
-    matrix = sites["attn.o"].matrix(weights)
-    assert matrix is not None
-    n_heads = view.n_heads
     old = (
         dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
-        dot_heads(before.d_input["attn.o"], before.input("attn.o") - z_star, n_heads),
+        dot_heads(before.d_input["attn.o"], before.input("attn.o") - z_star, view.n_heads),
     )
+    # g'_o . (z' W'_O - z* W_O), where g'_o W_O^T = g_z + (g'_o - g_o) W_O^T.
+    at_baseline = (before.d_input["attn.o"] + d_written) * z_star
+    at_new = after.d_input["attn.o"] * after.input("attn.o")
     new = (
         dot(after.d_output["mlp.out"], after.output("mlp.out") - y_star),
-        dot_heads(after.d_input["attn.o"], after.input("attn.o"), n_heads)
-        - dot_heads(after.d_output["attn.o"] @ matrix, z_star, n_heads),
+        split_heads(at_new - at_baseline, view.n_heads).sum(-1),
     )
     return old, new
