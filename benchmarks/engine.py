@@ -43,9 +43,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make_prompts(n: int) -> list[Prompt]:
     """Eleven tokens each, as "The people in the city X Y is from speak"."""
-    return [
-        Prompt(f"w2 w3 w4 w5 w6 w{100 + i} w{300 + i} w7 w8 w9 w10", f"w{500 + i}") for i in range(n)
-    ]
+    return [Prompt(f"w2 w3 w4 w5 w6 w{100 + i} w{300 + i} w7 w8 w9 w10", f"w{500 + i}") for i in range(n)]
 
 
 def make_pair(family: str, n_layers: int, d_model: int):
@@ -93,7 +91,12 @@ def main() -> None:
     prompts = make_prompts(args.prompts)
     words = tokenizer()
     print(f"{args.prompts} prompts of 11 tokens, {args.threads} threads, median of {args.repeats}")
-    for family, n_layers, d_model in (("olmo", 8, 512), ("olmo", 32, 256), ("llama", 8, 512)):
+    for family, n_layers, d_model in (
+        ("olmo", 8, 512),
+        ("olmo", 32, 256),
+        ("olmo", 8, 1024),
+        ("llama", 8, 1024),
+    ):
         plain = make_pair(family, n_layers, d_model)
         hooked = [load(m, tokenizer=words) for m in make_pair(family, n_layers, d_model)]
         n_parameters = sum(p.numel() for p in plain[0].parameters())

@@ -58,9 +58,7 @@ def byte_tokenizer(text: str, vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 def with_ends(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
     """Let a tokenizer put special tokens around every text, as in "<bos> $A <eos>"."""
-    ids = [
-        (word, tokenizer.convert_tokens_to_ids(word)) for word in template.split() if word != "$A"
-    ]
+    ids = [(word, tokenizer.convert_tokens_to_ids(word)) for word in template.split() if word != "$A"]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=ids
     )
@@ -107,6 +105,4 @@ def save_tiny(folder: Path, family: str = "llama", *, tied: bool = False) -> Pat
 
 def hugging_face(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The plain Hugging Face model, the oracle of these tests."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()

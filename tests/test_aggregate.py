@@ -32,9 +32,7 @@ def slot(aggregated: SlotScores, kind: str, position: int) -> np.ndarray:
 def test_means_by_hand(scores: ExtractiveScores, kind: str) -> None:
     result = scores.aggregate()
     assert result.slot_text == ["The", "Ġcity", "X", "Y", "Ġis", "Ġfrom", "Ġspeak"]
-    assert (
-        result.dataset["part"].values.tolist() == ["prefix"] * 2 + ["entity"] * 2 + ["suffix"] * 3
-    )
+    assert result.dataset["part"].values.tolist() == ["prefix"] * 2 + ["entity"] * 2 + ["suffix"] * 3
     assert result.count.values.tolist() == [3, 3, 2, 3, 3, 3, 3]
     tokens = {  # slot -> the token of the prompts with a two-, three- and one-token entity
         0: (0, 0, 0),
@@ -46,9 +44,7 @@ def test_means_by_hand(scores: ExtractiveScores, kind: str) -> None:
     }
     for position, places in tokens.items():
         values = [
-            at(scores, kind, prompt, token)
-            for prompt, token in enumerate(places)
-            if token is not None
+            at(scores, kind, prompt, token) for prompt, token in enumerate(places) if token is not None
         ]
         expected = sum(values) / len(values)
         np.testing.assert_allclose(slot(result, kind, position), expected, rtol=1e-14)
@@ -171,10 +167,7 @@ def test_dataframe_has_every_cell(scores: ExtractiveScores) -> None:
     frame = result.to_dataframe()
     assert len(frame) == 3 * 7 * (2 + 2 * 3)
     row = frame[
-        (frame["score"] == "upstream")
-        & (frame["layer"] == 1)
-        & (frame["head"] == 2)
-        & (frame["slot"] == 2)
+        (frame["score"] == "upstream") & (frame["layer"] == 1) & (frame["head"] == 2) & (frame["slot"] == 2)
     ]
     assert row["value"].item() == result.heads.sel(score="upstream", layer=1, head=2, slot=2)
     assert (row["count"].item(), row["slot_text"].item(), row["kind"].item()) == (2, "X", "head")

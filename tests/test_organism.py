@@ -37,9 +37,7 @@ def texts(world):
 def mentions(world):
     """All pairs of neighbouring words, people's names among them, by category of sentence."""
     return {
-        category: {
-            f"{a} {b}" for s in sentences for a, b in pairwise(f"{s.prompt} {s.answer}".split())
-        }
+        category: {f"{a} {b}" for s in sentences for a, b in pairwise(f"{s.prompt} {s.answer}".split())}
         for category, sentences in training_sentences(world).items()
     }
 
@@ -213,8 +211,7 @@ def test_local_attention_sees_its_window_only_and_leaves_no_trace(tokenizer):
 def test_a_seed_and_a_thread_count_fix_the_weights(tmp_path):
     random_state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     reports = [
-        organism.pretrain(tmp_path / name, seed=4, steps=2, threads=1, progress=False)
-        for name in "ab"
+        organism.pretrain(tmp_path / name, seed=4, steps=2, threads=1, progress=False) for name in "ab"
     ]
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -140,9 +140,7 @@ def test_hover_says_layer_token_value_and_count(scores: ExtractiveScores) -> Non
     mlp = grid(heatmap(scores))[0][0]
     assert mlp.hovertemplate == "%{text}<extra></extra>"
     value = number(averaged.mlp.sel(score="downstream", layer=2, slot=2).item())
-    assert mlp.text[2][2] == (
-        f"layer 2, <i>X</i><br>Δ reward (logits): {value}<br>mean of 2 prompts"
-    )
+    assert mlp.text[2][2] == (f"layer 2, <i>X</i><br>Δ reward (logits): {value}<br>mean of 2 prompts")
     assert "mean of 3 prompts" in mlp.text[2][3]
 
 
@@ -249,9 +247,7 @@ def test_units_follow_the_reward() -> None:
     assert title(options={"reward": "my_reward"}) == "Δ reward (my_reward)"
     assert title() == "Δ reward"
     assert title(difference=[{"options": logits}, {"options": logits}]) == "Δ reward (logits)"
-    assert title(mean=[{"options": logits}, {"options": nats}]) == (
-        "Δ reward (logit_diff / logprob)"
-    )
+    assert title(mean=[{"options": logits}, {"options": nats}]) == ("Δ reward (logit_diff / logprob)")
 
 
 # --- the head map
@@ -279,8 +275,7 @@ def test_head_map_slots(scores: ExtractiveScores) -> None:
     def slot_shown(figure: go.Figure) -> int:
         shown = grid(figure)[0][0].z
         same = [
-            np.array_equal(shown, averaged.heads.sel(score=ROWS[0], slot=slot).values)
-            for slot in range(7)
+            np.array_equal(shown, averaged.heads.sel(score=ROWS[0], slot=slot).values) for slot in range(7)
         ]
         return same.index(True)
 

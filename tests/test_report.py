@@ -31,9 +31,7 @@ def sections() -> list[Section]:
         }
     )
     return [
-        Section(
-            "Learning & <more>", [Table(frame, "Mean ranks"), Picture(rank_curves(ranks), "Curves")]
-        ),
+        Section("Learning & <more>", [Table(frame, "Mean ranks"), Picture(rank_curves(ranks), "Curves")]),
         Section(
             "Scores",
             ["Red raises the reward.", Picture(heatmap(scores)), Picture(head_map(scores))],
@@ -44,9 +42,7 @@ def sections() -> list[Section]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return report_html(
-        title="A <b>demo</b>", summary="It <i>learned</i> & more.", sections=sections()
-    )
+    return report_html(title="A <b>demo</b>", summary="It <i>learned</i> & more.", sections=sections())
 
 
 class Reader(HTMLParser):
@@ -113,9 +109,7 @@ def test_tables_can_be_read_aloud(read: Reader) -> None:
 
 
 def test_same_input_same_page(page: str) -> None:
-    again = report_html(
-        title="A <b>demo</b>", summary="It <i>learned</i> & more.", sections=sections()
-    )
+    again = report_html(title="A <b>demo</b>", summary="It <i>learned</i> & more.", sections=sections())
     assert again == page
 
 

@@ -33,9 +33,7 @@ def with_values(scores: ExtractiveScores, **values: float) -> ExtractiveScores:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_bit_comes_back(tmp_path: Path, dtype: str) -> None:
     hard = ["Ġ日本", "naïve\n", "", " ", "<|endoftext|>"]
-    saved = make_scores(
-        prompts_of([hard, *ENTITIES]), dtype=dtype, note={"options": [1, 2.5, None]}
-    )
+    saved = make_scores(prompts_of([hard, *ENTITIES]), dtype=dtype, note={"options": [1, 2.5, None]})
     saved.mlp.values[0, 0, 0, :3] = [np.finfo(dtype).tiny / 4, -0.0, np.finfo(dtype).max]
     saved.save(tmp_path / "scores.nc")
     loaded = ExtractiveScores.load(tmp_path / "scores.nc")
@@ -262,10 +260,6 @@ def test_short_and_html_descriptions(scores: ExtractiveScores) -> None:
     assert "f00d" not in html and "None" not in html
     for score in ("informative", "upstream", "downstream"):
         best = scores.top(1, score).iloc[0]
-        name = (
-            f"MLP {best['layer']}"
-            if best["kind"] == "mlp"
-            else (f"head {best['layer']}.{best['head']}")
-        )
+        name = f"MLP {best['layer']}" if best["kind"] == "mlp" else (f"head {best['layer']}.{best['head']}")
         assert name in html
         assert f"{best['value']:+.3g}" in html

@@ -99,11 +99,7 @@ def across_spaces() -> PreTrainedTokenizerFast:
     [
         (
             word_tokenizer(),
-            [
-                Prompt(
-                    "Mia lives in", "Grace Parker", ("Ethan Parker", "Grace Miller", "Grace Parker")
-                )
-            ],
+            [Prompt("Mia lives in", "Grace Parker", ("Ethan Parker", "Grace Miller", "Grace Parker"))],
             "options 'Grace Miller' and 'Grace Parker' begin with the same token 'Grace'",
         ),
         (word_tokenizer(), [("Mia lives in", "Tokyo")], "at least two with options="),

@@ -255,9 +255,7 @@ def _check_answer(value: Any, what: str) -> None:
 
 def _check_string(value: Any, what: str) -> None:
     if not isinstance(value, str):
-        raise InputError(
-            f"{what} is {value!r}, of type {type(value).__name__}: it must be a string."
-        )
+        raise InputError(f"{what} is {value!r}, of type {type(value).__name__}: it must be a string.")
     if not value.strip():
         raise InputError(f"{what} is empty ({value!r}): it must have at least one word.")
     try:

@@ -67,8 +67,9 @@ def tokenize(
     prompts = as_prompts(prompts)
     encoded = _encode([prompt.text for prompt in prompts], tokenizer)
     wholes = _encode([f"{prompt.text} {prompt.answer}" for prompt in prompts], tokenizer)
+    options = _option_ids(prompts, encoded, tokenizer) if with_options else [()] * len(prompts)
     tokenized = []
-    for prompt, text_ids, whole in zip(prompts, encoded, wholes, strict=True):
+    for prompt, text_ids, whole, option_ids in zip(prompts, encoded, wholes, options, strict=True):
         ids, answer_ids = _split(prompt.text, prompt.answer, text_ids, whole, tokenizer)
         _check_known(prompt.answer, answer_ids, tokenizer)
         n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
@@ -77,12 +78,9 @@ def tokenize(
                 f"the prompt {_shortened(prompt.text)} and its answer {_shortened(prompt.answer)} "
                 f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
             )
-        option_ids = _option_ids(prompt, text_ids, tokenizer) if with_options else ()
         tokens = tuple(_readable(ids, tokenizer))
         label, everything = prompt.template or "", (0, len(ids))
-        tokenized.append(
-            TokenizedPrompt(prompt, ids, answer_ids, option_ids, tokens, label, everything)
-        )
+        tokenized.append(TokenizedPrompt(prompt, ids, answer_ids, option_ids, tokens, label, everything))
     _warn_of_unknown_words(tokenized, tokenizer)
     return _with_entities(tokenized, tokenizer)
 
@@ -139,7 +137,10 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
-    return [tuple(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    encoded = tokenizer(
+        list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return [tuple(ids) for ids in encoded["input_ids"]]
 
 
 def _split(
@@ -155,9 +156,7 @@ def _split(
     if eos is not None and ids[-1:] == whole[-1:] == (eos,):
         ids, whole = ids[:-1], whole[:-1]
     if not ids:
-        raise InputError(
-            f"the prompt {text!r} has no tokens: write it in words the tokenizer knows."
-        )
+        raise InputError(f"the prompt {text!r} has no tokens: write it in words the tokenizer knows.")
     if whole[: len(ids)] != ids:
         raise InputError(
             f"the tokens of {f'{text} {answer}'!r} do not begin with those of {text!r}, so that "
@@ -165,34 +164,42 @@ def _split(
         )
     if len(whole) == len(ids):
         raise InputError(
-            f"the answer {answer!r} to {text!r} has no tokens: write it in words the tokenizer "
-            "knows."
+            f"the answer {answer!r} to {text!r} has no tokens: write it in words the tokenizer knows."
         )
     return ids, whole[len(ids) :]
 
 
 def _option_ids(
-    prompt: Prompt, text_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """The first token of every option; `text_ids` as the tokenizer gave them."""
-    if prompt.options is None:
-        raise InputError(
-            f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
-            "pass at least two with options=."
-        )
-    wholes = _encode([f"{prompt.text} {option}" for option in prompt.options], tokenizer)
-    owner: dict[int, str] = {}
-    for option, whole in zip(prompt.options, wholes, strict=True):
-        first = _split(prompt.text, option, text_ids, whole, tokenizer)[1][0]
-        _check_known(option, (first,), tokenizer)
-        if first in owner:
+    prompts: Sequence[Prompt],
+    encoded: Sequence[tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[tuple[int, ...]]:
+    """The first token of every option of every prompt; `encoded` as the tokenizer gave the texts."""
+    for prompt in prompts:
+        if prompt.options is None:
             raise InputError(
-                f"the options {owner[first]!r} and {option!r} begin with the same token "
-                f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave "
-                "one out, or reword them."
+                f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
+                "pass at least two with options=."
             )
-        owner[first] = option
-    return tuple(owner)
+    wholes = iter(_encode([f"{p.text} {option}" for p in prompts for option in p.options or ()], tokenizer))
+    known: set[int] = set()
+    firsts = []
+    for prompt, text_ids in zip(prompts, encoded, strict=True):
+        owner: dict[int, str] = {}
+        for option in prompt.options or ():
+            first = _split(prompt.text, option, text_ids, next(wholes), tokenizer)[1][0]
+            if first not in known:
+                _check_known(option, (first,), tokenizer)
+                known.add(first)
+            if first in owner:
+                raise InputError(
+                    f"the options {owner[first]!r} and {option!r} begin with the same token "
+                    f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: "
+                    "leave one out, or reword them."
+                )
+            owner[first] = option
+        firsts.append(tuple(owner))
+    return firsts
 
 
 def _check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -82,9 +82,7 @@ def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     pairs = list(zip(_cities(), mayors, strict=True))
     return FactSet(
         facts=tuple(
-            Prompt(
-                f"The mayor of {city['city']} is", mayor, chosen, city["city"], "second-hop fact"
-            )
+            Prompt(f"The mayor of {city['city']} is", mayor, chosen, city["city"], "second-hop fact")
             for city, mayor in pairs
         ),
         implications=tuple(

@@ -138,7 +138,7 @@ class WeightDelta:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise InputError(f"the weight delta {path} cannot be read ({error}).") from error
         for name, t in tensors.items():
@@ -156,4 +156,3 @@ def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Non
                 f"the models differ in {name}: {shapes[0]} before, {shapes[1]} after; compare two "
                 "checkpoints of one architecture, vocabulary and depth."
             )
-

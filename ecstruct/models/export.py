@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 

@@ -15,7 +15,7 @@ This module is the only place that knows TransformerLens. Components are called 
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,13 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
 
 
 def copy_of(model: TransformerBridge) -> TransformerBridge:
-    """An independent copy: no tensor is shared with the original."""
+    """An independent copy: no tensor is shared with the original.
+
+    After its first forward, a block has hooks that point at its own attention; copied as they are they
+    would still point there, from the copy. They are taken off, and come back with the next forward.
+    """
+    for block in model.blocks:
+        block._teardown_capture_hooks()
     return copy.deepcopy(model)
 
 
@@ -182,14 +188,13 @@ class HookedView:
         self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
         self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
         self.block_sites = [
-            _sites(block, [n for n in names if layer_of(n) == l], prefix=f"blocks.{l}.")
-            for l, block in enumerate(self.blocks)
+            _sites(block, [n for n in names if layer_of(n) == layer], prefix=f"blocks.{layer}.")
+            for layer, block in enumerate(self.blocks)
         ]
         self._check_components()
         self._hf_names = _names_under(self.hf, outside)
         self._block_names = [
-            _names_under(block, sites)
-            for block, sites in zip(self.blocks, self.block_sites, strict=True)
+            _names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
         ]
         self._returns_tuple: bool | None = None
 
@@ -242,10 +247,8 @@ class HookedView:
             return (resid,) if self._returns_tuple else resid
 
         with self._bypassed(visit), _tapping(self.embed_sites, leaves=len(ids)) as taps:
-            try:
+            with suppress(_Stop):
                 self._forward(weights, ids, mask)
-            except _Stop:
-                pass
         return Trace(entering[0], taps), calls
 
     def block(
@@ -295,10 +298,8 @@ class HookedView:
             for name in ("attn.o", "mlp.out"):
                 handle = sites[name].component.register_forward_pre_hook(see(name))
                 stack.callback(handle.remove)
-            try:
+            with suppress(_Stop):
                 self._call_block(layer, weights, call, resid, inputs)
-            except _Stop:
-                pass
         return seen["attn.o"], seen["mlp.out"]
 
     def head(self, weights: Weights, resid: Float[Tensor, "batch pos d_model"]) -> Trace:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, OlmoForCausalLM
 
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts import FactSet, first_hop, second_hop
-from ecstruct.finetune import finetune
+from ecstruct.finetuning import finetune
 from ecstruct.models.load import load
 from ecstruct.organism import LEARNING_RATE, checkpoint
 from ecstruct.organism.sentences import held_out_sentences

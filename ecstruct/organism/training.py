@@ -97,9 +97,7 @@ def train(
             group["lr"] = recipe.lr_at(step)
         batch = [rng.choice(c) for c in rng.choices(sentences, weights, k=recipe.batch_size)]
         batch = [
-            _Encoded([EOS_ID, *s.ids], 1 + s.n_prompt)
-            if rng.random() < recipe.begin_with_eos
-            else s
+            _Encoded([EOS_ID, *s.ids], 1 + s.n_prompt) if rng.random() < recipe.begin_with_eos else s
             for s in batch
         ]
         local = rng.random() < recipe.local_batches
@@ -152,9 +150,7 @@ def _backward(model: OlmoForCausalLM, batch: Sequence[_Encoded]) -> None:
     for half in _chunks(batch, (len(batch) + 1) // 2):
         hidden = model.model(input_ids=_pad([s.ids[:-1] for s in half])).last_hidden_state
         places = [
-            (i, t, s.ids[t + 1])
-            for i, s in enumerate(half)
-            for t in range(s.n_prompt - 1, len(s.ids) - 1)
+            (i, t, s.ids[t + 1]) for i, s in enumerate(half) for t in range(s.n_prompt - 1, len(s.ids) - 1)
         ]
         row, position, answer = torch.tensor(places).T
         loss = cross_entropy(model.lm_head(hidden[row, position]), answer, reduction="sum")

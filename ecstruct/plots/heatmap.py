@@ -68,9 +68,7 @@ def heatmap(
     return panel_figure(columns, rows, scale=scale, groups=groups)
 
 
-def as_slots(
-    scores: AnyScores, *, prompt: int | None = None, template: str | None = None
-) -> SlotScores:
+def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
     """Scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
     if isinstance(scores, SlotScores):
         if prompt is not None or template is not None:

@@ -147,9 +147,7 @@ class _Canvas:
     def y(self, pixels: float) -> float:
         return pixels / self.height
 
-    def title(
-        self, text: str, middle: float, above: float, size: int = FONT_SIZE + 1
-    ) -> dict[str, Any]:
+    def title(self, text: str, middle: float, above: float, size: int = FONT_SIZE + 1) -> dict[str, Any]:
         return {
             "text": text,
             "x": self.x(middle),

@@ -58,8 +58,7 @@ def _mix(value: float) -> str:
     left = min(int(place + 1e-9), len(_DIVERGING) - 2)
     share = place - left
     ends = (
-        np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        for colour in _DIVERGING[left : left + 2]
+        np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in _DIVERGING[left : left + 2]
     )
     low, high = ends
     red, green, blue = np.rint(low + share * (high - low)).astype(int)

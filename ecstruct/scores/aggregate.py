@@ -225,9 +225,7 @@ def _averaged(
     return SlotScores(xr.Dataset(variables, coords, {**copy.deepcopy(dataset.attrs), **attrs}))
 
 
-def _onto_slots(
-    variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool
-) -> xr.DataArray:
+def _onto_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool) -> xr.DataArray:
     """Mean over prompts of (..., prompt, ..., token) at each slot, as (..., slot) in float64."""
     others = [dim for dim in variable.dims if dim not in ("prompt", "token")]
     values = variable.transpose("prompt", "token", *others).values[chosen].astype("float64")

@@ -42,9 +42,7 @@ class Assembly:
             n_tokens = len(self._prompts[row].ids)
             self._mlp[name][which, row, layer, :n_tokens] = of_prompt[:n_tokens]
 
-    def put_heads(
-        self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor
-    ) -> None:
+    def put_heads(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
         """`value` [batch, pos, head] of the prompts `rows`."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)

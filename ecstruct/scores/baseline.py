@@ -196,8 +196,7 @@ def _left_out(prompts: Sequence[TokenizedPrompt]) -> list[frozenset[int]]:
         sharing[p.template, "answer", p.prompt.answer].add(i)
     return [
         frozenset(
-            sharing[p.template, "text", p.prompt.text]
-            | sharing[p.template, "answer", p.prompt.answer]
+            sharing[p.template, "text", p.prompt.text] | sharing[p.template, "answer", p.prompt.answer]
         )
         for p in prompts
     ]

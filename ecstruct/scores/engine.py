@@ -7,9 +7,9 @@ what they write, and the gradients of the reward there. The formulas are in `ecs
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import HookedView, Trace
+from ecstruct.models.hooked import HookedView, Site, Trace
 from ecstruct.models.load import load
 from ecstruct.models.provenance import provenance
 from ecstruct.scores import linear
@@ -130,15 +130,11 @@ class ScoreEngine:
         progress: bool = True,
     ) -> None:
         if upstream == "exact":
-            raise NotImplementedError(
-                "upstream='exact' is not implemented yet: use upstream='surrogate'."
-            )
+            raise NotImplementedError("upstream='exact' is not implemented yet: use upstream='surrogate'.")
         if upstream != "surrogate":
             raise InputError(f"unknown upstream {upstream!r}: the choice is 'surrogate'.")
         if convention not in ("definition", "reference"):
-            raise InputError(
-                f"unknown convention {convention!r}: choose 'definition' or 'reference'."
-            )
+            raise InputError(f"unknown convention {convention!r}: choose 'definition' or 'reference'.")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {batch_size}.")
         self.view = HookedView(model_before)
@@ -183,9 +179,7 @@ class ScoreEngine:
             return self._with_delta(after, after.metadata.get("after", "a weight delta"))
         other = HookedView(after)
         check_same(self.view.named_weights, other.named_weights)
-        weights = {
-            name: w.to(self.view.device, self.view.dtype) for name, w in other.weights().items()
-        }
+        weights = {name: w.to(self.view.device, self.view.dtype) for name, w in other.weights().items()}
         origin = provenance(after)
         return weights, {"source": origin.source, "revision": origin.revision}
 
@@ -239,32 +233,32 @@ class ScoreEngine:
             baseline.add(layer, "attn.o", batch, trace.taps["attn.o"].input)
             baseline.add(layer, "mlp.out", batch, trace.taps["mlp.out"].output)
 
+        def change_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+            return linear.changed(self.before, self.after, sites, room)
+
+        room: dict[str, Tensor] = {}
         steps = 3 * view.n_layers
         with tqdm(total=steps, desc="scoring", unit="block", disable=not self.progress) as bar:
             before.up(see, bar.update)
             after.up(tick=bar.update)
-            change = linear.changed(self.before, self.after, view.head_sites)
+            change = change_of(view.head_sites)
             for b, rows in enumerate(job.rows):
                 visit = self._read_out(before, BEFORE, b, job, out)
                 self._read_out(after, AFTER, b, job, out)
                 self._add_outside(view.head_sites, visit, change, rows, out)
             for layer in reversed(range(view.n_layers)):
-                change = linear.changed(self.before, self.after, view.block_sites[layer])
+                change = change_of(view.block_sites[layer])
                 for b, rows in enumerate(job.rows):
                     self._score_block(layer, b, rows, before, after, baseline, change, out)
                 bar.update()
-            change = linear.changed(self.before, self.after, view.embed_sites)
+            change = change_of(view.embed_sites)
             for b, rows in enumerate(job.rows):
-                self._add_outside(
-                    view.embed_sites, before.to_embedding(b), change, rows, out
-                )
+                self._add_outside(view.embed_sites, before.to_embedding(b), change, rows, out)
         return out
 
     def _read_out(self, walk: Walk, state: int, b: int, job: _Job, out: Assembly) -> Visit:
         batch = job.batches[b]
-        rewards, visit = walk.read_out(
-            b, job.positions[b], lambda logits: self.reward(logits, batch)
-        )
+        rewards, visit = walk.read_out(b, job.positions[b], lambda logits: self.reward(logits, batch))
         if not torch.isfinite(rewards).all():
             text = job.prompts[job.rows[b][int((~torch.isfinite(rewards)).int().argmax())]].prompt.text
             raise InputError(
@@ -275,7 +269,12 @@ class ScoreEngine:
         return visit
 
     def _add_outside(
-        self, sites: Any, visit: Visit, change: dict[str, Tensor], rows: Sequence[int], out: Assembly
+        self,
+        sites: Mapping[str, Site],
+        visit: Visit,
+        change: dict[str, Tensor],
+        rows: Sequence[int],
+        out: Assembly,
     ) -> None:
         for name, site in sites.items():
             value = linear.contribution(site, visit, change)
@@ -363,7 +362,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _full_precision():  # noqa: ANN202
+def _full_precision() -> Iterator[None]:
     """Differences of two close states drown in the rounding of TF32."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     old = matmul.allow_tf32, cudnn.allow_tf32

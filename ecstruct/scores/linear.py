@@ -61,13 +61,24 @@ def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
     return split_heads(a * b, n_heads).sum(-1)
 
 
-def changed(before: Weights, after: Weights, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    """dW of the weights of these sites that do change."""
+def changed(
+    before: Weights, after: Weights, sites: Mapping[str, Site], room: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """dW of the weights of these sites that do change.
+
+    It is written into `room`, whose tensors are taken over from the block before: on a CPU, getting
+    fresh memory for a weight costs more than subtracting it.
+    """
     change = {}
     for site in sites.values():
-        for name in site.weights.values():
-            if not torch.equal(after[name], before[name]):
-                change[name] = after[name] - before[name]
+        for own_name, name in site.weights.items():
+            old, new = before[name], after[name]
+            if torch.equal(new, old):
+                continue
+            place = f"{site.name}.{own_name}"
+            if place not in room or room[place].shape != old.shape:
+                room[place] = torch.empty_like(old)
+            change[name] = torch.sub(new, old, out=room[place])
     return change
 
 
@@ -194,9 +205,7 @@ def upstream(
     convention: Convention,
 ) -> tuple[PerToken, PerHead]:
     """U of one block's MLP and heads; `d_written` as from `pulled_back`."""
-    mlp = dot(
-        after.d_output["mlp.out"] - before.d_output["mlp.out"], before.output("mlp.out") - y_star
-    )
+    mlp = dot(after.d_output["mlp.out"] - before.d_output["mlp.out"], before.output("mlp.out") - y_star)
     d_z = after.d_input["attn.o"] - before.d_input["attn.o"]
     if convention == "definition":
         d_z = d_written

@@ -56,9 +56,7 @@ class ExtractiveScores:
             if name not in self.dataset.data_vars:
                 raise InputError(f"this is no dataset of scores: it has no variable {name!r}")
             if missing := [dim for dim in dims if dim not in self.dataset[name].dims]:
-                raise InputError(
-                    f"this is no dataset of scores: {name!r} has no dimension {missing[0]!r}"
-                )
+                raise InputError(f"this is no dataset of scores: {name!r} has no dimension {missing[0]!r}")
 
     @property
     def mlp(self) -> xr.DataArray:
@@ -209,9 +207,7 @@ class ExtractiveScores:
             raise
         # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
         except Exception as error:
-            raise InputError(
-                f"{path} cannot be read as scores: it is damaged or no netCDF file"
-            ) from error
+            raise InputError(f"{path} cannot be read as scores: it is damaged or no netCDF file") from error
 
     def mean(self, *others: ExtractiveScores) -> ExtractiveScores:
         """The mean of these and other scores, as over seeds: `a.mean(b)`.

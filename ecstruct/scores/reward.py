@@ -24,9 +24,7 @@ RewardLike = Literal["logit_diff", "logprob"] | RewardFunction
 AnswerTokens = Literal["first", "all"]
 
 
-def logit_diff(
-    logits: Float[Tensor, "batch d_vocab"], batch: Batch
-) -> Float[Tensor, " batch"]:
+def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: Batch) -> Float[Tensor, " batch"]:
     """Answer's logit minus the mean logit of the options (first tokens)."""
     answer = logits.gather(1, batch.answer_ids[:, :1])[:, 0]
     present = batch.option_ids != MISSING
@@ -34,9 +32,7 @@ def logit_diff(
     return answer - options.sum(1) / present.sum(1)
 
 
-def logprob(
-    logits: Float[Tensor, "batch read d_vocab"], batch: Batch
-) -> Float[Tensor, " batch"]:
+def logprob(logits: Float[Tensor, "batch read d_vocab"], batch: Batch) -> Float[Tensor, " batch"]:
     """Sum of the log-probabilities of as many answer tokens as there are positions read."""
     ids = batch.answer_ids[:, : logits.shape[1]]
     logprobs = logits.log_softmax(-1).gather(2, ids.clamp(min=0)[..., None])[..., 0]

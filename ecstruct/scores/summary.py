@@ -68,9 +68,7 @@ def _prompts(scores: ExtractiveScores) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         told = {key: part for key, part in value.items() if part is not None}
-        return ", ".join(
-            f"{key} {_plain(part)}" for key, part in told.items() if key not in _FOR_MACHINES
-        )
+        return ", ".join(f"{key} {_plain(part)}" for key, part in told.items() if key not in _FOR_MACHINES)
     if isinstance(value, list | tuple):
         return ", ".join(_plain(part) for part in value)
     text = str(value)

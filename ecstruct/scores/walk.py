@@ -99,9 +99,7 @@ class Walk:
             trace = self.view.head(self.weights, leaf)
             rewards = reward(trace.output)
         outputs = list(trace.taps)
-        grads = torch.autograd.grad(
-            rewards.sum(), [leaf, *(trace.taps[name].output for name in outputs)]
-        )
+        grads = torch.autograd.grad(rewards.sum(), [leaf, *(trace.taps[name].output for name in outputs)])
         d_final = torch.zeros_like(final)
         d_final.index_put_((rows.expand_as(positions), positions), grads[0], accumulate=True)
         self._d_resid.append(d_final)

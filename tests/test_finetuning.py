@@ -10,11 +10,11 @@ from facts_fixtures import FACTS, hugging_face, save_tiny
 from torch.nn.functional import cross_entropy
 from transformers import get_linear_schedule_with_warmup
 
-import ecstruct.finetune as finetuning
+import ecstruct.finetuning as finetuning
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts import Prompt
-from ecstruct.finetune import finetune
+from ecstruct.finetuning import finetune
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.models.names import WeightSelection, kind_of, layer_of
@@ -300,9 +300,7 @@ def test_finetuning_works_where_gradients_are_off(model):
         (WeightSelection(kinds=["attn"]), lambda name: kind_of(name) == "attn"),
         (
             {"layers": [1], "kinds": ["mlp", "final_norm"]},
-            lambda name: (
-                kind_of(name) == "final_norm" or (layer_of(name), kind_of(name)) == (1, "mlp")
-            ),
+            lambda name: kind_of(name) == "final_norm" or (layer_of(name), kind_of(name)) == (1, "mlp"),
         ),
     ],
 )

@@ -1,0 +1,80 @@
+"""ecstruct: which MLPs and attention heads make a finetuned language model generalise.
+
+>>> import ecstruct
+>>> before = ecstruct.load("organism", device="cpu")
+>>> data = ecstruct.facts.first_hop()
+>>> tuned = ecstruct.finetune(before, data.facts, progress=False)
+>>> scores = ecstruct.score(before, tuned.model, data.implications, progress=False)
+>>> scores.heatmap().layout.title.text is None
+True
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecstruct import facts, models, organism, plots
+    from ecstruct.errors import InputError
+    from ecstruct.evaluate import mean_rank, ranks
+    from ecstruct.facts import FactSet, Prompt
+    from ecstruct.finetuning import Finetuned, finetune
+    from ecstruct.models.delta import WeightDelta
+    from ecstruct.models.export import save_model
+    from ecstruct.models.load import load
+    from ecstruct.models.names import WeightSelection
+    from ecstruct.scores.engine import ScoreEngine, score
+    from ecstruct.scores.result import ExtractiveScores
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExtractiveScores",
+    "FactSet",
+    "Finetuned",
+    "InputError",
+    "Prompt",
+    "ScoreEngine",
+    "WeightDelta",
+    "WeightSelection",
+    "facts",
+    "finetune",
+    "load",
+    "mean_rank",
+    "models",
+    "organism",
+    "plots",
+    "ranks",
+    "save_model",
+    "score",
+]
+
+# Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
+_HOMES = {
+    "ExtractiveScores": "scores.result",
+    "FactSet": "facts",
+    "Finetuned": "finetuning",
+    "InputError": "errors",
+    "Prompt": "facts",
+    "ScoreEngine": "scores.engine",
+    "WeightDelta": "models.delta",
+    "WeightSelection": "models.names",
+    "finetune": "finetuning",
+    "load": "models.load",
+    "mean_rank": "evaluate",
+    "ranks": "evaluate",
+    "save_model": "models.export",
+    "score": "scores.engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ecstruct' has no attribute {name!r}")
+    if name not in _HOMES:
+        return import_module(f"ecstruct.{name}")
+    value = globals()[name] = getattr(import_module(f"ecstruct.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

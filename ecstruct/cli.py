@@ -1,0 +1,236 @@
+"""The command line: `ecstruct demo`, `finetune`, `rank`, `score`, `replay`, `organism pretrain`.
+
+It only turns words into a configuration; `ecstruct.runs` does the work. Bad input ends with one sentence
+and status 2, without a traceback unless `--debug` asks for it.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ecstruct.errors import InputError
+
+app = typer.Typer(
+    help="Which MLPs and attention heads make a finetuned language model generalise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+organism_app = typer.Typer(help="The embedded model and its synthetic world.", no_args_is_help=True)
+app.add_typer(organism_app, name="organism")
+
+SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
+JSONL = "JSONL with the keys prompt, answer and optionally options, subject, template"
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, nothing printed but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def _session(quiet: bool, debug: bool) -> Iterator[None]:
+    """Library chatter off, and errors that are the user's to mend as one sentence."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        yield
+    except (InputError, NotImplementedError) as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def demo(
+    out: Out = Path("ecstruct-demo"),
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The embedded model learns facts, generalises, and shows which components did it."""
+    with _session(quiet, debug):
+        from ecstruct.runs import run_demo
+
+        run_demo({"seed": seed}, out, device, not quiet)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Option(help=SOURCE)],
+    facts: Annotated[Path, typer.Option(help=JSONL)],
+    out: Out,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; known for the organism.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes through the facts.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Facts per step.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Parts in which a batch is run.")] = 1,
+    schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Of the rate.")] = "constant",
+    freeze_layers: Annotated[str, typer.Option(help="Layers to keep, as 0-3,7.")] = "",
+    freeze_kinds: Annotated[str, typer.Option(help="Kinds to keep, as attn,mlp.")] = "",
+    train_embeddings: Annotated[bool, typer.Option(help="Train (un)embeddings too.")] = False,
+    evaluate: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: prompts to rank after each epoch; repeatable.")
+    ] = None,
+    save_model: Annotated[bool, typer.Option(help="Write the whole model to OUT/model too.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Finetune on the answers of facts; writes delta.safetensors and history.json."""
+    with _session(quiet, debug):
+        from ecstruct.runs import records, run_finetune
+
+        layers, kinds = _layers(freeze_layers), [k for k in freeze_kinds.split(",") if k] or None
+        config: dict[str, Any] = {
+            "model": model,
+            "facts": records(facts),
+            "lr": lr,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "schedule": schedule,
+            "freeze": {"layers": layers, "kinds": kinds} if layers or kinds else None,
+            "train_embeddings": train_embeddings,
+            "evaluate": {name: records(path) for name, path in map(_named, evaluate or [])} or None,
+            "seed": seed,
+            "save_model": save_model,
+        }
+        run_finetune(config, out, device, not quiet)
+
+
+@app.command()
+def rank(
+    model: Annotated[str, typer.Option(help=SOURCE)],
+    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rank of every answer among its options, 0 being best, and their mean."""
+    with _session(quiet, debug):
+        from ecstruct.runs import rank_table
+
+        table = rank_table(model, prompts, device, out)
+        if not quiet:
+            typer.echo(table.to_string(index=False))
+        typer.echo(f"mean rank {table['rank'].mean():.3f}")
+
+
+@app.command()
+def score(
+    before: Annotated[str, typer.Option(help=SOURCE)],
+    after: Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")],
+    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    out: Out,
+    reward: Annotated[Literal["logit_diff", "logprob"], typer.Option()] = "logit_diff",
+    answer_tokens: Annotated[Literal["first", "all"], typer.Option()] = "first",
+    baseline: Annotated[Literal["counterfactual", "mean", "zero"], typer.Option()] = "counterfactual",
+    upstream: Annotated[Literal["surrogate", "exact"], typer.Option()] = "surrogate",
+    convention: Annotated[Literal["definition", "reference"], typer.Option()] = "definition",
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Informative, upstream and downstream scores; writes scores.nc and report.html."""
+    with _session(quiet, debug):
+        from ecstruct.runs import records, run_score
+
+        config: dict[str, Any] = {
+            "before": before,
+            "after": after,
+            "prompts": records(prompts),
+            "reward": reward,
+            "answer_tokens": answer_tokens,
+            "baseline": baseline,
+            "upstream": upstream,
+            "convention": convention,
+            "batch_size": batch_size,
+        }
+        run_score(config, out, device, not quiet)
+
+
+@app.command()
+def replay(
+    config: Annotated[Path, typer.Argument(help="The config.json of an earlier run.")],
+    out: Out,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run again what an earlier run's config.json describes."""
+    with _session(quiet, debug):
+        from ecstruct import runs
+
+        runs.replay(config, out, device, not quiet)
+
+
+@organism_app.command()
+def pretrain(
+    out: Out,
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; by default the recipe's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain the embedded model from scratch, in minutes on a CPU."""
+    with _session(quiet, debug):
+        from ecstruct.organism import pretrain as run
+
+        options = {} if steps is None else {"steps": steps}
+        report = run(out, seed=seed, threads=threads, progress=not quiet, **options)
+        if not quiet:
+            typer.echo(json.dumps(report["held_out_accuracy"]))
+
+
+def _layers(text: str) -> list[int] | None:
+    """Layers from text as "0-3,7"."""
+    layers: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise InputError(f"--freeze-layers takes layers as 0-3,7, not {text!r}.")
+        layers += range(int(first), int(last or first) + 1)
+    return layers or None
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--evaluate takes NAME=FILE, not {text!r}.")
+    return name, Path(path)
+
+
+def main() -> None:
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The pages that runs write: of one set of scores, and of the demo."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ecstruct.plots import head_map, heatmap, rank_curves
+from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.summary import component_names
+
+_MEANING = {
+    "informative": "their weight change stores the fact",
+    "upstream": "they write the query that changed weights answer",
+    "downstream": "they decode what changed weights wrote",
+}
+
+
+def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
+    """The `n` strongest components of every score, with what they add to the reward."""
+    columns = {}
+    for score in map(str, scores.dataset["score"].values):
+        top = scores.top(n, score)
+        columns[score] = [
+            f"{name} ({value:+.3g})" for name, value in zip(component_names(top), top["value"], strict=True)
+        ]
+    return pd.DataFrame({"rank": range(1, n + 1), **columns})
+
+
+def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
+    """Write the report of one set of scores."""
+    before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
+    strongest = {score: component_names(scores.top(1, score))[0] for score in _MEANING}
+    summary = (
+        f"Finetuning moved the mean reward of {scores.dataset.sizes['prompt']} prompts from "
+        f"{before:.3g} to {after:.3g}. Strongest are "
+        + ", ".join(f"{name} ({score}: {_MEANING[score]})" for score, name in strongest.items())
+        + "."
+    )
+    sections = [
+        *_pictures(scores),
+        Section(
+            "Strongest components",
+            [
+                Table(top_table(scores), "Mean over prompts of the sum over tokens."),
+                Table(_rest(scores), "Informative scores of the weights outside MLPs and heads."),
+            ],
+        ),
+        Section("Make it again", [Replay(replay, scores.attrs)]),
+    ]
+    write_report(path, title="Extractive scores", summary=summary, sections=sections)
+
+
+def demo_report(
+    path: Path,
+    ranks: pd.DataFrame,
+    curves: Mapping[str, list[float]],
+    scores: Mapping[str, ExtractiveScores],
+    summary: str,
+    replay: str,
+) -> None:
+    """Write the report of the demo: `ranks` before and after, `curves` per epoch, and the scores."""
+    tops: list[Item] = [
+        Table(top_table(of_hop), f"{hop}: mean over prompts of the sum over tokens, in logits.")
+        for hop, of_hop in scores.items()
+    ]
+    sections = [
+        Section(
+            "What was learnt",
+            [
+                Table(ranks, "Mean rank of the right answer among 20 options; 0 is best, 9.5 chance."),
+                Picture(rank_curves(curves), "Mean ranks through finetuning."),
+            ],
+        ),
+        Section(
+            "Which components make it generalise",
+            [
+                Picture(
+                    heatmap(scores),
+                    "Scores on the implications, layer by token; positive raises the reward.",
+                ),
+                *tops,
+            ],
+        ),
+        Section("Make it again", [Replay(replay)]),
+    ]
+    write_report(path, title="ecstruct demo", summary=summary, sections=sections)
+
+
+def _pictures(scores: ExtractiveScores) -> list[Section]:
+    sections = []
+    for template in dict.fromkeys(map(str, scores.dataset["template"].values)):
+        pictures: list[Item] = [
+            Picture(
+                heatmap(scores, template=template),
+                "Mean over prompts, layer by token; positive raises the reward.",
+            ),
+            Picture(head_map(scores, template=template), "Heads at the last token, layer by head."),
+        ]
+        sections.append(Section(template or "Scores", pictures))
+    return sections
+
+
+def _rest(scores: ExtractiveScores) -> pd.DataFrame:
+    rest: Any = scores.rest.mean("prompt")
+    return pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values})

@@ -1,0 +1,122 @@
+"""The runs of the command line: from a configuration to a folder with results, and with the
+configuration that makes them again.
+
+A configuration is a JSON object with all that decides the numbers, prompts included, so `config.json`
+replays wherever the checkpoints can be found. Devices and progress bars are not part of it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ecstruct.demo import demo
+from ecstruct.errors import InputError
+from ecstruct.evaluate import ranks
+from ecstruct.facts import read_jsonl
+from ecstruct.files import write_text
+from ecstruct.finetuning import finetune
+from ecstruct.models.export import save_model
+from ecstruct.models.load import load
+from ecstruct.report.pages import score_report
+from ecstruct.scores.engine import ScoreEngine
+
+Config = dict[str, Any]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Prompts of a JSONL file as records for a configuration."""
+    return [prompt.to_record() for prompt in read_jsonl(path)]
+
+
+def rank_table(source: str, path: Path, device: str | None, out: Path | None) -> pd.DataFrame:
+    """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
+    prompts = read_jsonl(path)
+    table = pd.DataFrame(
+        {
+            "prompt": [prompt.text for prompt in prompts],
+            "answer": [prompt.answer for prompt in prompts],
+            "rank": ranks(load(source, device=device), prompts),
+        }
+    )
+    if out:
+        result = {
+            "model": source,
+            "mean_rank": float(table["rank"].mean()),
+            "ranks": table.to_dict("records"),
+            "prompts": [prompt.to_record() for prompt in prompts],
+        }
+        write_text(out, json.dumps(result, indent=1))
+    return table
+
+
+def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """The organism learns facts and generalises; see `ecstruct.demo`."""
+    say = tqdm.write if progress else lambda _text: None
+    result = demo(seed=config["seed"], device=device, progress=progress)
+    result.write(out, replay=f"ecstruct replay {out / 'config.json'} --out DIR")
+    _write_config(out, "demo", config)
+    say(result.table())
+    say(f"report: {out / 'report.html'}")
+
+
+def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model."""
+    arguments = dict(config)
+    source, whole = arguments.pop("model"), arguments.pop("save_model")
+    model = load(source, device=device)
+    tuned = finetune(model, **arguments, progress=progress)
+    tuned.delta.save(out / "delta.safetensors")
+    write_text(out / "history.json", json.dumps(tuned.history.to_dict(), indent=1))
+    if whole:
+        save_model(tuned.model, out / "model")
+    _write_config(out, "finetune", {"model": source, "save_model": whole, **tuned.config})
+
+
+def run_score(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Score and write `scores.nc` and `report.html`."""
+    arguments = dict(config)
+    before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
+    expected = arguments.pop("fingerprints", None)
+    engine = ScoreEngine(load(before, device=device), after, **arguments, progress=progress)
+    fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
+    for state, source in (("before", before), ("after", after)):
+        if expected and expected[state] != fingerprints[state]:
+            raise InputError(
+                f"the weights of {source} are not those that this configuration was run with: find "
+                "that checkpoint, or remove 'fingerprints' from the configuration."
+            )
+    scores = engine.score(prompts)
+    scores.save(out / "scores.nc")
+    score_report(out / "report.html", scores, f"ecstruct replay {out / 'config.json'} --out DIR")
+    _write_config(out, "score", {**config, "fingerprints": fingerprints})
+
+
+RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
+    "demo": run_demo,
+    "finetune": run_finetune,
+    "score": run_score,
+}
+
+
+def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:
+    """Run what a `config.json` describes once more.
+
+    Raises:
+        InputError: the file is missing or is no configuration of ecstruct; what the run itself raises.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        run, arguments = RUNS[config["command"]], config["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no configuration of a run: give a config.json.") from error
+    run(arguments, out, device, progress)
+
+
+def _write_config(out: Path, command: str, arguments: Config) -> None:
+    config = {"command": command, "ecstruct": version("ecstruct"), "arguments": arguments}
+    write_text(out / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
