@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -46,7 +47,7 @@ def rank_table(source: str, path: Path, device: str | None, out: Path | None) ->
     if out:
         result = {
             "model": source,
-            "mean_rank": float(table["rank"].mean()),
+            "mean_rank": np.mean(table["rank"]).item(),
             "ranks": table.to_dict("records"),
             "prompts": [prompt.to_record() for prompt in prompts],
         }

@@ -48,11 +48,13 @@ def load(
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
             that the configuration does not explain, NaN or infinite weights, an unsupported architecture.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
-        name, hf = source.config.name_or_path or type(source).__name__, source.to(device, dtype)
+        name = source.config.name_or_path or type(source).__name__
+        hf: Any = source
+        hf.to(device, dtype)
         hf.config.architectures = hf.config.architectures or [type(source).__name__]
         tokenizer = _with_a_path(tokenizer)
     else:
@@ -74,12 +76,23 @@ def load(
     return mark(model, Provenance(name, revision, tokenizer))
 
 
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"there is no device {str(name)!r} here: use 'cpu', or 'cuda' with a GPU."
+        ) from error
+
+
 def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     path = _folder(name)
     where = str(path or name)
     options: dict[str, Any] = {} if path else {"revision": revision}
     try:
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
             use_safetensors=True,
@@ -88,6 +101,7 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
             output_loading_info=True,
             **options,
         )
+        hf, info = loaded
     except SafetensorError as error:
         raise InputError(
             f"a safetensors file of {name} is corrupt or truncated ({error}): fetch or save it again."

@@ -364,10 +364,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Differences of two close states drown in the rounding of TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    old = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = old
+        torch.set_float32_matmul_precision(old)
