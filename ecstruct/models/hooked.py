@@ -246,9 +246,12 @@ class HookedView:
                 raise _Stop
             return (resid,) if self._returns_tuple else resid
 
-        with self._bypassed(visit), _tapping(self.embed_sites, leaves=len(ids)) as taps:
-            with suppress(_Stop):
-                self._forward(weights, ids, mask)
+        with (
+            self._bypassed(visit),
+            _tapping(self.embed_sites, leaves=len(ids)) as taps,
+            suppress(_Stop),
+        ):
+            self._forward(weights, ids, mask)
         return Trace(entering[0], taps), calls
 
     def block(

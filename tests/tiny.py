@@ -1,0 +1,278 @@
+"""Tiny random models of all families, and what a plain Hugging Face model says about itself.
+
+The models are small but nothing in them is trivial: every bias and norm gain is random, key and value
+heads are shared, prompts are longer than the sliding window, soft-caps and clips bite, and `perturb`
+moves every tensor. The plain model is the oracle: `watch` reads activations and gradients off it by
+Hugging Face modules and autograd alone, prompt by prompt and without padding.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformer_lens.model_bridge import TransformerBridge
+
+import ecstruct
+from ecstruct import Prompt
+
+FAMILIES = ("olmo", "olmo-clip", "llama", "gemma2", "qwen2", "gpt2", "neox")
+DOUBLE_THROUGHOUT = ("gpt2", "neox")
+"""Families without a float32 island when run in float64."""
+
+N_LAYERS, N_HEADS, D_HEAD = 3, 4, 8
+
+LANGUAGES = ("Dutch", "Old Norse", "Thai", "Zulu")
+NAMES = ("Ada", "Bo Li", "Cy de Wit", "Di", "Ed Roy")
+PROMPTS = [
+    Prompt(f"people that {name} knows speak", answer, LANGUAGES)
+    for name, answer in zip(NAMES, (*LANGUAGES, "Dutch"), strict=True)
+]
+"""One template, entities of one to three tokens, two prompts with the same answer, one with an answer of
+two tokens. The longest is as long as 8 tokens, two windows of the sliding attention."""
+
+_WORDS = dict.fromkeys(" ".join(f"{p.text} {p.answer}" for p in PROMPTS).split())
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, and a BOS before every text."""
+    vocab = {word: i for i, word in enumerate(("<pad>", "<bos>", "<unk>", *_WORDS))}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>"
+    )
+
+
+def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A plain Hugging Face model."""
+    shared = {
+        "vocab_size": 3 + len(_WORDS),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "tie_word_embeddings": family in ("gpt2", "gemma2"),
+        "attn_implementation": "eager",
+    }
+    sizes = {
+        "hidden_size": N_HEADS * D_HEAD,
+        "intermediate_size": 48,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "max_position_embeddings": 32,
+    }
+    grouped = {"num_key_value_heads": 2}
+    plain: PreTrainedModel
+    if family == "olmo":
+        plain = hf.OlmoForCausalLM(hf.OlmoConfig(**shared, **sizes))
+    elif family == "olmo-clip":
+        plain = hf.OlmoForCausalLM(
+            hf.OlmoConfig(**shared, **sizes, **grouped, clip_qkv=1.0, attention_bias=True)
+        )
+    elif family == "llama":
+        plain = hf.LlamaForCausalLM(hf.LlamaConfig(**shared, **sizes, **grouped))
+    elif family == "gemma2":
+        caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        heads = {"head_dim": D_HEAD, "query_pre_attn_scalar": D_HEAD, "sliding_window": 4}
+        plain = hf.Gemma2ForCausalLM(hf.Gemma2Config(**shared, **sizes, **grouped, **caps, **heads))
+    elif family == "qwen2":
+        plain = hf.Qwen2ForCausalLM(hf.Qwen2Config(**shared, **sizes, **grouped))
+    elif family == "gpt2":
+        shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
+        plain = hf.GPT2LMHeadModel(hf.GPT2Config(**shared, **shape))
+    else:
+        rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+        plain = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**shared, **sizes, rope_parameters=rotary))
+    plain = plain.to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in plain.parameters():
+            noise = 0.25 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            # Norm gains stay around their value at rest (1, or 0 where the model adds 1); all else is noise.
+            p.copy_(p + noise if p.ndim == 1 else noise)
+    return plain
+
+
+def perturb(plain: PreTrainedModel, eps: float = 0.02, seed: int = 1) -> PreTrainedModel:
+    """A finetuned model: a copy in which every tensor is changed by noise of size `eps`."""
+    moved = copy.deepcopy(plain)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in moved.parameters():
+            p.add_(eps * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return moved
+
+
+def mix(before: PreTrainedModel, after: PreTrainedModel, step: float) -> PreTrainedModel:
+    """W + step dW, as a plain model."""
+    mixed = copy.deepcopy(before)
+    with torch.no_grad():
+        for p, a, b in zip(mixed.parameters(), before.parameters(), after.parameters(), strict=True):
+            p.copy_(a + step * (b - a))
+    return mixed
+
+
+def hooked(plain: PreTrainedModel, dtype: torch.dtype = torch.float64) -> TransformerBridge:
+    """A copy of a plain model, hooked. Loading takes a model over, so the plain one is not given away."""
+    return ecstruct.load(copy.deepcopy(plain), tokenizer=tokenizer(), dtype=dtype, device="cpu")
+
+
+@contextmanager
+def double_throughout() -> Iterator[None]:
+    """Lift the float32 islands of transformers and TransformerLens (norms, softmax, rotary tables): a
+    cast to float32 is one to float64 in here, so that double models are computed in double throughout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
+
+
+# --- The plain model as oracle ---
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of one block of a plain model. `qkv` are one or three projections."""
+
+    ln1: nn.Module
+    attn: nn.Module
+    qkv: tuple[nn.Module, ...]
+    o: nn.Module
+    ln2: nn.Module
+    mlp: nn.Module
+    out: nn.Module
+    post: tuple[nn.Module, ...] = ()
+
+
+def blocks(plain: PreTrainedModel) -> list[Block]:
+    if plain.config.model_type == "gpt2":
+        return [
+            Block(b.ln_1, b.attn, (b.attn.c_attn,), b.attn.c_proj, b.ln_2, b.mlp, b.mlp.c_proj)
+            for b in plain.transformer.h
+        ]
+    if plain.config.model_type == "gpt_neox":
+        return [
+            Block(
+                b.input_layernorm,
+                b.attention,
+                (b.attention.query_key_value,),
+                b.attention.dense,
+                b.post_attention_layernorm,
+                b.mlp,
+                b.mlp.dense_4h_to_h,
+            )
+            for b in plain.gpt_neox.layers
+        ]
+    found = []
+    for b in plain.model.layers:
+        ln2, post = b.post_attention_layernorm, ()
+        if plain.config.model_type == "gemma2":
+            ln2, post = b.pre_feedforward_layernorm, (ln2, b.post_feedforward_layernorm)
+        a = b.self_attn
+        found.append(
+            Block(
+                b.input_layernorm,
+                a,
+                (a.q_proj, a.k_proj, a.v_proj),
+                a.o_proj,
+                ln2,
+                b.mlp,
+                b.mlp.down_proj,
+                post,
+            )
+        )
+    return found
+
+
+def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules outside the blocks, by TransformerLens name."""
+    if plain.config.model_type == "gpt2":
+        t = plain.transformer
+        return {"embed": t.wte, "pos_embed": t.wpe, "ln_final": t.ln_f, "unembed": plain.lm_head}
+    if plain.config.model_type == "gpt_neox":
+        t = plain.gpt_neox
+        return {"embed": t.embed_in, "ln_final": t.final_layer_norm, "unembed": plain.get_output_embeddings()}
+    return {"embed": plain.model.embed_tokens, "ln_final": plain.model.norm, "unembed": plain.lm_head}
+
+
+def head_columns(o: nn.Module, tensor: Tensor, head: int) -> Tensor:
+    """W_O^h as [d_model, d_head], of the weight (or its gradient, or change) of an output projection."""
+    matrix = tensor.T if isinstance(o, hf.pytorch_utils.Conv1D) else tensor
+    return matrix[:, head * D_HEAD : (head + 1) * D_HEAD]
+
+
+@dataclass
+class Seen:
+    """The input and output of a module in one run; both have `.grad` after the backward pass."""
+
+    input: Tensor
+    output: Tensor
+    kwargs: dict
+
+
+@contextmanager
+def watching(modules: dict) -> Iterator[dict]:
+    """See what goes into and out of plain modules."""
+    seen = {}
+
+    def hook_of(key: object) -> Callable:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+            entering = args[0] if args else kwargs["hidden_states"]
+            tensor = output[0] if isinstance(output, tuple) else output
+            for t in (entering, tensor):
+                if t.requires_grad:
+                    t.retain_grad()
+            seen[key] = Seen(entering, tensor, kwargs)
+            # OLMo clips q, k and v in place: it is given a clone, or the gradient seen here would be that
+            # of the clipped one.
+            return (tensor.clone(), *output[1:]) if isinstance(output, tuple) else tensor.clone()
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_of(k), with_kwargs=True) for k, m in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ids_of(prompt: Prompt) -> Tensor:
+    return torch.tensor([tokenizer()(prompt.text)["input_ids"]])
+
+
+def first_ids(prompt: Prompt) -> list[int]:
+    """First tokens of the options."""
+    return [tokenizer().convert_tokens_to_ids(option.split()[0]) for option in prompt.options]
+
+
+def reward_of(plain: PreTrainedModel, prompt: Prompt) -> Tensor:
+    """The logit difference of one prompt, on its own."""
+    logits = plain(input_ids=ids_of(prompt), use_cache=False).logits[0, -1]
+    answer = tokenizer().convert_tokens_to_ids(prompt.answer.split()[0])
+    return logits[answer] - logits[first_ids(prompt)].mean()
+
+
+def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:
+    """The reward of a prompt, and what the modules of all blocks took and gave, with gradients, by
+    (layer, part)."""
+    modules = {}
+    for layer, block in enumerate(blocks(plain)):
+        parts = {"ln1": block.ln1, "attn": block.attn, "o": block.o, "ln2": block.ln2}
+        parts |= {"mlp": block.mlp, "out": block.out}
+        modules |= {(layer, name): module for name, module in parts.items()}
+    plain.zero_grad()
+    with watching(modules) as seen:
+        reward = reward_of(plain, prompt)
+        reward.backward()
+    return reward.detach(), seen
