@@ -5,8 +5,8 @@
 >>> data = ecstruct.facts.first_hop()
 >>> tuned = ecstruct.finetune(before, data.facts, progress=False)
 >>> scores = ecstruct.score(before, tuned.model, data.implications, progress=False)
->>> scores.heatmap().layout.title.text is None
-True
+>>> scores.mlp.dims, scores.heads.dims
+(('score', 'prompt', 'layer', 'token'), ('score', 'prompt', 'layer', 'head', 'token'))
 """
 
 from importlib import import_module

@@ -109,9 +109,10 @@ class Site:
         if not along:
             return None
         dtype = next(iter(along.values())).dtype
-        for name, parameter in self.module.named_parameters():
-            if name not in along:
-                along[name] = torch.zeros_like(parameter, dtype=dtype)
+        # TransformerLens gives an unembedding without bias one of zeros, as a buffer.
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if name not in along and name in ("weight", "bias"):
+                along[name] = torch.zeros_like(tensor, dtype=dtype)
         out = functional_call(self.module, along, (x,))
         if isinstance(self.module, _LINEAR):
             return out
@@ -192,6 +193,9 @@ class HookedView:
             for layer, block in enumerate(self.blocks)
         ]
         self._check_components()
+        # Buffers of a half-precision checkpoint are cast up as its weights are.
+        self._hf_buffers = _cast_up(self.hf, self.dtype)
+        self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]
         self._hf_names = _names_under(self.hf, outside)
         self._block_names = [
             _names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
@@ -320,7 +324,7 @@ class HookedView:
     def _forward(self, weights: Weights, ids: Tensor, mask: Tensor) -> Any:
         local = {self._hf_names[n]: w for n, w in weights.items() if n in self._hf_names}
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        return _call(self.hf, local, (), inputs)
+        return _call(self.hf, {**self._hf_buffers, **local}, (), inputs)
 
     def _call_block(
         self,
@@ -338,7 +342,7 @@ class HookedView:
                 component = getattr(block, name)
                 handle = component.register_forward_pre_hook(_replacing(value), with_kwargs=True)
                 stack.callback(handle.remove)
-            return _call(block, local, args, kwargs)
+            return _call(block, {**self._block_buffers[layer], **local}, args, kwargs)
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
         """Sites of a block and, where they have no weights, its pre-norms: what enters them is z."""
@@ -378,6 +382,11 @@ def _sites(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
         site = sites.setdefault(path, Site(path, component, {}))
         site.weights[parameter] = name
     return sites
+
+
+def _cast_up(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    half = (torch.bfloat16, torch.float16)
+    return {name: b.to(dtype) for name, b in root.named_buffers() if b.dtype in half}
 
 
 def _names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
