@@ -7,7 +7,6 @@ and status 2, without a traceback unless `--debug` asks for it.
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +57,9 @@ def _session(quiet: bool, debug: bool) -> Iterator[None]:
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -84,7 +86,9 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes through the facts.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Facts per step.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Parts in which a batch is run.")] = 1,
-    schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Of the rate.")] = "constant",
+    schedule: Annotated[
+        Literal["constant", "linear"], typer.Option(help="Course of the rate.")
+    ] = "constant",
     freeze_layers: Annotated[str, typer.Option(help="Layers to keep, as 0-3,7.")] = "",
     freeze_kinds: Annotated[str, typer.Option(help="Kinds to keep, as attn,mlp.")] = "",
     train_embeddings: Annotated[bool, typer.Option(help="Train (un)embeddings too.")] = False,
@@ -144,11 +148,24 @@ def score(
     after: Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")],
     prompts: Annotated[Path, typer.Option(help=JSONL)],
     out: Out,
-    reward: Annotated[Literal["logit_diff", "logprob"], typer.Option()] = "logit_diff",
-    answer_tokens: Annotated[Literal["first", "all"], typer.Option()] = "first",
-    baseline: Annotated[Literal["counterfactual", "mean", "zero"], typer.Option()] = "counterfactual",
-    upstream: Annotated[Literal["surrogate", "exact"], typer.Option()] = "surrogate",
-    convention: Annotated[Literal["definition", "reference"], typer.Option()] = "definition",
+    reward: Annotated[
+        Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")
+    ] = "logit_diff",
+    answer_tokens: Annotated[
+        Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
+    ] = "first",
+    baseline: Annotated[
+        Literal["counterfactual", "mean", "zero"],
+        typer.Option(help="What upstream scores compare a component's output with."),
+    ] = "counterfactual",
+    upstream: Annotated[
+        Literal["surrogate", "exact"],
+        typer.Option(help="Gradients of upstream scores; exact is not there yet."),
+    ] = "surrogate",
+    convention: Annotated[
+        Literal["definition", "reference"],
+        typer.Option(help="To which token a score is booked: as defined, or as in the published code."),
+    ] = "definition",
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -225,11 +242,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    app()
 
 
 if __name__ == "__main__":

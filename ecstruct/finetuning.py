@@ -8,7 +8,7 @@ that Adam changes float32.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +28,10 @@ from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, padded, tokenize
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import copy_of, named_weights
-from ecstruct.models.names import WeightSelection, kind_of
+from ecstruct.models.names import SelectionLike, WeightSelection, kind_of
 from ecstruct.models.provenance import derived, source_of, tokenizer_of
 
 SCHEDULES = ("constant", "linear")
-
-Freeze = WeightSelection | Mapping[str, Any] | Collection[int]
-"""Weights to keep as they are: a selection, its `layers` and `kinds` as a mapping, or layers."""
 
 _IGNORED = -100  # what cross_entropy leaves out
 
@@ -88,7 +85,7 @@ def finetune(
     batch_size: int = 8,
     schedule: str = "constant",
     seed: int = 0,
-    freeze: Freeze | None = None,
+    freeze: SelectionLike | None = None,
     train_embeddings: bool = False,
     evaluate: Mapping[str, PromptsLike] | None = None,
     accumulate: int = 1,
@@ -127,7 +124,7 @@ def finetune(
         raise InputError(f"seed={seed} is negative: use 0 or more.")
     _check_precision(model)
     lr = _learning_rate(model, lr)
-    frozen = _selection(freeze, n_layers=model.cfg.n_layers)
+    frozen = None if freeze is None else WeightSelection.of(freeze, model.cfg.n_layers)
     facts, asked = as_prompts(facts), _named_prompts(evaluate)
     tokenizer, n_ctx = tokenizer_of(model), model.cfg.n_ctx
     lessons = tokenize(facts, tokenizer, n_ctx=n_ctx, with_options=False)
@@ -168,7 +165,7 @@ def finetune(
         "batch_size": batch_size,
         "schedule": schedule,
         "seed": seed,
-        "freeze": None if frozen is None else _selection_config(frozen),
+        "freeze": None if frozen is None else frozen.to_dict(),
         "train_embeddings": train_embeddings,
         "evaluate": {name: _records(prompts) for name, prompts in asked.items()} or None,
         "accumulate": accumulate,
@@ -329,35 +326,6 @@ def _check_precision(model: TransformerBridge) -> None:
                 f"{name} is {p.dtype}, in which small steps are rounded away: load the model with "
                 "dtype=torch.float32 (on a GPU its activations are bfloat16 all the same)."
             )
-
-
-def _selection(freeze: Freeze | None, n_layers: int) -> WeightSelection | None:
-    if freeze is None or isinstance(freeze, WeightSelection):
-        selection = freeze
-    elif isinstance(freeze, str) or not isinstance(freeze, Collection):
-        raise InputError(f"freeze={freeze!r} selects no weights: pass layers or a WeightSelection.")
-    elif isinstance(freeze, Mapping):
-        given = {str(key): value for key, value in freeze.items()}
-        if unknown := sorted(set(given) - {"layers", "kinds"}):
-            raise InputError(f"freeze has the key {unknown[0]!r}: it takes 'layers' and 'kinds'.")
-        selection = WeightSelection(**given)
-    else:
-        selection = WeightSelection(layers=freeze)
-    if selection is not None:
-        for layer in selection.layers or ():
-            if layer not in range(n_layers):
-                raise InputError(
-                    f"freeze has the layer {layer!r}: this model has layers 0 to {n_layers - 1}."
-                )
-    return selection
-
-
-def _selection_config(selection: WeightSelection) -> dict[str, Any]:
-    layers, kinds = selection.layers, selection.kinds
-    return {
-        "layers": None if layers is None else sorted(map(int, layers)),
-        "kinds": None if kinds is None else sorted(kinds),
-    }
 
 
 def _named_prompts(

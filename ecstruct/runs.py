@@ -6,6 +6,7 @@ replays wherever the checkpoints can be found. Devices and progress bars are not
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,9 @@ from ecstruct.evaluate import ranks
 from ecstruct.facts import read_jsonl
 from ecstruct.files import write_text
 from ecstruct.finetuning import finetune
-from ecstruct.models.export import save_model
+from ecstruct.models.export import check_free, save_model
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.report.pages import score_report
 from ecstruct.scores.engine import ScoreEngine
@@ -57,44 +60,52 @@ def rank_table(source: str, path: Path, device: str | None, out: Path | None) ->
 
 def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """The organism learns facts and generalises; see `ecstruct.demo`."""
-    say = tqdm.write if progress else lambda _text: None
+    _check_writable(out)
     result = demo(seed=config["seed"], device=device, progress=progress)
     result.write(out, replay=f"ecstruct replay {out / 'config.json'} --out DIR")
     _write_config(out, "demo", config)
-    say(result.table())
-    say(f"report: {out / 'report.html'}")
+    if progress:
+        tqdm.write(f"{result.table()}\nreport: {out / 'report.html'}")
 
 
 def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model."""
     arguments = dict(config)
     source, whole = arguments.pop("model"), arguments.pop("save_model")
+    expected = arguments.pop("fingerprint", None)
+    _check_writable(out)
+    if whole:
+        check_free(out / "model")
     model = load(source, device=device)
+    found = fingerprint(named_weights(model))
+    _check_weights(source, found, expected)
     tuned = finetune(model, **arguments, progress=progress)
     tuned.delta.save(out / "delta.safetensors")
     write_text(out / "history.json", json.dumps(tuned.history.to_dict(), indent=1))
     if whole:
         save_model(tuned.model, out / "model")
-    _write_config(out, "finetune", {"model": source, "save_model": whole, **tuned.config})
+    described = {"model": source, "save_model": whole, **tuned.config, "fingerprint": found}
+    _write_config(out, "finetune", described)
+    if progress:
+        tqdm.write(f"weight delta: {out / 'delta.safetensors'}")
 
 
 def run_score(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Score and write `scores.nc` and `report.html`."""
     arguments = dict(config)
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
-    expected = arguments.pop("fingerprints", None)
+    expected = arguments.pop("fingerprints", None) or {}
+    _check_writable(out)
     engine = ScoreEngine(load(before, device=device), after, **arguments, progress=progress)
     fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
     for state, source in (("before", before), ("after", after)):
-        if expected and expected[state] != fingerprints[state]:
-            raise InputError(
-                f"the weights of {source} are not those that this configuration was run with: find "
-                "that checkpoint, or remove 'fingerprints' from the configuration."
-            )
+        _check_weights(source, fingerprints[state], expected.get(state))
     scores = engine.score(prompts)
     scores.save(out / "scores.nc")
     score_report(out / "report.html", scores, f"ecstruct replay {out / 'config.json'} --out DIR")
     _write_config(out, "score", {**config, "fingerprints": fingerprints})
+    if progress:
+        tqdm.write(f"report: {out / 'report.html'}")
 
 
 RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
@@ -102,6 +113,25 @@ RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
     "finetune": run_finetune,
     "score": run_score,
 }
+
+_KEYS = {
+    "demo": ({"seed"}, set()),
+    "finetune": (
+        {"model", "facts", "save_model"},
+        {
+            *("lr", "epochs", "batch_size", "schedule", "seed", "freeze", "train_embeddings", "evaluate"),
+            *("accumulate", "fingerprint"),
+        },
+    ),
+    "score": (
+        {"before", "after", "prompts"},
+        {
+            *("reward", "answer_tokens", "baseline", "upstream", "convention", "batch_size"),
+            "fingerprints",
+        },
+    ),
+}
+"""What a configuration must and may have."""
 
 
 def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:
@@ -112,10 +142,41 @@ def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        run, arguments = RUNS[config["command"]], config["arguments"]
+        run, arguments = RUNS[config["command"]], dict(config["arguments"])
+        _check_keys(path, config["command"], arguments)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no configuration of a run: give a config.json.") from error
     run(arguments, out, device, progress)
+
+
+def _check_keys(path: Path, command: str, arguments: Config) -> None:
+    required, optional = _KEYS[command]
+    for name in sorted(required - set(arguments)):
+        raise InputError(f"{path} lacks {name!r}: give a config.json as {command} wrote it.")
+    for name in sorted(set(arguments) - required - optional):
+        raise InputError(f"{path} has {name!r}, which {command} does not know: remove it.")
+
+
+def _check_weights(source: str, found: str, expected: str | None) -> None:
+    if expected and expected != found:
+        raise InputError(
+            f"the weights of {source} are not those that this configuration was run with: find that "
+            "checkpoint, or remove the fingerprints from the configuration."
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Raise before the work is done, not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {out} ({error.strerror or error}): choose another folder."
+        ) from error
 
 
 def _write_config(out: Path, command: str, arguments: Config) -> None:

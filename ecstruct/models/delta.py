@@ -138,13 +138,19 @@ class WeightDelta:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
+                metadata = json.loads(header["metadata"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise InputError(f"the weight delta {path} cannot be read ({error}).") from error
+            why = str(error).removeprefix("Error while deserializing header: ")
+            raise InputError(
+                f"the weight delta {path} cannot be read ({why}): check the path, or save it again."
+            ) from error
+        except (KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.") from error
         for name, t in tensors.items():
             if not torch.isfinite(t).all():
                 raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
-        return cls(tensors, json.loads(header["metadata"]))
+        return cls(tensors, metadata)
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from ecstruct.errors import InputError
 from ecstruct.models.hooked import named_weights
+from ecstruct.models.load import settled
 from ecstruct.models.provenance import tokenizer_of
 
 
@@ -26,8 +27,7 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
         InputError: `folder` exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: choose another folder for the model.")
+    check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
@@ -37,6 +37,12 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
             whole.replace(folder)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}.") from error
+
+
+def check_free(folder: Path) -> None:
+    """Raise `InputError` unless a model can be written to `folder` without overwriting anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty: choose another folder for the model.")
 
 
 def to_hugging_face(model: TransformerBridge) -> Any:
@@ -53,7 +59,7 @@ def to_hugging_face(model: TransformerBridge) -> Any:
             offset += p.numel()
     addresses = named_weights(
         TransformerBridge.boot_transformers(
-            "skeleton", hf_model=skeleton, tokenizer=model.tokenizer, dtype=torch.float64
+            "skeleton", hf_model=skeleton, tokenizer=settled(tokenizer_of(model)), dtype=torch.float64
         )
     )
     flat = torch.full((offset,), torch.nan, dtype=next(model.parameters()).dtype)

@@ -24,14 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
-from transformers.pytorch_utils import Conv1D
 
 from ecstruct.errors import InputError
 from ecstruct.models.names import layer_of
+from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
 
-Weights = Mapping[str, Tensor]
-
-_LINEAR = (nn.Linear, Conv1D, nn.Embedding)
 _BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post")
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.out")
 
@@ -58,14 +55,6 @@ def copy_of(model: TransformerBridge) -> TransformerBridge:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """What one call of a module took and gave, in the graph of the run that made it."""
-
-    input: Tensor
-    output: Tensor
-
-
-@dataclass(frozen=True)
 class Trace:
     """A run of the embedding, of one block or of the head: its output and its taps by component name."""
 
@@ -85,50 +74,6 @@ class BlockCall:
         if self.by_keyword:
             return self.args, {**self.kwargs, "hidden_states": resid}
         return (resid, *self.args), self.kwargs
-
-
-@dataclass(frozen=True)
-class Site:
-    """A component that is affine in its weights: `weights` maps its parameters' own names to the names
-    they have in the whole model."""
-
-    name: str
-    component: nn.Module
-    weights: dict[str, str]
-
-    @property
-    def module(self) -> nn.Module:
-        """The model's own module, below TransformerLens' hooks."""
-        return self.component.original_component  # type: ignore[return-value]
-
-    def product(self, x: Tensor, change: Weights) -> Tensor | None:
-        """J(x) dW, the derivative of the output along a change of the weights. As the output is affine
-        in them it is f(x; dW) - f(x; 0), without any error of linearisation. `None` if nothing changes.
-        """
-        along = self._local(change)
-        if not along:
-            return None
-        dtype = next(iter(along.values())).dtype
-        # TransformerLens gives an unembedding without bias one of zeros, as a buffer.
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            if name not in along and name in ("weight", "bias"):
-                along[name] = torch.zeros_like(tensor, dtype=dtype)
-        out = functional_call(self.module, along, (x,))
-        if isinstance(self.module, _LINEAR):
-            return out
-        return out - functional_call(
-            self.module, {name: torch.zeros_like(d) for name, d in along.items()}, (x,)
-        )
-
-    def matrix(self, weights: Weights) -> Float[Tensor, "d_out d_in"] | None:
-        weight = self._local(weights).get("weight")
-        return weight.T if weight is not None and isinstance(self.module, Conv1D) else weight
-
-    def bias(self, weights: Weights) -> Float[Tensor, " d_out"] | None:
-        return self._local(weights).get("bias")
-
-    def _local(self, weights: Weights) -> dict[str, Tensor]:
-        return {here: weights[name] for here, name in self.weights.items() if name in weights}
 
 
 class _Stop(Exception):
@@ -185,20 +130,20 @@ class HookedView:
         self.n_layers, self.n_heads, self.d_head = len(self.blocks), cfg.n_heads, cfg.d_head
         self.named_weights = named_weights(model)
         names = list(self.named_weights)
-        outside = _sites(model, [name for name in names if layer_of(name) is None], prefix="")
+        outside = sites_of(model, [name for name in names if layer_of(name) is None], prefix="")
         self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
         self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
         self.block_sites = [
-            _sites(block, [n for n in names if layer_of(n) == layer], prefix=f"blocks.{layer}.")
+            sites_of(block, [n for n in names if layer_of(n) == layer], prefix=f"blocks.{layer}.")
             for layer, block in enumerate(self.blocks)
         ]
         self._check_components()
         # Buffers of a half-precision checkpoint are cast up as its weights are.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
         self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]
-        self._hf_names = _names_under(self.hf, outside)
+        self._hf_names = names_under(self.hf, outside)
         self._block_names = [
-            _names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
+            names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
         ]
         self._returns_tuple: bool | None = None
 
@@ -252,7 +197,7 @@ class HookedView:
 
         with (
             self._bypassed(visit),
-            _tapping(self.embed_sites, leaves=len(ids)) as taps,
+            tapping(self.embed_sites, leaves=len(ids)) as taps,
             suppress(_Stop),
         ):
             self._forward(weights, ids, mask)
@@ -271,7 +216,7 @@ class HookedView:
         `inputs` replaces what enters the named components (`ln2`, `attn`, `mlp`) without changing the
         residual stream that passes them by.
         """
-        with _tapping(self._tapped(layer)) as taps:
+        with tapping(self._tapped(layer)) as taps:
             out = self._call_block(layer, weights, call, resid, inputs)
         return Trace(out[0] if isinstance(out, tuple) else out, taps)
 
@@ -317,7 +262,7 @@ class HookedView:
         def visit(call: BlockCall, entering: Tensor) -> Any:
             return (resid,) if self._returns_tuple else resid
 
-        with self._bypassed(visit), _tapping(self.head_sites) as taps:
+        with self._bypassed(visit), tapping(self.head_sites) as taps:
             out = self._forward(weights, ids, torch.ones_like(ids))
         return Trace(out.logits, taps)
 
@@ -372,55 +317,9 @@ def _call(module: nn.Module, weights: dict[str, Tensor], args: Any, kwargs: Any)
     return functional_call(module, weights, args, kwargs, tie_weights=False)
 
 
-def _sites(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
-    sites: dict[str, Site] = {}
-    for name in names:
-        path, _, parameter = name.removeprefix(prefix).rpartition(".")
-        component = root
-        for part in path.split("."):
-            component = getattr(component, part)
-        site = sites.setdefault(path, Site(path, component, {}))
-        site.weights[parameter] = name
-    return sites
-
-
 def _cast_up(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     half = (torch.bfloat16, torch.float16)
     return {name: b.to(dtype) for name, b in root.named_buffers() if b.dtype in half}
-
-
-def _names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
-    """Where each weight of the sites is found below `root`, as `functional_call` wants it."""
-    paths = {id(module): path for path, module in root.named_modules()}
-    return {
-        name: f"{paths[id(site.module)]}.{parameter}"
-        for site in sites.values()
-        for parameter, name in site.weights.items()
-    }
-
-
-@contextmanager
-def _tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
-    """Collect a `Tap` of every call. With `leaves` the outputs become leaves of the graph, of as many
-    rows: a position embedding is looked up once for all prompts, but belongs to each."""
-    taps: dict[str, Tap] = {}
-
-    def tap(name: str) -> Callable[..., Tensor | None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if leaves:
-                rows = output.detach().expand(leaves, *output.shape[1:])
-                output = rows.contiguous().requires_grad_()
-            taps[name] = Tap(args[0], output)
-            return output if leaves else None
-
-        return hook
-
-    handles = [site.component.register_forward_hook(tap(name)) for name, site in sites.items()]
-    try:
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _replacing(value: Tensor) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ checkpoint. Weights come from safetensors files only, no code from a checkpoint 
 local works without a network.
 """
 
-import tempfile
+import copy
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ def load(
         hf: Any = source
         hf.to(device, dtype)
         hf.config.architectures = hf.config.architectures or [type(source).__name__]
-        tokenizer = _with_a_path(tokenizer)
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
@@ -69,7 +68,13 @@ def load(
         hf, tokenizer = _read(name, revision, dtype)
         hf = hf.to(device)
     model = _boot(name, hf, tokenizer)
-    view = HookedView(model)  # refuses an architecture that could not be scored later
+    try:
+        view = HookedView(model)  # refuses an architecture that could not be scored later
+    except (AttributeError, KeyError) as error:
+        raise InputError(
+            f"{name} is a {type(hf).__name__}, in which heads and MLPs cannot be told apart: use another "
+            "architecture."
+        ) from error
     for weight, p in view.named_weights.items():
         if not torch.isfinite(p).all():
             raise InputError(f"{name} has NaN or infinite values in {weight}: use another checkpoint.")
@@ -99,12 +104,14 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
             trust_remote_code=False,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
         hf, info = loaded
     except SafetensorError as error:
         raise InputError(
-            f"a safetensors file of {name} is corrupt or truncated ({error}): fetch or save it again."
+            f"a safetensors file of {name} is corrupt or truncated ({_gist(error)}): fetch or save it "
+            "again."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(_unreadable(name, path, error)) from error
@@ -113,6 +120,11 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
         raise InputError(
             f"{name} has no weights of the right shape for {lacking}, which its config.json asks for: "
             "the folder is incomplete or mixes two models."
+        )
+    if info["unexpected_keys"]:
+        raise InputError(
+            f"{name} has weights in {sorted(info['unexpected_keys'])[0]} that its config.json does not ask "
+            "for: the two belong to different models."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
@@ -144,36 +156,36 @@ def _folder(name: str) -> Path | None:
 
 def _unreadable(name: str, path: Path | None, error: Exception) -> str:
     if path:
-        return f"the folder {name} cannot be loaded as a causal language model: {_gist(error)}"
+        return f"the folder {name} cannot be loaded as a causal language model: {_gist(error)}."
     return (
         f"{name!r} is no local folder and could not be loaded from the hub: check the spelling, the "
-        f"network and, for a gated model, your login ({_gist(error)})"
+        f"network and, for a gated model, your login ({_gist(error)})."
     )
 
 
 def _gist(error: Exception) -> str:
-    """The first line of an error's message, shortened: some libraries list all they know."""
+    """The first sentence of an error's message, shortened: some libraries tell all they know."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], 200, placeholder=" ...")
+    sentence = lines[0].removeprefix("Error while deserializing header: ").partition(". ")[0]
+    return textwrap.shorten(sentence.rstrip("."), 200, placeholder=" ...")
 
 
 def _boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     try:
         model = TransformerBridge.boot_transformers(
-            name, hf_model=hf, tokenizer=tokenizer, device=str(hf.device), dtype=hf.dtype
+            name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
         )
     except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {_gist(error)}"
+            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {_gist(error)}."
         ) from error
     model.eval()
     return model
 
 
-def _with_a_path(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """TransformerLens reloads a tokenizer from its path; one made in memory has none yet."""
-    if tokenizer.init_kwargs.get("name_or_path"):
-        return tokenizer
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
+def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that TransformerLens takes as it is. Any other it loads again from where it came from, be
+    that another revision, gone or out of reach, and fills in its missing special tokens in place."""
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it asks; this adds no BOS
+    return own

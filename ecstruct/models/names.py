@@ -6,8 +6,9 @@ value are separate even where the checkpoint fuses them. From the name follow th
 and a `WeightSelection` picks weights by both.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ecstruct.errors import InputError
 
@@ -58,6 +59,35 @@ class WeightSelection:
             if kind not in KINDS:
                 raise InputError(f"unknown kind of weight {kind!r}: choose among {', '.join(KINDS)}.")
 
+    @classmethod
+    def of(cls, given: "SelectionLike", n_layers: int) -> "WeightSelection":
+        """The selection that a caller gave for a model of `n_layers`.
+
+        Raises:
+            InputError: it selects no weights, has an unknown key, or a layer that the model lacks.
+        """
+        if isinstance(given, WeightSelection):
+            selection = given
+        elif isinstance(given, str) or not isinstance(given, Collection):
+            raise InputError(f"{given!r} selects no weights: pass layers or a WeightSelection.")
+        elif isinstance(given, Mapping):
+            if unknown := sorted(set(map(str, given)) - {"layers", "kinds"}):
+                raise InputError(f"{unknown[0]!r} selects no weights: give 'layers' and 'kinds'.")
+            selection = cls(given.get("layers"), given.get("kinds"))
+        else:
+            selection = cls(layers=given)
+        for layer in selection.layers or ():
+            if layer not in range(n_layers):
+                raise InputError(f"there is no layer {layer!r}: this model has 0 to {n_layers - 1}.")
+        return selection
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, which `of` takes back."""
+        return {
+            "layers": None if self.layers is None else sorted(map(int, self.layers)),
+            "kinds": None if self.kinds is None else sorted(self.kinds),
+        }
+
     def matches(self, name: str) -> bool:
         layer = layer_of(name)
         if self.kinds is not None and kind_of(name) not in self.kinds:
@@ -65,3 +95,7 @@ class WeightSelection:
         if layer is None:
             return self.kinds is not None or self.layers is None
         return self.layers is None or layer in self.layers
+
+
+SelectionLike = WeightSelection | Mapping[str, Any] | Collection[int]
+"""A selection, its `layers` and `kinds` as a mapping, or layers."""

@@ -12,10 +12,11 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import component_names
 
 _MEANING = {
-    "informative": "their weight change stores the fact",
-    "upstream": "they write the query that changed weights answer",
-    "downstream": "they decode what changed weights wrote",
+    "informative": "its weight change stores the fact",
+    "upstream": "it writes the query that changed weights answer",
+    "downstream": "it decodes what changed weights wrote",
 }
+_ENTITY = "X and Y stand for the last two tokens of what differs between the prompts"
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
@@ -34,19 +35,18 @@ def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
     strongest = {score: component_names(scores.top(1, score))[0] for score in _MEANING}
     summary = (
-        f"Finetuning moved the mean reward of {scores.dataset.sizes['prompt']} prompts from "
-        f"{before:.3g} to {after:.3g}. Strongest are "
+        f"Finetuning moved the mean reward of {_prompts(scores)} from "
+        f"{before:.3g} to {after:.3g}. ".replace("-", "−")
+        + "Strongest are "
         + ", ".join(f"{name} ({score}: {_MEANING[score]})" for score, name in strongest.items())
         + "."
     )
+    templates = list(dict.fromkeys(map(str, scores.dataset["template"].values)))
     sections = [
-        *_pictures(scores),
+        *(_of_template(scores, template) for template in templates),
         Section(
-            "Strongest components",
-            [
-                Table(top_table(scores), "Mean over prompts of the sum over tokens."),
-                Table(_rest(scores), "Informative scores of the weights outside MLPs and heads."),
-            ],
+            "Outside MLPs and heads",
+            [Table(_rest(scores), f"Informative scores of all other weights{_unit(scores)}.")],
         ),
         Section("Make it again", [Replay(replay, scores.attrs)]),
     ]
@@ -79,7 +79,7 @@ def demo_report(
             [
                 Picture(
                     heatmap(scores),
-                    "Scores on the implications, layer by token; positive raises the reward.",
+                    f"Scores on the implications, layer by token; positive raises the reward. {_ENTITY}.",
                 ),
                 *tops,
             ],
@@ -89,18 +89,28 @@ def demo_report(
     write_report(path, title="ecstruct demo", summary=summary, sections=sections)
 
 
-def _pictures(scores: ExtractiveScores) -> list[Section]:
-    sections = []
-    for template in dict.fromkeys(map(str, scores.dataset["template"].values)):
-        pictures: list[Item] = [
-            Picture(
-                heatmap(scores, template=template),
-                "Mean over prompts, layer by token; positive raises the reward.",
-            ),
-            Picture(head_map(scores, template=template), "Heads at the last token, layer by head."),
-        ]
-        sections.append(Section(template or "Scores", pictures))
-    return sections
+def _of_template(scores: ExtractiveScores, template: str) -> Section:
+    dataset = scores.dataset
+    part = ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
+    over, entity = f"Mean over {_prompts(part)}", f" {_ENTITY}."
+    if part.dataset.sizes["prompt"] == 1:  # shown by its own tokens
+        over, entity = "One prompt", ""
+    items: list[Item] = [
+        Picture(heatmap(part), f"{over}, layer by token; positive raises the reward.{entity}"),
+        Picture(head_map(part), "Heads at the last token, layer by head."),
+        Table(top_table(part), f"Strongest components: {over.lower()}, sum over tokens{_unit(scores)}."),
+    ]
+    return Section(template or "Scores", items)
+
+
+def _prompts(scores: ExtractiveScores) -> str:
+    n = scores.dataset.sizes["prompt"]
+    return f"{n} prompt{'s' * (n != 1)}"
+
+
+def _unit(scores: ExtractiveScores) -> str:
+    units = {"logit_diff": ", in logits", "logprob": ", in nats"}
+    return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
 
 
 def _rest(scores: ExtractiveScores) -> pd.DataFrame:

@@ -25,9 +25,10 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import HookedView, Site, Trace
+from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.load import load
 from ecstruct.models.provenance import provenance
+from ecstruct.models.sites import Site
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import Assembly
 from ecstruct.scores.baseline import Baseline, BaselineKind

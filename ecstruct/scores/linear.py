@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ecstruct.models.hooked import HookedView, Site, Weights
+from ecstruct.models.hooked import HookedView
+from ecstruct.models.sites import Site, Weights
 from ecstruct.scores.walk import Visit
 
 Convention = Literal["definition", "reference"]

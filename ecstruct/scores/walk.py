@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.facts.tokens import Batch
-from ecstruct.models.hooked import BlockCall, HookedView, Tap, Trace, Weights
+from ecstruct.models.hooked import BlockCall, HookedView, Trace
+from ecstruct.models.sites import Tap, Weights
 
 RewardOfLogits = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,120 @@
+"""Sites: the modules of a hooked model that are affine in their weights, and what goes through them.
+
+A site is a projection, a norm or an embedding. What a change of its weights does to its output is an
+exact product, token by token; everything that is said about weight changes is said site by site.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+Weights = Mapping[str, Tensor]
+"""Tensors by the name of the weight in the whole model."""
+
+_LINEAR = (nn.Linear, Conv1D, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one call of a module took and gave, in the graph of the run that made it."""
+
+    input: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """A component that is affine in its weights: `weights` maps its parameters' own names to the names
+    they have in the whole model."""
+
+    name: str
+    component: nn.Module
+    weights: dict[str, str]
+
+    @property
+    def module(self) -> nn.Module:
+        """The model's own module, below TransformerLens' hooks."""
+        return self.component.original_component  # type: ignore[return-value]
+
+    def product(self, x: Tensor, change: Weights) -> Tensor | None:
+        """J(x) dW, the derivative of the output along a change of the weights. As the output is affine
+        in them it is f(x; dW) - f(x; 0), without any error of linearisation. `None` if nothing changes.
+        """
+        along = self._local(change)
+        if not along:
+            return None
+        dtype = next(iter(along.values())).dtype
+        # TransformerLens gives an unembedding without bias one of zeros, as a buffer.
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if name not in along and name in ("weight", "bias"):
+                along[name] = torch.zeros_like(tensor, dtype=dtype)
+        out = functional_call(self.module, along, (x,))
+        if isinstance(self.module, _LINEAR):
+            return out
+        return out - functional_call(
+            self.module, {name: torch.zeros_like(d) for name, d in along.items()}, (x,)
+        )
+
+    def matrix(self, weights: Weights) -> Float[Tensor, "d_out d_in"] | None:
+        weight = self._local(weights).get("weight")
+        return weight.T if weight is not None and isinstance(self.module, Conv1D) else weight
+
+    def bias(self, weights: Weights) -> Float[Tensor, " d_out"] | None:
+        return self._local(weights).get("bias")
+
+    def _local(self, weights: Weights) -> dict[str, Tensor]:
+        return {here: weights[name] for here, name in self.weights.items() if name in weights}
+
+
+def sites_of(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
+    """The sites below `root` that the weights `names`, after their common `prefix`, belong to."""
+    sites: dict[str, Site] = {}
+    for name in names:
+        path, _, parameter = name.removeprefix(prefix).rpartition(".")
+        component = root
+        for part in path.split("."):
+            component = getattr(component, part)
+        site = sites.setdefault(path, Site(path, component, {}))
+        site.weights[parameter] = name
+    return sites
+
+
+def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
+    """Where each weight of the sites is found below `root`, as `functional_call` wants it."""
+    paths = {id(module): path for path, module in root.named_modules()}
+    return {
+        name: f"{paths[id(site.module)]}.{parameter}"
+        for site in sites.values()
+        for parameter, name in site.weights.items()
+    }
+
+
+@contextmanager
+def tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
+    """Collect a `Tap` of every call. With `leaves` the outputs become leaves of the graph, of as many
+    rows: a position embedding is looked up once for all prompts, but belongs to each."""
+    taps: dict[str, Tap] = {}
+
+    def tap(name: str) -> Callable[..., Tensor | None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if leaves:
+                rows = output.detach().expand(leaves, *output.shape[1:])
+                output = rows.contiguous().requires_grad_()
+            taps[name] = Tap(args[0], output)
+            return output if leaves else None
+
+        return hook
+
+    handles = [site.component.register_forward_hook(tap(name)) for name, site in sites.items()]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
