@@ -71,9 +71,10 @@ class WeightSelection:
         elif isinstance(given, str) or not isinstance(given, Collection):
             raise InputError(f"{given!r} selects no weights: pass layers or a WeightSelection.")
         elif isinstance(given, Mapping):
-            if unknown := sorted(set(map(str, given)) - {"layers", "kinds"}):
+            named: dict[str, Any] = {str(key): value for key, value in given.items()}
+            if unknown := sorted(set(named) - {"layers", "kinds"}):
                 raise InputError(f"{unknown[0]!r} selects no weights: give 'layers' and 'kinds'.")
-            selection = cls(given.get("layers"), given.get("kinds"))
+            selection = cls(**named)
         else:
             selection = cls(layers=given)
         for layer in selection.layers or ():
