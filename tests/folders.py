@@ -9,7 +9,7 @@ import torch
 from facts_fixtures import N_CTX, save_tiny, word_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 
@@ -38,6 +38,27 @@ def save(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
         tie_word_embeddings=tied,
     )
     hf = Gemma2ForCausalLM(config)
+    fill(hf)
+    hf.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, **config: Any) -> Path:
+    """Save a Llama of another size than that of `save`: `config` says in what it differs."""
+    tokenizer = word_tokenizer()
+    values = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": N_CTX,
+    }
+    hf = LlamaForCausalLM(LlamaConfig(**values | config))
     fill(hf)
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

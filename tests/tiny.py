@@ -10,14 +10,15 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import ecstruct
 from ecstruct import Prompt
@@ -40,6 +41,7 @@ two tokens. The longest is as long as 8 tokens, two windows of the sliding atten
 _WORDS = dict.fromkeys(" ".join(f"{p.text} {p.answer}" for p in PROMPTS).split())
 
 
+@cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, and a BOS before every text."""
     vocab = {word: i for i, word in enumerate(("<pad>", "<bos>", "<unk>", *_WORDS))}
@@ -48,9 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
 
 
 def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
@@ -97,7 +97,7 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     with torch.no_grad():
         for p in plain.parameters():
             noise = 0.25 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            # Norm gains stay around their value at rest (1, or 0 where the model adds 1); all else is noise.
+            # Norm gains stay around their value at rest: 1, or 0 where the model adds 1.
             p.copy_(p + noise if p.ndim == 1 else noise)
     return plain
 
@@ -124,6 +124,27 @@ def mix(before: PreTrainedModel, after: PreTrainedModel, step: float) -> PreTrai
 def hooked(plain: PreTrainedModel, dtype: torch.dtype = torch.float64) -> TransformerBridge:
     """A copy of a plain model, hooked. Loading takes a model over, so the plain one is not given away."""
     return ecstruct.load(copy.deepcopy(plain), tokenizer=tokenizer(), dtype=dtype, device="cpu")
+
+
+@cache
+def plain_pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """W and W' as plain models in float64."""
+    before = build(family)
+    return before, perturb(before)
+
+
+@cache
+def hooked_pair(family: str) -> tuple[TransformerBridge, TransformerBridge]:
+    """In float64. Never changed by a test, as the next ones."""
+    before, after = plain_pair(family)
+    return hooked(before), hooked(after)
+
+
+@cache
+def single_pair(family: str) -> tuple[TransformerBridge, TransformerBridge]:
+    """In float32, as checkpoints are scored."""
+    before, after = plain_pair(family)
+    return hooked(before, torch.float32), hooked(after, torch.float32)
 
 
 @contextmanager
@@ -201,7 +222,11 @@ def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
         return {"embed": t.wte, "pos_embed": t.wpe, "ln_final": t.ln_f, "unembed": plain.lm_head}
     if plain.config.model_type == "gpt_neox":
         t = plain.gpt_neox
-        return {"embed": t.embed_in, "ln_final": t.final_layer_norm, "unembed": plain.get_output_embeddings()}
+        return {
+            "embed": t.embed_in,
+            "ln_final": t.final_layer_norm,
+            "unembed": plain.get_output_embeddings(),
+        }
     return {"embed": plain.model.embed_tokens, "ln_final": plain.model.norm, "unembed": plain.lm_head}
 
 
@@ -276,3 +301,25 @@ def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:
         reward = reward_of(plain, prompt)
         reward.backward()
     return reward.detach(), seen
+
+
+# --- Whether a model is what it was ---
+
+
+def state_of(model: TransformerBridge) -> tuple:
+    """Everything of a model that scoring might change."""
+    tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    flags = [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]
+    hooks = [
+        (name, len(m._forward_hooks), len(m._forward_pre_hooks), m.training)
+        for name, m in model.original_model.named_modules()
+    ]
+    return tensors, flags, hooks, [id(b) for b in model.blocks]
+
+
+def assert_unchanged(model: TransformerBridge, state: tuple) -> None:
+    tensors, *others = state_of(model)
+    assert others == list(state[1:])
+    assert tensors.keys() == state[0].keys()
+    for name, t in tensors.items():
+        assert torch.equal(t, state[0][name]), name
