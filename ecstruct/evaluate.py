@@ -5,8 +5,7 @@ first token, at the last token of the prompt, with ties counted half. 0 is right
 a model that knows nothing has (n - 1) / 2 on average.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.models.hooked import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 
 
@@ -51,7 +51,7 @@ def ranks_of_tokenized(
     # Prompts of similar length go together, so that little is spent on padding.
     order = sorted(range(len(tokenized)), key=lambda i: len(tokenized[i].ids))
     result = np.empty(len(tokenized))
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             members = [tokenized[i] for i in chosen]
@@ -73,15 +73,3 @@ def _rank(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
     # The answer is one of the options and ties with itself.
     ties = (options == answer).sum().item() - 1
     return (options > answer).sum().item() + ties / 2
-
-
-@contextmanager
-def _eval_mode(model: TransformerBridge) -> Iterator[None]:
-    # A bridge keeps the Hugging Face model outside its own tree of modules.
-    modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

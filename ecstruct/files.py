@@ -29,6 +29,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"cannot write {path}: {path.parent} is a file, not a folder.") from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
 

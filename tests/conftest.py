@@ -1,8 +1,19 @@
-"""Fixtures of several test files."""
+"""Fixtures of several test files, and run-time checks of tensor shapes.
 
+With ECSTRUCT_CHECK_TYPES=1 in the environment the annotations of the numerical modules are checked in
+every call. They nearly triple the time of these tests, so they are not always on.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
+from jaxtyping import install_import_hook
+
+if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before anything imports them
+    numerical = ("scores.walk", "scores.linear", "scores.assemble", "models.hooked", "models.sites")
+    install_import_hook([f"ecstruct.{name}" for name in numerical], "beartype.beartype")
+
 import torch
 from tiny import double_throughout
 

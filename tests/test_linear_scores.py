@@ -6,7 +6,7 @@ The oracle runs every prompt on its own, without padding and without hooks of Tr
 import copy
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -595,7 +595,7 @@ def test_batches_order_and_kept_graphs_change_nothing(family, monkeypatch):
     shuffled = score(*pair, [PROMPTS[i] for i in order], batch_size=2, progress=False)
     back = shuffled.dataset.isel(prompt=np.argsort(order))
     assert_scores_agree(ExtractiveScores(back), expected, 1e-5)
-    monkeypatch.setattr(engine, "_fits_in_memory", lambda *_: False)
+    monkeypatch.setattr(engine, "fits_in_memory", lambda *_: False)
     for batch_size in (2, None):
         found = score(*pair, PROMPTS, batch_size=batch_size, progress=False)
         assert_scores_agree(found, expected, 1e-5)
@@ -712,6 +712,17 @@ def test_logprob_is_the_log_probability_of_the_answer(family, answer_tokens, n_t
     extra = [len(p.answer.split()) - 1 if answer_tokens == "all" else 0 for p in PROMPTS]
     lengths = scores.dataset["length"].values - scores.dataset["prompt_length"].values
     assert lengths.tolist() == extra
+
+
+def test_prompts_may_differ_in_their_options(double_everywhere):
+    """Each is compared with the mean of its own, in whatever batch it is."""
+    few = [
+        replace(p, options=tuple(dict.fromkeys((p.answer, *p.options)))[: 2 + i % 3])
+        for i, p in enumerate(PROMPTS)
+    ]
+    scores = score(*hooked_pair("llama"), few, progress=False)
+    expected = [[reward_of(plain, p).item() for plain in plain_pair("llama")] for p in few]
+    assert_same(scores.reward.values, expected)
 
 
 def test_a_function_as_reward_gives_what_the_named_one_gives(double_everywhere):

@@ -54,6 +54,19 @@ def copy_of(model: TransformerBridge) -> TransformerBridge:
     return copy.deepcopy(model)
 
 
+@contextmanager
+def eval_mode(model: TransformerBridge) -> Iterator[None]:
+    """Without dropout; every module is back in its own mode afterwards."""
+    # A bridge keeps the Hugging Face model outside its own tree of modules.
+    modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @dataclass(frozen=True)
 class Trace:
     """A run of the embedding, of one block or of the head: its output and its taps by component name."""

@@ -121,9 +121,10 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
             f"{name} has no weights of the right shape for {lacking}, which its config.json asks for: "
             "the folder is incomplete or mixes two models."
         )
-    if info["unexpected_keys"]:
+    # Buffers that older versions saved (masks, rotary frequencies) are no loss; a weight is.
+    if unasked := sorted(key for key in info["unexpected_keys"] if key.endswith(".weight")):
         raise InputError(
-            f"{name} has weights in {sorted(info['unexpected_keys'])[0]} that its config.json does not ask "
+            f"{name} has weights in {unasked[0]} that its config.json does not ask "
             "for: the two belong to different models."
         )
     try:

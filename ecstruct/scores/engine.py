@@ -6,10 +6,8 @@ what they write, and the gradients of the reward there. The formulas are in `ecs
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,25 +20,32 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.tokens import pad_id_of, tokenize
 from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import HookedView, Trace
+from ecstruct.models.hooked import HookedView, Trace, eval_mode
 from ecstruct.models.load import load
 from ecstruct.models.provenance import provenance
 from ecstruct.models.sites import Site
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import Assembly
 from ecstruct.scores.baseline import Baseline, BaselineKind
+from ecstruct.scores.batching import (
+    TOKENS_PER_BATCH,
+    Job,
+    cut,
+    fits_in_memory,
+    is_out_of_memory,
+    with_answer,
+)
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, read_positions
+from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.walk import Visit, Walk
 
 Upstream = Literal["surrogate", "exact"]
 INFORMATIVE, UPSTREAM, DOWNSTREAM = range(3)
 BEFORE, AFTER = range(2)
 
-_TOKENS_PER_BATCH = 2048  # enough for matrix products to run at full speed
 _logger = logging.getLogger(__name__)
 
 
@@ -98,16 +103,6 @@ def score(
         progress=progress,
     )
     return engine.score(prompts)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The prompts of one call, cut into batches of similar length."""
-
-    prompts: list[TokenizedPrompt]
-    rows: list[list[int]]
-    batches: list[Batch]
-    positions: list[Tensor]
 
 
 class ScoreEngine:
@@ -197,33 +192,26 @@ class ScoreEngine:
             with_options=self.reward.needs_options,
         )
         lengths = [len(p.ids) for p in tokenized]
-        if self.reward.answer_tokens == "all":
-            tokenized = [_with_answer(p, origin.tokenizer) for p in tokenized]
+        every = self.reward.answer_tokens == "all"
+        if every:
+            tokenized = [with_answer(p, origin.tokenizer) for p in tokenized]
         longest = max(len(p.ids) for p in tokenized)
-        batch_size = self.batch_size or max(1, _TOKENS_PER_BATCH // longest)
+        batch_size = self.batch_size or max(1, TOKENS_PER_BATCH // longest)
         while True:
             try:
-                job = self._job(tokenized, batch_size, pad_id_of(origin.tokenizer))
-                with _full_precision():
+                job = cut(tokenized, batch_size, self.view.device, pad_id_of(origin.tokenizer), every)
+                with _full_precision(), eval_mode(self.view.model):
                     assembly = self._run(job)
                 return ExtractiveScores(assembly.dataset(lengths, self.attrs))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if batch_size == 1 or not _is_out_of_memory(error):
+                if batch_size == 1 or not is_out_of_memory(error):
                     raise
                 batch_size = max(1, min(batch_size, len(tokenized)) // 2)
                 _logger.warning("out of memory: trying again with batch_size=%d", batch_size)
 
-    def _job(self, prompts: list[TokenizedPrompt], batch_size: int, pad_id: int) -> _Job:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-        rows = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        batches = [collate([prompts[i] for i in some], self.view.device, pad_id) for some in rows]
-        every = self.reward.answer_tokens == "all"
-        positions = [read_positions(b.lengths, b.answer_ids, every) for b in batches]
-        return _Job(prompts, rows, batches, positions)
-
-    def _run(self, job: _Job) -> Assembly:
+    def _run(self, job: Job) -> Assembly:
         view = self.view
-        keep = _fits_in_memory(view, job.batches)
+        keep = fits_in_memory(view, job.batches)
         before = Walk(view, self.before, job.batches, keep)
         after = Walk(view, self.after, job.batches, keep)
         baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
@@ -257,7 +245,7 @@ class ScoreEngine:
                 self._add_outside(view.embed_sites, before.to_embedding(b), change, rows, out)
         return out
 
-    def _read_out(self, walk: Walk, state: int, b: int, job: _Job, out: Assembly) -> Visit:
+    def _read_out(self, walk: Walk, state: int, b: int, job: Job, out: Assembly) -> Visit:
         batch = job.batches[b]
         rewards, visit = walk.read_out(b, job.positions[b], lambda logits: self.reward(logits, batch))
         if not torch.isfinite(rewards).all():
@@ -330,36 +318,6 @@ class ScoreEngine:
             inputs = {"attn": new.input("attn.q"), "mlp": new.input("mlp.in")}
         resid, call = after.resid(layer, b), before.call(layer, b)
         return self.view.writer_inputs(layer, self.before, call, resid, inputs)
-
-
-def _with_answer(prompt: TokenizedPrompt, tokenizer: Any) -> TokenizedPrompt:
-    """The prompt followed by its answer but for the last token: what is read to score all of it."""
-    extra = prompt.answer_ids[:-1]
-    tokens = tuple(tokenizer.convert_ids_to_tokens(list(extra)))
-    return replace(prompt, ids=prompt.ids + extra, tokens=prompt.tokens + tokens)
-
-
-def _fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
-    """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
-    widths = 0
-    for site in view.block_sites[0].values():
-        widths += sum(sum(p.shape) for p in site.module.parameters() if p.ndim == 2)
-    itemsize = torch.finfo(view.dtype).bits // 8
-    saved = 0
-    for batch in batches:
-        n, length = batch.ids.shape
-        # Inputs, outputs and what lies between them of every projection; scores, softmax and pattern.
-        saved += n * length * (3 * widths + 4 * view.n_heads * length) * itemsize
-    if view.device.type == "cuda":
-        available = torch.cuda.mem_get_info(view.device)[0]
-    else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2 * view.n_layers * saved < available / 2
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception for it; on the CPU it is a RuntimeError of the allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 @contextmanager

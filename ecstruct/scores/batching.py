@@ -1,0 +1,75 @@
+"""Cutting prompts into batches, and what of them fits into memory.
+
+Prompts of similar length share a batch. Nothing here changes a score.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate
+from ecstruct.models.hooked import HookedView
+from ecstruct.scores.reward import read_positions
+
+TOKENS_PER_BATCH = 2048
+"""Enough for matrix products to run at full speed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts in batches: `rows` are the indices of the prompts of each batch, `positions` [batch, read]
+    those whose logits are read."""
+
+    prompts: list[TokenizedPrompt]
+    rows: list[list[int]]
+    batches: list[Batch]
+    positions: list[Tensor]
+
+
+def cut(
+    prompts: list[TokenizedPrompt],
+    batch_size: int,
+    device: torch.device,
+    pad_id: int,
+    every_answer_token: bool,
+) -> Job:
+    """Batches of at most `batch_size` prompts, the shortest prompts first."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    rows = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = [collate([prompts[i] for i in some], device, pad_id) for some in rows]
+    positions = [read_positions(b.lengths, b.answer_ids, every_answer_token) for b in batches]
+    return Job(prompts, rows, batches, positions)
+
+
+def with_answer(prompt: TokenizedPrompt, tokenizer: Any) -> TokenizedPrompt:
+    """The prompt followed by its answer but for the last token: what is read to score all of it."""
+    extra = prompt.answer_ids[:-1]
+    tokens = tuple(tokenizer.convert_ids_to_tokens(list(extra)))
+    return replace(prompt, ids=prompt.ids + extra, tokens=prompt.tokens + tokens)
+
+
+def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
+    """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
+    widths = 0
+    for site in view.block_sites[0].values():
+        widths += sum(sum(p.shape) for p in site.module.parameters() if p.ndim == 2)
+    itemsize = torch.finfo(view.dtype).bits // 8
+    saved = 0
+    for batch in batches:
+        n, length = batch.ids.shape
+        # Inputs, outputs and what lies between them of every projection; scores, softmax and pattern.
+        saved += n * length * (3 * widths + 4 * view.n_heads * length) * itemsize
+    if view.device.type == "cuda":
+        available = torch.cuda.mem_get_info(view.device)[0]
+    else:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * view.n_layers * saved < available / 2
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """CUDA has an exception for it; on the CPU it is a RuntimeError of the allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
