@@ -11,7 +11,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.facts.tokens import TokenizedPrompt, tokenize
 from ecstruct.scores.baseline import Baseline, align
-from ecstruct.scores.engine import _with_answer
+from ecstruct.scores.batching import with_answer
 
 OPTIONS = ("Dutch", "Old Norse", "Thai")
 PARTS = [  # prefix, entity, suffix, answer, template
@@ -154,7 +154,7 @@ def test_templates_do_not_mix(tokenized):
 
 def test_answer_tokens_that_are_read_align_one_to_one(tokenized):
     """They come after the suffix; a prompt that has fewer repeats its last token."""
-    read = [_with_answer(p, TOKENIZER) for p in tokenized]
+    read = [with_answer(p, TOKENIZER) for p in tokenized]
     assert [len(r.ids) - len(p.ids) for r, p in zip(read, tokenized, strict=True)][:4] == [0, 1, 0, 0]
     written = random_written(read)
     found = baselines("counterfactual", read, written)

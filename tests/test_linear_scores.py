@@ -839,3 +839,14 @@ def test_models_are_bit_identical_after_a_reward_that_fails():
         score(*pair, PROMPTS, reward=failing, progress=False)
     for model, state in zip(pair, states, strict=True):
         assert_unchanged(model, state)
+
+
+def test_a_model_in_training_is_scored_without_dropout_and_stays_in_training():
+    before, after = plain_pair("gpt2")
+    pair = hooked(before, torch.float32), hooked(after, torch.float32)
+    expected = score(*pair, PROMPTS, progress=False)
+    pair[0].train()
+    assert pair[0].original_model.transformer.drop.p > 0
+    state = state_of(pair[0])
+    assert_scores_agree(score(*pair, PROMPTS, progress=False), expected, 0)
+    assert_unchanged(pair[0], state)
