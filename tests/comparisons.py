@@ -1,0 +1,91 @@
+"""Scores of the tiny models, what plain models say of them, and how the two are compared.
+
+The oracle runs every prompt on its own, without padding and without hooks of TransformerLens.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from tiny import (
+    D_HEAD,
+    N_HEADS,
+    N_LAYERS,
+    PROMPTS,
+    Seen,
+    blocks,
+    double_throughout,
+    hooked_pair,
+    plain_pair,
+    watch,
+    watching,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ecstruct.scores.engine import score
+from ecstruct.scores.result import ExtractiveScores
+
+LAYERS, HEADS = range(N_LAYERS), range(N_HEADS)
+CONVENTIONS = ("definition", "reference")
+EXACT = 1e-11
+"""Largest error relative to the largest score, when a family is computed in double throughout."""
+
+
+def scored(family: str, **options) -> ExtractiveScores:
+    return score(*hooked_pair(family), PROMPTS, progress=False, **options)
+
+
+@cache
+def exact_scores(family: str, convention: str = "definition", baseline: str = "counterfactual"):
+    with double_throughout():
+        return scored(family, convention=convention, baseline=baseline)
+
+
+@cache
+def runs(family: str) -> list[tuple[dict[tuple[int, str], Seen], dict[tuple[int, str], Seen]]]:
+    """What plain modules took and gave for every prompt, under W and under W', with gradients."""
+    with double_throughout():
+        return [tuple(watch(plain, p)[1] for plain in plain_pair(family)) for p in PROMPTS]
+
+
+def of(scores: ExtractiveScores, kind: str, part: str = "mlp", state: str | None = None) -> np.ndarray:
+    """The values of one score [prompt, layer, (head,) token], zero past the end of a prompt."""
+    data = scores.dataset[part]
+    chosen = data.sel(score=kind) if state is None else data.sel(state=state)
+    return np.nan_to_num(chosen.values)
+
+
+def assert_same(found, expected, tolerance: float = EXACT, least: float = 1e-4) -> None:
+    """Equal up to `tolerance` times the largest expected value, which is no less than `least`."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    scale = np.abs(expected).max()
+    assert scale > least
+    assert np.abs(found - expected).max() <= tolerance * scale
+
+
+def split(x: Tensor) -> Tensor:
+    """[1, token, head * d_head] to [head, token, d_head]."""
+    return x[0].unflatten(-1, (-1, D_HEAD)).transpose(0, 1)
+
+
+def padded(rows: list[Tensor]) -> np.ndarray:
+    """Tensors [..., token] of all prompts as one array, filled with zeros."""
+    longest = max(row.shape[-1] for row in rows)
+    return np.stack([nn.functional.pad(row.detach(), (0, longest - row.shape[-1])) for row in rows])
+
+
+def at_new_inputs(
+    before: PreTrainedModel, new: dict, layer: int, convention: str = "definition"
+) -> tuple[Tensor, Tensor]:
+    """z of the heads and output of the MLP, when the components are called under W on the inputs that
+    they had under W': the residual stream or, by the reference, what came out of the pre-norm."""
+    block = blocks(before)[layer]
+    entering = {part: new[layer, part].input.detach() for part in ("ln1", "ln2", "attn", "mlp")}
+    if convention == "definition":
+        entering["attn"], entering["mlp"] = block.ln1(entering["ln1"]), block.ln2(entering["ln2"])
+    kwargs = {k: v for k, v in new[layer, "attn"].kwargs.items() if k != "hidden_states"}
+    with torch.no_grad(), watching({"o": block.o}) as seen:
+        block.attn(entering["attn"], **kwargs)
+        return seen["o"].input, block.mlp(entering["mlp"])
