@@ -5,7 +5,9 @@ import pytest
 import torch
 from facts_fixtures import FACTS, hugging_face
 from folders import FAMILIES, save
+from tiny import tokenizer
 from torch import nn
+from transformers import GPTJConfig, GPTJForCausalLM
 
 import ecstruct
 from ecstruct.errors import InputError
@@ -53,6 +55,20 @@ def test_a_model_without_a_hook_point_is_refused_in_one_sentence(llama, part, na
         f"layer 1 of this LlamaForCausalLM has no {part}.{name} with weights, without which heads and MLPs "
         "cannot be told apart: use another architecture."
     )
+
+
+def test_a_pre_norm_that_attention_and_mlp_share_is_refused():
+    config = GPTJConfig(
+        vocab_size=len(tokenizer()),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with pytest.raises(InputError, match="layer 0 of this GPTJForCausalLM has no pre-norm for each of"):
+        load(GPTJForCausalLM(config), tokenizer=tokenizer(), device="cpu")
 
 
 def test_weights_of_no_component_are_refused(llama, monkeypatch):

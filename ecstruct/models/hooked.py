@@ -30,7 +30,7 @@ from ecstruct.models.names import layer_of
 from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
 
 _BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post")
-_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.out")
+_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 
 
 def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
@@ -169,6 +169,11 @@ class HookedView:
                         f"layer {layer} of this {architecture} has no {name} with weights, without "
                         "which heads and MLPs cannot be told apart: use another architecture."
                     )
+            if not (hasattr(self.blocks[layer], "ln1") and hasattr(self.blocks[layer], "ln2")):
+                raise InputError(
+                    f"layer {layer} of this {architecture} has no pre-norm for each of attention and "
+                    "MLP, where their inputs are read: use another architecture."
+                )
             for name in sites:
                 if name not in _BLOCK_SITES and not name.startswith("mlp."):
                     raise InputError(
