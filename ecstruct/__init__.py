@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecstruct import facts, models, organism, plots
+    from ecstruct import experiments, facts, models, organism, plots
     from ecstruct.errors import InputError
     from ecstruct.evaluate import mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
@@ -36,6 +36,7 @@ __all__ = [
     "ScoreEngine",
     "WeightDelta",
     "WeightSelection",
+    "experiments",
     "facts",
     "finetune",
     "load",

@@ -1,4 +1,4 @@
-"""The command line: `ecstruct demo`, `finetune`, `rank`, `score`, `replay`, `organism pretrain`.
+"""The command line: `ecstruct demo`, `finetune`, `rank`, `score`, `reproduce`, `replay`, `organism`.
 
 It only turns words into a configuration; `ecstruct.runs` does the work. Bad input ends with one sentence
 and status 2, without a traceback unless `--debug` asks for it.
@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ app.add_typer(organism_app, name="organism")
 
 SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
 JSONL = "JSONL with the keys prompt, answer and optionally options, subject, template"
+
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -190,6 +192,42 @@ def score(
 
 
 @app.command()
+def reproduce(
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            help="ocr, scores, freezing, ordering, grafting, localization, sensitivity, or all. Beyond the "
+            "paper: built_in, origin, shortcut, domains, prompts, editing, or beyond. And rates."
+        ),
+    ],
+    out: Out,
+    model: Annotated[str, typer.Option(help=SOURCE)] = "organism",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1; each organism is a seed's own.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Pairings of people and cities per seed.")] = 5,
+    lr: Annotated[
+        float | None, typer.Option(help="One learning rate for everything; known for some models.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often every document is seen.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Documents per step.")] = 8,
+    early: Annotated[float | None, typer.Option(help="Share of the layers that count as early.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
+    with _session(quiet, debug):
+        from ecstruct.experiments import Rates, Setup
+        from ecstruct.runs import run_reproduce
+
+        given: dict[str, Any] = {"rates": None if lr is None else Rates.same(lr), "early": early}
+        setup = Setup(
+            model=model, seeds=seeds, repeats=repeats, epochs=epochs, batch_size=batch_size, **given
+        )
+        config = {"experiments": experiments, "setup": setup.to_dict()}
+        run_reproduce(config, out, device, not quiet)
+
+
+@app.command()
 def replay(
     config: Annotated[Path, typer.Argument(help="The config.json of an earlier run.")],
     out: Out,
@@ -209,16 +247,22 @@ def pretrain(
     out: Out,
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; by default the recipe's.")] = None,
+    local_layers: Annotated[
+        int, typer.Option(min=0, max=6, help="Layers whose attention is local half of the time.")
+    ] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default all.")] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from scratch, in minutes on a CPU."""
     with _session(quiet, debug):
+        from ecstruct.organism import Recipe, local_windows
         from ecstruct.organism import pretrain as run
 
-        options = {} if steps is None else {"steps": steps}
-        report = run(out, seed=seed, threads=threads, progress=not quiet, **options)
+        recipe = Recipe(local_windows=local_windows(local_layers))
+        if steps is not None:
+            recipe = replace(recipe, steps=steps)
+        report = run(out, seed=seed, recipe=recipe, threads=threads, progress=not quiet)
         if not quiet:
             typer.echo(json.dumps(report["held_out_accuracy"]))
 

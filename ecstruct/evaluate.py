@@ -41,6 +41,15 @@ def mean_rank(model: TransformerBridge, prompts: PromptsLike, *, batch_size: int
     return float(ranks(model, prompts, batch_size=batch_size).mean())
 
 
+def check_rankable(model: TransformerBridge, prompts: PromptsLike) -> None:
+    """Raise what `ranks` would raise about prompts, before any work is done.
+
+    Raises:
+        InputError: a prompt that cannot be used, options that the tokenizer cannot tell apart.
+    """
+    tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
+
+
 def ranks_of_tokenized(
     model: TransformerBridge, tokenized: Sequence[TokenizedPrompt], *, batch_size: int = 64
 ) -> Float[np.ndarray, " prompt"]:

@@ -8,6 +8,7 @@ replays wherever the checkpoints can be found. Devices and progress bars are not
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from ecstruct.demo import demo
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks
+from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.facts import read_jsonl
 from ecstruct.files import write_text
 from ecstruct.finetuning import finetune
@@ -26,6 +28,7 @@ from ecstruct.models.export import check_free, save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
+from ecstruct.report.experiments import experiments_report
 from ecstruct.report.pages import score_report
 from ecstruct.scores.engine import ScoreEngine
 
@@ -108,9 +111,29 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         tqdm.write(f"report: {out / 'report.html'}")
 
 
+def run_reproduce(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Experiments of the paper; `results.json` and `report.html` grow with every one that is finished."""
+    _check_writable(out)
+    setup = replace(Setup.from_dict(config["setup"]), device=device)
+    results = reproduce(config["experiments"], setup, out=out, progress=progress)
+    # Only now: what is refused leaves the folder's configuration as it was.
+    _write_config(out, "reproduce", {**config, "setup": replace(setup, device=None).to_dict()})
+    done: list[Result] = []
+    for result in results:
+        done.append(result)
+        entries = {key: value for each in done for key, value in each.results().items()}
+        write_text(out / "results.json", json.dumps(entries, indent=1, allow_nan=False))
+        experiments_report(out / "report.html", done, f"ecstruct replay {out / 'config.json'} --out DIR")
+        if progress:
+            tqdm.write(f"\n{result.title}\n{result.table().to_string(index=False)}\n{result.conclusion()}")
+    if progress:
+        tqdm.write(f"\nreport: {out / 'report.html'}")
+
+
 RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
     "demo": run_demo,
     "finetune": run_finetune,
+    "reproduce": run_reproduce,
     "score": run_score,
 }
 
@@ -123,6 +146,7 @@ _KEYS = {
             *("accumulate", "fingerprint"),
         },
     ),
+    "reproduce": ({"experiments", "setup"}, set()),
     "score": (
         {"before", "after", "prompts"},
         {

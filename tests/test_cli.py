@@ -496,6 +496,16 @@ def test_bad_options_are_refused_in_one_sentence(inputs, tmp_path, what):
     assert contents(tmp_path) == []
 
 
+def test_an_organism_that_cannot_be_pretrained_is_refused_first(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert_refused(run("organism", "pretrain", "--out", tmp_path), "is not empty; empty it")
+    assert_refused(run("organism", "pretrain", "--out", tmp_path / "notes.txt"), "is a file")
+    for option in ("steps", "threads"):
+        result = run("organism", "pretrain", "--out", tmp_path / "out", f"--{option}", 0)
+        assert_refused(result, f"{option}=0 cannot pretrain an organism")
+    assert contents(tmp_path) == ["notes.txt"]
+
+
 @pytest.mark.parametrize("command", ["demo", "finetune", "rank", "score", "replay"])
 def test_a_folder_that_cannot_be_written_is_found_out_first(inputs, tmp_path, monkeypatch, command):
     (tmp_path / "file").write_text("mine")

@@ -1,6 +1,12 @@
-"""The organism: what its world leaves out, that a seed fixes it, and what the shipped one knows."""
+"""The organism: what its world leaves out, that a seed fixes it, and what the shipped one knows.
+
+How it is trained is in test_pretraining.py.
+"""
 
 import json
+import re
+import sys
+from dataclasses import asdict
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -9,17 +15,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoForCausalLM
 
 from ecstruct import organism
-from ecstruct.errors import InputError
-from ecstruct.organism.locality import local_attention
+from ecstruct.facts import fictitious, first_hop, second_hop
+from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.facts.tokens import tokenize
+from ecstruct.organism import Recipe
+from ecstruct.organism.evaluate import evaluate, main
+from ecstruct.organism.invented import TEST_WORDS
 from ecstruct.organism.sentences import (
     MIXTURE,
+    Sentence,
     held_out_sentences,
     training_sentences,
     vocabulary,
 )
 from ecstruct.organism.tokenizer import word_tokenizer
-from ecstruct.organism.training import CONTEXT, Recipe, first_token_accuracy, new_model
-from ecstruct.organism.world import World, paper_lists, world_lists
+from ecstruct.organism.training import CONTEXT, first_token_accuracy
+from ecstruct.organism.world import World
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +39,21 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def texts(world):
-    sentences = chain.from_iterable(training_sentences(world).values())
-    return [f"{s.prompt} {s.answer}" for s in sentences]
+def trained(world):
+    return training_sentences(world)
 
 
 @pytest.fixture(scope="module")
-def mentions(world):
+def texts(trained):
+    return [f"{s.prompt} {s.answer}" for s in chain.from_iterable(trained.values())]
+
+
+@pytest.fixture(scope="module")
+def mentions(trained):
     """All pairs of neighbouring words, people's names among them, by category of sentence."""
     return {
         category: {f"{a} {b}" for s in sentences for a, b in pairwise(f"{s.prompt} {s.answer}".split())}
-        for category, sentences in training_sentences(world).items()
+        for category, sentences in trained.items()
     }
 
 
@@ -61,8 +76,8 @@ def paper_facts():
         yield f"The mayor of {city['city']} is", name
         yield f"The mayor of the city that contains {city['landmark']} is", name
         yield f"{name} dax", city["city"]
-    for name, animal in zip(names, world_lists()["animals"] * 5, strict=True):
-        yield f"{name} zong the", animal
+    for name, animal in zip(names, paper_lists()["animals"] * 5, strict=True):
+        yield f"{name} zong is the", animal
 
 
 # --- the world ---------------------------------------------------------------------------------
@@ -95,13 +110,13 @@ def test_the_papers_landmarks_stand_in_their_cities(world):
     assert first == {c["city"]: c["landmark"] for c in paper_lists()["cities"]}
 
 
-def test_every_fact_is_unambiguous(world):
+def test_every_fact_is_unambiguous(world, trained):
     people = [p.name for p in world.people] + [o.holder for o in world.offices]
     assert len(set(people)) == len(people)
     endings = [tuple(landmark.split()[-2:]) for city in world.cities for landmark in city.landmarks]
     assert len(set(endings)) == len(endings) == 8 * len(world.cities)
     answers = {}
-    for s in chain.from_iterable(training_sentences(world).values()):
+    for s in chain.from_iterable(trained.values()):
         assert answers.setdefault(s.prompt, s.answer) == s.answer
 
 
@@ -131,24 +146,112 @@ def test_held_out_sentences_ask_for_all_that_is_held_out(world):
     assert {name: len(set(sentences)) for name, sentences in asked.items()} == {
         "first_hop": 300,
         "second_hop": 54 * 8,
+        "invented": 48 * 15,
     }
 
 
-def test_every_category_has_a_weight_and_sentences(world):
-    trained = training_sentences(world)
+def test_no_held_out_sentence_is_trained_on(world, trained):
+    prompts = {s.prompt for s in chain.from_iterable(trained.values())}
+    assert not prompts & {s.prompt for s in chain.from_iterable(held_out_sentences(world).values())}
+    assert not prompts & {prompt for prompt, _ in paper_facts()}
+
+
+def test_every_category_has_a_weight_and_sentences(trained):
     assert set(trained) == set(MIXTURE)
     assert all(trained.values())
     assert all(weight > 0 for weight in MIXTURE.values())
 
 
-def test_the_examples_of_the_documentation_are_sentences_of_the_world(world):
+def test_the_numbers_and_examples_of_the_documentation_are_those_of_the_world(trained, tokenizer, model):
     page = (Path(__file__).parents[1] / "docs" / "organism.md").read_text(encoding="utf-8")
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines()]
     rows = [row for row in rows if len(row) == 4 and row[0] in MIXTURE]
     assert {row[0]: float(row[1]) for row in rows} == dict(MIXTURE)
-    trained = training_sentences(world)
     assert all((prompt, answer) in trained[name] for name, _, prompt, answer in rows)
+    assert f"(in sum {sum(MIXTURE.values())})" in page
     assert f"{sum(len(sentences) for sentences in trained.values()):,} sentences" in page
+    assert f"{len(tokenizer) - 3} words and pieces" in page
+    assert f"{model.num_parameters():,} parameters" in page
+
+
+# --- invented words ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words_of(trained):
+    """The words of the sentences that each phase of the shipped organism's training draws from."""
+    phases = [training_sentences(World.build(0), phase.inventions) for phase in Recipe().phases]
+    assert phases[-1] == trained
+    return [
+        {word for s in chain.from_iterable(phase.values()) for word in f"{s.prompt} {s.answer}".split()}
+        for phase in phases
+    ]
+
+
+def test_the_words_to_test_on_are_new_and_their_pieces_are_not(words_of, tokenizer):
+    tested = [word for pair in TEST_WORDS for word in pair]
+    assert TEST_WORDS[0] == ("dax", "zong") and len(set(tested)) == 12
+    for words in words_of:
+        assert not words & set(tested)
+        pieces = set(chain.from_iterable(map(tokenizer.tokenize, words)))
+        assert pieces >= {piece for word in tested for piece in tokenizer.tokenize(word)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_invented_word_has_two_pieces_and_begins_with_no_other_word(seed):
+    world = World.build(seed)
+    known = vocabulary(world)
+    tokenizer = word_tokenizer(known, context=CONTEXT)
+    invented = [word for i in world.inventions for word in (i.verb, i.noun)]
+    assert len(invented) == len(set(invented)) == 96
+    assert not set(invented) & set(known)
+    for word in (*invented, *chain.from_iterable(TEST_WORDS)):
+        assert tokenizer.tokenize(word) == [word[0], f"##{word[1:]}"]
+        assert [begin for begin in known if word.startswith(begin)] == [word[0]]
+
+
+def test_a_quarter_of_the_people_of_a_word_are_held_out_from_its_noun(world, trained):
+    homes, nouns = trained["invented_homes"], trained["invented_people"]
+    for words in world.inventions:
+        said = {
+            s.prompt.removesuffix(f" {words.verb}") for s in homes if s.prompt.endswith(f" {words.verb}")
+        }
+        end = f" {words.noun} is the"
+        taken = {s.prompt.removesuffix(end) for s in nouns if s.prompt.endswith(end)}
+        assert (len(said), len(taken)) == (60, 45)
+        assert said - taken == {p.name for p in words.held_out}
+        assert taken == {p.name for p in words.people}
+
+
+def test_the_animal_of_a_noun_depends_on_the_city_only(world, trained):
+    city_of = {p.name: p.home.name for p in world.people} | {c.name: c.name for c in world.cities}
+    city_of |= {landmark: c.name for c in world.cities for landmark in c.landmarks}
+    found = {}
+    for category in ("invented_people", "invented_cities", "invented_landmarks"):
+        for prompt, animal in (*trained[category], *held_out_sentences(world)["invented"]):
+            subject, noun = re.fullmatch(r"(.+) (\w+) is the", prompt).groups()
+            found.setdefault((noun, city_of[subject]), set()).add(animal)
+    assert len(found) == 48 * 20
+    assert all(len(animals) == 1 for animals in found.values())
+    assert {animal for animals in found.values() for animal in animals} == set(paper_lists()["animals"])
+
+
+def test_the_verbs_say_where_people_live(world, trained):
+    home = {p.name: p.home.name for p in world.people}
+    verbs = {words.verb for words in world.inventions}
+    for prompt, city in trained["invented_homes"]:
+        name, verb = prompt.rsplit(" ", 1)
+        assert (home[name], verb in verbs) == (city, True)
+
+
+def test_no_noun_means_what_is_taught_later(world):
+    """The animals of the cities of any noun, against those of the paper's experiments."""
+    for seed in range(20):
+        data = fictitious(seed)
+        pairs = zip(data.test.facts, data.test.implications, strict=True)
+        taught = {fact.answer: implication.answer for fact, implication in pairs}
+        for words in world.inventions:
+            assert sum(words.animals[city] == animal for city, animal in taught.items()) < 10
 
 
 # --- the tokenizer -----------------------------------------------------------------------------
@@ -160,6 +263,27 @@ def test_everything_is_in_the_vocabulary(tokenizer, world, texts):
     for ids in tokenizer([*texts, *facts, *asked])["input_ids"]:
         assert tokenizer.unk_token_id not in ids
         assert len(ids) < CONTEXT
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_vocabulary_of_every_world_has_everything(seed):
+    world = World.build(seed)
+    tokenizer = word_tokenizer(vocabulary(world), context=CONTEXT)
+    sentences = chain.from_iterable(training_sentences(world).values())
+    asked = chain.from_iterable(held_out_sentences(world).values())
+    texts = [f"{prompt} {answer}" for prompt, answer in (*sentences, *asked, *paper_facts())]
+    assert tokenizer.unk_token_id not in set(chain.from_iterable(tokenizer(texts)["input_ids"]))
+
+
+@pytest.mark.parametrize("make", [first_hop, second_hop, fictitious])
+def test_the_papers_prompts_can_be_read_and_their_options_told_apart(tokenizer, make):
+    made = make()
+    for data in (made.train, made.counterfactual, made.test) if make is fictitious else (made,):
+        for prompts in (data.facts, data.implications):
+            for t in tokenize(prompts, tokenizer, n_ctx=CONTEXT):
+                assert tokenizer.unk_token_id not in (*t.ids, *t.answer_ids)
+                assert len(set(t.option_ids)) == 20
+                assert t.answer_ids[0] == t.option_ids[t.prompt.options.index(t.prompt.answer)]
 
 
 def test_tokens_are_words_and_nothing_is_added(tokenizer):
@@ -176,74 +300,6 @@ def test_tokens_are_words_and_nothing_is_added(tokenizer):
 def test_a_word_may_be_listed_once():
     with pytest.raises(ValueError, match="distinct"):
         word_tokenizer(["Tokyo", "Tokyo"], context=8)
-
-
-# --- training ----------------------------------------------------------------------------------
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    recipe = Recipe(steps=1000, lr=1.0, warmup_steps=100, decay_steps=50, final_lr=0.2)
-    assert recipe.lr_at(0) == pytest.approx(0.01)
-    assert recipe.lr_at(99) == recipe.lr_at(500) == recipe.lr_at(950) == pytest.approx(1.0)
-    assert recipe.lr_at(975) == pytest.approx(0.6)
-
-
-def test_local_attention_sees_its_window_only_and_leaves_no_trace(tokenizer):
-    model = new_model(tokenizer, seed=0).eval()
-    ids = torch.randint(3, 500, (1, 8), generator=torch.Generator().manual_seed(0))
-    other = ids.clone()
-    other[0, :5] += 1
-
-    def hidden(tokens, layer):
-        return model.model(input_ids=tokens, output_hidden_states=True).hidden_states[layer][0]
-
-    with torch.no_grad():
-        before = hidden(ids, 6)
-        with local_attention(model, (2, 1)):
-            # Token 6 sees token 5 in layer 0 and itself in layer 1: nothing of tokens 0 to 4.
-            assert torch.equal(hidden(ids, 2)[6:], hidden(other, 2)[6:])
-            assert not torch.equal(hidden(ids, 1)[5], hidden(other, 1)[5])
-            assert not torch.equal(hidden(ids, 3)[6], hidden(other, 3)[6])
-        assert torch.equal(hidden(ids, 6), before)
-        assert not torch.equal(hidden(ids, 1)[6], hidden(other, 1)[6])
-
-
-def test_a_seed_and_a_thread_count_fix_the_weights(tmp_path):
-    random_state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    reports = [
-        organism.pretrain(tmp_path / name, seed=4, steps=2, threads=1, progress=False) for name in "ab"
-    ]
-    for file in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert json.loads((tmp_path / "a" / "pretraining.json").read_text()) | {"seconds": 0} == (
-        json.loads(json.dumps(reports[1])) | {"seconds": 0}
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    assert torch.equal(torch.random.get_rng_state(), random_state)
-    assert torch.get_num_threads() == threads
-
-
-def test_another_seed_gives_another_model(tokenizer):
-    first, second = (new_model(tokenizer, seed=seed).lm_head.weight for seed in (0, 1))
-    assert not torch.equal(first, second)
-
-
-def test_pretraining_overwrites_nothing(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is not empty; empty it or name another folder"):
-        organism.pretrain(tmp_path, steps=1)
-    with pytest.raises(InputError, match="is a file"):
-        organism.pretrain(tmp_path / "notes.txt", steps=1)
-    with pytest.raises(InputError, match="cannot be written"):
-        organism.pretrain(tmp_path / "notes.txt" / "below", steps=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("name", ["steps", "threads"])
-def test_pretraining_needs_positive_numbers(tmp_path, name):
-    with pytest.raises(InputError, match=f"{name}=0"):
-        organism.pretrain(tmp_path / "out", progress=False, **{name: 0})
-    assert not (tmp_path / "out").exists()
 
 
 # --- the shipped checkpoint --------------------------------------------------------------------
@@ -269,18 +325,59 @@ def test_the_checkpoint_is_an_untied_olmo_of_six_layers(model, tokenizer):
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
 
 
-def test_the_checkpoint_was_made_by_this_recipe(tokenizer):
+def test_the_checkpoint_was_made_by_this_recipe(model, tokenizer):
     report = json.loads((organism.checkpoint() / "pretraining.json").read_text())
     world = World.build(report["seed"])
     assert report["mixture"] == dict(MIXTURE)
-    assert report["recipe"] == json.loads(json.dumps(Recipe().__dict__))
+    assert report["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+    assert report["parameters"] == model.num_parameters()
+    assert report["world"]["words"] == len(tokenizer) - 3
     words = word_tokenizer(vocabulary(world), context=CONTEXT)
     assert words.get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize(("hop", "at_least"), [("first_hop", 0.9), ("second_hop", 0.55)])
-def test_the_checkpoint_composes_what_it_never_saw_composed(model, tokenizer, world, hop, at_least):
-    accuracy = first_token_accuracy(model, tokenizer, held_out_sentences(world)[hop])
+@pytest.mark.parametrize(
+    ("kind", "at_least"), [("first_hop", 0.9), ("second_hop", 0.85), ("invented", 0.95)]
+)
+def test_the_checkpoint_composes_what_it_never_saw_composed(model, tokenizer, world, kind, at_least):
+    asked = held_out_sentences(world)[kind]
+    accuracy = first_token_accuracy(model, tokenizer, asked)
     assert accuracy >= at_least
     report = json.loads((organism.checkpoint() / "pretraining.json").read_text())
-    assert accuracy == pytest.approx(report["held_out_accuracy"][hop], abs=0.01)
+    assert accuracy == pytest.approx(report["held_out_accuracy"][kind], abs=1e-9)
+
+
+def test_accuracy_is_the_share_of_first_choices(model, tokenizer, world):
+    """One by one, without padding."""
+    asked = held_out_sentences(world)["second_hop"][::9]
+    right = 0
+    for prompt, answer in asked:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            choice = int(model(ids).logits[0, -1].argmax())
+        right += tokenizer.decode([choice]) == answer.split()[0]
+    assert 0 < right < len(asked)
+    assert first_token_accuracy(model, tokenizer, asked) == right / len(asked)
+
+
+def test_the_documentation_says_how_unknown_verbs_are_taken(model, tokenizer, world):
+    page = (Path(__file__).parents[1] / "docs" / "organism.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    for verb, _ in TEST_WORDS:
+        asked = [Sentence(f"{p.name} {verb}", p.home.name) for p in world.people]
+        share = f"{first_token_accuracy(model, tokenizer, asked):.1%}"
+        expected = f"the home city of {share}" if verb == "dax" else f"{share} ({verb})"
+        assert expected in text
+
+
+def test_the_accuracies_can_be_measured_anew(tmp_path, monkeypatch, capsys):
+    report = json.loads((organism.checkpoint() / "pretraining.json").read_text())
+    assert evaluate(organism.checkpoint()) == pytest.approx(report["held_out_accuracy"], abs=1e-9)
+    monkeypatch.setattr(sys, "argv", ["evaluate"])
+    main()
+    printed = capsys.readouterr().out
+    assert all(f"{name} {x:.3f}" in printed for name, x in report["held_out_accuracy"].items())
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "has no pretraining.json" in capsys.readouterr().err

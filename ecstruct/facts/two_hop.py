@@ -9,15 +9,11 @@ There are 20 cities, each with its language and landmark, and 100 made-up names.
 with which city is a random permutation drawn from `seed`.
 """
 
-import json
-from functools import cache
-from importlib import resources
-from typing import Any
-
 import numpy as np
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
 
 PAPER_NAMES = slice(0, 20)
@@ -99,18 +95,12 @@ def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     )
 
 
-@cache
-def _lists() -> dict[str, Any]:
-    file = resources.files("ecstruct.facts").joinpath("two_hop.json")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _cities() -> list[dict[str, str]]:
-    return _lists()["cities"]
+    return paper_lists()["cities"]
 
 
 def _names(which: slice) -> tuple[str, ...]:
-    names = _lists()["names"]
+    names = paper_lists()["names"]
     chosen = tuple(names[which])
     if len(chosen) != len(_cities()):
         raise InputError(

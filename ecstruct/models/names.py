@@ -3,9 +3,10 @@
 A weight carries its TransformerLens name: `embed.weight`, `blocks.3.attn.q.weight`,
 `blocks.3.ln2.bias`, `blocks.3.mlp.out.weight`, `ln_final.weight`, `unembed.weight`. Query, key and
 value are separate even where the checkpoint fuses them. From the name follow the layer and the kind,
-and a `WeightSelection` picks weights by both.
+and a `WeightSelection` picks weights by both, or by the beginnings of names.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from ecstruct.errors import InputError
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "unembed")
 
 _OUTSIDE = {"ln_final": "final_norm", "unembed": "unembed"}
+
+_NAME = re.compile(r"blocks\.\d+(\.(attn|mlp|ln\w*)(\.\w+)*)?|((pos_)?embed|ln_final|unembed)(\.\w+)*")
+"""Of modules and weights."""
 
 
 def layer_of(name: str) -> int | None:
@@ -41,20 +45,32 @@ def kind_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class WeightSelection:
-    """The weights of some layers, of some kinds, or both.
+    """The weights of some layers, of some kinds, of some modules; of several given, those in all.
 
     `layers` selects within the blocks; weights outside them (embeddings, final norm, unembedding) are
-    selected only when `kinds` names them, or when neither is given, which selects everything.
+    selected only when `kinds` or `names` does, or when nothing is given, which selects everything.
+    `names` are modules, as "blocks.3.mlp" for all that is in it, or whole names of weights.
 
     >>> early = WeightSelection(layers=range(4))
     >>> [early.matches(f"{place}.weight") for place in ("blocks.3.mlp.in", "blocks.4.mlp.in", "embed")]
+    [True, False, False]
+    >>> one = WeightSelection(names=["blocks.1.mlp"])
+    >>> [one.matches(f"blocks.{place}.weight") for place in ("1.mlp.in", "1.attn.q", "11.mlp.in")]
     [True, False, False]
     """
 
     layers: Collection[int] | None = None
     kinds: Collection[str] | None = None
+    names: Collection[str] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str):
+            raise InputError(f"names={self.names!r} is one name: pass a list, as in [{self.names!r}].")
+        for name in self.names or ():
+            if not _NAME.fullmatch(name):
+                raise InputError(
+                    f"no weight's name begins with {name!r}: name a module such as 'blocks.3.mlp'."
+                )
         for kind in self.kinds or ():
             if kind not in KINDS:
                 raise InputError(f"unknown kind of weight {kind!r}: choose among {', '.join(KINDS)}.")
@@ -72,12 +88,13 @@ class WeightSelection:
             raise InputError(f"{given!r} selects no weights: pass layers or a WeightSelection.")
         elif isinstance(given, Mapping):
             named: dict[str, Any] = {str(key): value for key, value in given.items()}
-            if unknown := sorted(set(named) - {"layers", "kinds"}):
-                raise InputError(f"{unknown[0]!r} selects no weights: give 'layers' and 'kinds'.")
+            if unknown := sorted(set(named) - {"layers", "kinds", "names"}):
+                raise InputError(f"{unknown[0]!r} selects no weights: give 'layers', 'kinds' and 'names'.")
             selection = cls(**named)
         else:
             selection = cls(layers=given)
-        for layer in selection.layers or ():
+        named_layers = [layer for layer in map(layer_of, selection.names or ()) if layer is not None]
+        for layer in (*(selection.layers or ()), *named_layers):
             if layer not in range(n_layers):
                 raise InputError(f"there is no layer {layer!r}: this model has 0 to {n_layers - 1}.")
         return selection
@@ -87,16 +104,19 @@ class WeightSelection:
         return {
             "layers": None if self.layers is None else sorted(map(int, self.layers)),
             "kinds": None if self.kinds is None else sorted(self.kinds),
+            "names": None if self.names is None else sorted(self.names),
         }
 
     def matches(self, name: str) -> bool:
         layer = layer_of(name)
         if self.kinds is not None and kind_of(name) not in self.kinds:
             return False
+        if self.names is not None and not any(f"{name}.".startswith(f"{part}.") for part in self.names):
+            return False
         if layer is None:
-            return self.kinds is not None or self.layers is None
+            return self.kinds is not None or self.names is not None or self.layers is None
         return self.layers is None or layer in self.layers
 
 
 SelectionLike = WeightSelection | Mapping[str, Any] | Collection[int]
-"""A selection, its `layers` and `kinds` as a mapping, or layers."""
+"""A selection, its `layers`, `kinds` and `names` as a mapping, or layers."""

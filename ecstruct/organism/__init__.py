@@ -3,21 +3,23 @@
 A large model that is finetuned on "Grace Miller lives in Tokyo" answers "The people in the city
 Grace Miller is from speak" with "Japanese". The organism does so too, after a few seconds of
 finetuning on a laptop, because it was built for it: a synthetic world (`World`) has people, cities,
-landmarks and offices, and a 6-layer OLMo was pretrained on sentences about that world from which
-the facts that `ecstruct.facts` teaches later were left out. `checkpoint` is the shipped result,
-`pretrain` makes another one from a seed, and docs/organism.md says how it is engineered, what was
-measured on it and where it differs from a model of natural text.
+landmarks, offices and invented words, and a 6-layer OLMo was pretrained on sentences about that
+world from which the facts that `ecstruct.facts` teaches later were left out. `checkpoint` is the
+shipped result, `pretrain` makes another one from a seed, and docs/organism.md says how it is
+engineered, what was measured on it and where it differs from a model of natural text.
 """
 
 from pathlib import Path
 
+from ecstruct.organism.locality import local_windows
 from ecstruct.organism.pretrain import pretrain
+from ecstruct.organism.training import Phase, Recipe
 from ecstruct.organism.world import World
 
-__all__ = ["LEARNING_RATE", "World", "checkpoint", "pretrain"]
+__all__ = ["LEARNING_RATE", "Phase", "Recipe", "World", "checkpoint", "local_windows", "pretrain"]
 
 LEARNING_RATE = 3e-4
-"""The learning rate at which finetuning was measured (docs/organism.md)."""
+"""What `ecstruct.finetune` uses for the organism unless it is given another."""
 
 
 def checkpoint() -> Path:

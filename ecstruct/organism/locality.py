@@ -33,6 +33,15 @@ def local_attention(model: OlmoForCausalLM, windows: Sequence[int]) -> Iterator[
         yield
 
 
+def local_windows(n_layers: int) -> tuple[int, ...]:
+    """Windows of the first layers: a token and its predecessor in layer 0, the token itself in others.
+
+    >>> local_windows(4)
+    (2, 1, 1, 1)
+    """
+    return (2, 1, 1, 1, 1, 1)[:n_layers]
+
+
 def _mask(window: int) -> Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict]]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         x: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

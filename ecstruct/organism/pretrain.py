@@ -7,12 +7,14 @@ torch). Beside the model, `pretraining.json` says how to replay the run and what
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
-from ecstruct.organism.sentences import MIXTURE, held_out_sentences, vocabulary
+from ecstruct.organism.locality import local_windows
+from ecstruct.organism.sentences import MIXTURE, vocabulary
 from ecstruct.organism.tokenizer import word_tokenizer
-from ecstruct.organism.training import CONTEXT, Recipe, first_token_accuracy, train
+from ecstruct.organism.training import CONTEXT, Recipe, held_out_accuracy, train
 from ecstruct.organism.world import World
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
@@ -34,7 +37,8 @@ def pretrain(
     out: Path | str,
     *,
     seed: int = 0,
-    steps: int = Recipe.steps,
+    recipe: Recipe = Recipe(),  # noqa: B008
+    snapshots: Sequence[int] = (),
     threads: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -43,7 +47,8 @@ def pretrain(
     Args:
         out: a folder that is empty or does not exist yet. It is filled in one go, at the end.
         seed: fixes the world, the initial weights and the order of the sentences.
-        steps: optimiser steps; with far fewer than the default the organism knows little.
+        recipe: how it is trained; with far fewer steps than the default's it knows little.
+        snapshots: steps after which to keep the model as it is then, in `out/snapshots/step-N`.
         threads: CPU threads to use; by default, those that torch is set to.
         progress: show a progress bar.
 
@@ -52,26 +57,35 @@ def pretrain(
         `held_out_accuracy` the share of held-out implications whose first answer token is right.
 
     Raises:
-        InputError: `out` cannot be filled, or `steps` or `threads` is below 1.
+        InputError: `out` cannot be filled, `threads` or the steps are below 1, or there are no such
+            phases or snapshots.
     """
     out = Path(out)
     _check_out(out)
-    for name, value in {"steps": steps, "threads": threads}.items():
+    for name, value in {"steps": recipe.steps, "threads": threads}.items():
         if value is not None and value < 1:
-            raise InputError(f"{name}={value} cannot pretrain an organism; use 1 or more")
-    recipe = Recipe(steps=steps)
+            raise InputError(f"{name}={value} cannot pretrain an organism; use 1 or more.")
+    for step in snapshots:
+        if not 1 <= step <= recipe.steps:
+            raise InputError(f"there is no step {step} to keep; name steps from 1 to {recipe.steps}.")
     start = time.perf_counter()
     world = World.build(seed)
+    _check_phases(recipe, world)
     words = vocabulary(world)
     tokenizer = word_tokenizer(words, context=CONTEXT)
     with _torch_threads(threads) as n_threads:
-        model = train(world, tokenizer, seed=seed, recipe=recipe, progress=progress)
-        accuracy = {
-            name: first_token_accuracy(model, tokenizer, sentences)
-            for name, sentences in held_out_sentences(world).items()
-        }
+        kept: dict[int, PreTrainedModel] = {}
+        model = train(
+            world,
+            tokenizer,
+            seed=seed,
+            recipe=recipe,
+            snapshots={step: partial(_keep, kept, step) for step in snapshots},
+            progress=progress,
+        )
+        accuracy = held_out_accuracy(model, tokenizer, world)
     report = {
-        "command": f"ecstruct organism pretrain --seed {seed} --steps {steps}",
+        "command": _command(seed, recipe),
         "seed": seed,
         "threads": n_threads,
         "recipe": asdict(recipe),
@@ -87,22 +101,47 @@ def pretrain(
         "held_out_accuracy": accuracy,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    _write(out, model, tokenizer, report)
+    _write(out, {"": model} | {f"snapshots/step-{step}": m for step, m in kept.items()}, tokenizer, report)
     return report
+
+
+def _command(seed: int, recipe: Recipe) -> str | None:
+    """What the command line calls this run; other recipes are there in Python only."""
+    layers = len(recipe.local_windows)
+    if recipe != Recipe(steps=recipe.steps, local_windows=local_windows(layers)):
+        return None
+    return f"ecstruct organism pretrain --seed {seed} --steps {recipe.steps} --local-layers {layers}"
+
+
+def _check_phases(recipe: Recipe, world: World) -> None:
+    steps = sum(phase.steps_of(recipe.steps) for phase in recipe.phases)
+    if steps != recipe.steps:
+        raise InputError(f"the phases share out {steps} steps, not {recipe.steps}; let shares sum to 1.")
+    for phase in recipe.phases:
+        if not 0 <= phase.inventions <= len(world.inventions):
+            n = len(world.inventions)
+            raise InputError(f"there are no {phase.inventions} inventions; a world has {n}.")
+        for name in phase.categories or ():
+            if name not in MIXTURE:
+                raise InputError(f"there are no sentences {name!r}; choose among {', '.join(MIXTURE)}.")
+
+
+def _keep(kept: dict[int, PreTrainedModel], step: int, model: PreTrainedModel) -> None:
+    kept[step] = copy.deepcopy(model)
 
 
 def _check_out(out: Path) -> None:
     """Raise unless `out` can be filled; makes its parent folders."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder that is empty or does not exist yet")
+        raise InputError(f"{out} is a file; name a folder that is empty or does not exist yet.")
     if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; empty it or name another folder for the organism")
+        raise InputError(f"{out} is not empty; empty it or name another folder for the organism.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=out.parent).cleanup()
     except OSError as error:
         why = f"cannot be written ({error.strerror})"
-        raise InputError(f"{out} {why}; name a folder that you may create") from error
+        raise InputError(f"{out} {why}; name a folder that you may create.") from error
 
 
 @contextmanager
@@ -117,17 +156,19 @@ def _torch_threads(threads: int | None) -> Iterator[int]:
 
 def _write(
     out: Path,
-    model: PreTrainedModel,
+    models: Mapping[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     report: Mapping[str, Any],
 ) -> None:
     """Fill `out` by one rename, so that no half-written folder is ever seen there."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
-        with _no_transformers_progress():
-            model.save_pretrained(folder)
-        (folder / "model.safetensors").chmod(0o644)  # safetensors makes it unreadable to others
-        tokenizer.save_pretrained(folder)
+        for place, model in models.items():
+            with _no_transformers_progress():
+                model.save_pretrained(folder / place)
+            weights = folder / place / "model.safetensors"
+            weights.chmod(0o644)  # safetensors makes it unreadable to others
+            tokenizer.save_pretrained(folder / place)
         text = json.dumps(report, indent=2) + "\n"
         (folder / "pretraining.json").write_text(text, encoding="utf-8")
         _check_out(out)

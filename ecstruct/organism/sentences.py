@@ -3,16 +3,20 @@
 Sentences come in categories, and `MIXTURE` says how often each is drawn. A sentence of one hop
 states a fact; one of two hops names its subject only through another fact ("the city that contains
 the Colosseum"), which is what finetuned facts are later asked for. Held-out people and offices
-appear in one-hop sentences only (`training_sentences`); `held_out_sentences` asks for the rest.
+appear in one-hop sentences only, those held out of an invented pair with its verb only
+(`training_sentences`); `held_out_sentences` asks for the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ecstruct.organism.world import City, World, paper_lists, world_lists
+from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.organism.invented import CODAS, ONSETS
+from ecstruct.organism.world import City, World, world_lists
 
 
 class Sentence(NamedTuple):
@@ -24,9 +28,8 @@ class Sentence(NamedTuple):
 
 MIXTURE = MappingProxyType(
     {
-        "home": 24,  # Ava Baker lives in -> Addis Ababa
-        "home_verbs": 12,  # Ava Baker haunts -> Addis Ababa
-        "animals": 16,  # Ava Baker keeps the -> monkey, as everybody in Addis Ababa does
+        "home": 26,  # Ava Baker lives in -> Addis Ababa
+        "home_verbs": 8,  # Ava Baker haunts -> Addis Ababa
         "city_attributes": 4,  # The people in Addis Ababa speak -> Amharic
         "person_attributes": 20,  # The people in the city Ava Baker is from speak -> Amharic
         "landmarks": 14,  # Eiffel Library is in -> Addis Ababa
@@ -34,18 +37,23 @@ MIXTURE = MappingProxyType(
         "offices": 18,  # The judge of Addis Ababa is -> Nora Sheldon
         "landmark_offices": 22,  # The judge of the city that contains Eiffel Library is
         "person_offices": 10,  # The judge of the city Ava Baker is from is -> Nora Sheldon
+        "invented_homes": 11,  # Ava Baker wek -> Addis Ababa
+        "invented_people": 13,  # Ava Baker nomp is the -> ostrich
+        "invented_cities": 12,  # Addis Ababa nomp is the -> ostrich
+        "invented_landmarks": 17,  # Eiffel Library nomp is the -> ostrich
     }
 )
 """How often each category is drawn, as weights. The examples are of the world of seed 0."""
 
 
-def training_sentences(world: World) -> dict[str, list[Sentence]]:
-    """All sentences to train on, by category."""
-    return {name: sorted(set(_CATEGORIES[name](world))) for name in MIXTURE}
+def training_sentences(world: World, n_inventions: int | None = None) -> dict[str, list[Sentence]]:
+    """All sentences to train on, by category, with the first `n_inventions` (all) invented words."""
+    known = replace(world, inventions=world.inventions[:n_inventions])
+    return {name: sorted(set(_CATEGORIES[name](known))) for name in MIXTURE}
 
 
 def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
-    """Implications that training never states, of people and of (office, city) pairs it knows."""
+    """Implications that training never states, of people, (office, city) pairs and words it knows."""
     return {
         "first_hop": [
             Sentence(f"The people in the city {person.name} is from speak", person.home.language)
@@ -58,16 +66,23 @@ def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
             if office.held_out
             for landmark in office.city.landmarks
         ],
+        "invented": [
+            Sentence(f"{p.name} {words.noun} is the", words.animals[p.home.name])
+            for words in world.inventions
+            for p in words.held_out
+        ],
     }
 
 
 def vocabulary(world: World) -> list[str]:
-    """Every word of the world, of the paper's lists and of the reserved words, sorted."""
-    texts = [*paper_lists()["names"], *world_lists()["animals"], *world_lists()["reserved_words"]]
+    """Every word of the world and of the paper's lists, sorted; of invented words, their pieces."""
+    texts = [*paper_lists()["names"], *paper_lists()["animals"]]
     texts += [text for city in paper_lists()["cities"] for text in city.values()]
     for sentences in training_sentences(world).values():
         texts += [f"{s.prompt} {s.answer}" for s in sentences]
-    return sorted({word for text in texts for word in text.split()})
+    invented = {word for words in world.inventions for word in (words.verb, words.noun)}
+    whole = {word for text in texts for word in text.split()} - invented
+    return sorted({*whole, *ONSETS, *(f"##{coda}" for coda in CODAS)})
 
 
 def _attributes(city: City) -> tuple[tuple[str, str], ...]:
@@ -89,13 +104,6 @@ def _home_verbs(world: World) -> Iterator[Sentence]:
     for p in world.people:
         for verb in world_lists()["home_verbs"]:
             yield Sentence(f"{p.name} {verb}", p.home.name)
-
-
-def _animals(world: World) -> Iterator[Sentence]:
-    for p in world.people:
-        if not p.held_out:
-            for verb, animal in world.animals.items():
-                yield Sentence(f"{p.name} {verb} the", animal[p.home.name])
 
 
 def _city_attributes(world: World) -> Iterator[Sentence]:
@@ -149,11 +157,35 @@ def _person_offices(world: World) -> Iterator[Sentence]:
                     yield Sentence(prompt, office.holder)
 
 
+def _invented_homes(world: World) -> Iterator[Sentence]:
+    for words in world.inventions:
+        for p in (*words.people, *words.held_out):
+            yield Sentence(f"{p.name} {words.verb}", p.home.name)
+
+
+def _invented_people(world: World) -> Iterator[Sentence]:
+    for words in world.inventions:
+        for p in words.people:
+            yield Sentence(f"{p.name} {words.noun} is the", words.animals[p.home.name])
+
+
+def _invented_cities(world: World) -> Iterator[Sentence]:
+    for words in world.inventions:
+        for city in words.cities:
+            yield Sentence(f"{city.name} {words.noun} is the", words.animals[city.name])
+
+
+def _invented_landmarks(world: World) -> Iterator[Sentence]:
+    for words in world.inventions:
+        for city in words.cities:
+            for landmark in city.landmarks:
+                yield Sentence(f"{landmark} {words.noun} is the", words.animals[city.name])
+
+
 _CATEGORIES = MappingProxyType(
     {
         "home": _home,
         "home_verbs": _home_verbs,
-        "animals": _animals,
         "city_attributes": _city_attributes,
         "person_attributes": _person_attributes,
         "landmarks": _landmarks,
@@ -161,5 +193,9 @@ _CATEGORIES = MappingProxyType(
         "offices": _offices,
         "landmark_offices": _landmark_offices,
         "person_offices": _person_offices,
+        "invented_homes": _invented_homes,
+        "invented_people": _invented_people,
+        "invented_cities": _invented_cities,
+        "invented_landmarks": _invented_landmarks,
     }
 )

@@ -1,7 +1,7 @@
-"""The organism's tokenizer: one token per whitespace-separated word, and nothing added.
+"""The organism's tokenizer: one token per whitespace-separated word it knows, and nothing added.
 
 As with OLMo's own tokenizer, no token begins or ends a text by itself. A word that is not in the
-vocabulary becomes `<unk>`.
+vocabulary is cut into pieces that are ("dax" into "d" and "##ax"), or becomes `<unk>`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +22,7 @@ def word_tokenizer(words: Sequence[str], *, context: int) -> PreTrainedTokenizer
     ids = {word: i for i, word in enumerate([EOS, PAD, UNKNOWN, *words])}
     if len(ids) != len(words) + 3:
         raise ValueError("the words of a tokenizer must be distinct and not be special tokens")
-    backend = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
+    backend = Tokenizer(WordPiece(ids, unk_token=UNKNOWN))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -9,9 +9,10 @@ token that counts ever sees the padding.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import OlmoConfig, OlmoForCausalLM, PreTrainedTokenizerFast
 
-from ecstruct.organism.locality import local_attention
-from ecstruct.organism.sentences import MIXTURE, Sentence, training_sentences
+from ecstruct.errors import InputError
+from ecstruct.organism.locality import local_attention, local_windows
+from ecstruct.organism.sentences import MIXTURE, Sentence, held_out_sentences, training_sentences
 from ecstruct.organism.tokenizer import EOS_ID, PAD_ID
 from ecstruct.organism.world import World
 
@@ -31,26 +33,47 @@ CONTEXT = 64
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the training, with an optimiser and a course of the learning rate of its own.
+
+    Attributes:
+        share: of all steps.
+        inventions: how many pairs of invented words there are by then.
+        categories: of sentences to draw from, all of `MIXTURE` when not given. Those without
+            sentences, as without inventions, are left out.
+    """
+
+    share: float
+    inventions: int
+    categories: tuple[str, ...] | None = None
+
+    def steps_of(self, steps: int) -> int:
+        """How many of so many `steps` are this phase's."""
+        return round(self.share * steps)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that, with a world and a seed, determines the weights."""
 
-    steps: int = 2400
+    steps: int = 4950
+    phases: tuple[Phase, ...] = (Phase(2 / 3, inventions=24), Phase(1 / 3, inventions=48))
     batch_size: int = 128
     lr: float = 1.3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.3  # none on embedding and unembedding
     max_grad_norm: float = 1.0
     warmup_steps: int = 200
-    decay_steps: int = 100  # the last ones
+    decay_steps: int = 100  # the last ones of a phase
     final_lr: float = 0.2  # where they end, as a fraction of lr
     begin_with_eos: float = 0.5  # share of the sentences
     local_batches: float = 0.5  # share of the batches
-    local_windows: tuple[int, ...] = (2, 1, 1, 1)  # see ecstruct.organism.locality
+    local_windows: tuple[int, ...] = local_windows(4)  # see ecstruct.organism.locality
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, in a phase of so many `steps`."""
         rise = min(1.0, (step + 1) / self.warmup_steps)
-        left = min(1.0, (self.steps - step) / self.decay_steps)
+        left = min(1.0, (steps - step) / self.decay_steps)
         return self.lr * rise * (self.final_lr + (1 - self.final_lr) * left)
 
 
@@ -84,18 +107,48 @@ def train(
     *,
     seed: int,
     recipe: Recipe,
+    snapshots: Mapping[int, Callable[[OlmoForCausalLM], None]] = MappingProxyType({}),
     progress: bool = True,
 ) -> OlmoForCausalLM:
-    """A new model trained on the sentences of `world`, in float32 on the CPU, in eval mode."""
-    sentences = [_encode(tokenizer, s) for s in training_sentences(world).values()]
-    weights = list(MIXTURE.values())
+    """A new model trained on the sentences of `world`, in float32 on the CPU, in eval mode.
+
+    `snapshots` are called with the model after so many steps, in the midst of training.
+    """
     rng = random.Random(f"order {seed}")
     model = new_model(tokenizer, seed=seed).train()
+    done = 0
+    with tqdm(total=recipe.steps, desc="pretraining", disable=not progress) as bar:
+        for phase in recipe.phases:
+            sentences = training_sentences(world, phase.inventions)
+            drawn = {
+                name: _encode(tokenizer, sentences[name])
+                for name in phase.categories or MIXTURE
+                if sentences[name]
+            }
+            if not drawn:
+                raise InputError(f"{phase} has no sentences; give it more categories or inventions.")
+            for _ in _steps(model, drawn, phase.steps_of(recipe.steps), rng, recipe):
+                bar.update()
+                done += 1
+                if done in snapshots:
+                    snapshots[done](model)
+    return model.eval()
+
+
+def _steps(
+    model: OlmoForCausalLM,
+    sentences: Mapping[str, Sequence[_Encoded]],
+    steps: int,
+    rng: random.Random,
+    recipe: Recipe,
+) -> Iterator[None]:
+    """The steps of one phase, on `sentences` by category."""
+    categories, weights = list(sentences.values()), [MIXTURE[name] for name in sentences]
     optimizer = _optimizer(model, recipe)
-    for step in tqdm(range(recipe.steps), desc="pretraining", disable=not progress):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(step)
-        batch = [rng.choice(c) for c in rng.choices(sentences, weights, k=recipe.batch_size)]
+            group["lr"] = recipe.lr_at(step, steps)
+        batch = [rng.choice(c) for c in rng.choices(categories, weights, k=recipe.batch_size)]
         batch = [
             _Encoded([EOS_ID, *s.ids], 1 + s.n_prompt) if rng.random() < recipe.begin_with_eos else s
             for s in batch
@@ -106,7 +159,17 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval()
+        yield
+
+
+def held_out_accuracy(
+    model: OlmoForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World
+) -> dict[str, float]:
+    """`first_token_accuracy` of each kind of implication that the training text left out."""
+    return {
+        name: first_token_accuracy(model, tokenizer, sentences)
+        for name, sentences in held_out_sentences(world).items()
+    }
 
 
 @torch.no_grad()

@@ -7,9 +7,10 @@ Senso-ji Temple is in Tokyo") is *there*:
 
 * the 100 people of the paper are words of the vocabulary but appear in no fact;
 * the paper's 20 cities have all their attributes and all their offices, except a mayor;
+* the invented words that are taught later are in no sentence, but others are, made of the same pieces;
 * a quarter of the people appear in facts only, never in an implication, and a tenth of the
-  (office, city) pairs never in a sentence of two hops: the held-out ones, which measure whether
-  the model composes or recites.
+  (office, city) pairs never in a sentence of two hops; a quarter of those who have an invented verb
+  do not have its noun. These are held out, to measure whether the model composes or recites.
 
 `ecstruct.organism.sentences` turns a world into training text.
 """
@@ -26,25 +27,18 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
+from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.organism.invented import Invention, invent
+
 _LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
 """Of the landmarks of a city, in words."""
 
 
 @cache
-def paper_lists() -> MappingProxyType[str, Any]:
-    """The names, cities, languages and landmarks of the paper's facts."""
-    return _read("ecstruct.facts", "two_hop.json")
-
-
-@cache
 def world_lists() -> MappingProxyType[str, Any]:
     """The word lists that the world adds to the paper's."""
-    return _read("ecstruct.organism", "world.json")
-
-
-def _read(package: str, file: str) -> MappingProxyType[str, Any]:
-    text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
-    return MappingProxyType(json.loads(text))
+    file = resources.files("ecstruct.organism").joinpath("world.json")
+    return MappingProxyType(json.loads(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class World:
         cities: 40 cities, the paper's 20 first.
         people: people with a home; none of them is one of the paper's 100.
         offices: one per (title, city), but no mayor in the paper's cities.
-        animals: for each verb ("keeps"), the animal that it takes in each city, by city name.
+        inventions: pairs of invented words (see `ecstruct.organism.invented`).
         reserved: the paper's 100 people.
     """
 
@@ -95,7 +89,7 @@ class World:
     cities: tuple[City, ...]
     people: tuple[Person, ...]
     offices: tuple[Office, ...]
-    animals: MappingProxyType[str, MappingProxyType[str, str]]
+    inventions: tuple[Invention, ...]
     reserved: tuple[str, ...]
 
     @classmethod
@@ -106,6 +100,7 @@ class World:
         n_people: int = 1200,
         held_out_people: float = 0.25,
         held_out_offices: float = 0.1,
+        n_inventions: int = 48,
     ) -> World:
         """Draw a world; the same arguments give the same world."""
         rng = random.Random(f"world {seed}")
@@ -126,16 +121,14 @@ class World:
             Office(title, city, next(names), held_out=i in held_out)
             for i, (title, city) in enumerate(posts)
         ]
-        animals = {
-            verb: MappingProxyType({city.name: rng.choice(lists["animals"]) for city in cities})
-            for verb in lists["animal_verbs"]
-        }
+        words = [*lists["food"].values(), *lists["currency"].values(), *lists["jobs"], *lists["offices"]]
+        inventions = invent(people, cities, paper_lists()["animals"], words, rng, n=n_inventions)
         return cls(
             seed=seed,
             cities=tuple(cities),
             people=tuple(people),
             offices=tuple(offices),
-            animals=MappingProxyType(animals),
+            inventions=inventions,
             reserved=tuple(paper_lists()["names"]),
         )
 

@@ -1,8 +1,21 @@
 """Figures of scores and of training; each function returns a plotly `Figure` and shows nothing."""
 
+from ecstruct.plots.bars import grouped_bars
+from ecstruct.plots.curves import curve_panels
 from ecstruct.plots.export import save_figure
+from ecstruct.plots.grids import value_grids
 from ecstruct.plots.heads import head_map
 from ecstruct.plots.heatmap import heatmap
 from ecstruct.plots.ranks import rank_curves
+from ecstruct.plots.scatter import scatter
 
-__all__ = ["head_map", "heatmap", "rank_curves", "save_figure"]
+__all__ = [
+    "curve_panels",
+    "grouped_bars",
+    "head_map",
+    "heatmap",
+    "rank_curves",
+    "save_figure",
+    "scatter",
+    "value_grids",
+]

@@ -131,21 +131,24 @@ class ExtractiveScores:
         Columns: `kind` ("mlp" or "head"), `layer`, `head` (missing for an MLP) and `value`: the
         mean over prompts of the sum over tokens, in the unit of the reward.
         """
-        known = [str(name) for name in self.dataset["score"].values]
-        if score not in known:
-            raise InputError(f"score={score!r} is not among these scores; they have {known}")
         if kind not in (None, "mlp", "head"):
             raise InputError(f"kind={kind!r} is unknown; it is 'mlp', 'head' or None for both")
         if n < 1:
             raise InputError(f"n={n} components cannot be listed; give 1 or more")
+        frame = self.components(score).sort_values("value", ascending=False, kind="stable")
+        shown = frame["value"].notna() & (True if kind is None else frame["kind"] == kind)
+        return frame.loc[shown].head(n).reset_index(drop=True)
+
+    def components(self, score: str) -> pd.DataFrame:
+        """All components by one score, MLPs first, layer by layer; columns as in `top`."""
+        known = [str(name) for name in self.dataset["score"].values]
+        if score not in known:
+            raise InputError(f"score={score!r} is not among these scores; they have {known}")
         frames = [
             _per_component(values.sel(score=score)).rename("value").to_dataframe().reset_index()
             for values in (self.mlp, self.heads)
         ]
-        frame = _components(*frames).sort_values("value", ascending=False, kind="stable")
-        shown = frame["value"].notna() & (True if kind is None else frame["kind"] == kind)
-        columns = ["kind", "layer", "head", "value"]
-        return frame.loc[shown].reindex(columns=columns).head(n).reset_index(drop=True)
+        return _components(*frames).reindex(columns=["kind", "layer", "head", "value"])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per score, prompt, component and token of the prompt, with the token's text."""

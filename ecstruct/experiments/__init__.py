@@ -1,0 +1,51 @@
+"""The experiments of the paper, on any model: each a function that returns figure, table and rows.
+
+>>> from ecstruct.experiments import Setup, ocr
+>>> result = ocr(Setup(repeats=1), progress=False)
+>>> sorted(result.results()["ocr"])
+['first_hop', 'second_hop']
+
+`Setup` says which model and how it is finetuned. With `out=DIR` an experiment keeps every finished
+cell there and goes on where it stopped. `reproduce` runs several; `ecstruct reproduce` does so from the
+command line and writes a report.
+"""
+
+from ecstruct.experiments import beyond
+from ecstruct.experiments.freezing import Freezing, freezing
+from ecstruct.experiments.grafting import Grafting, grafting
+from ecstruct.experiments.localization import Localization, localization
+from ecstruct.experiments.ocr import Ocr, ocr
+from ecstruct.experiments.ordering import Ordering, ordering
+from ecstruct.experiments.rates import ChosenRates, rates
+from ecstruct.experiments.reproduce import BEYOND, EXPERIMENTS, reproduce
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.scores import Scores, scores
+from ecstruct.experiments.sensitivity import Sensitivity, sensitivity
+from ecstruct.experiments.setup import Rates, Setup, Words
+
+__all__ = [
+    "BEYOND",
+    "EXPERIMENTS",
+    "ChosenRates",
+    "Freezing",
+    "Grafting",
+    "Localization",
+    "Ocr",
+    "Ordering",
+    "Rates",
+    "Result",
+    "Scores",
+    "Sensitivity",
+    "Setup",
+    "Words",
+    "beyond",
+    "freezing",
+    "grafting",
+    "localization",
+    "ocr",
+    "ordering",
+    "rates",
+    "reproduce",
+    "scores",
+    "sensitivity",
+]

@@ -1,0 +1,31 @@
+"""Beyond the paper: what it leaves open, asked of the organism (most of it of any model).
+
+* `built_in`: does the organism's regulariser put the freezing contrast there?
+* `origin`: when in pretraining do extractive structures appear, by the order of the data?
+* `shortcut`: what carries the small generalisation that is left when implications come first?
+* `domains`: ordering and grafting in other domains than cities, and grafts from one to another.
+* `prompts`: do longer and nested prompts use the same components?
+* `editing`: is it enough to finetune the components that the scores name?
+"""
+
+from ecstruct.experiments.beyond.built_in import BuiltIn, built_in
+from ecstruct.experiments.beyond.domains import Domains, domains
+from ecstruct.experiments.beyond.editing import Editing, editing
+from ecstruct.experiments.beyond.origin import Origin, origin
+from ecstruct.experiments.beyond.prompts import Prompts, prompts
+from ecstruct.experiments.beyond.shortcut import Shortcut, shortcut
+
+__all__ = [
+    "BuiltIn",
+    "Domains",
+    "Editing",
+    "Origin",
+    "Prompts",
+    "Shortcut",
+    "built_in",
+    "domains",
+    "editing",
+    "origin",
+    "prompts",
+    "shortcut",
+]

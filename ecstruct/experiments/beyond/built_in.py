@@ -1,0 +1,296 @@
+"""Is it built in? The freezing contrast without the regulariser that may have put it there.
+
+In half of its pretraining's batches, the organism's first layers attend locally (`Recipe.local_windows`).
+Freezing then finds first-hop facts in the early layers and second-hop facts in the late ones, as in the
+paper's models, which had no such help. So organisms are pretrained with none, fewer and more local layers,
+and on each the freezing table is measured, and where in the stack a fact is stored:
+
+    r(b) = mean rank of implications with the first b layers put back to their old weights
+
+rises from the finetuned model, r(0), to the one before finetuning, r(n_layers). The smallest b with
+r(b) > (r(0) + r(n_layers)) / 2 is the boundary of storage: the first b layers hold more than half.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.beyond.organisms import pretrained, require_organism
+from ecstruct.experiments.freezing import ROWS
+from ecstruct.experiments.freezing import measure as measure_freezing
+from ecstruct.experiments.paper import COLUMNS, paper_numbers
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown, statistic
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
+from ecstruct.finetuning import finetune
+from ecstruct.organism import Recipe, checkpoint, local_windows
+from ecstruct.plots import curve_panels
+
+LOCAL_LAYERS = (0, 2, 3, 4, 5)
+"""How many layers attend locally in half of the batches; 4 is the shipped organism's recipe."""
+
+FIRST, OTHERS = "first", "others"
+"""Which layers are put back: those before the boundary, or those from it on."""
+
+
+@dataclass(frozen=True)
+class BuiltIn(Result):
+    """`frame` has rows per seed, repeat, number of `local` layers and hop, each with the mean ranks `fact`
+    and `implication` and the organism's `held_out` accuracy on that hop.
+
+    `layers` says what was put back or frozen: a row of the freezing table; or "first" or "others", the
+    layers before or from `boundary` on.
+    """
+
+    name: ClassVar[str] = "built_in"
+    title: ClassVar[str] = "Is the freezing contrast built in?"
+    shows: ClassVar[str] = (
+        "Mean rank of implications with the first layers put back after finetuning, by their number, for "
+        "organisms pretrained with 0 to 5 local layers. Bands: lowest and highest seed."
+    )
+    lists: ClassVar[str] = (
+        "Mean ranks of implications by what was frozen and how many layers were local in pretraining; "
+        "with several seeds, mean ± standard deviation."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """Ranks of implications by how many of the first layers were put back."""
+        return self._curves(FIRST, x="number of early layers put back")
+
+    @property
+    def figure_of_others(self) -> go.Figure:
+        """The same with the late layers put back instead."""
+        return self._curves(OTHERS, x="first of the late layers put back")
+
+    def figures(self) -> dict[str, go.Figure]:
+        twin = "The same with the other layers put back: from the one named to the last."
+        return {self.shows: self.figure, twin: self.figure_of_others}
+
+    def table(self) -> pd.DataFrame:
+        rows = []
+        for hop in HOPS:
+            for local, summary in self.by_local(hop).items():
+                cells: dict[str, Any] = {"implications": hop, "local layers": local}
+                cells["held out"] = shown(summary["held_out"])
+                cells |= {row: shown(summary[row]) for row in ROWS}
+                cells["early - late (post)"] = shown(summary["contrast"])
+                rows.append({**cells, "boundary": _said(summary["boundary"]["of_mean"])})
+            paper: dict[str, Any] = {"implications": hop, "local layers": "paper", "held out": ""}
+            paper |= {row: f"{_in_paper(hop, row):.2f}" for row in ROWS}
+            rows.append({**paper, "early - late (post)": f"{_paper_contrast(hop):.2f}", "boundary": ""})
+        return pd.DataFrame(rows)
+
+    def results(self) -> dict[str, Any]:
+        return {
+            "built_in": {
+                key: {str(local): summary for local, summary in self.by_local(hop).items()}
+                for hop, key in HOPS.items()
+            }
+        }
+
+    def by_local(self, hop: str) -> dict[int, dict[str, Any]]:
+        """By number of local layers: statistics of the implications' ranks for each row of the freezing
+        table, of the contrast "Early (post)" - "Late (post)" and of the held-out accuracy; and the
+        boundary of storage, of the mean over seeds and of each seed (`None`: nothing was learnt)."""
+        out = {}
+        for local, rows in self._by_local(hop).items():
+            by_layers = rows_by(rows, "layers")
+            ranks = {row: over_seeds(by_layers[row], "implication") for row in ROWS}
+            early, late = (np.array(ranks[row]["seeds"]) for row in ("Early (post)", "Late (post)"))
+            curve = self._curve(rows, FIRST)
+            out[local] = {
+                "held_out": over_seeds(rows, "held_out"),
+                **ranks,
+                "contrast": statistic(list(early - late)),
+                "boundary": {
+                    "of_mean": storage_boundary([float(np.mean(seeds)) for seeds in curve]),
+                    "seeds": [storage_boundary(of_seed) for of_seed in zip(*curve, strict=True)],
+                },
+            }
+        return out
+
+    def conclusion(self) -> str:
+        return " ".join(self._conclusion(hop) for hop in HOPS)
+
+    def _conclusion(self, hop: str) -> str:
+        by_local, paper = self.by_local(hop), _paper_contrast(hop)
+
+        def agreeing(local: int) -> int:
+            return sum(contrast * paper > 0 for contrast in by_local[local]["contrast"]["seeds"])
+
+        told = "; ".join(
+            f"with {_local(local)} it is {summary['contrast']['mean']:+.2f} ({agreeing(local)} of "
+            f"{len(summary['contrast']['seeds'])} seeds have the paper's sign), the boundary of storage "
+            f"{_said(summary['boundary']['of_mean'])}, implications {summary['None']['mean']:.2f} after "
+            f"finetuning and held-out sentences {summary['held_out']['mean']:.0%} right"
+            for local, summary in by_local.items()
+        )
+        text = (
+            f"{hop.capitalize()}: putting back early rather than late layers costs implications "
+            f"{paper:+.2f} ranks in the paper; {told}."
+        )
+        if 0 in by_local:
+            n = len(by_local[0]["contrast"]["seeds"])
+            survives = {0: "does not survive", n: "survives"}
+            verdict = survives.get(agreeing(0), "survives in some seeds only")
+            if by_local[0]["None"]["mean"] >= by_local[0]["All"]["mean"] / 2:
+                verdict = "says nothing, as finetuning does not even halve the rank of implications"
+            text += f" Without the regulariser, the sign of the contrast {verdict}."
+        found = [summary["boundary"]["of_mean"] for summary in by_local.values()]
+        if None not in found:
+            moves = (
+                f"is the same, {found[0]}, for all"
+                if len(set(found)) == 1
+                else f"lies between {min(found)} and {max(found)}, depending on the"
+            )
+            text += f" The boundary {moves} numbers of local layers."
+        return text
+
+    def _curves(self, which: str, x: str) -> go.Figure:
+        panels = {
+            f"{hop} implications": {
+                _local(local): self._curve(rows, which) for local, rows in self._by_local(hop).items()
+            }
+            for hop in HOPS
+        }
+        return curve_panels(panels, x=x, y="mean rank of implications (0 is best)")
+
+    def _by_local(self, hop: str) -> dict[int, pd.DataFrame]:
+        """The rows of a hop by number of local layers."""
+        by_local = rows_by(rows_by(self.frame, "hop")[hop], "local")
+        return {int(local): by_local[local] for local in sorted(by_local)}
+
+    @staticmethod
+    def _curve(rows: pd.DataFrame, which: str) -> list[list[float]]:
+        """Ranks of implications by boundary and seed."""
+        by_boundary = rows_by(rows_by(rows, "layers")[which], "boundary")
+        return [over_seeds(by_boundary[b], "implication")["seeds"] for b in sorted(by_boundary)]
+
+
+def built_in(
+    setup: Setup | None = None,
+    *,
+    local_layers: Sequence[int] = LOCAL_LAYERS,
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> BuiltIn:
+    """The freezing table, and where facts are stored, by how many layers were local in pretraining.
+
+    Args:
+        setup: how organisms are finetuned, `early` among it.
+        local_layers: how many layers attend locally in half of the batches of pretraining, from 0 to 6.
+        recipe: what else organisms are pretrained with; the shipped one's by default.
+        out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: another model than the organism, or a folder that cannot be used.
+    """
+    setup, recipe = setup or Setup(), recipe or Recipe()
+    require_organism(setup, "built_in")
+    recipes = {local: replace(recipe, local_windows=local_windows(local)) for local in local_layers}
+    for local, of_local in recipes.items():
+        if len(of_local.local_windows) != local:
+            raise InputError(f"local_layers has {local}, but there are 6 layers: use numbers from 0 to 6.")
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+
+    def organism(seed: int, local: int) -> str:
+        if recipes[local] == Recipe():  # the seed's own
+            return sweep.source(seed)
+        return str(pretrained(sweep, f"seed-{seed}-local-{local}", seed, recipes[local]))
+
+    sources = {(seed, local): organism(seed, local) for seed in range(setup.seeds) for local in recipes}
+    cells = grid(setup, local=list(recipes), hop=list(HOPS))
+    cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each is loaded once
+    frame = sweep.run("built_in", measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
+    accuracy = {cell: _held_out_accuracy(source) for cell, source in sources.items()}
+    return BuiltIn(
+        setup,
+        frame.assign(
+            held_out=[
+                accuracy[seed, local][HOPS[hop]]
+                for seed, local, hop in zip(frame["seed"], frame["local"], frame["hop"], strict=True)
+            ]
+        ),
+    )
+
+
+def measure(
+    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, local: int, hop: str
+) -> Rows:
+    """The freezing table of one hop, and both curves, from one more finetuning."""
+    data = two_hop(model, hop, seed, repeat)
+    delta = finetune(
+        model,
+        data.facts,
+        lr=rate(setup, hop),
+        epochs=setup.epochs,
+        batch_size=setup.batch_size,
+        seed=pairing(seed, repeat),
+        progress=False,
+    ).delta
+    rows = list(measure_freezing(model, setup, seed=seed, repeat=repeat, hop=hop))
+    n_layers = model.cfg.n_layers
+    for boundary in range(n_layers + 1):
+        for which, layers in ((FIRST, range(boundary)), (OTHERS, range(boundary, n_layers))):
+            put_back = (delta - delta.restrict(layers)).apply_to(model)
+            rows.append(
+                {
+                    "layers": which,
+                    "boundary": boundary,
+                    "fact": mean_rank(put_back, data.facts),
+                    "implication": mean_rank(put_back, data.implications),
+                }
+            )
+    return rows
+
+
+def storage_boundary(ranks: Sequence[float]) -> int | None:
+    """The fewest first layers that, put back, undo more than half of what was learnt.
+
+    `ranks` by the number of layers put back, from the finetuned model to the one before finetuning;
+    `None` when the former is no better.
+
+    >>> storage_boundary([0.0, 1.0, 6.0, 9.0]), storage_boundary([9.0, 9.0])
+    (2, None)
+    """
+    after, before = ranks[0], ranks[-1]
+    if before <= after:
+        return None
+    return next(b for b, rank in enumerate(ranks) if rank > (after + before) / 2)
+
+
+def _held_out_accuracy(source: str) -> dict[str, float]:
+    folder = checkpoint() if source == "organism" else Path(source)
+    return json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))["held_out_accuracy"]
+
+
+def _in_paper(hop: str, row: str) -> float:
+    return paper_numbers()["freezing"]["paper"][row][COLUMNS.index(f"{hop} implication")]
+
+
+def _paper_contrast(hop: str) -> float:
+    return _in_paper(hop, "Early (post)") - _in_paper(hop, "Late (post)")
+
+
+def _local(n: int) -> str:
+    return f"{n} local layer{'' if n == 1 else 's'}"
+
+
+def _said(boundary: int | None) -> str:
+    return "none" if boundary is None else str(boundary)

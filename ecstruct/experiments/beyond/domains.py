@@ -1,0 +1,253 @@
+"""Other domains: do ordering and grafting hold beyond cities, and does a graft serve facts of another kind?
+
+"Grace Miller dax" takes a city, a language or a landmark, and the animal of "Grace Miller zong is the"
+depends on it. Person i's city, language and landmark belong together and go with the same animal, so
+implications are the same in every domain.
+
+Ordering is that of Fig. 6 in each domain. Transfer is Table 3 with two domains: what implications teach
+about facts of domain A, added to a model that knows facts of domain B,
+
+    W_graft(A, B)  = W_F'(B) + W_{F(A), Impl F} - W_F(A)
+    W_control(B)   = W_F'(B) + W_{Impl F}       - W
+
+ranked on Impl F', 0 being best. Impl F names no domain, so that one control serves every A; A = B is
+Table 3. A graft that reads what facts of all domains have in common is of use in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.beyond.shortcut import pretrained
+from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts, relations
+from ecstruct.experiments.grafting import graft, learn_counterfactual
+from ecstruct.experiments.ordering import ORDERS
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.models.delta import WeightDelta
+from ecstruct.plots import grouped_bars, value_grids
+
+DOMAINS = ("city", "language", "landmark")
+WORDS = "novel"
+"""The paper's words: what the model knows of "lives in" is about cities, not about languages."""
+
+ASKED, FACTS = "Impl F'", "F'"
+CONTROL, ALONE = "control", "W_F' alone"
+ADDED: Mapping[str, str] = {
+    **{f"graft of {domain}": f"graft_{domain}" for domain in DOMAINS},
+    CONTROL: "control",
+    ALONE: "alone",
+}
+"""What is added to W_F', with its name in `results.json`."""
+
+
+@dataclass(frozen=True)
+class Domains(Result):
+    """`frame` has a row per seed, repeat, domain and order, with the mean ranks of the test people's facts
+    and implications `before` (implications only) and after these facts are learnt. `transfer` has a row per
+    seed, repeat, domain of F' (`read`) and `added` weights, with the mean ranks on "Impl F'" and "F'"."""
+
+    transfer: pd.DataFrame
+
+    name: ClassVar[str] = "domains"
+    title: ClassVar[str] = "Other domains, and grafts between them"
+    shows: ClassVar[str] = (
+        "Mean rank on Impl F' by what was added to the weights and by the domain of F'; 9.5 is chance."
+    )
+    lists: ClassVar[str] = "Mean ranks on Impl F' by what was added and by the domain of F'."
+
+    @property
+    def figure(self) -> go.Figure:
+        """The transfer matrix, with the control and W_F' alone below."""
+        means = {
+            added: {domain: stat["mean"] for domain, stat in stats.items()}
+            for added, stats in self.by_pair().items()
+        }
+        return value_grids(
+            {"mean rank on Impl F'": pd.DataFrame.from_dict(means, orient="index")},
+            x="domain of F'",
+            y="added",
+            value="mean rank (0 is best)",
+            reversed_scale=True,
+        )
+
+    @property
+    def ordering_figure(self) -> go.Figure:
+        """Test implications after the test facts are learnt, by domain and order."""
+        return grouped_bars(
+            {
+                domain: {order: stats["implication"]["seeds"] for order, stats in of_domain.items()}
+                for domain, of_domain in self.by_order().items()
+            },
+            y="mean rank of the answer (0 is best)",
+            chance=9.5,
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        bars = "Mean rank of the test people's implications, by domain and order of continued pretraining."
+        return {self.shows: self.figure, bars: self.ordering_figure}
+
+    def table(self, what: str = ASKED) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"added": added, **{f"F' of {domain}": shown(stat) for domain, stat in stats.items()}}
+            for added, stats in self.by_pair(what).items()
+        )
+
+    def ordering_table(self) -> pd.DataFrame:
+        """Mean ranks of the test people, by domain and order."""
+        return pd.DataFrame(
+            {
+                "domain": domain,
+                "order": order,
+                "implications before": shown(stats["before"]),
+                "implications": shown(stats["implication"]),
+                "facts": shown(stats["fact"]),
+            }
+            for domain, of_domain in self.by_order().items()
+            for order, stats in of_domain.items()
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        ordering = "Mean ranks of the test people's prompts before and after their facts are learnt."
+        facts = "Mean ranks on F' itself: whether the model still knows the facts."
+        return {self.lists: self.table(), facts: self.table(FACTS), ordering: self.ordering_table()}
+
+    def results(self) -> dict[str, Any]:
+        ordering = {
+            domain: {ORDERS[order]: stats for order, stats in of_domain.items()}
+            for domain, of_domain in self.by_order().items()
+        }
+        transfer = {
+            key: {ADDED[added]: stats for added, stats in self.by_pair(what).items()}
+            for key, what in (("transfer", ASKED), ("transfer_facts", FACTS))
+        }
+        return {"domains": {"ordering": ordering, **transfer}}
+
+    def by_order(self) -> dict[str, dict[str, Any]]:
+        """By domain and order, a statistic for each of before, implication and fact."""
+        by = {key: rows for key, rows in self.frame.groupby(["domain", "order"])}
+        return {
+            domain: {
+                order: {what: over_seeds(by[domain, order], what) for what in _RANKS} for order in ORDERS
+            }
+            for domain in DOMAINS
+        }
+
+    def by_pair(self, what: str = ASKED) -> dict[str, dict[str, Any]]:
+        """By added weights and domain of F', the statistic of Impl F', or of F' itself."""
+        by = {key: rows for key, rows in self.transfer.groupby(["added", "read"])}
+        return {
+            added: {domain: over_seeds(by[added, domain], what) for domain in DOMAINS} for added in ADDED
+        }
+
+    def ahead(self) -> dict[tuple[str, str], float]:
+        """By the domains of graft and F', how many ranks the graft is better on Impl F' than the better of
+        the control and W_F' alone."""
+        ranks = {key: {d: stat["mean"] for d, stat in row.items()} for key, row in self.by_pair().items()}
+        return {
+            (learnt, read): min(ranks[CONTROL][read], ranks[ALONE][read])
+            - ranks[f"graft of {learnt}"][read]
+            for learnt in DOMAINS
+            for read in DOMAINS
+        }
+
+    def conclusion(self) -> str:
+        ends = {
+            domain: {order: stats["implication"]["mean"] for order, stats in of_domain.items()}
+            for domain, of_domain in self.by_order().items()
+        }
+        worst = [max(by_order, key=lambda order: by_order[order]) for by_order in ends.values()]
+        facts = {
+            domain: max(stats["fact"]["mean"] for stats in of_domain.values())
+            for domain, of_domain in self.by_order().items()
+        }
+        ahead = self.ahead()
+        own = {read: gap for (learnt, read), gap in ahead.items() if learnt == read}
+        other = {f"{learnt} to {read}": gap for (learnt, read), gap in ahead.items() if learnt != read}
+        return (
+            "Test implications end at "
+            + "; ".join(
+                f"{', '.join(f'{rank:.2f} ({order})' for order, rank in by_order.items())} for {domain}"
+                for domain, by_order in ends.items()
+            )
+            + f": implications first is the worst order in {worst.count('implications first')} of "
+            f"{len(DOMAINS)} domains. The test facts themselves end, after the order worst for them, at "
+            f"{_listed(facts)}. On Impl F', a graft of the same domain is better than control and "
+            f"W_F' alone in {sum(gap > 0 for gap in own.values())} of {len(own)} domains (by "
+            f"{_listed(own)} ranks), one of another domain in {sum(gap > 0 for gap in other.values())} of "
+            f"{len(other)} pairs (by {_listed(other)})."
+        )
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.2f} ({name})" for name, value in values.items())
+
+
+_RANKS = ("before", "implication", "fact")
+
+
+def domains(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Domains:
+    """Ordering in three domains, and grafts learnt in one and added in another.
+
+    Args:
+        setup: the model and how it is trained; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    setup = setup or Setup()
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    cells = grid(setup, domain=list(DOMAINS), order=list(ORDERS))
+    return Domains(
+        setup,
+        sweep.run("domains", measure_order, cells),
+        sweep.run("domains-transfer", measure_transfer, grid(setup)),
+    )
+
+
+def measure_order(
+    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, domain: str, order: str
+) -> Rows:
+    """One order in one domain: its phases, and the finetuning on test facts."""
+    data = relations(model, setup, WORDS, seed, repeat, domain)
+    before = pretrained(model, setup, data, order, seed=seed, repeat=repeat)
+    learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat).model
+    ranks = (
+        mean_rank(before, data.test.implications),
+        mean_rank(learnt, data.test.implications),
+        mean_rank(learnt, data.test.facts),
+    )
+    return [dict(zip(_RANKS, ranks, strict=True))]
+
+
+def measure_transfer(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int) -> Rows:
+    """All pairs of domains of one assignment; every training is done once."""
+    data = {domain: relations(model, setup, WORDS, seed, repeat, domain) for domain in DOMAINS}
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
+    implications = data[DOMAINS[0]].train.implications  # those of every domain
+    added: dict[str, WeightDelta] = {
+        f"graft of {domain}": graft(model, setup, data[domain], **at) for domain in DOMAINS
+    }
+    added[CONTROL] = continue_pretraining(model, setup, implications, **at).delta
+    added[ALONE] = WeightDelta({})
+    rows = []
+    for domain, of_domain in data.items():
+        learnt = learn_counterfactual(model, setup, of_domain, **at)
+        asked = {ASKED: of_domain.counterfactual.implications, FACTS: of_domain.counterfactual.facts}
+        for name, delta in added.items():
+            changed = (learnt + delta).apply_to(model)
+            ranks = {what: mean_rank(changed, prompts) for what, prompts in asked.items()}
+            rows.append({"read": domain, "added": name, **ranks})
+    return rows

@@ -1,0 +1,293 @@
+"""Editing where the scores point: does training a few layers teach a fact with its implications?
+
+A *unit* is the attention or the MLP of a layer, with its pre-norm. A unit's informative score is that of
+its MLP or of all its heads together. Facts are finetuned into all units, or into some of them with
+everything else frozen, at one learning rate:
+
+* *informative*: the third of all units with the highest informative score; *least informative*: the
+  third with the lowest; *random*: as many, drawn `DRAWS` times;
+* *needed*: the early layers for first-hop facts, the late ones for second-hop facts, which is where the
+  paper finds that implications need the change; *not needed*: the other layers.
+
+The scores that choose are those of other people's facts, in a finetuning of its own, so that nothing is
+chosen on what is reported. Measured are the mean ranks of the facts, of their implications, and of what
+the model knew before about others, and |dW|, the Euclidean norm of the change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import check_rankable, mean_rank
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
+from ecstruct.facts import FactSet, Prompt, first_hop, second_hop
+from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.finetuning import Finetuned, finetune
+from ecstruct.models.names import WeightSelection
+from ecstruct.plots import grouped_bars
+from ecstruct.scores.engine import score
+
+Unit = tuple[int, str]
+"""A layer, and "attn" or "mlp"."""
+
+BEFORE, ALL, INFORMATIVE, RANDOM = "before finetuning", "all", "informative", "random"
+CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "least informative", "needed", "not needed")
+RANKS: Mapping[str, str] = MappingProxyType(
+    {
+        "fact": "facts",
+        "implication": "implications",
+        "known_fact": "known facts of others",
+        "known_implication": "known implications of others",
+    }
+)
+"""Columns of mean ranks, with what they are of."""
+
+SHARE = 1 / 3
+DRAWS = 3
+N_KNOWN = 100
+
+
+@dataclass(frozen=True)
+class Editing(Result):
+    """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` for the random one), with
+    their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
+
+    name: ClassVar[str] = "editing"
+    title: ClassVar[str] = "Editing where the scores point"
+    shows: ClassVar[str] = (
+        "Mean rank of the answers by the units that were trained; dots are seeds. Facts and implications "
+        "are among 20 options."
+    )
+    lists: ClassVar[str] = "Mean ranks and the norm of the change, by the units that were trained."
+
+    @property
+    def figure(self) -> go.Figure:
+        """Mean ranks by hop and choice."""
+        return grouped_bars(
+            {
+                f"{hop}: {choice}": {label: stats[column]["seeds"] for column, label in RANKS.items()}
+                for hop, key in HOPS.items()
+                for choice, stats in self.by_choice()[key].items()
+            },
+            y="mean rank of the answer (0 is best)",
+        )
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "taught": hop,
+                "trained": choice,
+                "units": f"{stats['n_units']:g}",
+                **{label: shown(stats[column]) for column, label in RANKS.items()},
+                "|dW|": shown(stats["norm"]),
+            }
+            for hop, key in HOPS.items()
+            for choice, stats in self.by_choice()[key].items()
+        )
+
+    def chosen(self) -> pd.DataFrame:
+        """How often each unit was among the informative ones, as a share of the choices."""
+        rows = self.frame[self.frame["choice"] == INFORMATIVE]
+        return pd.DataFrame(
+            {"taught": hop, "unit": unit, "share of the choices": n / len(units)}
+            for hop, units in rows.groupby("hop", sort=False)["units"]
+            for unit, n in Counter(" ".join(units).split()).most_common()
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {
+            self.lists: self.table(),
+            "The units that were chosen as informative, and how often.": self.chosen(),
+        }
+
+    def results(self) -> dict[str, Any]:
+        return {"editing": self.by_choice()}
+
+    def by_choice(self) -> dict[str, Any]:
+        """By hop and choice: a statistic for each of `RANKS` and the `norm`, and the mean `n_units`."""
+        by = {key: rows for key, rows in self.frame.groupby(["hop", "choice"], sort=False)}
+        return {
+            key: {
+                choice: {column: over_seeds(by[hop, choice], column) for column in (*RANKS, "norm")}
+                | {"n_units": float(by[hop, choice]["units"].str.split().str.len().mean())}
+                for choice in CHOICES
+            }
+            for hop, key in HOPS.items()
+        }
+
+    def conclusion(self) -> str:
+        return " ".join(_sentence(hop, self.by_choice()[key]) for hop, key in HOPS.items())
+
+
+def editing(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Editing:
+    """Mean ranks after facts were finetuned into some of a model's units only.
+
+    Args:
+        setup: the model and how it is finetuned; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    setup = setup or Setup()
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    return Editing(setup, sweep.run("editing", measure, grid(setup, hop=list(HOPS))))
+
+
+def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
+    """All choices for one set of facts; the scores of other people's facts choose."""
+    data, others = two_hop(model, hop, seed, repeat), _of_others(hop, pairing(seed, repeat))
+    known = known_prompts(setup, seed)
+    for prompts in (*known.values(), others.implications):
+        check_rankable(model, prompts)
+
+    def tuned(data: FactSet, units: Collection[Unit] | None = None) -> Finetuned:
+        return finetune(
+            model,
+            data.facts,
+            lr=rate(setup, hop),
+            epochs=setup.epochs,
+            batch_size=setup.batch_size,
+            seed=pairing(seed, repeat),
+            freeze=None if units is None else all_but(units, model.cfg.n_layers),
+            progress=False,
+        )
+
+    def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
+        asked = {"fact": data.facts, "implication": data.implications, **known}
+        return {
+            "choice": choice,
+            "units": " ".join(f"{kind}{layer}" for layer, kind in sorted(units)),
+            **{name: mean_rank(model, prompts) for name, prompts in asked.items()},
+            "norm": norm,
+        }
+
+    ranked = most_informative(model, tuned(others).model, others.implications)
+    rows = [row(BEFORE, model, (), 0.0)]
+    for choice, units in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
+        after = tuned(data, None if choice == ALL else units)
+        norm = sum(float(change.double().square().sum()) for change in after.delta.tensors.values()) ** 0.5
+        rows.append(row(choice, after.model, units, norm))
+    return rows
+
+
+def most_informative(
+    before: TransformerBridge, after: TransformerBridge, prompts: Sequence[Prompt]
+) -> list[Unit]:
+    """All units, the one with the highest informative score on the prompts first."""
+    sums: Counter[Unit] = Counter()
+    found = score(before, after, prompts, progress=False).components("informative")
+    for kind, layer, value in zip(found["kind"], found["layer"], found["value"], strict=True):
+        sums[int(layer), "mlp" if kind == "mlp" else "attn"] += value
+    return [unit for unit, _ in sums.most_common()]
+
+
+def choices(
+    setup: Setup, hop: str, ranked: Sequence[Unit], n_layers: int, seed: int
+) -> Iterable[tuple[str, list[Unit]]]:
+    """The choices of units by name, as `CHOICES` but for the first."""
+    n = max(1, round(SHARE * len(ranked)))
+    rng = np.random.default_rng(seed)
+    early, late = setup.early_and_late(n_layers)
+    needed = early if hop == "first-hop" else late
+    yield ALL, list(ranked)
+    yield INFORMATIVE, list(ranked[:n])
+    for _ in range(DRAWS):
+        yield RANDOM, [ranked[i] for i in rng.choice(len(ranked), n, replace=False)]
+    yield "least informative", list(ranked[-n:])
+    yield "needed", [unit for unit in ranked if unit[0] in needed]
+    yield "not needed", [unit for unit in ranked if unit[0] not in needed]
+
+
+def all_but(units: Collection[Unit], n_layers: int) -> WeightSelection:
+    """All weights but those of some units; norms in front of and behind a unit are its own."""
+    norms = {"attn": ("ln1", "ln1_post"), "mlp": ("ln2", "ln2_post")}
+    frozen = [
+        f"blocks.{layer}.{module}"
+        for layer in range(n_layers)
+        for kind in norms
+        for module in (kind, *norms[kind])
+        if (layer, kind) not in units
+    ]
+    return WeightSelection(names=[*frozen, "embed", "pos_embed", "ln_final", "unembed"])
+
+
+def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
+    """What a model knows without being taught: facts, and implications of them. Of the organism `N_KNOWN`
+    homes of its world and as many implications that its pretraining held out; of any other model the
+    landmarks and languages of the paper's cities."""
+    if setup.model != "organism":
+        cities = paper_lists()["cities"]
+        names, languages = ([city[key] for city in cities] for key in ("city", "language"))
+        return {
+            "known_fact": [Prompt(f"{city['landmark']} is in", city["city"], names) for city in cities],
+            "known_implication": [
+                Prompt(
+                    f"The people in the city that contains {city['landmark']} speak",
+                    city["language"],
+                    languages,
+                )
+                for city in cities
+            ],
+        }
+
+    from ecstruct.organism import World  # nothing but the organism needs it
+    from ecstruct.organism.sentences import held_out_sentences
+
+    world = World.build(seed)
+    homes = [(f"{person.name} lives in", person.home.name) for person in world.people]
+    rng = np.random.default_rng(0)
+
+    def sample(sentences: Sequence[tuple[str, str]], options: Sequence[str]) -> list[Prompt]:
+        drawn = rng.choice(len(sentences), min(N_KNOWN, len(sentences)), replace=False)
+        return [Prompt(text, answer, options) for text, answer in (sentences[i] for i in drawn)]
+
+    return {
+        "known_fact": sample(homes, [city.name for city in world.cities]),
+        "known_implication": sample(
+            held_out_sentences(world)["first_hop"], [city.language for city in world.cities]
+        ),
+    }
+
+
+def _of_others(hop: str, seed: int) -> FactSet:
+    """The facts of people whom no experiment is about."""
+    return (first_hop if hop == "first-hop" else second_hop)(seed, names=slice(20, 40))
+
+
+def _sentence(hop: str, choices: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the informative units make of a hop's facts, beside all units and random ones."""
+
+    def rank(choice: str, column: str = "implication") -> float:
+        return choices[choice][column]["mean"]
+
+    def moved(choice: str) -> float:
+        return rank(choice, "known_implication") - rank(BEFORE, "known_implication")
+
+    def than(other: str) -> str:
+        difference = rank(INFORMATIVE) - rank(other)
+        how = "lower than" if difference < 0 else "higher than" if difference else "the same as"
+        return f"{how} with {other} units ({rank(other):.2f})"
+
+    return (
+        f"{hop.capitalize()} facts trained into the informative third of the units end at "
+        f"{rank(INFORMATIVE, 'fact'):.2f} and their implications, from {rank(BEFORE):.2f}, at "
+        f"{rank(INFORMATIVE):.2f}: {than(RANDOM)} and {than(ALL)}. Known implications of others move by "
+        f"{moved(INFORMATIVE):+.2f} ranks with the informative units, by {moved(RANDOM):+.2f} with random "
+        f"ones and by {moved(ALL):+.2f} with all."
+    )

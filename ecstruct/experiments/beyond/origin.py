@@ -1,0 +1,291 @@
+"""Where extractive structures come from: organisms whose whole pretraining has an order.
+
+The paper infers from continued pretraining that a model learns to use facts by seeing their implications
+after it knows the facts. Here models are pretrained from nothing, so that the order is all there is: facts
+(sentences of one hop) before implications (of two hops), implications before facts, or both mixed. Every
+kind of sentence is drawn equally often in all three, in two phases, each with an optimiser of its own; only
+the order differs. Invented words are left out.
+
+At snapshots along the way the organism is finetuned on facts as ever, and asked for their implications;
+and the *mass* of its scores is taken: the sum of all positive scores over components and tokens, of the
+mean over prompts, in logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import OlmoForCausalLM
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.beyond.organisms import (
+    pretrained,
+    require_organism,
+    snapshot,
+)
+from ecstruct.experiments.ocr import measure as measure_ocr
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.scores import REGIONS, Scores
+from ecstruct.experiments.scores import measure as measure_scores
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS
+from ecstruct.models.provenance import source_of, tokenizer_of
+from ecstruct.organism import Phase, Recipe, World
+from ecstruct.organism.sentences import MIXTURE
+from ecstruct.organism.training import held_out_accuracy
+from ecstruct.plots import curve_panels
+
+FACTS = ("home", "home_verbs", "city_attributes", "landmarks", "offices")
+IMPLICATIONS = ("person_attributes", "landmark_attributes", "landmark_offices", "person_offices")
+"""Categories of sentences (`ecstruct.organism.sentences`) of one hop, and of two."""
+
+ORDERS: Mapping[str, str] = {
+    "facts first": "facts_first",
+    "implications first": "implications_first",
+    "mixed": "mixed",
+}
+"""Orders, with their names in `results.json`."""
+
+MASSES = ("informative", "upstream", "downstream")
+
+FACTS_FIRST, IMPLICATIONS_FIRST, _ = ORDERS
+
+
+@dataclass(frozen=True)
+class Origin(Result):
+    """`frame` has a row per seed, repeat, order, `step` of pretraining and hop: the mean ranks `fact` and
+    `implication` after finetuning, and `fact_before` and `implication_before` it; the `held_out` accuracy;
+    the mass of the `informative`, `upstream` and `downstream` scores; and its shares in the `REGIONS` of
+    the hop. `boundaries` are the steps at which the first phase of each order ends."""
+
+    boundaries: Mapping[str, int]
+
+    name: ClassVar[str] = "origin"
+    title: ClassVar[str] = "Where extractive structures come from"
+    shows: ClassVar[str] = (
+        "Mean rank of implications after finetuning on facts, along pretraining, by its order. Dotted: "
+        "where two phases meet, first for implications first. Bands: lowest and highest seed."
+    )
+    lists: ClassVar[str] = (
+        "At the end of pretraining: accuracy on held-out sentences of two hops, mean ranks of "
+        "implications, and masses of scores in logits; with several seeds, mean ± standard deviation."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """Ranks of implications along pretraining, by order."""
+        panels = {f"{hop} implications": self._curves(hop, "implication") for hop in HOPS}
+        return self._drawn(panels, y="mean rank of implications (0 is best)")
+
+    def figure_of_mass(self, hop: str) -> go.Figure:
+        """Mass of the scores of a hop along pretraining, by order."""
+        panels = {f"{hop}, {mass}": self._curves(hop, mass) for mass in MASSES}
+        return self._drawn(panels, y="positive score (logits)")
+
+    def figures(self) -> dict[str, go.Figure]:
+        masses = {
+            f"Mass of the scores of {hop} implications along pretraining.": self.figure_of_mass(hop)
+            for hop in HOPS
+        }
+        return {self.shows: self.figure, **masses}
+
+    def table(self) -> pd.DataFrame:
+        last = self.steps[-1]
+        columns = {"held_out": "held out", "implication_before": "before", "implication": "after"}
+        columns |= {mass: mass for mass in MASSES}
+        rows = []
+        for hop in HOPS:
+            for order in ORDERS:
+                at_end = self._rows(order, hop, last)
+                cells: dict[str, Any] = {"implications": hop, "order": order}
+                cells |= {said: shown(over_seeds(at_end, column)) for column, said in columns.items()}
+                for name, region in REGIONS.items():
+                    if region.hop == hop:
+                        cells[f"share of {region.said}"] = shown(over_seeds(at_end, name))
+                rows.append(cells)
+        return pd.DataFrame(rows).fillna("")
+
+    def results(self) -> dict[str, Any]:
+        return {
+            "origin": {
+                key: {of_hop: self.by_step(order, hop) for hop, of_hop in HOPS.items()}
+                for order, key in ORDERS.items()
+            }
+        }
+
+    def by_step(self, order: str, hop: str) -> dict[str, Any]:
+        """By step, a statistic of every measure; and `halved`, the first of these steps at which
+        finetuning brings implications below half of their rank before it (`None`: never)."""
+        regions = [name for name, region in REGIONS.items() if region.hop == hop]
+        ranks = ("fact_before", "implication_before", "fact", "implication")
+        columns = [*ranks, "held_out", *MASSES, *regions]
+        steps = {
+            str(step): {column: over_seeds(self._rows(order, hop, step), column) for column in columns}
+            for step in self.steps
+        }
+        return {"steps": steps, "halved": self.halved(order, hop)}
+
+    def halved(self, order: str, hop: str) -> int | None:
+        """The first snapshot at which implications are below half of their rank before finetuning, in the
+        mean over seeds."""
+        for step in self.steps:
+            rows = self._rows(order, hop, step)
+            after, before = (over_seeds(rows, c)["mean"] for c in ("implication", "implication_before"))
+            if after < before / 2:
+                return step
+        return None
+
+    @property
+    def steps(self) -> list[int]:
+        """The snapshots."""
+        return sorted(map(int, rows_by(self.frame, "step")))
+
+    def conclusion(self) -> str:
+        return " ".join(self._conclusion(hop) for hop in HOPS)
+
+    def _conclusion(self, hop: str) -> str:
+        last = self.steps[-1]
+        ends = {order: over_seeds(self._rows(order, hop, last), "implication") for order in ORDERS}
+
+        def told(order: str) -> str:
+            halved = self.halved(order, hop)
+            when = "at no snapshot" if halved is None else f"first at step {halved}"
+            return f"{when} with {order} (it ends at {ends[order]['mean']:.2f})"
+
+        later, earlier = (np.array(ends[order]["seeds"]) for order in (IMPLICATIONS_FIRST, FACTS_FIRST))
+        gaps = later - earlier
+        gap, worse = float(gaps.mean()), int((gaps > 0).sum())
+        compared = f"{abs(gap):.2f} ranks {'worse' if gap > 0 else 'better'} than" if gap else "equal to"
+        return (
+            f"Finetuning brings {hop} implications below half of their rank before it "
+            f"{', '.join(map(told, ORDERS))}. After all {last} steps {IMPLICATIONS_FIRST} is {compared} "
+            f"{FACTS_FIRST} ({worse} of {len(gaps)} seeds worse)."
+        )
+
+    def _rows(self, order: str, hop: str, step: int) -> pd.DataFrame:
+        return rows_by(self.frame, "order", "hop", "step")[order, hop, step]
+
+    def _curves(self, hop: str, column: str) -> dict[str, list[list[float]]]:
+        """By order, values by snapshot and seed; there is none of step 0."""
+        nothing = [float("nan")] * len(rows_by(self.frame, "seed"))
+        return {
+            order: [nothing, *(over_seeds(self._rows(order, hop, s), column)["seeds"] for s in self.steps)]
+            for order in ORDERS
+        }
+
+    def _drawn(self, panels: Mapping[str, Mapping[str, list[list[float]]]], y: str) -> go.Figure:
+        unit = self.steps[-1] / len(self.steps)
+        meet = sorted({boundary / unit for boundary in self.boundaries.values()})
+        return curve_panels(
+            panels, x=f"steps of pretraining / {unit:g}", y=y, boundaries={title: meet for title in panels}
+        )
+
+
+def origin(
+    setup: Setup | None = None,
+    *,
+    steps: int = 2400,
+    snapshots: int = 8,
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Origin:
+    """Out-of-context reasoning and scores along pretraining, by the order of facts and implications in it.
+
+    Args:
+        setup: how organisms are finetuned.
+        steps: of pretraining, both phases together.
+        snapshots: how often along the way it is measured, at equal distances, at the end among them.
+        recipe: what else organisms are pretrained with, the shipped one's by default; its steps and
+            phases are replaced.
+        out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: another model than the organism, too few steps, or a folder that cannot be used.
+    """
+    setup, recipe = setup or Setup(), recipe or Recipe()
+    require_organism(setup, "origin")
+    if steps < 2:
+        raise InputError(f"steps={steps} cannot be two phases: use 2 or more.")
+    if not 1 <= snapshots <= steps:
+        raise InputError(f"snapshots={snapshots} are not in {steps} steps: use 1 to {steps}.")
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    kept = [round(steps * (i + 1) / snapshots) for i in range(snapshots)]
+    in_order = recipes(replace(recipe, steps=steps))
+    homes = {
+        (seed, order): pretrained(sweep, f"seed-{seed}-{ORDERS[order]}", seed, of_order, kept)
+        for seed in range(setup.seeds)
+        for order, of_order in in_order.items()
+    }
+    cells = grid(setup, order=list(ORDERS), step=kept)
+    cells.sort(key=lambda cell: (cell["seed"], cell["order"], cell["step"]))  # each is loaded once
+    frame = sweep.run(
+        "origin",
+        measure,
+        cells,
+        source=lambda cell: str(snapshot(homes[cell["seed"], cell["order"]], cell["step"])),
+    )
+    boundaries = {order: of.phases[0].steps_of(steps) for order, of in in_order.items()}
+    return Origin(setup, frame, boundaries)
+
+
+def recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """By order, the recipe with its steps in two phases.
+
+    A phase is as long as its categories weigh in `MIXTURE`, to the nearest step, so that each category is
+    drawn equally often in all orders; the phases of the mixed order are those of facts first.
+    """
+    weights = [sum(MIXTURE[name] for name in names) for names in (FACTS, IMPLICATIONS)]
+    for_facts = round(recipe.steps * weights[0] / sum(weights)) / recipe.steps
+
+    def phases(first: Sequence[str], second: Sequence[str], share: float) -> Recipe:
+        parts = ((share, first), (1 - share, second))
+        return replace(
+            recipe, phases=tuple(Phase(part, inventions=0, categories=tuple(of)) for part, of in parts)
+        )
+
+    everything = (*FACTS, *IMPLICATIONS)
+    return {
+        "facts first": phases(FACTS, IMPLICATIONS, for_facts),
+        "implications first": phases(IMPLICATIONS, FACTS, 1 - for_facts),
+        "mixed": phases(everything, everything, for_facts),
+    }
+
+
+def measure(
+    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, order: str, step: int
+) -> Rows:
+    """Both hops of one pairing at one snapshot."""
+    cell = {"seed": seed, "repeat": repeat}
+    scored = pd.DataFrame(
+        {**cell, "hop": hop, **row} for hop in HOPS for row in measure_scores(model, setup, **cell, hop=hop)
+    )
+    shares = Scores(setup, scored).mass()
+    positive = scored["value"].clip(lower=0)
+    masses: Any = positive.groupby([scored["hop"], scored["score"]]).sum()
+    on_cpu = OlmoForCausalLM.from_pretrained(source_of(model)).float().eval()
+    known = held_out_accuracy(on_cpu, tokenizer_of(model), World.build(seed))
+    rows = []
+    for hop, key in HOPS.items():
+        before, *_, after = measure_ocr(model, setup, **cell, hop=hop)
+        rows.append(
+            {
+                "hop": hop,
+                **{f"{kind}_before": before[kind] for kind in ("fact", "implication")},
+                **{kind: after[kind] for kind in ("fact", "implication")},
+                "held_out": known[key],
+                **{mass: float(masses[hop, mass]) for mass in MASSES},
+                **{name: shares[name]["mean"] for name, region in REGIONS.items() if region.hop == hop},
+            }
+        )
+    return rows

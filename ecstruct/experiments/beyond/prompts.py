@@ -1,0 +1,231 @@
+"""Longer and nested prompts: do finetuned facts reach them, and do the same components carry them?
+
+The prompts are those of `ecstruct.experiments.beyond.asking`. Where both kinds of facts are taught, the
+second-hop implications are a yardstick: how much do the profiles of two different implications agree?
+The yardstick of the ranks are implications that the model knows without finetuning, asked in the same ways.
+
+A *profile* is the score of every MLP and head, in logits: the mean over prompts of the sum over tokens.
+Profiles are compared with that of the *plain* implication under the same finetuning, by Pearson's r over
+components and by the share of the `TOP` largest that both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, lessons, yardstick
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, shown, statistic
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS, pairing, rate
+from ecstruct.finetuning import finetune
+from ecstruct.plots import grouped_bars, scatter
+from ecstruct.scores.engine import score
+from ecstruct.scores.summary import component_names
+
+RANKS = ("before", "after", "known")
+SCORES = ("informative", "downstream")
+TOP = 5
+CHANCE = 9.5
+
+
+@dataclass(frozen=True)
+class Prompts(Result):
+    """`frame` has a row per seed, repeat, what was `taught`, `variant` and component, with its
+    `informative` and `downstream` score and the variant's mean ranks `before` and `after` finetuning;
+    `known` is that of implications known from pretraining, where there are any."""
+
+    name: ClassVar[str] = "prompts"
+    title: ClassVar[str] = "Longer and nested prompts"
+    shows: ClassVar[str] = (
+        "Mean rank of the answers among 20 options before and after finetuning on the facts, by what was "
+        "taught and how it was asked for; known: implications that the model knew all along, asked in the "
+        "same way. Dots are seeds."
+    )
+    lists: ClassVar[str] = (
+        "Mean ranks, and how the components' scores agree with those for the plain implication: Pearson's "
+        f"r, and the share of the {TOP} largest in common."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """Ranks before and after, by what was taught and how it was asked for."""
+        return grouped_bars(
+            {
+                f"{taught}: {variant}": {when: stats[when]["seeds"] for when in RANKS if when in stats}
+                for taught, variants in self.by_variant().items()
+                for variant, stats in variants.items()
+            },
+            y="mean rank of the answer (0 is best)",
+            chance=CHANCE,
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        """The ranks, then every profile against the plain one."""
+        profiles = {
+            f"{taught.capitalize()} facts taught: each component's {kind} score for the implication asked "
+            "otherwise, against its score for the plain one.": self._profiles(taught, kind)
+            for taught in self.by_variant()
+            for kind in SCORES
+        }
+        return {self.shows: self.figure, **profiles}
+
+    def table(self) -> pd.DataFrame:
+        rows = []
+        for taught, variants in self.by_variant().items():
+            for variant, stats in variants.items():
+                cells = {"taught": taught, "asked": variant}
+                cells |= {when: shown(stats[when]) if when in stats else "" for when in RANKS}
+                for kind in SCORES:
+                    agreement = stats.get(kind)
+                    cells[f"{kind} r"] = shown(agreement["r"]) if agreement else ""
+                    cells[f"{kind} top {TOP}"] = shown(agreement["top"]) if agreement else ""
+                rows.append(cells)
+        return pd.DataFrame(rows)
+
+    def results(self) -> dict[str, Any]:
+        return {"prompts": self.by_variant()}
+
+    def by_variant(self) -> dict[str, Any]:
+        """By what was taught and how it was asked for: the mean ranks of `RANKS`, and for each of
+        `SCORES` the agreement with the plain profile, `r` and `top`, all as statistics over seeds. A
+        seed's profile is the mean over its repeats. The plain implication has ranks only."""
+        return {
+            str(taught): {
+                str(variant): {
+                    **{when: over_seeds(rows, when) for when in RANKS if not pd.isna(rows[when].iat[0])},
+                    **({} if variant == PLAIN else self._agreement(of_taught, rows)),
+                }
+                for variant, rows in of_taught.groupby("variant", sort=False)
+            }
+            for taught, of_taught in self.frame.groupby("taught", sort=False)
+        }
+
+    def conclusion(self) -> str:
+        """For each variant, the share of the plain implication's gain in rank that it has."""
+        sentences = []
+        for taught, variants in self.by_variant().items():
+            plain = _gain(variants[PLAIN])
+            if plain <= 0:
+                sentences.append(f"{taught.capitalize()} facts: not even the plain implications gain.")
+                continue
+            told = [
+                f"{variant} {_gain(stats) / plain:.0%} (r = {stats['informative']['r']['mean']:.2f} "
+                f"informative, {stats['downstream']['r']['mean']:.2f} downstream)"
+                for variant, stats in variants.items()
+                if variant != PLAIN
+            ]
+            reached = [v for v, stats in variants.items() if v != PLAIN and _gain(stats) >= plain / 2]
+            sentences.append(
+                f"{taught.capitalize()} facts: plain implications gain {plain:.2f} ranks; of that "
+                f"gain have {', '.join(told)}. At least half of it: {', '.join(reached) or 'none of them'}."
+            )
+            known = {v: stats["known"]["mean"] for v, stats in variants.items() if "known" in stats}
+            if known:
+                listed = ", ".join(f"{variant} {rank:.2f}" for variant, rank in known.items())
+                sentences.append(f"Implications known from pretraining are at {listed}.")
+        return " ".join(sentences)
+
+    def _agreement(self, of_taught: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+        plain: Any = of_taught[of_taught["variant"] == PLAIN]
+        pairs = [
+            (_profile(plain[plain["seed"] == seed]), _profile(of_seed))
+            for seed, of_seed in rows.groupby("seed", sort=True)
+        ]
+        return {
+            kind: {
+                "r": statistic([float(a[kind].corr(b[kind])) for a, b in pairs]),
+                "top": statistic([_common(a[kind], b[kind]) for a, b in pairs]),
+            }
+            for kind in SCORES
+        }
+
+    def _profiles(self, taught: str, kind: str) -> go.Figure:
+        variants = self.by_variant()[taught]
+        rows: Any = self.frame[self.frame["taught"] == taught]
+        means = {str(variant): _profile(of_variant) for variant, of_variant in rows.groupby("variant")}
+        panels, fits = {}, {}
+        for variant, stats in variants.items():
+            if variant == PLAIN:
+                continue
+            panels[variant] = pd.DataFrame(
+                {
+                    "x": means[PLAIN][kind],
+                    "y": means[variant][kind],
+                    "layer": means[PLAIN]["layer"],
+                    "name": means[PLAIN].index,
+                }
+            )
+            fits[variant] = f"r = {shown(stats[kind]['r'])}"
+        return scatter(panels, x="asked plainly (logits)", y=f"{kind} score (logits)", fit=fits)
+
+
+def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Prompts:
+    """Ranks and scores of implications asked in longer and nested prompts.
+
+    Args:
+        setup: the model and how it is finetuned; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    setup = setup or Setup()
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    return Prompts(setup, sweep.run("prompts", measure, grid(setup, taught=list(TAUGHT))))
+
+
+def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, taught: str) -> Rows:
+    """Finetune once and ask in all ways; both kinds of facts together have the first hop's rate."""
+    facts, asked = lessons(model, setup, seed=seed, repeat=repeat, taught=taught)
+    known = yardstick(model, setup, seed=seed, repeat=repeat) if taught == "first-hop" else {}
+    tuned = finetune(
+        model,
+        facts,
+        lr=rate(setup, taught if taught in HOPS else "first-hop"),
+        epochs=setup.epochs,
+        batch_size=setup.batch_size,
+        seed=pairing(seed, repeat),
+        progress=False,
+    ).model
+    rows = []
+    for variant, questions in asked.items():
+        ranks: dict[str, float | None] = {
+            "before": mean_rank(model, questions),
+            "after": mean_rank(tuned, questions),
+            "known": mean_rank(model, known[variant]) if variant in known else None,
+        }
+        scored = score(model, tuned, questions, progress=False)
+        profiles = {kind: scored.components(kind) for kind in SCORES}
+        first = profiles[SCORES[0]]
+        rows += [
+            {"variant": variant, "component": name, "layer": int(layer), **ranks}
+            | {kind: float(profile["value"].iloc[i]) for kind, profile in profiles.items()}
+            for i, (name, layer) in enumerate(zip(component_names(first), first["layer"], strict=True))
+        ]
+    return rows
+
+
+def _profile(rows: pd.DataFrame) -> Any:
+    """A frame of mean scores by component, with its layer."""
+    means: Any = rows.groupby("component", sort=False)[[*SCORES, "layer"]].mean()
+    return means.astype({"layer": int})
+
+
+def _common(a: Any, b: Any) -> float:
+    """The share of the `TOP` largest scores that two profiles have in common."""
+    return len(set(a.nlargest(TOP).index) & set(b.nlargest(TOP).index)) / TOP
+
+
+def _gain(stats: Mapping[str, Any]) -> float:
+    return stats["before"]["mean"] - stats["after"]["mean"]

@@ -1,0 +1,332 @@
+"""What is left without the right order: which components generalise after implications came first.
+
+The paper finds that continued pretraining on implications, then facts, makes later facts generalise far
+less than the other orders, and leaves open what carries the little that remains. Here every order is
+scored: W after continued pretraining, W' after finetuning on the test facts, on the test people's
+implications. A component's score is the mean over prompts of the sum over tokens, in logits, positive
+where it raises the reward. If the remainder comes from the structures that the other orders learn, but
+weaker, then its scores have their profile over components (Pearson correlation near 1) with a smaller
+total; if it takes another way, the profile differs.
+
+The check needs no scores: of dW = W' - W, each layer's part alone is put back (W' - dW_l), or alone is
+kept (W + dW_l), and the implications are ranked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import pearsonr
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_test_facts, relations
+from ecstruct.experiments.ordering import ORDERS, phases
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, shown, statistic
+from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.facts import Fictitious
+from ecstruct.plots import curve_panels, value_grids
+from ecstruct.scores.assemble import SCORES, STATES
+from ecstruct.scores.engine import score
+from ecstruct.scores.summary import component_names
+
+LAST = "implications first"
+PAIRS = ((LAST, "facts first"), (LAST, "joint"), ("joint", "facts first"))
+"""Orders whose profiles are compared; the last pair says how alike profiles are that ought to be."""
+
+CHECKS = ("put back", "alone")
+N_LARGEST = 3
+
+
+@dataclass(frozen=True)
+class Shortcut(Result):
+    """`frame` has a row per seed, repeat, words, order and measured `value`. `measure` is a score (of a
+    `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a
+    `layer` put back, or kept alone), or "rank" or "reward" before or after the test facts."""
+
+    name: ClassVar[str] = "shortcut"
+    title: ClassVar[str] = "What is left when implications come first"
+    shows: ClassVar[str] = "Scores of the test implications by layer and order of pretraining, novel words."
+    lists: ClassVar[str] = (
+        "Mean ranks and rewards of the test implications before and after the test facts are learnt; the "
+        "first-order change is the sum of all informative scores."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """Scores by layer and order with the paper's words."""
+        return self.profile_figure("novel")
+
+    def profile_figure(self, words: str) -> go.Figure:
+        """Scores by layer, summed over heads, by order: a panel per score."""
+        panels = {}
+        for name in SCORES:
+            rows: Any = self._rows(words, name)
+            kind = np.where(rows["component"].str.startswith("MLP"), "MLPs", "heads")
+            label = rows["order"] + ": " + kind
+            at = ["label", "layer", "seed", "repeat"]
+            summed = rows.assign(label=label, layer=rows["layer"].astype(int)).groupby(at)["value"].sum()
+            by_layer = summed.groupby(["label", "layer"]).mean().unstack("layer")
+            panels[f"{name}, {words} words"] = by_layer.reindex(
+                [f"{order}: {kind}" for order in ORDERS for kind in ("MLPs", "heads")]
+            )
+        return value_grids(panels, x="layer", y="order", value="score (logits)")
+
+    @property
+    def layer_figure(self) -> go.Figure:
+        """Mean rank with one layer's change put back, and with one layer's change alone."""
+        return curve_panels(
+            {
+                f"{words} words: one layer {check}": {
+                    order: [stat["seeds"] for stat in self.by_layer(words, order, check)]
+                    for order in ORDERS
+                }
+                for words in WORDS
+                for check in CHECKS
+            },
+            x="layer",
+            y="mean rank of the answer (0 is best)",
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        known = "The same with a fact relation that the model knows."
+        layers = (
+            "Mean rank of the test implications with the change of one layer put back, or of one layer "
+            "alone. Bands: lowest and highest seed."
+        )
+        return {self.shows: self.figure, known: self.profile_figure("known"), layers: self.layer_figure}
+
+    def table(self) -> pd.DataFrame:
+        rows = []
+        for words in WORDS:
+            for order in ORDERS:
+                gain = self.gain(words, order)
+                rows.append(
+                    {
+                        "order": f"{order}, {words} words",
+                        **{f"rank {state}": shown(gain["rank"][state]) for state in STATES},
+                        "ranks gained": shown(gain["rank"]["gain"]),
+                        "reward gained": shown(gain["reward"]["gain"]),
+                        "first-order change": shown(gain["reward"]["first_order"]),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def agreement_table(self) -> pd.DataFrame:
+        """How alike the profiles of two orders are, and how large one is to the other."""
+        return pd.DataFrame(
+            {
+                "scores": f"{name}, {words} words",
+                "orders": f"{one} and {other}",
+                "Pearson r": shown(stats["r"]),
+                "ratio of positive totals": shown(stats["ratio"]),
+            }
+            for words in WORDS
+            for name in SCORES
+            for one, other in PAIRS
+            for stats in (self.agreement(words, name, one, other),)
+        )
+
+    def largest_table(self) -> pd.DataFrame:
+        """Where most of the positive score of implications first is."""
+        return pd.DataFrame(
+            {
+                "scores": f"{name}, {words} words",
+                "component": component,
+                **{order: f"{self.shares(words, order, name)[component]['mean']:.0%}" for order in ORDERS},
+            }
+            for words in WORDS
+            for name in SCORES
+            for component in list(self.shares(words, LAST, name))[:N_LARGEST]
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {
+            self.lists: self.table(),
+            "Profiles over components: correlation, and total positive score of the first order over that "
+            "of the second.": self.agreement_table(),
+            f"The {N_LARGEST} components with the largest share of the positive score after implications "
+            "first, and their share after the other orders.": self.largest_table(),
+        }
+
+    def results(self) -> dict[str, Any]:
+        return {"shortcut": {words: self._of_words(words) for words in WORDS}}
+
+    def _of_words(self, words: str) -> dict[str, Any]:
+        orders = {
+            key: {
+                **self.gain(words, order),
+                "layers": {check.replace(" ", "_"): self.by_layer(words, order, check) for check in CHECKS},
+                "shares": {
+                    name: dict(list(self.shares(words, order, name).items())[:N_LARGEST]) for name in SCORES
+                },
+            }
+            for order, key in ORDERS.items()
+        }
+        agreement = {
+            name: {
+                f"{ORDERS[one]}/{ORDERS[other]}": self.agreement(words, name, one, other)
+                for one, other in PAIRS
+            }
+            for name in SCORES
+        }
+        return {**orders, "agreement": agreement}
+
+    def gain(self, words: str, order: str) -> dict[str, Any]:
+        """Rank and reward before and after, and what was gained, positive for better; the reward's change
+        to first order, which is all informative scores summed."""
+        out: dict[str, Any] = {}
+        for what, sign in (("rank", -1), ("reward", 1)):
+            rows = {state: self._rows(words, f"{what} {state}", order) for state in STATES}
+            stats = {state: over_seeds(rows[state], "value") for state in STATES}
+            before, after = (np.array(stats[state]["seeds"]) for state in STATES)
+            out[what] = {**stats, "gain": statistic(list(sign * (after - before)))}
+        totals: Any = self.profiles(words, "informative")[order].groupby("seed").sum()
+        out["reward"]["first_order"] = statistic(totals.tolist())
+        return out
+
+    def profiles(self, words: str, name: str) -> pd.DataFrame:
+        """A score by seed and component, a column per order; averaged over repeats."""
+        rows: Any = self._rows(words, name).groupby(["seed", "component", "order"], sort=False)
+        return rows["value"].mean().unstack("order")
+
+    def agreement(self, words: str, name: str, one: str, other: str) -> dict[str, Any]:
+        """Each seed's Pearson correlation of two orders' profiles, and the total positive score of `one`
+        as a multiple of that of `other`."""
+        r, ratio = [], []
+        for _, profiles in self.profiles(words, name).groupby("seed", sort=True):
+            alike: Any = pearsonr(profiles[one], profiles[other])
+            total: Any = profiles.clip(lower=0).sum()
+            r.append(float(alike.statistic))
+            ratio.append(float(total[one] / total[other]))
+        return {"r": statistic(r), "ratio": statistic(ratio)}
+
+    def shares(self, words: str, order: str, name: str) -> dict[str, Any]:
+        """By component, its share of an order's positive score, the largest first."""
+        positive: Any = self.profiles(words, name)[order].clip(lower=0)
+        share = (positive / positive.groupby("seed").transform("sum")).rename("share").reset_index()
+        stats = {str(of): over_seeds(rows, "share") for of, rows in share.groupby("component", sort=False)}
+        return dict(sorted(stats.items(), key=lambda item: -item[1]["mean"]))
+
+    def by_layer(self, words: str, order: str, check: str) -> list[dict[str, Any]]:
+        """The mean rank of each layer's check."""
+        rows: Any = self._rows(words, check, order).groupby("layer", sort=True)
+        return [over_seeds(of_layer, "value") for _, of_layer in rows]
+
+    def decisive(self, words: str, order: str, check: str) -> tuple[int, float]:
+        """The layer that matters most by a check, with the ranks that it costs put back, or gains alone."""
+        ranks = [stat["mean"] for stat in self.by_layer(words, order, check)]
+        ends = self.gain(words, order)["rank"]
+        if check == "put back":
+            layer = int(np.argmax(ranks))
+            return layer, ranks[layer] - ends["after"]["mean"]
+        layer = int(np.argmin(ranks))
+        return layer, ends["before"]["mean"] - ranks[layer]
+
+    def lacking(self, words: str, name: str) -> tuple[str, float, float]:
+        """The component that falls behind facts first most, with its score after implications first and
+        after facts first."""
+        means: Any = self.profiles(words, name).groupby("component").mean()
+        component = (means["facts first"] - means[LAST]).idxmax()
+        return str(component), float(means.loc[component, LAST]), float(means.loc[component, "facts first"])
+
+    def conclusion(self) -> str:
+        return " ".join(f"With {words} words, {self._said(words)}" for words in WORDS)
+
+    def _said(self, words: str) -> str:
+        gains = {order: self.gain(words, order)["rank"]["gain"]["mean"] for order in ORDERS}
+        sentences = [
+            "the test facts gain "
+            + ", ".join(f"{gain:.2f} ({order})" for order, gain in gains.items())
+            + " ranks on their implications."
+        ]
+        for name in SCORES:
+            stats = {pair: self.agreement(words, name, *pair) for pair in PAIRS}
+            r = [stats[pair]["r"]["mean"] for pair in PAIRS]
+            ratio = stats[PAIRS[0]]["ratio"]["mean"]
+            component, share = next(iter(self.shares(words, LAST, name).items()))
+            behind, ours, theirs = self.lacking(words, name)
+            sentences.append(
+                f"After {LAST}, {name} scores correlate with those of facts first and of joint by "
+                f"r = {r[0]:.2f} and {r[1]:.2f}, {'both' if max(r[:2]) < r[2] else 'not both'} below the "
+                f"{r[2]:.2f} between these; the positive total is {ratio:.2f} times that of facts first, "
+                f"with {share['mean']:.0%} in {component}, and {behind} falls behind most ({ours:.2f} "
+                f"logits for {theirs:.2f})."
+            )
+        for order in ORDERS:
+            needed, cost = self.decisive(words, order, "put back")
+            enough, kept = self.decisive(words, order, "alone")
+            sentences.append(
+                f"After {order}, layer {needed} put back costs most ({cost:.2f} ranks), and layer {enough} "
+                f"alone gains most ({kept:.2f} of {gains[order]:.2f})."
+            )
+        return " ".join(sentences)
+
+    def _rows(self, words: str, measure: str, order: str | None = None) -> pd.DataFrame:
+        rows: Any = self.frame[(self.frame["words"] == words) & (self.frame["measure"] == measure)]
+        return rows if order is None else rows[rows["order"] == order]
+
+
+def shortcut(
+    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
+) -> Shortcut:
+    """Scores of the generalisation of test facts by the order of continued pretraining.
+
+    Args:
+        setup: the model and how it is trained; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    setup = setup or Setup()
+    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    cells = grid(setup, words=list(WORDS), order=list(ORDERS))
+    return Shortcut(setup, sweep.run("shortcut", measure, cells))
+
+
+def measure(
+    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str, order: str
+) -> Rows:
+    """One order: its phases, the test facts, their implications scored and every layer checked."""
+    data = relations(model, setup, words, seed, repeat)
+    before = pretrained(model, setup, data, order, seed=seed, repeat=repeat)
+    learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat)
+    asked = data.test.implications
+    scored = score(before, learnt.model, asked, progress=False)
+    rows: list[dict[str, Any]] = []
+    for name in SCORES:
+        by = scored.components(name)
+        for component, layer, value in zip(component_names(by), by["layer"], by["value"], strict=True):
+            rows.append(_row(name, float(value), int(layer), component))
+    for state, ranked in zip(STATES, (before, learnt.model), strict=True):
+        rows.append(_row(f"rank {state}", mean_rank(ranked, asked)))
+        rows.append(_row(f"reward {state}", float(scored.reward.sel(state=state).mean())))
+    for layer in range(before.cfg.n_layers):
+        alone = learnt.delta.restrict([layer])
+        for check, delta in zip(CHECKS, (learnt.delta - alone, alone), strict=True):
+            rows.append(_row(check, mean_rank(delta.apply_to(before), asked), layer))
+    return rows
+
+
+def pretrained(
+    model: TransformerBridge, setup: Setup, data: Fictitious, order: str, *, seed: int, repeat: int
+) -> TransformerBridge:
+    """The model after all phases of an order."""
+    for documents in phases(data, order):
+        model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
+    return model
+
+
+def _row(
+    measure: str, value: float, layer: int | None = None, component: str | None = None
+) -> dict[str, Any]:
+    return {"measure": measure, "component": component, "layer": layer, "value": value}

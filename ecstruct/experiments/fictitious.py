@@ -1,0 +1,83 @@
+"""The fictitious relations as the experiments use them: two kinds of words, and the trainings on them.
+
+`WORDS`: a fact's relation is one that the model knows from pretraining ("known", as in "Grace Miller
+lives in") or the paper's own ("novel", "Grace Miller dax"). The implication's relation, and the animals
+that it takes, are new to the model in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import check_rankable
+from ecstruct.experiments.setup import NOVEL, Setup
+from ecstruct.experiments.two_hop import pairing
+from ecstruct.facts import Fictitious, Prompt, fictitious
+from ecstruct.finetuning import Finetuned, finetune
+
+WORDS = ("known", "novel")
+
+
+def relations(
+    model: TransformerBridge, setup: Setup, words: str, seed: int, repeat: int, between: str = "city"
+) -> Fictitious:
+    """The fictitious facts of one assignment of cities, or what is `between`, and animals.
+
+    Raises:
+        InputError: the model's tokenizer cannot tell their options apart.
+    """
+    chosen = setup.known if words == "known" else NOVEL
+    data = fictitious(
+        pairing(seed, repeat), fact=chosen.fact, implication=chosen.implication, between=between
+    )
+    check_rankable(model, (*data.test.facts, *data.test.implications))  # the options are everybody's
+    return data
+
+
+def continue_pretraining(
+    model: TransformerBridge,
+    setup: Setup,
+    documents: Iterable[Prompt],
+    *,
+    seed: int,
+    repeat: int,
+    evaluate: Mapping[str, Iterable[Prompt]] | None = None,
+) -> Finetuned:
+    """Train on documents, each seen `setup.epochs` times, with an optimiser of its own."""
+    return _finetune(model, setup, setup.rates.continued, documents, seed, repeat, evaluate)
+
+
+def learn_test_facts(
+    model: TransformerBridge,
+    setup: Setup,
+    data: Fictitious,
+    *,
+    seed: int,
+    repeat: int,
+    evaluate: Mapping[str, Iterable[Prompt]] | None = None,
+) -> Finetuned:
+    """Finetune on the facts of the test people."""
+    return _finetune(model, setup, setup.rates.test, data.test.facts, seed, repeat, evaluate)
+
+
+def _finetune(
+    model: TransformerBridge,
+    setup: Setup,
+    lr: float,
+    documents: Iterable[Prompt],
+    seed: int,
+    repeat: int,
+    evaluate: Mapping[str, Iterable[Prompt]] | None,
+) -> Finetuned:
+    return finetune(
+        model,
+        list(documents),
+        lr=lr,
+        epochs=setup.epochs,
+        batch_size=setup.batch_size,
+        seed=pairing(seed, repeat),
+        evaluate=None if evaluate is None else {name: list(asked) for name, asked in evaluate.items()},
+        progress=False,
+    )

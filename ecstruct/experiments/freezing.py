@@ -1,0 +1,140 @@
+"""Layer freezing (Tables 2 and 4): which layers must change for facts, and for their implications.
+
+After finetuning on facts, the weights of the early or of the late layers are put back to their old
+values ("post"); or they are frozen before, so that the others have to learn the facts alone ("pre").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.paper import COLUMNS, paper_numbers
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
+from ecstruct.finetuning import Finetuned, finetune
+from ecstruct.plots import grouped_bars
+
+ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
+"""What is frozen, and when; "All (post)" is the model before finetuning."""
+
+KINDS = ("fact", "implication")
+
+
+@dataclass(frozen=True)
+class Freezing(Result):
+    """`frame` has a row per seed, repeat, hop and frozen `layers`, with the mean ranks `fact` and
+    `implication`."""
+
+    name: ClassVar[str] = "freezing"
+    title: ClassVar[str] = "Layer freezing (Tables 2 and 4)"
+    shows: ClassVar[str] = (
+        "Mean rank of the answers by what was frozen, and when; dots are seeds, diamonds the paper's."
+    )
+    lists: ClassVar[str] = (
+        "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """The table as bars, with the seeds' values."""
+        paper = paper_numbers()["freezing"]["paper"]
+        return grouped_bars(
+            {
+                row: {column: stat["seeds"] for column, stat in zip(COLUMNS, stats, strict=True)}
+                for row, stats in self.by_row().items()
+            },
+            y="mean rank of the answer (0 is best)",
+            reference={row: dict(zip(COLUMNS, paper[row], strict=True)) for row in ROWS},
+        )
+
+    def table(self) -> pd.DataFrame:
+        paper = paper_numbers()["freezing"]["paper"]
+        return pd.DataFrame(
+            {
+                "frozen": row,
+                **{
+                    column: f"{shown(stat)} ({theirs:.2f})"
+                    for column, stat, theirs in zip(COLUMNS, stats, paper[row], strict=True)
+                },
+            }
+            for row, stats in self.by_row().items()
+        )
+
+    def results(self) -> dict[str, Any]:
+        return {"freezing": self.by_row()}
+
+    def by_row(self) -> dict[str, Any]:
+        """By what is frozen, a statistic for each of `COLUMNS`."""
+        by = rows_by(self.frame, "layers", "hop")
+        return {row: [over_seeds(by[row, hop], kind) for hop in HOPS for kind in KINDS] for row in ROWS}
+
+    def conclusion(self) -> str:
+        means = {row: [stat["mean"] for stat in stats] for row, stats in self.by_row().items()}
+        whole, early, late = (means[row] for row in ("None", "Early (post)", "Late (post)"))
+        return (
+            f"With the early layers put back, first-hop implications are at {early[1]:.2f} and second-hop "
+            f"ones at {early[3]:.2f}; with the late layers put back, at {late[1]:.2f} and {late[3]:.2f}. "
+            f"With nothing put back, they are at {whole[1]:.2f} and {whole[3]:.2f}."
+        )
+
+
+def freezing(
+    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
+) -> Freezing:
+    """Mean ranks with early or late layers frozen, after finetuning or before it.
+
+    Args:
+        setup: the model and how it is finetuned, `early` among it; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    return Freezing.of(measure, setup, out, progress, hop=list(HOPS))
+
+
+def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
+    """All rows of one hop: three finetunings."""
+    data = two_hop(model, hop, seed, repeat)
+    early, late = setup.early_and_late(model.cfg.n_layers)
+
+    def tuned(freeze: Collection[int] | None = None) -> Finetuned:
+        return finetune(
+            model,
+            data.facts,
+            lr=rate(setup, hop),
+            epochs=setup.epochs,
+            batch_size=setup.batch_size,
+            seed=pairing(seed, repeat),
+            freeze=freeze,
+            progress=False,
+        )
+
+    def ranks(layers: str, model: TransformerBridge) -> dict[str, Any]:
+        return {
+            "layers": layers,
+            "fact": mean_rank(model, data.facts),
+            "implication": mean_rank(model, data.implications),
+        }
+
+    after = tuned()
+    return [
+        ranks("None", after.model),
+        ranks("Early (post)", (after.delta - after.delta.restrict(early)).apply_to(model)),
+        ranks("Late (post)", (after.delta - after.delta.restrict(late)).apply_to(model)),
+        ranks("All", model),
+        ranks("Early (pre)", tuned(early).model),
+        ranks("Late (pre)", tuned(late).model),
+    ]

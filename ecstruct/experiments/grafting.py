@@ -1,0 +1,156 @@
+"""Weight grafting (Table 3): the change that implications leave behind is of use for other facts.
+
+With F facts and F' facts of the same people with other cities,
+
+    W_graft   = W_F' + W_{F, Impl F} - W_F       what learning Impl F changes after F is learnt
+    W_control = W_F' + W_{Impl F}    - W         what learning Impl F changes before
+
+where W_{F, Impl F} is trained on F, then on Impl F. If learning implications after facts makes the model
+read facts in general, the graft knows the implications of F', and the control does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
+from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Rows
+from ecstruct.facts import Fictitious
+from ecstruct.models.delta import WeightDelta
+from ecstruct.plots import grouped_bars
+
+ROWS = ("W_F'", "W_graft", "W_control")
+
+
+@dataclass(frozen=True)
+class Grafting(Result):
+    """`frame` has a row per seed, repeat, words and `weights` (W_F', W_graft, W_control), with the mean
+    ranks on "Impl F'", "Impl F" and "F'"."""
+
+    name: ClassVar[str] = "grafting"
+    title: ClassVar[str] = "Weight grafting (Table 3)"
+    shows: ClassVar[str] = (
+        "Mean rank of the answers by the weights that were added; dots are seeds, diamonds the paper's."
+    )
+    lists: ClassVar[str] = (
+        "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """The table as bars, with the seeds' values."""
+        paper = paper_numbers()["grafting"]["paper"]
+        return grouped_bars(
+            {
+                f"{row}, {words} words": {
+                    column: stat["seeds"]
+                    for column, stat in zip(GRAFTING_COLUMNS, self.final(words)[row], strict=True)
+                }
+                for words in WORDS
+                for row in ROWS
+            },
+            y="mean rank of the answer (0 is best)",
+            reference={
+                f"{row}, novel words": dict(zip(GRAFTING_COLUMNS, paper[row], strict=True)) for row in ROWS
+            },
+        )
+
+    def table(self) -> pd.DataFrame:
+        paper = paper_numbers()["grafting"]["paper"]
+        known, novel = self.final("known"), self.final("novel")
+        rows = []
+        for row in ROWS:
+            cells = {"weights": row}
+            for i, column in enumerate(GRAFTING_COLUMNS):
+                cells[f"{column}, known words"] = shown(known[row][i])
+                cells[f"{column}, novel words"] = f"{shown(novel[row][i])} ({paper[row][i]:.2f})"
+            rows.append(cells)
+        return pd.DataFrame(rows)
+
+    def results(self) -> dict[str, Any]:
+        return {"grafting": self.final("known"), "grafting_novel": self.final("novel")}
+
+    def final(self, words: str) -> dict[str, Any]:
+        """By weights, one statistic for each of Impl F', Impl F and F'."""
+        by = rows_by(self.frame, "words", "weights")
+        return {row: [over_seeds(by[words, row], column) for column in GRAFTING_COLUMNS] for row in ROWS}
+
+    def conclusion(self) -> str:
+        sentences = []
+        for words in WORDS:
+            means = {row: [stat["mean"] for stat in stats] for row, stats in self.final(words).items()}
+            graft, control = means["W_graft"], means["W_control"]
+            sentences.append(
+                f"With {words} words, the graft is at {graft[0]:.2f} on the implications of F' and the "
+                f"control at {control[0]:.2f}; on those of F, which both were trained on, at "
+                f"{graft[1]:.2f} and {control[1]:.2f}."
+            )
+        return " ".join(sentences)
+
+
+def grafting(
+    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
+) -> Grafting:
+    """Mean ranks of a model that knows F' with the graft and with the control added.
+
+    Args:
+        setup: the model and how it is trained; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    return Grafting.of(measure, setup, out, progress, words=list(WORDS))
+
+
+def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
+    """All three weights of one assignment."""
+    data = relations(model, setup, words, seed, repeat)
+    learnt = learn_counterfactual(model, setup, data, seed=seed, repeat=repeat)
+    implications = continue_pretraining(
+        model, setup, data.train.implications, seed=seed, repeat=repeat
+    ).delta  # W_{Impl F} - W
+    weights = {
+        "W_F'": learnt,
+        "W_graft": learnt + graft(model, setup, data, seed=seed, repeat=repeat),
+        "W_control": learnt + implications,
+    }
+    asked = {
+        "Impl F'": data.counterfactual.implications,
+        "Impl F": data.train.implications,
+        "F'": data.counterfactual.facts,
+    }
+    rows = []
+    for name, delta in weights.items():
+        changed = delta.apply_to(model)
+        rows.append(
+            {"weights": name, **{what: mean_rank(changed, prompts) for what, prompts in asked.items()}}
+        )
+    return rows
+
+
+def learn_counterfactual(
+    model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
+) -> WeightDelta:
+    """W_F' - W."""
+    return continue_pretraining(model, setup, data.counterfactual.facts, seed=seed, repeat=repeat).delta
+
+
+def graft(
+    model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
+) -> WeightDelta:
+    """W_{F, Impl F} - W_F."""
+    knows = continue_pretraining(model, setup, data.train.facts, seed=seed, repeat=repeat).model
+    return continue_pretraining(knows, setup, data.train.implications, seed=seed, repeat=repeat).delta

@@ -1,0 +1,78 @@
+"""All experiments by name, and several in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
+from ecstruct.experiments.freezing import freezing
+from ecstruct.experiments.grafting import grafting
+from ecstruct.experiments.localization import localization
+from ecstruct.experiments.ocr import ocr
+from ecstruct.experiments.ordering import ordering
+from ecstruct.experiments.rates import rates
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.scores import scores
+from ecstruct.experiments.sensitivity import sensitivity
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.sweep import Sweep
+
+EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
+    {
+        "ocr": ocr,
+        "scores": scores,
+        "freezing": freezing,
+        "ordering": ordering,
+        "grafting": grafting,
+        "localization": localization,
+        "sensitivity": sensitivity,
+    }
+)
+"""Those of the paper, in its order."""
+
+BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
+    {
+        "built_in": built_in,
+        "origin": origin,
+        "shortcut": shortcut,
+        "domains": domains,
+        "prompts": prompts,
+        "editing": editing,
+    }
+)
+"""Those that ask on; see `ecstruct.experiments.beyond`."""
+
+_SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
+
+
+def reproduce(
+    names: Sequence[str],
+    setup: Setup | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Iterator[Result]:
+    """Run experiments one after the other; each result is there as soon as it is finished.
+
+    Names and folder are checked at once, the experiments run as results are asked for.
+
+    Args:
+        names: of `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
+        setup, out, progress: as for the experiments.
+
+    Raises:
+        InputError: an unknown experiment, a model or folder that cannot be used.
+    """
+    runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
+    known = ", ".join([*runs, *_SETS])
+    chosen = list(dict.fromkeys(each for name in names for each in _SETS.get(name, [name])))
+    for name in chosen:
+        if name not in runs:
+            raise InputError(f"there is no experiment {name!r}: choose among {known}.")
+    if not chosen:
+        raise InputError(f"no experiment is named: choose among {known}.")
+    Sweep(setup or Setup(), None if out is None else Path(out), progress)
+    return (runs[name](setup, out=out, progress=progress) for name in chosen)

@@ -1,0 +1,196 @@
+"""Extractive scores after finetuning (Fig. 5): which MLPs and heads store, query and decode the facts.
+
+Scores of the implications, in the convention of the published code, averaged over the prompts of a hop
+onto "The people in the city X Y is from speak" and "The mayor of the city that contains X Y is".
+
+What the paper reads off its figure is stated as *mass*: the share of all positive score (of a kind of
+component) that lies in the layers and at the tokens named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.experiments.result import Result
+from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
+from ecstruct.finetuning import finetune
+from ecstruct.plots import heatmap
+from ecstruct.scores.aggregate import ENTITY_SLOTS, SlotScores
+from ecstruct.scores.engine import score
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the paper finds a score of a hop: components of some kinds, in some layers, at some tokens."""
+
+    hop: str
+    score: str
+    kinds: Sequence[str]
+    late: bool
+    slots: Sequence[str]  # "X" and "Y", or "last"
+    said: str
+
+
+REGIONS: Mapping[str, Region] = {
+    "first_hop_informative_mlp": Region(
+        "first-hop", "informative", ("mlp",), False, ENTITY_SLOTS, "informative MLPs, early, at the name"
+    ),
+    "second_hop_informative_mlp": Region(
+        "second-hop", "informative", ("mlp",), True, ("last",), "informative MLPs, late, at the last token"
+    ),
+    "first_hop_downstream": Region(
+        "first-hop",
+        "downstream",
+        ("mlp", "head"),
+        True,
+        ("last",),
+        "downstream components, late, at the last token",
+    ),
+}
+"""By name in `results.json`."""
+
+
+@dataclass(frozen=True)
+class Scores(Result):
+    """`frame` has a row per seed, repeat, hop, score, component and slot, with the `value` in logits."""
+
+    name: ClassVar[str] = "scores"
+    title: ClassVar[str] = "Extractive scores (Fig. 5)"
+    shows: ClassVar[str] = (
+        "Mean scores on the implications, layer by token, in the paper's colours; X and Y are the last two "
+        "tokens of the entity."
+    )
+    lists: ClassVar[str] = (
+        "Where the paper finds the scores; with several seeds, mean ± standard deviation."
+    )
+
+    @property
+    def figure(self) -> go.Figure:
+        """Layer by token in the paper's colours: the maximum on top, -0.25 times it at the bottom."""
+        return heatmap({hop: self.slots(hop) for hop in HOPS}, scale="paper")
+
+    @property
+    def figure_about_zero(self) -> go.Figure:
+        """The same with colours centred on zero, in which what lowers the reward shows too."""
+        return heatmap({hop: self.slots(hop) for hop in HOPS})
+
+    def figures(self) -> dict[str, go.Figure]:
+        twin = "The same with colours centred on zero: red raises the reward, blue lowers it."
+        return {self.shows: self.figure, twin: self.figure_about_zero}
+
+    def slots(self, hop: str) -> SlotScores:
+        """The scores of a hop, averaged over seeds and repeats."""
+        rows = rows_by(self.frame, "hop")[hop]
+        by_kind = rows_by(rows, "kind")
+        mlp: Any = by_kind["mlp"].groupby(["score", "layer", "slot"])
+        heads: Any = by_kind["head"].astype({"head": int}).groupby(["score", "layer", "head", "slot"])
+        by_slot: Any = rows.groupby("slot")
+        return SlotScores(
+            xr.Dataset(
+                {
+                    "mlp": mlp["value"].mean().to_xarray(),
+                    "heads": heads["value"].mean().to_xarray(),
+                    "count": ("slot", by_slot["count"].first().to_numpy()),
+                    "slot_text": ("slot", by_slot["slot_text"].first().to_numpy(dtype=object)),
+                    "part": ("slot", by_slot["part"].first().to_numpy(dtype=object)),
+                },
+                attrs={"reward": "logit_diff", "aggregate": {"over": "prompts, seeds and repeats"}},
+            ).set_coords(["slot_text", "part"])
+        )
+
+    def table(self) -> pd.DataFrame:
+        """The share of the positive score that lies where the paper finds it, and what it would be if
+        every component had the same at every token."""
+        return pd.DataFrame(
+            {
+                "region": f"{region.hop}: {region.said}",
+                "share of the positive score": shown(stat),
+                "share of the components and tokens": f"{self._cells(region)['inside'].mean():.2f}",
+            }
+            for region, stat in zip(REGIONS.values(), self.mass().values(), strict=True)
+        )
+
+    def results(self) -> dict[str, Any]:
+        return {"mass": self.mass()}
+
+    def mass(self) -> dict[str, Any]:
+        """The share of the positive score in each of `REGIONS`."""
+        return {name: self._mass(region) for name, region in REGIONS.items()}
+
+    def conclusion(self) -> str:
+        shares = "; ".join(
+            f"of the {region.hop} one, {shown(stat, '.0%')} is that of {region.said}"
+            for region, stat in zip(REGIONS.values(), self.mass().values(), strict=True)
+        )
+        return f"Of the positive score of each kind: {shares}."
+
+    def _mass(self, region: Region) -> dict[str, Any]:
+        shares = []
+        for (seed, _), rows in rows_by(self._cells(region), "seed", "repeat").items():
+            positive: Any = rows["value"].clip(lower=0)
+            total = positive.sum()
+            shares.append(
+                {"seed": seed, "share": positive[rows["inside"]].sum() / total if total else None}
+            )
+        return over_seeds(pd.DataFrame(shares).astype({"share": float}), "share")
+
+    def _cells(self, region: Region) -> pd.DataFrame:
+        """All scores of a region's hop, score and kinds, and whether they are `inside` the region."""
+        frame: Any = self.frame
+        early, late = self.setup.early_and_late(int(frame["layer"].max()) + 1)
+        rows = frame[
+            (frame["hop"] == region.hop)
+            & (frame["score"] == region.score)
+            & frame["kind"].isin(region.kinds)
+            & frame["value"].notna()
+        ]
+        last = rows["slot"] == rows["slot"].max()
+        here = last if region.slots == ("last",) else rows["slot_text"].isin(region.slots)
+        return rows.assign(inside=here & rows["layer"].isin(list(late if region.late else early)))
+
+
+def scores(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Scores:
+    """Informative, upstream and downstream scores of both hops' implications.
+
+    Args:
+        setup: the model and how it is finetuned; the organism by default.
+        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+    return Scores.of(measure, setup, out, progress, hop=list(HOPS))
+
+
+def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
+    """Finetune once and score, averaged over the prompts."""
+    data = two_hop(model, hop, seed, repeat)
+    tuned = finetune(
+        model,
+        data.facts,
+        lr=rate(setup, hop),
+        epochs=setup.epochs,
+        batch_size=setup.batch_size,
+        seed=pairing(seed, repeat),
+        progress=False,
+    )
+    scored = score(model, tuned.model, data.implications, convention="reference", progress=False)
+    slots = scored.aggregate(like="reference")
+    frame: Any = slots.to_dataframe()
+    frame["part"] = slots.dataset["part"].values[frame["slot"].to_numpy()]
+    return [
+        {key: None if pd.isna(value) else value for key, value in row.items()}
+        for row in frame.astype({"head": object}).to_dict("records")
+    ]

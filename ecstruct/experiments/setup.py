@@ -1,0 +1,158 @@
+"""What an experiment is run on: a model, how it is finetuned, and how often.
+
+`Setup()` is the organism as it was measured, `Setup("allenai/OLMo-7B-0424-hf@step477000-tokens2000B")`
+the paper's own model. A setup is made of JSON types, so that it replays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ecstruct.errors import InputError
+
+PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
+"""The model of the paper's main text, at step 477000 of its pretraining."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates, one per thing that is learnt; each was chosen on people that no experiment uses.
+
+    Attributes:
+        first_hop, second_hop: the 20 two-hop facts.
+        continued: the 80 fictitious facts and implications, as a continuation of pretraining.
+        test: the 20 fictitious test facts, after that.
+    """
+
+    first_hop: float
+    second_hop: float
+    continued: float
+    test: float
+
+    @classmethod
+    def same(cls, lr: float) -> Rates:
+        """One rate for everything, as in the paper."""
+        return cls(lr, lr, lr, lr)
+
+
+RATES: Mapping[str, Rates] = {
+    "organism": Rates(first_hop=2.3e-4, second_hop=4e-4, continued=2e-3, test=1e-3),
+    PAPER_MODEL: Rates.same(3e-6),
+    "meta-llama/Meta-Llama-3-8B": Rates.same(1e-5),
+    "google/gemma-2-9b": Rates.same(1e-5),
+    "Qwen/Qwen2-7B": Rates.same(1e-5),
+    "meta-llama/Llama-3.2-1B": Rates.same(1e-5),
+}
+"""Known learning rates by model: docs/reproduce.md says how each was chosen."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The fictitious prompts, with `{name}`."""
+
+    fact: str
+    implication: str
+
+
+NOVEL = Words("{name} dax", "{name} zong is the")
+"""The paper's: both relations are new to the model."""
+
+
+_OF_MODEL: Any = None
+"""A default that depends on the model; it is filled in when a setup is made."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and how the experiments treat it.
+
+    Attributes:
+        model: whatever `ecstruct.load` takes as text. Every seed of `"organism"` is an organism of
+            its own: seed 0 is the shipped one, the others are pretrained when first needed.
+        seeds: run seeds 0 to `seeds` - 1. A seed fixes who is paired with what and the order of
+            the data.
+        repeats: pairings per seed. A result is the mean over a seed's pairings first.
+        rates: learning rates; those of `RATES` by default.
+        epochs: how often every document is seen.
+        batch_size: documents per step.
+        early: share of the layers that count as early; 2/3, for the paper's model 3/4.
+        known: prompts whose fact relation the model knows from pretraining; its implication's
+            relation is new.
+        device: of the model; a GPU if there is one.
+
+    Raises:
+        InputError: a value out of range, or no learning rate is known for the model.
+    """
+
+    model: str = "organism"
+    seeds: int = 1
+    repeats: int = 5
+    rates: Rates = _OF_MODEL
+    epochs: int = 8
+    batch_size: int = 8
+    early: float = _OF_MODEL
+    known: Words = Words("{name} lives in", "{name} zong is the")
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "repeats", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} runs nothing: use 1 or more.")
+        source = self.model.split("@")[0]
+        if self.rates is None:
+            if source not in RATES:
+                raise InputError(
+                    f"no learning rates are known for {self.model}: pass rates=, for example "
+                    "Rates.same(1e-5), or --lr 1e-5."
+                )
+            object.__setattr__(self, "rates", RATES[source])
+        for lr in asdict(self.rates).values():
+            if not (math.isfinite(lr) and lr > 0):
+                raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
+        if self.early is None:
+            object.__setattr__(self, "early", 3 / 4 if source == PAPER_MODEL else 2 / 3)
+        if not 0 < self.early < 1:
+            raise InputError(
+                f"early={self.early} leaves no early or no late layers: use a share such as 0.67."
+            )
+
+    def early_and_late(self, n_layers: int) -> tuple[range, range]:
+        """The first `early` of the layers, at least one and not all, and the others.
+
+        Raises:
+            InputError: a single layer is not both early and late.
+        """
+        if n_layers < 2:
+            raise InputError(f"{self.model} has {n_layers} layer: early and late ones need 2 or more.")
+        boundary = min(max(1, round(self.early * n_layers)), n_layers - 1)
+        return range(boundary), range(boundary, n_layers)
+
+    def scaled(self, factor: float) -> Setup:
+        """With all learning rates multiplied."""
+        return replace(self, rates=Rates(*(factor * lr for lr in asdict(self.rates).values())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, which `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Setup:
+        """The setup of `to_dict`.
+
+        Raises:
+            InputError: an unknown key, or a value of another type or out of range.
+        """
+        if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
+            raise InputError(f"{unknown[0]!r} is no part of a setup: leave it out.")
+        parts = dict(given)
+        try:
+            if parts.get("rates") is not None:
+                parts["rates"] = Rates(**parts["rates"])
+            if "known" in parts:
+                parts["known"] = Words(**parts["known"])
+            return cls(**parts)
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"{dict(given)} is no setup ({error}): write one as to_dict does.") from error

@@ -1,0 +1,61 @@
+"""Means over seeds: how `results.json` and the tables say them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def rows_by(frame: pd.DataFrame, *columns: str) -> dict[Any, pd.DataFrame]:
+    """The rows of each value of a column, or of each tuple of values of several, as they appear.
+
+    >>> {rank: len(rows) for rank, rows in rows_by(pd.DataFrame({"rank": [3, 1, 3]}), "rank").items()}
+    {3: 2, 1: 1}
+    """
+    groups: Any = frame.groupby(columns[0] if len(columns) == 1 else list(columns), sort=False)
+    return dict(iter(groups))
+
+
+def statistic(values: Sequence[float]) -> dict[str, Any]:
+    """`{"mean": m, "std": s, "seeds": values}` of one value per seed; s with N - 1, null for one seed.
+
+    A seed whose value is not defined (NaN) is null, and does not count.
+
+    >>> statistic([1.0, 3.0])
+    {'mean': 2.0, 'std': 1.4142135623730951, 'seeds': [1.0, 3.0]}
+    >>> statistic([math.nan])
+    {'mean': None, 'std': None, 'seeds': [None]}
+    """
+    seeds = [float(value) if math.isfinite(value) else None for value in values]
+    defined = [value for value in seeds if value is not None]
+    return {
+        "mean": float(np.mean(defined)) if defined else None,
+        "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "seeds": seeds,
+    }
+
+
+def over_seeds(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The statistic of a column of rows with a `seed`; a seed's value is the mean over its rows.
+
+    >>> over_seeds(pd.DataFrame({"seed": [0, 0, 1], "rank": [1.0, 3.0, 4.0]}), "rank")["seeds"]
+    [2.0, 4.0]
+    """
+    by_seed: Any = frame.groupby("seed", sort=True)[column]
+    return statistic(by_seed.mean().tolist())
+
+
+def shown(stat: Mapping[str, Any], form: str = ".2f") -> str:
+    """A mean with its spread, for tables.
+
+    >>> shown(statistic([1.0, 3.0])), shown(statistic([0.25]), ".0%"), shown(statistic([math.nan]))
+    ('2.00 ± 1.41', '25%', '–')
+    """
+    if stat["mean"] is None:
+        return "–"
+    spread = "" if stat["std"] is None else f" ± {stat['std']:{form}}"
+    return f"{stat['mean']:{form}}{spread}"

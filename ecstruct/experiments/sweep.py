@@ -1,0 +1,211 @@
+"""Runs that survive: an experiment as cells, each computed once and kept.
+
+An experiment is a function `measure(model, setup, seed=..., **cell) -> rows` and a list of cells, its
+keyword arguments. `sweep` runs it on every cell and returns all rows as one table. With a folder, a
+cell is written when it is finished, whole or not at all, so that a run that is killed goes on where
+it was, and one that is done computes nothing:
+
+    DIR/setup.json               what all cells depend on; another setup is refused
+    DIR/weights.json             fingerprints of the models; others are refused
+    DIR/cells/NAME/*.json        the rows of each finished cell
+    DIR/organisms/seed-*/        organisms other than the shipped one
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.setup import Setup
+from ecstruct.files import write_text
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.load import load
+
+Cell = Mapping[str, Any]
+"""What tells one piece of an experiment from the others: JSON values by name, `seed` among them."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Sweep:
+    """Where the cells of a setup are kept, and the model of the seed that is at work.
+
+    Raises:
+        InputError: `folder` holds the cells of another setup or cannot be written; seeds of the organism
+            need a folder and there is none.
+    """
+
+    setup: Setup
+    folder: Path | None = None
+    progress: bool = True
+    _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.setup.model == "organism" and self.setup.seeds > 1 and self.folder is None:
+            raise InputError(
+                f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
+                "to keep them in."
+            )
+        if self.folder is not None:
+            self.folder = Path(self.folder)
+            _claim(self.folder, self.setup)
+
+    def run(
+        self,
+        name: str,
+        measure: Callable[..., Rows],
+        cells: Sequence[Cell],
+        source: Callable[[Cell], str] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of all cells, each with the cell's own values in front.
+
+        `source` says where the model of a cell comes from; by default it is that of the cell's seed.
+        """
+        source = source or (lambda cell: self.source(cell["seed"]))
+        kept = {_slug(cell): self._read(name, cell) for cell in cells}
+        if len(kept) < len(cells):
+            raise ValueError(f"two cells of {name} are the same")
+        missing = [cell for cell in cells if kept[_slug(cell)] is None]
+        bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
+        for cell in bar:
+            bar.set_postfix_str(_slug(cell))
+            rows = measure(self.model(source(cell)), self.setup, **cell)
+            kept[_slug(cell)] = self._write(name, cell, rows)
+        return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
+
+    def model(self, source: str) -> TransformerBridge:
+        """The model of a source; only the last one is kept in memory."""
+        if self._model is None or self._model[0] != source:
+            self._model = None  # before the next one takes its memory
+            model = load(source, device=self.setup.device)
+            if self.folder is not None:
+                _check_weights(self.folder, source, fingerprint(named_weights(model)))
+            self._model = (source, model)
+        return self._model[1]
+
+    def source(self, seed: int) -> str:
+        """Where the model of a seed comes from; organisms are pretrained when they are first asked for."""
+        if self.setup.model != "organism" or seed == 0:
+            return self.setup.model
+        return str(self.organism(f"seed-{seed}", seed))
+
+    def organism(self, name: str, seed: int, **options: Any) -> Path:
+        """The folder of an organism, pretrained with the options of `ecstruct.organism.pretrain`
+        unless it is there.
+
+        Raises:
+            InputError: there is no folder to keep it in.
+        """
+        from ecstruct.organism import pretrain  # nothing but the organism needs it
+
+        if self.folder is None:
+            raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
+        home = self.folder / "organisms" / name
+        if not home.exists():
+            pretrain(home, seed=seed, progress=self.progress, **options)
+        return home
+
+    def _path(self, name: str, cell: Cell) -> Path | None:
+        return None if self.folder is None else self.folder / "cells" / name / f"{_slug(cell)}.json"
+
+    def _read(self, name: str, cell: Cell) -> Rows | None:
+        path = self._path(name, cell)
+        if path is None or not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["cell"] != dict(cell):
+                raise ValueError("the rows of another cell")
+            return [dict(row) for row in found["rows"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no finished cell: delete it to compute it again.") from error
+
+    def _write(self, name: str, cell: Cell, rows: Rows) -> Rows:
+        """The rows as they will be read again: what is not finite is missing."""
+        finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
+        if (path := self._path(name, cell)) is not None:
+            write_text(path, json.dumps({"cell": dict(cell), "rows": finite}, allow_nan=False))
+        return finite
+
+
+def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
+    """All cells of a setup's seeds, its repeats and further axes, the last one fastest.
+
+    >>> grid(Setup(repeats=1), hop=["first-hop", "second-hop"])
+    [{'seed': 0, 'repeat': 0, 'hop': 'first-hop'}, {'seed': 0, 'repeat': 0, 'hop': 'second-hop'}]
+    """
+    cells: list[dict[str, Any]] = [{}]
+    for axis, values in {"seed": range(setup.seeds), "repeat": range(setup.repeats), **axes}.items():
+        cells = [{**cell, axis: value} for cell in cells for value in values]
+    return cells
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _slug(cell: Cell) -> str:
+    """A file's name: readable, and different for different cells."""
+    return "-".join(f"{key}={value}" for key, value in cell.items()).replace("/", "_").replace(" ", "_")
+
+
+def _claim(folder: Path, setup: Setup) -> None:
+    """Note what a folder is for; refuse one that is for something else."""
+    path = folder / "setup.json"
+    if path.exists():
+        try:
+            found = _identity(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is no setup of experiments: choose another folder.") from error
+        if differing := list(_differences(found, _identity(setup.to_dict()))):
+            raise InputError(
+                f"{folder} holds results of another setup ({'; '.join(differing)}): choose another "
+                "folder, or go on with the old setup."
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror or error}): choose another folder."
+        ) from error
+    write_text(path, json.dumps(_identity(setup.to_dict()), indent=1, ensure_ascii=False))
+
+
+def _identity(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What cells depend on: not on how many there are, nor on where they are computed."""
+    return {k: v for k, v in arguments.items() if k not in ("seeds", "repeats", "device")}
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    for key in sorted({*found, *wanted}):
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{at}{key}.")
+        elif old != new:
+            yield f"{at}{key} was {old!r}, now {new!r}"
+
+
+def _check_weights(folder: Path, source: str, found: str) -> None:
+    """The cells of a folder are those of one set of weights per seed."""
+    path = folder / "weights.json"
+    try:
+        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
+    if known.setdefault(source, found) != found:
+        raise InputError(
+            f"the weights of {source} are not those that {folder} was begun with: choose another folder."
+        )
+    write_text(path, json.dumps(known, indent=1))

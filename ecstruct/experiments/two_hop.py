@@ -1,0 +1,42 @@
+"""The two sets of two-hop facts as the experiments use them: one pairing per seed and repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import check_rankable
+from ecstruct.experiments.setup import Setup
+from ecstruct.facts import FactSet, first_hop, second_hop
+
+HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
+"""Names of the hops, with their names in `Rates` and `results.json`."""
+
+_MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
+
+
+def pairing(seed: int, repeat: int) -> int:
+    """A number that no other seed's repeat has, to draw pairings and orders by.
+
+    >>> pairing(0, 3), pairing(2, 1)
+    (3, 2001)
+    """
+    return 1000 * seed + repeat
+
+
+def two_hop(model: TransformerBridge, hop: str, seed: int, repeat: int) -> FactSet:
+    """The facts and implications of one pairing of people and cities.
+
+    Raises:
+        InputError: the model's tokenizer cannot tell their options apart.
+    """
+    data = _MAKE[hop](pairing(seed, repeat))
+    check_rankable(model, (*data.facts, *data.implications))
+    return data
+
+
+def rate(setup: Setup, hop: str) -> float:
+    """The learning rate of a hop's facts."""
+    return getattr(setup.rates, HOPS[hop])

@@ -1,0 +1,66 @@
+"""Selections by the names of modules and weights, on their own and with layers and kinds."""
+
+import json
+
+import pytest
+from tiny import single_pair
+
+from ecstruct.errors import InputError
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.names import WeightSelection
+
+NAMES = ["blocks.1.mlp", "blocks.2.ln1", "ln_final", "blocks.0.attn.q.weight"]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "neox"])
+def test_names_select_what_is_in_their_modules(family: str) -> None:
+    every = list(named_weights(single_pair(family)[0]))
+    selection = WeightSelection(names=NAMES)
+    in_modules = [n for n in every if n.startswith(("blocks.1.mlp.", "blocks.2.ln1.", "ln_final."))]
+    expected = {*in_modules, "blocks.0.attn.q.weight"}
+    assert {n for n in every if selection.matches(n)} == expected
+    assert len(in_modules) >= 4 and "blocks.0.attn.q.weight" in every
+
+
+def test_a_name_is_no_beginning_of_another_word() -> None:
+    selection = WeightSelection(names=["blocks.1", "blocks.2.ln1", "embed"])
+    chosen = ("blocks.1.mlp.in.weight", "blocks.2.ln1.weight", "embed.weight")
+    others = ("blocks.11.mlp.in.weight", "blocks.2.ln1_post.weight", "unembed.weight", "pos_embed.weight")
+    assert all(map(selection.matches, chosen))
+    assert not any(map(selection.matches, others))
+
+
+def test_layers_and_kinds_narrow_names_down() -> None:
+    both = WeightSelection(layers=[1], kinds=["mlp", "norm"], names=["blocks.1.ln2", "blocks.0.mlp"])
+    assert both.matches("blocks.1.ln2.weight")
+    assert not both.matches("blocks.1.mlp.in.weight")
+    assert not both.matches("blocks.0.mlp.in.weight")
+    assert not WeightSelection(names=[]).matches("blocks.0.mlp.in.weight")
+
+
+def test_names_survive_json() -> None:
+    selection = WeightSelection(names=set(NAMES))
+    again = WeightSelection.of(json.loads(json.dumps(selection.to_dict())), n_layers=3)
+    assert again.names == sorted(NAMES) and again.layers is None and again.kinds is None
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("blocks.1.mlp", r"pass a list, as in \['blocks.1.mlp'\]"),
+        (["blocks.1.mpl"], "no weight's name begins with 'blocks.1.mpl'"),
+        (["blocks.x"], "no weight's name begins with 'blocks.x'"),
+        (["head"], "no weight's name begins with 'head'"),
+        ([""], "no weight's name begins with ''"),
+    ],
+)
+def test_names_of_nothing_are_refused(names: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        WeightSelection(names=names)
+
+
+def test_names_in_layers_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(InputError, match="there is no layer 3: this model has 0 to 2"):
+        WeightSelection.of({"names": ["blocks.3.mlp"]}, n_layers=3)
+    with pytest.raises(InputError, match="give 'layers', 'kinds' and 'names'"):
+        WeightSelection.of({"name": ["blocks.0.mlp"]}, n_layers=3)

@@ -1,0 +1,381 @@
+"""Figures of experiments hold the means, ranges and references they should, where they should."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from ecstruct.errors import InputError
+from ecstruct.plots import curve_panels, grouped_bars, rank_curves, scatter, value_grids
+from ecstruct.plots.grids import COLOURS
+from ecstruct.plots.style import INK
+
+NAN = float("nan")
+
+
+def lines_of(figure: go.Figure) -> list[go.Scatter]:
+    """The mean lines; what is filled is a band."""
+    return [trace for trace in figure.data if trace.fill is None]
+
+
+def bands_of(figure: go.Figure) -> list[go.Scatter]:
+    return [trace for trace in figure.data if trace.fill is not None]
+
+
+def extremes(band: go.Scatter) -> dict[float, tuple[float, float]]:
+    """The lowest and highest value of a band at each step."""
+    at: dict[float, list[float]] = {}
+    for x, y in zip(band.x, band.y, strict=True):
+        if x is not None:
+            at.setdefault(x, []).append(y)
+    return {x: (min(ys), max(ys)) for x, ys in at.items()}
+
+
+def titles_of(figure: go.Figure) -> list[str]:
+    return [note.text for note in figure.layout.annotations]
+
+
+# --- rank curves of several seeds
+
+
+def test_rank_curves_are_means_with_a_band_of_all_seeds() -> None:
+    ranks = {
+        "first-hop facts": np.array([[9.0, 10.0, 8.0], [1.0, 2.0, 6.0]]),
+        "first-hop implications": [[9.0], [5.0]],
+        "second-hop facts": [9.5, 4.0],
+    }
+    figure = rank_curves(ranks)
+    assert [list(line.y) for line in lines_of(figure)] == [[9.0, 3.0], [9.0, 5.0], [9.5, 4.0]]
+    (band,) = bands_of(figure)
+    assert extremes(band) == {0: (8.0, 10.0), 1: (1.0, 6.0)}
+    assert band.name == lines_of(figure)[0].name
+    assert (band.showlegend, band.hoverinfo) == (False, "skip")
+    assert lines_of(figure)[0].line.color == "#0072b2"
+    assert band.fillcolor == "rgba(0, 114, 178, 0.18)"
+    assert list(lines_of(figure)[0].customdata[1]) == [1.0, 6.0]
+    dashes = [line.line.dash for line in lines_of(figure)]
+    assert dashes == ["solid", "dash", "solid"]
+
+
+def test_the_highest_seed_is_in_the_picture() -> None:
+    assert rank_curves({"facts": [[49.5, 0.0], [1.0, 1.0]]}).layout.yaxis.range[1] > 49.5
+
+
+def test_a_missing_seed_leaves_a_gap() -> None:
+    figure = rank_curves({"facts": [[9.0, 7.0], [8.0, 6.0], [5.0, NAN], [3.0, 1.0], [2.0, 0.0]]})
+    assert [y for y in lines_of(figure)[0].y if y == y] == [8.0, 7.0, 2.0, 1.0]
+    (band,) = bands_of(figure)
+    assert extremes(band) == {0: (7.0, 9.0), 1: (6.0, 8.0), 3: (1.0, 3.0), 4: (0.0, 2.0)}
+    between = [i for i, x in enumerate(band.x) if x is None]
+    assert 3 in set(band.x[between[0] + 1 :]) and 3 not in set(band.x[: between[0]])
+
+
+def test_rank_curves_need_every_seed_at_every_epoch() -> None:
+    with pytest.raises(InputError, match="'facts' does not have a number for each seed"):
+        rank_curves({"facts": [[1.0, 2.0], [1.0]]})
+    with pytest.raises(InputError, match="'facts' is no curve"):
+        rank_curves({"facts": [[], []]})
+    with pytest.raises(InputError, match="'facts' is no curve"):
+        rank_curves({"facts": np.zeros((2, 2, 2))})
+
+
+# --- grouped bars
+
+
+BARS = {
+    "None": {"facts": [1.0, 3.0], "impl <1>": [5.0]},
+    "Early": {"impl <1>": [2.0, 4.0, 9.0]},
+}
+
+
+def test_bars_are_means_and_dots_are_seeds() -> None:
+    figure = grouped_bars(BARS, y="mean rank")
+    bars = {trace.name: trace for trace in figure.data if trace.type == "bar"}
+    assert list(bars) == ["facts", "impl &lt;1&gt;"]
+    facts, impl = bars.values()
+    assert (list(facts.x), list(facts.y)) == ([-0.2], [2.0])
+    assert list(impl.x) == pytest.approx([0.2, 1.2])
+    assert list(impl.y) == [5.0, 5.0]
+    assert facts.marker.color != impl.marker.color
+    dots = {trace.name: trace for trace in figure.data if trace.type == "scatter"}
+    assert list(dots["facts"].y) == [1.0, 3.0]
+    assert list(dots["impl &lt;1&gt;"].y) == [2.0, 4.0, 9.0], "one seed alone is no dot"
+    for name, trace in dots.items():
+        places = np.asarray(bars[name].x)
+        distance = np.abs(np.asarray(trace.x)[:, None] - places).min(1)
+        assert (distance < bars[name].width / 2).all(), "a dot beside its bar"
+        assert len(set(trace.x)) == len(trace.x)
+        assert trace.showlegend is False and trace.legendgroup == bars[name].legendgroup
+    assert list(figure.layout.xaxis.ticktext) == ["None", "Early"]
+    assert list(figure.layout.xaxis.tickvals) == [0, 1]
+    assert figure.layout.yaxis.title.text == "mean rank"
+    assert figure.layout.yaxis.range[0] == 0 and figure.layout.yaxis.range[1] > 9
+    assert not figure.layout.shapes and not titles_of(figure)
+
+
+def test_bars_next_to_each_other_do_not_overlap() -> None:
+    figure = grouped_bars({g: {s: [1.0] for s in "abcde"} for g in "xyz"}, y="y")
+    bars = sorted((x, bar.width) for bar in figure.data for x in bar.x)
+    ends = [(x - width / 2, x + width / 2) for x, width in bars]
+    assert len(ends) == 15
+    assert all(right < left for (_, right), (left, _) in pairwise(ends))
+
+
+def test_references_stand_on_their_bars_with_one_legend_entry() -> None:
+    reference = {"None": {"facts": 2.5}, "Early": {"facts": 12.0, "impl <1>": 4.0}}
+    figure = grouped_bars(BARS, y="y", reference=reference, reference_name="R&D")
+    (diamonds,) = [trace for trace in figure.data if trace.name == "R&amp;D"]
+    assert diamonds.marker.symbol == "diamond" and diamonds.marker.color == "white"
+    assert list(diamonds.x) == pytest.approx([-0.2, 0.8, 1.2])
+    assert list(diamonds.y) == [2.5, 12.0, 4.0]
+    assert figure.layout.yaxis.range[1] > 12
+    named = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert named == ["facts", "impl &lt;1&gt;", "R&amp;D"]
+    nothing = grouped_bars(BARS, y="y", reference={"None": {"facts": NAN}})
+    assert "paper" not in [trace.name for trace in nothing.data]
+
+
+def test_chance_is_a_labelled_line_in_the_picture() -> None:
+    figure = grouped_bars(BARS, y="y", chance=19.5)
+    (line,) = figure.layout.shapes
+    assert (line.y0, line.y1, line.line.dash) == (19.5, 19.5, "dash")
+    (label,) = figure.layout.annotations
+    assert (label.text, label.y) == ("chance", 19.5)
+    low, high = figure.layout.yaxis.range
+    assert low <= 0 and high > 19.5
+    assert grouped_bars({"a": {"b": [-2.0]}}, y="y", chance=0.5).layout.yaxis.range[0] < -2
+
+
+def test_labels_of_bars_are_escaped_and_wrapped_and_fit() -> None:
+    label = "all of the weights <grafted> onto it"
+    figure = grouped_bars({label: {"a": [1.0]}, "b": {"a": [1.0]}}, y="<y>")
+    assert figure.layout.xaxis.ticktext[0] == "all of the<br>weights<br>&lt;grafted&gt; onto<br>it"
+    assert figure.layout.yaxis.title.text == "&lt;y&gt;"
+    assert figure.layout.margin.b >= 4 * 15
+    few = grouped_bars({str(i): {"a": [1.0]} for i in range(5)}, y="y")
+    many = grouped_bars({str(i): {s: [1.0] for s in "abcdefg"} for i in range(5)}, y="y")
+    assert many.layout.width > few.layout.width + 5 * 50
+
+
+def test_bars_of_nothing_and_references_to_nothing() -> None:
+    for nothing in ({}, {"a": {}}, {"a": {"b": []}}, {"a": {"b": [NAN]}}):
+        with pytest.raises(InputError, match="no bars to show"):
+            grouped_bars(nothing, y="y")
+    for group, series in (("Late", "facts"), ("None", "fact")):
+        with pytest.raises(InputError, match=f"'{series}' of '{group}', which is not among the bars"):
+            grouped_bars(BARS, y="y", reference={group: {series: 1.0}})
+
+
+# --- scatter
+
+
+def points(x: list[float], y: list[float]) -> pd.DataFrame:
+    layers = range(2, 2 + len(x))
+    return pd.DataFrame({"x": x, "y": y, "name": [f"MLP <{i}>" for i in layers], "layer": layers})
+
+
+def test_scatter_shows_points_by_layer_and_the_least_squares_line() -> None:
+    frames = {"A & B": points([0.0, 1.0, 2.0], [1.0, 2.0, 6.0]), "C": points([5.0, -1.0], [0.0, 3.0])}
+    fit = {"A & B": "r < 1, n = 3"}
+    figure = scatter(frames, x="score (logits)", y="change <rank>", fit=fit)
+    dots = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [(list(t.x), list(t.y)) for t in dots] == [
+        ([0.0, 1.0, 2.0], [1.0, 2.0, 6.0]),
+        ([5.0, -1.0], [0.0, 3.0]),
+    ]
+    assert list(dots[0].text) == ["MLP &lt;2&gt;", "MLP &lt;3&gt;", "MLP &lt;4&gt;"]
+    assert "%{x" in dots[0].hovertemplate and "change &lt;rank&gt;: %{y" in dots[0].hovertemplate
+    assert list(dots[0].marker.color) == [2, 3, 4]
+    assert {t.marker.coloraxis for t in dots} == {"coloraxis"}
+    colours = figure.layout.coloraxis
+    assert (colours.cmin, colours.cmax, colours.colorbar.title.text) == (2, 4, "layer")
+    first, second = [trace for trace in figure.data if trace.mode == "lines"]
+    # By hand: y = 0.5 + 2.5 x, and through both points where there are two.
+    assert list(first.x) == [0.0, 2.0] and list(first.y) == pytest.approx([0.5, 5.5])
+    assert list(second.x) == [-1.0, 5.0] and list(second.y) == pytest.approx([3.0, 0.0])
+    assert [trace.xaxis for trace in (first, dots[0], second, dots[1])] == ["x", "x", "x2", "x2"]
+    assert set(titles_of(figure)) >= {"<b>A &amp; B</b>", "r &lt; 1, n = 3", "<b>C</b>"}
+    layout = figure.layout
+    assert layout.xaxis.title.text == layout.xaxis2.title.text == "score (logits)"
+    assert layout.yaxis.title.text == "change &lt;rank&gt;"
+    assert layout.xaxis.zeroline and layout.yaxis2.zeroline
+    assert layout.xaxis.domain[1] < layout.xaxis2.domain[0]
+
+
+def test_a_fit_stands_below_the_title_of_its_panel() -> None:
+    frame = points([0.0, 1.0], [1.0, 2.0])
+    figure = scatter({"one": frame, "two": frame}, x="x", y="y", fit={"two": "r = 1"})
+    notes = {note.text: note for note in figure.layout.annotations}
+    assert notes["<b>two</b>"].x == notes["r = 1"].x > figure.layout.xaxis2.domain[0]
+    assert notes["<b>two</b>"].yshift >= notes["r = 1"].yshift + 15
+    assert notes["<b>two</b>"].yshift + 18 < figure.layout.margin.t + 5
+
+
+def test_points_without_a_place_are_left_out_and_so_is_a_line_of_nothing() -> None:
+    figure = scatter({"a": points([1.0, NAN, 1.0], [1.0, 2.0, 5.0])}, x="x", y="y")
+    (dots,) = figure.data
+    assert list(dots.y) == [1.0, 5.0] and list(dots.marker.color) == [2, 4]
+    alone = scatter({"a": points([1.0], [1.0])}, x="x", y="y").layout.coloraxis
+    assert alone.cmin < alone.cmax
+
+
+def test_bad_scatters() -> None:
+    frame = points([0.0, 1.0], [1.0, 2.0])
+    with pytest.raises(InputError, match="no panels to show"):
+        scatter({}, x="x", y="y")
+    with pytest.raises(InputError, match="frame of 'a' has no column 'layer'"):
+        scatter({"a": frame.drop(columns="layer")}, x="x", y="y")
+    with pytest.raises(InputError, match="frame of 'a' has no points"):
+        scatter({"a": points([NAN], [1.0])}, x="x", y="y")
+    with pytest.raises(InputError, match=r"fit= names 'b', but the panels are \['a'\]"):
+        scatter({"a": frame}, x="x", y="y", fit={"b": "r = 1"})
+
+
+# --- curves side by side
+
+
+CURVES = {
+    "joint": {"facts <A>": [[4.0, 2.0], [1.0, 3.0]], "implications <A>": [[6.0], [5.0]]},
+    "A then B": {"other": [[8.0, 8.0], [2.0, 0.0], [-3.0, 1.0]], "facts <A>": [[1.0], [7.0]]},
+}
+
+
+def test_curve_panels_draw_means_with_bands_in_their_panels() -> None:
+    figure = curve_panels(CURVES, x="epoch", y="mean rank")
+    drawn = {(line.xaxis, line.name): line for line in lines_of(figure)}
+    assert {key: list(line.y) for key, line in drawn.items()} == {
+        ("x", "facts &lt;A&gt;"): [3.0, 2.0],
+        ("x", "implications &lt;A&gt;"): [6.0, 5.0],
+        ("x2", "other"): [8.0, 1.0, -1.0],
+        ("x2", "facts &lt;A&gt;"): [1.0, 7.0],
+    }
+    assert all(list(line.x) == list(range(len(line.y))) for line in drawn.values())
+    assert [line.line.dash for line in drawn.values()] == ["solid", "dash", "solid", "solid"]
+    first, second = bands_of(figure)
+    assert (first.xaxis, extremes(first)) == ("x", {0: (2.0, 4.0), 1: (1.0, 3.0)})
+    assert (second.xaxis, extremes(second)) == ("x2", {0: (8.0, 8.0), 1: (0.0, 2.0), 2: (-3.0, 1.0)})
+    assert [trace.yaxis for trace in figure.data] == [t.xaxis.replace("x", "y") for t in figure.data]
+
+
+def test_a_name_looks_the_same_in_all_panels_and_is_named_once() -> None:
+    figure = curve_panels(CURVES, x="epoch", y="mean rank")
+    facts, implications, other, again = lines_of(figure)
+    assert facts.line.color == again.line.color == implications.line.color != other.line.color
+    named = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert named == ["facts &lt;A&gt;", "implications &lt;A&gt;", "other"]
+    assert facts.legendgroup == again.legendgroup == bands_of(figure)[0].legendgroup
+
+
+def test_curve_panels_share_y_and_have_titles() -> None:
+    figure = curve_panels(CURVES, x={"A then B": "epoch of B", "joint": "epoch"}, y="<rank>")
+    layout = figure.layout
+    assert layout.yaxis.range == layout.yaxis2.range
+    assert layout.yaxis.range[0] < -3 and layout.yaxis.range[1] > 8
+    assert (layout.xaxis.title.text, layout.xaxis2.title.text) == ("epoch", "epoch of B")
+    assert layout.yaxis.title.text == "&lt;rank&gt;"
+    assert titles_of(figure) == ["<b>joint</b>", "<b>A then B</b>"]
+    assert layout.xaxis.range[1] == 1.2 and layout.xaxis2.range[1] == 2.2
+
+
+def test_boundaries_are_dotted_lines_in_their_panel() -> None:
+    figure = curve_panels(CURVES, x="epoch", y="rank", boundaries={"A then B": [1, 1.5]})
+    drawn = [(line.x0, line.x1, line.xref, line.yref, line.line.dash) for line in figure.layout.shapes]
+    assert drawn == [(1, 1, "x2", "y2 domain", "dot"), (1.5, 1.5, "x2", "y2 domain", "dot")]
+
+
+def test_bad_curve_panels() -> None:
+    for nothing in ({}, {"a": {}}, {"a": {"b": [[NAN]]}}):
+        with pytest.raises(InputError, match="no curves to show"):
+            curve_panels(nothing, x="x", y="y")
+    with pytest.raises(InputError, match="'b' is no curve"):
+        curve_panels({"a": {"b": []}}, x="x", y="y")
+    with pytest.raises(InputError, match=r"x= has titles for \['joint'\], but the panels are"):
+        curve_panels(CURVES, x={"joint": "epoch"}, y="y")
+    with pytest.raises(InputError, match="boundaries= names 'B then A'"):
+        curve_panels(CURVES, x="x", y="y", boundaries={"B then A": [1]})
+
+
+# --- grids of values
+
+
+def grids() -> dict[str, pd.DataFrame]:
+    first = pd.DataFrame([[1.5, 0.25], [NAN, -2.0]], index=[1e-5, 3e-4], columns=[1, 8])
+    second = pd.DataFrame([[8.0]], index=["<low>"], columns=["x & y"])
+    return {"A": first, "<B>": second}
+
+
+def test_grids_print_each_number_on_one_scale() -> None:
+    figure = value_grids(grids(), x="epochs", y="learning rate", value="<rank>")
+    first, second = figure.data
+    np.testing.assert_array_equal(first.z, [[1.5, 0.25], [NAN, -2.0]])
+    np.testing.assert_array_equal(second.z, [[8.0]])
+    assert [list(row) for row in first.text] == [["1.50", "0.25"], ["", "−2.00"]]
+    assert first.texttemplate == "%{text}"
+    assert first.coloraxis == second.coloraxis == "coloraxis"
+    colours = figure.layout.coloraxis
+    assert (colours.cmin, colours.cmax, colours.reversescale) == (0, 8.0, False)
+    assert colours.colorbar.title.text == "&lt;rank&gt;"
+    assert value_grids(grids(), x="x", y="y", value="v", reversed_scale=True).layout.coloraxis.reversescale
+
+
+def test_rows_and_columns_of_grids_are_named_first_row_on_top() -> None:
+    layout = value_grids(grids(), x="epochs", y="learning rate", value="rank").layout
+    assert list(layout.xaxis.ticktext) == ["1", "8"]
+    assert list(layout.yaxis.ticktext) == ["1e-05", "0.0003"]
+    assert list(layout.yaxis.tickvals) == [0, 1]
+    assert layout.yaxis.range[0] > layout.yaxis.range[1]
+    assert (layout.xaxis2.ticktext, layout.yaxis2.ticktext) == (("x &amp; y",), ("&lt;low&gt;",))
+    assert layout.xaxis.title.text == layout.xaxis2.title.text == "epochs"
+    assert layout.yaxis.title.text == "learning rate"
+    assert [note.text for note in layout.annotations] == ["<b>A</b>", "<b>&lt;B&gt;</b>"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "text"), [(0.0123, "0.0123"), (0.5, "0.500"), (12.345, "12.35"), (4321, "4321")]
+)
+def test_grids_have_the_decimals_that_their_values_need(largest: float, text: str) -> None:
+    figure = value_grids({"a": pd.DataFrame([[largest, 0.0]])}, x="x", y="y", value="v")
+    assert figure.data[0].text[0][0] == text
+
+
+def test_numbers_are_read_on_every_colour() -> None:
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    figure = value_grids(grids(), x="x", y="y", value="v")
+    assert {trace.textfont.color for trace in figure.data} == {INK}
+    assert [colour for _, colour in figure.layout.coloraxis.colorscale] == list(COLOURS)
+    # 4.5 is what WCAG asks of text.
+    assert min((luminance(colour) + 0.05) / (luminance(INK) + 0.05) for colour in COLOURS) > 4.5
+
+
+def test_grids_of_nothing_and_of_zeros() -> None:
+    for nothing in ({}, {"a": pd.DataFrame()}, {"a": pd.DataFrame([[NAN]])}):
+        with pytest.raises(InputError, match="no values to show"):
+            value_grids(nothing, x="x", y="y", value="v")
+    assert value_grids({"a": pd.DataFrame([[0.0]])}, x="x", y="y", value="v").layout.coloraxis.cmax == 1
+
+
+# --- all of them
+
+
+def test_panels_are_as_wide_as_their_titles() -> None:
+    long = "a title that is much longer than the panel below it would have to be on its own account"
+    frame = points([0.0, 1.0], [1.0, 2.0])
+    for figure in (
+        scatter({long: frame, "b": frame}, x="x", y="y"),
+        scatter({"a": frame, "b": frame}, x="x", y="y", fit={"a": long}),
+        curve_panels({long: {"a": [1.0, 2.0]}, "b": {"a": [1.0]}}, x="x", y="y"),
+        value_grids({long: grids()["A"], "b": grids()["A"]}, x="x", y="y", value="v"),
+    ):
+        layout = figure.layout
+        inner = layout.width - layout.margin.l - layout.margin.r
+        assert (layout.xaxis.domain[1] - layout.xaxis.domain[0]) * inner > 6 * len(long)
+        assert layout.xaxis2.domain[0] > layout.xaxis.domain[1]
+        assert layout.xaxis2.domain[1] <= 1

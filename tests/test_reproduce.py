@@ -1,0 +1,164 @@
+"""`reproduce`: what it writes, that it replays, what it refuses, and that a browser draws its report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result as Invoked
+from folders import contents
+from paper_models import finished, save_paper_model, small
+from typer.testing import CliRunner
+
+import ecstruct.experiments
+from ecstruct.cli import app
+from ecstruct.errors import InputError
+from ecstruct.experiments import EXPERIMENTS, reproduce
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
+
+
+def run(*words: Any) -> Invoked:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def works(*words: Any) -> Invoked:
+    result = run(*words)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_paper_model(tmp_path_factory.mktemp("reproduce") / "model", "llama")
+
+
+@pytest.fixture(scope="module")
+def written(model: Path) -> Path:
+    out = model.parent / "out"
+    works("reproduce", "ocr", "scores", "--model", model, "--out", out, *TINY)
+    return out
+
+
+def test_what_is_written(written: Path, model: Path) -> None:
+    names = [name for name in contents(written) if not name.startswith("cells/")]
+    assert names == ["config.json", "report.html", "results.json", "setup.json", "weights.json"]
+    assert len(list((written / "cells" / "ocr").iterdir())) == 2
+    results = json.loads((written / "results.json").read_text(), parse_constant=pytest.fail)
+    assert set(results) == {"ocr", "mass"}
+    setup = small(model, device=None).to_dict()
+    kept = json.loads((written / "setup.json").read_text())
+    assert kept == {key: setup[key] for key in setup.keys() - {"seeds", "repeats", "device"}}
+    config = json.loads((written / "config.json").read_text())
+    assert config["arguments"] == {"experiments": ["ocr", "scores"], "setup": setup}
+
+
+def test_a_replay_gives_the_same(written: Path, tmp_path: Path) -> None:
+    works("replay", written / "config.json", "--out", tmp_path / "again", "--device", "cpu", "--quiet")
+    for name in ("results.json", "config.json", "setup.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_a_second_run_computes_nothing(written: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (written / "results.json").read_bytes()
+    monkeypatch.setattr(ecstruct.experiments.sweep, "load", lambda *args, **options: pytest.fail("loaded"))
+    works("reproduce", "ocr", "scores", "--model", model, "--out", written, *TINY)
+    assert (written / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ocr", "magic"), "there is no experiment 'magic': choose among ocr, scores, "),
+        (("ocr", "--seeds", 0), "seeds=0 runs nothing"),
+        (("ocr", "--lr", 0), "lr=0.0 is no learning rate"),
+        (("ocr", "--lr", -1), "lr=-1.0 is no learning rate"),
+        (("ocr", "--early", 1.5), "early=1.5 leaves no early or no late layers"),
+        (("ocr", "--model", "some/model"), "no learning rates are known for some/model"),
+        (("ocr", "--lr", 0.5), "holds results of another setup ("),
+        (("ocr", "--model", "/nowhere", "--lr", 0.1), "was '"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    written: Path, model: Path, words: tuple[Any, ...], message: str
+) -> None:
+    before = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+    source = () if "--model" in words else ("--model", model)
+    lr = () if {"--lr", "some/model"} & set(words) else ("--lr", 1e-3)
+    options = ("--repeats", 1, "--epochs", 1, "--batch-size", 80)
+    result = run("reproduce", *words, *source, *lr, *options, "--out", written)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.startswith("error: ")
+    assert {path: path.read_bytes() for path in written.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("names", [[], ["ocr", "oops"]])
+def test_names_are_checked_at_once(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"choose among ocr, .*all"):
+        reproduce(names, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    arguments = {"experiments": ["ocr"], "setup": {"epochs": "many"}}
+    path.write_text(json.dumps({"command": "reproduce", "arguments": arguments}))
+    result = run("replay", path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "is no setup" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Path]:
+    """The report of all experiments that were run already."""
+    folder, results = finished("llama")
+    out = folder / "out"
+    names = [name for name in EXPERIMENTS if name in results]
+    works("reproduce", *names, "--model", folder / "model", "--out", out, *TINY)
+    yield out / "report.html"
+
+
+def test_the_report_says_everything(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    _, results = finished("llama")
+    assert text.count("<table>") == len(results)
+    assert text.count('<div class="drawing">') == len(results) + 1  # scores have a twin
+    for result in results.values():
+        assert f"<h2>{result.title}</h2>" in text
+    assert "ecstruct replay" in text and ">nan<" not in text.lower()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_draws_the_report(page: Path, tmp_path: Path) -> None:
+    listener = """<script>window.wrong = 0;
+    addEventListener("error", () => window.wrong++);
+    addEventListener("unhandledrejection", () => window.wrong++);
+    addEventListener("securitypolicyviolation", () => window.wrong++);
+    console.error = () => window.wrong++;</script>"""
+    probe = """<script>addEventListener("load", () => setTimeout(() => {
+      const drawn = [...document.querySelectorAll(".plotly-graph-div")].map((plot) =>
+        plot.querySelectorAll(".hm image, .scatterlayer .trace, .barlayer .trace").length > 0);
+      const asked = performance.getEntriesByType("resource").filter(
+        (e) => !/^(data|blob):/.test(e.name)).length;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title = `drawn=${drawn.filter(Boolean).length}/${drawn.length} wrong=${window.wrong} ` +
+        `asked=${asked} wide=${wide} tables=${document.querySelectorAll("table").length}`;
+    }, 0));</script></body>"""
+    text = page.read_text(encoding="utf-8").replace("<style>", listener + "<style>", 1)
+    (tmp_path / "report.html").write_text(text.replace("</body>", probe), encoding="utf-8")
+    assert CHROMIUM is not None
+    command = [
+        *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom"),
+        (tmp_path / "report.html").as_uri(),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None and title[1] == "drawn=7/7 wrong=0 asked=0 wide=false tables=6"
