@@ -115,7 +115,8 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
     """Experiments of the paper; `results.json` and `report.html` grow with every one that is finished."""
     _check_writable(out)
     setup = replace(Setup.from_dict(config["setup"]), device=device)
-    results = reproduce(config["experiments"], setup, out=out, progress=progress)
+    options = config.get("options", {})
+    results = reproduce(config["experiments"], setup, options, out=out, progress=progress)
     # Only now: what is refused leaves the folder's configuration as it was.
     _write_config(out, "reproduce", {**config, "setup": replace(setup, device=None).to_dict()})
     done: list[Result] = []
@@ -146,7 +147,7 @@ _KEYS = {
             *("accumulate", "fingerprint"),
         },
     ),
-    "reproduce": ({"experiments", "setup"}, set()),
+    "reproduce": ({"experiments", "setup"}, {"options"}),
     "score": (
         {"before", "after", "prompts"},
         {

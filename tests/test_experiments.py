@@ -18,10 +18,7 @@ from torch import Tensor
 
 import ecstruct
 from ecstruct.errors import InputError
-from ecstruct.experiments import (
-    EXPERIMENTS,
-    sensitivity,
-)
+from ecstruct.experiments import EXPERIMENTS, sensitivity, training
 from ecstruct.experiments.sweep import Sweep
 from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
 from ecstruct.facts.paper_lists import paper_lists
@@ -86,8 +83,13 @@ def test_a_result_shows_itself(results: dict[str, Any]) -> None:
         assert result.conclusion().endswith(".")
         assert json.loads(json.dumps(result.config)) == {
             "command": "reproduce",
-            "arguments": {"experiments": [name], "setup": result.setup.to_dict()},
+            "arguments": {
+                "experiments": [name],
+                "setup": result.setup.to_dict(),
+                "options": {name: result.options},
+            },
         }
+        assert bool(result.options) == (name == "sensitivity")
 
 
 def test_results_have_their_shape(results: dict[str, Any]) -> None:
@@ -210,10 +212,9 @@ def test_every_document_is_seen_as_often_in_every_order(
     home: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finetuning = import_module("ecstruct.finetuning")
-    fictitious_runs = import_module("ecstruct.experiments.fictitious")
     seen: list[str] = []
     phases: list[tuple[int, Any]] = []
-    teach, finetune = finetuning._teacher_forced, fictitious_runs.finetune
+    teach, finetune = finetuning._teacher_forced, training.finetune
 
     def watched(part: Any, *rest: Any) -> Any:
         seen.extend(t.prompt.text for t in part)
@@ -226,7 +227,7 @@ def test_every_document_is_seen_as_often_in_every_order(
         return tuned
 
     monkeypatch.setattr(finetuning, "_teacher_forced", watched)
-    monkeypatch.setattr(fictitious_runs, "finetune", counted)
+    monkeypatch.setattr(training, "finetune", counted)
     epochs, cell = 2, {"seed": 0, "repeat": 0, "words": "novel", "order": order}
     setup = small(home / "model", epochs=epochs)
     rows = Sweep(setup, progress=False).run("ordering", measure_of("ordering"), [cell])
@@ -285,9 +286,7 @@ def test_options_that_look_the_same_are_refused_before_training(
         ],
     }
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    for place in ("ocr", "scores", "freezing", "fictitious"):
-        module = import_module(f"ecstruct.experiments.{place}")
-        monkeypatch.setattr(module, "finetune", lambda *args, **options: pytest.fail("trained"))
+    monkeypatch.setattr(training, "finetune", lambda *args, **options: pytest.fail("trained"))
     with pytest.raises(InputError, match=r"begin with the same token '[^']*'") as raised:
         EXPERIMENTS[name](small(model), out=tmp_path / "out", progress=False)
     assert repr(one) in str(raised.value) and repr(other) in str(raised.value)

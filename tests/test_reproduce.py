@@ -107,6 +107,28 @@ def test_names_are_checked_at_once(names: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_options_are_those_of_their_experiment(tmp_path: Path) -> None:
+    for options in (
+        {"sensitivity": {"grid": 3}},
+        {"ocr": {"factors": [1.0]}},
+        {"freezing": {"early": 0.5}},
+    ):
+        with pytest.raises(InputError, match=r"does not run with the option '(grid|factors|early)'"):
+            reproduce(["ocr", "sensitivity"], options=options, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_configuration_of_a_result_replays_its_options(written: Path, tmp_path: Path) -> None:
+    setup = json.loads((written / "config.json").read_text())["arguments"]["setup"]
+    options = {"sensitivity": {"factors": [2.0], "epochs": [1], "words": "novel"}}
+    config = {"experiments": ["sensitivity"], "setup": setup, "options": options}
+    path = tmp_path / "by-hand.json"
+    path.write_text(json.dumps({"command": "reproduce", "arguments": config}))
+    works("replay", path, "--out", tmp_path / "out", "--device", "cpu", "--quiet")
+    cells = sorted(path.name for path in (tmp_path / "out" / "cells" / "sensitivity").iterdir())
+    assert cells == ["seed=0-repeat=0-factor=2.0-epochs=1-words=novel.json"]
+
+
 def test_a_configuration_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     arguments = {"experiments": ["ocr"], "setup": {"epochs": "many"}}

@@ -13,9 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import NOVEL, Setup
-from ecstruct.experiments.two_hop import pairing
-from ecstruct.facts import Fictitious, Prompt, fictitious
-from ecstruct.finetuning import Finetuned, finetune
+from ecstruct.experiments.training import pairing, train
+from ecstruct.facts import Fictitious, Prompt, PromptsLike, fictitious
+from ecstruct.finetuning import Finetuned
 
 WORDS = ("known", "novel")
 
@@ -43,10 +43,12 @@ def continue_pretraining(
     *,
     seed: int,
     repeat: int,
-    evaluate: Mapping[str, Iterable[Prompt]] | None = None,
+    evaluate: Mapping[str, PromptsLike] | None = None,
 ) -> Finetuned:
     """Train on documents, each seen `setup.epochs` times, with an optimiser of its own."""
-    return _finetune(model, setup, setup.rates.continued, documents, seed, repeat, evaluate)
+    return train(
+        model, setup, documents, lr=setup.rates.continued, seed=seed, repeat=repeat, evaluate=evaluate
+    )
 
 
 def learn_test_facts(
@@ -56,28 +58,9 @@ def learn_test_facts(
     *,
     seed: int,
     repeat: int,
-    evaluate: Mapping[str, Iterable[Prompt]] | None = None,
+    evaluate: Mapping[str, PromptsLike] | None = None,
 ) -> Finetuned:
     """Finetune on the facts of the test people."""
-    return _finetune(model, setup, setup.rates.test, data.test.facts, seed, repeat, evaluate)
-
-
-def _finetune(
-    model: TransformerBridge,
-    setup: Setup,
-    lr: float,
-    documents: Iterable[Prompt],
-    seed: int,
-    repeat: int,
-    evaluate: Mapping[str, Iterable[Prompt]] | None,
-) -> Finetuned:
-    return finetune(
-        model,
-        list(documents),
-        lr=lr,
-        epochs=setup.epochs,
-        batch_size=setup.batch_size,
-        seed=pairing(seed, repeat),
-        evaluate=None if evaluate is None else {name: list(asked) for name, asked in evaluate.items()},
-        progress=False,
+    return train(
+        model, setup, data.test.facts, lr=setup.rates.test, seed=seed, repeat=repeat, evaluate=evaluate
     )

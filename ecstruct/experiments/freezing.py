@@ -21,8 +21,9 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
-from ecstruct.finetuning import Finetuned, finetune
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import HOPS, rate, two_hop
+from ecstruct.finetuning import Finetuned
 from ecstruct.plots import grouped_bars
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
@@ -111,15 +112,14 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
     early, late = setup.early_and_late(model.cfg.n_layers)
 
     def tuned(freeze: Collection[int] | None = None) -> Finetuned:
-        return finetune(
+        return train(
             model,
+            setup,
             data.facts,
             lr=rate(setup, hop),
-            epochs=setup.epochs,
-            batch_size=setup.batch_size,
-            seed=pairing(seed, repeat),
+            seed=seed,
+            repeat=repeat,
             freeze=freeze,
-            progress=False,
         )
 
     def ranks(layers: str, model: TransformerBridge) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
-from ecstruct.finetuning import finetune
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import HOPS, rate, two_hop
 from ecstruct.plots import rank_curves
 
 KINDS = ("fact", "implication")
@@ -104,15 +104,14 @@ def ocr(setup: Setup | None = None, *, out: str | Path | None = None, progress: 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, ranking after every epoch."""
     data = two_hop(model, hop, seed, repeat)
-    tuned = finetune(
+    tuned = train(
         model,
+        setup,
         data.facts,
         lr=rate(setup, hop),
-        epochs=setup.epochs,
-        batch_size=setup.batch_size,
-        seed=pairing(seed, repeat),
+        seed=seed,
+        repeat=repeat,
         evaluate=dict(zip(KINDS, (data.facts, data.implications), strict=True)),
-        progress=False,
     )
     ranks = tuned.history.ranks
     return [

@@ -27,10 +27,10 @@ from ecstruct.experiments.fictitious import continue_pretraining, learn_test_fac
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Rates, Setup, Words
 from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS, pairing
+from ecstruct.experiments.training import pairing, train
+from ecstruct.experiments.two_hop import HOPS
 from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
 from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.finetuning import finetune
 from ecstruct.plots import value_grids
 
 LEARNT = 1.2
@@ -64,23 +64,26 @@ class ChosenRates(Result):
         )
 
     def table(self) -> pd.DataFrame:
-        by: Any = self.frame.groupby(["what", "lr", "test"], sort=False, dropna=False)["rank"].mean()
-        return by.round(2).reset_index()
+        return self._means().round({"rank": 2})
 
     def chosen(self) -> Rates:
         """The rates by the rules of this module.
 
         A two-hop rate is the largest of the grid when the facts are learnt at none.
         """
-        table = self.table()
+        means = self._means()
         rates: dict[str, float] = {}
         for hop, key in HOPS.items():
-            rows = table[table["what"] == hop].sort_values("lr")
-            learnt = rows[rows["rank"] <= LEARNT]
-            rates[key] = float((learnt if len(learnt) else rows.tail(1))["lr"].iloc[0])
-        pairs = table[table["what"] == "continued"]
-        best = pairs.loc[pairs["rank"].idxmin()]
+            of_hop = means[means["what"] == hop]
+            learnt = of_hop[of_hop["rank"] <= LEARNT]
+            rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
+        best = means[means["what"] == "continued"].nsmallest(1, "rank").iloc[0]
         return Rates(continued=float(best["lr"]), test=float(best["test"]), **rates)
+
+    def _means(self) -> Any:
+        """The mean criterion by what is learnt and its rates."""
+        by: Any = self.frame.groupby(["what", "lr", "test"], sort=False, dropna=False)["rank"]
+        return by.mean().reset_index()
 
     def results(self) -> dict[str, Any]:
         return {"rates": vars(self.chosen())}
@@ -110,7 +113,8 @@ def rates(
     setup = setup or Setup()
     sweep = Sweep(setup, None if out is None else Path(out), progress)
     cells = grid(setup, what=[*HOPS, "continued"], factor=list(factors))
-    return ChosenRates(setup, sweep.run("rates", measure, cells))
+    frame = sweep.run("rates", measure, cells)
+    return ChosenRates(setup, frame, options={"factors": list(factors)})
 
 
 def measure(
@@ -124,7 +128,7 @@ def measure(
         pairing(seed, repeat),
         fact=OTHER_WORDS.fact,
         implication=OTHER_WORDS.implication,
-        names=_spare_people(setup, seed, 100),
+        names=spare_people(setup, seed, 100),
     )
     return _continued(model, setup, here, data, seed, repeat)
 
@@ -135,15 +139,14 @@ def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat
     lr = getattr(setup.rates, HOPS[hop])
     ranks = []
     for frozen in setup.early_and_late(model.cfg.n_layers):
-        tuned = finetune(
+        tuned = train(
             model,
+            setup,
             data.facts,
             lr=lr,
-            epochs=setup.epochs,
-            batch_size=setup.batch_size,
-            seed=pairing(seed, repeat),
+            seed=seed,
+            repeat=repeat,
             freeze=frozen,
-            progress=False,
         )
         ranks.append(mean_rank(tuned.model, data.facts))
     return {"lr": lr, "test": None, "rank": max(ranks)}
@@ -154,7 +157,7 @@ def _continued(
 ) -> Rows:
     check_rankable(model, (*data.test.facts, *data.test.implications))
     documents = (*data.train.facts, *data.train.implications)
-    at = {"seed": seed, "repeat": repeat}
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
     joint = continue_pretraining(model, here, documents, **at).model
     rows = []
     for factor in FACTORS:
@@ -166,7 +169,7 @@ def _continued(
     return rows
 
 
-def _spare_people(setup: Setup, seed: int, n: int) -> list[str]:
+def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
     """People that neither the paper nor the organism knows."""
     known = set(paper_lists()["names"])
     if setup.model == "organism":

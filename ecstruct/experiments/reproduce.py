@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
@@ -51,6 +53,7 @@ _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 def reproduce(
     names: Sequence[str],
     setup: Setup | None = None,
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     *,
     out: str | Path | None = None,
     progress: bool = True,
@@ -61,10 +64,11 @@ def reproduce(
 
     Args:
         names: of `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
+        options: further arguments of experiments, by their names.
         setup, out, progress: as for the experiments.
 
     Raises:
-        InputError: an unknown experiment, a model or folder that cannot be used.
+        InputError: an unknown experiment or option, a model or folder that cannot be used.
     """
     runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
     known = ", ".join([*runs, *_SETS])
@@ -74,5 +78,9 @@ def reproduce(
             raise InputError(f"there is no experiment {name!r}: choose among {known}.")
     if not chosen:
         raise InputError(f"no experiment is named: choose among {known}.")
+    for name, arguments in options.items():
+        taken = set(signature(runs[name]).parameters) if name in chosen else set()
+        if unknown := sorted(set(arguments) - taken):
+            raise InputError(f"{name} does not run with the option {unknown[0]!r}: leave it out.")
     Sweep(setup or Setup(), None if out is None else Path(out), progress)
-    return (runs[name](setup, out=out, progress=progress) for name in chosen)
+    return (runs[name](setup, **options.get(name, {}), out=out, progress=progress) for name in chosen)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,10 +22,12 @@ class Result(ABC):
     Attributes:
         setup: what it was measured with.
         frame: one row per measured value or group of values, with the `seed` that it belongs to.
+        options: the experiment's own arguments, in JSON types.
     """
 
     setup: Setup
     frame: pd.DataFrame
+    options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -51,7 +53,11 @@ class Result(ABC):
         """What `ecstruct replay` runs again, in JSON types."""
         return {
             "command": "reproduce",
-            "arguments": {"experiments": [self.name], "setup": self.setup.to_dict()},
+            "arguments": {
+                "experiments": [self.name],
+                "setup": self.setup.to_dict(),
+                "options": {self.name: dict(self.options)},
+            },
         }
 
     @property

@@ -23,8 +23,8 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
-from ecstruct.finetuning import finetune
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import HOPS, rate, two_hop
 from ecstruct.plots import heatmap
 from ecstruct.scores.aggregate import ENTITY_SLOTS, SlotScores
 from ecstruct.scores.engine import score
@@ -177,14 +177,13 @@ def scores(setup: Setup | None = None, *, out: str | Path | None = None, progres
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once and score, averaged over the prompts."""
     data = two_hop(model, hop, seed, repeat)
-    tuned = finetune(
+    tuned = train(
         model,
+        setup,
         data.facts,
         lr=rate(setup, hop),
-        epochs=setup.epochs,
-        batch_size=setup.batch_size,
-        seed=pairing(seed, repeat),
-        progress=False,
+        seed=seed,
+        repeat=repeat,
     )
     scored = score(model, tuned.model, data.implications, convention="reference", progress=False)
     slots = scored.aggregate(like="reference")

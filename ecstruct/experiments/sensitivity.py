@@ -31,7 +31,7 @@ from ecstruct.experiments.two_hop import HOPS
 from ecstruct.plots import value_grids
 
 FACTORS = (0.3, 1.0, 3.0)
-EPOCHS = (4, 8, 16)
+EPOCHS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def sensitivity(
             f"factors={factors!r}, epochs={epochs!r} and words={words!r} make no grid: give at least one "
             f"factor and number of epochs, and as words {' or '.join(map(repr, WORDS))}."
         )
-    return Sensitivity.of(
+    result = Sensitivity.of(
         measure,
         setup,
         out,
@@ -141,6 +141,7 @@ def sensitivity(
         epochs=list(epochs),
         words=[words],
     )
+    return replace(result, options={"factors": list(factors), "epochs": list(epochs), "words": words})
 
 
 def measure(

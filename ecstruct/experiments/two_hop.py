@@ -9,21 +9,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.training import pairing
 from ecstruct.facts import FactSet, first_hop, second_hop
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
 """Names of the hops, with their names in `Rates` and `results.json`."""
 
 _MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
-
-
-def pairing(seed: int, repeat: int) -> int:
-    """A number that no other seed's repeat has, to draw pairings and orders by.
-
-    >>> pairing(0, 3), pairing(2, 1)
-    (3, 2001)
-    """
-    return 1000 * seed + repeat
 
 
 def two_hop(model: TransformerBridge, hop: str, seed: int, repeat: int) -> FactSet:

@@ -21,7 +21,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.two_hop import HOPS, pairing, two_hop
+from ecstruct.experiments.training import pairing
+from ecstruct.experiments.two_hop import HOPS, two_hop
 from ecstruct.facts import Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.models.provenance import tokenizer_of

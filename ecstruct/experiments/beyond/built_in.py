@@ -34,8 +34,8 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown, statistic
 from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
-from ecstruct.finetuning import finetune
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import HOPS, rate, two_hop
 from ecstruct.organism import Recipe, checkpoint, local_windows
 from ecstruct.plots import curve_panels
 
@@ -227,6 +227,7 @@ def built_in(
                 for seed, local, hop in zip(frame["seed"], frame["local"], frame["hop"], strict=True)
             ]
         ),
+        options={"local_layers": list(local_layers)},
     )
 
 
@@ -235,14 +236,13 @@ def measure(
 ) -> Rows:
     """The freezing table of one hop, and both curves, from one more finetuning."""
     data = two_hop(model, hop, seed, repeat)
-    delta = finetune(
+    delta = train(
         model,
+        setup,
         data.facts,
         lr=rate(setup, hop),
-        epochs=setup.epochs,
-        batch_size=setup.batch_size,
-        seed=pairing(seed, repeat),
-        progress=False,
+        seed=seed,
+        repeat=repeat,
     ).delta
     rows = list(measure_freezing(model, setup, seed=seed, repeat=repeat, hop=hop))
     n_layers = model.cfg.n_layers

@@ -33,10 +33,11 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
 from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS, pairing, rate, two_hop
+from ecstruct.experiments.training import pairing, train
+from ecstruct.experiments.two_hop import HOPS, rate, two_hop
 from ecstruct.facts import FactSet, Prompt, first_hop, second_hop
 from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.finetuning import Finetuned, finetune
+from ecstruct.finetuning import Finetuned
 from ecstruct.models.names import WeightSelection
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
@@ -157,15 +158,14 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         check_rankable(model, prompts)
 
     def tuned(data: FactSet, units: Collection[Unit] | None = None) -> Finetuned:
-        return finetune(
+        return train(
             model,
+            setup,
             data.facts,
             lr=rate(setup, hop),
-            epochs=setup.epochs,
-            batch_size=setup.batch_size,
-            seed=pairing(seed, repeat),
+            seed=seed,
+            repeat=repeat,
             freeze=None if units is None else all_but(units, model.cfg.n_layers),
-            progress=False,
         )
 
     def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def origin(
         source=lambda cell: str(snapshot(homes[cell["seed"], cell["order"]], cell["step"])),
     )
     boundaries = {order: of.phases[0].steps_of(steps) for order, of in in_order.items()}
-    return Origin(setup, frame, boundaries)
+    return Origin(setup, frame, boundaries, options={"steps": steps, "snapshots": snapshots})
 
 
 def recipes(recipe: Recipe) -> dict[str, Recipe]:

@@ -26,8 +26,8 @@ from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown, statistic
 from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS, pairing, rate
-from ecstruct.finetuning import finetune
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
 from ecstruct.scores.engine import score
 from ecstruct.scores.summary import component_names
@@ -189,14 +189,13 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, t
     """Finetune once and ask in all ways; both kinds of facts together have the first hop's rate."""
     facts, asked = lessons(model, setup, seed=seed, repeat=repeat, taught=taught)
     known = yardstick(model, setup, seed=seed, repeat=repeat) if taught == "first-hop" else {}
-    tuned = finetune(
+    tuned = train(
         model,
+        setup,
         facts,
         lr=rate(setup, taught if taught in HOPS else "first-hop"),
-        epochs=setup.epochs,
-        batch_size=setup.batch_size,
-        seed=pairing(seed, repeat),
-        progress=False,
+        seed=seed,
+        repeat=repeat,
     ).model
     rows = []
     for variant, questions in asked.items():
