@@ -239,8 +239,8 @@ def test_bad_scatters() -> None:
 
 
 CURVES = {
-    "joint": {"facts <A>": [[4.0, 2.0], [1.0, 3.0]], "implications <A>": [[6.0], [5.0]]},
-    "A then B": {"other": [[8.0, 8.0], [2.0, 0.0], [-3.0, 1.0]], "facts <A>": [[1.0], [7.0]]},
+    "joint": {"<A> facts": [[4.0, 2.0], [1.0, 3.0]], "<A> implications": [[6.0], [5.0]]},
+    "A then B": {"other": [[8.0, 8.0], [2.0, 0.0], [-3.0, 1.0]], "<A> facts": [[1.0], [7.0]]},
 }
 
 
@@ -248,10 +248,10 @@ def test_curve_panels_draw_means_with_bands_in_their_panels() -> None:
     figure = curve_panels(CURVES, x="epoch", y="mean rank")
     drawn = {(line.xaxis, line.name): line for line in lines_of(figure)}
     assert {key: list(line.y) for key, line in drawn.items()} == {
-        ("x", "facts &lt;A&gt;"): [3.0, 2.0],
-        ("x", "implications &lt;A&gt;"): [6.0, 5.0],
+        ("x", "&lt;A&gt; facts"): [3.0, 2.0],
+        ("x", "&lt;A&gt; implications"): [6.0, 5.0],
         ("x2", "other"): [8.0, 1.0, -1.0],
-        ("x2", "facts &lt;A&gt;"): [1.0, 7.0],
+        ("x2", "&lt;A&gt; facts"): [1.0, 7.0],
     }
     assert all(list(line.x) == list(range(len(line.y))) for line in drawn.values())
     assert [line.line.dash for line in drawn.values()] == ["solid", "dash", "solid", "solid"]
@@ -266,7 +266,7 @@ def test_a_name_looks_the_same_in_all_panels_and_is_named_once() -> None:
     facts, implications, other, again = lines_of(figure)
     assert facts.line.color == again.line.color == implications.line.color != other.line.color
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert named == ["facts &lt;A&gt;", "implications &lt;A&gt;", "other"]
+    assert named == ["&lt;A&gt; facts", "&lt;A&gt; implications", "other"]
     assert facts.legendgroup == again.legendgroup == bands_of(figure)[0].legendgroup
 
 
@@ -282,9 +282,15 @@ def test_curve_panels_share_y_and_have_titles() -> None:
 
 
 def test_boundaries_are_dotted_lines_in_their_panel() -> None:
-    figure = curve_panels(CURVES, x="epoch", y="rank", boundaries={"A then B": [1, 1.5]})
+    figure = curve_panels(CURVES, x="epoch", y="rank", boundaries={"joint": [1], "A then B": [1.5]})
     drawn = [(line.x0, line.x1, line.xref, line.yref, line.line.dash) for line in figure.layout.shapes]
-    assert drawn == [(1, 1, "x2", "y2 domain", "dot"), (1.5, 1.5, "x2", "y2 domain", "dot")]
+    assert drawn == [(1, 1, "x", "y domain", "dot"), (1.5, 1.5, "x2", "y2 domain", "dot")]
+
+
+def test_an_order_of_training_is_no_set_of_implications() -> None:
+    panels = {"a": {"facts first": [[1.0]], "implications first": [[2.0]]}}
+    first, second = lines_of(curve_panels(panels, x="epoch", y="rank"))
+    assert first.line.color != second.line.color and first.line.dash == second.line.dash == "solid"
 
 
 def test_bad_curve_panels() -> None:

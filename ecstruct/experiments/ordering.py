@@ -52,15 +52,21 @@ class Ordering(Result):
         """Implications of the train people through continued pretraining, and of the test people
         through finetuning on their facts, by order; words new to the model on the right."""
         panels: dict[str, dict[str, Sequence[Sequence[float]]]] = {}
+        boundaries = {}
         for (words, stage), rows in rows_by(self.frame, "words", "stage").items():
             of = "train" if stage == TRAINING else "test"
-            panels[f"{words} words: {stage}, {of} implications"] = {
+            title = f"{words} words: {stage}, {of} implications"
+            if stage == TRAINING:
+                boundaries[title] = [self.setup.epochs]
+            panels[title] = {
                 order: [
                     over_seeds(at, "implication")["seeds"] for at in rows_by(of_order, "epoch").values()
                 ]
                 for order, of_order in rows_by(rows, "order").items()
             }
-        return curve_panels(panels, x="epoch", y="mean rank of the answer (0 is best)")
+        return curve_panels(
+            panels, x="epoch", y="mean rank of the answer (0 is best)", boundaries=boundaries
+        )
 
     def table(self) -> pd.DataFrame:
         paper = paper_numbers()["ordering"]

@@ -23,7 +23,7 @@ def curve_panels(
 ) -> go.Figure:
     """Panels of curves that share the y axis; a line is the mean over seeds, its band their range.
 
-    Names that contain "impl" are drawn dashed; names that differ only in "facts" and
+    Names that end in "implications" are drawn dashed; names that differ only in "facts" and
     "implications" share a colour. A name looks the same in every panel.
 
     Args:

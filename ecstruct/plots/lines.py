@@ -45,7 +45,7 @@ def add_line(
     markers: bool = True,
     **placed: Any,
 ) -> None:
-    """Draw one curve over the steps 0, 1, 2...; dashed if its name contains "impl".
+    """Draw one curve over the steps 0, 1, 2...; dashed if it is of implications.
 
     Where a seed is missing (NaN), line and band have a gap: a mean over fewer seeds is another.
 
@@ -98,7 +98,12 @@ def line_colours(names: Iterable[str]) -> Mapping[str, str]:
 
 
 def is_implication(name: str) -> bool:
-    return "impl" in name.lower()
+    """Whether a name ends in "implication", "implications" or "impl".
+
+    >>> is_implication("first-hop implications"), is_implication("implications first")
+    (True, False)
+    """
+    return bool(re.search(r"(?i)\bimpl(ications?)?$", name.strip()))
 
 
 def step_axis(title: str, last: int) -> dict[str, Any]:
@@ -125,9 +130,9 @@ def value_axis(title: str, low: float, high: float) -> dict[str, Any]:
 
 
 def _setting(name: str) -> str:
-    """What is left of a name without "facts" and "implications".
+    """What is left of a name without a last "facts" or "implications".
 
     >>> _setting("first-hop facts") == _setting("first-hop implications")
     True
     """
-    return re.sub(r"(?i)\W*(facts?|implications?|impl)\W*", " ", name).strip()
+    return re.sub(r"(?i)\W*\b(facts?|impl|implications?)$", "", name.strip()).strip()

@@ -25,7 +25,7 @@ class RankHistory(Protocol):
 def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
     """Mean rank of the answers per epoch, a line per set of prompts.
 
-    Names that contain "impl" are drawn dashed, all others (facts) solid; names that differ only
+    Names that end in "implications" are drawn dashed, all others (facts) solid; names that differ only
     in "facts" and "implications" share a colour. Ranks are counted from 0, so that lower is
     better and 0 is a right answer first of all options. Epoch 0 is the model before finetuning.
 
