@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pandas as pd
 import pytest
 import torch
 from tiny import single_pair
 
 import ecstruct
-import ecstruct.experiments.beyond.editing as module
 from ecstruct.experiments.beyond.editing import (
     CHOICES,
     DRAWS,
@@ -27,6 +28,8 @@ from ecstruct.models.hooked import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score
+
+module = import_module("ecstruct.experiments.beyond.editing")  # its name is the function's, too
 
 UNITS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,6 @@ from ecstruct import organism
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments import Rates, Setup
-from ecstruct.experiments.beyond import origin as module
 from ecstruct.experiments.beyond.origin import FACTS, IMPLICATIONS, ORDERS, Origin, origin, recipes
 from ecstruct.experiments.scores import REGIONS
 from ecstruct.experiments.two_hop import HOPS
@@ -24,6 +24,8 @@ from ecstruct.models.provenance import source_of
 from ecstruct.organism import Recipe, World
 from ecstruct.organism.sentences import MIXTURE, training_sentences
 from ecstruct.scores.engine import score
+
+module = import_module("ecstruct.experiments.beyond.origin")  # its name is the function's, too
 
 SETUP = Setup(repeats=1, epochs=1, batch_size=20, rates=Rates.same(1e-3))
 RECIPE = Recipe(batch_size=4)
