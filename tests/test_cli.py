@@ -186,7 +186,7 @@ def test_options_of_finetuning_arrive(inputs, tmp_path):
     words = ("--freeze-layers", "0", "--freeze-kinds", "mlp,attn", "--train-embeddings", "--batch-size", 3)
     finetuned(inputs, tmp_path, *words, "--accumulate", 2, "--schedule", "linear")
     arguments = json.loads((tmp_path / "config.json").read_text())["arguments"]
-    assert arguments["freeze"] == {"layers": [0], "kinds": ["attn", "mlp"]}
+    assert arguments["freeze"] == {"layers": [0], "kinds": ["attn", "mlp"], "names": None}
     given = {"train_embeddings": True, "batch_size": 3, "accumulate": 2, "schedule": "linear", "lr": 0.01}
     assert given.items() <= arguments.items()
     tensors = WeightDelta.load(tmp_path / "delta.safetensors").tensors
