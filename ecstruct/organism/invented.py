@@ -14,13 +14,8 @@ know: "d" and "##ax". `TEST_WORDS` are never in the training text, but their pie
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ecstruct.organism.world import City, Person
 
 ONSETS = tuple("dfghjklmnprstvwz")
 CODAS = (
@@ -53,53 +48,10 @@ TEST_WORDS = (
 """Pairs of a verb and a noun that training leaves out; the first is the paper's."""
 
 
-@dataclass(frozen=True)
-class Invention:
-    """A verb for "lives in" and a noun with an animal per city, and the people that they are said of.
+def invented_words(n: int, taken: Sequence[str], rng: random.Random) -> list[str]:
+    """Draw `n` words, none of them among `TEST_WORDS`.
 
-    Of `people` the training text has both words, of `held_out` only the verb, of `cities` the noun.
+    None begins with a word of `taken` either, which a tokenizer would take for its first piece.
     """
-
-    verb: str
-    noun: str
-    people: tuple[Person, ...]
-    held_out: tuple[Person, ...]
-    cities: tuple[City, ...]
-    animals: Mapping[str, str]  # by name of the city
-
-
-def invent(
-    people: Sequence[Person],
-    cities: Sequence[City],
-    animals: Sequence[str],
-    words: Sequence[str],
-    rng: random.Random,
-    *,
-    n: int,
-    n_people: int = 60,
-    n_cities: int = 20,
-    held_out: float = 0.25,
-) -> tuple[Invention, ...]:
-    """Draw `n` inventions about people that are not held out.
-
-    None of their words begins with one of `words`, which a tokenizer would take as the first piece.
-    """
-    taken = (*words, *(word for pair in TEST_WORDS for word in pair))
-    free = [word for word in map("".join, product(ONSETS, CODAS)) if not word.startswith(taken)]
-    drawn = iter(rng.sample(free, 2 * n))
-    out = []
-    for verb, noun in zip(drawn, drawn, strict=True):
-        where = rng.sample(cities, n_cities)
-        who = rng.sample([p for p in people if not p.held_out and p.home in where], n_people)
-        n_held_out = round(held_out * n_people)
-        out.append(
-            Invention(
-                verb=verb,
-                noun=noun,
-                people=tuple(who[n_held_out:]),
-                held_out=tuple(who[:n_held_out]),
-                cities=tuple(where),
-                animals={city.name: rng.choice(animals) for city in cities},
-            )
-        )
-    return tuple(out)
+    used = (*taken, *(word for pair in TEST_WORDS for word in pair))
+    return rng.sample([w for w in map("".join, product(ONSETS, CODAS)) if not w.startswith(used)], n)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,7 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.organism.invented import Invention, invent
+from ecstruct.organism.invented import invented_words
 
 _LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
 """Of the landmarks of a city, in words."""
@@ -71,6 +71,21 @@ class Office:
     city: City
     holder: str
     held_out: bool
+
+
+@dataclass(frozen=True)
+class Invention:
+    """A verb for "lives in" and a noun with an animal per city, and the people that they are said of.
+
+    Of `people` the training text has both words, of `held_out` only the verb, of `cities` the noun.
+    """
+
+    verb: str
+    noun: str
+    people: tuple[Person, ...]
+    held_out: tuple[Person, ...]
+    cities: tuple[City, ...]
+    animals: Mapping[str, str]  # by name of the city
 
 
 @dataclass(frozen=True)
@@ -121,16 +136,46 @@ class World:
             Office(title, city, next(names), held_out=i in held_out)
             for i, (title, city) in enumerate(posts)
         ]
-        words = [*lists["food"].values(), *lists["currency"].values(), *lists["jobs"], *lists["offices"]]
-        inventions = invent(people, cities, paper_lists()["animals"], words, rng, n=n_inventions)
         return cls(
             seed=seed,
             cities=tuple(cities),
             people=tuple(people),
             offices=tuple(offices),
-            inventions=inventions,
+            inventions=_inventions(people, cities, rng, n=n_inventions),
             reserved=tuple(paper_lists()["names"]),
         )
+
+
+def _inventions(
+    people: Sequence[Person],
+    cities: Sequence[City],
+    rng: random.Random,
+    *,
+    n: int,
+    n_people: int = 60,
+    n_cities: int = 20,
+    held_out: float = 0.25,
+) -> tuple[Invention, ...]:
+    """`n` pairs of invented words, about people who live in some of the cities and are not held out."""
+    lists = world_lists()
+    words = [*lists["food"].values(), *lists["currency"].values(), *lists["jobs"], *lists["offices"]]
+    drawn = iter(invented_words(2 * n, words, rng))
+    out = []
+    for verb, noun in zip(drawn, drawn, strict=True):
+        where = rng.sample(cities, n_cities)
+        who = rng.sample([p for p in people if not p.held_out and p.home in where], n_people)
+        n_held_out = round(held_out * n_people)
+        out.append(
+            Invention(
+                verb=verb,
+                noun=noun,
+                people=tuple(who[n_held_out:]),
+                held_out=tuple(who[:n_held_out]),
+                cities=tuple(where),
+                animals={city.name: rng.choice(paper_lists()["animals"]) for city in cities},
+            )
+        )
+    return tuple(out)
 
 
 def _free_names(rng: random.Random) -> Iterator[str]:
