@@ -574,7 +574,12 @@ def test_an_interrupted_run_leaves_no_half_written_file(inputs, tmp_path):
     out = tmp_path / "out"
     words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 1e-6, "--out", out)
     command = [sys.executable, "-m", "ecstruct.cli", "finetune", *map(str, words), "--epochs", "1000000"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below nohup or &
+    )
     seen = b""
     while b"step" not in seen or b"loss" not in seen:  # the progress bar: it is training
         chunk = os.read(running.stderr.fileno(), 4096)
