@@ -8,7 +8,7 @@ import pytest
 import ecstruct
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments import ChosenRates, Rates, Setup
-from ecstruct.experiments.rates import FACTORS, OTHER_NAMES, OTHER_WORDS, measure, spare_people
+from ecstruct.experiments.choice import FACTORS, OTHER_NAMES, OTHER_WORDS, choose, measure, spare_people
 from ecstruct.facts import PAPER_NAMES, first_hop
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.organism import World
@@ -17,22 +17,35 @@ from ecstruct.organism.invented import TEST_WORDS
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)
 
 
-def chosen(first: list[float], second: list[float], pairs: dict[tuple[float, float], float]) -> Rates:
+def rows_of(
+    seed: int, first: list[float], second: list[float], pairs: dict[tuple[float, float], float]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for seed, noise in ((0, 0.1), (1, -0.1)):  # the mean counts
+    for repeat, noise in ((0, 0.1), (1, -0.1)):  # the mean counts
+        at = {"seed": seed, "repeat": repeat}
         for what, ranks in (("first-hop", first), ("second-hop", second)):
             for lr, rank in zip((1e-4, 2e-4, 4e-4), ranks, strict=True):
-                rows.append({"seed": seed, "what": what, "lr": lr, "test": None, "rank": rank + noise})
+                rows.append({**at, "what": what, "lr": lr, "test": None, "rank": rank + noise})
         for (lr, test), rank in pairs.items():
-            rows.append({"seed": seed, "what": "continued", "lr": lr, "test": test, "rank": rank - noise})
-    return ChosenRates(Setup(), pd.DataFrame(rows[::-1])).chosen()
+            rows.append({**at, "what": "continued", "lr": lr, "test": test, "rank": rank - noise})
+    return rows[::-1]
 
 
 def test_the_rules() -> None:
     pairs = {(1e-3, 1e-3): 3.0, (1e-3, 2e-3): 2.004, (2e-3, 1e-3): 2.001, (2e-3, 2e-3): 4.0}
-    assert chosen([5.0, 1.15, 0.0], [1.2, 3.0, 0.0], pairs) == Rates(2e-4, 1e-4, 2e-3, 1e-3)
+    rows = rows_of(0, [5.0, 1.15, 0.0], [1.2, 3.0, 0.0], pairs)
+    assert choose(pd.DataFrame(rows)) == Rates(2e-4, 1e-4, 2e-3, 1e-3)
     # Not learnt at any rate: the largest.
-    assert chosen([5.0, 1.25, 3.0], [1.3, 1.2, 0.0], {(1e-3, 5e-4): 0.0}) == Rates(4e-4, 2e-4, 1e-3, 5e-4)
+    others = rows_of(1, [5.0, 1.25, 3.0], [1.3, 1.2, 0.0], {(1e-3, 5e-4): 0.0})
+    assert choose(pd.DataFrame(others)) == Rates(4e-4, 2e-4, 1e-3, 5e-4)
+    both = ChosenRates(Setup(), pd.DataFrame(others + rows))
+    assert both.chosen() == {1: choose(pd.DataFrame(others)), 0: choose(pd.DataFrame(rows))}
+    assert both.results()["rates"]["first_hop"] == {
+        "mean": pytest.approx(3e-4),
+        "std": pytest.approx(2e-4 / 2**0.5),
+        "seeds": [2e-4, 4e-4],
+    }
+    assert both.conclusion().startswith("Chosen for seed 1: first_hop 0.0004, ")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

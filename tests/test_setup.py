@@ -19,6 +19,12 @@ def test_rates_are_those_of_the_model() -> None:
     assert Setup("some/model", rates=mine).rates is mine
 
 
+def test_organisms_choose_their_rates_unless_they_are_given() -> None:
+    assert Setup().own_rates and not Setup(rates=Rates.same(0.1)).own_rates
+    assert Setup(rates=Rates.same(0.1), own_rates=True).own_rates
+    assert not Setup(PAPER_MODEL).own_rates
+
+
 def test_the_papers_model_has_more_early_layers() -> None:
     assert Setup().early_and_late(6) == (range(4), range(4, 6))
     assert Setup(PAPER_MODEL).early_and_late(32) == (range(24), range(24, 32))
@@ -51,6 +57,7 @@ def test_one_layer_is_refused() -> None:
         ({"rates": Rates.same(float("nan"))}, "lr=nan is no learning rate"),
         ({"early": 1.5}, "early=1.5 leaves no early or no late layers"),
         ({"early": 0.0}, "early=0.0 leaves no early or no late layers"),
+        ({"model": PAPER_MODEL, "own_rates": True}, "own_rates is for organisms"),
         ({"model": "some/model"}, "no learning rates are known for some/model: pass rates="),
     ],
 )
@@ -62,7 +69,9 @@ def test_what_makes_no_sense_is_refused(given: dict, message: str) -> None:
 
 
 def test_json_and_back() -> None:
-    setup = Setup("some/model", 2, 3, Rates(0.1, 0.2, 0.3, 0.4), 5, 6, 0.7, Words("{name} a", "{name} b"))
+    setup = Setup(
+        "some/model", 2, 3, Rates(0.1, 0.2, 0.3, 0.4), False, 5, 6, 0.7, Words("{name} a", "{name} b")
+    )
     assert Setup.from_dict(json.loads(json.dumps(setup.to_dict()))) == setup
     assert Setup.from_dict({}) == Setup()
 

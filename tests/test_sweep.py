@@ -12,7 +12,7 @@ import torch
 
 import ecstruct.organism
 from ecstruct.errors import InputError
-from ecstruct.experiments import Rates, Setup, sweep
+from ecstruct.experiments import Rates, Setup, choice, sweep
 from ecstruct.experiments.sweep import Sweep, grid
 
 MODEL = "some/model"
@@ -210,8 +210,47 @@ def test_organisms_are_pretrained_once(
 
     monkeypatch.setattr(ecstruct.organism, "pretrain", pretrain)
     for _ in range(2):
-        organisms = Setup(seeds=3, repeats=1)
+        organisms = Setup(seeds=3, repeats=1, rates=Rates.same(1e-3))
         Sweep(organisms, tmp_path, progress=False).run("it", Measure(), grid(organisms))
         assert pretrained == [1, 2]
     homes = [str(tmp_path / "organisms" / f"seed-{seed}") for seed in (1, 2)]
     assert loaded == ["organism", *homes]
+
+
+def test_organisms_take_rates_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts of seed 1 are learnt at the setup's rate, those of seed 2 only at 1.4 times it."""
+    start, tried, used = Setup().rates, [], []
+
+    def measure_rates(model: str, setup: Setup, **cell: Any) -> list[dict[str, Any]]:
+        assert setup.rates == start
+        tried.append(cell["seed"])
+        if cell["what"] == "continued":
+            lr = cell["factor"] * start.continued
+            return [{"lr": lr, "test": 5.0, "rank": abs(cell["factor"] - 0.85)}]
+        lr = cell["factor"] * getattr(start, cell["what"].replace("-", "_"))
+        enough = {1: 1.0, 2: 1.4}[cell["seed"]]
+        return [{"lr": lr, "test": None, "rank": 0.0 if cell["factor"] >= enough else 5.0}]
+
+    def measure(model: str, setup: Setup, **cell: Any) -> list[dict[str, Any]]:
+        used.append(setup.rates)
+        return [{"value": 1.0}]
+
+    monkeypatch.setattr(choice, "measure", measure_rates)
+    monkeypatch.setattr(
+        ecstruct.organism, "pretrain", lambda home, seed, progress: home.mkdir(parents=True)
+    )
+    organisms = Setup(seeds=3, repeats=1)
+    for name in ("it", "another"):
+        Sweep(organisms, tmp_path, progress=False).run(name, measure, grid(organisms))
+    of_1 = Rates(start.first_hop, start.second_hop, 0.85 * start.continued, 5.0)
+    of_2 = Rates(1.4 * start.first_hop, 1.4 * start.second_hop, 0.85 * start.continued, 5.0)
+    assert used == [start, of_1, of_2] * 2
+    assert len(tried) == 2 * len(choice.FACTORS) * len(choice.WHAT) * choice.REPEATS  # once for both
+    # More repeats need no other rates; rates that are given are taken.
+    more = Setup(seeds=3, repeats=2)
+    Sweep(more, tmp_path, progress=False).run("it", measure, grid(more))
+    assert used[6:] == [start, of_1, of_2]
+    given = Setup(seeds=2, repeats=1, rates=Rates.same(1e-4))
+    (tmp_path / "setup.json").unlink()
+    Sweep(given, tmp_path, progress=False).run("third", measure, grid(given))
+    assert used[9:] == [Rates.same(1e-4)] * 2

@@ -1,44 +1,21 @@
-"""Choosing learning rates, on people and words that no experiment uses.
-
-The two-hop rates: the smallest one on the grid at which the facts are learnt with either part of the
-layers frozen beforehand, to a mean rank of `LEARNT` or better. So no row of the freezing table is worse
-for want of a fact, and implications have no say in the choice. The rates of continued pretraining and
-of test facts: those at which the joint order leaves the best test implications.
-
-People are made of the first and last names of the paper's people, other pairs than theirs; of the 100
-themselves, names 20 to 40 for the two-hop facts.
-"""
+"""Learning rates as a result of their own: the grid around a setup's, and what `choice` takes from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts
+from ecstruct.experiments.choice import FACTORS, choose, means
 from ecstruct.experiments.result import Result
-from ecstruct.experiments.setup import Rates, Setup, Words
-from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.training import pairing, train
-from ecstruct.experiments.two_hop import HOPS
-from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
-from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.experiments.setup import Rates, Setup
+from ecstruct.experiments.statistics import rows_by, statistic
+from ecstruct.experiments.sweep import Sweep
 from ecstruct.plots import value_grids
-
-LEARNT = 1.2
-FACTORS = (0.7, 0.85, 1.0, 1.2, 1.4)
-OTHER_NAMES = slice(20, 40)
-OTHER_WORDS = Words("{name} wug", "{name} sib is the")
-
-_TWO_HOP = {"first-hop": first_hop, "second-hop": second_hop}
 
 
 @dataclass(frozen=True)
@@ -53,7 +30,7 @@ class ChosenRates(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The criterion by learning rate."""
+        """The criterion by learning rate, mean over seeds."""
         pairs = self.frame[self.frame["what"] == "continued"]
         by_pair: Any = pairs.groupby(["lr", "test"])["rank"].mean()
         return value_grids(
@@ -64,32 +41,22 @@ class ChosenRates(Result):
         )
 
     def table(self) -> pd.DataFrame:
-        return self._means().round({"rank": 2})
+        return means(self.frame).round({"rank": 2})
 
-    def chosen(self) -> Rates:
-        """The rates by the rules of this module.
-
-        A two-hop rate is the largest of the grid when the facts are learnt at none.
-        """
-        means = self._means()
-        rates: dict[str, float] = {}
-        for hop, key in HOPS.items():
-            of_hop = means[means["what"] == hop]
-            learnt = of_hop[of_hop["rank"] <= LEARNT]
-            rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
-        best = means[means["what"] == "continued"].nsmallest(1, "rank").iloc[0]
-        return Rates(continued=float(best["lr"]), test=float(best["test"]), **rates)
-
-    def _means(self) -> Any:
-        """The mean criterion by what is learnt and its rates."""
-        by: Any = self.frame.groupby(["what", "lr", "test"], sort=False, dropna=False)["rank"]
-        return by.mean().reset_index()
+    def chosen(self) -> dict[int, Rates]:
+        """By seed, the rates that its rows speak for."""
+        return {int(seed): choose(rows) for seed, rows in rows_by(self.frame, "seed").items()}
 
     def results(self) -> dict[str, Any]:
-        return {"rates": vars(self.chosen())}
+        by_seed = [asdict(chosen) for _, chosen in sorted(self.chosen().items())]
+        return {"rates": {key: statistic([of_seed[key] for of_seed in by_seed]) for key in by_seed[0]}}
 
     def conclusion(self) -> str:
-        return "Chosen: " + ", ".join(f"{key} {lr:g}" for key, lr in vars(self.chosen()).items()) + "."
+        told = [
+            f"seed {seed}: " + ", ".join(f"{key} {lr:.3g}" for key, lr in asdict(chosen).items())
+            for seed, chosen in self.chosen().items()
+        ]
+        return "Chosen for " + "; ".join(told) + "."
 
 
 def rates(
@@ -99,7 +66,7 @@ def rates(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> ChosenRates:
-    """Measure a grid of learning rates around the setup's, and choose.
+    """Measure a grid of learning rates around the setup's, and choose for every seed.
 
     Args:
         setup: the model and how it is trained, with rates to begin with; the organism by default.
@@ -112,71 +79,5 @@ def rates(
     """
     setup = setup or Setup()
     sweep = Sweep(setup, None if out is None else Path(out), progress)
-    cells = grid(setup, what=[*HOPS, "continued"], factor=list(factors))
-    frame = sweep.run("rates", measure, cells)
+    frame = sweep.rates(range(setup.seeds), factors)
     return ChosenRates(setup, frame, options={"factors": list(factors)})
-
-
-def measure(
-    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, what: str, factor: float
-) -> Rows:
-    """The criterion of one rate; of continued pretraining, with every test rate of the default grid."""
-    here = setup.scaled(factor)
-    if what in HOPS:
-        return [_two_hop(model, here, what, seed, repeat)]
-    data = fictitious(
-        pairing(seed, repeat),
-        fact=OTHER_WORDS.fact,
-        implication=OTHER_WORDS.implication,
-        names=spare_people(setup, seed, 100),
-    )
-    return _continued(model, setup, here, data, seed, repeat)
-
-
-def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int) -> dict[str, Any]:
-    data = _TWO_HOP[hop](pairing(seed, repeat), names=OTHER_NAMES)
-    check_rankable(model, data.facts)
-    lr = getattr(setup.rates, HOPS[hop])
-    ranks = []
-    for frozen in setup.early_and_late(model.cfg.n_layers):
-        tuned = train(
-            model,
-            setup,
-            data.facts,
-            lr=lr,
-            seed=seed,
-            repeat=repeat,
-            freeze=frozen,
-        )
-        ranks.append(mean_rank(tuned.model, data.facts))
-    return {"lr": lr, "test": None, "rank": max(ranks)}
-
-
-def _continued(
-    model: TransformerBridge, setup: Setup, here: Setup, data: Fictitious, seed: int, repeat: int
-) -> Rows:
-    check_rankable(model, (*data.test.facts, *data.test.implications))
-    documents = (*data.train.facts, *data.train.implications)
-    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    joint = continue_pretraining(model, here, documents, **at).model
-    rows = []
-    for factor in FACTORS:
-        test = setup.rates.test * factor
-        tested = replace(setup, rates=replace(setup.rates, test=test))
-        learnt = learn_test_facts(joint, tested, data, **at).model
-        rank = mean_rank(learnt, data.test.implications)
-        rows.append({"lr": here.rates.continued, "test": test, "rank": rank})
-    return rows
-
-
-def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
-    """People that neither the paper nor the organism knows."""
-    known = set(paper_lists()["names"])
-    if setup.model == "organism":
-        from ecstruct.organism import World  # nothing but the organism needs it
-
-        world = World.build(seed)
-        known |= {person.name for person in world.people} | {office.holder for office in world.offices}
-    firsts, lasts = ({name.split()[i] for name in paper_lists()["names"]} for i in (0, 1))
-    free = sorted({f"{a} {b}" for a, b in product(firsts, lasts) if a != b} - known)
-    return [str(name) for name in np.random.default_rng(seed).permutation(free)[:n]]

@@ -76,6 +76,8 @@ class Setup:
             the data.
         repeats: pairings per seed. A result is the mean over a seed's pairings first.
         rates: learning rates; those of `RATES` by default.
+        own_rates: an organism other than the shipped one takes rates that are chosen for it
+            (`ecstruct.experiments.choice`), on a grid around `rates`; so it is unless `rates` are given.
         epochs: how often every document is seen.
         batch_size: documents per step.
         early: share of the layers that count as early; 2/3, for the paper's model 3/4.
@@ -91,6 +93,7 @@ class Setup:
     seeds: int = 1
     repeats: int = 5
     rates: Rates = _OF_MODEL
+    own_rates: bool = _OF_MODEL
     epochs: int = 8
     batch_size: int = 8
     early: float = _OF_MODEL
@@ -102,6 +105,13 @@ class Setup:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} runs nothing: use 1 or more.")
         source = self.model.split("@")[0]
+        if self.own_rates is None:
+            object.__setattr__(self, "own_rates", self.rates is None and source == "organism")
+        if self.own_rates and source != "organism":
+            raise InputError(
+                f"own_rates is for organisms, which differ by seed, and {self.model} does not: give its "
+                "rates, such as the experiment `rates` chooses."
+            )
         if self.rates is None:
             if source not in RATES:
                 raise InputError(

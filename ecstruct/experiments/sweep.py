@@ -9,6 +9,9 @@ it was, and one that is done computes nothing:
     DIR/weights.json             fingerprints of the models; others are refused
     DIR/cells/NAME/*.json        the rows of each finished cell
     DIR/organisms/seed-*/        organisms other than the shipped one
+
+An organism of its own has learning rates of its own: they are chosen when its first cell is computed, from
+cells that are kept like any others.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
 from ecstruct.files import write_text
 from ecstruct.models.fingerprint import fingerprint
@@ -50,6 +54,7 @@ class Sweep:
     folder: Path | None = None
     progress: bool = True
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
+    _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.setup.model == "organism" and self.setup.seeds > 1 and self.folder is None:
@@ -72,15 +77,39 @@ class Sweep:
 
         `source` says where the model of a cell comes from; by default it is that of the cell's seed.
         """
-        source = source or (lambda cell: self.source(cell["seed"]))
+        return self._run(name, measure, cells, source or self._source_of, self.setup_of)
+
+    def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
+        """The rows from which the rates of some seeds are chosen, by `ecstruct.experiments.choice`."""
+        cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
+        return self._run("rates", choice.measure, cells, self._source_of, lambda seed: self.setup)
+
+    def setup_of(self, seed: int) -> Setup:
+        """The setup with the learning rates of the seed's model."""
+        if seed == 0 or not self.setup.own_rates:
+            return self.setup
+        if seed not in self._setups:
+            chosen = choice.choose(self.rates([seed]))
+            self._setups[seed] = replace(self.setup, rates=chosen, own_rates=False)
+        return self._setups[seed]
+
+    def _run(
+        self,
+        name: str,
+        measure: Callable[..., Rows],
+        cells: Sequence[Cell],
+        source: Callable[[Cell], str],
+        setup_of: Callable[[int], Setup],
+    ) -> pd.DataFrame:
         kept = {_slug(cell): self._read(name, cell) for cell in cells}
         if len(kept) < len(cells):
             raise ValueError(f"two cells of {name} are the same")
         missing = [cell for cell in cells if kept[_slug(cell)] is None]
+        setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
         bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
         for cell in bar:
             bar.set_postfix_str(_slug(cell))
-            rows = measure(self.model(source(cell)), self.setup, **cell)
+            rows = measure(self.model(source(cell)), setups[cell["seed"]], **cell)
             kept[_slug(cell)] = self._write(name, cell, rows)
         return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
 
@@ -99,6 +128,9 @@ class Sweep:
         if self.setup.model != "organism" or seed == 0:
             return self.setup.model
         return str(self.organism(f"seed-{seed}", seed))
+
+    def _source_of(self, cell: Cell) -> str:
+        return self.source(cell["seed"])
 
     def organism(self, name: str, seed: int, **options: Any) -> Path:
         """The folder of an organism, pretrained with the options of `ecstruct.organism.pretrain`

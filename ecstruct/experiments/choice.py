@@ -1,0 +1,129 @@
+"""The choice of learning rates: what is measured on a grid of them, and the rule.
+
+The two-hop rates: the smallest one on the grid at which the facts are learnt with either part of the
+layers frozen beforehand, to a mean rank of `LEARNT` or better. So no row of the freezing table is worse
+for want of a fact, and implications have no say in the choice. The rates of continued pretraining and
+of test facts: those at which the joint order leaves the best test implications.
+
+It is made on people and words that no experiment uses: first and last names of the paper's people in
+other pairs than theirs; of the 100 themselves, names 20 to 40 for the two-hop facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.evaluate import check_rankable, mean_rank
+from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts
+from ecstruct.experiments.setup import Rates, Setup, Words
+from ecstruct.experiments.training import pairing, train
+from ecstruct.experiments.two_hop import HOPS
+from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
+from ecstruct.facts.paper_lists import paper_lists
+
+LEARNT = 1.2
+FACTORS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+"""What rates are multiplied with, to look around them."""
+
+REPEATS = 3
+"""Pairings per seed, whatever the setup's: results of more repeats must not need other rates."""
+
+WHAT = (*HOPS, "continued")
+"""What is learnt; `continued` chooses the test rate too."""
+
+OTHER_NAMES = slice(20, 40)
+OTHER_WORDS = Words("{name} wug", "{name} sib is the")
+
+_TWO_HOP = {"first-hop": first_hop, "second-hop": second_hop}
+
+
+def means(rows: pd.DataFrame) -> Any:
+    """The mean criterion `rank` over repeats, by seed, what is learnt and its rates."""
+    by: Any = rows.groupby(["seed", "what", "lr", "test"], sort=False, dropna=False)["rank"]
+    return by.mean().reset_index()
+
+
+def choose(rows: pd.DataFrame) -> Rates:
+    """The rates that the rows of one seed's grid speak for.
+
+    A two-hop rate is the largest of the grid when the facts are learnt at none.
+    """
+    measured = means(rows)
+    rates: dict[str, float] = {}
+    for hop, key in HOPS.items():
+        of_hop = measured[measured["what"] == hop]
+        learnt = of_hop[of_hop["rank"] <= LEARNT]
+        rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
+    best = measured[measured["what"] == "continued"].nsmallest(1, "rank").iloc[0]
+    return Rates(continued=float(best["lr"]), test=float(best["test"]), **rates)
+
+
+def measure(
+    model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, what: str, factor: float
+) -> list[dict[str, Any]]:
+    """The criterion of one rate; of continued pretraining, with every test rate of the grid."""
+    here = setup.scaled(factor)
+    if what in HOPS:
+        return [_two_hop(model, here, what, seed, repeat)]
+    data = fictitious(
+        pairing(seed, repeat),
+        fact=OTHER_WORDS.fact,
+        implication=OTHER_WORDS.implication,
+        names=spare_people(setup, seed, 100),
+    )
+    return _continued(model, setup, here, data, seed, repeat)
+
+
+def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int) -> dict[str, Any]:
+    data = _TWO_HOP[hop](pairing(seed, repeat), names=OTHER_NAMES)
+    check_rankable(model, data.facts)
+    lr = getattr(setup.rates, HOPS[hop])
+    ranks = []
+    for frozen in setup.early_and_late(model.cfg.n_layers):
+        tuned = train(
+            model,
+            setup,
+            data.facts,
+            lr=lr,
+            seed=seed,
+            repeat=repeat,
+            freeze=frozen,
+        )
+        ranks.append(mean_rank(tuned.model, data.facts))
+    return {"lr": lr, "test": None, "rank": max(ranks)}
+
+
+def _continued(
+    model: TransformerBridge, setup: Setup, here: Setup, data: Fictitious, seed: int, repeat: int
+) -> list[dict[str, Any]]:
+    check_rankable(model, (*data.test.facts, *data.test.implications))
+    documents = (*data.train.facts, *data.train.implications)
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
+    joint = continue_pretraining(model, here, documents, **at).model
+    rows = []
+    for factor in FACTORS:
+        test = setup.rates.test * factor
+        tested = replace(setup, rates=replace(setup.rates, test=test))
+        learnt = learn_test_facts(joint, tested, data, **at).model
+        rank = mean_rank(learnt, data.test.implications)
+        rows.append({"lr": here.rates.continued, "test": test, "rank": rank})
+    return rows
+
+
+def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
+    """People that neither the paper nor the organism knows."""
+    known = set(paper_lists()["names"])
+    if setup.model == "organism":
+        from ecstruct.organism import World  # nothing but the organism needs it
+
+        world = World.build(seed)
+        known |= {person.name for person in world.people} | {office.holder for office in world.offices}
+    firsts, lasts = ({name.split()[i] for name in paper_lists()["names"]} for i in (0, 1))
+    free = sorted({f"{a} {b}" for a, b in product(firsts, lasts) if a != b} - known)
+    return [str(name) for name in np.random.default_rng(seed).permutation(free)[:n]]
