@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ecstruct.models.export import save_model
     from ecstruct.models.load import load
     from ecstruct.models.names import WeightSelection
+    from ecstruct.scores.causal import causal_scores
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.result import ExtractiveScores
 
@@ -36,6 +37,7 @@ __all__ = [
     "ScoreEngine",
     "WeightDelta",
     "WeightSelection",
+    "causal_scores",
     "experiments",
     "facts",
     "finetune",
@@ -59,6 +61,7 @@ _HOMES = {
     "ScoreEngine": "scores.engine",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
+    "causal_scores": "scores.causal",
     "finetune": "finetuning",
     "load": "models.load",
     "mean_rank": "evaluate",

@@ -15,6 +15,7 @@ from comparisons import (
     runs,
     split,
 )
+from interventions import baseline_value
 from tiny import (
     FAMILIES,
     PROMPTS,
@@ -51,30 +52,6 @@ def test_downstream_is_the_component_called_on_its_new_input(family, convention)
 
 # --- U ---
 
-PREFIX = len(["<bos>", "people", "that"])
-ENDS = [len(f"<bos> {p.text}".split()) - len(["knows", "speak"]) for p in PROMPTS]
-"""Where the entity, which begins at `PREFIX`, ends."""
-
-
-def counterpart(i: int, j: int, token: int) -> int:
-    """The position of prompt j that stands where `token` stands in prompt i."""
-    if token < PREFIX:
-        return token
-    if token >= ENDS[i]:
-        return token - ENDS[i] + ENDS[j]
-    return max(PREFIX, ENDS[j] - (ENDS[i] - token))
-
-
-def baseline_of(kind: str, i: int, values: list[Tensor]) -> Tensor:
-    """y* of prompt i by a plain loop; `values` [token, d] of all prompts."""
-    if kind == "zero":
-        return torch.zeros_like(values[i])
-    others = range(len(PROMPTS))
-    if kind == "counterfactual":
-        others = [j for j in others if PROMPTS[j].answer != PROMPTS[i].answer]
-    tokens = range(len(values[i]))
-    return torch.stack([sum(values[j][counterpart(i, j, t)] for j in others) / len(others) for t in tokens])
-
 
 def by_head(o: nn.Module, gradient: Tensor) -> Tensor:
     """g_o W_O^hT, [head, token, d_head]."""
@@ -92,8 +69,8 @@ def test_upstream_and_attribution_are_of_two_backward_passes(family, convention,
         all_z = [old[layer, "o"].input.detach()[0] for old, _ in runs(family)]
         all_y = [old[layer, "mlp"].output.detach()[0] for old, _ in runs(family)]
         for i, (old, new) in enumerate(runs(family)):
-            z_star = split(baseline_of(baseline, i, all_z)[None])
-            y_star = baseline_of(baseline, i, all_y)
+            z_star = split(baseline_value(baseline, i, all_z)[None])
+            y_star = baseline_value(baseline, i, all_y)
             z, z_new = split(all_z[i][None]), split(new[layer, "o"].input.detach())
             y, y_new = all_y[i], new[layer, "mlp"].output.detach()[0]
             g, g_new = (run[layer, "mlp"].output.grad[0] for run in (old, new))

@@ -31,8 +31,9 @@ from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import save_model
 from ecstruct.models.hooked import named_weights
-from ecstruct.scores import engine
+from ecstruct.scores import passes
 from ecstruct.scores.engine import ScoreEngine, score
+from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 
 # --- What must not change the numbers ---
@@ -59,7 +60,7 @@ def test_batches_order_and_kept_graphs_change_nothing(family, monkeypatch):
     shuffled = score(*pair, [PROMPTS[i] for i in order], batch_size=2, progress=False)
     back = shuffled.dataset.isel(prompt=np.argsort(order))
     assert_scores_agree(ExtractiveScores(back), expected, 1e-5)
-    monkeypatch.setattr(engine, "fits_in_memory", lambda *_: False)
+    monkeypatch.setattr(passes, "fits_in_memory", lambda *_: False)
     for batch_size in (2, None):
         found = score(*pair, PROMPTS, batch_size=batch_size, progress=False)
         assert_scores_agree(found, expected, 1e-5)
@@ -101,7 +102,7 @@ def test_out_of_memory_halves_the_batch(device, monkeypatch, caplog):
     pair = single_pair("llama")
     expected = score(*pair, PROMPTS, progress=False)
     tried = []
-    plain_run = ScoreEngine._run
+    plain_run = Passes.run
 
     def run(self, job):
         tried.append(max(map(len, job.rows)))
@@ -109,7 +110,7 @@ def test_out_of_memory_halves_the_batch(device, monkeypatch, caplog):
             raise OUT_OF_MEMORY[device]
         return plain_run(self, job)
 
-    monkeypatch.setattr(ScoreEngine, "_run", run)
+    monkeypatch.setattr(Passes, "run", run)
     assert_scores_agree(score(*pair, PROMPTS, progress=False), expected, 1e-5)
     assert tried == [5, 2, 1]
     assert "batch_size=2" in caplog.text and "batch_size=1" in caplog.text
@@ -120,7 +121,7 @@ def test_an_error_that_smaller_batches_cannot_mend_is_raised(error, monkeypatch)
     def run(self, job):
         raise error
 
-    monkeypatch.setattr(ScoreEngine, "_run", run)
+    monkeypatch.setattr(Passes, "run", run)
     batch_size = 5 if str(error) == "shapes" else 1
     with pytest.raises(type(error)) as raised:
         score(*single_pair("llama"), PROMPTS, batch_size=batch_size, progress=False)
@@ -221,18 +222,14 @@ def test_a_function_as_reward_gives_what_the_named_one_gives(double_everywhere):
         ({"baseline": "median"}, "unknown baseline 'median'"),
         ({"upstream": "approximate"}, "unknown upstream 'approximate'"),
         ({"convention": "own"}, "unknown convention 'own'"),
-        ({"batch_size": 0}, "at least 1, not 0"),
+        ({"path_steps": 0}, "path_steps is at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size is at least 1, not 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_unusable_option_is_named(options, message):
     with pytest.raises(InputError, match=message):
         score(*single_pair("llama"), PROMPTS, progress=False, **options)
-
-
-def test_exact_upstream_scores_are_not_there_yet():
-    with pytest.raises(NotImplementedError, match="upstream='surrogate'"):
-        score(*single_pair("llama"), PROMPTS, upstream="exact", progress=False)
 
 
 @pytest.mark.parametrize("state", ["before", "after"])

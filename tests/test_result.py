@@ -196,6 +196,15 @@ def test_top_is_the_mean_over_prompts_of_the_sum_over_tokens(scores: ExtractiveS
     assert set(scores.top(100, "upstream", kind="mlp")["kind"]) == {"mlp"}
 
 
+def test_components_are_in_order_whatever_the_order_of_dimensions(scores: ExtractiveScores) -> None:
+    turned = ExtractiveScores(scores.dataset.transpose())
+    frame, expected = turned.components("upstream"), scores.components("upstream")
+    np.testing.assert_allclose(frame.pop("value"), expected.pop("value"), rtol=1e-12)
+    assert frame.equals(expected)
+    assert expected["layer"].tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
+    assert expected["head"].fillna(-1).tolist() == [-1, -1, 0, 1, 2, 0, 1, 2]
+
+
 def test_top_puts_what_raises_the_reward_before_what_lowers_it(scores: ExtractiveScores) -> None:
     assert set(with_values(scores, mlp=-9.0, heads=0.1).top(6, "downstream")["kind"]) == {"head"}
     assert set(with_values(scores, mlp=0.1, heads=-9.0).top(2, "downstream")["kind"]) == {"mlp"}

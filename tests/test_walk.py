@@ -1,5 +1,7 @@
 """The walk up and down the blocks against the hooked model's own forward and plain autograd."""
 
+import copy
+
 import pytest
 import torch
 from tiny import (
@@ -7,6 +9,7 @@ from tiny import (
     N_LAYERS,
     PROMPTS,
     assert_unchanged,
+    blocks,
     build,
     hooked,
     hooked_pair,
@@ -17,6 +20,7 @@ from tiny import (
     state_of,
     tokenizer,
     watch,
+    watching,
 )
 from transformers import PreTrainedModel
 
@@ -144,21 +148,43 @@ def test_a_block_under_other_weights_is_the_other_models_own_block(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_inputs_of_a_component_can_be_replaced_past_the_residual_stream(family):
-    """The MLP reads what it is given; the skip connection and the heads go on as they were."""
+def test_the_mlp_can_be_given_another_input_past_the_residual_stream(family):
+    """It reads what it is given; the heads go on as they were."""
     view = HookedView(single_pair(family)[0])
     walk = walked(view.model)
     resid, call = walk.resid(1, 1), walk.call(1, 1)
     plain = view.block(1, walk.weights, call, resid)
     other = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0))
-    moved = view.block(1, walk.weights, call, resid, {"ln2": other})
-    assert torch.equal(moved.taps["attn.o"].input, plain.taps["attn.o"].input)
-    assert torch.equal(moved.taps["ln2"].input, other)
-    again = view.block(1, walk.weights, call, resid, {"ln2": plain.taps["ln2"].input})
-    assert torch.equal(again.output, plain.output)
+    z, hidden = view.writer_inputs(1, walk.weights, call, resid, {"ln2": plain.taps["ln2"].input})
+    assert torch.equal(z, plain.taps["attn.o"].input)
+    assert torch.equal(hidden, plain.taps["mlp.out"].input)
     z, hidden = view.writer_inputs(1, walk.weights, call, resid, {"ln2": other})
-    assert torch.equal(z, moved.taps["attn.o"].input)
-    assert torch.equal(hidden, moved.taps["mlp.out"].input)
+    assert torch.equal(z, plain.taps["attn.o"].input)
+    block = blocks(copy.deepcopy(plain_pair(family)[0]).float())[1]
+    with torch.no_grad(), watching({"out": block.out}) as seen:
+        block.mlp(block.ln2(other))
+    torch.testing.assert_close(hidden, seen["out"].input)
+
+
+@pytest.mark.parametrize("writer", ["attn.o", "mlp.out"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_added_is_passed_on_and_not_seen(family, writer):
+    """As a hook on the plain module would: to post-norms, to the MLP after attention, to the next block."""
+    walk = walked(hooked_pair(family)[0])
+    resid, call = walk.resid(1, 0), walk.call(1, 0)
+    change = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0), dtype=resid.dtype)
+    plain = walk.view.block(1, walk.weights, call, resid)
+    moved = walk.view.block(1, walk.weights, call, resid, {writer: change})
+    assert torch.equal(moved.taps[writer].output, plain.taps[writer].output)
+    block = blocks(walk.view.model.original_model)[1]
+    module = block.o if writer == "attn.o" else block.out
+    handle = module.register_forward_hook(lambda _module, _args, output: output + change)
+    try:
+        again = walk.view.block(1, walk.weights, call, resid)
+    finally:
+        handle.remove()
+    assert not torch.equal(moved.output, plain.output)
+    torch.testing.assert_close(moved.output, again.output, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

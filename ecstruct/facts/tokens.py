@@ -109,6 +109,15 @@ class Batch:
         """The position of every prompt's last token, where its answer is predicted."""
         return self.lengths - 1
 
+    def repeat(self, copies: int) -> "Batch":
+        """The batch several times in one, copy after copy."""
+        return Batch(
+            ids=self.ids.repeat(copies, 1),
+            lengths=self.lengths.repeat(copies),
+            answer_ids=self.answer_ids.repeat(copies, 1),
+            option_ids=self.option_ids.repeat(copies, 1),
+        )
+
 
 def collate(tokenized: Sequence[TokenizedPrompt], device: torch.device | str, pad_id: int) -> Batch:
     """Prompts as one batch on a device; `pad_id` as from `pad_id_of`."""

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +26,14 @@ from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.names import layer_of
 from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
 
+Part = Literal["attn", "mlp"]
+
 _BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post")
+_AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 
 
@@ -75,47 +79,6 @@ class Trace:
     taps: dict[str, Tap]
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """The arguments with which the model called a block, without the residual stream."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    by_keyword: bool
-
-    def bind(self, resid: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.by_keyword:
-            return self.args, {**self.kwargs, "hidden_states": resid}
-        return (resid, *self.args), self.kwargs
-
-
-class _Stop(Exception):
-    """Ends a run from within, once everything that was asked for has been seen."""
-
-
-class _Bypass(nn.Module):
-    """Stands in for a block in a dry run: `visit` gets the call and the residual stream entering the
-    block, and gives what is to leave it."""
-
-    def __init__(self, block: nn.Module, visit: Callable[[BlockCall, Tensor], Any]) -> None:
-        super().__init__()
-        self._real = (block,)  # in a tuple, so that the block is not registered as a submodule
-        self._visit = visit
-
-    def __getattr__(self, name: str) -> Any:
-        # Some architectures read an attribute of the block (a layer type) in their own forward.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._real[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if "hidden_states" in kwargs:
-            resid = kwargs.pop("hidden_states")
-            return self._visit(BlockCall(args, kwargs, by_keyword=True), resid)
-        return self._visit(BlockCall(args[1:], kwargs, by_keyword=False), args[0])
-
-
 class HookedView:
     """Runs the parts of a hooked model on chosen inputs and under chosen weights.
 
@@ -141,6 +104,7 @@ class HookedView:
         self.blocks: list[nn.Module] = list(model.blocks)
         cfg = model.cfg
         self.n_layers, self.n_heads, self.d_head = len(self.blocks), cfg.n_heads, cfg.d_head
+        self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
         self.named_weights = named_weights(model)
         names = list(self.named_weights)
         outside = sites_of(model, [name for name in names if layer_of(name) is None], prefix="")
@@ -191,6 +155,17 @@ class HookedView:
         double = next(self.hf.parameters()).dtype == torch.float64
         return torch.float64 if double else torch.float32
 
+    def late_in_block(self, layer: int, part: Part) -> list[str]:
+        """The weights of a block that come after its attention, or after its MLP: where the two follow
+        one another, the MLP with its norms and all post-norms; in a parallel block, none but a post-norm
+        of the part's own."""
+        if part == "mlp" or self.parallel:
+            late = ("ln2_post",) if part == "mlp" else ("ln1_post",)
+            sites = [name for name in self.block_sites[layer] if name in late]
+        else:
+            sites = [n for n in self.block_sites[layer] if n in _AFTER_ATTENTION or n.startswith("mlp.")]
+        return [name for site in sites for name in self.block_sites[layer][site].weights.values()]
+
     def weights(self) -> dict[str, Tensor]:
         """This model's weights, detached and in `dtype`."""
         return {name: p.detach().to(self.dtype) for name, p in self.named_weights.items()}
@@ -205,18 +180,18 @@ class HookedView:
         def visit(call: BlockCall, resid: Tensor) -> Any:
             if not calls and self._returns_tuple is None:
                 with torch.no_grad():
-                    out = self._call_block(0, weights, call, resid, None)
+                    out = self._call_block(0, weights, call, resid)
                 self._returns_tuple = isinstance(out, tuple)
             calls.append(call)
             entering.append(resid)
             if len(calls) == self.n_layers:
-                raise _Stop
+                raise Stop
             return (resid,) if self._returns_tuple else resid
 
         with (
             self._bypassed(visit),
             tapping(self.embed_sites, leaves=len(ids)) as taps,
-            suppress(_Stop),
+            suppress(Stop),
         ):
             self._forward(weights, ids, mask)
         return Trace(entering[0], taps), calls
@@ -227,15 +202,13 @@ class HookedView:
         weights: Weights,
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
-        inputs: Mapping[str, Tensor] | None = None,
+        added: Mapping[str, Tensor] | None = None,
     ) -> Trace:
-        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms.
-
-        `inputs` replaces what enters the named components (`ln2`, `attn`, `mlp`) without changing the
-        residual stream that passes them by.
+        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms. What is `added`
+        to what the named sites write is part of what they pass on, and not of their taps.
         """
-        with tapping(self._tapped(layer)) as taps:
-            out = self._call_block(layer, weights, call, resid, inputs)
+        with tapping(self._tapped(layer)) as taps, self._adding(layer, added or {}):
+            out = self._call_block(layer, weights, call, resid)
         return Trace(out[0] if isinstance(out, tuple) else out, taps)
 
     def writer_inputs(
@@ -258,7 +231,7 @@ class HookedView:
             def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 seen[name] = args[0]
                 if len(seen) == 2:
-                    raise _Stop
+                    raise Stop
                 return (args[0][:, :1], *args[1:])
 
             return hook
@@ -268,8 +241,12 @@ class HookedView:
             for name in ("attn.o", "mlp.out"):
                 handle = sites[name].component.register_forward_pre_hook(see(name))
                 stack.callback(handle.remove)
-            with suppress(_Stop):
-                self._call_block(layer, weights, call, resid, inputs)
+            for name, value in inputs.items():
+                component = getattr(self.blocks[layer], name)
+                handle = component.register_forward_pre_hook(_replacing(value), with_kwargs=True)
+                stack.callback(handle.remove)
+            with suppress(Stop):
+                self._call_block(layer, weights, call, resid)
         return seen["attn.o"], seen["mlp.out"]
 
     def head(self, weights: Weights, resid: Float[Tensor, "batch pos d_model"]) -> Trace:
@@ -289,23 +266,21 @@ class HookedView:
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         return _call(self.hf, {**self._hf_buffers, **local}, (), inputs)
 
-    def _call_block(
-        self,
-        layer: int,
-        weights: Weights,
-        call: BlockCall,
-        resid: Tensor,
-        inputs: Mapping[str, Tensor] | None,
-    ) -> Any:
-        block = self.blocks[layer]
+    def _call_block(self, layer: int, weights: Weights, call: BlockCall, resid: Tensor) -> Any:
         args, kwargs = call.bind(resid)
         local = {here: weights[name] for name, here in self._block_names[layer].items()}
+        return _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
+
+    @contextmanager
+    def _adding(self, layer: int, added: Mapping[str, Tensor]) -> Iterator[None]:
+        def adding(value: Tensor) -> Callable[..., Tensor]:
+            return lambda _module, _args, output: output + value
+
         with ExitStack() as stack:
-            for name, value in (inputs or {}).items():
-                component = getattr(block, name)
-                handle = component.register_forward_pre_hook(_replacing(value), with_kwargs=True)
-                stack.callback(handle.remove)
-            return _call(block, {**self._block_buffers[layer], **local}, args, kwargs)
+            for name, value in added.items():
+                component = self.block_sites[layer][name].component
+                stack.callback(component.register_forward_hook(adding(value)).remove)
+            yield
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
         """Sites of a block and, where they have no weights, its pre-norms: what enters them is z."""
@@ -318,7 +293,7 @@ class HookedView:
         stack = self.model.blocks
         try:
             for layer, block in enumerate(self.blocks):
-                stack[layer] = _Bypass(block, visit)
+                stack[layer] = Bypass(block, visit)
             yield
         finally:
             for layer, block in enumerate(self.blocks):

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
 from ecstruct.plots.heatmap import ROWS, AnyScores, as_slots, slot_labels
+from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.style import number, reward_title
 from ecstruct.scores.aggregate import SlotScores, plain_token
@@ -23,7 +24,8 @@ def head_map(
     """Layer by head at one token or slot, a panel per score; layer 0 is at the bottom.
 
     A cell is how much a head raised the reward by what it writes at this token, the mean over
-    prompts, in the reward's unit; red raises, blue lowers it, white is zero.
+    prompts, in the reward's unit; red raises, blue lowers it, white is zero. With intervals, cells whose
+    interval excludes zero have a dot, as in `heatmap`.
 
     Args:
         scores: Scores as `heatmap` takes them; several prompts are averaged onto their template.
@@ -43,19 +45,20 @@ def head_map(
     for score in (row for row in ROWS if row in slots.dataset["score"].values):
         at_slot = slots.heads.sel(score=score).isel(slot=position)
         values = at_slot.transpose("layer", "head").values
+        intervals = intervals_of(values, slots, "heads", score=score, slot=position)
         hover = np.array(
             [
                 [
-                    f"head {layer}.{head}, {label}<br>{unit}: {number(value)}"
-                    for head, value in zip(heads, row, strict=True)
+                    f"head {layer}.{head}, {label}<br>{unit}: {number(value)}{intervals.line(i, j)}"
+                    for j, (head, value) in enumerate(zip(heads, row, strict=True))
                 ]
-                for layer, row in zip(layers, values, strict=True)
+                for i, (layer, row) in enumerate(zip(layers, values, strict=True))
             ]
         )
-        panel = Panel(values, layers, heads, hover, unit)
+        panel = Panel(values, layers, heads, hover, intervals.exclude_zero, unit)
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
     place = f"heads at token {position}, “{label}”"
-    return panel_figure(columns, [""], scale=scale, groups=[(place, len(columns))])
+    return panel_figure(columns, [""], scale=scale, groups=[(place, len(columns))], note=dots_mean(slots))
 
 
 def _position(slots: SlotScores, slot: int | str) -> int:

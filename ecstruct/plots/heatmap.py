@@ -2,7 +2,8 @@
 
 Rows are the three scores, columns MLPs and attention (the heads of a layer summed). A cell is the
 mean over prompts of how much the component raised the reward, in the reward's unit; red raises,
-blue lowers it, white is zero.
+blue lowers it, white is zero. With intervals (`ExtractiveScores.aggregate(ci=0.95)`), cells whose interval
+excludes zero have a dot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
+from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.style import number, reward_title, token_label
 from ecstruct.scores.aggregate import SlotScores, prompt_slots
@@ -41,7 +43,7 @@ def heatmap(
     Scores of several prompts are averaged onto the slots of their template first
     (`ExtractiveScores.aggregate()`; aggregate them yourself for other settings); one prompt is
     shown by its own tokens. Slots that no prompt fills are left out. Hovering shows layer, token,
-    value, the number of prompts and, for attention, the strongest heads.
+    value, its interval, the number of prompts and, for attention, the strongest heads.
 
     Args:
         scores: One set of scores, several, or several by title.
@@ -57,15 +59,15 @@ def heatmap(
     sets, titles = _sets_and_titles(scores, titles)
     columns: list[Column] = []
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
-    for one in sets:
-        slots = as_slots(one, prompt=prompt, template=template)
+    shown = [as_slots(one, prompt=prompt, template=template) for one in sets]
+    for slots in shown:
         if missing := [row for row in rows if row not in slots.dataset["score"].values]:
             raise InputError(f"only some of these sets of scores have {missing[0]!r} scores")
         for name, kind in (("MLP", "mlp"), ("attention (heads summed)", "heads")):
             panels = [_panel(slots, row, kind) for row in rows]
             columns.append(Column(name, panels, "token", first_of_group=kind == "mlp"))
     groups = [(escape(title, quote=False), 2) for title in titles]
-    return panel_figure(columns, rows, scale=scale, groups=groups)
+    return panel_figure(columns, rows, scale=scale, groups=groups, note=dots_mean(*shown))
 
 
 def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
@@ -122,23 +124,25 @@ def _panel(slots: SlotScores, score: str, kind: str) -> Panel:
     unit = reward_title(slots.attrs)
     if kind == "mlp":
         values = slots.mlp.sel(score=score).transpose("layer", "slot").values[:, shown]
+        intervals = intervals_of(values, slots, "mlp", score=score, slot=shown)
         strongest = np.full(values.shape, "", dtype=object)
     else:
         heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values[:, shown]
         values = heads.sum(-1)
+        intervals = intervals_of(values, slots, "attention", score=score, slot=shown)
         names = slots.dataset["head"].values
         strongest = np.array([[_strongest(cell, names) for cell in row] for row in heads])
     of = [f"<br>mean of {n} prompts" if n > 1 else "" for n in count[shown]]
     hover = np.array(
         [
             [
-                f"layer {layer}, {label}<br>{unit}: {number(value)}{of[slot]}{more}"
-                for slot, (label, value, more) in enumerate(zip(labels, row, extra, strict=True))
+                f"layer {layer}, {label}<br>{unit}: {number(value)}{intervals.line(i, j)}{of[j]}{more}"
+                for j, (label, value, more) in enumerate(zip(labels, row, extra, strict=True))
             ]
-            for layer, row, extra in zip(layers, values, strongest, strict=True)
+            for i, (layer, row, extra) in enumerate(zip(layers, values, strongest, strict=True))
         ]
     )
-    return Panel(values, layers, labels, hover, unit)
+    return Panel(values, layers, labels, hover, intervals.exclude_zero, unit)
 
 
 def _strongest(values: np.ndarray, names: np.ndarray) -> str:

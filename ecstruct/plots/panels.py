@@ -2,7 +2,8 @@
 
 Figures are sized from what they show, so that cells stay readable and text never meets text: the
 panels' sizes are chosen in pixels first, and the figure is as large as they need. Layer 0 is at
-the bottom.
+the bottom. A cell that is marked has a dot: dark with a light rim, so that it is seen on every
+colour, and in print.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.style import CHARACTER, FONT_SIZE, TEMPLATE, colour_scale, number
+from ecstruct.plots.style import CHARACTER, FONT_SIZE, INK, TEMPLATE, colour_scale, number
 
 Scale = Literal["symmetric", "paper"]
 
@@ -26,7 +27,8 @@ PAPER_FLOOR = -0.25
 
 _BAR = 10  # width of a colour bar
 _BAR_TEXT = 54  # of its numbers
-_TITLE = 22  # a line of title
+_TITLE = 22  # a line of title, or of the note below
+_DOT = 4  # diameter of a mark, within cells of 9 pixels and more
 _UPRIGHT = 2  # characters of the longest label that is not turned
 _TAG = re.compile("</?i>")
 
@@ -39,6 +41,7 @@ class Panel:
     layers: Sequence[int]
     columns: Sequence[str]  # labels of the columns, which may repeat; HTML
     hover: np.ndarray  # (layer, column), HTML
+    marked: np.ndarray  # (layer, column), whether a cell gets a dot
     bar_title: str
 
 
@@ -59,6 +62,7 @@ def panel_figure(
     *,
     scale: Scale,
     groups: Sequence[tuple[str, int]] = (),
+    note: str = "",
 ) -> go.Figure:
     """A figure of `columns` side by side; `rows` name the panels of each from top to bottom.
 
@@ -66,6 +70,7 @@ def panel_figure(
         scale: "symmetric": from minus the panel's largest absolute value to plus it. "paper":
             from -0.25 times the panel's maximum to the maximum; what is below is clipped.
         groups: A title above so many columns, from left to right.
+        note: What a dot means, below the panels.
     """
     if scale not in ("symmetric", "paper"):
         raise InputError(f"scale={scale!r} is unknown; it is 'symmetric' or 'paper'")
@@ -83,7 +88,8 @@ def panel_figure(
         lefts.append(x)
         x += width + _BAR + _BAR_TEXT + 22
     top = 14 + _TITLE + (_TITLE + 6 if groups else 0)
-    bottom = hang + _TITLE + 10
+    below = hang + _TITLE + 10
+    bottom = below + (_TITLE if note else 0)
     gap = 20
     inner = len(rows) * height + (len(rows) - 1) * gap
     right = 18
@@ -95,6 +101,8 @@ def panel_figure(
             box = _Box(lefts[i], widths[i], (len(rows) - 1 - j) * (height + gap), height)
             name = str(i * len(rows) + j + 1)
             figure.add_trace(_trace(panel, name, scale, box, layout))
+            if panel.marked.any():
+                figure.add_trace(_dots(panel, name))
             figure.update_layout(
                 _axes(
                     panel,
@@ -114,6 +122,8 @@ def panel_figure(
         middle = (lefts[first] + lefts[last] + widths[last]) / 2
         figure.add_annotation(layout.title(f"<b>{title}</b>", middle, 4 + _TITLE, FONT_SIZE + 3))
         first += size
+    if note:
+        figure.add_annotation(layout.note(f"● {note}", below))
     figure.update_layout(
         template=TEMPLATE,
         width=round(x + right),
@@ -159,6 +169,20 @@ class _Canvas:
             "yshift": above,
             "showarrow": False,
             "font": {"size": size},
+        }
+
+    def note(self, text: str, below: float) -> dict[str, Any]:
+        return {
+            "text": text,
+            "x": 0,
+            "y": 0,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "top",
+            "yshift": -below,
+            "showarrow": False,
+            "font": {"size": FONT_SIZE - 1},
         }
 
 
@@ -232,6 +256,20 @@ def _trace(panel: Panel, name: str, scale: Scale, box: _Box, canvas: _Canvas) ->
                 "font": {"size": FONT_SIZE - 2},
             },
         },
+    )
+
+
+def _dots(panel: Panel, name: str) -> go.Scatter:
+    rows, columns = np.nonzero(panel.marked)
+    return go.Scatter(
+        x=columns,
+        y=np.array(panel.layers)[rows],
+        xaxis=f"x{name}",
+        yaxis=f"y{name}",
+        mode="markers",
+        marker={"size": _DOT, "color": INK, "line": {"color": "white", "width": 1}},
+        hoverinfo="skip",
+        showlegend=False,
     )
 
 

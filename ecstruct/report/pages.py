@@ -9,7 +9,7 @@ import pandas as pd
 from ecstruct.plots import head_map, heatmap, rank_curves
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.summary import component_names
+from ecstruct.scores.components import component_names
 
 _MEANING = {
     "informative": "its weight change stores the fact",

@@ -9,12 +9,14 @@ Prompts made from one template differ in their entity only, so their tokens line
 Prefix and suffix tokens are slots of their own; the entity has two, "X" and "Y", for its last two
 tokens (the paper's "The people in the city X Y is from speak"). A slot's value is the mean over
 those prompts that have a token there, and `count` says how many these are. A value keeps the unit
-and the sign of the score it averages: change of the reward, positive raises it.
+and the sign of the score it averages: change of the reward, positive raises it. Other prompts would
+have given other means; `ecstruct.scores.bootstrap` says how far off they may be.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +25,7 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.errors import InputError
+from ecstruct.scores.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,7 +39,8 @@ class SlotScores:
     """Scores per slot of a template: what `ExtractiveScores.aggregate()` returns.
 
     `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
-    and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts.
+    and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts; with
+    intervals, also their ends, as `mlp_low`.
     Coordinates of `slot`: `slot_text`, its label, and `part`: "prefix", "entity" or "suffix".
     """
 
@@ -58,6 +62,28 @@ class SlotScores:
         return self.dataset["count"]
 
     @property
+    def ci(self) -> float | None:
+        """The level of the intervals, as 0.95; None when there are none."""
+        return self.dataset.attrs.get("aggregate", {}).get("ci")
+
+    @property
+    def low(self) -> xr.Dataset:
+        """The lower ends of the intervals: `mlp` and `heads` as above, and `attention` (score,
+        layer, slot), of the heads of a layer summed. NaN where fewer than two prompts have a token.
+        """
+        return self._ends("low")
+
+    @property
+    def high(self) -> xr.Dataset:
+        """The upper ends of the intervals, as `low`."""
+        return self._ends("high")
+
+    def _ends(self, which: str) -> xr.Dataset:
+        if self.ci is None:
+            raise InputError("these means have no intervals; .aggregate(ci=0.95) gives some")
+        return xr.Dataset({name: self.dataset[f"{name}_{which}"] for name in ("mlp", "heads", "attention")})
+
+    @property
     def slot_text(self) -> list[str]:
         """The slots' labels, as the tokenizer spells its tokens; labels may repeat."""
         return [str(label) for label in self.dataset["slot_text"].values]
@@ -68,12 +94,20 @@ class SlotScores:
         return copy.deepcopy(self.dataset.attrs)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per score, component and slot; `head` is missing for MLPs."""
-        mlp = self.mlp.rename("value").to_dataframe().reset_index().assign(kind="mlp", head=pd.NA)
-        heads = self.heads.rename("value").to_dataframe().reset_index().assign(kind="head")
+        """One row per score, component and slot; `head` is missing for MLPs.
+
+        Means with intervals also have the columns `low` and `high`.
+        """
+        ends = {} if self.ci is None else {"low": self.low, "high": self.high}
+
+        def rows(name: str) -> pd.DataFrame:
+            columns = {"value": self.dataset[name], **{end: values[name] for end, values in ends.items()}}
+            return xr.Dataset(columns).to_dataframe([*self.dataset[name].dims]).reset_index()
+
+        mlp, heads = rows("mlp").assign(kind="mlp", head=pd.NA), rows("heads").assign(kind="head")
         frame = pd.concat([mlp.astype({"head": "Int64"}), heads.astype({"head": "Int64"})])
         frame["count"] = self.count.values[frame["slot"].to_numpy()]
-        columns = ["score", "kind", "layer", "head", "slot", "slot_text", "count", "value"]
+        columns = ["score", "kind", "layer", "head", "slot", "slot_text", "count", "value", *ends]
         return frame.reindex(columns=columns).reset_index(drop=True)
 
     def heatmap(self, **options: Any) -> go.Figure:
@@ -111,6 +145,9 @@ def aggregate_dataset(
     fold: bool = False,
     like: Literal["reference"] | None = None,
     template: str | None = None,
+    ci: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> SlotScores:
     """Average the prompts of a template onto its slots; see `ExtractiveScores.aggregate`."""
     if like not in (None, "reference"):
@@ -121,8 +158,12 @@ def aggregate_dataset(
     label, chosen = _prompts_of_template(dataset, template)
     slots = _slots(dataset, chosen, duplicate=like == "reference")
 
-    attrs = {"template": label, "prompts": len(chosen), "fold": fold, "like": like}
-    return _averaged(dataset, chosen, slots, fold=fold, attrs={"aggregate": attrs})
+    attrs: dict[str, Any] = {"template": label, "prompts": len(chosen), "fold": fold, "like": like}
+    bootstrap = None
+    if ci is not None:
+        bootstrap = Bootstrap(len(chosen), ci=ci, resamples=resamples, seed=seed)
+        attrs |= {"ci": ci, "resamples": resamples, "seed": seed}
+    return _averaged(dataset, chosen, slots, bootstrap, fold=fold, attrs={"aggregate": attrs})
 
 
 def prompt_slots(dataset: xr.Dataset, prompt: int) -> SlotScores:
@@ -205,18 +246,34 @@ def _shared_text(tokens: np.ndarray, positions: np.ndarray) -> str:
 
 
 def _averaged(
-    dataset: xr.Dataset, chosen: np.ndarray, slots: _Slots, *, fold: bool, attrs: dict[str, Any]
+    dataset: xr.Dataset,
+    chosen: np.ndarray,
+    slots: _Slots,
+    bootstrap: Bootstrap | None = None,
+    *,
+    fold: bool,
+    attrs: dict[str, Any],
 ) -> SlotScores:
     """Every variable of the scores, averaged over the chosen prompts, in float64."""
     variables: dict[str, Any] = {"count": ("slot", (slots.positions >= 0).sum(0))}
     for name, variable in dataset.data_vars.items():
         if "token" in variable.dims:
-            variables[str(name)] = _onto_slots(variable, chosen, slots, fold=fold)
+            variables[str(name)] = _mean_at_slots(variable, chosen, slots, fold=fold)
         else:
             # Not in the scores' own precision: a mean over many prompts would lose digits.
             variables[str(name)] = (
                 variable.isel(prompt=chosen).astype("float64").mean("prompt", skipna=False)
             )
+    if bootstrap is not None:
+        # The interval of a sum is not the sum of intervals: a layer's attention has its own.
+        attention = dataset["heads"].astype("float64").sum("head", skipna=False)
+        for name, variable in {
+            "mlp": dataset["mlp"],
+            "heads": dataset["heads"],
+            "attention": attention,
+        }.items():
+            ends = _interval_at_slots(variable, chosen, slots, bootstrap, fold=fold)
+            variables[f"{name}_low"], variables[f"{name}_high"] = ends
     coords = {
         "slot": np.arange(len(slots.texts)),
         "slot_text": ("slot", np.array(slots.texts, dtype=str)),
@@ -225,9 +282,35 @@ def _averaged(
     return SlotScores(xr.Dataset(variables, coords, {**copy.deepcopy(dataset.attrs), **attrs}))
 
 
-def _onto_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool) -> xr.DataArray:
+def _mean_at_slots(
+    variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool
+) -> xr.DataArray:
     """Mean over prompts of (..., prompt, ..., token) at each slot, as (..., slot) in float64."""
-    others = [dim for dim in variable.dims if dim not in ("prompt", "token")]
+    at_slots = _at_slots(variable, chosen, slots, fold=fold)
+    count = (slots.positions >= 0).sum(0).reshape(-1, *(1 for _ in at_slots.shape[2:]))
+    mean = np.where(count > 0, at_slots.sum(0) / np.maximum(count, 1), np.nan)
+    return _labelled(mean, variable)
+
+
+def _interval_at_slots(
+    variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, bootstrap: Bootstrap, *, fold: bool
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Both ends of the interval about that mean."""
+    at_slots = _at_slots(variable, chosen, slots, fold=fold)
+    by_slot = [
+        bootstrap.interval(at_slots[:, slot], counted)
+        for slot, counted in enumerate(slots.positions.T >= 0)
+    ]
+    low, high = (np.stack(ends) for ends in zip(*by_slot, strict=True))
+    return _labelled(low, variable), _labelled(high, variable)
+
+
+def _at_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool) -> np.ndarray:
+    """The chosen prompts' values of (..., prompt, ..., token) at each slot, in float64.
+
+    As (prompt, slot, ...); 0 where a prompt has no token for a slot.
+    """
+    others = _others(variable)
     values = variable.transpose("prompt", "token", *others).values[chosen].astype("float64")
     rows = np.arange(len(chosen))[:, None]
     at_slots = values[rows, slots.positions]  # (prompt, slot, ...)
@@ -235,10 +318,18 @@ def _onto_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fo
     if fold:
         for row, tokens in enumerate(slots.surplus):
             at_slots[row, slots.first_entity] += values[row, tokens].sum(0)
-    count = (slots.positions >= 0).sum(0).reshape(-1, *(1 for _ in others))
-    mean = np.where(count > 0, at_slots.sum(0) / np.maximum(count, 1), np.nan)
+    return at_slots
+
+
+def _labelled(values: np.ndarray, variable: xr.DataArray) -> xr.DataArray:
+    """(slot, ...) as (..., slot), with the labels that `variable` has."""
+    others = _others(variable)
     coords = {dim: variable.coords[dim] for dim in others if dim in variable.coords}
-    return xr.DataArray(np.moveaxis(mean, 0, -1), dims=(*others, "slot"), coords=coords)
+    return xr.DataArray(np.moveaxis(values, 0, -1), dims=(*others, "slot"), coords=coords)
+
+
+def _others(variable: xr.DataArray) -> list[Hashable]:
+    return [dim for dim in variable.dims if dim not in ("prompt", "token")]
 
 
 def _prompts_of_template(dataset: xr.Dataset, template: str | None) -> tuple[str, np.ndarray]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.models.hooked import Trace
 
 BaselineKind = Literal["counterfactual", "mean", "zero"]
 KINDS = ("counterfactual", "mean", "zero")
@@ -146,6 +147,11 @@ class Baseline:
             self._counts[list(batch), None, None],
         )
         return _Plan(*(torch.as_tensor(array, device=self._device) for array in arrays))
+
+    def see(self, layer: int, batch: int, trace: Trace) -> None:
+        """Count in what attention and MLP of a block wrote for one batch."""
+        self.add(layer, "attn.o", batch, trace.taps["attn.o"].input)
+        self.add(layer, "mlp.out", batch, trace.taps["mlp.out"].output)
 
     def add(self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]) -> None:
         """Count in what a component wrote for one batch."""

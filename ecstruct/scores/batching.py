@@ -52,22 +52,27 @@ def with_answer(prompt: TokenizedPrompt, tokenizer: Any) -> TokenizedPrompt:
     return replace(prompt, ids=prompt.ids + extra, tokens=prompt.tokens + tokens)
 
 
-def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
-    """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
+def graph_bytes(view: HookedView, n: int, length: int) -> int:
+    """What the graph of one block takes on `n` prompts of `length` tokens: inputs, outputs and what lies
+    between them of every projection; scores, softmax and pattern of every head."""
     widths = 0
     for site in view.block_sites[0].values():
         widths += sum(sum(p.shape) for p in site.module.parameters() if p.ndim == 2)
     itemsize = torch.finfo(view.dtype).bits // 8
-    saved = 0
-    for batch in batches:
-        n, length = batch.ids.shape
-        # Inputs, outputs and what lies between them of every projection; scores, softmax and pattern.
-        saved += n * length * (3 * widths + 4 * view.n_heads * length) * itemsize
-    if view.device.type == "cuda":
-        available = torch.cuda.mem_get_info(view.device)[0]
-    else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2 * view.n_layers * saved < available / 2
+    return n * length * (3 * widths + 4 * view.n_heads * length) * itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
+    """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
+    saved = sum(graph_bytes(view, *batch.ids.shape) for batch in batches)
+    return 2 * view.n_layers * saved < free_bytes(view.device) / 2
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -197,28 +197,22 @@ def _where_multiplied(view: HookedView, visit: Visit, tangents: Mapping[str, Ten
 
 
 def upstream(
-    view: HookedView,
-    before: Visit,
-    after: Visit,
-    d_written: Tensor,
-    z_star: Tensor,
-    y_star: Tensor,
-    convention: Convention,
+    view: HookedView, before: Visit, g_after: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """U of one block's MLP and heads; `d_written` as from `pulled_back`."""
-    mlp = dot(after.d_output["mlp.out"] - before.d_output["mlp.out"], before.output("mlp.out") - y_star)
-    d_z = after.d_input["attn.o"] - before.d_input["attn.o"]
-    if convention == "definition":
-        d_z = d_written
+    """U of one block's MLP and heads; `g_after` is g' at what the MLP writes, `d_z` the change of the
+    gradient as the heads see it at their z."""
+    mlp = dot(g_after - before.d_output["mlp.out"], before.output("mlp.out") - y_star)
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
 
 
-def pulled_back(sites: Mapping[str, Site], before: Visit, after: Visit, weights: Weights) -> Tensor:
+def pulled_back(
+    sites: Mapping[str, Site], before: Visit, g_after: Mapping[str, Tensor], weights: Weights
+) -> Tensor:
     """(g'_o - g_o) W_O^T: the change of the gradient at what the heads write, seen at their z through
     the original W_O, [batch, pos, n_heads * d_head]."""
     matrix = sites["attn.o"].matrix(weights)
     assert matrix is not None
-    return (after.d_output["attn.o"] - before.d_output["attn.o"]) @ matrix
+    return (g_after["attn.o"] - before.d_output["attn.o"]) @ matrix
 
 
 def downstream(

@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Float64
 
 from ecstruct.errors import InputError
 from ecstruct.files import write_atomically
 from ecstruct.scores.aggregate import SlotScores, aggregate_dataset
+from ecstruct.scores.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -79,6 +81,18 @@ class ExtractiveScores:
         return self._variable("reward")
 
     @property
+    def completeness(self) -> xr.DataArray:
+        """What the informative scores make of the change of the reward too much or too little (prompt):
+        the sum of all of them and of `rest`, minus R(W') - R(W). With more `path_steps` it goes to 0."""
+        informative = self.dataset[["mlp", "heads"]].sel(score="informative").astype("float64")
+        summed = sum(
+            part.sum([dim for dim in part.dims if dim != "prompt"]) for part in informative.values()
+        )
+        change = self.reward.sel(state="after") - self.reward.sel(state="before")
+        left = summed + self.rest.astype("float64").sum("group") - change.astype("float64")
+        return left.drop_vars(["score", "state"], errors="ignore").rename("completeness")
+
+    @property
     def attribution(self) -> xr.Dataset:
         """Grad-CAM attributions g . (y - y*) under both states: `mlp` (state, prompt, layer,
         token) and `heads` (state, prompt, layer, head, token). Their change from "before" to
@@ -105,6 +119,10 @@ class ExtractiveScores:
         fold: bool = False,
         like: Literal["reference"] | None = None,
         template: str | None = None,
+        *,
+        ci: float | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> SlotScores:
         """The mean over a template's prompts at each of its slots.
 
@@ -118,12 +136,19 @@ class ExtractiveScores:
             like: "reference" does as the published code: a one-token entity fills "X" and "Y",
                 surplus tokens are dropped.
             template: Which prompts; None when all are of one template.
+            ci: The level of intervals about the means, as 0.95; they are the result's `low` and
+                `high`, and `ecstruct.scores.bootstrap` says what they mean. None for none.
+            resamples: How often the bootstrap draws prompts for them.
+            seed: The same seed gives the same intervals.
 
         Raises:
             InputError: prompts of several templates and `template` None, an unknown template,
-                prompts that do not line up, scores without tokens.
+                prompts that do not line up, scores without tokens; with `ci`, a level outside of
+                (0, 1) or a single prompt.
         """
-        return aggregate_dataset(self.dataset, fold=fold, like=like, template=template)
+        return aggregate_dataset(
+            self.dataset, fold=fold, like=like, template=template, ci=ci, resamples=resamples, seed=seed
+        )
 
     def top(self, n: int, score: str, kind: Literal["mlp", "head"] | None = None) -> pd.DataFrame:
         """The `n` components that raise the reward most by one score, the largest first.
@@ -139,16 +164,25 @@ class ExtractiveScores:
         shown = frame["value"].notna() & (True if kind is None else frame["kind"] == kind)
         return frame.loc[shown].head(n).reset_index(drop=True)
 
-    def components(self, score: str) -> pd.DataFrame:
-        """All components by one score, MLPs first, layer by layer; columns as in `top`."""
-        known = [str(name) for name in self.dataset["score"].values]
-        if score not in known:
-            raise InputError(f"score={score!r} is not among these scores; they have {known}")
-        frames = [
-            _per_component(values.sel(score=score)).rename("value").to_dataframe().reset_index()
-            for values in (self.mlp, self.heads)
-        ]
-        return _components(*frames).reindex(columns=["kind", "layer", "head", "value"])
+    def components(
+        self, score: str, *, ci: float | None = None, resamples: int = 1000, seed: int = 0
+    ) -> pd.DataFrame:
+        """All components by one score, MLPs first, layer by layer; columns as in `top`.
+
+        With `ci`, as 0.95, there are also `low` and `high`, the interval about `value`; the
+        arguments are those of `aggregate`, but all prompts are drawn from, whatever their template.
+        """
+        totals = component_totals(self, score)
+        layers, heads = self.dataset["layer"].values, self.dataset["head"].values
+        frame = _components(
+            pd.DataFrame({"layer": layers}),
+            pd.DataFrame({"layer": np.repeat(layers, len(heads)), "head": np.tile(heads, len(layers))}),
+        )
+        frame = frame.reindex(columns=["kind", "layer", "head"]).assign(value=totals.mean(axis=0))
+        if ci is not None:
+            bootstrap = Bootstrap(len(totals), ci=ci, resamples=resamples, seed=seed)
+            frame["low"], frame["high"] = bootstrap.interval(totals)
+        return frame
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per score, prompt, component and token of the prompt, with the token's text."""
@@ -256,12 +290,19 @@ class ExtractiveScores:
         return summary_html(self)
 
 
-def _per_component(values: xr.DataArray) -> xr.DataArray:
-    """Mean over prompts of the sum over tokens, in float64; (score?, layer, head?)."""
-    values = values.astype("float64")
-    if "token" in values.dims:
-        values = values.sum("token", min_count=1)  # positions past a prompt's end are NaN
-    return values.mean("prompt", skipna=False)
+def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray, "prompt component"]:
+    """One score summed over tokens; components in the order of `ExtractiveScores.components`."""
+    known = [str(name) for name in scores.dataset["score"].values]
+    if score not in known:
+        raise InputError(f"score={score!r} is not among these scores; they have {known}")
+    totals = []
+    for values in (scores.mlp, scores.heads):
+        values = values.sel(score=score).astype("float64")
+        if "token" in values.dims:
+            values = values.sum("token", min_count=1)  # positions past a prompt's end are NaN
+        ordered = values.transpose("prompt", "layer", "head", missing_dims="ignore").values
+        totals.append(ordered.reshape(len(ordered), -1))
+    return np.concatenate(totals, axis=1)
 
 
 def _components(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:

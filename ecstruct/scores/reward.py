@@ -72,6 +72,10 @@ class Reward:
     def needs_options(self) -> bool:
         return self.function is not logprob
 
+    def of_batch(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The reward as a function of logits alone."""
+        return lambda logits: self(logits, batch)
+
     def __call__(
         self, logits: Float[Tensor, "batch read d_vocab"], batch: Batch
     ) -> Float[Tensor, " batch"]:

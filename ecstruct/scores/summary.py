@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ecstruct.scores.components import component_names
+
 if TYPE_CHECKING:
     from ecstruct.scores.result import ExtractiveScores
 
@@ -43,14 +45,6 @@ def summary_html(scores: ExtractiveScores) -> str:
         f"<div><b>{escape(repr(scores)[1:-1])}</b><table>{listed}</table>"
         f'<div style="display:flex;flex-wrap:wrap;gap:2em">{tops}</div></div>'
     )
-
-
-def component_names(top: pd.DataFrame) -> list[str]:
-    """Names of the components of `ExtractiveScores.top`, as "MLP 4" and "head 5.2"."""
-    return [
-        f"MLP {layer}" if kind == "mlp" else f"head {layer}.{head}"
-        for kind, layer, head in zip(top["kind"], top["layer"], top["head"], strict=True)
-    ]
 
 
 def _top_html(scores: ExtractiveScores, score: str) -> str:

@@ -30,7 +30,7 @@ from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
 from ecstruct.scores.engine import score
-from ecstruct.scores.summary import component_names
+from ecstruct.scores.components import component_names
 
 RANKS = ("before", "after", "known")
 SCORES = ("informative", "downstream")

@@ -1,0 +1,264 @@
+"""The causal scores: what the linear ones approximate, by intervention (Feng et al. 2024, eq. 1 to 4).
+
+With W the original and W' the finetuned weights, y_C what component C writes (before any post-norm), z_C
+its input, f_C the component, y*_C its baseline and W_late the weights after it:
+
+    I_C = R[W_C <- W'_C] - R
+    D_C = R[y_C <- f_C(z'_C, W_C)] - R
+    U_C = (R[W_late <- W'_late] - R[W_late <- W'_late, y_C <- y*_C]) - (R - R[y_C <- y*_C])
+
+Positive raises the reward R; the unit is the reward's. All three put another value in the place of y_C,
+which is computed once (`ecstruct.scores.interventions`); then only the rest of the model is run, from C on:
+under W, and for U also with the later weights new. For a head these are, beside those of later layers, its
+own layer's post-attention norm and MLP with its norms; for an MLP its own post-norm. In a parallel block,
+MLP and heads are not late for one another.
+
+Beside these three there is `"patching"`, R[y_C <- y'_C] - R: what C writes in the whole run under W', for
+whatever reason, put into the run under W. It is activation patching across models, to compare with.
+
+Per token, y_C takes its other value at that token alone.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.models.hooked import Part
+from ecstruct.models.names import layer_of
+from ecstruct.models.sites import Weights
+from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
+from ecstruct.scores.baseline import Baseline, BaselineKind
+from ecstruct.scores.batching import TOKENS_PER_BATCH, Job, cut, free_bytes, graph_bytes
+from ecstruct.scores.components import selected
+from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
+from ecstruct.scores.late import WRITERS
+from ecstruct.scores.pair import ModelAfter, Pair
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import Reward, RewardLike
+from ecstruct.scores.tails import Tails
+from ecstruct.scores.walk import Walk
+
+KINDS = (*SCORES, "patching")
+
+
+def causal_scores(
+    model_before: TransformerBridge,
+    model_after: ModelAfter,
+    prompts: PromptsLike,
+    *,
+    kinds: Sequence[str] = SCORES,
+    components: Iterable[str] | pd.DataFrame | None = None,
+    reward: RewardLike = "logit_diff",
+    baseline: BaselineKind = "counterfactual",
+    per_token: bool = False,
+    memory: int | None = None,
+    progress: bool = True,
+) -> ExtractiveScores:
+    """Informative, upstream and downstream scores by intervention, of every MLP and attention head.
+
+    The formulas are those of `ecstruct.scores.causal` (Feng, Russell and Steinhardt 2024, arXiv 2412.04614,
+    eq. 1 to 4). Positive raises the reward. Neither model is changed.
+
+    Args:
+        model_before: W, from `ecstruct.load`.
+        model_after: W', as for `ecstruct.score`.
+        prompts: as for `ecstruct.score`.
+        kinds: which of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`, all but the last by
+            default.
+        components: names as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
+        reward: as for `ecstruct.score`; `"logprob"` is that of the answer's first token.
+        baseline: y*, as for `ecstruct.score`.
+        per_token: intervene at every token on its own, for as many times the cost as there are tokens.
+        memory: bytes that the stacked interventions may take; a quarter of what is free by default.
+        progress: show a progress bar.
+
+    Returns:
+        `.mlp` (score, prompt, layer) and `.heads` (score, prompt, layer, head), with a last dimension token
+        if `per_token`; NaN for components that were not asked for. `.reward` under both states.
+
+    Raises:
+        InputError: an unknown kind or component, too little memory for one intervention; and as
+            `ecstruct.score`.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"unknown kind {unknown[0]!r}: choose among {', '.join(KINDS)}.")
+    if not kinds:
+        raise InputError(f"kinds={kinds!r} asks for no score: choose among {', '.join(KINDS)}.")
+    chosen = [kind for kind in KINDS if kind in kinds]
+    its_reward = Reward.of(reward)
+    pair = Pair.of(model_before, model_after)
+    view = pair.view
+    mlps, heads = selected(components, view.n_layers, view.n_heads)
+    tokenized, lengths = pair.tokenize(prompts, its_reward)
+    job, copies = _stacked(pair, tokenized, memory)
+    run = _Run(pair, job, copies, its_reward, baseline, chosen, mlps, heads, per_token)
+    with pair.still(), torch.no_grad():
+        run.all(progress)
+    options = {
+        "kinds": chosen,
+        "components": None if components is None else int(mlps.sum() + heads.sum()),
+        "reward": its_reward.name,
+        "baseline": baseline,
+        "per_token": per_token,
+        "memory": memory,
+    }
+    last = ("token",) if per_token else ()
+    dims = ("score", "prompt", "layer")
+    variables = {
+        "mlp": ((*dims, *last), run.mlp),
+        "heads": ((*dims, "head", *last), run.heads),
+        "reward": (("prompt", "state"), run.reward),
+    }
+    sizes = {"layer": view.n_layers, "head": view.n_heads}
+    if per_token:
+        sizes["token"] = run.mlp.shape[-1]
+    attrs = {"method": "causal", **pair.attrs(options)}
+    return ExtractiveScores(labelled(variables, tokenized, lengths, chosen, sizes, attrs))
+
+
+def _stacked(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[Job, int]:
+    """The prompts in batches, and how many copies of a batch are run at once."""
+    longest = max(len(p.ids) for p in tokenized)
+    of_prompt = graph_bytes(pair.view, 1, longest)
+    if memory is not None and memory < of_prompt:
+        raise InputError(
+            f"memory={memory} bytes are too few for one intervention on a prompt of {longest} tokens: give "
+            f"at least {of_prompt}."
+        )
+    affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
+    rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
+    batch_size = min(len(tokenized), rows)
+    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, False), rows // batch_size
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One intervention whose effect is asked for: the score, where it is done, and to what."""
+
+    kind: str
+    writer: str
+    head: int | None
+    token: int | None
+    change: Change
+
+    def under(self, weights: Weights) -> Variant:
+        return Variant(weights, self.writer, self.change, self.token)
+
+
+@dataclass
+class _Run:
+    """All interventions on a job's prompts, block by block; their scores arrive in `mlp` and `heads`."""
+
+    pair: Pair
+    job: Job
+    copies: int
+    reward_of: Reward
+    baseline: BaselineKind
+    kinds: Sequence[str]
+    mlps: Bool[np.ndarray, " layer"]
+    heads_of: Bool[np.ndarray, "layer head"]
+    per_token: bool
+    mlp: np.ndarray = field(init=False)
+    heads: np.ndarray = field(init=False)
+    reward: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        prompts, view = self.job.prompts, self.pair.view
+        dtype = numpy_dtype(view.dtype)
+        last = (max(len(p.ids) for p in prompts),) if self.per_token else ()
+        self.mlp = np.zeros((len(self.kinds), len(prompts), view.n_layers, *last), dtype)
+        self.heads = np.zeros((len(self.kinds), len(prompts), view.n_layers, view.n_heads, *last), dtype)
+        self.mlp[:, :, ~self.mlps] = np.nan
+        self.heads[:, :, ~self.heads_of] = np.nan
+        self.reward = np.zeros((len(prompts), 2), dtype)
+        self._changed = {
+            name for name, old in self.pair.before.items() if not torch.equal(old, self.pair.after[name])
+        }
+
+    def all(self, progress: bool) -> None:
+        """Run them."""
+        pair, job, view = self.pair, self.job, self.pair.view
+        baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
+        before, after = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
+        before.up(baseline.see)
+        after.up()
+        layers = [n for n in range(view.n_layers) if self.mlps[n] or self.heads_of[n].any()]
+        total = len(layers) * len(job.batches)
+        with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
+            for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
+                tails = [
+                    Tails(view, weights, batch, job.positions[b], self.reward_of)
+                    for weights in (pair.before, pair.after)
+                ]
+                plain = [
+                    its.rewards(view.n_layers, walk.resid(view.n_layers, b))[0]
+                    for its, walk in zip(tails, (before, after), strict=True)
+                ]
+                self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *plain)
+                for layer in layers:
+                    replacements = Replacements(pair, before, after, baseline, layer, b)
+                    self._block(layer, b, replacements, before.resid(layer, b), plain[0], *tails)
+                    bar.update()
+        for i, prompt in enumerate(job.prompts if self.per_token else ()):
+            self.mlp[:, i, :, len(prompt.ids) :] = np.nan
+            self.heads[:, i, :, :, len(prompt.ids) :] = np.nan
+
+    def _block(
+        self,
+        layer: int,
+        b: int,
+        replacements: Replacements,
+        resid: Tensor,
+        plain: Tensor,
+        old: Tails,
+        new: Tails,
+    ) -> None:
+        asks = [ask for kind in self.kinds for ask in self._asks(layer, kind, replacements)]
+        if not asks:
+            return
+        variants = [ask.under(self.pair.before) for ask in asks]
+        values = rewards_of(variants, old, layer, resid, self.copies) - plain
+        for part, writer in WRITERS.items():
+            late = [i for i, ask in enumerate(asks) if ask.kind == "upstream" and ask.writer == writer]
+            if late:
+                weights = self.pair.mixed(self.pair.view.late_in_block(layer, part))
+                variants = [Variant(weights), *(asks[i].under(weights) for i in late)]
+                under_late = rewards_of(variants, new, layer, resid, self.copies)
+                values[late] -= under_late[1:] - under_late[:1]
+        rows = self.job.rows[b]
+        for ask, value in zip(asks, values.cpu().numpy(), strict=True):
+            place = [self.kinds.index(ask.kind), rows, layer, ask.head, ask.token]
+            array = self.mlp if ask.head is None else self.heads
+            array[tuple(index for index in place if index is not None)] = value
+
+    def _asks(self, layer: int, kind: str, replacements: Replacements) -> Iterator[_Ask]:
+        """The interventions of one score at a block, without those that cannot have an effect."""
+        of_heads, of_mlp = getattr(replacements, kind)()
+        chosen: dict[Part, list[tuple[int | None, Change]]] = {
+            "attn": [(int(head), of_heads[head]) for head in np.flatnonzero(self.heads_of[layer])],
+            "mlp": [(None, of_mlp)] if self.mlps[layer] else [],
+        }
+        for part, changes in chosen.items():
+            if kind == "upstream" and not self._late_changes(layer, part):
+                continue
+            for head, change in changes:
+                for token in range(change.shape[1]) if self.per_token else [None]:
+                    if change.any():
+                        yield _Ask(kind, WRITERS[part], head, token, change)
+
+    def _late_changes(self, layer: int, part: Part) -> bool:
+        """Whether any weight after a component differs between W and W'."""
+        view = self.pair.view
+        late = set(view.late_in_block(layer, part))
+        late |= {name for site in view.head_sites.values() for name in site.weights.values()}
+        return any(name in late or (layer_of(name) or 0) > layer for name in self._changed)

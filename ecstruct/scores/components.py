@@ -1,0 +1,59 @@
+"""Components by name: "MLP 4", "head 5.2"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from ecstruct.errors import InputError
+
+_NAME = re.compile(r"MLP (\d+)|head (\d+)\.(\d+)", re.IGNORECASE)
+
+
+def component_names(frame: pd.DataFrame) -> list[str]:
+    """Names of the components of `ExtractiveScores.top`: "MLP 4", "head 5.2"."""
+    return [
+        f"MLP {layer}" if kind == "mlp" else f"head {layer}.{head}"
+        for kind, layer, head in zip(frame["kind"], frame["layer"], frame["head"], strict=True)
+    ]
+
+
+def selected(
+    components: Iterable[str] | pd.DataFrame | None, n_layers: int, n_heads: int
+) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
+    """Which MLPs and which heads are named, in any order; `None` names all.
+
+    >>> mlps, heads = selected(["MLP 1", "head 0.2"], n_layers=2, n_heads=3)
+    >>> mlps.tolist(), heads.tolist()
+    ([False, True], [[False, False, True], [False, False, False]])
+
+    Raises:
+        InputError: a component that there is not, or none at all.
+    """
+    mlps, heads = np.zeros(n_layers, bool), np.zeros((n_layers, n_heads), bool)
+    if components is None:
+        return ~mlps, ~heads
+    if isinstance(components, str):
+        raise InputError(f"components={components!r} is one name: pass a list, as in [{components!r}].")
+    names = component_names(components) if isinstance(components, pd.DataFrame) else list(components)
+    if not names:
+        raise InputError("components=[] names none: leave it out for all of them.")
+    for name in names:
+        found = _NAME.fullmatch(str(name))
+        mlp, layer, head = (
+            (None if part is None else int(part) for part in found.groups()) if found else (None,) * 3
+        )
+        if mlp is not None and mlp < n_layers:
+            mlps[mlp] = True
+        elif layer is not None and head is not None and layer < n_layers and head < n_heads:
+            heads[layer, head] = True
+        else:
+            raise InputError(
+                f"there is no component {name!r}: this model has 'MLP 0' to 'MLP {n_layers - 1}' and "
+                f"'head 0.0' to 'head {n_layers - 1}.{n_heads - 1}'."
+            )
+    return mlps, heads

@@ -1,0 +1,110 @@
+"""Informative scores of a whole model: of one walk under W, or of several along the path from W to W'.
+
+At W alone, I_C = <dR/dW_C, dW_C> with dW = W' - W, the paper's linear score. Along the path,
+
+    I_C = sum_i w_i <dR/dW_C (W + a_i dW), dW_C>
+
+with the nodes a_i and weights w_i of Gauss-Legendre quadrature on [0, 1]. Summed over all components and
+`rest` this is the integral of dR/da, which is R(W') - R(W); the error falls with the number of nodes k as
+fast as polynomials of degree 2k - 1 approach dR/da.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecstruct.models.sites import Site, Weights
+from ecstruct.scores import linear
+from ecstruct.scores.assemble import INFORMATIVE, Assembly
+from ecstruct.scores.batching import Job
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.reward import Reward
+from ecstruct.scores.walk import Visit, Walk
+
+WRITERS = ("attn.o", "mlp.out")
+"""The output projections, at which attention and MLP of a block are scored."""
+
+
+def path_nodes(k: int) -> list[tuple[float, float]]:
+    """(a_i, w_i) of k-point Gauss-Legendre quadrature on [0, 1].
+
+    >>> path_nodes(1)
+    [(0.5, 1.0)]
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(k)
+    return [(float(a) / 2 + 0.5, float(w) / 2) for a, w in zip(nodes, weights, strict=True)]
+
+
+@dataclass
+class InformativeScores:
+    """Adds informative scores to `out`, site by site, as walks see them."""
+
+    pair: Pair
+    convention: linear.Convention
+    out: Assembly
+    _room: dict[str, Tensor] = field(default_factory=dict)
+
+    def change(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+        """dW of these sites; it is overwritten by the next call."""
+        return linear.changed(self.pair.before, self.pair.after, sites, self._room)
+
+    def outside(
+        self,
+        sites: Mapping[str, Site],
+        visits: Iterator[Visit],
+        rows: Sequence[Sequence[int]],
+        share: float = 1.0,
+    ) -> None:
+        """The weights of the head or of the embedding, from the visits of all batches."""
+        change = self.change(sites)
+        for of_batch, visit in zip(rows, visits, strict=True):
+            for name, site in sites.items():
+                value = linear.contribution(site, visit, change)
+                total = torch.zeros(len(of_batch)) if value is None else share * value.sum(1)
+                self.out.add_rest(name, of_batch, total)
+
+    def block(
+        self,
+        layer: int,
+        rows: Sequence[int],
+        visit: Visit,
+        weights: Weights,
+        change: Weights,
+        share: float = 1.0,
+    ) -> None:
+        """The weights of one block, from the visit of one batch under `weights`."""
+        view = self.pair.view
+        with torch.no_grad():
+            i = linear.informative(view, view.block_sites[layer], visit, weights, change, self.convention)
+        self.out.add_mlp("mlp", INFORMATIVE, rows, layer, share * i.mlp)
+        self.out.add_heads("heads", INFORMATIVE, rows, layer, share * i.heads)
+        for group, value in i.rest.items():
+            self.out.add_rest(group, rows, share * value.sum(1))
+
+    def along_path(
+        self, k: int, job: Job, reward: Reward, keep_graphs: bool, tick: Callable[[], object]
+    ) -> None:
+        """The scores of all prompts from `k` walks between W and W'; `tick` after every layer."""
+        view = self.pair.view
+        for a, share in path_nodes(k):
+            weights = {
+                name: torch.lerp(old, self.pair.after[name], a) for name, old in self.pair.before.items()
+            }
+            walk = Walk(view, weights, job.batches, keep_graphs)
+            walk.up(tick=tick)
+            read = (
+                walk.read_out(b, job.positions[b], reward.of_batch(x))[1] for b, x in enumerate(job.batches)
+            )
+            self.outside(view.head_sites, read, job.rows, share)
+            for layer in reversed(range(view.n_layers)):
+                change = self.change(view.block_sites[layer])
+                for b, rows in enumerate(job.rows):
+                    outputs = list(view.block_sites[layer])
+                    visit = walk.down(layer, b, ["attn.o"], outputs, retain_graph=bool(change))
+                    self.block(layer, rows, visit, weights, change, share)
+                tick()
+            embedded = (walk.to_embedding(b) for b in range(len(job.batches)))
+            self.outside(view.embed_sites, embedded, job.rows, share)

@@ -1,0 +1,156 @@
+"""Interventions on what the components of one block write: their values, and the rewards they lead to.
+
+Whatever an intervention means, it puts another value in the place of y_C, what component C writes before
+any post-norm. `Replacements` are those values, as changes of what is written: a head's is its share of what
+attention writes. A `Variant` is one of them in a run of the rest of the model; many variants share a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ecstruct.models.hooked import Trace
+from ecstruct.models.sites import Weights
+from ecstruct.scores.baseline import Baseline
+from ecstruct.scores.linear import split_heads
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.tails import Tails
+from ecstruct.scores.walk import Walk
+
+Change = Float[Tensor, "batch pos d_model"]
+
+_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v")
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """What the MLP and the heads of a block write instead, on one batch, minus what they write under W.
+
+    Every method gives the heads' [head, batch, pos, d_model] and the MLP's [batch, pos, d_model].
+    """
+
+    pair: Pair
+    before: Walk
+    after: Walk
+    baseline: Baseline
+    layer: int
+    batch: int
+
+    def informative(self) -> tuple[Tensor, Change]:
+        """By their own new weights, f_C(z_C, W'_C) - y_C. A head's are its rows of query, key and value and
+        its columns of W_O, so that heads that share a key and value head have a copy each."""
+        z = self._under_new(_OF_HEADS).taps["attn.o"].input
+        mlp = [name for name in self._sites if name == "ln2" or name.startswith("mlp.")]
+        y = self._under_new(mlp).taps["mlp.out"].output
+        heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
+        return heads, y - self._old.taps["mlp.out"].output
+
+    def downstream(self) -> tuple[Tensor, Change]:
+        """Of their new input, f_C(z'_C, W_C) - y_C."""
+        z, hidden = self.pair.view.writer_inputs(
+            self.layer,
+            self.pair.before,
+            self.before.call(self.layer, self.batch),
+            self.after.resid(self.layer, self.batch),
+            {"ln2": self._new.taps["ln2"].input},
+        )
+        out = self._sites["mlp.out"].matrix(self.pair.before)
+        assert out is not None
+        return (
+            self._written(z - self._z, self.pair.before),
+            (hidden - self._old.taps["mlp.out"].input) @ out.T,
+        )
+
+    def patching(self) -> tuple[Tensor, Change]:
+        """As they write in the run under W', y'_C - y_C."""
+        taps = self._new.taps
+        return (
+            self._written(taps["attn.o"].input, self.pair.after) - self._written(self._z, self.pair.before),
+            taps["mlp.out"].output - self._old.taps["mlp.out"].output,
+        )
+
+    def upstream(self) -> tuple[Tensor, Change]:
+        """The baseline, y*_C - y_C."""
+        y = self._old.taps["mlp.out"].output
+        z_star = self.baseline.of(self.layer, "attn.o", self.batch, self._z)
+        y_star = self.baseline.of(self.layer, "mlp.out", self.batch, y)
+        return self._written(z_star - self._z, self.pair.before), y_star - y
+
+    @cached_property
+    def _old(self) -> Trace:
+        return self._under_new(())
+
+    @cached_property
+    def _new(self) -> Trace:
+        call = self.after.call(self.layer, self.batch)
+        resid = self.after.resid(self.layer, self.batch)
+        return self.pair.view.block(self.layer, self.pair.after, call, resid)
+
+    @property
+    def _z(self) -> Tensor:
+        return self._old.taps["attn.o"].input
+
+    @property
+    def _sites(self) -> dict:
+        return self.pair.view.block_sites[self.layer]
+
+    def _under_new(self, sites: Sequence[str]) -> Trace:
+        """The block on its input under W, the weights of some of its sites being new."""
+        new = [name for s in sites if s in self._sites for name in self._sites[s].weights.values()]
+        resid = self.before.resid(self.layer, self.batch)
+        call = self.before.call(self.layer, self.batch)
+        return self.pair.view.block(self.layer, self.pair.mixed(new), call, resid)
+
+    def _written(self, z: Tensor, weights: Weights) -> Tensor:
+        """z_h W_O^h of every head, [head, batch, pos, d_model]."""
+        n_heads = self.pair.view.n_heads
+        matrix = self._sites["attn.o"].matrix(weights)
+        assert matrix is not None
+        return torch.einsum(
+            "bthd,ohd->hbto", split_heads(z, n_heads), split_heads(matrix[None], n_heads)[0]
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run of a block under `weights`, `change` being added to what `writer` (`attn.o` or `mlp.out`)
+    writes, at one token or at all; without a change, the block as it is under these weights."""
+
+    weights: Weights
+    writer: str = "attn.o"
+    change: Change | None = None
+    token: int | None = None
+
+    def added_to(self, writer: str, resid: Tensor) -> Change:
+        if self.change is None or writer != self.writer:
+            return torch.zeros_like(resid)
+        if self.token is None:
+            return self.change
+        alone = torch.zeros_like(resid)
+        alone[:, self.token] = self.change[:, self.token]
+        return alone
+
+
+def rewards_of(
+    variants: Sequence[Variant], tails: Tails, layer: int, resid: Change, copies: int
+) -> Float[Tensor, "variant batch"]:
+    """The rewards with each variant in the place of block `layer`, on what enters it, and `tails` after
+    it; `copies` of the batch are run at once."""
+    rewards = []
+    for i in range(0, len(variants), copies):
+        leaving = []
+        for _, group in groupby(variants[i : i + copies], key=lambda variant: id(variant.weights)):
+            alike = list(group)
+            added = {
+                writer: torch.cat([variant.added_to(writer, resid) for variant in alike])
+                for writer in ("attn.o", "mlp.out")
+            }
+            repeated = resid.repeat(len(alike), 1, 1)
+            leaving.append(tails.block(layer, repeated, alike[0].weights, added))
+        rewards.append(tails.rewards(layer + 1, torch.cat(leaving)))
+    return torch.cat(rewards)

@@ -1,0 +1,92 @@
+"""Exact gradients of upstream scores: g' with only later weights new (Feng et al. 2024, eq. 5).
+
+The upstream score of component C asks what the *later* weights make of what C writes. So its gradient g'
+is taken at what C writes under W, with the weights new that come after it: those of later layers, the final
+norm and the unembedding; for a head also its own layer's post-attention norm and MLP with its norms, for
+an MLP its own post-norm. `upstream="surrogate"` takes g' with all weights new, which differs to first
+order, as what C writes then differs too.
+
+Every layer is a boundary: up to it everything is as under W, from there on as under W'. The tails of many
+boundaries run in one growing batch, which a boundary's rows join at its layer; so this costs about
+2 n_layers forward passes, however it is cut to fit into memory.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ecstruct.models.hooked import HookedView, Part
+from ecstruct.scores.batching import free_bytes, graph_bytes
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.tails import Tails
+from ecstruct.scores.walk import Walk
+
+WRITERS: Mapping[Part, str] = {"attn": "attn.o", "mlp": "mlp.out"}
+"""The output projections of a block's parts."""
+
+
+def late_gradients(
+    pair: Pair, walk: Walk, b: int, tails: Tails, memory: float | None = None
+) -> list[dict[str, Float[Tensor, "batch pos d_model"]]]:
+    """dR/dy at what attention ("attn.o") and MLP ("mlp.out") of every layer write, before any post-norm.
+
+    Args:
+        pair: W and W'.
+        walk: under W, after its way up.
+        b: which of its batches.
+        tails: that batch under W'.
+        memory: bytes that graphs may take, half of what is free by default; one boundary at a time is run
+            however little there is.
+    """
+    n_layers = walk.view.n_layers
+    memory = memory or free_bytes(walk.view.device) / 2
+    of_block = graph_bytes(walk.view, *walk.batches[b].ids.shape) * len(WRITERS)
+    found: list[dict[str, Tensor]] = []
+    end = n_layers
+    while end:
+        start = end - 1
+        while start and of_block * _runs(start - 1, end, n_layers) <= memory:
+            start -= 1
+        found = _between(start, end, pair, walk, b, tails) + found
+        end = start
+    return found
+
+
+def _parts_by_late(view: HookedView, layer: int) -> dict[tuple[str, ...], list[Part]]:
+    """The parts of a block by the weights of the block that are late for them: those for which they are the
+    same ones, as in most parallel blocks, share a run."""
+    parts: dict[tuple[str, ...], list[Part]] = {}
+    for part in WRITERS:
+        parts.setdefault(tuple(view.late_in_block(layer, part)), []).append(part)
+    return parts
+
+
+def _runs(start: int, end: int, n_layers: int) -> int:
+    """Runs of a block on one copy of the batch, for the boundaries from `start` to before `end`."""
+    return sum(min(layer, end - 1) - start + 1 for layer in range(start, n_layers))
+
+
+def _between(start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails) -> list[dict[str, Tensor]]:
+    """The gradients at the layers from `start` to before `end`, whose tails share a batch."""
+    view = pair.view
+    joined: list[Tensor] = []
+    written: list[tuple[int, str, Tensor]] = []
+    with torch.enable_grad():
+        for layer in range(start, view.n_layers):
+            joined = [tails.block(layer, torch.cat(joined))] if joined else []
+            if layer >= end:
+                continue
+            for late, parts in _parts_by_late(view, layer).items():
+                mixed = pair.mixed(late)
+                leaf = walk.resid(layer, b).detach().requires_grad_()
+                trace = view.block(layer, mixed, walk.call(layer, b), leaf)
+                joined.append(trace.output)
+                written += [(layer, WRITERS[p], trace.taps[WRITERS[p]].output) for p in parts]
+        reward = tails.rewards(view.n_layers, torch.cat(joined)).sum()
+    gradients = torch.autograd.grad(reward, [output for _, _, output in written])
+    found: list[dict[str, Tensor]] = [{} for _ in range(start, end)]
+    for (layer, name, _), gradient in zip(written, gradients, strict=True):
+        found[layer - start][name] = gradient
+    return found

@@ -1,0 +1,123 @@
+"""Two sets of weights of one architecture: what every score compares."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
+from ecstruct.models.delta import WeightDelta, check_same
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import HookedView, eval_mode
+from ecstruct.models.load import load
+from ecstruct.models.provenance import provenance
+from ecstruct.scores.batching import with_answer
+from ecstruct.scores.reward import Reward
+
+ModelAfter = TransformerBridge | WeightDelta | str | Path
+"""The finetuned model: as a model, as a change of weights, or as a source string for `ecstruct.load` or the
+path of a saved delta."""
+
+_logger = logging.getLogger("ecstruct.scores")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A hooked model with its own weights W (`before`) and others, W' (`after`), in the dtype that scores
+    are computed in; `sources` say where each comes from."""
+
+    view: HookedView
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    sources: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, model_before: TransformerBridge, model_after: ModelAfter) -> "Pair":
+        """Read both; warns in the log when weights are cast up, or when nothing differs.
+
+        Raises:
+            InputError: a model that cannot be scored, or two that do not fit one another.
+        """
+        view = HookedView(model_before)
+        if next(model_before.parameters()).dtype not in (torch.float32, torch.float64):
+            _logger.warning("weights are cast up: scores are computed in float32")
+        before = view.weights()
+        after, described = _weights_after(view, before, model_after)
+        origin = provenance(model_before)
+        sources = {
+            "before": {
+                "source": origin.source,
+                "revision": origin.revision,
+                "fingerprint": fingerprint(before),
+            },
+            "after": {**described, "fingerprint": fingerprint(after)},
+        }
+        if sources["before"]["fingerprint"] == sources["after"]["fingerprint"]:
+            _logger.warning(
+                "both models have the same weights: informative, upstream and downstream are zero"
+            )
+        return cls(view, before, after, sources)
+
+    def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What it takes to compute a result again: sources, options, versions."""
+        packages = ("ecstruct", "torch", "transformers", "transformer-lens")
+        return {
+            **{state: dict(source) for state, source in self.sources.items()},
+            "options": dict(options),
+            "versions": {name: version(name) for name in packages},
+        }
+
+    def mixed(self, new: Iterable[str]) -> dict[str, Tensor]:
+        """W, but for the weights of these names, which are those of W'."""
+        return {**self.before, **{name: self.after[name] for name in new}}
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id_of(provenance(self.view.model).tokenizer)
+
+    def tokenize(self, prompts: PromptsLike, reward: Reward) -> tuple[list[TokenizedPrompt], list[int]]:
+        """The prompts as they are read for a reward, and their lengths without answer tokens."""
+        tokenizer = provenance(self.view.model).tokenizer
+        tokenized = tokenize(
+            prompts, tokenizer, n_ctx=self.view.model.cfg.n_ctx, with_options=reward.needs_options
+        )
+        lengths = [len(p.ids) for p in tokenized]
+        if reward.answer_tokens == "all":
+            tokenized = [with_answer(p, tokenizer) for p in tokenized]
+        return tokenized, lengths
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Without dropout, and without TF32, in whose rounding differences of two close states drown."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with eval_mode(self.view.model):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def _weights_after(
+    view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    if isinstance(after, str | Path):
+        if Path(after).suffix == ".safetensors":
+            return WeightDelta.load(after).added_to(before), {"source": str(after), "revision": None}
+        after = load(after, device=view.device)
+    if isinstance(after, WeightDelta):
+        source = after.metadata.get("after", "a weight delta")
+        return after.added_to(before), {"source": source, "revision": None}
+    other = HookedView(after)
+    check_same(view.named_weights, other.named_weights)
+    weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
+    origin = provenance(after)
+    return weights, {"source": origin.source, "revision": origin.revision}

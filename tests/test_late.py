@@ -1,0 +1,77 @@
+"""Exact upstream scores: gradients of models in which only later weights are new."""
+
+import numpy as np
+import pytest
+import torch
+from comparisons import CONVENTIONS, EXACT, HEADS, LAYERS, assert_same, of, padded, runs, scored, split
+from interventions import baseline_value, late_gradients
+from tiny import (
+    FAMILIES,
+    PROMPTS,
+    blocks,
+    double_throughout,
+    head_columns,
+    hooked_pair,
+    plain_pair,
+)
+
+from ecstruct.models.delta import WeightDelta
+from ecstruct.scores import late, score
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_models_with_mixed_weights(family, convention):
+    with double_throughout():
+        scores = scored(family, upstream="exact", convention=convention)
+    late_of = late_gradients(family)
+    u_mlps, u_heads = [[] for _ in PROMPTS], [[] for _ in PROMPTS]
+    for layer in LAYERS:
+        o = blocks(plain_pair(family)[0])[layer].o
+        all_z = [old[layer, "o"].input.detach()[0] for old, _ in runs(family)]
+        all_y = [old[layer, "mlp"].output.detach()[0] for old, _ in runs(family)]
+        for i, (old, _) in enumerate(runs(family)):
+            y = all_y[i] - baseline_value("counterfactual", i, all_y)
+            z = split(all_z[i][None]) - split(baseline_value("counterfactual", i, all_z)[None])
+            d_mlp = late_of[i][layer, "mlp"] - old[layer, "mlp"].output.grad[0]
+            d_o = late_of[i][layer, "attn"] - old[layer, "o"].output.grad[0]
+            u_mlps[i].append((d_mlp * y).sum(-1))
+            d_z = torch.stack([d_o @ head_columns(o, o.weight.detach(), head) for head in HEADS])
+            u_heads[i].append((d_z * z).sum(-1))
+    assert_same(of(scores, "upstream"), padded([torch.stack(u) for u in u_mlps]))
+    assert_same(of(scores, "upstream", "heads"), padded([torch.stack(u) for u in u_heads]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_else_changes_with_them(family):
+    exact, surrogate = (scored(family, upstream=upstream) for upstream in ("exact", "surrogate"))
+    assert exact.attrs["options"]["upstream"] == "exact"
+    for kind in ("informative", "downstream"):
+        for part in ("mlp", "heads"):
+            np.testing.assert_array_equal(of(exact, kind, part), of(surrogate, kind, part))
+    for part in ("attribution_mlp", "attribution_heads", "rest"):
+        np.testing.assert_array_equal(exact.dataset[part].values, surrogate.dataset[part].values)
+    assert np.abs(of(exact, "upstream") - of(surrogate, "upstream")).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_mlp_has_none_when_nothing_after_it_changes(family):
+    """Its post-norm belongs to what comes after it; the surrogate knows nothing of that."""
+    before, after = hooked_pair(family)
+    delta = WeightDelta.between(before, after).restrict(kinds=("embed", "attn", "mlp"))
+    exact = of(score(before, delta, PROMPTS, upstream="exact", progress=False), "upstream")
+    surrogate = of(score(before, delta, PROMPTS, progress=False), "upstream")
+    assert np.abs(exact[:, -1]).max() <= 1e-14 < 1e-4 < np.abs(surrogate[:, -1]).max()
+    assert np.abs(exact[:, 0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["olmo", "gemma2", "neox"])
+@pytest.mark.parametrize("memory", [1.0, 5e5, 1e7])
+def test_how_boundaries_are_stacked_changes_nothing(family, memory, monkeypatch):
+    """One boundary at a time, two, or all in one growing batch."""
+    with double_throughout():
+        expected = scored(family, upstream="exact")
+        monkeypatch.setattr(late, "free_bytes", lambda device: 2 * memory)
+        found = scored(family, upstream="exact", batch_size=2)
+    for part in ("mlp", "heads"):
+        assert_same(of(found, "upstream", part), of(expected, "upstream", part), EXACT)
