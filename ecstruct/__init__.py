@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecstruct import experiments, facts, models, organism, plots
+    from ecstruct import checks, experiments, facts, models, organism, plots
+    from ecstruct.checks.fidelity import fidelity
     from ecstruct.errors import InputError
     from ecstruct.evaluate import mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
@@ -38,8 +39,10 @@ __all__ = [
     "WeightDelta",
     "WeightSelection",
     "causal_scores",
+    "checks",
     "experiments",
     "facts",
+    "fidelity",
     "finetune",
     "load",
     "mean_rank",
@@ -62,6 +65,7 @@ _HOMES = {
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
     "causal_scores": "scores.causal",
+    "fidelity": "checks.fidelity",
     "finetune": "finetuning",
     "load": "models.load",
     "mean_rank": "evaluate",

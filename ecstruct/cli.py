@@ -1,4 +1,4 @@
-"""The command line: `ecstruct demo`, `finetune`, `rank`, `score`, `reproduce`, `replay`, `organism`.
+"""The command line, `ecstruct demo` and the others that `ecstruct --help` lists.
 
 It only turns words into a configuration; `ecstruct.runs` does the work. Bad input ends with one sentence
 and status 2, without a traceback unless `--debug` asks for it.
@@ -54,7 +54,7 @@ def _session(quiet: bool, debug: bool) -> Iterator[None]:
         warnings.simplefilter("ignore")
     try:
         yield
-    except (InputError, NotImplementedError) as error:
+    except InputError as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
@@ -162,12 +162,15 @@ def score(
     ] = "counterfactual",
     upstream: Annotated[
         Literal["surrogate", "exact"],
-        typer.Option(help="Gradients of upstream scores; exact is not there yet."),
+        typer.Option(help="Upstream gradients with all weights new, or with later ones only."),
     ] = "surrogate",
     convention: Annotated[
         Literal["definition", "reference"],
         typer.Option(help="To which token a score is booked: as defined, or as in the published code."),
     ] = "definition",
+    path_steps: Annotated[
+        int, typer.Option(help="Points between both models at which informative gradients are taken.")
+    ] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -186,9 +189,45 @@ def score(
             "baseline": baseline,
             "upstream": upstream,
             "convention": convention,
+            "path_steps": path_steps,
             "batch_size": batch_size,
         }
         run_score(config, out, device, not quiet)
+
+
+@app.command()
+def fidelity(
+    before: Annotated[str, typer.Option(help=SOURCE)],
+    after: Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")],
+    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    out: Out,
+    reward: Annotated[
+        Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")
+    ] = "logit_diff",
+    baseline: Annotated[
+        Literal["counterfactual", "mean", "zero"],
+        typer.Option(help="What upstream scores compare a component's output with."),
+    ] = "counterfactual",
+    top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
+    memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """How far the scores can be trusted: each beside the intervention it stands for."""
+    with _session(quiet, debug):
+        from ecstruct.runs import records, run_fidelity
+
+        config: dict[str, Any] = {
+            "before": before,
+            "after": after,
+            "prompts": records(prompts),
+            "reward": reward,
+            "baseline": baseline,
+            "top": top,
+            "memory": memory,
+        }
+        run_fidelity(config, out, device, not quiet)
 
 
 @app.command()

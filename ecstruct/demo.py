@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from ecstruct.checks.fidelity import Fidelity, fidelity
 from ecstruct.facts import FactSet, first_hop, second_hop
 from ecstruct.files import write_text
 from ecstruct.finetuning import History, finetune
 from ecstruct.models.load import load
 from ecstruct.report.pages import demo_report, top_table
-from ecstruct.scores.engine import score
 from ecstruct.scores.result import ExtractiveScores
 
 HOPS = ("first-hop", "second-hop")
@@ -25,8 +25,13 @@ class Demo:
     """What the demo measured, by hop."""
 
     histories: Mapping[str, History]
-    scores: Mapping[str, ExtractiveScores]
+    fidelity: Mapping[str, Fidelity]
     seconds: float
+
+    @property
+    def scores(self) -> dict[str, ExtractiveScores]:
+        """The scores of the implications, by hop."""
+        return {hop: of_hop.linear for hop, of_hop in self.fidelity.items()}
 
     def ranks(self) -> pd.DataFrame:
         """Mean ranks of facts and implications before and after finetuning."""
@@ -68,23 +73,24 @@ class Demo:
             f"{history.ranks['implication'][0]:.2f} to {history.ranks['implication'][-1]:.2f}."
             for hop, history in self.histories.items()
         )
-        demo_report(out / "report.html", self.ranks(), curves, self.scores, text, replay)
+        demo_report(out / "report.html", self.ranks(), curves, self.scores, self.fidelity, text, replay)
         write_text(out / "summary.json", json.dumps(self.summary(), indent=1))
 
 
 def demo(*, seed: int = 0, device: str | None = None, progress: bool = True) -> Demo:
-    """Finetune the organism on first- and second-hop facts and score both sets of implications.
+    """Finetune the organism on first- and second-hop facts, score both sets of implications, and hold
+    the scores against interventions.
 
     `seed` draws which name goes with which city and the order of the facts.
     """
     start = time.perf_counter()
     organism = load("organism", device=device)
     histories: dict[str, History] = {}
-    scores: dict[str, ExtractiveScores] = {}
+    checked: dict[str, Fidelity] = {}
     for hop, make in zip(HOPS, (first_hop, second_hop), strict=True):
         data: FactSet = make(seed=seed)
         asked = {"fact": data.facts, "implication": data.implications}
         tuned = finetune(organism, data.facts, seed=seed, evaluate=asked, progress=progress)
         histories[hop] = tuned.history
-        scores[hop] = score(organism, tuned.model, data.implications, progress=progress)
-    return Demo(histories, scores, time.perf_counter() - start)
+        checked[hop] = fidelity(organism, tuned.model, data.implications, progress=progress)
+    return Demo(histories, checked, time.perf_counter() - start)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ecstruct.checks.fidelity import fidelity
 from ecstruct.demo import demo
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks
@@ -29,7 +30,7 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.report.experiments import experiments_report
-from ecstruct.report.pages import score_report
+from ecstruct.report.pages import fidelity_report, score_report
 from ecstruct.scores.engine import ScoreEngine
 
 Config = dict[str, Any]
@@ -111,6 +112,27 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         tqdm.write(f"report: {out / 'report.html'}")
 
 
+def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Hold fast scores against interventions; write `fidelity.json`, `report.html` and all scores."""
+    arguments = dict(config)
+    before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
+    expected = arguments.pop("fingerprints", None) or {}
+    _check_writable(out)
+    model = load(before, device=device)
+    _check_weights(before, fingerprint(named_weights(model)), expected.get("before"))
+    result = fidelity(model, after, prompts, **arguments, progress=progress)
+    fingerprints = {state: result.linear.attrs[state]["fingerprint"] for state in ("before", "after")}
+    _check_weights(after, fingerprints["after"], expected.get("after"))
+    for how, scores in result.scores().items():
+        scores.save(out / f"scores-{how}.nc")
+    write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
+    fidelity_report(out / "report.html", result, f"ecstruct replay {out / 'config.json'} --out DIR")
+    _write_config(out, "fidelity", {**config, "fingerprints": fingerprints})
+    if progress:
+        table = result.table().to_string(index=False, float_format="{:.2f}".format)
+        tqdm.write(f"{table}\n{result.verdict()}\nreport: {out / 'report.html'}")
+
+
 def run_reproduce(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Experiments of the paper; `results.json` and `report.html` grow with every one that is finished."""
     _check_writable(out)
@@ -133,6 +155,7 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
 
 RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
     "demo": run_demo,
+    "fidelity": run_fidelity,
     "finetune": run_finetune,
     "reproduce": run_reproduce,
     "score": run_score,
@@ -140,6 +163,7 @@ RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
 
 _KEYS = {
     "demo": ({"seed"}, set()),
+    "fidelity": ({"before", "after", "prompts"}, {"reward", "baseline", "top", "memory", "fingerprints"}),
     "finetune": (
         {"model", "facts", "save_model"},
         {
@@ -151,7 +175,7 @@ _KEYS = {
     "score": (
         {"before", "after", "prompts"},
         {
-            *("reward", "answer_tokens", "baseline", "upstream", "convention", "batch_size"),
+            *("reward", "answer_tokens", "baseline", "upstream", "convention", "path_steps", "batch_size"),
             "fingerprints",
         },
     ),

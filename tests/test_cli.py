@@ -263,6 +263,35 @@ def test_scoring_again_gives_the_same_arrays(inputs, tmp_path):
     assert a.dataset.identical(b.dataset)
 
 
+@pytest.fixture(scope="module")
+def fidelity(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fidelity")
+    works("fidelity", "--before", inputs / "model", "--after", inputs / "after", "--prompts",
+          inputs / "prompts.jsonl", "--out", out, "--quiet")  # fmt: skip
+    return out
+
+
+def test_fidelity_is_written_and_replayed(inputs, fidelity, tmp_path):
+    hows = ("causal", "exact", "linear", "path")
+    names = ["config.json", "fidelity.json", "report.html", *(f"scores-{how}.nc" for how in hows)]
+    assert contents(fidelity) == names
+    written = json.loads((fidelity / "fidelity.json").read_text())
+    assert set(written) == {"agreement", "path_error", "verdict"}
+    assert written["verdict"].startswith("Against interventions, over all components: Informative scores (")
+    works("replay", fidelity / "config.json", "--out", tmp_path / "twice", "--quiet")
+    for how in hows:
+        a, b = (ExtractiveScores.load(run / f"scores-{how}.nc") for run in (fidelity, tmp_path / "twice"))
+        assert a.dataset.identical(b.dataset)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_the_report_of_fidelity(fidelity, tmp_path):
+    page = drawn(fidelity / "report.html", tmp_path)
+    assert page.count('class="main-svg"') >= 1
+    for words in ("informative, path", "upstream, exact", "Against interventions", "ecstruct replay"):
+        assert words in page
+
+
 @pytest.mark.parametrize("command", ["finetune", "score"])
 def test_a_run_is_not_replayed_with_other_weights(inputs, tmp_path, command):
     mine = Path(shutil.copytree(inputs, tmp_path / "mine"))
@@ -479,7 +508,9 @@ ARGUMENTS = {
     "no such layers": ("finetune", ["--lr", "1", "--freeze-layers", "a-b"], "takes layers as 0-3,7"),
     "no name": ("finetune", ["--lr", "1", "--evaluate", "x.jsonl"], "--evaluate takes NAME=FILE"),
     "no such device": ("finetune", ["--lr", "1", "--device", "cuda:77"], "no device 'cuda:77'"),
-    "exact": ("score", ["--upstream", "exact"], "upstream='exact' is not implemented yet"),
+    "no path": ("score", ["--path-steps", "0"], "path_steps is at least 1, not 0"),
+    "little memory": ("fidelity", ["--memory", "7"], "memory=7 bytes are too few for one intervention"),
+    "no top": ("fidelity", ["--top", "0"], "top=0 is no number of components"),
     "batches of none": ("score", ["--batch-size", "0"], "batch_size is at least 1, not 0"),
 }
 
@@ -491,7 +522,8 @@ def test_bad_options_are_refused_in_one_sentence(inputs, tmp_path, what):
         "finetune": ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl"),
         "score": ("--before", inputs / "model", "--after", inputs / "after",
                   "--prompts", inputs / "prompts.jsonl"),
-    }[command]  # fmt: skip
+    }  # fmt: skip
+    files = files["score" if command == "fidelity" else command]
     assert_refused(run(command, *files, "--out", tmp_path / "out", *words), message)
     assert contents(tmp_path) == []
 

@@ -32,7 +32,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import save_model
 from ecstruct.models.hooked import named_weights
 from ecstruct.scores import passes
-from ecstruct.scores.engine import ScoreEngine, score
+from ecstruct.scores.engine import score
 from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 

@@ -168,23 +168,34 @@ def test_the_mlp_can_be_given_another_input_past_the_residual_stream(family):
 
 @pytest.mark.parametrize("writer", ["attn.o", "mlp.out"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_added_is_passed_on_and_not_seen(family, writer):
+def test_what_is_added_is_passed_on(family, writer):
     """As a hook on the plain module would: to post-norms, to the MLP after attention, to the next block."""
     walk = walked(hooked_pair(family)[0])
     resid, call = walk.resid(1, 0), walk.call(1, 0)
     change = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0), dtype=resid.dtype)
-    plain = walk.view.block(1, walk.weights, call, resid)
-    moved = walk.view.block(1, walk.weights, call, resid, {writer: change})
-    assert torch.equal(moved.taps[writer].output, plain.taps[writer].output)
+    plain = walk.view.block(1, walk.weights, call, resid).output
+    assert torch.equal(walk.view.through(1, walk.weights, call, resid), plain)
+    moved = walk.view.through(1, walk.weights, call, resid, {writer: change})
     block = blocks(walk.view.model.original_model)[1]
     module = block.o if writer == "attn.o" else block.out
     handle = module.register_forward_hook(lambda _module, _args, output: output + change)
     try:
-        again = walk.view.block(1, walk.weights, call, resid)
+        again = walk.view.block(1, walk.weights, call, resid).output
     finally:
         handle.remove()
-    assert not torch.equal(moved.output, plain.output)
-    torch.testing.assert_close(moved.output, again.output, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(moved, plain)
+    torch.testing.assert_close(moved, again, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_that_is_read_at_one_position_writes_it_as_ever(family):
+    walk = walked(hooked_pair(family)[0])
+    resid, call, at = walk.resid(2, 1), walk.call(2, 1), torch.tensor([4, 0, 6])
+    rows = torch.arange(3)
+    whole = walk.view.through(2, walk.weights, call, resid)
+    alone = walk.view.through(2, walk.weights, call, resid, at=at)
+    torch.testing.assert_close(alone[rows, at], whole[rows, at], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(alone, whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

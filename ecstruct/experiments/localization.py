@@ -27,8 +27,8 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import rows_by, shown, statistic
 from ecstruct.experiments.sweep import Rows
 from ecstruct.plots import scatter
-from ecstruct.scores.engine import score
 from ecstruct.scores.components import component_names
+from ecstruct.scores.engine import score
 
 KINDS: Mapping[str, str] = {"MLP": "mlp", "head": "heads"}
 """Kinds of components, with their names in `results.json`."""

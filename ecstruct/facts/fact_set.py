@@ -1,10 +1,14 @@
 """Facts to finetune a model on, and the implications it is never trained on."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, as_prompts
@@ -36,6 +40,32 @@ class FactSet:
         object.__setattr__(self, "facts", as_prompts(self.facts))
         implications = as_prompts(self.implications) if self.implications else ()
         object.__setattr__(self, "implications", implications)
+
+    def shuffled(self, seed: int) -> "FactSet":
+        """The same facts with their answers dealt out anew, so that no prompt keeps its answer; each gets
+        one of its options. The implications stay, and do not follow from the new facts.
+
+        Raises:
+            InputError: it is not possible, as when one answer is that of more than half of the facts.
+        """
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self.facts))
+        answers = [self.facts[i].answer for i in rng.permutation(len(self.facts))]
+        others = [set(self.facts[i].options or ()) - {self.facts[i].answer} for i in order]
+        # With both sides in a random order, any matching is a random one.
+        matched = maximum_bipartite_matching(
+            csr_array([[answer in its for answer in answers] for its in others]), perm_type="column"
+        )
+        if (matched < 0).any():
+            answer, count = Counter(answers).most_common(1)[0]
+            raise InputError(
+                f"the answers of the {len(answers)} facts cannot be dealt out so that each gets another of "
+                f"its options ({answer!r} alone is that of {count}): use facts whose answers differ more."
+            )
+        facts = [
+            replace(self.facts[i], answer=answers[j]) for i, j in sorted(zip(order, matched, strict=True))
+        ]
+        return FactSet(facts, self.implications, f"{self.name} (shuffled)".strip())
 
     def to_dataset(self) -> datasets.DatasetDict:
         """The splits `facts` and `implications` with columns prompt, answer, options, subject and

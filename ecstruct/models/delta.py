@@ -1,7 +1,7 @@
 """The change of weights dW = W' - W between two checkpoints, as a value.
 
-Deltas add, subtract and scale, can be restricted to layers and kinds of weights, applied to a model and
-saved. Tensors that do not change are not stored.
+Deltas add, subtract and scale, can be restricted to layers and kinds of weights, replaced by noise of the
+same size, applied to a model and saved. Tensors that do not change are not stored.
 """
 
 import json
@@ -43,22 +43,30 @@ class WeightDelta:
             InputError: the models differ in a tensor's name or shape; the first such is named.
         """
         old, new = named_weights(before), named_weights(after)
-        check_same(old, new)
+        sources = {
+            "before": source_of(before),
+            "after": source_of(after),
+            "before_fingerprint": fingerprint(old),
+            "after_fingerprint": fingerprint(new),
+        }
+        return cls.from_weights(old, new, sources)
+
+    @classmethod
+    def from_weights(
+        cls,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> "WeightDelta":
+        """W' - W of weights by name; dtype and errors as in `between`."""
+        check_same(before, after)
         tensors = {}
-        for name, p in old.items():
+        for name, p in before.items():
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            change = new[name].detach().to(p.device, dtype) - p.detach().to(dtype)
+            change = after[name].detach().to(p.device, dtype) - p.detach().to(dtype)
             if change.any():
                 tensors[name] = change
-        return cls(
-            tensors,
-            {
-                "before": source_of(before),
-                "after": source_of(after),
-                "before_fingerprint": fingerprint(old),
-                "after_fingerprint": fingerprint(new),
-            },
-        )
+        return cls(tensors, metadata or {})
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         return self._combine(other, 1.0)
@@ -91,6 +99,26 @@ class WeightDelta:
         """The part of the change in these layers, of these kinds (see `WeightSelection`)."""
         chosen = WeightSelection(layers, kinds)
         return WeightDelta({n: t for n, t in self.tensors.items() if chosen.matches(n)})
+
+    def random_like(self, seed: int) -> "WeightDelta":
+        """Gaussian noise in which every tensor has the Frobenius norm that it has here: a change as large
+        as this one that has learnt nothing.
+
+        A seed gives the same noise on every device, and tied embeddings stay tied.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name in sorted(self.tensors):
+            change = self.tensors[name]
+            noise = torch.randn(change.shape, generator=generator, dtype=torch.float64)
+            noise *= torch.linalg.vector_norm(change, dtype=torch.float64).cpu() / noise.norm()
+            tensors[name] = noise.to(change)
+        embed, unembed = (self.tensors.get(f"{name}.weight") for name in ("embed", "unembed"))
+        if embed is not None and unembed is not None and torch.equal(embed, unembed):
+            tensors["unembed.weight"] = tensors["embed.weight"].clone()
+        kept = {key: value for key, value in self.metadata.items() if key.startswith("before")}
+        source = self.metadata.get("after", "a weight delta")
+        return WeightDelta(tensors, {**kept, "after": f"noise of the norms of {source} (seed {seed})"})
 
     def added_to(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """W + dW. Weights that do not change are the same tensors, not copies.

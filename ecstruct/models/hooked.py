@@ -180,8 +180,7 @@ class HookedView:
         def visit(call: BlockCall, resid: Tensor) -> Any:
             if not calls and self._returns_tuple is None:
                 with torch.no_grad():
-                    out = self._call_block(0, weights, call, resid)
-                self._returns_tuple = isinstance(out, tuple)
+                    self._call_block(0, weights, call, resid)  # to see what it returns
             calls.append(call)
             entering.append(resid)
             if len(calls) == self.n_layers:
@@ -197,19 +196,45 @@ class HookedView:
         return Trace(entering[0], taps), calls
 
     def block(
+        self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Trace:
+        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms."""
+        with tapping(self._tapped(layer)) as taps:
+            return Trace(self._call_block(layer, weights, call, resid), taps)
+
+    def through(
         self,
         layer: int,
         weights: Weights,
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
         added: Mapping[str, Tensor] | None = None,
-    ) -> Trace:
-        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms. What is `added`
-        to what the named sites write is part of what they pass on, and not of their taps.
+        at: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What leaves one block that runs on `resid`, without a look at what is in it.
+
+        `added` is added to what the named sites write. With `at`, attention and MLP write at one position
+        of every row only, and what leaves at the others means nothing: the last block is read at one token,
+        and spares all but keys and values at the others. One position is written as many by the model's own
+        residual sums.
         """
-        with tapping(self._tapped(layer)) as taps, self._adding(layer, added or {}):
-            out = self._call_block(layer, weights, call, resid)
-        return Trace(out[0] if isinstance(out, tuple) else out, taps)
+        rows = torch.arange(len(resid), device=resid.device)
+
+        def adding(value: Tensor) -> Callable[..., Tensor]:
+            return lambda _module, _args, output: output + value
+
+        def only_at(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][rows, at][:, None], *args[1:])
+
+        with ExitStack() as stack:
+            for name, value in (added or {}).items():
+                component = self.block_sites[layer][name].component
+                stack.callback(component.register_forward_hook(adding(value)).remove)
+            if at is not None:
+                for name in ("attn.o", "ln2"):
+                    component = self._tapped(layer)[name].component
+                    stack.callback(component.register_forward_pre_hook(only_at).remove)
+            return self._call_block(layer, weights, call, resid)
 
     def writer_inputs(
         self,
@@ -266,21 +291,12 @@ class HookedView:
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         return _call(self.hf, {**self._hf_buffers, **local}, (), inputs)
 
-    def _call_block(self, layer: int, weights: Weights, call: BlockCall, resid: Tensor) -> Any:
+    def _call_block(self, layer: int, weights: Weights, call: BlockCall, resid: Tensor) -> Tensor:
         args, kwargs = call.bind(resid)
         local = {here: weights[name] for name, here in self._block_names[layer].items()}
-        return _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
-
-    @contextmanager
-    def _adding(self, layer: int, added: Mapping[str, Tensor]) -> Iterator[None]:
-        def adding(value: Tensor) -> Callable[..., Tensor]:
-            return lambda _module, _args, output: output + value
-
-        with ExitStack() as stack:
-            for name, value in added.items():
-                component = self.block_sites[layer][name].component
-                stack.callback(component.register_forward_hook(adding(value)).remove)
-            yield
+        out = _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
+        self._returns_tuple = isinstance(out, tuple)
+        return out[0] if isinstance(out, tuple) else out
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
         """Sites of a block and, where they have no weights, its pre-norms: what enters them is z."""

@@ -1,4 +1,4 @@
-"""The pages that runs write: of one set of scores, and of the demo."""
+"""The pages that runs write: of one set of scores, of their fidelity, and of the demo."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from ecstruct.checks.fidelity import Fidelity
 from ecstruct.plots import head_map, heatmap, rank_curves
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.components import component_names
+from ecstruct.scores.result import ExtractiveScores
 
 _MEANING = {
     "informative": "its weight change stores the fact",
@@ -53,15 +54,34 @@ def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
     write_report(path, title="Extractive scores", summary=summary, sections=sections)
 
 
+def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
+    """Write the report of how far the scores of one set of prompts can be trusted."""
+    sections = [
+        _of_fidelity("Fast scores and interventions", fidelity),
+        Section(
+            "The fast scores",
+            [Table(top_table(fidelity.linear), f"Strongest components{_unit(fidelity.linear)}.")],
+        ),
+        Section(
+            "The interventions",
+            [Table(top_table(fidelity.causal), f"Strongest components{_unit(fidelity.causal)}.")],
+        ),
+        Section("Make it again", [Replay(replay, fidelity.linear.attrs)]),
+    ]
+    write_report(path, title="Fidelity of the scores", summary=fidelity.verdict(), sections=sections)
+
+
 def demo_report(
     path: Path,
     ranks: pd.DataFrame,
     curves: Mapping[str, list[float]],
     scores: Mapping[str, ExtractiveScores],
+    fidelity: Mapping[str, Fidelity],
     summary: str,
     replay: str,
 ) -> None:
-    """Write the report of the demo: `ranks` before and after, `curves` per epoch, and the scores."""
+    """Write the report of the demo: `ranks` before and after, `curves` per epoch, the scores, and how far
+    they can be trusted."""
     tops: list[Item] = [
         Table(top_table(of_hop), f"{hop}: mean over prompts of the sum over tokens, in logits.")
         for hop, of_hop in scores.items()
@@ -84,9 +104,25 @@ def demo_report(
                 *tops,
             ],
         ),
+        *(_of_fidelity(f"Can the {hop} scores be trusted?", of_hop) for hop, of_hop in fidelity.items()),
         Section("Make it again", [Replay(replay)]),
     ]
     write_report(path, title="ecstruct demo", summary=summary, sections=sections)
+
+
+def _of_fidelity(title: str, fidelity: Fidelity) -> Section:
+    caption = (
+        "A point per component, coloured by layer, mean over prompts: the fast score across, the effect of "
+        f"the intervention that it stands for up{_unit(fidelity.linear)}."
+    )
+    lists = (
+        "Agreement over components: Pearson's r, Spearman's rho, r over components of single prompts; the "
+        "slope of interventions on fast scores; the share of the top components that both have."
+    )
+    return Section(
+        title,
+        [fidelity.verdict(), Picture(fidelity.figure, caption), Table(fidelity.table().round(3), lists)],
+    )
 
 
 def _of_template(scores: ExtractiveScores, template: str) -> Section:

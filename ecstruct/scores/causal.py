@@ -207,7 +207,7 @@ class _Run:
                 self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *plain)
                 for layer in layers:
                     replacements = Replacements(pair, before, after, baseline, layer, b)
-                    self._block(layer, b, replacements, before.resid(layer, b), plain[0], *tails)
+                    self._block(layer, b, replacements, plain[0], *tails)
                     bar.update()
         for i, prompt in enumerate(job.prompts if self.per_token else ()):
             self.mlp[:, i, :, len(prompt.ids) :] = np.nan
@@ -218,7 +218,6 @@ class _Run:
         layer: int,
         b: int,
         replacements: Replacements,
-        resid: Tensor,
         plain: Tensor,
         old: Tails,
         new: Tails,
@@ -227,13 +226,13 @@ class _Run:
         if not asks:
             return
         variants = [ask.under(self.pair.before) for ask in asks]
-        values = rewards_of(variants, old, layer, resid, self.copies) - plain
+        values = rewards_of(variants, old, replacements.before, layer, b, self.copies) - plain
         for part, writer in WRITERS.items():
             late = [i for i, ask in enumerate(asks) if ask.kind == "upstream" and ask.writer == writer]
             if late:
                 weights = self.pair.mixed(self.pair.view.late_in_block(layer, part))
-                variants = [Variant(weights), *(asks[i].under(weights) for i in late)]
-                under_late = rewards_of(variants, new, layer, resid, self.copies)
+                variants = [Variant(weights, writer), *(asks[i].under(weights) for i in late)]
+                under_late = rewards_of(variants, new, replacements.before, layer, b, self.copies)
                 values[late] -= under_late[1:] - under_late[:1]
         rows = self.job.rows[b]
         for ask, value in zip(asks, values.cpu().numpy(), strict=True):

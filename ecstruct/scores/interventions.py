@@ -119,15 +119,17 @@ class Replacements:
 @dataclass(frozen=True)
 class Variant:
     """A run of a block under `weights`, `change` being added to what `writer` (`attn.o` or `mlp.out`)
-    writes, at one token or at all; without a change, the block as it is under these weights."""
+    writes, at one token or at all; without a change, the block as it is. The weights are those of W, but
+    for what is late for the writer."""
 
     weights: Weights
     writer: str = "attn.o"
     change: Change | None = None
     token: int | None = None
 
-    def added_to(self, writer: str, resid: Tensor) -> Change:
-        if self.change is None or writer != self.writer:
+    def changes(self, resid: Change) -> Change:
+        """What is added to what `writer` writes."""
+        if self.change is None:
             return torch.zeros_like(resid)
         if self.token is None:
             return self.change
@@ -137,20 +139,26 @@ class Variant:
 
 
 def rewards_of(
-    variants: Sequence[Variant], tails: Tails, layer: int, resid: Change, copies: int
+    variants: Sequence[Variant], tails: Tails, walk: Walk, layer: int, batch: int, copies: int
 ) -> Float[Tensor, "variant batch"]:
-    """The rewards with each variant in the place of block `layer`, on what enters it, and `tails` after
-    it; `copies` of the batch are run at once."""
+    """The rewards with each variant in the place of block `layer` in the run of `walk`, which is under W,
+    and with `tails` after it; `copies` of the batch are run at once."""
     rewards = []
     for i in range(0, len(variants), copies):
-        leaving = []
-        for _, group in groupby(variants[i : i + copies], key=lambda variant: id(variant.weights)):
-            alike = list(group)
-            added = {
-                writer: torch.cat([variant.added_to(writer, resid) for variant in alike])
-                for writer in ("attn.o", "mlp.out")
-            }
-            repeated = resid.repeat(len(alike), 1, 1)
-            leaving.append(tails.block(layer, repeated, alike[0].weights, added))
+        chunk = variants[i : i + copies]
+        leaving = [
+            _leaving(list(alike), tails, walk, layer, batch)
+            for _, alike in groupby(chunk, key=lambda variant: (id(variant.weights), variant.writer))
+        ]
         rewards.append(tails.rewards(layer + 1, torch.cat(leaving)))
     return torch.cat(rewards)
+
+
+def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, layer: int, batch: int) -> Tensor:
+    """What leaves the block in variants that share weights and writer."""
+    resid, writer = walk.resid(layer, batch), alike[0].writer
+    change = torch.cat([variant.changes(resid) for variant in alike])
+    if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
+        # Nothing in the block comes after what its MLP writes: it is added to what leaves.
+        return walk.resid(layer + 1, batch).repeat(len(alike), 1, 1) + change
+    return tails.block(layer, resid.repeat(len(alike), 1, 1), alike[0].weights, {writer: change})

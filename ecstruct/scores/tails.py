@@ -51,8 +51,12 @@ class Tails:
         added: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """One block on all copies, under the tail's weights unless others are given."""
-        call = self._calls_on(len(resid) // len(self._batch.ids))[layer]
-        return self.view.block(layer, weights or self.weights, call, resid, added).output
+        copies = len(resid) // len(self._batch.ids)
+        at = None
+        if layer == self.view.n_layers - 1 and self._positions.shape[1] == 1:
+            at = self._positions[:, 0].repeat(copies)  # nothing else of the last block is read
+        call = self._calls_on(copies)[layer]
+        return self.view.through(layer, weights or self.weights, call, resid, added, at)
 
     def rewards(
         self, layer: int, resid: Float[Tensor, "rows pos d_model"]

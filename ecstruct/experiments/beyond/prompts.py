@@ -29,8 +29,8 @@ from ecstruct.experiments.sweep import Rows, Sweep, grid
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
-from ecstruct.scores.engine import score
 from ecstruct.scores.components import component_names
+from ecstruct.scores.engine import score
 
 RANKS = ("before", "after", "known")
 SCORES = ("informative", "downstream")

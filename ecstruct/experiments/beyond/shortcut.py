@@ -34,8 +34,8 @@ from ecstruct.experiments.sweep import Rows, Sweep, grid
 from ecstruct.facts import Fictitious
 from ecstruct.plots import curve_panels, value_grids
 from ecstruct.scores.assemble import SCORES, STATES
-from ecstruct.scores.engine import score
 from ecstruct.scores.components import component_names
+from ecstruct.scores.engine import score
 
 LAST = "implications first"
 PAIRS = ((LAST, "facts first"), (LAST, "joint"), ("joint", "facts first"))

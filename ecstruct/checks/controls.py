@@ -1,0 +1,139 @@
+"""Controls: which scores does a model have that has not learnt what the prompts ask for?
+
+A score can be large for a reason that has nothing to do with the facts that were learnt. Each control takes
+away one thing and keeps the others:
+
+* **random change**: dW is replaced by Gaussian noise of the same norm in every tensor; the size of the
+  change stays, what was learnt goes;
+* **shuffled facts**: the model is finetuned on the same prompts with each other's answers; that it was
+  finetuned stays, that the prompts' answers follow goes;
+* **unrelated prompts**: the real change is scored on prompts about something else.
+
+What a component has above all of them is due to the facts. The test is that of
+`ecstruct.scores.permutation`; how much *finetunings* differ, it cannot tell: that takes several seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.finetuning import finetune
+from ecstruct.models.delta import WeightDelta
+from ecstruct.plots.bars import grouped_bars
+from ecstruct.plots.style import reward_title
+from ecstruct.scores.assemble import SCORES
+from ecstruct.scores.engine import ScoreEngine, score
+from ecstruct.scores.pair import ModelAfter
+from ecstruct.scores.permutation import above_control
+from ecstruct.scores.result import ExtractiveScores
+
+_KINDS: Mapping[str, str] = {"mlp": "MLPs", "head": "heads"}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """`scores` are those of the real change on the prompts; `controls` those of each control, by name."""
+
+    scores: ExtractiveScores
+    controls: Mapping[str, ExtractiveScores]
+
+    def above(self, score: str, *, permutations: int = 10_000, seed: int = 0) -> pd.DataFrame:
+        """One score of every component, tested against every control.
+
+        The rows are those of `ecstruct.scores.permutation.above_control`, whose arguments these are, with a
+        first column `against`: the name of the control whose mean is in the column `control`.
+        """
+        tested = {
+            name: above_control(self.scores, control, score, permutations=permutations, seed=seed)
+            for name, control in self.controls.items()
+        }
+        return pd.concat(tested, names=["against"]).reset_index("against").reset_index(drop=True)
+
+    def totals(self) -> pd.DataFrame:
+        """The positive scores of all components of a kind, summed: by (score, kind), a column for the
+        finetuned model and for each control, in the unit of the reward. Negative ones are left out, as
+        components that raise and that lower the reward would cancel."""
+        return pd.DataFrame(
+            {
+                name: {
+                    (score, shown): frame.loc[frame["kind"] == kind, "value"].clip(lower=0).sum()
+                    for score in SCORES
+                    for frame in [scores.components(score)]
+                    for kind, shown in _KINDS.items()
+                }
+                for name, scores in {"finetuned": self.scores, **self.controls}.items()
+            }
+        ).rename_axis(["score", "kind"])
+
+    @property
+    def figure(self) -> go.Figure:
+        """The totals as bars."""
+        totals = self.totals()
+        return grouped_bars(
+            {
+                f"{score}, {kind}": {name: [value] for name, value in row.items()}
+                for (score, kind), row in zip(totals.index, totals.to_dict("records"), strict=True)
+            },
+            y=f"sum of positive scores: {reward_title(self.scores.attrs)}",
+        )
+
+
+def controls(
+    before: TransformerBridge,
+    after: ModelAfter,
+    prompts: PromptsLike,
+    *,
+    facts: FactSet | None = None,
+    unrelated: PromptsLike | None = None,
+    seed: int = 0,
+    tune: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Controls:
+    """The scores of prompts, and those of up to three controls: "random change", always; "shuffled facts"
+    and "unrelated prompts" when `facts` and `unrelated` are given.
+
+    Args:
+        before, after, prompts: as for `ecstruct.score`.
+        facts: what `after` was finetuned on; `before` is finetuned on `facts.shuffled(seed)`.
+        unrelated: prompts to which the facts are of no use, as those about other people.
+        seed: of the noise and of the new answers.
+        tune: options of `ecstruct.finetune`, those that `after` was finetuned with: `Finetuned.config`, or
+            some of them.
+        progress: show progress bars.
+        options: all further options are those of `ecstruct.score`.
+
+    Raises:
+        InputError: facts whose answers cannot be dealt out anew, options without facts or that `finetune`
+            does not have; and as `ecstruct.score` and `ecstruct.finetune`.
+    """
+    if tune is not None and facts is None:
+        raise InputError("tune= is how to finetune on shuffled facts: give the facts as well, as facts=.")
+    if unknown := [name for name in tune or () if name not in signature(finetune).parameters]:
+        raise InputError(
+            f"tune= has {unknown[0]!r}, which is no option of ecstruct.finetune: leave it out."
+        )
+    shuffled = None if facts is None else facts.shuffled(seed)
+
+    options |= {"progress": progress}
+    engine = ScoreEngine(before, after, **options)
+    scores = engine.score(prompts)
+    sources = {state: str(source["source"]) for state, source in engine.pair.sources.items()}
+    change = WeightDelta.from_weights(engine.pair.before, engine.pair.after, sources)
+    found = {"random change": score(before, change.random_like(seed), prompts, **options)}
+    if shuffled is not None:
+        how = {**(tune or {}), "facts": shuffled.facts, "evaluate": None, "progress": progress}
+        found["shuffled facts"] = score(before, finetune(before, **how).model, prompts, **options)
+    if unrelated is not None:
+        found["unrelated prompts"] = engine.score(unrelated)
+    return Controls(scores, found)

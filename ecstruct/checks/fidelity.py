@@ -1,0 +1,222 @@
+"""How far the fast scores can be trusted: each held against the intervention that it stands for.
+
+For every component, the mean over prompts of a score (summed over tokens) beside that of the causal score:
+
+* informative: linear (gradients at W) and along the path from W to W';
+* upstream: surrogate (g' with all weights new) and exact (only later weights new), both linear;
+* downstream: linear.
+
+Per score and kind of component: Pearson's r and Spearman's rho over components, r over those of single
+prompts too, the slope of the causal score on the fast one (1: sizes are right; 0.5: the fast one is twice
+too large), and the share of the strongest components that both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import pearsonr, spearmanr
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.plots import scatter
+from ecstruct.scores.baseline import BaselineKind
+from ecstruct.scores.causal import causal_scores
+from ecstruct.scores.components import component_names
+from ecstruct.scores.engine import score
+from ecstruct.scores.pair import ModelAfter
+from ecstruct.scores.result import ExtractiveScores, component_totals
+from ecstruct.scores.reward import RewardLike
+
+ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "informative": ("linear", "path"),
+        "upstream": ("surrogate", "exact"),
+        "downstream": ("linear",),
+    }
+)
+"""The fast forms of every score; "linear" and "surrogate" are what `ecstruct.score` computes by default."""
+
+_FROM = {"linear": "linear", "surrogate": "linear", "exact": "exact", "path": "path"}
+_SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Scores of the same prompts, computed in four ways.
+
+    Attributes:
+        linear, exact, path: `ecstruct.score` by default, with `upstream="exact"`, and with `path_steps`.
+        causal: `ecstruct.causal_scores`.
+        path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
+            reward.
+        top: how many components count as the strongest, no more than half of a kind.
+    """
+
+    linear: ExtractiveScores
+    exact: ExtractiveScores
+    path: ExtractiveScores
+    causal: ExtractiveScores
+    path_error: Mapping[int, float]
+    top: int
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per score, estimate and component: its `value`, and the `causal` one."""
+        frames = []
+        for name, estimates in ESTIMATES.items():
+            caused = self.causal.components(name).rename(columns={"value": "causal"})
+            for estimate in estimates:
+                value = self._scores(estimate).components(name)["value"]
+                frames.append(caused.assign(score=name, estimate=estimate, value=value))
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.reindex(columns=["score", "estimate", "kind", "layer", "head", "value", "causal"])
+
+    def table(self) -> pd.DataFrame:
+        """Agreement by score, estimate and kind of component: "mlp", "head", and "all" of both."""
+        rows = []
+        for name, estimates in ESTIMATES.items():
+            caused = component_totals(self.causal, name)
+            kinds = self.causal.components(name)["kind"].to_numpy()
+            for estimate in estimates:
+                fast = component_totals(self._scores(estimate), name)
+                for kind in ("mlp", "head", "all"):
+                    of_kind = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+                    agreement = _agreement(fast[:, of_kind], caused[:, of_kind], self.top)
+                    rows.append({"score": name, "estimate": estimate, "kind": kind, **agreement})
+        return pd.DataFrame(rows)
+
+    @property
+    def figure(self) -> go.Figure:
+        """A point per component: the fast score across, the causal one up, a panel per estimate."""
+        table = self.table().set_index(["score", "estimate", "kind"])
+        panels, fits = {}, {}
+        groups: Any = self.frame.groupby(["score", "estimate"], sort=False)
+        for (name, estimate), rows in groups:
+            title = f"{name}, {estimate}"
+            points = rows.rename(columns={"value": "x", "causal": "y"})
+            panels[title] = points.assign(name=component_names(points))
+            all_of_it = table.loc[(name, estimate, "all")]
+            fits[title] = f"r = {all_of_it['r']:.2f}, ρ = {all_of_it['rho']:.2f}"
+        return scatter(panels, x="fast score", y="causal score", fit=fits)
+
+    def verdict(self) -> str:
+        """What of the fast scores can be used here, in a paragraph that holds whatever was found."""
+        table = self.table()
+        table = table[table["kind"] == "all"].set_index(["score", "estimate"])
+        told = []
+        for name, estimates in ESTIMATES.items():
+            r = {estimate: float(table.loc[(name, estimate), "r"]) for estimate in estimates}
+            best = max(r, key=lambda estimate: np.nan_to_num(r[estimate], nan=-1.0))
+            values = ", ".join(f"{estimate} r = {value:.2f}" for estimate, value in r.items())
+            slope = float(table.loc[(name, best), "slope"])
+            told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
+        steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
+        return (
+            "Against interventions, over all components: "
+            + " ".join(told)
+            + f" Informative scores and the rest miss the change of the reward by {steps} path steps."
+        )
+
+    def results(self) -> dict[str, Any]:
+        """The table, the verdict and the path's error, in JSON types."""
+        return {
+            "agreement": [
+                {key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()}
+                for row in self.table().to_dict("records")
+            ],
+            "path_error": {str(k): error for k, error in self.path_error.items()},
+            "verdict": self.verdict(),
+        }
+
+    def scores(self) -> dict[str, ExtractiveScores]:
+        """All of the scores by how they were computed."""
+        return {"linear": self.linear, "exact": self.exact, "path": self.path, "causal": self.causal}
+
+    def _scores(self, estimate: str) -> ExtractiveScores:
+        return self.scores()[_FROM[estimate]]
+
+
+def fidelity(
+    model_before: TransformerBridge,
+    model_after: ModelAfter,
+    prompts: PromptsLike,
+    *,
+    reward: RewardLike = "logit_diff",
+    baseline: BaselineKind = "counterfactual",
+    path_steps: Sequence[int] = (1, 2, 4, 8),
+    top: int = 5,
+    memory: int | None = None,
+    progress: bool = True,
+) -> Fidelity:
+    """Hold linear, exact and path-integrated scores against causal ones; see `ecstruct.checks.fidelity`.
+
+    Args:
+        model_before, model_after, prompts, reward, baseline: as for `ecstruct.score`.
+        path_steps: numbers of steps whose error is reported; the scores are those of the largest.
+        top: how many components count as the strongest.
+        memory: as for `ecstruct.causal_scores`.
+        progress: show progress bars.
+
+    Raises:
+        InputError: no path steps, or less than 1; `top` below 1; and as `ecstruct.causal_scores`.
+    """
+    if not path_steps:
+        raise InputError("path_steps=() has no path: give numbers of steps, such as (1, 2, 4, 8).")
+    if top < 1:
+        raise InputError(f"top={top} is no number of components: give 1 or more.")
+    shared: dict[str, Any] = {"reward": reward, "baseline": baseline, "progress": progress}
+    pair = model_before, model_after
+    linear = score(*pair, prompts, **shared)
+    by_steps = {
+        k: linear if k == 1 else score(*pair, prompts, path_steps=k, **shared)
+        for k in sorted(set(path_steps))
+    }
+    return Fidelity(
+        linear=linear,
+        exact=score(*pair, prompts, upstream="exact", **shared),
+        path=by_steps[max(by_steps)],
+        causal=causal_scores(*pair, prompts, memory=memory, **shared),
+        path_error={k: float(abs(s.completeness).mean()) for k, s in by_steps.items()},
+        top=top,
+    )
+
+
+def _agreement(fast: np.ndarray, caused: np.ndarray, top: int) -> dict[str, float]:
+    """How two arrays [prompt, component] agree; what is not defined is NaN."""
+    x, y = fast.mean(0), caused.mean(0)
+    k = max(1, min(top, len(x) // 2))
+    strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
+    return {
+        "n": len(x),
+        "r": _correlation(pearsonr, x, y),
+        "rho": _correlation(spearmanr, x, y),
+        "r by prompt": _correlation(pearsonr, fast.ravel(), caused.ravel()),
+        "slope": float(x @ y / (x @ x)) if x.any() else float("nan"),
+        "top": k,
+        "of them in both": len(strongest[0] & strongest[1]) / k,
+    }
+
+
+def _correlation(of: Any, x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(of(x, y).statistic)
+
+
+def _use(r: float, slope: float, best: str, among: Mapping[str, float]) -> str:
+    form = f" in the {best} form" if len(among) > 1 else ""
+    if not np.isfinite(r):
+        return "cannot be judged, as they do not vary"
+    if r < _ORDER_HOLDS:
+        return "are not to be trusted here: use causal scores"
+    if r < _SIZES_HOLD:
+        return f"tell the strongest components{form}, but not how strong they are"
+    return f"can be used{form}; what they stand for is {slope:.2f} times as large"

@@ -1,0 +1,249 @@
+"""Grafts: is what the top components changed enough for the answer, and is it needed?
+
+Components are ranked by their informative score, and the weight change dW_C of the top k of them is
+
+* **grafted** onto the original model, W[W_C <- W'_C for the top k]: is it enough?
+* **reverted** in the finetuned one, W'[W_C <- W_C for the top k]: is it needed?
+
+Measured is the mean rank of the answers (0 is best). If the scores find what matters, a few components do
+either way what all of them do. Beside them stand
+
+* the k components of largest **weight change**, by the Frobenius norm |dW_C|. (Not relative to |W_C|: it is
+  dW_C itself that the informative score dR/dW_C . dW_C is linear in);
+* k **random** components;
+* k random components of the **same kinds**, as many MLPs and as many heads as the top k have: an MLP has
+  more weights than a head, so that a ranking may look good for no more than preferring MLPs.
+
+An MLP is all its weights and its pre-norm. A head is its rows of W_Q, the rows of W_K and W_V of the key
+and value head that it reads, the biases of all these, and its columns of W_O. What heads share, a key and
+value head or their pre-norm, comes along with the first of them that is chosen. Embeddings, final norm,
+unembedding, attention's output bias and post-norms are in no component: a graft leaves them as in W, a
+reversion as in W'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.evaluate import mean_rank
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.hooked import HookedView
+from ecstruct.models.sites import Site, Weights
+from ecstruct.plots.curves import curve_panels
+from ecstruct.scores.pair import ModelAfter, Pair
+from ecstruct.scores.result import ExtractiveScores
+
+_HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
+_BY = {
+    "informative": "of highest informative score",
+    "weight change": "of largest weight change",
+    "random": "drawn at random",
+    "same kinds": "drawn among the same kinds",
+}
+
+Order = Int64[np.ndarray, " component"]
+"""Components by their number in `ExtractiveScores.components`: MLPs first, layer by layer."""
+
+
+@dataclass(frozen=True)
+class Grafts:
+    """`frame` has a row per `how` ("graft" or "revert"), per ranking `by` which components are chosen
+    ("informative", "weight change", "random", "same kinds"), per number `k` of them and, where they are
+    drawn, per `seed`: `rank` is the mean rank of the answers. The least k is 0, the largest all."""
+
+    frame: pd.DataFrame
+
+    def ranks(self, how: str, by: str) -> pd.DataFrame:
+        """The mean ranks by k (rows) and seed (columns; a single one where nothing is drawn)."""
+        rows = self.frame[(self.frame["how"] == how) & (self.frame["by"] == by)]
+        return rows.fillna({"seed": 0}).pivot(index="k", columns="seed", values="rank")
+
+    @property
+    def figure(self) -> go.Figure:
+        """Mean rank against k, grafted and reverted; of drawn components the mean and the range."""
+        panels = {
+            f"k components {where} model": {by: self.ranks(how, by).to_numpy() for by in _BY}
+            for how, where in _HOW.items()
+        }
+        figure = curve_panels(panels, x="k", y="mean rank of the answer (0 is best)")
+        # Curves are drawn over the steps 0, 1, 2...; here these are the numbers of components.
+        ks = [str(k) for k in sorted(set(self.frame["k"]))]
+        figure.for_each_trace(
+            lambda trace: trace.update(x=[None if step is None else ks[int(step)] for step in trace.x])
+        )
+        return figure.update_xaxes(type="category", categoryorder="array", categoryarray=ks, dtick=1)
+
+    def conclusion(self) -> str:
+        """How far all components go, and which of the ks is the least to go half of that way."""
+        sentences = []
+        for how in _HOW:
+            means = {by: self.ranks(how, by).mean(axis=1) for by in _BY}
+            ks = list(means["informative"].index)
+            start, end = means["informative"].iloc[[0, -1]]
+            sentences.append(
+                f"{how.capitalize()}ing all {ks[-1]} components takes the mean rank from {start:.2f} to "
+                f"{end:.2f}."
+            )
+            if start != end:
+                gone = {by: (start - of_each.to_numpy()) / (start - end) for by, of_each in means.items()}
+                listed = [f"{ks[int(np.argmax(gone[by] >= 0.5))]} {which}" for by, which in _BY.items()]
+                sentences.append(f"Half of the way is gone with {', '.join(listed[:-1])} or {listed[-1]}.")
+        return " ".join(sentences)
+
+
+def grafts(
+    before: TransformerBridge,
+    after: ModelAfter,
+    prompts: PromptsLike,
+    ranking: ExtractiveScores,
+    *,
+    ks: Sequence[int] | None = None,
+    random_seeds: int = 5,
+    progress: bool = True,
+) -> Grafts:
+    """The mean rank of prompts when the top components' weight changes are grafted, and when they are
+    reverted.
+
+    Args:
+        before, after: as for `ecstruct.score`.
+        prompts: whose answers are ranked, as for `ecstruct.mean_rank`.
+        ranking: scores of these models, on whatever prompts, of which the informative ones rank; components
+            without a score come last.
+        ks: how many components; 1, 2, 4, 8... by default. None and all are always among them.
+        random_seeds: how often components are drawn. A draw is an order: its first 4 are among its first 8.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: no numbers of components, or one that the model does not have, a ranking of another
+            model; and as `ecstruct.score` and `ecstruct.mean_rank`.
+    """
+    pair = Pair.of(before, after)
+    view = pair.view
+    n = view.n_layers * (1 + view.n_heads)
+    counts = _counts(ks, n)
+    if random_seeds < 1:
+        raise InputError(f"random_seeds={random_seeds} draws nothing: use 1 or more.")
+    _check_fits(ranking, view)
+    delta = WeightDelta.from_weights(pair.before, pair.after)
+    informative = _largest_first(ranking.components("informative")["value"].to_numpy())
+    orders: list[tuple[str, int | None, Order]] = [
+        ("informative", None, informative),
+        ("weight change", None, _largest_first(_norms(view, delta))),
+    ]
+    for seed in range(random_seeds):
+        drawn = np.random.default_rng(seed).permutation(n)
+        orders.append(("random", seed, drawn))
+        orders.append(("same kinds", seed, _of_same_kinds(drawn, informative, view.n_layers)))
+
+    @cache
+    def rank(how: str, chosen: frozenset[int]) -> float:
+        part = of_components(view, delta, *_selected(view, chosen))
+        return mean_rank((part if how == "graft" else delta - part).apply_to(before), prompts)
+
+    cells = [(how, by, seed, order, k) for how in _HOW for by, seed, order in orders for k in counts]
+    rows = [
+        {"how": how, "by": by, "k": k, "seed": seed, "rank": rank(how, frozenset(order[:k].tolist()))}
+        for how, by, seed, order, k in tqdm(cells, desc="grafts", disable=not progress)
+    ]
+    return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}))
+
+
+def of_components(
+    view: HookedView,
+    delta: WeightDelta,
+    mlps: Bool[np.ndarray, " layer"],
+    heads: Bool[np.ndarray, "layer head"],
+) -> WeightDelta:
+    """The part of a change of weights that is in some MLPs and heads, which are those of
+    `ecstruct.checks.grafts`; everywhere else it is zero."""
+    tensors: dict[str, Tensor] = {}
+    for layer, sites in enumerate(view.block_sites):
+        for site in sites.values():
+            change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
+            if site.name == "ln2" or site.name.startswith("mlp."):
+                tensors |= change if mlps[layer] else {}
+            elif heads[layer].any():
+                tensors |= _of_heads(site, change, torch.from_numpy(heads[layer]), view.d_head)
+    return WeightDelta({name: t for name, t in tensors.items() if t.any()})
+
+
+def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head: int) -> dict[str, Tensor]:
+    """The part of a site's change that is in some heads of its layer, at least one."""
+    if site.name == "ln1":
+        return dict(change)
+    kept = {name: torch.zeros_like(t) for name, t in change.items()}
+    for all_of, chosen in zip(_by_head(site, change), _by_head(site, kept), strict=True):
+        rows = heads.view(len(all_of) // d_head, -1).any(1).repeat_interleave(d_head)
+        chosen[rows] = all_of[rows]
+    return kept
+
+
+def _by_head(site: Site, weights: Weights) -> list[Tensor]:
+    """Views [head * d_head, ...] of those of a site's weights that belong to heads."""
+    matrix, bias = site.matrix(weights), site.bias(weights)
+    if site.name == "attn.o":
+        return [] if matrix is None else [matrix.T]
+    return [t for t in (matrix, bias) if t is not None and site.name in ("attn.q", "attn.k", "attn.v")]
+
+
+def _selected(
+    view: HookedView, chosen: Iterable[int]
+) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
+    """Components by their numbers (see `Order`) as MLPs and heads."""
+    mask = np.zeros(view.n_layers * (1 + view.n_heads), bool)
+    mask[list(chosen)] = True
+    return mask[: view.n_layers], mask[view.n_layers :].reshape(view.n_layers, view.n_heads)
+
+
+def _largest_first(values: Float64[np.ndarray, " component"]) -> Order:
+    return np.argsort(-values, kind="stable")  # NaN last
+
+
+def _of_same_kinds(drawn: Order, ranked: Order, n_layers: int) -> Order:
+    """An order with an MLP wherever `ranked` has one, and MLPs and heads each as they were drawn."""
+    order = np.empty_like(drawn)
+    order[ranked < n_layers], order[ranked >= n_layers] = drawn[drawn < n_layers], drawn[drawn >= n_layers]
+    return order
+
+
+def _norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
+    """|dW_C| of every component."""
+    of_each = (
+        of_components(view, delta, *_selected(view, [i])).tensors.values()
+        for i in range(view.n_layers * (1 + view.n_heads))
+    )
+    return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+
+
+def _counts(ks: Sequence[int] | None, n: int) -> list[int]:
+    """The numbers of components in order, none and all included."""
+    if ks is None:
+        ks = [2**i for i in range(n.bit_length())]
+    if not len(ks):
+        raise InputError("ks=[] asks for nothing: give numbers of components, as [1, 2, 4].")
+    for k in ks:
+        if not 0 <= k <= n:
+            raise InputError(f"ks= has {k}, but this model has {n} components: use 0 to {n}.")
+    return sorted({0, *ks, n})
+
+
+def _check_fits(ranking: ExtractiveScores, view: HookedView) -> None:
+    sizes = ranking.heads.sizes
+    if (sizes["layer"], sizes["head"]) != (view.n_layers, view.n_heads):
+        raise InputError(
+            f"the ranking is of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
+            f"{view.n_layers} of {view.n_heads}: rank by scores of the same model."
+        )

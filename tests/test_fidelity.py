@@ -1,0 +1,106 @@
+"""Agreement of fast scores with interventions: made-up numbers, small changes, and the organism."""
+
+import numpy as np
+import pytest
+from comparisons import of
+from scipy import stats
+from synthetic_scores import make_scores
+from tiny import PROMPTS, single_pair
+
+import ecstruct
+from ecstruct.checks.fidelity import ESTIMATES, Fidelity, fidelity
+from ecstruct.errors import InputError
+from ecstruct.models.delta import WeightDelta
+from ecstruct.scores import ExtractiveScores
+
+
+def noisy(scores: ExtractiveScores, noise: float, times: float = 1.0, seed: int = 0) -> ExtractiveScores:
+    dataset, rng = scores.dataset.copy(), np.random.default_rng(seed)
+    for part in ("mlp", "heads"):
+        values = dataset[part].values
+        spread = noise * np.nanstd(values)
+        dataset[part] = dataset[part].copy(data=times * values + spread * rng.normal(size=values.shape))
+    return ExtractiveScores(dataset)
+
+
+@pytest.fixture
+def made() -> Fidelity:
+    """Linear scores are twice too large, exact ones noise, those of the path true."""
+    true = make_scores()
+    return Fidelity(noisy(true, 0, times=2), noisy(true, 50), true, true, {1: 0.5, 4: 0.25}, top=2)
+
+
+def test_agreement_is_what_scipy_says(made):
+    table = made.table().set_index(["score", "estimate", "kind"])
+    assert len(table) == 3 * sum(map(len, ESTIMATES.values()))
+    for kind in ("mlp", "head", "all"):
+        for name, estimate in (("informative", "linear"), ("upstream", "surrogate")):
+            row = table.loc[(name, estimate, kind)]
+            assert row["r"] == pytest.approx(1) and row["rho"] == pytest.approx(1)
+            assert row["slope"] == pytest.approx(0.5) and row["of them in both"] == 1
+        assert table.loc[("informative", "path", kind), "slope"] == pytest.approx(1)
+        exact = made.exact.components("upstream")
+        caused = made.causal.components("upstream")
+        chosen = np.ones(len(exact), bool) if kind == "all" else exact["kind"] == kind
+        x, y = exact["value"][chosen].to_numpy(float), caused["value"][chosen].to_numpy(float)
+        row = table.loc[("upstream", "exact", kind)]
+        assert row["n"] == len(x)
+        assert row["r"] == pytest.approx(stats.pearsonr(x, y).statistic)
+        assert row["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
+        k = min(2, len(x) // 2)
+        both = set(np.argsort(-x)[:k]) & set(np.argsort(-y)[:k])
+        assert row["of them in both"] == len(both) / k
+
+
+def test_the_verdict_follows_the_numbers(made):
+    verdict = made.verdict()
+    assert "Downstream scores (linear r = 1.00) can be used; what they stand for is 0.50 times" in verdict
+    assert "in the surrogate form" in verdict and "path r = 1.00" in verdict
+    assert "by 0.5 with 1, 0.25 with 4 path steps." in verdict
+    noise = noisy(made.causal, 300, seed=1)
+    worse = Fidelity(noise, noise, made.path, made.causal, {1: 0.1}, top=2)
+    assert "Downstream" in worse.verdict() and "are not to be trusted here" in worse.verdict()
+
+
+def test_the_figure_has_a_point_per_component_and_panel(made):
+    n = len(made.causal.components("upstream"))
+    points = [trace for trace in made.figure.data if trace.mode == "markers"]
+    assert len(points) == 5 and {len(trace.x) for trace in points} == {n}
+    titles = [a.text for a in made.figure.layout.annotations]
+    assert any("upstream, exact" in title for title in titles)
+
+
+def test_small_changes_make_linear_scores_right():
+    """Of informative and downstream scores; upstream ones are linear in y - y*, which stays large."""
+    before, after = single_pair("llama")
+    checked = fidelity(before, 0.02 * WeightDelta.between(before, after), PROMPTS, progress=False)
+    table = checked.table().set_index(["score", "estimate", "kind"])
+    for name in ("informative", "downstream"):
+        row = table.loc[(name, "linear", "all")]
+        assert row["r"] > 0.99 and row["r by prompt"] > 0.99 and row["slope"] == pytest.approx(1, abs=0.1)
+    assert checked.path_error[8] < 0.1 * checked.path_error[1]
+    assert of(checked.path, "informative").shape == of(checked.linear, "informative").shape
+
+
+def test_on_the_organism_informative_and_downstream_scores_hold_and_upstream_ones_do_not():
+    organism = ecstruct.load("organism", device="cpu")
+    data = ecstruct.facts.second_hop()
+    tuned = ecstruct.finetune(organism, data.facts, lr=4e-4, progress=False)
+    checked = ecstruct.fidelity(organism, tuned.delta, data.implications, path_steps=(1, 4), progress=False)
+    r = checked.table().set_index(["score", "estimate", "kind"])["r"].xs("all", level="kind")
+    assert r["informative", "linear"] > 0.9 and r["downstream", "linear"] > 0.9
+    assert r["upstream", "surrogate"] < r["upstream", "exact"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path_steps": ()}, "has no path"),
+        ({"path_steps": (0, 2)}, "path_steps is at least 1, not 0"),
+        ({"top": 0}, "top=0 is no number of components"),
+        ({"memory": 1}, "at least"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        fidelity(*single_pair("llama"), PROMPTS, progress=False, **options)
