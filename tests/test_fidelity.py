@@ -95,8 +95,8 @@ def test_on_the_organism_informative_and_downstream_scores_hold_and_upstream_one
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path_steps": ()}, "has no path"),
-        ({"path_steps": (0, 2)}, "path_steps is at least 1, not 0"),
+        ({"path_steps": ()}, r"path_steps=\(\) has no path"),
+        ({"path_steps": (0, 2)}, r"path_steps=\(0, 2\) has no path"),
         ({"top": 0}, "top=0 is no number of components"),
         ({"memory": 1}, "at least"),
     ],

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,8 @@ from ecstruct import InputError, WeightDelta, finetune, mean_rank, score
 from ecstruct.checks.grafts import Grafts, grafts, of_components
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores.result import ExtractiveScores
+
+MODULE = import_module("ecstruct.checks.grafts")  # the function has the same name
 
 N = N_LAYERS * (1 + N_HEADS)
 Masks = tuple[np.ndarray, np.ndarray]
@@ -232,8 +235,8 @@ def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked(monke
         asked.append(frozenset(np.flatnonzero([*mlps, *heads.ravel()]).tolist()))
         return WeightDelta({})
 
-    monkeypatch.setattr("ecstruct.checks.grafts.of_components", seen)
-    monkeypatch.setattr("ecstruct.checks.grafts.mean_rank", lambda _model, _prompts: 0.0)
+    monkeypatch.setattr(MODULE, "of_components", seen)
+    monkeypatch.setattr(MODULE, "mean_rank", lambda _model, _prompts: 0.0)
     pair, scores, ks, seeds = hooked_pair("gpt2"), ranking("gpt2"), [0, 2, 5, 8, N], [0, 1, 2, 3]
     found = grafts(*pair, PROMPTS, scores, ks=ks, random_seeds=len(seeds), progress=False).frame
     drawn = found[found["by"].isin(["random", "same kinds"])]

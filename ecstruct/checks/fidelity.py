@@ -168,12 +168,13 @@ def fidelity(
     Raises:
         InputError: no path steps, or less than 1; `top` below 1; and as `ecstruct.causal_scores`.
     """
-    if not path_steps:
-        raise InputError("path_steps=() has no path: give numbers of steps, such as (1, 2, 4, 8).")
+    if not path_steps or min(path_steps) < 1:
+        raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     shared: dict[str, Any] = {"reward": reward, "baseline": baseline, "progress": progress}
     pair = model_before, model_after
+    causal = causal_scores(*pair, prompts, memory=memory, **shared)  # refuses what cannot be run
     linear = score(*pair, prompts, **shared)
     by_steps = {
         k: linear if k == 1 else score(*pair, prompts, path_steps=k, **shared)
@@ -183,7 +184,7 @@ def fidelity(
         linear=linear,
         exact=score(*pair, prompts, upstream="exact", **shared),
         path=by_steps[max(by_steps)],
-        causal=causal_scores(*pair, prompts, memory=memory, **shared),
+        causal=causal,
         path_error={k: float(abs(s.completeness).mean()) for k, s in by_steps.items()},
         top=top,
     )
