@@ -1,70 +1,93 @@
 """What all causal scores cost, against one whole forward pass per component and intervention.
 
-The slow way is the plain Hugging Face models (their attention fused), a few prompts at a time, one forward
-pass for each value that a component takes: with its own new weights (I), of its new input (D), and the
-baseline, under the old and under the later new weights (U). Whatever else it would have to do (computing
-these values, exchanging weights) is not counted. Both sides run in turn in this process.
+The slow way takes one forward pass for each value that a component is given: by its own new weights (I), of
+its new input (D), and the baseline, under the old and under the later new weights (U). It is timed as plain
+Hugging Face models, whose attention is fused, and as TransformerLens' hooked models with one hook, some
+prompts per pass. Computing the values and exchanging weights, which it would have to do as well, are not
+counted. All sides run in turn in this process; times are CPU times, which other processes disturb least.
 
-The compute-bound ratio is how many block runs the slow way needs, in token-blocks, for one of ours: what is
-gained by running only the layers after a component, whatever the machine. The rest is gained by stacking.
+The ratio of matrix products is what less of them gains, whatever the machine: layers before a component are
+not run again, nor what the prompts share, nor what is not read.
 
     python benchmarks/causal.py --threads 1
 """
 
 import argparse
 import statistics
+import time
+from collections.abc import Callable
 
 import torch
-from engine import make_pair, make_prompts, timed, tokenizer
+from engine import make_pair, make_prompts, tokenizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from ecstruct.models.load import load
 from ecstruct.scores import causal_scores
 
-SAMPLE = 40
+SAMPLE = 10
 """How many passes of the slow way are timed: all of them are alike."""
+
+
+def cpu_time(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--at-once", type=int, default=4, help="Prompts per forward pass of the slow way.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     prompts, words = make_prompts(args.prompts), tokenizer()
+    ids = torch.tensor([words(p.text)["input_ids"] for p in prompts])
     print(f"{args.prompts} prompts of 11 tokens, {args.threads} threads, median of {args.repeats}")
     for family, n_layers, d_model in (("olmo", 8, 512), ("llama", 8, 512), ("olmo", 32, 256)):
         plain, _ = make_pair(family, n_layers, d_model)
         before, after = (load(m, tokenizer=words) for m in make_pair(family, n_layers, d_model))
-        n_parameters = sum(p.numel() for p in plain.parameters())
-        n_heads = plain.config.num_attention_heads
-        passes = 4 * n_layers * (n_heads + 1)  # I, D, and U under both
-        ids = torch.tensor([words(p.text)["input_ids"] for p in prompts])
+        n_passes = 4 * n_layers * (plain.config.num_attention_heads + 1)  # I, D, and U under both
 
         @torch.no_grad()
-        def slow(n: int = SAMPLE, plain=plain, ids=ids) -> None:
-            for _ in range(n):
-                for some in ids.split(args.at_once):
-                    hidden = plain.model(input_ids=some, use_cache=False).last_hidden_state
-                    plain.lm_head(hidden[:, -1])
+        def in_plain(some: torch.Tensor, plain=plain) -> None:
+            plain.lm_head(plain.model(input_ids=some, use_cache=False).last_hidden_state[:, -1])
 
-        def fast(before=before, after=after) -> None:
+        @torch.no_grad()
+        def in_hooked(some: torch.Tensor, before=before) -> None:
+            hook = ("blocks.0.attn.hook_z", lambda z, hook: z)
+            before.run_with_hooks(some, fwd_hooks=[hook], prepend_bos=False, use_cache=False)
+
+        def ours(before=before, after=after) -> None:
             causal_scores(before, after, prompts, progress=False)
 
-        slows, fasts = [], []
+        def slowly(run: Callable[[torch.Tensor], None], at_once: int) -> Callable[[], None]:
+            return lambda: [run(some) for _ in range(SAMPLE) for some in ids.split(at_once)]
+
+        sides = {
+            f"{name}, {k} a pass": slowly(run, k)
+            for name, run in (("plain", in_plain), ("hooked", in_hooked))
+            for k in (1, 2, 4)
+        }
+        times: dict[str, list[float]] = {name: [] for name in (*sides, "ours")}
         for repeat in range(args.repeats + 1):
-            times = timed(slow) * passes / SAMPLE, timed(fast)
-            if repeat:  # the first round warms up
-                slows.append(times[0])
-                fasts.append(times[1])
-        one_each, ours = statistics.median(slows), statistics.median(fasts)
-        # Each intervention runs its own block and those after it; so does one reference per block and part.
-        runs = sum((4 * (n_heads + 1) + 2) * (n_layers - layer) for layer in range(n_layers))
+            for name, side in sides.items():
+                times[name].append(cpu_time(side) * n_passes / SAMPLE)
+            times["ours"].append(cpu_time(ours))
+            if not repeat:  # the first round warms up
+                times = {name: [] for name in times}
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        ratio = flops(slowly(in_plain, 4)) * n_passes / SAMPLE / flops(ours)
         print(
-            f"{family}, {n_layers} layers, {n_parameters / 1e6:.1f}M parameters, {passes} interventions: "
-            f"{one_each:.1f} s with one forward pass each, {ours:.1f} s with causal_scores, "
-            f"{one_each / ours:.1f} times faster; {passes * n_layers / runs:.2f} by count of block runs"
+            f"{family}, {n_layers} layers, {sum(p.numel() for p in plain.parameters()) / 1e6:.1f}M parameters, "
+            f"{n_passes} interventions: {medians['ours']:.1f} s; {ratio:.2f} times fewer matrix products; faster "
+            + ", ".join(f"{medians[name] / medians['ours']:.1f} ({name})" for name in sides)
         )
 
 

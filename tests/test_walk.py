@@ -168,17 +168,17 @@ def test_the_mlp_can_be_given_another_input_past_the_residual_stream(family):
 
 @pytest.mark.parametrize("writer", ["attn.o", "mlp.out"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_added_is_passed_on(family, writer):
+def test_what_is_put_in_is_passed_on(family, writer):
     """As a hook on the plain module would: to post-norms, to the MLP after attention, to the next block."""
     walk = walked(hooked_pair(family)[0])
     resid, call = walk.resid(1, 0), walk.call(1, 0)
-    change = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0), dtype=resid.dtype)
+    value = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0), dtype=resid.dtype)
     plain = walk.view.block(1, walk.weights, call, resid).output
     assert torch.equal(walk.view.through(1, walk.weights, call, resid), plain)
-    moved = walk.view.through(1, walk.weights, call, resid, {writer: change})
+    moved = walk.view.through(1, walk.weights, call, resid, {writer: value})
     block = blocks(walk.view.model.original_model)[1]
     module = block.o if writer == "attn.o" else block.out
-    handle = module.register_forward_hook(lambda _module, _args, output: output + change)
+    handle = module.register_forward_hook(lambda _module, _args, output: value)
     try:
         again = walk.view.block(1, walk.weights, call, resid).output
     finally:
@@ -187,15 +187,18 @@ def test_what_is_added_is_passed_on(family, writer):
     torch.testing.assert_close(moved, again, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("writers", [(), ("attn.o",), ("mlp.out",), ("attn.o", "mlp.out")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_that_is_read_at_one_position_writes_it_as_ever(family):
+def test_a_block_that_is_read_at_some_positions_writes_them_as_ever(family, writers):
     walk = walked(hooked_pair(family)[0])
-    resid, call, at = walk.resid(2, 1), walk.call(2, 1), torch.tensor([4, 0, 6])
-    rows = torch.arange(3)
-    whole = walk.view.through(2, walk.weights, call, resid)
-    alone = walk.view.through(2, walk.weights, call, resid, at=at)
-    torch.testing.assert_close(alone[rows, at], whole[rows, at], rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(alone, whole)
+    resid, call, at = walk.resid(2, 1), walk.call(2, 1), torch.tensor([[4, 1], [0, 0], [6, 2]])
+    rows = torch.arange(3)[:, None]
+    value = torch.randn(resid.shape, generator=torch.Generator().manual_seed(0), dtype=resid.dtype)
+    written = dict.fromkeys(writers, value)
+    whole = walk.view.through(2, walk.weights, call, resid, written)
+    some = walk.view.through(2, walk.weights, call, resid, written, at)
+    torch.testing.assert_close(some[rows, at], whole[rows, at], rtol=1e-12, atol=1e-12)
+    assert writers == ("attn.o", "mlp.out") or not torch.allclose(some, whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,6 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.names import layer_of
+from ecstruct.models.shortcuts import shortcuts
 from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
 
 Part = Literal["attn", "mlp"]
@@ -171,9 +172,17 @@ class HookedView:
         return {name: p.detach().to(self.dtype) for name, p in self.named_weights.items()}
 
     def embed(
-        self, weights: Weights, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+        self,
+        weights: Weights,
+        ids: Int[Tensor, "batch pos"],
+        mask: Tensor,
+        positions: Int[Tensor, "batch pos"] | None = None,
     ) -> tuple[Trace, list[BlockCall]]:
-        """The residual stream entering block 0, and how each block is to be called on this batch."""
+        """The residual stream entering block 0, and how each block is to be called on this batch.
+
+        `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], what is added to attention
+        scores; `positions` are those of the tokens where they are not in their order.
+        """
         calls: list[BlockCall] = []
         entering: list[Tensor] = []
 
@@ -192,7 +201,7 @@ class HookedView:
             tapping(self.embed_sites, leaves=len(ids)) as taps,
             suppress(Stop),
         ):
-            self._forward(weights, ids, mask)
+            self._forward(weights, ids, mask, positions)
         return Trace(entering[0], taps), calls
 
     def block(
@@ -208,32 +217,17 @@ class HookedView:
         weights: Weights,
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
-        added: Mapping[str, Tensor] | None = None,
-        at: Int[Tensor, " batch"] | None = None,
+        written: Mapping[str, Tensor] | None = None,
+        at: Int[Tensor, "batch read"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """What leaves one block that runs on `resid`, without a look at what is in it.
 
-        `added` is added to what the named sites write. With `at`, attention and MLP write at one position
-        of every row only, and what leaves at the others means nothing: the last block is read at one token,
-        and spares all but keys and values at the others. One position is written as many by the model's own
-        residual sums.
+        `written` is put in the place of what the output projections `attn.o` and `mlp.out` write;
+        attention that is not to write anything else is run on one token only, whose result is dropped. With
+        `at`, attention and MLP write at these positions alone, and what leaves at the others means nothing:
+        for the last block, which is read at few tokens.
         """
-        rows = torch.arange(len(resid), device=resid.device)
-
-        def adding(value: Tensor) -> Callable[..., Tensor]:
-            return lambda _module, _args, output: output + value
-
-        def only_at(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][rows, at][:, None], *args[1:])
-
-        with ExitStack() as stack:
-            for name, value in (added or {}).items():
-                component = self.block_sites[layer][name].component
-                stack.callback(component.register_forward_hook(adding(value)).remove)
-            if at is not None:
-                for name in ("attn.o", "ln2"):
-                    component = self._tapped(layer)[name].component
-                    stack.callback(component.register_forward_pre_hook(only_at).remove)
+        with shortcuts(self._tapped(layer), written or {}, at, length=resid.shape[1]):
             return self._call_block(layer, weights, call, resid)
 
     def writer_inputs(
@@ -286,9 +280,11 @@ class HookedView:
             out = self._forward(weights, ids, torch.ones_like(ids))
         return Trace(out.logits, taps)
 
-    def _forward(self, weights: Weights, ids: Tensor, mask: Tensor) -> Any:
+    def _forward(self, weights: Weights, ids: Tensor, mask: Tensor, positions: Tensor | None = None) -> Any:
         local = {self._hf_names[n]: w for n, w in weights.items() if n in self._hf_names}
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if positions is not None:
+            inputs["position_ids"] = positions
         return _call(self.hf, {**self._hf_buffers, **local}, (), inputs)
 
     def _call_block(self, layer: int, weights: Weights, call: BlockCall, resid: Tensor) -> Tensor:

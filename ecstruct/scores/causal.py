@@ -25,14 +25,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.facts.tokens import Batch, TokenizedPrompt
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
 from ecstruct.models.sites import Weights
@@ -42,6 +42,7 @@ from ecstruct.scores.batching import TOKENS_PER_BATCH, Job, cut, free_bytes, gra
 from ecstruct.scores.components import selected
 from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
+from ecstruct.scores.packing import Packing
 from ecstruct.scores.pair import ModelAfter, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward, RewardLike
@@ -49,6 +50,8 @@ from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
 KINDS = (*SCORES, "patching")
+PROMPTS_PER_BATCH = 32
+"""Of packed prompts every token is multiplied with all the others', so that a row is not to be too long."""
 
 
 def causal_scores(
@@ -137,7 +140,7 @@ def _stacked(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -
         )
     affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
     rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
-    batch_size = min(len(tokenized), rows)
+    batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
     return cut(tokenized, batch_size, pair.view.device, pair.pad_id, False), rows // batch_size
 
 
@@ -196,14 +199,7 @@ class _Run:
         total = len(layers) * len(job.batches)
         with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
             for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
-                tails = [
-                    Tails(view, weights, batch, job.positions[b], self.reward_of)
-                    for weights in (pair.before, pair.after)
-                ]
-                plain = [
-                    its.rewards(view.n_layers, walk.resid(view.n_layers, b))[0]
-                    for its, walk in zip(tails, (before, after), strict=True)
-                ]
+                tails, plain = self._tails(b, batch, (before, after))
                 self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *plain)
                 for layer in layers:
                     replacements = Replacements(pair, before, after, baseline, layer, b)
@@ -212,6 +208,27 @@ class _Run:
         for i, prompt in enumerate(job.prompts if self.per_token else ()):
             self.mlp[:, i, :, len(prompt.ids) :] = np.nan
             self.heads[:, i, :, :, len(prompt.ids) :] = np.nan
+
+    def _tails(
+        self, b: int, batch: Batch, walks: tuple[Walk, Walk]
+    ) -> tuple[list[Tails], list[Float[Tensor, " batch"]]]:
+        """The rest of both models, packed if that makes rows shorter and leaves rewards as they are; and
+        the rewards without any intervention."""
+
+        def both(packing: Packing | None) -> tuple[list[Tails], list[Tensor]]:
+            read = self.job.positions[b], self.reward_of, packing
+            tails = [Tails(self.pair.view, walk.weights, batch, *read) for walk in walks]
+            start = 0 if packing else self.pair.view.n_layers
+            pairs = zip(tails, walks, strict=True)
+            return tails, [t.rewards(start, t.rows(walk.resid(start, b)))[0] for t, walk in pairs]
+
+        tails, rewards = both(None)
+        packing = Packing.of(batch)
+        if packing.ids.numel() < 0.9 * batch.ids.numel():
+            packed, again = both(packing)
+            if all(torch.allclose(x, y, 1e-5, 1e-5) for x, y in zip(rewards, again, strict=True)):
+                tails = packed
+        return tails, rewards
 
     def _block(
         self,
@@ -226,13 +243,13 @@ class _Run:
         if not asks:
             return
         variants = [ask.under(self.pair.before) for ask in asks]
-        values = rewards_of(variants, old, replacements.before, layer, b, self.copies) - plain
+        values = rewards_of(variants, old, replacements, self.copies) - plain
         for part, writer in WRITERS.items():
             late = [i for i, ask in enumerate(asks) if ask.kind == "upstream" and ask.writer == writer]
             if late:
                 weights = self.pair.mixed(self.pair.view.late_in_block(layer, part))
                 variants = [Variant(weights, writer), *(asks[i].under(weights) for i in late)]
-                under_late = rewards_of(variants, new, replacements.before, layer, b, self.copies)
+                under_late = rewards_of(variants, new, replacements, self.copies)
                 values[late] -= under_late[1:] - under_late[:1]
         rows = self.job.rows[b]
         for ask, value in zip(asks, values.cpu().numpy(), strict=True):

@@ -17,9 +17,10 @@ from torch import Tensor
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import Weights
 from ecstruct.scores.baseline import Baseline
+from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
 from ecstruct.scores.pair import Pair
-from ecstruct.scores.tails import Tails
+from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
 Change = Float[Tensor, "batch pos d_model"]
@@ -95,6 +96,11 @@ class Replacements:
     def _z(self) -> Tensor:
         return self._old.taps["attn.o"].input
 
+    @cached_property
+    def written(self) -> dict[str, Change]:
+        """What attention ("attn.o") and MLP ("mlp.out") write under W."""
+        return {name: self._old.taps[name].output for name in WRITERS.values()}
+
     @property
     def _sites(self) -> dict:
         return self.pair.view.block_sites[self.layer]
@@ -127,38 +133,46 @@ class Variant:
     change: Change | None = None
     token: int | None = None
 
-    def changes(self, resid: Change) -> Change:
-        """What is added to what `writer` writes."""
+    def change_like(self, x: Change) -> Change:
+        """What is added to `x`, which `writer` writes."""
         if self.change is None:
-            return torch.zeros_like(resid)
+            return torch.zeros_like(x)
         if self.token is None:
             return self.change
-        alone = torch.zeros_like(resid)
+        alone = torch.zeros_like(x)
         alone[:, self.token] = self.change[:, self.token]
         return alone
 
 
 def rewards_of(
-    variants: Sequence[Variant], tails: Tails, walk: Walk, layer: int, batch: int, copies: int
+    variants: Sequence[Variant], tails: Tails, replacements: Replacements, copies: int
 ) -> Float[Tensor, "variant batch"]:
-    """The rewards with each variant in the place of block `layer` in the run of `walk`, which is under W,
-    and with `tails` after it; `copies` of the batch are run at once."""
+    """The rewards with each variant in the place of its block in the run under W, and `tails` after it;
+    `copies` of the batch are run at once."""
     rewards = []
     for i in range(0, len(variants), copies):
         chunk = variants[i : i + copies]
         leaving = [
-            _leaving(list(alike), tails, walk, layer, batch)
+            _leaving(list(alike), tails, replacements)
             for _, alike in groupby(chunk, key=lambda variant: (id(variant.weights), variant.writer))
         ]
-        rewards.append(tails.rewards(layer + 1, torch.cat(leaving)))
+        rewards.append(tails.rewards(replacements.layer + 1, torch.cat(leaving)))
     return torch.cat(rewards)
 
 
-def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, layer: int, batch: int) -> Tensor:
+def _leaving(alike: Sequence[Variant], tails: Tails, replacements: Replacements) -> Rows:
     """What leaves the block in variants that share weights and writer."""
-    resid, writer = walk.resid(layer, batch), alike[0].writer
-    change = torch.cat([variant.changes(resid) for variant in alike])
+    walk, layer, batch = replacements.before, replacements.layer, replacements.batch
+    writer = alike[0].writer
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
         # Nothing in the block comes after what its MLP writes: it is added to what leaves.
-        return walk.resid(layer + 1, batch).repeat(len(alike), 1, 1) + change
-    return tails.block(layer, resid.repeat(len(alike), 1, 1), alike[0].weights, {writer: change})
+        leaving = walk.resid(layer + 1, batch)
+        return torch.cat([tails.rows(leaving + variant.change_like(leaving)) for variant in alike])
+    written = {}
+    for name in ("attn.o", writer):  # what attention writes is known, whether it is changed or not
+        as_ever = replacements.written[name]
+        written[name] = torch.cat(
+            [tails.rows(as_ever + v.change_like(as_ever) if name == writer else as_ever) for v in alike]
+        )
+    entering = tails.rows(walk.resid(layer, batch)).repeat(len(alike), 1, 1)
+    return tails.block(layer, entering, alike[0].weights, written)

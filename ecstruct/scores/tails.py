@@ -2,27 +2,33 @@
 
 Whatever changes at a layer, the layers before it stay as they are. So an intervention needs the layers
 from its own on, and as all of them run the same layers under the same weights, they share a batch: *copies*
-of the prompts, one per intervention, that differ in the residual stream they enter with.
+of the prompts, one per intervention, that differ in the residual stream they enter with. What the prompts
+share is run once when they are packed, and of the last block little more than what is read.
 """
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.facts.tokens import Batch
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import Weights
+from ecstruct.scores.packing import Packing
+
+Rows = Float[Tensor, "rows pos d"]
+"""Copies of a batch as they enter a block, copy after copy: [copies * batch, pos, d_model] or, packed,
+[copies, token, d_model]."""
 
 
 class Tails:
     """The blocks and the head under `weights`, on copies of one batch.
 
-    The residual stream is [copies * batch, pos, d_model], copy after copy; the logits are read at
-    `positions` [batch, read], and `reward` is of logits and batch, as `ecstruct.scores.reward`.
+    The logits are read at `positions` [batch, read], and `reward` is of logits and batch, as in
+    `ecstruct.scores.reward`.
     """
 
     def __init__(
@@ -30,41 +36,57 @@ class Tails:
         view: HookedView,
         weights: Weights,
         batch: Batch,
-        positions: Tensor,
+        positions: Int[Tensor, "batch read"],
         reward: Callable[[Tensor, Batch], Tensor],
+        packing: Packing | None = None,
     ) -> None:
         self.view, self.weights = view, weights
-        self._batch, self._positions, self._reward = batch, positions, reward
-        self._calls_on = lru_cache(maxsize=8)(self._record)  # a handful of sizes comes again and again
+        self._batch, self._reward, self._packing = batch, reward, packing
+        if packing:
+            positions = packing.places.gather(1, positions).flatten()[None]
+        self._read = positions  # of one copy, [rows, read]
+        self._calls_on = lru_cache(maxsize=16)(self._record)  # a handful of sizes comes again and again
 
-    def _record(self, copies: int) -> list[BlockCall]:
-        """How the model calls its blocks on so many copies."""
-        batch = self._batch.repeat(copies)
-        with torch.no_grad():
-            return self.view.embed(self.weights, batch.ids, batch.mask)[1]
+    def rows(self, x: Float[Tensor, "batch pos d"]) -> Rows:
+        """One copy of the batch."""
+        return self._packing.pack(x) if self._packing else x
 
     def block(
         self,
         layer: int,
-        resid: Float[Tensor, "rows pos d_model"],
+        rows: Rows,
         weights: Weights | None = None,
-        added: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """One block on all copies, under the tail's weights unless others are given."""
-        copies = len(resid) // len(self._batch.ids)
-        at = None
-        if layer == self.view.n_layers - 1 and self._positions.shape[1] == 1:
-            at = self._positions[:, 0].repeat(copies)  # nothing else of the last block is read
+        written: Mapping[str, Rows] | None = None,
+    ) -> Rows:
+        """One block on all copies, under the tail's weights unless others are given; `written` is as for
+        `HookedView.through`."""
+        copies = len(rows) // len(self._read)
+        at = self._read.repeat(copies, 1) if layer == self.view.n_layers - 1 else None
         call = self._calls_on(copies)[layer]
-        return self.view.through(layer, weights or self.weights, call, resid, added, at)
+        return self.view.through(layer, weights or self.weights, call, rows, written, at)
 
-    def rewards(
-        self, layer: int, resid: Float[Tensor, "rows pos d_model"]
-    ) -> Float[Tensor, "copies batch"]:
-        """The rewards of all copies, from the residual stream entering block `layer`."""
+    def rewards(self, layer: int, rows: Rows) -> Float[Tensor, "copies batch"]:
+        """The rewards of all copies, from what enters block `layer`."""
         for later in range(layer, self.view.n_layers):
-            resid = self.block(later, resid)
-        copies = len(resid) // len(self._batch.ids)
-        rows = torch.arange(len(resid), device=resid.device)[:, None]
-        logits = self.view.head(self.weights, resid[rows, self._positions.repeat(copies, 1)]).output
+            rows = self.block(later, rows)
+        copies = len(rows) // len(self._read)
+        each = torch.arange(len(rows), device=rows.device)[:, None]
+        read = rows[each, self._read.repeat(copies, 1)].reshape(
+            copies * len(self._batch.ids), -1, rows.shape[-1]
+        )
+        logits = self.view.head(self.weights, read).output
         return self._reward(logits, self._batch.repeat(copies)).unflatten(0, (copies, -1))
+
+    def _record(self, copies: int) -> list[BlockCall]:
+        """How the model calls its blocks on so many copies."""
+        with torch.no_grad():
+            if not self._packing:
+                batch = self._batch.repeat(copies)
+                return self.view.embed(self.weights, batch.ids, batch.mask)[1]
+            seen = self._packing.seen
+            least = torch.finfo(self.view.dtype).min
+            mask = torch.zeros_like(seen, dtype=self.view.dtype).masked_fill(~seen, least)
+            ids, positions = (
+                t.repeat(copies, 1) for t in (self._packing.ids, self._packing.positions[None])
+            )
+            return self.view.embed(self.weights, ids, mask.repeat(copies, 1, 1, 1), positions)[1]
