@@ -114,7 +114,7 @@ class Fidelity:
         told = []
         for name, estimates in ESTIMATES.items():
             r = {estimate: float(table.loc[(name, estimate), "r"]) for estimate in estimates}
-            best = max(r, key=lambda estimate: np.nan_to_num(r[estimate], nan=-1.0))
+            best = _cheapest_of_the_best(r)
             values = ", ".join(f"{estimate} r = {value:.2f}" for estimate, value in r.items())
             slope = float(table.loc[(name, best), "slope"])
             told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
@@ -210,6 +210,12 @@ def _correlation(of: Any, x: np.ndarray, y: np.ndarray) -> float:
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(of(x, y).statistic)
+
+
+def _cheapest_of_the_best(r: Mapping[str, float]) -> str:
+    """The first estimate, which costs least, unless a later one agrees noticeably better."""
+    known = {estimate: value if np.isfinite(value) else -1.0 for estimate, value in r.items()}
+    return next(estimate for estimate, value in known.items() if value >= max(known.values()) - 0.02)
 
 
 def _use(r: float, slope: float, best: str, among: Mapping[str, float]) -> str:
