@@ -83,11 +83,12 @@ def main() -> None:
             if not repeat:  # the first round warms up
                 times = {name: [] for name in times}
         medians = {name: statistics.median(values) for name, values in times.items()}
-        ratio = flops(slowly(in_plain, 4)) * n_passes / SAMPLE / flops(ours)
+        fewer = flops(slowly(in_plain, 4)) * n_passes / SAMPLE / flops(ours)
+        n_parameters = sum(p.numel() for p in plain.parameters()) / 1e6
+        faster = ", ".join(f"{medians[name] / medians['ours']:.1f} ({name})" for name in sides)
         print(
-            f"{family}, {n_layers} layers, {sum(p.numel() for p in plain.parameters()) / 1e6:.1f}M parameters, "
-            f"{n_passes} interventions: {medians['ours']:.1f} s; {ratio:.2f} times fewer matrix products; faster "
-            + ", ".join(f"{medians[name] / medians['ours']:.1f} ({name})" for name in sides)
+            f"{family}, {n_layers} layers, {n_parameters:.1f}M parameters, {n_passes} interventions: "
+            f"{medians['ours']:.1f} s; {fewer:.2f} times fewer matrix products; times faster: {faster}"
         )
 
 
