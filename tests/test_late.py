@@ -8,11 +8,14 @@ from interventions import baseline_value, late_gradients
 from tiny import (
     FAMILIES,
     PROMPTS,
+    assert_unchanged,
     blocks,
     double_throughout,
     head_columns,
+    hooked,
     hooked_pair,
     plain_pair,
+    state_of,
 )
 
 from ecstruct.models.delta import WeightDelta
@@ -63,6 +66,17 @@ def test_the_last_mlp_has_none_when_nothing_after_it_changes(family):
     surrogate = of(score(before, delta, PROMPTS, progress=False), "upstream")
     assert np.abs(exact[:, -1]).max() <= 1e-14 < 1e-4 < np.abs(surrogate[:, -1]).max()
     assert np.abs(exact[:, 0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "gemma2"])
+def test_models_are_bit_identical_afterwards(family):
+    pair = tuple(hooked(plain, torch.float32) for plain in plain_pair(family))
+    options = {"upstream": "exact", "path_steps": 2, "progress": False}
+    score(*pair, PROMPTS, **options)  # TransformerLens sets up hooks of its own
+    states = [state_of(model) for model in pair]
+    score(*pair, PROMPTS, **options)
+    for model, state in zip(pair, states, strict=True):
+        assert_unchanged(model, state)
 
 
 @pytest.mark.parametrize("family", ["olmo", "gemma2", "neox"])

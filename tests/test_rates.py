@@ -45,6 +45,8 @@ def test_the_rules() -> None:
         "std": pytest.approx(2e-4 / 2**0.5),
         "seeds": [2e-4, 4e-4],
     }
+    assert both.table().to_dict("records")[1] == {"seed": 0, **vars(both.chosen()[0])}
+    assert [len(table) for table in both.tables().values()] == [2, 6 + 6 + len(pairs) + 1]
     assert both.conclusion().startswith("Chosen for seed 1: first_hop 0.0004, ")
 
 

@@ -26,7 +26,7 @@ class ChosenRates(Result):
     name: ClassVar[str] = "rates"
     title: ClassVar[str] = "Learning rates"
     shows: ClassVar[str] = "Mean ranks on people and words that no experiment uses, by learning rate."
-    lists: ClassVar[str] = "Two-hop facts: the worst of facts learnt with early or late layers frozen."
+    lists: ClassVar[str] = "The learning rates that were chosen."
 
     @property
     def figure(self) -> go.Figure:
@@ -41,7 +41,12 @@ class ChosenRates(Result):
         )
 
     def table(self) -> pd.DataFrame:
-        return means(self.frame).round({"rank": 2})
+        return pd.DataFrame({"seed": seed, **asdict(chosen)} for seed, chosen in self.chosen().items())
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        grid = means(self.frame).round({"rank": 2})
+        measured = "The grid. Two-hop facts: mean rank with the worse of early and late layers frozen."
+        return {self.lists: self.table(), measured: grid}
 
     def chosen(self) -> dict[int, Rates]:
         """By seed, the rates that its rows speak for."""
