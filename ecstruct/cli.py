@@ -31,6 +31,14 @@ SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
 JSONL = "JSONL with the keys prompt, answer and optionally options, subject, template"
 
 
+Source = Annotated[str, typer.Option(help=SOURCE)]
+After = Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")]
+Prompts = Annotated[Path, typer.Option(help=JSONL)]
+Reward = Annotated[Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")]
+Baseline = Annotated[
+    Literal["counterfactual", "mean", "zero"],
+    typer.Option(help="What upstream scores compare a component's output with."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[
@@ -81,7 +89,7 @@ def demo(
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Option(help=SOURCE)],
+    model: Source,
     facts: Annotated[Path, typer.Option(help=JSONL)],
     out: Out,
     lr: Annotated[float | None, typer.Option(help="Learning rate; known for the organism.")] = None,
@@ -127,8 +135,8 @@ def finetune(
 
 @app.command()
 def rank(
-    model: Annotated[str, typer.Option(help=SOURCE)],
-    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    model: Source,
+    prompts: Prompts,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -146,20 +154,15 @@ def rank(
 
 @app.command()
 def score(
-    before: Annotated[str, typer.Option(help=SOURCE)],
-    after: Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")],
-    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    before: Source,
+    after: After,
+    prompts: Prompts,
     out: Out,
-    reward: Annotated[
-        Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")
-    ] = "logit_diff",
+    reward: Reward = "logit_diff",
     answer_tokens: Annotated[
         Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
     ] = "first",
-    baseline: Annotated[
-        Literal["counterfactual", "mean", "zero"],
-        typer.Option(help="What upstream scores compare a component's output with."),
-    ] = "counterfactual",
+    baseline: Baseline = "counterfactual",
     upstream: Annotated[
         Literal["surrogate", "exact"],
         typer.Option(help="Upstream gradients with all weights new, or with later ones only."),
@@ -197,17 +200,12 @@ def score(
 
 @app.command()
 def fidelity(
-    before: Annotated[str, typer.Option(help=SOURCE)],
-    after: Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")],
-    prompts: Annotated[Path, typer.Option(help=JSONL)],
+    before: Source,
+    after: After,
+    prompts: Prompts,
     out: Out,
-    reward: Annotated[
-        Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")
-    ] = "logit_diff",
-    baseline: Annotated[
-        Literal["counterfactual", "mean", "zero"],
-        typer.Option(help="What upstream scores compare a component's output with."),
-    ] = "counterfactual",
+    reward: Reward = "logit_diff",
+    baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
     memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
     device: Device = None,
@@ -240,7 +238,7 @@ def reproduce(
         ),
     ],
     out: Out,
-    model: Annotated[str, typer.Option(help=SOURCE)] = "organism",
+    model: Source = "organism",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1; each organism is a seed's own.")] = 1,
     repeats: Annotated[int, typer.Option(help="Pairings of people and cities per seed.")] = 5,
     lr: Annotated[

@@ -9,6 +9,7 @@ from comparisons import EXACT, assert_same, of
 from interventions import causal, effects, run
 from tiny import (
     FAMILIES,
+    LANGUAGES,
     N_HEADS,
     N_LAYERS,
     PROMPTS,
@@ -22,6 +23,7 @@ from tiny import (
     state_of,
 )
 
+from ecstruct import Prompt
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
@@ -108,6 +110,26 @@ def test_how_interventions_are_stacked_changes_nothing(family):
     stacked.append(ExtractiveScores(shuffled.dataset.isel(prompt=np.argsort(order))))
     for found in stacked:
         assert_agree(found, expected, EXACT)
+
+
+@pytest.mark.parametrize("baseline", ["counterfactual", "zero"])
+@pytest.mark.parametrize("family", ["olmo", "neox"])
+def test_entities_that_begin_alike_are_kept_apart(family, baseline):
+    """Where they share a batch, their first tokens are the same; but y* there is each prompt's own."""
+    names = ("Ada Bo", "Ada Li", "Ada de Wit", "Ed Roy")
+    prompts = [
+        Prompt(f"people that {name} knows speak", answer, LANGUAGES)
+        for name, answer in zip(names, ("Dutch", "Thai", "Zulu", "Thai"), strict=True)
+    ]
+    of_one = graph_bytes(HookedView(hooked_pair(family)[0]), 1, 9)
+    with double_throughout():
+        found, expected = (
+            causal_scores(
+                *hooked_pair(family), prompts, baseline=baseline, per_token=True, memory=m, progress=False
+            )
+            for m in (2 * of_one, of_one)  # the first two people together; everybody alone
+        )
+    assert_agree(found, expected, EXACT)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -223,7 +223,9 @@ class _Run:
             return tails, [t.rewards(start, t.rows(walk.resid(start, b)))[0] for t, walk in pairs]
 
         tails, rewards = both(None)
-        packing = Packing.of(batch)
+        # Within entities y* is each prompt's own, even where these begin alike.
+        entities = [self.job.prompts[row].entity[0] for row in self.job.rows[b]]
+        packing = Packing.of(batch, at_most=min(entities))
         if packing.ids.numel() < 0.9 * batch.ids.numel():
             packed, again = both(packing)
             if all(torch.allclose(x, y, 1e-5, 1e-5) for x, y in zip(rewards, again, strict=True)):

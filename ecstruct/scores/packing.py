@@ -30,11 +30,11 @@ class Packing:
     n_shared: int
 
     @classmethod
-    def of(cls, batch: Batch) -> "Packing":
-        """Every prompt keeps at least its last token for itself."""
+    def of(cls, batch: Batch, at_most: int) -> "Packing":
+        """Share no more than `at_most` of the first tokens; every prompt keeps at least its last one."""
         ids, lengths = batch.ids, batch.lengths
         alike = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
-        n_shared = min(alike, int(lengths.min()) - 1)
+        n_shared = min(alike, at_most, int(lengths.min()) - 1)
         at = torch.arange(ids.shape[1], device=ids.device)
         prompts, positions = ((at >= n_shared) & (at < lengths[:, None])).nonzero(as_tuple=True)
         places = at.repeat(len(ids), 1)
