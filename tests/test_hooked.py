@@ -142,6 +142,17 @@ def test_a_copy_after_a_forward_shares_nothing(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_copied_after_a_run_with_gradients(tmp_path, family):
+    """Some attention keeps the pattern of its last run, and a tensor in a graph cannot be copied."""
+    model = load(save(tmp_path, family), device="cpu")
+    loss = model(IDS, return_type="logits", use_cache=False).sum()
+    assert loss.requires_grad
+    assert torch.equal(logits(copy_of(model)), logits(model))
+    ecstruct.score(model, model, FACTS, path_steps=2, progress=False)  # its last block is run with a graph
+    copy_of(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_of_a_copy_fire_in_the_copy_only(tmp_path, family):
     model = load(save(tmp_path, family), device="cpu")
     logits(model)

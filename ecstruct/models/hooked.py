@@ -56,7 +56,16 @@ def copy_of(model: TransformerBridge) -> TransformerBridge:
     """
     for block in model.blocks:
         block._teardown_capture_hooks()
+        _drop_pattern(block)
     return copy.deepcopy(model)
+
+
+def _drop_pattern(block: nn.Module) -> None:
+    """The attention of fused projections keeps the pattern of its last run, and with it that run's graph;
+    nothing reads it, and it cannot be copied."""
+    attention: Any = block.attn
+    if getattr(attention, "_pattern", None) is not None:
+        attention._pattern = None
 
 
 @contextmanager
@@ -291,6 +300,7 @@ class HookedView:
         args, kwargs = call.bind(resid)
         local = {here: weights[name] for name, here in self._block_names[layer].items()}
         out = _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
+        _drop_pattern(self.blocks[layer])
         self._returns_tuple = isinstance(out, tuple)
         return out[0] if isinstance(out, tuple) else out
 
