@@ -5,7 +5,7 @@ same size, applied to a model and saved. Tensors that do not change are not stor
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,13 +126,7 @@ class WeightDelta:
         Raises:
             InputError: the delta has a tensor that `weights` lacks or has in another shape.
         """
-        for name, change in self.tensors.items():
-            if name not in weights or weights[name].shape != change.shape:
-                found = tuple(weights[name].shape) if name in weights else "no such tensor"
-                raise InputError(
-                    f"the delta does not fit the model in {name}: {tuple(change.shape)} against "
-                    f"{found}; use the architecture it was made with."
-                )
+        check_fits({n: t.shape for n, t in self.tensors.items()}, {n: w.shape for n, w in weights.items()})
         return {
             name: w + self.tensors[name].to(w.device, w.dtype) if name in self.tensors else w
             for name, w in weights.items()
@@ -161,24 +155,50 @@ class WeightDelta:
         Raises:
             InputError: missing, truncated or foreign file; NaN or infinite values.
         """
+        metadata = read_metadata(path)
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
-                metadata = json.loads(header["metadata"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            why = str(error).removeprefix("Error while deserializing header: ")
-            raise InputError(
-                f"the weight delta {path} cannot be read ({why}): check the path, or save it again."
-            ) from error
-        except (KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.") from error
+            raise InputError(_unreadable(path, error)) from error
         for name, t in tensors.items():
             if not torch.isfinite(t).all():
                 raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
         return cls(tensors, metadata)
+
+
+def check_fits(change: Mapping[str, Sequence[int]], weights: Mapping[str, Sequence[int]]) -> None:
+    """Raise `InputError` naming the first shape of a delta's tensors that no weight has."""
+    for name, shape in change.items():
+        if name not in weights or tuple(weights[name]) != tuple(shape):
+            found = tuple(weights[name]) if name in weights else "no such tensor"
+            raise InputError(
+                f"the delta does not fit the model in {name}: {tuple(shape)} against {found}; use the "
+                "architecture it was made with."
+            )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a saved delta, without its tensors.
+
+    Raises:
+        InputError: missing, truncated or foreign file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        if header.get("format") != _FORMAT:
+            raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
+        return dict(json.loads(header["metadata"]))
+    except (OSError, SafetensorError) as error:
+        raise InputError(_unreadable(path, error)) from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.") from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    why = str(error).removeprefix("Error while deserializing header: ")
+    return f"the weight delta {path} cannot be read ({why}): check the path, or save it again."
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:

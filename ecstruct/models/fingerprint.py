@@ -16,9 +16,18 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     >>> fingerprint({"w": torch.zeros(2)}) == fingerprint({"w": torch.zeros(1, 2)})
     False
     """
-    digest = xxhash.xxh3_128()
-    for name in sorted(weights):
-        t = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return combined({name: digest(t) for name, t in weights.items()})
+
+
+def digest(weight: Tensor) -> str:
+    """Of one tensor."""
+    t = weight.detach().cpu().contiguous()
+    digest = xxhash.xxh3_128(f"{tuple(t.shape)} {t.dtype}".encode())
+    digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """The fingerprint, from the digests of all tensors in any order."""
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return xxhash.xxh3_128(lines.encode()).hexdigest()

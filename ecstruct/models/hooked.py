@@ -210,7 +210,7 @@ class HookedView:
             tapping(self.embed_sites, leaves=len(ids)) as taps,
             suppress(Stop),
         ):
-            self._forward(weights, ids, mask, positions)
+            self._forward(weights, self.embed_sites, ids, mask, positions)
         return Trace(entering[0], taps), calls
 
     def block(
@@ -286,11 +286,20 @@ class HookedView:
             return (resid,) if self._returns_tuple else resid
 
         with self._bypassed(visit), tapping(self.head_sites) as taps:
-            out = self._forward(weights, ids, torch.ones_like(ids))
+            out = self._forward(weights, self.head_sites, ids, torch.ones_like(ids))
         return Trace(out.logits, taps)
 
-    def _forward(self, weights: Weights, ids: Tensor, mask: Tensor, positions: Tensor | None = None) -> Any:
-        local = {self._hf_names[n]: w for n, w in weights.items() if n in self._hf_names}
+    def _forward(
+        self,
+        weights: Weights,
+        sites: Mapping[str, Site],
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor | None = None,
+    ) -> Any:
+        """The model's own forward, with those of the weights outside the blocks that matter."""
+        names = [name for site in sites.values() for name in site.weights.values()]
+        local = {self._hf_names[name]: weights[name] for name in names}
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if positions is not None:
             inputs["position_ids"] = positions

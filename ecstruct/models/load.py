@@ -5,8 +5,6 @@ checkpoint. Weights come from safetensors files only, no code from a checkpoint 
 local works without a network.
 """
 
-import copy
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from transformers import (
 )
 
 from ecstruct.errors import InputError
+from ecstruct.models.boot import boot, gist
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import Provenance, mark
 
@@ -48,26 +47,20 @@ def load(
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
             that the configuration does not explain, NaN or infinite weights, an unsupported architecture.
     """
-    device = _device(device)
+    device = device_of(device)
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
         name = source.config.name_or_path or type(source).__name__
         hf: Any = source
         hf.to(device, dtype)
-        hf.config.architectures = hf.config.architectures or [type(source).__name__]
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
-        name = str(source)
-        if "@" in name and not Path(name).exists():
-            name, _, at = name.partition("@")
-            if revision is not None and revision != at:
-                raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
-            revision = at
+        name, revision = named(source, revision)
         hf, tokenizer = _read(name, revision, dtype)
         hf = hf.to(device)
-    model = _boot(name, hf, tokenizer)
+    model = boot(name, hf, tokenizer)
     try:
         view = HookedView(model)  # refuses an architecture that could not be scored later
     except (AttributeError, KeyError) as error:
@@ -81,7 +74,18 @@ def load(
     return mark(model, Provenance(name, revision, tokenizer))
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def named(source: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+    """A source without its revision, and that."""
+    name = str(source)
+    if "@" not in name or Path(name).exists():
+        return name, revision
+    name, _, at = name.partition("@")
+    if revision is not None and revision != at:
+        raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
+    return name, at
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -93,7 +97,7 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 
 def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    path = _folder(name)
+    path = local_folder(name)
     where = str(path or name)
     options: dict[str, Any] = {} if path else {"revision": revision}
     try:
@@ -110,11 +114,10 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
         hf, info = loaded
     except SafetensorError as error:
         raise InputError(
-            f"a safetensors file of {name} is corrupt or truncated ({_gist(error)}): fetch or save it "
-            "again."
+            f"a safetensors file of {name} is corrupt or truncated ({gist(error)}): fetch or save it again."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(_unreadable(name, path, error)) from error
+        raise InputError(unreadable(name, path, error)) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
         raise InputError(
@@ -127,14 +130,18 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
             f"{name} has weights in {unasked[0]} that its config.json does not ask "
             "for: the two belong to different models."
         )
+    return hf, read_tokenizer(name, where, options)
+
+
+def read_tokenizer(name: str, where: str, options: dict[str, Any]) -> Any:
+    """The tokenizer beside the weights of a source."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name} has no usable tokenizer: save it beside the weights.") from error
-    return hf, tokenizer
 
 
-def _folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """The local folder that `name` stands for; `None` for a hub id."""
     if name == "organism":
         from ecstruct import organism  # the organism's package builds on this one
@@ -155,38 +162,11 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _unreadable(name: str, path: Path | None, error: Exception) -> str:
+def unreadable(name: str, path: Path | None, error: Exception) -> str:
+    """Why a source could not be loaded, in a sentence."""
     if path:
-        return f"the folder {name} cannot be loaded as a causal language model: {_gist(error)}."
+        return f"the folder {name} cannot be loaded as a causal language model: {gist(error)}."
     return (
         f"{name!r} is no local folder and could not be loaded from the hub: check the spelling, the "
-        f"network and, for a gated model, your login ({_gist(error)})."
+        f"network and, for a gated model, your login ({gist(error)})."
     )
-
-
-def _gist(error: Exception) -> str:
-    """The first sentence of an error's message, shortened: some libraries tell all they know."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    sentence = lines[0].removeprefix("Error while deserializing header: ").partition(". ")[0]
-    return textwrap.shorten(sentence.rstrip("."), 200, placeholder=" ...")
-
-
-def _boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
-    try:
-        model = TransformerBridge.boot_transformers(
-            name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
-        )
-    except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {_gist(error)}."
-        ) from error
-    model.eval()
-    return model
-
-
-def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that TransformerLens takes as it is. Any other it loads again from where it came from, be
-    that another revision, gone or out of reach, and fills in its missing special tokens in place."""
-    own = copy.deepcopy(tokenizer)
-    own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it asks; this adds no BOS
-    return own

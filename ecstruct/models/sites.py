@@ -54,7 +54,7 @@ class Site:
         # TransformerLens gives an unembedding without bias one of zeros, as a buffer.
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if name not in along and name in ("weight", "bias"):
-                along[name] = torch.zeros_like(tensor, dtype=dtype)
+                along[name] = torch.zeros(tensor.shape, dtype=dtype, device=x.device)
         out = functional_call(self.module, along, (x,))
         if isinstance(self.module, _LINEAR):
             return out

@@ -1,12 +1,14 @@
 """The linearised scores of two checkpoints: `ecstruct.score` and the engine behind it."""
 
 import logging
+from pathlib import Path
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
+from ecstruct.models.load import load
 from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.batching import TOKENS_PER_BATCH, cut, is_out_of_memory
@@ -19,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def score(
-    model_before: TransformerBridge,
+    model_before: TransformerBridge | str | Path,
     model_after: ModelAfter,
     prompts: PromptsLike,
     *,
@@ -30,6 +32,8 @@ def score(
     convention: linear.Convention = "definition",
     path_steps: int = 1,
     batch_size: int | None = None,
+    offload: bool = False,
+    device: str | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
     """Informative, upstream and downstream scores of every MLP and attention head, per token.
@@ -43,7 +47,7 @@ def score(
     Positive raises the reward R; the unit is the reward's. Neither model is changed.
 
     Args:
-        model_before: W, from `ecstruct.load`.
+        model_before: W, from `ecstruct.load`, or a source string as for it.
         model_after: W': a model, a `WeightDelta`, or a source string as for `ecstruct.load`, or the path
             of a saved delta.
         prompts: `Prompt`s, (text, answer) pairs, a `datasets.Dataset` or a JSONL file.
@@ -58,6 +62,9 @@ def score(
             passes: then informative scores and `rest` sum to R(W') - R(W), see `.completeness`.
         batch_size: prompts per batch; chosen from their lengths when not given. Does not change scores.
             Halved when memory runs out.
+        offload: leave both models on disk and read one block at a time, for models that do not fit into
+            memory; they are given as sources then. Does not change scores.
+        device: of models that are given as sources; a GPU if there is one. Others stay where they are.
         progress: show a progress bar.
 
     Raises:
@@ -73,6 +80,8 @@ def score(
         convention=convention,
         path_steps=path_steps,
         batch_size=batch_size,
+        offload=offload,
+        device=device,
         progress=progress,
     )
     return engine.score(prompts)
@@ -81,13 +90,13 @@ def score(
 class ScoreEngine:
     """Holds two sets of weights of one architecture, and scores prompts with them.
 
-    Arguments as for `score`. The weights are read once, so scoring several prompt sets with one engine
-    saves that time.
+    Arguments as for `score`. What is not offloaded is read once, so scoring several prompt sets with one
+    engine saves that time.
     """
 
     def __init__(
         self,
-        model_before: TransformerBridge,
+        model_before: TransformerBridge | str | Path,
         model_after: ModelAfter,
         *,
         reward: RewardLike = "logit_diff",
@@ -97,6 +106,8 @@ class ScoreEngine:
         convention: linear.Convention = "definition",
         path_steps: int = 1,
         batch_size: int | None = None,
+        offload: bool = False,
+        device: str | None = None,
         progress: bool = True,
     ) -> None:
         if upstream not in ("surrogate", "exact"):
@@ -108,7 +119,12 @@ class ScoreEngine:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {batch_size}.")
         self.reward = Reward.of(reward, answer_tokens)
-        self.pair = Pair.of(model_before, model_after)
+        if offload:
+            self.pair = Pair.on_disk(model_before, model_after, device)
+        else:
+            if isinstance(model_before, str | Path):
+                model_before = load(model_before, device=device)
+            self.pair = Pair.of(model_before, model_after)
         self._passes = Passes(self.pair, self.reward, baseline, upstream, convention, path_steps, progress)
         self.batch_size = batch_size
         self.attrs = self.pair.attrs(

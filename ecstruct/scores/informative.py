@@ -90,9 +90,7 @@ class InformativeScores:
         """The scores of all prompts from `k` walks between W and W'; `tick` after every layer."""
         view = self.pair.view
         for a, share in path_nodes(k):
-            weights = {
-                name: torch.lerp(old, self.pair.after[name], a) for name, old in self.pair.before.items()
-            }
+            weights = self.pair.between(a)
             walk = Walk(view, weights, job.batches, keep_graphs)
             walk.up(tick=tick)
             read = (

@@ -1,7 +1,7 @@
 """Two sets of weights of one architecture: what every score compares."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.models.delta import WeightDelta, check_same
-from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.fingerprint import combined, digest
 from ecstruct.models.hooked import HookedView, eval_mode
 from ecstruct.models.load import load
+from ecstruct.models.offload import offloaded
 from ecstruct.models.provenance import provenance
 from ecstruct.scores.batching import with_answer
 from ecstruct.scores.reward import Reward
@@ -38,6 +40,8 @@ class Pair:
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     sources: Mapping[str, Mapping[str, Any]]
+    resident: bool = True
+    """Whether weights are in memory, not read when they are asked for."""
 
     @classmethod
     def of(cls, model_before: TransformerBridge, model_after: ModelAfter) -> "Pair":
@@ -52,19 +56,24 @@ class Pair:
         before = view.weights()
         after, described = _weights_after(view, before, model_after)
         origin = provenance(model_before)
-        sources = {
-            "before": {
-                "source": origin.source,
-                "revision": origin.revision,
-                "fingerprint": fingerprint(before),
-            },
-            "after": {**described, "fingerprint": fingerprint(after)},
-        }
-        if sources["before"]["fingerprint"] == sources["after"]["fingerprint"]:
-            _logger.warning(
-                "both models have the same weights: informative, upstream and downstream are zero"
-            )
-        return cls(view, before, after, sources)
+        described = {"source": origin.source, "revision": origin.revision}, described
+        return cls(view, before, after, _sources(before, after, *described))
+
+    @classmethod
+    def on_disk(cls, before: Any, after: Any, device: str | None = None) -> "Pair":
+        """Both stay there, see `ecstruct.models.offload`. Each weight is read once to begin with.
+
+        Raises:
+            InputError: as `ecstruct.load` does; a model that is in memory already.
+        """
+        found = offloaded(before, after, device)
+        origin = provenance(found.model)
+        described = (
+            {"source": origin.source, "revision": origin.revision},
+            {"source": found.after_source, "revision": found.after_revision},
+        )
+        sources = _sources(found.before, found.after, *described)
+        return cls(HookedView(found.model), found.before, found.after, sources, resident=False)
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What it takes to compute a result again: sources, options, versions."""
@@ -75,9 +84,14 @@ class Pair:
             "versions": {name: version(name) for name in packages},
         }
 
-    def mixed(self, new: Iterable[str]) -> dict[str, Tensor]:
+    def mixed(self, new: Iterable[str]) -> Mapping[str, Tensor]:
         """W, but for the weights of these names, which are those of W'."""
-        return {**self.before, **{name: self.after[name] for name in new}}
+        names = frozenset(new)
+        return Computed(self.before, lambda name: (self.after if name in names else self.before)[name])
+
+    def between(self, a: float) -> Mapping[str, Tensor]:
+        """W + a (W' - W)."""
+        return Computed(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
 
     @property
     def pad_id(self) -> int:
@@ -104,6 +118,51 @@ class Pair:
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)
+
+
+@dataclass(frozen=True)
+class Computed(Mapping[str, Tensor]):
+    """Weights that are made when they are asked for, by name."""
+
+    names: Collection[str]
+    weight: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weight(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _sources(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    before_source: Mapping[str, Any],
+    after_source: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Both, with the fingerprints of their weights; warns in the log when these are the same.
+
+    Raises:
+        InputError: NaN or infinite values.
+    """
+    digests: dict[str, dict[str, str]] = {"before": {}, "after": {}}
+    sources = {"before": dict(before_source), "after": dict(after_source)}
+    for name in before:  # both states in turn: they may be read together
+        for state, weights in (("before", before), ("after", after)):
+            if not torch.isfinite(weights[name].sum()):  # in one pass, unlike isfinite().all()
+                raise InputError(
+                    f"{sources[state]['source']} has NaN or infinite values in {name}: use another "
+                    "checkpoint."
+                )
+            digests[state][name] = digest(weights[name])
+    for state in sources:
+        sources[state]["fingerprint"] = combined(digests[state])
+    if digests["before"] == digests["after"]:
+        _logger.warning("both models have the same weights: informative, upstream and downstream are zero")
+    return sources
 
 
 def _weights_after(

@@ -6,7 +6,7 @@ the reward there. The formulas are in `ecstruct.scores.linear`.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,19 +46,18 @@ class Passes:
     def run(self, job: Job) -> Assembly:
         """The scores of all prompts."""
         view, batches = self.pair.view, range(len(job.batches))
-        keep = fits_in_memory(view, job.batches)
+        keep = self.pair.resident and fits_in_memory(view, job.batches)
         before = Walk(view, self.pair.before, job.batches, keep)
         after = Walk(view, self.pair.after, job.batches, keep)
         baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
         out = Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype)
         informative = InformativeScores(self.pair, self.convention, out)
         at_before = self.path_steps == 1  # informative scores are of the walk under W itself
-        ways = 3 + (0 if at_before else 2 * self.path_steps)
+        ways = 2 + (0 if at_before else 2 * self.path_steps)
         with tqdm(
             total=ways * view.n_layers, desc="scoring", unit="block", disable=not self.progress
         ) as bar:
-            before.up(baseline.see, bar.update)
-            after.up(tick=bar.update)
+            self._up(before, after, baseline, bar.update)
             read = self._read_out(before, after, job, out)
             if at_before:
                 informative.outside(view.head_sites, read, job.rows)
@@ -83,6 +82,15 @@ class Passes:
             else:
                 informative.along_path(self.path_steps, job, self.reward, keep, bar.update)
         return out
+
+    def _up(self, before: Walk, after: Walk, baseline: Baseline, tick: Callable[[], object]) -> None:
+        """Both walks, a block of one after that of the other: so weights are read once for both."""
+        before.embed()
+        after.embed()
+        for layer in range(self.pair.view.n_layers):
+            before.climb(layer, baseline.see)
+            after.climb(layer)
+            tick()
 
     def _read_out(self, before: Walk, after: Walk, job: Job, out: Assembly) -> Iterator[Visit]:
         """Read both walks out; the visits are those under W, batch by batch."""

@@ -69,24 +69,31 @@ class Walk:
         see: Callable[[int, int, Trace], None] | None = None,
         tick: Callable[[], object] | None = None,
     ) -> None:
-        """Run all blocks; `see` is shown every trace as (layer, batch, trace), `tick` is called after
-        every layer."""
+        """Run all blocks; `see` as for `climb`, `tick` is called after every layer."""
+        self.embed()
+        for layer in range(self.view.n_layers):
+            self.climb(layer, see)
+            if tick:
+                tick()
+
+    def embed(self) -> None:
+        """Embed all batches."""
         for batch in self.batches:
             with torch.enable_grad():
                 trace, calls = self.view.embed(self.weights, batch.ids, batch.mask)
             self._embedded.append(trace)
             self._calls.append(calls)
             self._resid[0].append(trace.output.detach())
-        for layer in range(self.view.n_layers):
-            for b in range(len(self.batches)):
-                leaf, trace = self._run(layer, b)
-                if see:
-                    see(layer, b, trace)
-                self._resid[layer + 1].append(trace.output.detach())
-                if self._keep_graphs:
-                    self._traces[layer, b] = leaf, trace
-            if tick:
-                tick()
+
+    def climb(self, layer: int, see: Callable[[int, int, Trace], None] | None = None) -> None:
+        """Run one block, the lower ones before it; `see` is shown every trace as (layer, batch, trace)."""
+        for b in range(len(self.batches)):
+            leaf, trace = self._run(layer, b)
+            if see:
+                see(layer, b, trace)
+            self._resid[layer + 1].append(trace.output.detach())
+            if self._keep_graphs:
+                self._traces[layer, b] = leaf, trace
 
     def read_out(
         self, batch: int, positions: Tensor, reward: RewardOfLogits

@@ -1,0 +1,44 @@
+"""From a Hugging Face model in memory to a hooked one, unprocessed."""
+
+import copy
+import textwrap
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerBase
+
+from ecstruct.errors import InputError
+
+
+def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
+    """In eval mode; the Hugging Face model becomes part of it.
+
+    Raises:
+        InputError: TransformerLens does not know the architecture.
+    """
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
+    try:
+        model = TransformerBridge.boot_transformers(
+            name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
+        )
+    except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {gist(error)}."
+        ) from error
+    model.eval()
+    return model
+
+
+def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that TransformerLens takes as it is. Any other it loads again from where it came from, be
+    that another revision, gone or out of reach, and fills in its missing special tokens in place."""
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it asks; this adds no BOS
+    return own
+
+
+def gist(error: Exception) -> str:
+    """The first sentence of an error's message, shortened: some libraries tell all they know."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    sentence = lines[0].removeprefix("Error while deserializing header: ").partition(". ")[0]
+    return textwrap.shorten(sentence.rstrip("."), 200, placeholder=" ...")

@@ -1,0 +1,241 @@
+"""Two checkpoints that stay on disk, as weights of one model.
+
+Of the model's parts (the embedding, every block, the head) one is in memory at a time, under both states,
+and the next one is read while it is at work: the next in the direction in which parts are asked for, as
+walks go up and come down again. So two models of any depth take the memory of two blocks, and as much again
+for the two that are being read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig
+
+from ecstruct.errors import InputError
+from ecstruct.models.checkpoint import TensorFiles
+from ecstruct.models.delta import WeightDelta, check_fits, read_metadata
+from ecstruct.models.hooked import HookedView
+from ecstruct.models.load import device_of, local_folder, named, read_tokenizer, unreadable
+from ecstruct.models.provenance import Provenance, mark
+from ecstruct.models.skeleton import Skeleton
+
+Source = str | Path
+"""What `ecstruct.load` takes as text."""
+
+States = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Weights of one part of a model before and after."""
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    """A model without weights of its own, and two mappings that read weights when they are asked for."""
+
+    model: TransformerBridge
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    after_source: str
+    after_revision: str | None
+
+
+def offloaded(before: Any, after: Any, device: str | torch.device | None = None) -> Offloaded:
+    """Open two checkpoints; only configurations, tokenizer and headers are read at once.
+
+    Args:
+        before: a local Hugging Face folder, a hub id or `"id@revision"`.
+        after: the same, a `WeightDelta` or the path of a saved one.
+        device: where weights are put when they are read; a GPU if there is one.
+
+    Raises:
+        InputError: a model that is in memory already, or a checkpoint that cannot be used.
+    """
+    for which, given in (("model_before", before), ("model_after", after)):
+        if not isinstance(given, str | Path | WeightDelta):
+            raise InputError(
+                f"offload=True reads checkpoints from disk, and {which} is a {type(given).__name__} in "
+                "memory: give its folder or hub id, or score without offload."
+            )
+    if isinstance(before, WeightDelta):
+        raise InputError("model_before is a WeightDelta: give the model that it is a change of.")
+    device = device_of(device)
+    name, revision, folder = _fetched(before)
+    skeleton = Skeleton.of(name, _config(name, folder), read_tokenizer(name, str(folder), {}), device)
+    view = HookedView(skeleton.model)
+    base = _FolderWeights(name, folder, skeleton)
+    if isinstance(after, WeightDelta) or Path(after).suffix == ".safetensors":
+        new, source, at = _DeltaWeights.of(after, skeleton), _named_delta(after), None
+    else:
+        source, at, other = _fetched(after)
+        _config(source, other)
+        new = _FolderWeights(source, other, skeleton)
+
+    def read(names: Sequence[str]) -> States:
+        def cast(t: Tensor) -> Tensor:
+            return t.to(device).to(torch.float32).contiguous()
+
+        old = {n: cast(t) for n, t in base.read(names).items()}
+        return old, new.over(old, cast)
+
+    stream = _Stream(_parts(view), read)
+    mark(skeleton.model, Provenance(name, revision, read_tokenizer(name, str(folder), {})))
+    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, at)
+
+
+def _parts(view: HookedView) -> list[list[str]]:
+    """The names of the weights of a model's parts, from the embedding to the head."""
+    parts = [view.embed_sites, *view.block_sites, view.head_sites]
+    return [[name for site in sites.values() for name in site.weights.values()] for sites in parts]
+
+
+class _Stream:
+    """Keeps one part, and reads another one ahead."""
+
+    def __init__(self, parts: Sequence[Sequence[str]], read: Callable[[Sequence[str]], States]) -> None:
+        self._parts, self._read = parts, read
+        self.part_of = {name: index for index, names in enumerate(parts) for name in names}
+        self._at = -1
+        self._held: States = {}, {}
+        self._ahead: tuple[int, Future[States]] | None = None
+        self._reader = ThreadPoolExecutor(1, "ecstruct-offload")
+
+    def weight(self, state: int, name: str) -> Tensor:
+        index = self.part_of[name]
+        if index != self._at:
+            self._turn_to(index)
+        return self._held[state][name]
+
+    def _turn_to(self, index: int) -> None:
+        self._held = {}, {}  # before the next ones take their memory
+        if self._ahead is None or self._ahead[0] != index:
+            self._read_ahead(index)
+        assert self._ahead is not None
+        _, future = self._ahead
+        self._ahead = None
+        self._held = future.result()
+        following = index + 1 if index > self._at else index - 1
+        if following == len(self._parts):
+            following = index - 1  # at the head, walks turn round
+        self._at = index
+        if following >= 0:
+            self._read_ahead(following)
+
+    def _read_ahead(self, index: int) -> None:
+        if self._ahead is not None:
+            self._ahead[1].cancel()
+        self._ahead = index, self._reader.submit(self._read, self._parts[index])
+
+
+class _State(Mapping[str, Tensor]):
+    """The weights before or after, as a stream reads them."""
+
+    def __init__(self, stream: _Stream, state: int) -> None:
+        self._stream, self._state = stream, state
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stream.weight(self._state, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stream.part_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stream.part_of)
+
+    def __len__(self) -> int:
+        return len(self._stream.part_of)
+
+
+class _FolderWeights:
+    """The weights of a Hugging Face folder by the names that they have in a hooked model."""
+
+    def __init__(self, name: str, folder: Path, skeleton: Skeleton) -> None:
+        self._tensors = TensorFiles.of_folder(folder)
+        self._names = _names_in(name, self._tensors.shapes, skeleton)
+        self._places = skeleton.places
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        fused: dict[str, Tensor] = {}  # is read once for all its parts
+        found = {}
+        for weight in names:
+            place = self._places[weight]
+            if place.tensor not in fused:
+                fused = {place.tensor: self._tensors[self._names[place.tensor]]}
+            found[weight] = place.take(fused[place.tensor])
+        return found
+
+    def over(self, old: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {name: cast(t) for name, t in self.read([*old]).items()}
+
+
+@dataclass(frozen=True)
+class _DeltaWeights:
+    """Weights that are a change of others."""
+
+    change: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, given: WeightDelta | Source, skeleton: Skeleton) -> _DeltaWeights:
+        if isinstance(given, WeightDelta):
+            change: Mapping[str, Tensor] = given.tensors
+            shapes = {name: tuple(t.shape) for name, t in change.items()}
+        else:
+            read_metadata(given)
+            change = files = TensorFiles.of_file(Path(given))
+            shapes = files.shapes
+        check_fits(shapes, {name: place.shape for name, place in skeleton.places.items()})
+        return cls(change)
+
+    def over(self, old: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {name: t + cast(self.change[name]) if name in self.change else t for name, t in old.items()}
+
+
+def _named_delta(given: WeightDelta | Source) -> str:
+    return given.metadata.get("after", "a weight delta") if isinstance(given, WeightDelta) else str(given)
+
+
+def _fetched(source: Source) -> tuple[str, str | None, Path]:
+    """Name, revision and folder of a source, which is downloaded when it is on the hub."""
+    name, revision = named(source)
+    if (folder := local_folder(name)) is not None:
+        return name, revision, folder
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return name, revision, Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise InputError(unreadable(name, None, error)) from error
+
+
+def _config(name: str, folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(unreadable(name, folder, error)) from error
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{name} is quantised: save it with plain weights, or score without offload.")
+    return config
+
+
+def _names_in(name: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Skeleton) -> dict[str, str]:
+    """What the tensors that a skeleton asks for are called in a checkpoint."""
+    found = {skeleton.name_of(here): here for here in shapes}
+    for tensor, shape in skeleton.tensors.items():
+        if tensor not in found or shapes[found[tensor]] != shape:
+            raise InputError(
+                f"{name} has no weights of the right shape for {tensor}, which its config.json asks for: "
+                "the folder is incomplete, mixes two models or holds its weights in another layout."
+            )
+    unasked = found.keys() - skeleton.tensors.keys() - skeleton.aliases
+    # Buffers that older versions saved (masks, rotary frequencies) are no loss; a weight is.
+    if weights := sorted(tensor for tensor in unasked if tensor.endswith(".weight")):
+        raise InputError(
+            f"{name} has weights in {weights[0]} that its config.json does not ask for: the two belong to "
+            "different models."
+        )
+    return found

@@ -1,0 +1,163 @@
+"""Hooked models without weights, and where in a checkpoint each of their weights lies.
+
+A skeleton has the modules, buffers and hooks of a model, but each of its tensors is one number, expanded to
+the tensor's shape; it takes no memory, whatever the size of the model, and runs under weights that are
+passed to it.
+
+A hooked model holds query, key and value apart where some checkpoints fuse them into one tensor. Which rows
+and columns of the fused tensor went where is found by asking: skeletons whose tensors are filled with their
+own number, with the index of the row and with that of the column are hooked, and their parts hold the
+addresses. They take no memory either, as long as TransformerLens splits tensors into views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from ecstruct.models.boot import boot
+from ecstruct.models.hooked import named_weights
+
+_Fill = Callable[[int, tuple[int, ...]], Tensor]
+"""From the number and the shape of a tensor to what it is filled with, broadcast."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight lies in a checkpoint: it is `tensor`, or these rows and columns of it (`None` for
+    all), transposed or not."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    transposed: bool = False
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The weight."""
+        part = tensor if self.rows is None else tensor[self.rows]
+        part = part if self.columns is None else part[:, self.columns]
+        return part.T if self.transposed else part
+
+    def put(self, tensor: Tensor, weight: Tensor) -> None:
+        """Write the weight to its place, in place."""
+        value = (weight.T if self.transposed else weight).to(tensor)
+        rows = torch.arange(len(tensor)) if self.rows is None else self.rows
+        if tensor.ndim == 1:
+            tensor[rows] = value
+        else:
+            columns = torch.arange(tensor.shape[1]) if self.columns is None else self.columns
+            tensor[rows[:, None], columns] = value
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """`tensors` are the shapes of the checkpoint's tensors by name, `aliases` the names of tied ones that
+    may be saved too; `places` are those of the weights; `name_of` gives the name of a tensor that is saved
+    under an older one, or without the prefix of the decoder."""
+
+    model: TransformerBridge
+    tensors: dict[str, tuple[int, ...]]
+    aliases: frozenset[str]
+    places: dict[str, Place]
+    name_of: Callable[[str], str]
+
+    @classmethod
+    def of(cls, name: str, config: Any, tokenizer: Any, device: torch.device | str = "cpu") -> Skeleton:
+        """The skeleton of a Hugging Face configuration; errors as `ecstruct.load` raises."""
+
+        def hooked(fill: _Fill) -> tuple[TransformerBridge, list[nn.Parameter]]:
+            plain = _filled(config, fill, device)
+            tensors = list(plain.parameters())  # what is fused leaves the model when it is hooked
+            return boot(name, plain, tokenizer), tensors
+
+        empty = _empty(config)
+        named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
+        model, tensors = hooked(_number)
+        whole = {id(p): Place(*of_tensor) for p, of_tensor in zip(tensors, named.items(), strict=True)}
+        weights = named_weights(model)
+        places = {weight: whole[id(p)] for weight, p in weights.items() if id(p) in whole}
+        if len(places) < len(weights):
+            rows, columns = (named_weights(hooked(fill)[0]) for fill in (_row, _column))
+            for weight in weights.keys() - places.keys():
+                tensor = list(named)[int(weights[weight].flatten()[0])]
+                places[weight] = _part(tensor, named[tensor], rows[weight], columns[weight])
+        aliases = frozenset(n for n, _ in empty.named_parameters(remove_duplicate=False)) - named.keys()
+        return cls(model, named, aliases, places, _renaming(empty))
+
+
+def _renaming(plain: Any) -> Callable[[str], str]:
+    mapping = get_model_conversion_mapping(plain)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    known = dict(plain.named_parameters())
+    return lambda name: rename_source_key(name, renamings, [], plain.base_model_prefix, known)[0]
+
+
+def _empty(config: Any) -> Any:
+    """A plain model whose parameters have no values; its buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        plain: Any = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+        )
+    plain.tie_weights()  # they came apart when they lost their values
+    return plain
+
+
+def _filled(config: Any, fill: _Fill, device: torch.device | str) -> Any:
+    """A plain model with expanded tensors."""
+    plain = _empty(config)
+    filled: dict[int, nn.Parameter] = {}
+    for number, p in enumerate(plain.parameters()):
+        value = fill(number, tuple(p.shape)).to(device, torch.float32)
+        filled[id(p)] = nn.Parameter(value.expand(p.shape), requires_grad=False)
+    for module in plain.modules():
+        for own, p in module._parameters.items():
+            module._parameters[own] = None if p is None else filled[id(p)]
+        for own, b in module._buffers.items():
+            module._buffers[own] = None if b is None else b.to(device)
+    return plain.eval()
+
+
+def _number(number: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.tensor(number)
+
+
+def _row(number: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1))
+
+
+def _column(number: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(shape[-1])
+
+
+def _part(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:
+    """The place of a part whose entries come from these rows and columns of a fused tensor."""
+    row, column = row.detach().long(), column.detach().long()
+    if len(shape) == 1:
+        return Place(tensor, tuple(row.shape), _unless_all(row, shape[0]))
+    transposed = not torch.equal(row, row[:, :1].expand_as(row))
+    place = Place(
+        tensor,
+        tuple(row.shape),
+        _unless_all(row[0] if transposed else row[:, 0], shape[0]),
+        _unless_all(column[:, 0] if transposed else column[0], shape[1]),
+        transposed,
+    )
+    for index, of_part in ((torch.arange(shape[0])[:, None], row), (torch.arange(shape[1]), column)):
+        if not torch.equal(place.take(index.expand(shape)), of_part):
+            raise AssertionError(f"{tensor} is split in a way that rows and columns cannot tell")
+    return place
+
+
+def _unless_all(index: Tensor, size: int) -> Tensor | None:
+    index = index.cpu().contiguous()
+    return None if torch.equal(index, torch.arange(size)) else index.clone()
