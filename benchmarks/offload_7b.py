@@ -2,8 +2,8 @@
 
 Builds a random base model in bfloat16, in shards as Hugging Face writes them, and a float32 weight delta on
 its attention and MLP weights, as `WeightDelta.save` writes it; scores 20 prompts with `offload=True` in a
-process of its own; then times what nobody can do without: reading both once, and one forward and one backward
-pass per state (of one block, times the number of blocks, and of the head).
+process of its own; then times what nobody can do without: reading both once, and one forward and one
+backward pass per state (of one block, times the number of blocks, and of the head).
 
     python benchmarks/offload_7b.py --folder FOLDER
 
@@ -143,16 +143,13 @@ def score(folder: Path) -> dict[str, float]:
 
 def bare(folder: Path) -> dict[str, float]:
     """Reading everything once; forward and backward pass of the blocks and of the head."""
+    delta = folder / "delta.safetensors"
     start = time.perf_counter()
-    for files in (
-        TensorFiles.of_folder(folder / "base"),
-        TensorFiles.of_file(folder / "delta.safetensors"),
-    ):
+    for files in (TensorFiles.of_folder(folder / "base"), TensorFiles.of_file(delta)):
         for name in files:
             files[name].sum()
     reading = time.perf_counter() - start
-    pair = offloaded(folder / "base", folder / "delta.safetensors")
-    n_layers = pair.model.cfg.n_layers
+    n_layers = offloaded(folder / "base", delta).model.cfg.n_layers
     plain = OlmoForCausalLM._from_config(config(1), attn_implementation="sdpa", dtype=torch.float32)
     plain.requires_grad_(False)
     ids = torch.tensor([words()(p.text)["input_ids"] for p in prompts()])
