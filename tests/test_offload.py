@@ -196,7 +196,7 @@ def test_a_missing_shard_is_named(copied):
 def test_a_truncated_shard_is_named(copied):
     shard = sorted(copied[1].glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    refused(*copied, f"{shard.name} is corrupt, truncated or out of reach .*: fetch or save")
+    refused(*copied, f"{shard.name} cannot be read .*: fetch or save")
 
 
 def test_an_index_that_names_a_tensor_that_is_not_there(copied):
@@ -272,4 +272,4 @@ def test_a_file_that_shrinks_in_the_middle(copied, monkeypatch):
         return read(files, name)
 
     monkeypatch.setattr(TensorFiles, "__getitem__", reading)
-    refused(*copied, "model.safetensors is corrupt, truncated or out of reach")
+    refused(*copied, "model.safetensors cannot be read")

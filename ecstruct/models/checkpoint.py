@@ -1,24 +1,49 @@
 """The tensors of safetensors files, read one at a time when they are asked for.
 
-A file is opened for one tensor and closed again: what is mapped of a file stays in memory for as long as
-the file is open.
+They are read from where they lie in the file, which is not mapped: a mapping of a file that is larger than
+the memory may be refused, and what was read through one counts as memory in use.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.models.boot import gist
 
 _INDEX = "model.safetensors.index.json"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where in a file a tensor lies: `n_bytes` from `start`."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    n_bytes: int
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -29,55 +54,92 @@ class TensorFiles(Mapping[str, Tensor]):
             tensor that is not in its file.
     """
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        of_file = {path: _shapes(path) for path in dict.fromkeys(files.values())}
-        for tensor, path in files.items():
-            if tensor not in of_file[path]:
-                raise InputError(
-                    f"{path.parent / _INDEX} places {tensor} in {path.name}, where it is not: fetch or "
-                    "save the checkpoint again."
-                )
-        self._files = files
-        self.shapes = {tensor: of_file[path][tensor] for tensor, path in files.items()}
+    def __init__(self, spans: Mapping[str, _Span]) -> None:
+        self._spans = spans
+        self.shapes = {name: span.shape for name, span in spans.items()}
 
     @classmethod
     def of_folder(cls, folder: Path) -> TensorFiles:
         """The weights of a Hugging Face folder, in one file or in shards."""
         index = folder / _INDEX
-        if index.is_file():
-            return cls({tensor: folder / file for tensor, file in _read_index(index).items()})
-        return cls({t: path for path in sorted(folder.glob("*.safetensors")) for t in _shapes(path)})
+        if not index.is_file():
+            files = sorted(folder.glob("*.safetensors"))
+            return cls({name: span for path in files for name, span in _spans(path).items()})
+        files = _read_index(index)
+        known = {file: _spans(folder / file) for file in dict.fromkeys(files.values())}
+        for tensor, file in files.items():
+            if tensor not in known[file]:
+                raise InputError(
+                    f"{index} places {tensor} in {file}, where it is not: fetch or save the checkpoint "
+                    "again."
+                )
+        return cls({tensor: known[file][tensor] for tensor, file in files.items()})
 
     @classmethod
     def of_file(cls, path: Path) -> TensorFiles:
-        return cls(dict.fromkeys(_shapes(path), path))
+        return cls(_spans(path))
 
     def __getitem__(self, tensor: str) -> Tensor:
-        with _opened(self._files[tensor]) as file:
-            return file.get_tensor(tensor)
+        span = self._spans[tensor]
+        found = torch.empty(span.n_bytes, dtype=torch.uint8)
+        try:
+            with span.path.open("rb", buffering=0) as file:
+                file.seek(span.start)
+                room = memoryview(found.numpy().data)
+                while room and (n := file.readinto(room)):  # 2 GB at most are read at once
+                    room = room[n:]
+        except OSError as error:
+            raise _unreadable(span.path, error.strerror or str(error)) from error
+        if room:
+            raise _unreadable(span.path, f"it ends within {tensor}")
+        return found.view(span.dtype).view(span.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._spans)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._spans)
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
+    """The metadata of a safetensors file, the entries of its tensors, and where their bytes begin: after
+    the length of the header in 8 bytes, and the header as JSON.
 
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+    Raises:
+        InputError: a file that is missing, truncated or of another format.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the safetensors file {path} is corrupt, truncated or out of reach ({gist(error)}): fetch or "
-            "save it again."
-        ) from error
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size - 8:
+                raise _unreadable(path, "it ends within its header")
+            header = dict(json.loads(file.read(length)))
+        metadata = dict(header.pop("__metadata__", None) or {})
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise _unreadable(path, "its header is none") from error
+    if size != 8 + length + end:
+        raise _unreadable(path, f"it has {size} bytes of {8 + length + end}")
+    return metadata, header, 8 + length
+
+
+def _spans(path: Path) -> dict[str, _Span]:
+    _, header, begin = read_header(path)
+    spans = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        if dtype is None or end - start != torch.Size(shape).numel() * dtype.itemsize:
+            raise _unreadable(path, f"{name} is said to be {entry['dtype']} {shape}")
+        spans[name] = _Span(path, dtype, shape, begin + start, end - start)
+    return spans
+
+
+def _unreadable(path: Path, why: str) -> InputError:
+    return InputError(f"the safetensors file {path} cannot be read ({why}): fetch or save it again.")
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.files import write_atomically
+from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import copy_of, named_weights
 from ecstruct.models.names import WeightSelection
@@ -156,11 +156,7 @@ class WeightDelta:
             InputError: missing, truncated or foreign file; NaN or infinite values.
         """
         metadata = read_metadata(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(_unreadable(path, error)) from error
+        tensors = dict(TensorFiles.of_file(Path(path)))
         for name, t in tensors.items():
             if not torch.isfinite(t).all():
                 raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
@@ -184,21 +180,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: missing, truncated or foreign file.
     """
+    header, _, _ = read_header(Path(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        if header.get("format") != _FORMAT:
-            raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
-        return dict(json.loads(header["metadata"]))
-    except (OSError, SafetensorError) as error:
-        raise InputError(_unreadable(path, error)) from error
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.") from error
-
-
-def _unreadable(path: str | Path, error: Exception) -> str:
-    why = str(error).removeprefix("Error while deserializing header: ")
-    return f"the weight delta {path} cannot be read ({why}): check the path, or save it again."
+        if header["format"] == _FORMAT:
+            return dict(json.loads(header["metadata"]))
+    except (KeyError, ValueError):
+        pass
+    raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
