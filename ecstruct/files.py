@@ -1,9 +1,16 @@
-"""Writing files so that there is never half a file: to a temporary name beside the target, then renamed."""
+"""Writing files so that there is never half a file, and folders so that one process writes at a time."""
 
+import json
 import os
+import re
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ecstruct.errors import InputError
 
@@ -17,7 +24,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         InputError: the folder or the file cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers choose the format by it.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
@@ -29,12 +36,105 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written, such as more than a disk holds, as `InputError`."""
+    try:
+        yield
     except FileExistsError as error:
         raise InputError(f"cannot write {path}: {path.parent} is a file, not a folder.") from error
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+    except Exception as error:
+        if (refused := _refused(error)) is None:
+            raise
+        raise InputError(f"cannot write {path}: {refused}.") from error
+
+
+def _refused(error: Exception) -> str | None:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"\(os error (\d+)\)", str(error))  # of a library in Rust, as safetensors
+    return os.strerror(int(found[1])) if found else None
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to a folder, which is made if it is not there.
+
+    The lock is the operating system's: it ends with the process, whatever ends that. A process may take
+    it again within. The ranks of a distributed job are one writer, for which the first holds the lock.
+
+    Raises:
+        InputError: another process writes to the folder, or nobody can.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror or error}): choose another folder."
+        ) from error
+    with locked(folder / ".lock", of=folder):
+        yield
+
+
+@contextmanager
+def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterator[None]:
+    """Hold a lock by the name of a file, which is gone afterwards; the folder must be there.
+
+    Raises:
+        InputError: another process holds it, and this one does not `wait`. The message says so `of` what
+            it stands for.
+    """
+    # One per file and process, for all threads, so that a process may take what it has.
+    lock = FileLock(file.absolute(), is_singleton=True, thread_local=False)
+    try:
+        lock.acquire(timeout=-1 if wait else 0.3)  # who only asks whether it is held, has it for a moment
+    except Timeout:
+        raise InputError(
+            f"{of or file} is being written by {_holder(file)}: wait for it, or choose another folder."
+        ) from None
+    try:
+        if lock.lock_counter == 1:
+            note = {"process": os.getpid(), "host": socket.gethostname(), "since": _now()}
+            with suppress(OSError):  # only a comfort for who finds it locked
+                file.write_text(json.dumps(note), encoding="utf-8")
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                file.unlink()  # while it is held: who waits for this file takes a new one
+        lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock by the name of a file; that it is there does not say so."""
+    if not file.exists():
+        return False
+    try:
+        with locked(file):
+            return False
+    except InputError:
+        return True
+
+
+def _holder(file: Path) -> str:
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {note['process']} on {note['host']} since {note['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _now() -> str:
+    return datetime.now().isoformat(sep=" ", timespec="seconds")

@@ -75,11 +75,11 @@ def test_a_failing_write_leaves_the_old_file(
     scores.save(path)
     before = path.read_bytes()
 
-    def half_a_file(self: xr.Dataset, target: Path, **options: object) -> None:
-        Path(target).write_bytes(b"half a f")
+    def half_a_file(self: Path, content: bytes) -> None:
+        self.write_text("half a f")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", half_a_file)
+    monkeypatch.setattr(Path, "write_bytes", half_a_file)
     with pytest.raises(KeyboardInterrupt):
         make_scores(seed=1).save(path)
     assert path.read_bytes() == before

@@ -9,6 +9,7 @@ import pytest
 from ecstruct.errors import InputError
 from ecstruct.experiments import Rates, Setup, Words
 from ecstruct.experiments.setup import PAPER_MODEL, RATES
+from ecstruct.experiments.sweep import grid
 
 
 def test_rates_are_those_of_the_model() -> None:
@@ -17,6 +18,13 @@ def test_rates_are_those_of_the_model() -> None:
     mine = Rates.same(0.1)
     assert Setup(rates=mine).rates is mine
     assert Setup("some/model", rates=mine).rates is mine
+
+
+def test_seeds_are_a_number_of_them_or_those_that_are_named() -> None:
+    assert Setup(seeds=3).seed_list == (0, 1, 2) and Setup(seeds=[5, 2]).seed_list == (5, 2)
+    named = Setup(seeds=[5, 2], repeats=1)
+    assert Setup.from_dict(json.loads(json.dumps(named.to_dict()))) == named
+    assert [cell["seed"] for cell in grid(named)] == [5, 2]
 
 
 def test_organisms_choose_their_rates_unless_they_are_given() -> None:
@@ -49,6 +57,9 @@ def test_one_layer_is_refused() -> None:
     ("given", "message"),
     [
         ({"seeds": 0}, "seeds=0 runs nothing: use 1 or more."),
+        ({"seeds": []}, "seeds=[] cannot be run"),
+        ({"seeds": [2, 2]}, "seeds=[2, 2] cannot be run: name different seeds"),
+        ({"seeds": [-1]}, "seeds=[-1] cannot be run"),
         ({"repeats": -1}, "repeats=-1 runs nothing"),
         ({"epochs": 0}, "epochs=0 runs nothing"),
         ({"batch_size": 0}, "batch_size=0 runs nothing"),
@@ -83,6 +94,7 @@ def test_json_and_back() -> None:
         ({"rates": {"first_hop": 1.0}}, "is no setup"),
         ({"rates": 1e-5}, "is no setup"),
         ({"seeds": "two"}, "is no setup"),
+        ({"seeds": [0.5]}, "is no setup"),
     ],
 )
 def test_other_json_is_refused(given: dict, message: str) -> None:

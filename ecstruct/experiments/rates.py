@@ -84,5 +84,5 @@ def rates(
     """
     setup = setup or Setup()
     sweep = Sweep(setup, None if out is None else Path(out), progress)
-    frame = sweep.rates(range(setup.seeds), factors)
+    frame = sweep.rates(setup.seed_list, factors)
     return ChosenRates(setup, frame, options={"factors": list(factors)})

@@ -70,6 +70,19 @@ def reproduce(
     Raises:
         InputError: an unknown experiment or option, a model or folder that cannot be used.
     """
+    chosen = named(names, options)
+    Sweep(setup or Setup(), None if out is None else Path(out), progress)
+    return (run(setup, **options.get(name, {}), out=out, progress=progress) for name, run in chosen.items())
+
+
+def named(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> dict[str, Callable[..., Result]]:
+    """The experiments that `reproduce` runs by these names, in their order.
+
+    Raises:
+        InputError: an unknown experiment or option.
+    """
     runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
     known = ", ".join([*runs, *_SETS])
     chosen = list(dict.fromkeys(each for name in names for each in _SETS.get(name, [name])))
@@ -82,5 +95,4 @@ def reproduce(
         taken = set(signature(runs[name]).parameters) if name in chosen else set()
         if unknown := sorted(set(arguments) - taken):
             raise InputError(f"{name} does not run with the option {unknown[0]!r}: leave it out.")
-    Sweep(setup or Setup(), None if out is None else Path(out), progress)
-    return (runs[name](setup, **options.get(name, {}), out=out, progress=progress) for name in chosen)
+    return {name: runs[name] for name in chosen}

@@ -7,7 +7,7 @@ the paper's own model. A setup is made of JSON types, so that it replays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -72,8 +72,8 @@ class Setup:
     Attributes:
         model: whatever `ecstruct.load` takes as text. Every seed of `"organism"` is an organism of
             its own: seed 0 is the shipped one, the others are pretrained when first needed.
-        seeds: run seeds 0 to `seeds` - 1. A seed fixes who is paired with what and the order of
-            the data.
+        seeds: a number for seeds 0 to `seeds` - 1, or the seeds themselves. A seed fixes who is paired
+            with what and the order of the data.
         repeats: pairings per seed. A result is the mean over a seed's pairings first.
         rates: learning rates; those of `RATES` by default.
         own_rates: an organism other than the shipped one takes rates that are chosen for it
@@ -90,7 +90,7 @@ class Setup:
     """
 
     model: str = "organism"
-    seeds: int = 1
+    seeds: int | Sequence[int] = 1
     repeats: int = 5
     rates: Rates = _OF_MODEL
     own_rates: bool = _OF_MODEL
@@ -101,9 +101,12 @@ class Setup:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "repeats", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} runs nothing: use 1 or more.")
+        if isinstance(self.seeds, Sequence):
+            object.__setattr__(self, "seeds", _checked(self.seeds))
+        for name in ("repeats", "epochs", "batch_size", "seeds"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) and value < 1:
+                raise InputError(f"{name}={value} runs nothing: use 1 or more.")
         source = self.model.split("@")[0]
         if self.own_rates is None:
             object.__setattr__(self, "own_rates", self.rates is None and source == "organism")
@@ -128,6 +131,11 @@ class Setup:
             raise InputError(
                 f"early={self.early} leaves no early or no late layers: use a share such as 0.67."
             )
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds that are run."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
 
     def early_and_late(self, n_layers: int) -> tuple[range, range]:
         """The first `early` of the layers, at least one and not all, and the others.
@@ -166,3 +174,11 @@ class Setup:
             return cls(**parts)
         except (TypeError, AttributeError) as error:
             raise InputError(f"{dict(given)} is no setup ({error}): write one as to_dict does.") from error
+
+
+def _checked(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise TypeError(f"seeds are numbers, not {seeds!r}")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={list(seeds)} cannot be run: name different seeds, from 0 on.")
+    return tuple(seeds)

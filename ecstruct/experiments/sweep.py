@@ -3,7 +3,9 @@
 An experiment is a function `measure(model, setup, seed=..., **cell) -> rows` and a list of cells, its
 keyword arguments. `sweep` runs it on every cell and returns all rows as one table. With a folder, a
 cell is written when it is finished, whole or not at all, so that a run that is killed goes on where
-it was, and one that is done computes nothing:
+it was, and one that is done computes nothing. A process that is asked to end by SIGTERM finishes the
+cell that it is at. Two processes may work in one folder on different experiments: one experiment is
+for one of them, and what several need (rates, organisms) is made by one while the others wait.
 
     DIR/setup.json               what all cells depend on; another setup is refused
     DIR/weights.json             fingerprints of the models; others are refused
@@ -19,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
-from ecstruct.files import write_text
+from ecstruct.files import locked, write_text, writing
+from ecstruct.interruption import finishing
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
@@ -57,7 +61,7 @@ class Sweep:
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.setup.model == "organism" and self.setup.seeds > 1 and self.folder is None:
+        if self.setup.model == "organism" and any(self.setup.seed_list) and self.folder is None:
             raise InputError(
                 f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
                 "to keep them in."
@@ -82,7 +86,7 @@ class Sweep:
     def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
         """The rows from which the rates of some seeds are chosen, by `ecstruct.experiments.choice`."""
         cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
-        return self._run("rates", choice.measure, cells, self._source_of, lambda seed: self.setup)
+        return self._run("rates", choice.measure, cells, self._source_of, lambda seed: self.setup, True)
 
     def setup_of(self, seed: int) -> Setup:
         """The setup with the learning rates of the seed's model."""
@@ -100,18 +104,35 @@ class Sweep:
         cells: Sequence[Cell],
         source: Callable[[Cell], str],
         setup_of: Callable[[int], Setup],
+        wait: bool = False,
     ) -> pd.DataFrame:
-        kept = {_slug(cell): self._read(name, cell) for cell in cells}
-        if len(kept) < len(cells):
+        if len({_slug(cell) for cell in cells}) < len(cells):
             raise ValueError(f"two cells of {name} are the same")
-        missing = [cell for cell in cells if kept[_slug(cell)] is None]
-        setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
-        bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
-        for cell in bar:
-            bar.set_postfix_str(_slug(cell))
-            rows = measure(self.model(source(cell)), setups[cell["seed"]], **cell)
-            kept[_slug(cell)] = self._write(name, cell, rows)
+        with self._alone(name, cells, wait):
+            kept = {_slug(cell): self._read(name, cell) for cell in cells}
+            missing = [cell for cell in cells if kept[_slug(cell)] is None]
+            setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
+            bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
+            for cell in bar:
+                bar.set_postfix_str(_slug(cell))
+                model = self.model(source(cell))
+                with finishing():
+                    rows = measure(model, setups[cell["seed"]], **cell)
+                    kept[_slug(cell)] = self._write(name, cell, rows)
         return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
+
+    @contextmanager
+    def _alone(self, name: str, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
+        """No other process computes cells of an experiment; nobody writes where all are finished."""
+        paths = [path for cell in cells if (path := self._path(name, cell)) is not None]
+        if all(path.exists() for path in paths):
+            yield
+            return
+        home = paths[0].parent
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
+        with locked(home / ".lock", of=home, wait=wait):
+            yield
 
     def model(self, source: str) -> TransformerBridge:
         """The model of a source; only the last one is kept in memory."""
@@ -145,7 +166,11 @@ class Sweep:
             raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
         home = self.folder / "organisms" / name
         if not home.exists():
-            pretrain(home, seed=seed, progress=self.progress, **options)
+            with writing(home):
+                home.parent.mkdir(parents=True, exist_ok=True)
+            with locked(home.with_name(f".{name}.lock"), wait=True):
+                if not home.exists():
+                    pretrain(home, seed=seed, progress=self.progress, **options)
         return home
 
     def _path(self, name: str, cell: Cell) -> Path | None:
@@ -178,7 +203,7 @@ def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
     [{'seed': 0, 'repeat': 0, 'hop': 'first-hop'}, {'seed': 0, 'repeat': 0, 'hop': 'second-hop'}]
     """
     cells: list[dict[str, Any]] = [{}]
-    for axis, values in {"seed": range(setup.seeds), "repeat": range(setup.repeats), **axes}.items():
+    for axis, values in {"seed": setup.seed_list, "repeat": range(setup.repeats), **axes}.items():
         cells = [{**cell, axis: value} for cell in cells for value in values]
     return cells
 
@@ -200,7 +225,7 @@ def _claim(folder: Path, setup: Setup) -> None:
             found = _identity(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is no setup of experiments: choose another folder.") from error
-        if differing := list(_differences(found, _identity(setup.to_dict()))):
+        if differing := list(differences(found, _identity(setup.to_dict()))):
             raise InputError(
                 f"{folder} holds results of another setup ({'; '.join(differing)}): choose another "
                 "folder, or go on with the old setup."
@@ -220,11 +245,12 @@ def _identity(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in arguments.items() if k not in ("seeds", "repeats", "device")}
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """What is not the same in two configurations, in words."""
     for key in sorted({*found, *wanted}):
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{at}{key}.")
+            yield from differences(old, new, f"{at}{key}.")
         elif old != new:
             yield f"{at}{key} was {old!r}, now {new!r}"
 
@@ -232,12 +258,14 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = 
 def _check_weights(folder: Path, source: str, found: str) -> None:
     """The cells of a folder are those of one set of weights per seed."""
     path = folder / "weights.json"
-    try:
-        known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
-    if known.setdefault(source, found) != found:
-        raise InputError(
-            f"the weights of {source} are not those that {folder} was begun with: choose another folder."
-        )
-    write_text(path, json.dumps(known, indent=1))
+    with locked(folder / ".weights.lock", wait=True):
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
+        if known.setdefault(source, found) != found:
+            raise InputError(
+                f"the weights of {source} are not those that {folder} was begun with: choose another "
+                "folder."
+            )
+        write_text(path, json.dumps(known, indent=1))

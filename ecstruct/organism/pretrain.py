@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
+from ecstruct.files import writing
 from ecstruct.organism.locality import local_windows
 from ecstruct.organism.sentences import MIXTURE, vocabulary
 from ecstruct.organism.tokenizer import word_tokenizer
@@ -161,7 +162,7 @@ def _write(
     report: Mapping[str, Any],
 ) -> None:
     """Fill `out` by one rename, so that no half-written folder is ever seen there."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
         for place, model in models.items():
             with _no_transformers_progress():

@@ -7,6 +7,7 @@ from ecstruct.plots.grids import value_grids
 from ecstruct.plots.heads import head_map
 from ecstruct.plots.heatmap import heatmap
 from ecstruct.plots.ranks import rank_curves
+from ecstruct.plots.rates import number_by_rate
 from ecstruct.plots.scatter import scatter
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "grouped_bars",
     "head_map",
     "heatmap",
+    "number_by_rate",
     "rank_curves",
     "save_figure",
     "scatter",

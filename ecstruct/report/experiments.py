@@ -10,7 +10,7 @@ from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_re
 def experiments_report(path: Path, results: Sequence[Result], replay: str) -> None:
     """Write the report of some experiments, all of one setup."""
     setup = results[0].setup
-    seeds = "one seed" if setup.seeds == 1 else f"{setup.seeds} seeds"
+    seeds = "one seed" if len(setup.seed_list) == 1 else f"{len(setup.seed_list)} seeds"
     summary = (
         f"Experiments of Feng, Russell & Steinhardt (ICML 2025) on {setup.model}, {seeds}. Ranks count "
         "from 0 among 20 options: 0 is a right answer, 9.5 is chance. The paper's numbers are those of "

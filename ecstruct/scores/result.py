@@ -220,10 +220,9 @@ class ExtractiveScores:
             if variable.dtype.kind not in "biuf":
                 dataset[name] = variable.copy(data=_storable(variable.values))
         checksums = {name: {"fletcher32": True} for name in dataset.data_vars}
-        write_atomically(
-            Path(path),
-            lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf", encoding=checksums),
-        )
+        # In memory: HDF5 ends the whole process when it writes to a disk that fills.
+        content = dataset.to_netcdf(engine="h5netcdf", encoding=checksums)
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExtractiveScores:

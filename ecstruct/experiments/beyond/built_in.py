@@ -214,7 +214,7 @@ def built_in(
             return sweep.source(seed)
         return str(pretrained(sweep, f"seed-{seed}-local-{local}", seed, recipes[local]))
 
-    sources = {(seed, local): organism(seed, local) for seed in range(setup.seeds) for local in recipes}
+    sources = {(seed, local): organism(seed, local) for seed in setup.seed_list for local in recipes}
     cells = grid(setup, local=list(recipes), hop=list(HOPS))
     cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each is loaded once
     frame = sweep.run("built_in", measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])

@@ -224,7 +224,7 @@ def origin(
     in_order = recipes(replace(recipe, steps=steps))
     homes = {
         (seed, order): pretrained(sweep, f"seed-{seed}-{ORDERS[order]}", seed, of_order, kept)
-        for seed in range(setup.seeds)
+        for seed in setup.seed_list
         for order, of_order in in_order.items()
     }
     cells = grid(setup, order=list(ORDERS), step=kept)

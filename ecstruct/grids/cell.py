@@ -1,0 +1,178 @@
+"""One cell as a job: it may be run again, or killed, at any time, and leaves its result or nothing.
+
+DIR/cells/NAME/result.json     what was measured; there when the cell is finished
+DIR/cells/NAME/attempts.json   when it was tried, by which job, and how that ended
+DIR/cells/NAME/.lock           held while the cell is computed
+DIR/setups/SETUP/              the folder of experiments (`ecstruct.experiments.sweep`) of the cell's
+                               model, rate, epochs and seed: what a killed cell goes on from
+DIR/organisms/                 organisms of all seeds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+import torch
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.reproduce import reproduce
+from ecstruct.files import is_held, locked, write_text, writing
+from ecstruct.grids.grid import Cell, Grid
+from ecstruct.interruption import Terminated, listening
+
+Attempt = dict[str, Any]
+"""`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
+done. `stopped` is whether the attempt got on with the cell before it was asked to end."""
+
+KILLED = "ended without a word: killed, or out of memory or time"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell of the sweep in `folder` keeps what it has."""
+
+    folder: Path
+    cell: Cell
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "cells" / self.cell.name
+
+    @property
+    def setup(self) -> Path:
+        return self.folder / "setups" / self.cell.setup_name
+
+    def result(self) -> dict[str, Any] | None:
+        """What was measured, None before the cell is finished."""
+        return read_json(self.home / "result.json")
+
+    def done(self) -> bool:
+        return (self.home / "result.json").exists()
+
+    def attempts(self) -> list[Attempt]:
+        return read_json(self.home / "attempts.json") or []
+
+    def running(self) -> bool:
+        """Whether a process holds the cell, on this machine or, where the file system tells, on another."""
+        return is_held(self.home / ".lock")
+
+    def note(self, attempt: Attempt) -> None:
+        """Add an attempt, or what has become of the last one of the same job and process."""
+        attempts = self.attempts()
+        if attempts and all(attempts[-1].get(key) == attempt.get(key) for key in ("job", "started")):
+            attempts.pop()
+        write_text(self.home / "attempts.json", json.dumps([*attempts, attempt], indent=1))
+
+    def progress(self) -> int:
+        """How many pieces of the cell are finished, rates that are chosen for it among them."""
+        parts = ("rates/*.json", f"{self.cell.experiment}*/*.json")
+        return sum(1 for part in parts for _ in (self.setup / "cells").glob(part))
+
+
+def run_cell(folder: str, name: str, device: str | None, visible: str | None, threads: int | None) -> None:
+    """Compute a cell of the sweep in a folder unless it is finished; another process at it is waited for.
+
+    Args:
+        visible: what CUDA is to see, where the executor leaves that open.
+        threads: of the CPU.
+
+    Raises:
+        Terminated: SIGTERM, or SIGUSR2 shortly before the time of a Slurm job is up; what was at work
+            is finished.
+    """
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if threads is not None:
+        torch.set_num_threads(threads)
+    grid = read_grid(Path(folder))
+    cell = next(cell for cell in grid.cells() if cell.name == name)
+    place = Place(Path(folder), cell)
+    with listening(signal.SIGTERM, signal.SIGUSR2):
+        with writing(place.home):
+            place.home.mkdir(parents=True, exist_ok=True)
+        with locked(place.home / ".lock", wait=True):
+            if not place.done():
+                _attempt(place, grid, device)
+
+
+def _attempt(place: Place, grid: Grid, device: str | None) -> None:
+    start, before = time.time(), place.progress()
+    job = submitit.JobEnvironment().job_id if "SUBMITIT_EXECUTOR" in os.environ else None
+    attempt: Attempt = {
+        "job": job,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": start,
+    }
+    place.note(attempt)
+    end: Mapping[str, Any] = {}
+    try:
+        _compute(place, grid, device)
+    except (Terminated, KeyboardInterrupt):
+        end = {"stopped": place.progress() > before}
+        raise
+    except BaseException as error:
+        end = {"error": str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        with suppress(InputError):  # of a full disk, which the cell itself has told
+            place.note({**attempt, "seconds": round(time.time() - start, 1), **end})
+
+
+def _compute(place: Place, grid: Grid, device: str | None) -> None:
+    cell = place.cell
+    if cell.model == "organism":
+        _share_organisms(place)
+    options = {name: given for name, given in grid.options.items() if name == cell.experiment}
+    setup = grid.setup(cell, device)
+    (result,) = reproduce([cell.experiment], setup, options, out=place.setup, progress=False)
+    found = {
+        "cell": cell.columns(),
+        "rows": result.frame.astype(object).where(result.frame.notna(), None).to_dict("records"),
+        "results": result.results(),
+        "conclusion": result.conclusion(),
+        "config": result.config,
+    }
+    write_text(place.home / "result.json", json.dumps(found, indent=1, allow_nan=False))
+
+
+def _share_organisms(place: Place) -> None:
+    """Let a setup's folder have the sweep's organisms, which are pretrained once for all its setups."""
+    link = place.setup / "organisms"
+    with writing(link):
+        (place.folder / "organisms").mkdir(parents=True, exist_ok=True)
+        place.setup.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            link.symlink_to(Path("..", "..", "organisms"), target_is_directory=True)
+
+
+def read_grid(folder: Path) -> Grid:
+    """The grid of the sweep in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / "grid.json"
+    if (found := read_json(path)) is None:
+        raise InputError(f"{folder} holds no sweep: give its GRID.yaml, or the folder of another.")
+    return Grid.from_dict(found)
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds, None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: delete it to compute it again.") from error

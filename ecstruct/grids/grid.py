@@ -1,0 +1,210 @@
+"""A grid: models x learning rates x epochs x seeds x experiments, read from YAML.
+
+models: [organism]
+learning_rates: [1.0e-4, 3.0e-4, null]   # null: the known ones of the model
+epochs: [4, 8]
+seeds: [0, 1, 2]
+experiments: [ocr, freezing]
+repeats: 5                                # and what else a Setup has
+options:                                  # of single experiments
+  sensitivity: {words: novel}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.reproduce import named
+from ecstruct.experiments.setup import Rates, Setup
+
+AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
+LONGEST = 160
+"""Characters of a cell's name; file systems take 255, and programs put something to it."""
+
+_OF_CELLS = {"model", "rates", "epochs", "seeds", "device"}
+_KINDS = {"models": "text", "learning_rates": "a number or null", "experiments": "text"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid.
+
+    Attributes:
+        learning_rate: None for those that are known for the model.
+    """
+
+    model: str
+    learning_rate: float | None
+    epochs: int
+    seed: int
+    experiment: str
+
+    @property
+    def name(self) -> str:
+        """A folder's name: readable, and different for different cells.
+
+        >>> Cell("organism", 1e-4, 8, 0, "ocr").name
+        'organism-lr=0.0001-epochs=8-seed=0-ocr'
+        """
+        return _short(f"{self._of_setup()}-{self.experiment}")
+
+    @property
+    def setup_name(self) -> str:
+        """The same without the experiment."""
+        return _short(self._of_setup())
+
+    def _of_setup(self) -> str:
+        lr = "known" if self.learning_rate is None else repr(self.learning_rate)
+        # Quoted, a model has no "=", so that no model reads as another one with more behind it.
+        return f"{quote(self.model, safe='@')}-lr={lr}-epochs={self.epochs}-seed={self.seed}"
+
+    def columns(self) -> dict[str, Any]:
+        """Its place in the grid, for tables."""
+        return asdict(self)
+
+
+def _short(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: LONGEST - 17]}-{digest}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is swept over; every combination is a cell.
+
+    Attributes:
+        fixed: further fields of the `Setup` of every cell.
+        options: arguments of experiments, by their names.
+
+    Raises:
+        InputError: an axis that is empty or names a value twice, a value that no cell can be run with.
+    """
+
+    experiments: Sequence[str]
+    models: Sequence[str] = ("organism",)
+    learning_rates: Sequence[float | None] = (None,)
+    epochs: Sequence[int] = (8,)
+    seeds: Sequence[int] = (0,)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            values = tuple(getattr(self, axis))
+            if not values:
+                raise InputError(f"{axis} is empty: name at least one value, or leave it out.")
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise InputError(f"{axis} names {twice} twice: once is enough.")
+            object.__setattr__(self, axis, values)
+        object.__setattr__(self, "experiments", tuple(named(self.experiments, self.options)))
+        for cell in {cell.setup_name: cell for cell in self.cells()}.values():
+            self.setup(cell)
+
+    def cells(self) -> list[Cell]:
+        """All cells, experiments fastest."""
+        return [Cell(*point) for point in itertools.product(*(getattr(self, axis) for axis in AXES))]
+
+    def setup(self, cell: Cell, device: str | None = None) -> Setup:
+        """The setup of a cell."""
+        lr = cell.learning_rate
+        return Setup.from_dict(
+            {
+                **self.fixed,
+                "model": cell.model,
+                "rates": None if lr is None else asdict(Rates.same(lr)),
+                "epochs": cell.epochs,
+                "seeds": [cell.seed],
+                "device": device,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types and as YAML has it, which `from_dict` takes back."""
+        axes = {axis: list(getattr(self, axis)) for axis in AXES}
+        return {
+            **axes,
+            **self.fixed,
+            "options": {name: dict(given) for name, given in self.options.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, given: Any) -> Grid:
+        """The grid of `to_dict`.
+
+        Raises:
+            InputError: an unknown key, a value of another type, or what `Grid` raises.
+        """
+        if not isinstance(given, Mapping):
+            raise InputError("it is no mapping: write keys as in `experiments: [ocr]`.")
+        of_setup = {each.name for each in fields(Setup)} - _OF_CELLS
+        known = [*AXES, "options", *sorted(of_setup)]
+        for key in given:
+            if key not in known:
+                raise InputError(f"there is no {key!r} in a grid: it takes {', '.join(known)}.")
+        if "experiments" not in given:
+            raise InputError("it names no experiments: add, for example, `experiments: [ocr]`.")
+        options = given.get("options") or {}
+        if not isinstance(options, Mapping) or not all(isinstance(o, Mapping) for o in options.values()):
+            raise InputError(f"options={options!r} is no mapping from experiments to their arguments.")
+        axes = {axis: _values(axis, given[axis]) for axis in AXES if axis in given}
+        fixed = {key: value for key, value in given.items() if key in of_setup}
+        return cls(**axes, fixed=fixed, options=options)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Grid:
+        """The grid of a YAML file.
+
+        Raises:
+            InputError: no such file, no YAML, or no grid; the message names the file.
+        """
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except OSError as error:
+            raise InputError(
+                f"cannot read {path} ({error.strerror or error}): name a YAML file."
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+
+
+def _values(axis: str, given: Any) -> list[Any]:
+    if not isinstance(given, list):
+        raise InputError(f"{axis} is {given!r}, not a list: write [{given}].")
+    return [_value(axis, value) for value in given]
+
+
+def _value(axis: str, value: Any) -> Any:
+    kind = _KINDS.get(axis, "a whole number")
+    if axis == "learning_rates":
+        if value is None:
+            return None
+        number = _number(value)
+        if math.isfinite(number) and number > 0:
+            return number
+        kind = "a positive number or null"
+    elif isinstance(value, int if kind == "a whole number" else str) and not isinstance(value, bool):
+        return value
+    raise InputError(f"{axis} has {value!r}, which is not {kind}.")
+
+
+def _number(value: Any) -> float:
+    """YAML takes 1e-4, unlike 1.0e-4, for text."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,225 @@
+"""All cells of a grid: submitted, watched, tried again, and on from where they stopped.
+
+DIR/grid.json       what is swept over
+DIR/queue.json      which cells wait or have jobs
+DIR/cells, setups, organisms    see `ecstruct.grids.cell`
+DIR/jobs/           submitit's files, the output of jobs among them
+DIR/results.csv, report.html    see `ecstruct.grids.combine`
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ecstruct.errors import InputError
+from ecstruct.experiments.sweep import differences
+from ecstruct.files import exclusive, write_text
+from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
+from ecstruct.grids.combine import combine
+from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
+from ecstruct.grids.grid import AXES, Grid
+from ecstruct.grids.status import read_queue, status
+
+
+def sweep(
+    grid: Grid,
+    folder: str | Path,
+    executor: Executor,
+    *,
+    retries: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compute all cells that are not finished, and combine those that are.
+
+    Args:
+        folder: where everything is kept.
+        executor: where jobs run, made for the same folder.
+        retries: how often a cell that failed is tried again.
+        resume: go on with the sweep that the folder holds; the grid may have more values than before.
+        progress: show a progress bar.
+
+    Returns:
+        The table of `ecstruct.grids.status`; what failed is in it.
+
+    Raises:
+        InputError: the folder holds another sweep, or one and `resume` is not set, or another process
+            is at it; the executor cannot run jobs.
+        Terminated: SIGTERM, where somebody listens; the jobs of this machine have ended.
+    """
+    folder = Path(folder)
+    if retries < 0:
+        raise InputError(f"retries={retries} cannot be: use 0 or more.")
+    with exclusive(folder):
+        _claim(folder, grid, resume)
+        work = _Work(grid, folder, executor, retries, progress)
+        try:
+            work.run()
+        except BaseException:
+            executor.stop(work.jobs.values())
+            raise
+        combine(folder)
+        return status(folder)
+
+
+def run_sweep(
+    path: Path | None,
+    folder: Path,
+    executor: str,
+    jobs: int | None,
+    slurm: Sequence[str],
+    retries: int,
+    resume: bool,
+    device: str | None,
+    progress: bool,
+) -> list[str]:
+    """`sweep` as the command line says it; without a `path`, of the grid in the folder.
+
+    Returns:
+        The cells that failed.
+    """
+    grid = Grid.read(path) if path is not None else read_grid(folder)
+    if executor == "slurm":
+        where: Executor = Slurm(folder, jobs, device, slurm_options(slurm))
+    elif slurm:
+        raise InputError("--slurm is for --executor slurm: add it, or leave the options out.")
+    else:
+        where = Local(folder, jobs, device)
+    table = sweep(grid, folder, where, retries=retries, resume=resume, progress=progress)
+    if progress:
+        done = table["state"].tolist().count("done")
+        tqdm.write(f"{done} of {len(table)} cells finished\nreport: {folder / 'report.html'}")
+    return [name for name, state in zip(table["cell"], table["state"], strict=True) if state != "done"]
+
+
+class _Work:
+    """What waits, what runs, and how often it was tried."""
+
+    def __init__(self, grid: Grid, folder: Path, executor: Executor, retries: int, progress: bool) -> None:
+        self.folder, self.executor, self.retries = folder, executor, retries
+        self.places = {cell.name: Place(folder, cell) for cell in grid.cells()}
+        missing = [name for name, place in self.places.items() if not place.done()]
+        before = read_queue(folder)["jobs"] if executor.survives else {}
+        alive = executor.alive(before.values()) if before else set()
+        self.jobs: dict[str, str] = {name: before[name] for name in missing if before.get(name) in alive}
+        self.waiting = [name for name in missing if name not in self.jobs]
+        self.tries: Counter[str] = Counter()
+        self.gone: Counter[str] = Counter()
+        self.bar = tqdm(
+            total=len(self.places),
+            initial=len(self.places) - len(missing),
+            desc="sweep",
+            unit="cell",
+            disable=not progress,
+        )
+
+    def run(self) -> None:
+        poll = 0.2
+        try:
+            while self.waiting or self.jobs:
+                self._submit()
+                time.sleep(poll)
+                # Slurm's controller is everybody's: it is asked less often the longer it takes.
+                poll = min(1.2 * poll, 15.0) if self.executor.survives else poll
+                self._watch()
+            self._remember()
+        finally:
+            self.bar.close()
+
+    def _submit(self) -> None:
+        room = max(0, self.executor.at_once - len(self.jobs))
+        if batch := self.waiting[:room]:
+            self.jobs |= zip(batch, self.executor.submit(batch), strict=True)
+            del self.waiting[:room]
+            self._remember()
+
+    def _watch(self) -> None:
+        alive = self.executor.alive(self.jobs.values())
+        for name, job in list(self.jobs.items()):
+            place = self.places[name]
+            # A cell may have outlived the process that was watched in its stead.
+            if job in alive or place.running():
+                continue
+            if not place.done() and self.executor.survives and not self.gone[job]:
+                self.gone[job] += 1  # its files may come late from another machine
+                continue
+            del self.jobs[name]
+            if place.done():
+                self.bar.update()
+            elif self._again(name, job):
+                self.waiting.append(name)
+            self._remember()
+
+    def _again(self, name: str, job: str) -> bool:
+        """Whether a cell whose job ended without a result is tried once more."""
+        place = self.places[name]
+        ended = self._ended(place, job)
+        if not ended.get("stopped"):  # such as got on with it may take any number of jobs
+            self.tries[name] += 1
+        again = self.tries[name] <= self.retries
+        if not again and not self.bar.disable:
+            tqdm.write(f"{name} failed: {ended.get('error', KILLED)}")
+        return again
+
+    def _ended(self, place: Place, job: str) -> Attempt:
+        """The attempt of a job, with what is known of its end."""
+        attempts = place.attempts()
+        last = attempts[-1] if attempts and attempts[-1].get("job") == job else None
+        if last is not None and "seconds" in last:
+            return last
+        last = last or {"job": job, "started": time.time()}
+        last = {**last, "error": f"{KILLED}{_last_words(log_of(self.folder, job))}"}
+        place.note(last)
+        return last
+
+    def _remember(self) -> None:
+        self.bar.set_postfix_str(f"{len(self.jobs)} submitted, {len(self.waiting)} waiting")
+        write_text(
+            self.folder / "queue.json",
+            json.dumps({"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}),
+        )
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line]
+    except OSError:
+        return ""
+    return f" ({lines[-1][:200]})" if lines else ""
+
+
+def _claim(folder: Path, grid: Grid, resume: bool) -> None:
+    """Note what is swept over in a folder; refuse what is not what it was, or grew out of it."""
+    if (folder / "grid.json").exists():
+        old = read_grid(folder)
+        if changes := list(_changes(old, grid)):
+            raise InputError(f"{folder} holds another sweep ({'; '.join(changes)}): choose another folder.")
+        if not resume:
+            done = [Place(folder, cell).done() for cell in old.cells()]
+            raise InputError(
+                f"{folder} holds this sweep, {sum(done)} of {len(done)} cells finished: add --resume to go "
+                "on with it, or choose another folder."
+            )
+    write_text(folder / "grid.json", json.dumps(grid.to_dict(), indent=1, ensure_ascii=False))
+
+
+def _changes(old: Grid, new: Grid) -> list[str]:
+    """What the finished cells of an old grid would not be in a new one."""
+    found = []
+    for axis in AXES:
+        if lost := [value for value in getattr(old, axis) if value not in getattr(new, axis)]:
+            found.append(f"{axis} had {', '.join(map(str, lost))}")
+    cell = old.cells()[0]
+    found += differences(old.setup(cell).to_dict(), new.setup(cell).to_dict())
+    for name in old.experiments:
+        given: list[dict[str, Any]] = [dict(grid.options.get(name, {})) for grid in (old, new)]
+        found += differences(*given, at=f"options.{name}.")
+    return found

@@ -1,0 +1,80 @@
+"""What has become of the cells of a sweep, read from their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ecstruct.files import is_held
+from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid, read_json
+from ecstruct.grids.executors import queued
+
+STATES = ("done", "running", "waiting", "failed", "missing")
+COLUMNS = ("cell", "state", "attempts", "seconds", "job", "error")
+
+
+def status(folder: str | Path) -> pd.DataFrame:
+    """A row per cell of the sweep in a folder: its state (of `STATES`), how often it was tried, how many
+    seconds the last time took, by which job, and the last error.
+
+    Raises:
+        InputError: there is no sweep in the folder.
+    """
+    folder = Path(folder)
+    waiting = _waiting(folder)
+    rows = []
+    for cell in read_grid(folder).cells():
+        place = Place(folder, cell)
+        attempts = place.attempts()
+        last: Attempt = attempts[-1] if attempts else {}
+        state = state_of(place, cell.name in waiting)
+        error = last.get("error") or (KILLED if state == "failed" else "")
+        rows.append(
+            (
+                cell.name,
+                state,
+                len(attempts),
+                last.get("seconds"),
+                last.get("job") or "",
+                "" if state == "done" else error,
+            )
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def show_status(folder: Path) -> str:
+    """The table as text, with how many cells there are of each state below."""
+    table = status(folder)
+    found = table["state"].tolist()
+    counts = ", ".join(f"{found.count(state)} {state}" for state in STATES if state in found)
+    shown = table.assign(seconds=table["seconds"].map("{:.1f}".format, na_action="ignore").fillna(""))
+    return f"{shown.to_string(index=False)}\n{len(table)} cells: {counts}"
+
+
+def read_queue(folder: Path) -> dict[str, Any]:
+    """Which cells wait to be submitted, and the jobs of those that are, as the sweep last knew."""
+    return read_json(folder / "queue.json") or {"waiting": [], "jobs": {}, "slurm": False}
+
+
+def _waiting(folder: Path) -> set[str]:
+    queue = read_queue(folder)
+    if is_held(folder / ".lock"):
+        return {*queue["waiting"], *queue["jobs"]}
+    alive = queued(queue["jobs"].values()) if queue["slurm"] else set()
+    return {name for name, job in queue["jobs"].items() if job in alive}
+
+
+def state_of(place: Place, waiting: bool = False) -> str:
+    """One of `STATES`; a cell that nobody tried, or that was asked to end, is missing."""
+    if place.done():
+        return "done"
+    if place.running():
+        return "running"
+    if waiting:
+        return "waiting"
+    attempts = place.attempts()
+    # Without an end, the last attempt was killed: it holds no lock.
+    failed = attempts and ("error" in attempts[-1] or "seconds" not in attempts[-1])
+    return "failed" if failed else "missing"

@@ -1,0 +1,116 @@
+"""Sweeps on a real Slurm, without accounting: jobs that are killed, asked to end, and left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from jobs import Here, pieces, states, until
+from slurm import cluster, missing
+from typer.testing import CliRunner
+
+from ecstruct.cli import app
+from ecstruct.errors import InputError
+from ecstruct.grids import Grid, sweep
+from ecstruct.grids.cell import KILLED, Place
+from ecstruct.grids.executors import Slurm, queued
+from ecstruct.interruption import STATUS, Terminated
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with cluster(tmp_path_factory.mktemp("slurm") / "of-one-node") as folder:
+        yield folder
+
+
+def grid(folder: Path, rates: str, repeats: int = 1) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(f"learning_rates: {rates}\nepochs: [1]\nexperiments: [ocr]\nrepeats: {repeats}\n")
+    return path
+
+
+def words(path: Path, out: Path, *more: str) -> list[str]:
+    given = ["--executor", "slurm", "--slurm", "time=0:10:00,partition=only,comment=a sweep", "--quiet"]
+    return ["sweep", str(path), "--out", str(out), *given, *more]
+
+
+def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_path: Path) -> None:
+    """An array of two: one is killed for good, the other told to end, as at the end of its time."""
+    path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=4), tmp_path / "out"
+    first, second = (Place(out, each) for each in Grid.read(path).cells())
+    before: list[dict[str, int]] = []
+
+    def disturb() -> None:
+        until(lambda: pieces(first))
+        os.kill(first.attempts()[-1]["process"], signal.SIGKILL)
+        until(lambda: not first.running())
+        before.append(pieces(first))
+        until(lambda: pieces(second))
+        subprocess.run(["scancel", "--signal=USR2", second.attempts()[-1]["job"]], check=True)
+        until(lambda: not second.running())
+        before.append(pieces(second))
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    result = CliRunner().invoke(app, words(path, out, "--retries", "1"))
+    disturber.join()
+    assert result.exit_code == 0, result.stderr
+    for place, old in zip((first, second), before, strict=True):
+        assert 0 < len(old) < 8 and old.items() <= pieces(place).items() and len(pieces(place)) == 8
+        assert len(place.attempts()) == 2 and place.done()
+    killed, ended = (place.attempts()[0] for place in (first, second))
+    assert killed["job"].endswith("_0") and ended["job"] == killed["job"].replace("_0", "_1")
+    assert killed["error"].startswith(KILLED) and ended["stopped"] is True
+    assert queued([killed["job"], ended["job"]]) == set()
+
+
+def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path) -> None:
+    """SIGTERM to the sweep leaves the queue alone; the next one waits for what is there."""
+    path, out = grid(tmp_path, "[1e-4]", repeats=2), tmp_path / "out"
+    (place,) = (Place(out, each) for each in Grid.read(path).cells())
+    executor = Slurm(out, options={"begin": "now+3"})
+
+    class Stops(Here):
+        """Submits to Slurm, and ends then."""
+
+        def submit(self, names: Sequence[str]) -> list[str]:
+            return executor.submit(names)
+
+        def alive(self, jobs: Collection[str]) -> set[str]:
+            raise Terminated
+
+    with pytest.raises(SystemExit) as raised:
+        sweep(Grid.read(path), out, Stops(out, survives=True), progress=False)
+    assert raised.value.code == STATUS
+    assert list(states(out).values()) == ["waiting"]
+    result = CliRunner().invoke(app, words(path, out, "--resume"))
+    assert result.exit_code == 0, result.stderr
+    assert len(place.attempts()) == 1 and place.done() and len(pieces(place)) == 4
+
+
+def test_what_slurm_does_not_take_is_told(slurm: Path, tmp_path: Path) -> None:
+    executor = Slurm(tmp_path, options={"partition": "none"})
+    with pytest.raises(InputError, match=r"Slurm does not take the jobs: .*partition specified: none"):
+        executor.submit(["a", "b"])
+    executor = Slurm(tmp_path, options={"nonsense": "1"})
+    with pytest.raises(InputError, match="nonsense"):
+        executor.submit(["a"])
+
+
+def test_while_slurm_does_not_answer_jobs_count_as_alive(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert queued(["999", "998_1"]) == set()
+    config = (slurm / "slurm.conf").read_text()
+    dead = tmp_path / "slurm.conf"
+    port = next(line for line in config.splitlines() if line.startswith("SlurmctldPort"))
+    dead.write_text(config.replace(port, "SlurmctldPort=1") + "\nMessageTimeout=1\n")
+    monkeypatch.setenv("SLURM_CONF", str(dead))
+    assert queued(["999"]) == {"999"}
