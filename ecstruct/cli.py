@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ecstruct.errors import InputError
+from ecstruct.errors import InputError, LostRank
+from ecstruct.facts_command import facts_app
+from ecstruct.interruption import STATUS, Terminated, listening
 
 app = typer.Typer(
     help="Which MLPs and attention heads make a finetuned language model generalise.",
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 organism_app = typer.Typer(help="The embedded model and its synthetic world.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
+app.add_typer(facts_app, name="facts")
 
 SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
 JSONL = "JSONL with the keys prompt, answer and optionally options, subject, template"
@@ -49,7 +52,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @contextmanager
-def _session(quiet: bool, debug: bool) -> Iterator[None]:
+def _session(quiet: bool, debug: bool, again: str = "run the same command again") -> Iterator[None]:
     """Library chatter off, and errors that are the user's to mend as one sentence."""
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -61,15 +64,24 @@ def _session(quiet: bool, debug: bool) -> Iterator[None]:
     if not debug:
         warnings.simplefilter("ignore")
     try:
-        yield
+        with listening():
+            yield
     except InputError as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except LostRank as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+    except Terminated:
+        typer.echo(f"terminated: {again} to go on", err=True)
+        raise typer.Exit(STATUS) from None
 
 
 @app.command()
@@ -105,13 +117,25 @@ def finetune(
     evaluate: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: prompts to rank after each epoch; repeatable.")
     ] = None,
+    lora: Annotated[
+        str, typer.Option(help="Low-rank adapters, as r=16,alpha=32,targets=q_proj+v_proj,dora=true.")
+    ] = "",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run blocks again instead of keeping their activations.")
+    ] = False,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; ten minutes if not given.")
+    ] = None,
     save_model: Annotated[bool, typer.Option(help="Write the whole model to OUT/model too.")] = False,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Finetune on the answers of facts; writes delta.safetensors and history.json."""
+    """Finetune on the answers of facts; writes delta.safetensors and history.json.
+
+    Goes on where it was stopped. Under torchrun all processes share the model.
+    """
     with _session(quiet, debug):
         from ecstruct.runs import records, run_finetune
 
@@ -128,6 +152,9 @@ def finetune(
             "train_embeddings": train_embeddings,
             "evaluate": {name: records(path) for name, path in map(_named, evaluate or [])} or None,
             "seed": seed,
+            "lora": _lora(lora),
+            "recompute": recompute,
+            "checkpoint_every": checkpoint_every,
             "save_model": save_model,
         }
         run_finetune(config, out, device, not quiet)
@@ -175,11 +202,17 @@ def score(
         int, typer.Option(help="Points between both models at which informative gradients are taken.")
     ] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Leave both models on disk, and read one block at a time.")
+    ] = False,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Informative, upstream and downstream scores; writes scores.nc and report.html."""
+    """Informative, upstream and downstream scores; writes scores.nc and report.html.
+
+    Goes on where it was stopped. Under torchrun all processes share the prompts.
+    """
     with _session(quiet, debug):
         from ecstruct.runs import records, run_score
 
@@ -194,6 +227,7 @@ def score(
             "convention": convention,
             "path_steps": path_steps,
             "batch_size": batch_size,
+            "offload": offload,
         }
         run_score(config, out, device, not quiet)
 
@@ -265,6 +299,38 @@ def reproduce(
 
 
 @app.command()
+def sweep(
+    grid: Annotated[Path | None, typer.Argument(help="GRID.yaml; docs/sweeps.md has its keys.")] = None,
+    out: Out = Path("sweep"),
+    executor: Annotated[Literal["local", "slurm"], typer.Option(help="Where jobs run.")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; locally one per GPU, or one.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="Options of sbatch, as partition=gpu,time=120,gpus_per_node=1; repeatable."),
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a cell that failed is tried again.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in OUT.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show what has become of OUT.")] = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Experiments on a grid of models, rates, epochs and seeds, each cell a job; see docs/sweeps.md."""
+    with _session(quiet, debug, again="run it again with --resume"):
+        from ecstruct.grids import run_sweep, show_status
+
+        if status:
+            typer.echo(show_status(out))
+            return
+        failed = run_sweep(grid, out, executor, jobs, slurm or [], retries, resume, device, not quiet)
+        if failed:
+            typer.echo(f"failed: {', '.join(failed)}", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
 def replay(
     config: Annotated[Path, typer.Argument(help="The config.json of an earlier run.")],
     out: Out,
@@ -313,6 +379,18 @@ def _layers(text: str) -> list[int] | None:
             raise InputError(f"--freeze-layers takes layers as 0-3,7, not {text!r}.")
         layers += range(int(first), int(last or first) + 1)
     return layers or None
+
+
+def _lora(text: str) -> dict[str, Any] | None:
+    """What peft is told, from text as "r=16,alpha=32"."""
+    given: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            given[name] = value.split("+") if name == "targets" else json.loads(value)
+        except ValueError:
+            raise InputError(f"--lora takes r=16,alpha=32,dora=true, not {text!r}.") from None
+    return given or None
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -3,9 +3,15 @@
 The rank is 0-indexed: the number of options whose first token has a higher logit than the answer's
 first token, at the last token of the prompt, with ties counted half. 0 is right, and with n options
 a model that knows nothing has (n - 1) / 2 on average.
+
+With `answer_tokens="all"` whole answers are compared, by the sum of the log-probabilities of all their
+tokens. Of an answer with aliases the best counts; an alias that begins like another option says nothing
+where first tokens are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -14,31 +20,116 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.facts.tokens import TokenizedPrompt, collate, option_tokens, pad_id_of, tokenize
 from ecstruct.models.hooked import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 
+AnswerTokens = Literal["first", "all"]
+
 
 def ranks(
-    model: TransformerBridge, prompts: PromptsLike, *, batch_size: int = 64
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    *,
+    batch_size: int = 64,
+    answer_tokens: AnswerTokens = "first",
 ) -> Float[np.ndarray, " prompt"]:
     """The rank of every prompt's answer among its options, from 0 to n_options - 1.
 
     The model is run without gradients and in eval mode, and comes back in the mode it was in.
-    `batch_size` (prompts) decides about speed and memory only.
+    `batch_size` (texts read at a time) decides about speed and memory only. With `answer_tokens="all"`
+    options may begin with the same token, and every option is a text of its own to read.
 
     Raises:
         InputError: a prompt that cannot be used (see `ecstruct.facts.tokens.tokenize`), a batch
-            size below 1, or logits that are NaN.
+            size below 1, unknown answer tokens, or logits that are NaN.
     """
-    tokenized = tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
-    return ranks_of_tokenized(model, tokenized, batch_size=batch_size)
+    if answer_tokens not in get_args(AnswerTokens):
+        raise InputError(f"answer_tokens is 'first' or 'all', not {answer_tokens!r}.")
+    tokenizer, first = tokenizer_of(model), answer_tokens == "first"
+    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=first)
+    if first:
+        return ranks_of_tokenized(model, tokenized, batch_size=batch_size)
+    return _ranks_of_whole_answers(model, tokenized, option_tokens(tokenized, tokenizer), batch_size)
 
 
-def mean_rank(model: TransformerBridge, prompts: PromptsLike, *, batch_size: int = 64) -> float:
+def mean_rank(
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    *,
+    batch_size: int = 64,
+    answer_tokens: AnswerTokens = "first",
+) -> float:
     """The mean of `ranks` over the prompts."""
-    return float(ranks(model, prompts, batch_size=batch_size).mean())
+    return float(ranks(model, prompts, batch_size=batch_size, answer_tokens=answer_tokens).mean())
+
+
+Data = TypeVar("Data", FactSet, tuple[Prompt, ...])
+
+
+@dataclass(frozen=True)
+class Kept(Generic[Data]):
+    """What is `kept` of some facts because a model knows it; what it does not know is `dropped`, with its
+    `ranks`."""
+
+    kept: Data
+    dropped: tuple[Prompt, ...]
+    ranks: tuple[float, ...]
+
+
+@overload
+def keep_known(
+    model: TransformerBridge, data: FactSet, *, batch_size: int = 64, answer_tokens: AnswerTokens = "first"
+) -> Kept[FactSet]: ...
+
+
+@overload
+def keep_known(
+    model: TransformerBridge,
+    data: PromptsLike,
+    *,
+    batch_size: int = 64,
+    answer_tokens: AnswerTokens = "first",
+) -> Kept[tuple[Prompt, ...]]: ...
+
+
+def keep_known(
+    model: TransformerBridge,
+    data: FactSet | PromptsLike,
+    *,
+    batch_size: int = 64,
+    answer_tokens: AnswerTokens = "first",
+) -> Kept[FactSet] | Kept[tuple[Prompt, ...]]:
+    """Only what a model knows before it is finetuned, that is, answers with rank 0.
+
+    Of prompts, those. Of a fact set, the implications of which all known facts are, with the facts that
+    they follow from: implications that need a hop which the model does not know say nothing about it.
+
+    Raises:
+        InputError: the model knows nothing of it, a fact set does not say what its implications follow
+            from, or prompts cannot be ranked (see `ranks`).
+    """
+    whole = isinstance(data, FactSet)
+    if whole and not data.known:
+        raise InputError(
+            f"the fact set {data.name!r} has no known facts: give them as known= with derivations, as "
+            "ecstruct.facts.read and compose do."
+        )
+    asked = as_prompts(data.known if whole else data)
+    found = ranks(model, asked, batch_size=batch_size, answer_tokens=answer_tokens)
+    unknown = {i for i, rank in enumerate(found) if rank > 0}
+    if len(unknown) == len(asked):
+        raise InputError(
+            f"the model knows none of {len(asked)} facts, as {asked[0].text!r}: use others that it does."
+        )
+    dropped = tuple(asked[i] for i in sorted(unknown))
+    of_dropped = tuple(float(found[i]) for i in sorted(unknown))
+    if not whole:
+        return Kept(tuple(p for i, p in enumerate(asked) if i not in unknown), dropped, of_dropped)
+    kept = data.subset(i for i, d in enumerate(data.derivations) if unknown.isdisjoint(d.known))
+    return Kept(kept, dropped, of_dropped)
 
 
 def check_rankable(model: TransformerBridge, prompts: PromptsLike) -> None:
@@ -54,31 +145,113 @@ def ranks_of_tokenized(
     model: TransformerBridge, tokenized: Sequence[TokenizedPrompt], *, batch_size: int = 64
 ) -> Float[np.ndarray, " prompt"]:
     """`ranks` of prompts that are tokenised already, with their options."""
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is no number of prompts: use 1 or more.")
+    _check_batch_size(batch_size)
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
+
+    def logits_of(ids: Tensor, mask: Tensor) -> Tensor:
+        return model(ids, attention_mask=mask, return_type="logits")
+
+    with eval_mode(model):
+        return ranks_by(logits_of, tokenized, pad_id, device, batch_size=batch_size)
+
+
+def ranks_by(
+    logits_of: Callable[[Tensor, Tensor], Tensor],
+    tokenized: Sequence[TokenizedPrompt],
+    pad_id: int,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+) -> Float[np.ndarray, " prompt"]:
+    """`ranks` by any function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
     # Prompts of similar length go together, so that little is spent on padding.
     order = sorted(range(len(tokenized)), key=lambda i: len(tokenized[i].ids))
     result = np.empty(len(tokenized))
-    with torch.no_grad(), eval_mode(model):
+    with torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             members = [tokenized[i] for i in chosen]
             batch = collate(members, device, pad_id)
-            logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
+            logits = logits_of(batch.ids, batch.mask)
             last = logits[torch.arange(len(chosen), device=device), batch.last].cpu()
             for i, t, of_prompt in zip(chosen, members, last, strict=True):
                 result[i] = _rank(t, of_prompt)
     return result
 
 
+def _ranks_of_whole_answers(
+    model: TransformerBridge,
+    tokenized: Sequence[TokenizedPrompt],
+    options: Sequence[Sequence[tuple[int, ...]]],
+    batch_size: int,
+) -> Float[np.ndarray, " prompt"]:
+    _check_batch_size(batch_size)
+    # The right ones first: the answer and its aliases, then the other options.
+    answers = [
+        (
+            t.answer_ids,
+            *t.alias_ids,
+            *(ids for o, ids in zip(t.prompt.options or (), its, strict=True) if o != t.prompt.answer),
+        )
+        for t, its in zip(tokenized, options, strict=True)
+    ]
+    texts = [
+        replace(t, ids=t.ids + ids[:-1], answer_ids=ids)
+        for t, of_prompt in zip(tokenized, answers, strict=True)
+        for ids in of_prompt
+    ]
+    longest, n_ctx = max(texts, key=lambda t: len(t.ids)), model.cfg.n_ctx
+    if len(longest.ids) > n_ctx:
+        raise InputError(
+            f"the prompt {longest.prompt.text[:60]!r} and an option are {len(longest.ids)} tokens to read, "
+            f"but the model's context has {n_ctx}: shorten them."
+        )
+    logprobs = _logprobs(model, texts, batch_size).split([len(of_prompt) for of_prompt in answers])
+    n_right = [1 + len(t.alias_ids) for t in tokenized]
+    return np.array(
+        [_place(t, found[:n], found[n:]) for t, found, n in zip(tokenized, logprobs, n_right, strict=True)]
+    )
+
+
+def _logprobs(
+    model: TransformerBridge, texts: Sequence[TokenizedPrompt], batch_size: int
+) -> Float[Tensor, " text"]:
+    """The log-probability, in nats, of all the answer's tokens at the end of each text (but the last, which
+    is not read), in float64 so that the ties of equal answers are ties."""
+    pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    result = torch.empty(len(texts), dtype=torch.float64)
+    with torch.no_grad(), eval_mode(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collate([texts[i] for i in chosen], device, pad_id)
+            logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
+            for i, of_text in zip(chosen, logits, strict=True):
+                ids = torch.tensor(texts[i].answer_ids)
+                end = len(texts[i].ids)
+                read = of_text[end - len(ids) : end].double().cpu().log_softmax(-1)
+                result[i] = read.gather(1, ids[:, None]).sum()
+    return result
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is no number of prompts: use 1 or more.")
+
+
 def _rank(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
-    answer, options = logits[t.answer_ids[0]], logits[list(t.option_ids)]
-    if options.isnan().any():
+    right = t.answer_ids[0]
+    others = [token for token in t.option_ids if token != right]
+    names = {right, *(ids[0] for ids in t.alias_ids)}.difference(others)
+    return _place(t, logits[list(names)], logits[others])
+
+
+def _place(t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]) -> float:
+    """How many of the others are better than the best of the right ones, ties counted half."""
+    if right.isnan().any() or others.isnan().any():
         raise InputError(
             f"the model's logits after {t.prompt.text!r} are NaN: its weights or its precision are "
             "broken, load it anew in float32."
         )
-    # The answer is one of the options and ties with itself.
-    ties = (options == answer).sum().item() - 1
-    return (options > answer).sum().item() + ties / 2
+    best = right.max()
+    return (others > best).sum().item() + (others == best).sum().item() / 2

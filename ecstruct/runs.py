@@ -6,25 +6,31 @@ replays wherever the checkpoints can be found. Devices and progress bars are not
 """
 
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xxhash
 from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct import distributed
 from ecstruct.checks.fidelity import fidelity
 from ecstruct.demo import demo
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks
 from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.facts import read_jsonl
-from ecstruct.files import write_text
-from ecstruct.finetuning import finetune
+from ecstruct.files import exclusive, write_text
+from ecstruct.finetuning import discard, finetune_across
+from ecstruct.finetuning.lora import save_adapter
+from ecstruct.interruption import finishing
 from ecstruct.models.export import check_free, save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
@@ -34,6 +40,19 @@ from ecstruct.report.pages import fidelity_report, score_report
 from ecstruct.scores.engine import ScoreEngine
 
 Config = dict[str, Any]
+Run = Callable[[Config, Path, str | None, bool], None]
+"""What is run, the folder it writes to, on which device, and whether to show progress."""
+
+
+def _alone(run: Run) -> Run:
+    """A run that is the only one to write to its folder, and knows before the work that it can."""
+
+    @wraps(run)
+    def alone(config: Config, out: Path, device: str | None, progress: bool) -> None:
+        with exclusive(out):
+            run(config, out, device, progress)
+
+    return alone
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -62,9 +81,9 @@ def rank_table(source: str, path: Path, device: str | None, out: Path | None) ->
     return table
 
 
+@_alone
 def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """The organism learns facts and generalises; see `ecstruct.demo`."""
-    _check_writable(out)
     result = demo(seed=config["seed"], device=device, progress=progress)
     result.write(out, replay=f"ecstruct replay {out / 'config.json'} --out DIR")
     _write_config(out, "demo", config)
@@ -73,51 +92,80 @@ def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> N
 
 
 def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model."""
+    """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model, with
+    `lora` the adapter; several processes share the model, and the first writes. Goes on from
+    `checkpoint`."""
     arguments = dict(config)
     source, whole = arguments.pop("model"), arguments.pop("save_model")
     expected = arguments.pop("fingerprint", None)
-    _check_writable(out)
-    if whole:
-        check_free(out / "model")
-    model = load(source, device=device)
-    found = fingerprint(named_weights(model))
-    _check_weights(source, found, expected)
-    tuned = finetune(model, **arguments, progress=progress)
-    tuned.delta.save(out / "delta.safetensors")
-    write_text(out / "history.json", json.dumps(tuned.history.to_dict(), indent=1))
-    if whole:
-        save_model(tuned.model, out / "model")
-    described = {"model": source, "save_model": whole, **tuned.config, "fingerprint": found}
-    _write_config(out, "finetune", described)
+    given: list[TransformerBridge] = []  # to the first process alone
+
+    def prepare() -> str:
+        for folder in [out / "model"] * whole + [out / "adapter"] * bool(arguments.get("lora")):
+            check_free(folder)
+        # What several share has to fit into main memory, not on one of their devices.
+        given.append(load(source, device=joined.device if joined.size == 1 else "cpu"))
+        found = fingerprint(named_weights(given[0]))
+        _check_weights(source, found, expected)
+        return found
+
+    with distributed.ranks(device) as joined, exclusive(out):
+        joined.agree({key: json.dumps(value) for key, value in config.items()} | {"out": str(out)})
+        found = joined.on_first(prepare)
+        checkpoint = out / "checkpoint"
+        with finishing():
+            model = given[0] if given else None
+            tuned = finetune_across(joined, model, **arguments, checkpoint=checkpoint, progress=progress)
+            if tuned is None:
+                return
+            tuned.delta.save(out / "delta.safetensors")
+            write_text(out / "history.json", json.dumps(tuned.history.to_dict(), indent=1))
+            if tuned.adapter:
+                save_adapter(tuned.adapter, out / "adapter")
+            if whole:
+                save_model(tuned.model, out / "model")
+            described = {"model": source, "save_model": whole, **tuned.config, "fingerprint": found}
+            _write_config(out, "finetune", described)
+            discard(checkpoint)
     if progress:
         tqdm.write(f"weight delta: {out / 'delta.safetensors'}")
 
 
 def run_score(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Score and write `scores.nc` and `report.html`."""
+    """Score and write `scores.nc` and `report.html`; of several processes the first does, and all score."""
     arguments = dict(config)
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
-    _check_writable(out)
-    engine = ScoreEngine(load(before, device=device), after, **arguments, progress=progress)
-    fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
-    for state, source in (("before", before), ("after", after)):
-        _check_weights(source, fingerprints[state], expected.get(state))
-    scores = engine.score(prompts)
-    scores.save(out / "scores.nc")
-    score_report(out / "report.html", scores, f"ecstruct replay {out / 'config.json'} --out DIR")
-    _write_config(out, "score", {**config, "fingerprints": fingerprints})
+    with distributed.ranks(device) as joined, exclusive(out):
+        joined.agree(_described(config, out))
+        engine = ScoreEngine(before, after, **arguments, device=joined.device, progress=progress)
+        fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
+        for state, source in (("before", before), ("after", after)):
+            _check_weights(source, fingerprints[state], expected.get(state))
+        scores = engine.shared(prompts, joined, out / "shards")
+        if scores is None:
+            return
+        scores.save(out / "scores.nc")
+        score_report(out / "report.html", scores, f"ecstruct replay {out / 'config.json'} --out DIR")
+        _write_config(out, "score", {**config, "fingerprints": fingerprints})
+        shutil.rmtree(out / "shards", ignore_errors=True)
     if progress:
         tqdm.write(f"report: {out / 'report.html'}")
 
 
+def _described(config: Config, out: Path) -> dict[str, str]:
+    """A configuration in words, for processes to compare."""
+    options = {key: json.dumps(value) for key, value in config.items() if key != "prompts"}
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(config["prompts"]).encode())
+    return {**options, "prompts": f"{len(config['prompts'])} with checksum {checksum}", "out": str(out)}
+
+
+@_alone
 def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Hold fast scores against interventions; write `fidelity.json`, `report.html` and all scores."""
     arguments = dict(config)
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
-    _check_writable(out)
     model = load(before, device=device)
     _check_weights(before, fingerprint(named_weights(model)), expected.get("before"))
     result = fidelity(model, after, prompts, **arguments, progress=progress)
@@ -133,9 +181,9 @@ def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) 
         tqdm.write(f"{table}\n{result.verdict()}\nreport: {out / 'report.html'}")
 
 
+@_alone
 def run_reproduce(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Experiments of the paper; `results.json` and `report.html` grow with every one that is finished."""
-    _check_writable(out)
     setup = replace(Setup.from_dict(config["setup"]), device=device)
     options = config.get("options", {})
     results = reproduce(config["experiments"], setup, options, out=out, progress=progress)
@@ -153,7 +201,7 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
         tqdm.write(f"\nreport: {out / 'report.html'}")
 
 
-RUNS: Mapping[str, Callable[[Config, Path, str | None, bool], None]] = {
+RUNS: Mapping[str, Run] = {
     "demo": run_demo,
     "fidelity": run_fidelity,
     "finetune": run_finetune,
@@ -168,7 +216,7 @@ _KEYS = {
         {"model", "facts", "save_model"},
         {
             *("lr", "epochs", "batch_size", "schedule", "seed", "freeze", "train_embeddings", "evaluate"),
-            *("accumulate", "fingerprint"),
+            *("accumulate", "lora", "recompute", "checkpoint_every", "fingerprint"),
         },
     ),
     "reproduce": ({"experiments", "setup"}, {"options"}),
@@ -176,7 +224,7 @@ _KEYS = {
         {"before", "after", "prompts"},
         {
             *("reward", "answer_tokens", "baseline", "upstream", "convention", "path_steps", "batch_size"),
-            "fingerprints",
+            *("offload", "fingerprints"),
         },
     ),
 }
@@ -214,18 +262,6 @@ def _check_weights(source: str, found: str, expected: str | None) -> None:
             f"the weights of {source} are not those that this configuration was run with: find that "
             "checkpoint, or remove the fingerprints from the configuration."
         )
-
-
-def _check_writable(out: Path) -> None:
-    """Raise before the work is done, not after it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {out} ({error.strerror or error}): choose another folder."
-        ) from error
 
 
 def _write_config(out: Path, command: str, arguments: Config) -> None:

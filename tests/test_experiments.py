@@ -211,10 +211,10 @@ def test_the_graft_is_arithmetic_of_weights(home: Path, results: dict[str, Any],
 def test_every_document_is_seen_as_often_in_every_order(
     home: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetuning = import_module("ecstruct.finetuning")
+    loop = import_module("ecstruct.finetuning.loop")
     seen: list[str] = []
     phases: list[tuple[int, Any]] = []
-    teach, finetune = finetuning._teacher_forced, training.finetune
+    teach, finetune = loop.teacher_forced, training.finetune
 
     def watched(part: Any, *rest: Any) -> Any:
         seen.extend(t.prompt.text for t in part)
@@ -226,7 +226,7 @@ def test_every_document_is_seen_as_often_in_every_order(
         phases.append((start, (model, tuned.model)))
         return tuned
 
-    monkeypatch.setattr(finetuning, "_teacher_forced", watched)
+    monkeypatch.setattr(loop, "teacher_forced", watched)
     monkeypatch.setattr(training, "finetune", counted)
     epochs, cell = 2, {"seed": 0, "repeat": 0, "words": "novel", "order": order}
     setup = small(home / "model", epochs=epochs)

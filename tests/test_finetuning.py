@@ -10,11 +10,10 @@ from facts_fixtures import FACTS, hugging_face, save_tiny
 from torch.nn.functional import cross_entropy
 from transformers import get_linear_schedule_with_warmup
 
-import ecstruct.finetuning as finetuning
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts import Prompt
-from ecstruct.finetuning import finetune
+from ecstruct.finetuning import finetune, loop
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.models.names import WeightSelection, kind_of, layer_of
@@ -213,13 +212,13 @@ def test_a_linear_schedule_is_that_of_transformers(folders, model):
 
 def test_every_epoch_sees_every_fact_once_in_another_order(model, monkeypatch):
     seen = []
-    real = finetuning._accumulate_gradients
+    real = loop.add_gradient
 
-    def spy(tuned, parts, pad_id):
-        seen.append([t.prompt.text for part in parts for t in part])
-        return real(tuned, parts, pad_id)
+    def spy(learner, part, *args, **kwargs):
+        seen.append([t.prompt.text for t in part])
+        return real(learner, part, *args, **kwargs)
 
-    monkeypatch.setattr(finetuning, "_accumulate_gradients", spy)
+    monkeypatch.setattr(loop, "add_gradient", spy)
     run(model, epochs=3, batch_size=4)
     assert [len(batch) for batch in seen] == [4, 2] * 3
     epochs = [seen[i] + seen[i + 1] for i in (0, 2, 4)]

@@ -1,6 +1,7 @@
 """From the numbers of single blocks and batches to one labelled dataset."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,40 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return np.dtype(str(dtype).removeprefix("torch."))
 
 
+@dataclass(frozen=True)
+class Part:
+    """The numbers of some prompts: `rows` says which. `arrays` are those of the dataset, by its names and
+    in its layout, as long as the longest of these prompts; `groups` are the columns of `rest`."""
+
+    rows: list[int]
+    groups: list[str]
+    arrays: dict[str, np.ndarray]
+
+
 class Assembly:
-    """Arrays of all prompts, filled block by block and batch by batch; what comes again is added. Padding
-    stays NaN."""
+    """Arrays of all prompts, or of those in `rows`, filled block by block and batch by batch; what comes
+    again is added. Padding stays NaN."""
 
     def __init__(
-        self, prompts: Sequence[TokenizedPrompt], n_layers: int, n_heads: int, dtype: torch.dtype
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        n_layers: int,
+        n_heads: int,
+        dtype: torch.dtype,
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._prompts, self._dtype = prompts, numpy_dtype(dtype)
-        n, n_tokens = len(prompts), max(len(p.ids) for p in prompts)
+        self._rows = list(range(len(prompts)) if rows is None else rows)
+        self._place = {row: place for place, row in enumerate(self._rows)}
+        n, n_tokens = len(self._rows), max(len(prompts[row].ids) for row in self._rows)
 
         def empty(*shape: int) -> np.ndarray:
             return np.full(shape, np.nan, dtype=self._dtype)
 
-        self._mlp = {
+        self._arrays = {
             "mlp": empty(len(SCORES), n, n_layers, n_tokens),
-            "attribution_mlp": empty(len(STATES), n, n_layers, n_tokens),
-        }
-        self._heads = {
             "heads": empty(len(SCORES), n, n_layers, n_heads, n_tokens),
+            "attribution_mlp": empty(len(STATES), n, n_layers, n_tokens),
             "attribution_heads": empty(len(STATES), n, n_layers, n_heads, n_tokens),
         }
         self._rest: dict[str, np.ndarray] = {}
@@ -49,53 +65,69 @@ class Assembly:
         """`value` [batch, pos] of the prompts `rows`."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
-            place = self._mlp[name][which, row, layer, :n_tokens]
+            place = self._arrays[name][which, self._place[row], layer, :n_tokens]
             place[:] = np.nan_to_num(place) + of_prompt[:n_tokens]
 
     def add_heads(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
         """`value` [batch, pos, head] of the prompts `rows`."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
-            place = self._heads[name][which, row, layer, :, :n_tokens]
+            place = self._arrays[name][which, self._place[row], layer, :, :n_tokens]
             place[:] = np.nan_to_num(place) + of_prompt[:n_tokens].T
 
     def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:
         """Add to the informative score of a group of weights, [batch]."""
-        total = self._rest.setdefault(group, np.zeros(len(self._prompts), dtype=self._dtype))
-        total[list(rows)] += value.cpu().numpy()
+        self._of_group(group)[self._places(rows)] += value.cpu().numpy()
 
     def put_rewards(self, rows: Sequence[int], before: Tensor, after: Tensor) -> None:
         """The rewards of the prompts `rows` under both states; see `rewards_by_state`."""
-        self._reward[list(rows)] = rewards_by_state([self._prompts[row] for row in rows], before, after)
+        its_prompts = [self._prompts[row] for row in rows]
+        self._reward[self._places(rows)] = rewards_by_state(its_prompts, before, after)
+
+    def part(self) -> Part:
+        """What there is, to be `put` into an assembly of more prompts."""
+        return Part(self._rows, list(self._rest), {**self._arrays, **self._flat()})
+
+    def put(self, part: Part) -> None:
+        """Take the numbers of some prompts, once."""
+        places = self._places(part.rows)
+        for name, array in self._arrays.items():
+            found = part.arrays[name]
+            array[:, places, ..., : found.shape[-1]] = found
+        self._reward[places] = part.arrays["reward"]
+        for group, value in zip(part.groups, part.arrays["rest"].T, strict=True):
+            self._of_group(group)[places] = value
 
     def dataset(self, prompt_lengths: Sequence[int], attrs: dict[str, Any]) -> xr.Dataset:
         """The dataset that `ExtractiveScores` wraps. `prompt_lengths` are without answer tokens."""
-        prompts = self._prompts
-        n_tokens = self._mlp["mlp"].shape[-1]
-        groups = list(self._rest)
-        variables: dict[str, Any] = {
-            "mlp": (("score", "prompt", "layer", "token"), self._mlp["mlp"]),
-            "heads": (("score", "prompt", "layer", "head", "token"), self._heads["heads"]),
-            "attribution_mlp": (
-                ("state", "prompt", "layer", "token"),
-                self._mlp["attribution_mlp"],
-            ),
-            "attribution_heads": (
-                ("state", "prompt", "layer", "head", "token"),
-                self._heads["attribution_heads"],
-            ),
-            "rest": (
-                ("prompt", "group"),
-                np.stack([self._rest[g] for g in groups], axis=1)
-                if groups
-                else np.zeros((len(prompts), 0), dtype=self._dtype),
-            ),
-            "reward": (("prompt", "state"), self._reward),
+        of_layer, of_head = ("prompt", "layer", "token"), ("prompt", "layer", "head", "token")
+        dims = {
+            "mlp": ("score", *of_layer),
+            "heads": ("score", *of_head),
+            "attribution_mlp": ("state", *of_layer),
+            "attribution_heads": ("state", *of_head),
+            "rest": ("prompt", "group"),
+            "reward": ("prompt", "state"),
         }
-        n_layers, n_heads = self._heads["heads"].shape[2:4]
-        sizes = {"layer": n_layers, "head": n_heads, "token": n_tokens}
-        dataset = labelled(variables, prompts, prompt_lengths, SCORES, sizes, attrs)
-        return dataset.assign_coords(group=np.array(groups, dtype=object))
+        arrays = {**self._arrays, **self._flat()}
+        variables = {name: (dims[name], array) for name, array in arrays.items()}
+        sizes = dict(zip(of_head[1:], self._arrays["heads"].shape[2:], strict=True))
+        dataset = labelled(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
+        return dataset.assign_coords(group=np.array(list(self._rest), dtype=object))
+
+    def _flat(self) -> dict[str, np.ndarray]:
+        """What has no tokens."""
+        none = np.zeros((len(self._rows), 0), dtype=self._dtype)
+        return {
+            "rest": np.stack(list(self._rest.values()), 1) if self._rest else none,
+            "reward": self._reward,
+        }
+
+    def _of_group(self, group: str) -> np.ndarray:
+        return self._rest.setdefault(group, np.zeros(len(self._rows), dtype=self._dtype))
+
+    def _places(self, rows: Sequence[int]) -> list[int]:
+        return [self._place[row] for row in rows]
 
 
 def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: Tensor) -> np.ndarray:

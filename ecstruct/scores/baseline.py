@@ -11,10 +11,12 @@ surplus leading slots with its first entity token. Then, for every component and
 * `"zero"`: 0.
 
 Only sums per slot are kept, over all prompts and over each group that shares an answer, so y* depends
-neither on how prompts are batched nor on their order, and is never held for all prompts at once.
+neither on how prompts are batched nor on their order, and is never held for all prompts at once. Where
+several processes share the prompts, their sums are added up.
 """
 
-from collections import defaultdict
+import copy
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,12 +26,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.hooked import Trace
 
 BaselineKind = Literal["counterfactual", "mean", "zero"]
 KINDS = ("counterfactual", "mean", "zero")
+
+Sums = dict[tuple[int, str], Tensor]
+"""By layer and component: the sums of what it writes, [part * slot, d] in float64."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ class Baseline:
         self.kind, self._device = kind, device
         self._alignment = align(prompts)
         left_out = _left_out(prompts) if kind == "counterfactual" else [frozenset()] * len(prompts)
-        sizes = np.array([sum(q.template == p.template for q in prompts) for p in prompts])
+        of_template = Counter(p.template for p in prompts)
+        sizes = np.array([of_template[p.template] for p in prompts])
         self._counts = sizes - np.array([len(out) for out in left_out])
         if kind == "counterfactual" and (self._counts == 0).any():
             text = prompts[int(np.argmin(self._counts))].prompt.text
@@ -103,19 +110,31 @@ class Baseline:
             )
         # Part 0 of the sums is over all prompts; a part is added for every group left out together. A
         # prompt that only leaves out itself needs none: what it wrote is at hand when y* is asked for.
-        groups = list(dict.fromkeys(out for out in left_out if len(out) > 1))
+        groups = dict.fromkeys(out for out in left_out if len(out) > 1)
+        part_of = {group: part for part, group in enumerate(groups, start=1)}
         self._n_parts = 1 + len(groups)
         parts_of = {i: [0] for i in range(len(prompts))}
-        for part, group in enumerate(groups, start=1):
+        for group, part in part_of.items():
             for j in group:
                 parts_of[j].append(part)
-        part_left_out = [groups.index(out) + 1 if len(out) > 1 else 0 for out in left_out]
+        part_left_out = [part_of.get(out, 0) for out in left_out]
         itself = np.array([len(out) == 1 for out in left_out])
         self._plans = [
             self._plan(batch, parts_of, [part_left_out[i] for i in batch], itself[list(batch)])
             for batch in batches
         ]
-        self._sums: dict[tuple[int, str], Tensor] = {}
+        self.sums: Sums = {}
+
+    def take(self, batches: Sequence[int]) -> "Baseline":
+        """These batches only, numbered anew; what they write is counted into the same sums."""
+        taken = copy.copy(self)
+        taken._plans = [self._plans[b] for b in batches]
+        return taken
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Add up what all ranks have counted in; the first has counted something if any has."""
+        for key, width in ranks.broadcast({key: t.shape[-1] for key, t in self.sums.items()}).items():
+            ranks.all_reduce(self._sum_of(key, width))
 
     def _plan(
         self,
@@ -158,12 +177,8 @@ class Baseline:
         if self.kind == "zero":
             return
         plan = self._plans[batch]
-        key = layer, name
-        if key not in self._sums:
-            shape = self._n_parts * self._alignment.n_slots, written.shape[-1]
-            self._sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
         values = written.detach()[plan.rows, plan.positions].double()
-        self._sums[key].index_add_(0, plan.targets, values)
+        self._sum_of((layer, name), written.shape[-1]).index_add_(0, plan.targets, values)
 
     def of(
         self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]
@@ -171,11 +186,17 @@ class Baseline:
         """y* at every token of the batch; `written` is what the component itself wrote there."""
         if self.kind == "zero":
             return torch.zeros_like(written)
-        plan, sums = self._plans[batch], self._sums[layer, name]
+        plan, sums = self._plans[batch], self.sums[layer, name]
         total = sums[plan.slot] - plan.itself * written.double()
         if self._n_parts > 1:
             total = total - plan.in_group * sums[plan.left_out]
         return (total / plan.counts).to(written.dtype)
+
+    def _sum_of(self, key: tuple[int, str], width: int) -> Tensor:
+        if key not in self.sums:
+            shape = self._n_parts * self._alignment.n_slots, width
+            self.sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        return self.sums[key]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,14 @@ from ecstruct.scores.reward import read_positions
 TOKENS_PER_BATCH = 2048
 """Enough for matrix products to run at full speed."""
 
+BATCHES = 8
+LEAST_TOKENS = 256
+"""Fewer prompts are still cut into so many batches, that processes may share them, but into none of fewer
+tokens: there the calls between matrix products would weigh in."""
+
+TOKENS_PER_ROUND = 8 * TOKENS_PER_BATCH
+"""Tokens that are walked together: what is lost when a run dies, and has to be done again."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -28,6 +36,23 @@ class Job:
     rows: list[list[int]]
     batches: list[Batch]
     positions: list[Tensor]
+
+    def take(self, batches: Sequence[int]) -> "Job":
+        """These batches only, of the same prompts."""
+        return Job(
+            self.prompts,
+            [self.rows[b] for b in batches],
+            [self.batches[b] for b in batches],
+            [self.positions[b] for b in batches],
+        )
+
+
+def prompts_per_batch(prompts: Sequence[TokenizedPrompt]) -> int:
+    """How many prompts share a batch: by the prompts alone, not by how many processes take the batches, so
+    that numbers are the same for any."""
+    lengths = [len(p.ids) for p in prompts]
+    tokens = min(max(sum(lengths) // BATCHES, LEAST_TOKENS), TOKENS_PER_BATCH)
+    return max(1, tokens // max(lengths))
 
 
 def cut(
@@ -63,16 +88,33 @@ def graph_bytes(view: HookedView, n: int, length: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses."""
+    """Memory that nobody uses; of a machine's, the share of this one among the processes launched there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
     """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
     saved = sum(graph_bytes(view, *batch.ids.shape) for batch in batches)
     return 2 * view.n_layers * saved < free_bytes(view.device) / 2
+
+
+def rounds(view: HookedView, batches: Sequence[Batch], indices: Sequence[int]) -> list[list[int]]:
+    """Which of the batches `indices` are walked together. Their residual streams, under both sets of
+    weights, are kept: they take at most a quarter of the free memory."""
+    of_token = 2 * (view.n_layers + 1) * view.model.cfg.d_model * torch.finfo(view.dtype).bits // 8
+    limit = min(TOKENS_PER_ROUND, free_bytes(view.device) // 4 // of_token)
+    found: list[list[int]] = []
+    tokens = limit
+    for b in indices:
+        tokens += batches[b].ids.numel()
+        if tokens > limit:
+            found.append([])
+            tokens = batches[b].ids.numel()
+        found[-1].append(b)
+    return found
 
 
 def is_out_of_memory(error: Exception) -> bool:

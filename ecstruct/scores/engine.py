@@ -1,21 +1,27 @@
 """The linearised scores of two checkpoints: `ecstruct.score` and the engine behind it."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import xxhash
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.load import load
 from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind
-from ecstruct.scores.batching import TOKENS_PER_BATCH, cut, is_out_of_memory
+from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
 from ecstruct.scores.pair import ModelAfter, Pair
 from ecstruct.scores.passes import Passes, Upstream
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
+from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, logit_diff, logprob
+from ecstruct.scores.shards import Shards
 
 _logger = logging.getLogger(__name__)
 
@@ -141,18 +147,75 @@ class ScoreEngine:
 
     def score(self, prompts: PromptsLike) -> ExtractiveScores:
         """Score one set of prompts; see `ecstruct.score`."""
+        scores = self.shared(prompts, Ranks())
+        assert scores is not None  # a process on its own is the first rank
+        return scores
+
+    def shared(
+        self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
+    ) -> ExtractiveScores | None:
+        """Score one set of prompts, together with other processes that do the same.
+
+        Args:
+            prompts: as for `ecstruct.score`.
+            ranks: this process among them; every one has an engine with the same models and options.
+            folder: where finished parts of the work are kept, if there is more than one; what is there
+                already is not computed again. Delete it when the scores are safe.
+
+        Returns:
+            The scores on the first rank, `None` on the others.
+
+        Raises:
+            InputError: as `ecstruct.score`; ranks that differ; `folder` holds parts of another run; memory
+                runs out on one of several ranks.
+        """
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
-        longest = max(len(p.ids) for p in tokenized)
-        batch_size = self.batch_size or max(1, TOKENS_PER_BATCH // longest)
+        batch_size = self.batch_size or prompts_per_batch(tokenized)
+        identity = self._identity(tokenized)
+        ranks.agree({**identity, "batch_size": str(batch_size)})
+        shards = self._shards(folder, identity)
+        passes = replace(
+            self._passes, ranks=ranks, shards=shards, progress=self._passes.progress and ranks.first
+        )
         every = self.reward.answer_tokens == "all"
         while True:
             try:
                 job = cut(tokenized, batch_size, self.pair.view.device, self.pair.pad_id, every)
                 with self.pair.still():
-                    assembly = self._passes.run(job)
-                return ExtractiveScores(assembly.dataset(lengths, self.attrs))
+                    assembly = passes.run(job)
+                return ExtractiveScores(assembly.dataset(lengths, self.attrs)) if assembly else None
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise
-                batch_size = max(1, min(batch_size, len(tokenized)) // 2)
+                smaller = max(1, min(batch_size, len(tokenized)) // 2)
+                if ranks.size > 1:
+                    raise InputError(
+                        f"rank {ranks.rank} is out of memory with batch_size={batch_size}: pass batch_size="
+                        f"{smaller}, which goes on from what is finished."
+                    ) from error
+                batch_size = smaller
                 _logger.warning("out of memory: trying again with batch_size=%d", batch_size)
+
+    def _shards(self, folder: Path | None, identity: Mapping[str, str]) -> Shards | None:
+        if folder is None:
+            return None
+        if self.reward.function not in (logit_diff, logprob):
+            raise InputError(
+                f"parts of a run with the reward {self.reward.name} cannot be told from those with another "
+                "function of that name: leave out the folder, or choose a reward by its name."
+            )
+        shards = Shards(folder, identity)
+        shards.check()
+        return shards
+
+    def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
+        """What the numbers depend on, by names that are fit for a message."""
+        options = {key: str(value) for key, value in self.attrs["options"].items() if key != "batch_size"}
+        checksum = xxhash.xxh3_64_hexdigest(repr(prompts).encode())
+        return {
+            **{f"the weights {state}": self.attrs[state]["fingerprint"] for state in ("before", "after")},
+            "the prompts": f"{len(prompts)} with checksum {checksum}",
+            **options,
+            "dtype": str(self.pair.view.dtype),
+            **{f"{name}'s version": found for name, found in self.attrs["versions"].items()},
+        }

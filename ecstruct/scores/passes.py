@@ -5,27 +5,36 @@ way down everything about the components of a block is known: inputs, what they 
 the reward there. The formulas are in `ecstruct.scores.linear`.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.distributed import Ranks
+from ecstruct.models.hooked import Trace
 from ecstruct.scores import linear
-from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly
+from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
 from ecstruct.scores.baseline import Baseline, BaselineKind
-from ecstruct.scores.batching import Job, fits_in_memory
+from ecstruct.scores.batching import Job, fits_in_memory, rounds
 from ecstruct.scores.informative import WRITERS, InformativeScores
 from ecstruct.scores.late import late_gradients
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.reward import Reward
+from ecstruct.scores.shards import Shards
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Visit, Walk
 
 Upstream = Literal["surrogate", "exact"]
+
+See = Callable[[int, int, Trace], None]
+
+_logger = logging.getLogger(__name__)
 
 Gradients = Mapping[str, Tensor]
 """At what a block's attention ("attn.o") and MLP ("mlp.out") write."""
@@ -33,7 +42,8 @@ Gradients = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Passes:
-    """What a pair of weights is scored with; see `ecstruct.score`."""
+    """What a pair of weights is scored with, see `ecstruct.score`; who shares the work, and where finished
+    parts of it are kept."""
 
     pair: Pair
     reward: Reward
@@ -42,53 +52,126 @@ class Passes:
     convention: linear.Convention
     path_steps: int
     progress: bool
+    ranks: Ranks = field(default_factory=Ranks)
+    shards: Shards | None = None
 
-    def run(self, job: Job) -> Assembly:
-        """The scores of all prompts."""
-        view, batches = self.pair.view, range(len(job.batches))
-        keep = self.pair.resident and fits_in_memory(view, job.batches)
-        before = Walk(view, self.pair.before, job.batches, keep)
-        after = Walk(view, self.pair.after, job.batches, keep)
+    def run(self, job: Job) -> Assembly | None:
+        """The scores of all prompts, on the first rank; on the others nothing.
+
+        Batches are dealt out to the ranks, which walk them in rounds: so a run that dies loses no more than
+        its last ones, and only one has its residual streams in memory. Before any prompt is scored, the
+        baseline has to have seen all of them: on the way up of the only round, else beforehand.
+        """
+        view, ranks = self.pair.view, self.ranks
+        out = self._assembly(job) if ranks.first else None
         baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
-        out = Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype)
-        informative = InformativeScores(self.pair, self.convention, out)
-        at_before = self.path_steps == 1  # informative scores are of the walk under W itself
-        ways = 2 + (0 if at_before else 2 * self.path_steps)
-        with tqdm(
-            total=ways * view.n_layers, desc="scoring", unit="block", disable=not self.progress
-        ) as bar:
-            self._up(before, after, baseline, bar.update)
-            read = self._read_out(before, after, job, out)
-            if at_before:
-                informative.outside(view.head_sites, read, job.rows)
-            else:
-                deque(read, maxlen=0)
-            late = [self._late(before, b, job) for b in batches]
-            for layer in reversed(range(view.n_layers)):
-                sites = view.block_sites[layer]
-                change = informative.change(sites) if at_before else {}
-                for b in batches:
-                    outputs = sites if at_before else WRITERS
-                    old = before.down(layer, b, WRITERS, outputs, retain_graph=bool(change))
-                    new = after.down(layer, b, ["attn.o"], WRITERS)
-                    if at_before:
-                        informative.block(layer, job.rows[b], old, self.pair.before, change)
-                    g_late = late[b][layer] if self.upstream == "exact" else new.d_output
-                    self._score_states(layer, b, job, before, after, old, new, g_late, baseline, out)
-                bar.update()
-            if at_before:
-                embedded = (before.to_embedding(b) for b in batches)
-                informative.outside(view.embed_sites, embedded, job.rows)
-            else:
-                informative.along_path(self.path_steps, job, self.reward, keep, bar.update)
+        done, known = ranks.broadcast(self._resume(out, baseline))
+        todo = [b for b, rows in enumerate(job.rows) if not done.issuperset(rows)]
+        if ranks.first and len(todo) < ranks.size and todo:
+            _logger.warning(
+                "%d of %d ranks have nothing to do (batches: %d): a smaller batch size makes more",
+                *(ranks.size - len(todo), ranks.size, len(todo)),
+            )
+        walks = rounds(view, job.batches, todo[ranks.rank :: ranks.size])
+        every = range(len(job.batches))[ranks.rank :: ranks.size]
+        known = known or not todo
+        beforehand = [] if known else rounds(view, job.batches, every) if done else walks
+        at_once = not known and not done and len(walks) == 1
+        keep = self.shards if ranks.size > 1 or len(walks) > 1 else None
+        total = view.n_layers * (self._ways * len(walks) + len(beforehand) * (not at_once))
+        parts: list[Part] = []
+        with tqdm(total=total, desc="scoring", unit="block", disable=not self.progress) as bar:
+
+            def all_seen() -> None:
+                baseline.reduce(ranks)
+                if keep and ranks.first and not known:
+                    keep.keep_sums(baseline.sums)
+
+            if not at_once:
+                for some in beforehand:
+                    batches = job.take(some).batches
+                    Walk(view, self.pair.before, batches, False).up(baseline.take(some).see, bar.update)
+                all_seen()
+            for some in walks:
+                seen = all_seen if at_once else None
+                part = self._score(job.take(some), baseline.take(some), bar.update, seen).part()
+                if keep:
+                    keep.keep(part)
+                if out:
+                    out.put(part)
+                else:
+                    parts.append(part)
+        for part in chain.from_iterable(ranks.gather(parts) or []):
+            if out:
+                out.put(part)
         return out
 
-    def _up(self, before: Walk, after: Walk, baseline: Baseline, tick: Callable[[], object]) -> None:
+    def _resume(self, out: Assembly | None, baseline: Baseline) -> tuple[set[int], bool]:
+        """Which prompts are finished: they are put into `out`. And whether the baseline is known."""
+        done: set[int] = set()
+        known = self.baseline == "zero"
+        if out and self.shards:
+            for part in self.shards.parts():
+                out.put(part)
+                done |= set(part.rows)
+            if sums := self.shards.sums():
+                baseline.sums |= {key: t.to(self.pair.view.device) for key, t in sums.items()}
+                known = True
+        return done, known
+
+    def _assembly(self, job: Job, rows: Sequence[int] | None = None) -> Assembly:
+        view = self.pair.view
+        return Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype, rows)
+
+    @property
+    def _ways(self) -> int:
+        return 2 if self.path_steps == 1 else 2 + 2 * self.path_steps
+
+    def _score(
+        self, job: Job, baseline: Baseline, tick: Callable[[], object], seen: Callable[[], None] | None
+    ) -> Assembly:
+        """The scores of some batches. `seen` is called after the way up if the baseline sees it."""
+        view, batches = self.pair.view, range(len(job.batches))
+        graphs = self.pair.resident and fits_in_memory(view, job.batches)
+        before = Walk(view, self.pair.before, job.batches, graphs)
+        after = Walk(view, self.pair.after, job.batches, graphs)
+        out = self._assembly(job, list(chain.from_iterable(job.rows)))
+        informative = InformativeScores(self.pair, self.convention, out)
+        at_before = self.path_steps == 1  # informative scores are of the walk under W itself
+        self._up(before, after, baseline.see if seen else None, tick)
+        if seen:
+            seen()
+        read = self._read_out(before, after, job, out)
+        if at_before:
+            informative.outside(view.head_sites, read, job.rows)
+        else:
+            deque(read, maxlen=0)
+        late = [self._late(before, b, job) for b in batches]
+        for layer in reversed(range(view.n_layers)):
+            sites = view.block_sites[layer]
+            change = informative.change(sites) if at_before else {}
+            for b in batches:
+                outputs = sites if at_before else WRITERS
+                old = before.down(layer, b, WRITERS, outputs, retain_graph=bool(change))
+                new = after.down(layer, b, ["attn.o"], WRITERS)
+                if at_before:
+                    informative.block(layer, job.rows[b], old, self.pair.before, change)
+                g_late = late[b][layer] if self.upstream == "exact" else new.d_output
+                self._score_states(layer, b, job, before, after, old, new, g_late, baseline, out)
+            tick()
+        if at_before:
+            embedded = (before.to_embedding(b) for b in batches)
+            informative.outside(view.embed_sites, embedded, job.rows)
+        else:
+            informative.along_path(self.path_steps, job, self.reward, graphs, tick)
+        return out
+
+    def _up(self, before: Walk, after: Walk, see: See | None, tick: Callable[[], object]) -> None:
         """Both walks, a block of one after that of the other: so weights are read once for both."""
         before.embed()
         after.embed()
         for layer in range(self.pair.view.n_layers):
-            before.climb(layer, baseline.see)
+            before.climb(layer, see)
             after.climb(layer)
             tick()
 
@@ -151,7 +234,7 @@ class Passes:
         """What the components of a block feed to their output projections when they run under W on the
         inputs seen under W'."""
         if self.convention == "definition":
-            inputs = {"ln2": new.input("ln2")}
+            inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:
             inputs = {"attn": new.input("attn.q"), "mlp": new.input("mlp.in")}
         resid, call = after.resid(layer, b), before.call(layer, b)

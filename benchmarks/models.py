@@ -1,0 +1,114 @@
+"""Random models of known size, their prompts, and the pass that any method needs."""
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from ecstruct.facts import Prompt
+from ecstruct.models.load import load
+
+N_WORDS, N_HEADS, LENGTH = 2000, 8, 11
+FAMILIES = {"olmo": (OlmoConfig, OlmoForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tells one model from another: family, layers and d_model."""
+
+    family: str
+    n_layers: int
+    d_model: int
+
+    @property
+    def d_mlp(self) -> int:
+        return 256 * max(1, round(self.d_model / 96))
+
+    @property
+    def n_parameters(self) -> int:
+        """Without the gains of norms."""
+        block = 4 * self.d_model**2 + 3 * self.d_model * self.d_mlp
+        return self.n_layers * block + 2 * N_WORDS * self.d_model
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.n_layers}x{self.d_model} ({self.n_parameters / 1e6:.1f}M)"
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, N_WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<eos>", eos_token="<eos>"
+    )
+
+
+def make_prompts(n: int, length: int = LENGTH) -> list[Prompt]:
+    """As "The people in the city X Y is from speak", of eleven tokens or another number of at least 8."""
+    end = " ".join(f"w{7 + i}" for i in range(length - 7))
+    return [Prompt(f"w2 w3 w4 w5 w6 w{100 + i} w{300 + i} {end}", f"w{500 + i}") for i in range(n)]
+
+
+def ids_of(prompts: list[Prompt], device: str) -> tuple[Tensor, Tensor]:
+    """The prompts [prompt, pos], all of one length, and their answers [prompt]."""
+    ids = torch.tensor([tokenizer()(p.text)["input_ids"] for p in prompts], device=device)
+    return ids, torch.tensor([tokenizer()(p.answer)["input_ids"][0] for p in prompts], device=device)
+
+
+def plain_pair(shape: Shape, device: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """W and W' = W + dW, a small change of every weight, as Hugging Face models with frozen parameters."""
+    config_class, model_class = FAMILIES[shape.family]
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=N_WORDS,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_mlp,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=N_HEADS,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    before = model_class(config)
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        for p in after.parameters():
+            p.add_(3e-3 * p.std().nan_to_num(0.0) * torch.randn_like(p))
+    for model in (before, after):
+        model.eval().requires_grad_(False).to(device)
+    return before, after
+
+
+def hooked_pair(shape: Shape, device: str) -> tuple[TransformerBridge, TransformerBridge]:
+    """The same two as TransformerLens hooks them, unprocessed."""
+    before, after = (load(m, tokenizer=tokenizer(), device=device) for m in plain_pair(shape, device))
+    for model in (before, after):
+        model.original_model.requires_grad_(False)
+    return before, after
+
+
+def logit_diff(logits: Tensor, answers: Tensor, options: Tensor) -> Tensor:
+    """The reward [prompt] from logits [prompt, d_vocab] at the last token."""
+    return logits.gather(1, answers[:, None])[:, 0] - logits[:, options].mean(1)
+
+
+def bare_pass(plain: Any, ids: Tensor, answers: Tensor) -> None:
+    """One forward and one backward pass with respect to activations; logits at the last token only."""
+    embedded = plain.get_input_embeddings()(ids).requires_grad_()
+    hidden = plain.model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, -1]
+    reward = logit_diff(plain.lm_head(hidden), answers, answers).sum()
+    torch.autograd.grad(reward, embedded)

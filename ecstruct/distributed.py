@@ -1,0 +1,314 @@
+"""Several processes of one command, as `torchrun` and `accelerate launch` start them: who am I, and are all
+the others still there?
+
+A command that can use several processes opens `ranks(device)` and asks the `Ranks` it gets to sum, gather
+and compare. For a process on its own all of that is trivial, so that callers have one path.
+
+Whoever dies is named. Every rank counts up a heartbeat of its own in the launcher's key-value store, from a
+thread, and leaves a note there when it goes of its own accord. When the others fail, be it in a collective
+that lost its peer or because the launcher terminates them, they look whose heart stands still.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from ecstruct.errors import InputError, LostRank
+
+T = TypeVar("T")
+
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_BEAT = 0.5
+"""Seconds between two beats."""
+
+_STILL = 4.0
+"""Seconds without a beat after which a rank is dead, for those who have reason to ask."""
+
+_PATIENCE = 12.0
+"""Seconds that a terminated rank has to notice by itself that it lost a peer. `torchrun` kills after 30."""
+
+_TIMEOUT = timedelta(hours=6)
+"""Of collectives. The dead are found otherwise; and a rank may have long work that the others have not."""
+
+_uses = itertools.count()
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return all(name in os.environ for name in _ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its command.
+
+    `rank` counts from 0 to `size` - 1; `device` is what `ecstruct.load` takes, for several processes one of
+    their own. Every method is called by all ranks, in the same order.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that talks and writes."""
+        return self.rank == 0
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T] | None:
+        """The values of all ranks, in their order, on the first; `None` on the others."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast(self, value: T) -> T:
+        """The first rank's value."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What the first rank gets from its work, for all; and where that is refused, it is refused on all.
+
+        Raises:
+            InputError: the work's.
+        """
+        value: Any = None
+        if self.first:
+            try:
+                value = work()
+            except InputError as error:
+                value = error
+        value = self.broadcast(value)
+        if isinstance(value, InputError):
+            raise value
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, what: Mapping[str, str]) -> None:
+        """Raise `InputError` on all ranks unless all have the same mapping."""
+        if self.size == 1:
+            return
+        all_given: list[Any] = [None] * self.size
+        dist.all_gather_object(all_given, dict(what))
+        first = all_given[0]
+        for rank, given in enumerate(all_given):
+            for key in [*first, *(key for key in given if key not in first)]:
+                one, other = first.get(key), given.get(key)
+                if one != other:
+                    raise InputError(
+                        f"the ranks differ in {key}: {_shortened(one)} on rank 0, {_shortened(other)} on "
+                        f"rank {rank}; start the same command with the same code on all of them."
+                    )
+
+
+@contextmanager
+def ranks(device: str | None = None) -> Iterator[Ranks]:
+    """Join the other processes of this command, and leave them at the end, also after an exception.
+
+    Args:
+        device: as for `ecstruct.load`; of several processes `"cuda"`, or nothing where there are GPUs,
+            gives each the GPU of its place on its machine (NCCL), anything else the CPU (gloo).
+
+    Raises:
+        InputError: the ranks run different code of ecstruct, or other versions of what decides the numbers;
+            there is no GPU for a rank.
+        LostRank: another rank died or failed in the meantime; it is named.
+    """
+    if not launched():
+        yield Ranks(device=device)
+        return
+    own, backend = _own_device(device)
+    store, rank, size = next(iter(rendezvous("env://")))
+    joined = Ranks(rank, size, own)
+    use = f"ecstruct/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_uses)}"
+    with _Heart(joined, use) as heart:
+        try:
+            shared = PrefixStore(f"{use}/group", store)
+            dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=_TIMEOUT)
+            joined.agree(_code())
+            yield joined
+        except (InputError, LostRank) as error:
+            heart.leave(str(error))
+            raise
+        except BaseException as error:
+            # torch says with a RuntimeError, or one of its own that is no Exception, that a peer is gone;
+            # and the launcher terminates those that are left.
+            ours = isinstance(error, Exception) and not isinstance(error, RuntimeError)
+            if not ours and (lost := _deaf(heart.lost)):
+                raise LostRank(lost) from error
+            ended = isinstance(error, KeyboardInterrupt | SystemExit)
+            heart.leave("" if ended else f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            heart.leave("")
+            # With a member dead, NCCL may wait for it here.
+            if dist.is_initialized() and (backend == "gloo" or sys.exc_info()[0] is None):
+                dist.destroy_process_group()
+
+
+def _deaf(lost: Callable[[], str]) -> str:
+    """Ask who is lost while the launcher, which has noticed too, terminates this rank: it is ending anyway,
+    and has time to say why."""
+    if threading.current_thread() is not threading.main_thread():
+        return lost()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not (found := lost()):
+        signal.signal(signal.SIGTERM, before)
+    return found
+
+
+def _own_device(device: str | None) -> tuple[str, str]:
+    """The device of this rank, and the backend."""
+    gpus = torch.cuda.device_count()
+    if not (device or ("cuda" if gpus else "cpu")).startswith("cuda"):
+        return device or "cpu", "gloo"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= gpus:
+        raise InputError(
+            f"there is no GPU for process {local} of this machine, which has {gpus}: start at most as many "
+            "processes, or use --device cpu."
+        )
+    torch.cuda.set_device(local)
+    return f"cuda:{local}", "cpu:gloo,cuda:nccl"
+
+
+def _code() -> dict[str, str]:
+    """What has to be the same on all ranks for their numbers to belong together."""
+    digest = xxhash.xxh3_128()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        digest.update(path.read_bytes())
+    libraries = ("torch", "transformers", "transformer-lens")
+    return {"the code of ecstruct": digest.hexdigest(), **{f"{n}'s version": version(n) for n in libraries}}
+
+
+class _Heart:
+    """Beats in the launcher's store, so that the others can tell a slow rank from a dead one."""
+
+    def __init__(self, joined: Ranks, use: str) -> None:
+        self._own, self._size = joined.rank, joined.size
+        # A connection of its own: on the group's, a beat would wait for whatever waits there.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            address, port, is_master=False, timeout=timedelta(seconds=60)
+        )
+        self._store = PrefixStore(use, store)
+        self._left = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="ecstruct-heart")
+        self._signals, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._in_main = threading.current_thread() is threading.main_thread()
+        self._before = -1
+
+    def __enter__(self) -> _Heart:
+        if self._in_main:
+            self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._in_main:
+            signal.set_wakeup_fd(self._before)
+        self._signals.close()
+        self._wakeup.close()
+
+    def leave(self, fault: str) -> None:
+        """A note for the others that this rank goes, and why if something is wrong. The first one stays."""
+        if not self._left:
+            self._left = True
+            with suppress(RuntimeError):
+                self._store.set(f"left {self._own}", textwrap.shorten(fault, 300, placeholder=" ..."))
+
+    def lost(self) -> str:
+        """Which ranks died or failed, in words; nothing if the others live or went in peace. Takes `_STILL`
+        seconds, unless a note tells it earlier. Whoever asks is about to leave."""
+        try:
+            before, since = self._beats(), time.monotonic()
+            while time.monotonic() < since + _STILL:
+                if failed := [f"rank {r} of {self._size} failed ({n})" for r, n in self._notes() if n]:
+                    return failed[0]
+                self._store.add(f"beat {self._own}", 1)  # also where the thread that beats is asking
+                time.sleep(_BEAT)
+            now, left = self._beats(), [r for r, _ in self._notes()]
+            dead = [str(r) for r in before if now[r] == before[r] and r not in left]
+            if dead:
+                self.leave("")  # before this one stops beating
+        except RuntimeError:  # the store went with the process that had it
+            by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+            return "the launcher died" if by_launcher else f"rank 0 of {self._size} died"
+        return f"rank {' and rank '.join(dead)} of {self._size} died" if dead else ""
+
+    def _beats(self) -> dict[int, int]:
+        return {r: self._store.add(f"beat {r}", 0) for r in self._others()}
+
+    def _notes(self) -> list[tuple[int, str]]:
+        left = [r for r in self._others() if self._store.check([f"left {r}"])]
+        return [(r, self._store.get(f"left {r}").decode()) for r in left]
+
+    def _others(self) -> list[int]:
+        return [r for r in range(self._size) if r != self._own]
+
+    def _beat(self) -> None:
+        ending = math.inf
+        while not self._stop.is_set():
+            with suppress(RuntimeError):
+                self._store.add(f"beat {self._own}", 1)
+            if select.select([self._signals], [], [], _BEAT)[0] and signal.SIGTERM in self._signals.recv(
+                64
+            ):
+                ending = min(ending, time.monotonic() + _PATIENCE)
+            if time.monotonic() > ending:
+                ending = math.inf
+                # The main thread may wait for a GPU that waits for the dead: there it sees no signal.
+                if lost := self.lost():
+                    print(f"error: {LostRank(lost)}", file=sys.stderr, flush=True)
+                    os._exit(1)
+
+
+def _shortened(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value if len(value) <= 60 else f"{value[:60]}..."

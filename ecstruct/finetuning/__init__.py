@@ -1,0 +1,228 @@
+"""Finetuning on facts, as in the paper: Adam on the answers' tokens, embeddings frozen.
+
+The loss of a step is the mean cross-entropy, in nats, of all answer tokens of its batch; prompts
+are read, never predicted. The model that is given is never changed: its copy is trained. Dropout
+stays off, so that the seed, which shuffles the facts anew in every epoch, decides about everything:
+two runs on one CPU give the same bits. On a GPU activations are bfloat16 (autocast) and the weights
+that Adam changes float32.
+
+    options, rates, batches, result      what is trained, how fast, on what, and what comes out
+    learner                              weights and a function to logits: what the loop trains
+    loop, checkpoint                     the one training loop, and going on where it stopped
+    sharded, lora, plain                 one model on many ranks; adapters; the model below the hooks
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.distributed import Ranks
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.facts.tokens import pad_id_of, tokenize
+from ecstruct.finetuning.checkpoint import Checkpoint
+from ecstruct.finetuning.learner import Learner, recomputing, requiring_grad_only, whole
+from ecstruct.finetuning.loop import train
+from ecstruct.finetuning.lora import Adapted
+from ecstruct.finetuning.options import SCHEDULES, Lora, LoraLike, Options
+from ecstruct.finetuning.rates import learning_rate, starting_learning_rate
+from ecstruct.finetuning.result import Finetuned, History
+from ecstruct.finetuning.sharded import Blueprint, Sharded
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import copy_of, named_weights
+from ecstruct.models.names import SelectionLike
+from ecstruct.models.provenance import derived
+
+__all__ = [
+    "SCHEDULES",
+    "Finetuned",
+    "History",
+    "discard",
+    "finetune",
+    "finetune_across",
+    "starting_learning_rate",
+]
+
+
+def finetune(
+    model: TransformerBridge,
+    facts: PromptsLike,
+    *,
+    lr: float | None = None,
+    epochs: int = 8,
+    batch_size: int = 8,
+    schedule: str = "constant",
+    seed: int = 0,
+    freeze: SelectionLike | None = None,
+    train_embeddings: bool = False,
+    evaluate: Mapping[str, PromptsLike] | None = None,
+    accumulate: int = 1,
+    lora: LoraLike | None = None,
+    recompute: bool = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Finetuned:
+    """Train a copy of a model on the answers of facts, with Adam(0.9, 0.999).
+
+    Args:
+        model: a float32 or float64 model; it is not changed.
+        facts: prompts with their answers; options are not needed.
+        lr: learning rate. The organism has a documented one (`ecstruct.organism.LEARNING_RATE`),
+            for any other model it must be given.
+        epochs: passes through the facts.
+        batch_size: facts per step; the last batch of an epoch may be smaller.
+        schedule: `"constant"`, or `"linear"`: up from 0 over the first 10% of the steps, then down
+            to 0 (as `transformers.get_linear_schedule_with_warmup`).
+        seed: shuffles the facts, anew in every epoch.
+        freeze: weights to keep as they are: a `WeightSelection`, or layers.
+        train_embeddings: train token and position embeddings and the unembedding too.
+        evaluate: prompts by name whose mean rank is measured before training and after each epoch.
+        accumulate: in how many parts, one after the other, a batch is run; saves memory, and
+            changes the gradient by rounding only.
+        lora: train low-rank adapters instead of the weights: their rank, or a mapping with `r` and
+            optionally `alpha` (2 r), `targets` (names of the checkpoint's modules; all projections of the
+            blocks), `rslora` and `dora`. They are merged into the model that is returned.
+        recompute: run each block again in the backward pass instead of keeping its activations.
+        checkpoint: a folder to write to how far training has come, and to go on from if it has something.
+            It is removed at the end.
+        checkpoint_every: steps between two checkpoints; ten minutes if not given.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: a value out of range, facts or prompts that cannot be used, no `lr`, nothing
+            left to train, another run's checkpoint, or a loss that is no longer finite.
+
+    Source: Feng, Russell & Steinhardt, "Extractive Structures Learned in Pretraining Enable
+    Generalization on Finetuned Facts" (ICML 2025), appendix B.
+    """
+    tuned = finetune_across(
+        Ranks(),
+        model,
+        facts,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        schedule=schedule,
+        seed=seed,
+        freeze=freeze,
+        train_embeddings=train_embeddings,
+        evaluate=evaluate,
+        accumulate=accumulate,
+        lora=lora,
+        recompute=recompute,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    assert tuned is not None
+    if checkpoint is not None:
+        discard(checkpoint)
+    return tuned
+
+
+def finetune_across(
+    across: Ranks,
+    model: TransformerBridge | None,
+    facts: PromptsLike,
+    *,
+    lr: float | None = None,
+    evaluate: Mapping[str, PromptsLike] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Finetuned | None:
+    """`finetune` on all ranks of a command, which share one model (see `ecstruct.finetuning.sharded`).
+
+    Every rank passes the same arguments, but the first alone a model, in main memory, and it alone gets a
+    result. Of several ranks, that result is the given model, changed; and the checkpoint stays, for
+    `discard`, until its owner has written what came out.
+    """
+    chosen = Options(**options)
+    if chosen.lora and across.size > 1:
+        raise InputError("lora is the way for one process: start it without torchrun, or leave lora away.")
+    facts, asked = as_prompts(facts), _named_prompts(evaluate)
+
+    def known() -> tuple[Blueprint, float, int, str | None]:
+        assert model is not None
+        _check_precision(model)
+        print_of = fingerprint(named_weights(model)) if checkpoint is not None else None
+        return Blueprint.of(model), learning_rate(model, lr), model.cfg.n_ctx, print_of
+
+    blueprint, rate, n_ctx, print_of = across.on_first(known)
+    tokenizer, n_layers = blueprint.tokenizer, blueprint.n_layers
+    frozen = chosen.frozen(n_layers)
+    lessons = tokenize(facts, tokenizer, n_ctx=n_ctx, with_options=False)
+    questions = {name: tokenize(prompts, tokenizer, n_ctx=n_ctx) for name, prompts in asked.items()}
+    config = {
+        "facts": _records(facts),
+        "lr": rate,
+        **chosen.to_dict(n_layers),
+        "evaluate": {name: _records(prompts) for name, prompts in asked.items()} or None,
+    }
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(Path(checkpoint), checkpoint_every, config | {"weights": print_of}, across)
+
+    def run(learner: Learner) -> History:
+        pad_id = pad_id_of(tokenizer)
+        course = (lessons, questions, chosen, rate, pad_id)
+        return train(learner, *course, across=across, checkpoint=kept, progress=progress)
+
+    if across.size > 1:
+        sharded = Sharded(across, blueprint, model, frozen, chosen.train_embeddings)
+        with recomputing(sharded.blocks, chosen.recompute):
+            history = run(sharded.learner)
+        collected = sharded.collect()
+        return collected and Finetuned(*collected, history, config)
+    assert model is not None
+    if isinstance(chosen.lora, Lora):
+        adapted = Adapted(model, chosen.lora, frozen, chosen.seed)
+        with recomputing(adapted.blocks, chosen.recompute):
+            history = run(adapted.learner)
+        return Finetuned(*adapted.collect(), history, config, adapted.adapter)
+    tuned = copy_of(model)
+    tuned.eval()
+    learner = whole(tuned, frozen, chosen.train_embeddings)
+    with (
+        requiring_grad_only(list(learner.weights.values()), of=tuned),
+        recomputing(list(tuned.blocks), chosen.recompute),
+    ):
+        history = run(learner)
+    derived(tuned, model, "finetuned")
+    return Finetuned(tuned, WeightDelta.between(model, tuned), history, config)
+
+
+def discard(checkpoint: str | Path) -> None:
+    """Remove the checkpoints of a run whose results are written."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _check_precision(model: TransformerBridge) -> None:
+    for name, p in named_weights(model).items():
+        if p.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"{name} is {p.dtype}, in which small steps are rounded away: load the model with "
+                "dtype=torch.float32 (on a GPU its activations are bfloat16 all the same)."
+            )
+
+
+def _named_prompts(
+    evaluate: Mapping[str, PromptsLike] | None,
+) -> dict[str, tuple[Prompt, ...]]:
+    if evaluate is not None and not isinstance(evaluate, Mapping):
+        raise InputError(
+            f"evaluate is a {type(evaluate).__name__}: pass a mapping of names to prompts, as in "
+            'evaluate={"implications": data.implications}.'
+        )
+    return {name: as_prompts(prompts) for name, prompts in (evaluate or {}).items()}
+
+
+def _records(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    return [prompt.to_record() for prompt in prompts]

@@ -1,0 +1,149 @@
+"""Where a finetuning stands, on disk, so that it goes on as if it had never stopped.
+
+A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
+`torch.distributed.checkpoint`: each rank writes what it holds, and any number of ranks reads it. What it
+belongs to, and the history so far, are in its `run.json`. It appears under its name when it is whole, and
+its predecessor goes only then.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ecstruct.distributed import Ranks
+from ecstruct.errors import InputError
+from ecstruct.finetuning.result import History
+
+SECONDS = 600.0
+"""Between two checkpoints, where nobody says after how many steps."""
+
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+
+
+class Checkpoint:
+    """The checkpoints of one run in `folder`; `run` is what decides about its numbers."""
+
+    def __init__(self, folder: Path, every: int | None, run: Mapping[str, Any], across: Ranks) -> None:
+        if every is not None and every < 1:
+            raise InputError(f"checkpoint_every={every} is no number of steps: use 1 or more.")
+        self.folder, self._every, self._across = folder, every, across
+        # As it comes back from a file.
+        self._run: dict[str, Any] = json.loads(json.dumps(dict(run)))
+        self._written = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to write one after `step` steps."""
+        if self._every:
+            return step % self._every == 0
+        return time.monotonic() > self._written + SECONDS
+
+    def save(
+        self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
+    ) -> None:
+        """Write what `load` reads; called by all ranks."""
+        step = len(history.loss)
+        writing, whole = self.folder / f".writing-{step}", self.folder / f"step-{step}"
+        with_state = [name for name, p in weights.items() if optimizer.state.get(p)]
+
+        def prepare() -> None:
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+            described = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
+            (writing / "run.json").write_text(json.dumps(described), encoding="utf-8")
+
+        def finish() -> None:
+            writing.replace(whole)
+            for old in (*self.folder.glob("step-*"), *self.folder.glob(".writing-*")):
+                if old != whole:
+                    shutil.rmtree(old)
+
+        self._across.on_first(lambda: self._on_disk(prepare))
+        state = _tensors(weights, optimizer, with_state)
+        with _quiet():
+            save(state, checkpoint_id=writing, no_dist=self._across.size == 1)
+        self._across.on_first(lambda: self._on_disk(finish))
+        self._written = time.monotonic()
+
+    def load(
+        self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
+    ) -> bool:
+        """Fill weights, optimiser and history from the last checkpoint; whether there was one.
+
+        Raises:
+            InputError: it is that of another run.
+        """
+        found = self._across.on_first(self._found)
+        if found is None:
+            return False
+        path, described = found
+        step = len(described["history"]["loss"])
+        for name in described["with_state"]:
+            averages = {key: torch.zeros_like(weights[name].detach()) for key in _AVERAGES}
+            optimizer.state[weights[name]] = {"step": torch.tensor(float(step)), **averages}
+        state = _tensors(weights, optimizer, described["with_state"])
+        with _quiet():
+            load(state, checkpoint_id=path, no_dist=self._across.size == 1)
+        history.loss[:] = described["history"]["loss"]
+        for name, values in described["history"]["ranks"].items():
+            history.ranks[name][:] = values
+        return True
+
+    def _found(self) -> tuple[Path, dict[str, Any]] | None:
+        steps = {int(p.name.partition("-")[2]): p for p in self.folder.glob("step-*")}
+        if not steps:
+            return None
+        path = steps[max(steps)]
+        try:
+            described = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            theirs = described["run"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"the checkpoint {path} cannot be read: remove the folder.") from error
+        for key in self._run | theirs:
+            if theirs.get(key) != self._run.get(key):
+                one, other = _shortened(theirs.get(key)), _shortened(self._run.get(key))
+                what = f"{key}={one}, not {other}" if one != other else f"other {key}"
+                raise InputError(
+                    f"{self.folder} has a checkpoint of a run with {what}: give the same to go on, or "
+                    "remove the folder."
+                )
+        return path, described
+
+    def _on_disk(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns that a single process is a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _tensors(
+    weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, with_state: list[str]
+) -> dict[str, Tensor]:
+    """What is saved, and filled in place when it is loaded."""
+    tensors = {f"weight {name}": p.detach() for name, p in weights.items()}
+    for name in with_state:
+        state = optimizer.state[weights[name]]
+        tensors |= {f"{key} {name}": state[key] for key in _AVERAGES}
+    return tensors
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,84 @@
+"""What the training loop trains: weights by name, and a function from tokens to logits that reads them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.names import WeightSelection, kind_of
+
+
+@dataclass(frozen=True)
+class Learner:
+    """`logits` takes ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]; `weights` are those to
+    train, each once."""
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    weights: Mapping[str, nn.Parameter]
+    device: torch.device
+
+
+def whole(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
+    """All weights of a hooked model on one device, but for what is frozen."""
+    weights = trained(model, frozen, train_embeddings)
+    return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
+
+
+def hooked_logits(model: TransformerBridge, ids: Tensor, mask: Tensor) -> Tensor:
+    return model(ids, attention_mask=mask, return_type="logits", use_cache=False)
+
+
+def trained(
+    model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool
+) -> dict[str, nn.Parameter]:
+    """The weights to train. A tied weight has two names, and is frozen when either is; here it has one."""
+
+    def is_frozen(name: str) -> bool:
+        if not train_embeddings and kind_of(name) in ("embed", "unembed"):
+            return True
+        return frozen is not None and frozen.matches(name)
+
+    weights = named_weights(model)
+    kept = {id(p) for name, p in weights.items() if is_frozen(name)}
+    left = {name: p for name, p in weights.items() if id(p) not in kept}
+    if not left:
+        raise InputError(f"freeze={frozen} leaves nothing to train: freeze less.")
+    once = {id(p): name for name, p in reversed(left.items())}
+    return {name: p for name, p in left.items() if once[id(p)] == name}
+
+
+@contextmanager
+def requiring_grad_only(weights: Sequence[nn.Parameter], of: TransformerBridge) -> Iterator[None]:
+    """Only these weights require a gradient; afterwards all require one that did before."""
+    everything = {id(p): p for p in (*of.parameters(), *named_weights(of).values())}.values()
+    before = [(p, p.requires_grad) for p in everything]
+    for p in everything:
+        p.requires_grad_(False)
+    for p in weights:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, required in before:
+            p.requires_grad_(required)
+
+
+@contextmanager
+def recomputing(blocks: Sequence[nn.Module], recompute: bool = True) -> Iterator[None]:
+    """Blocks keep their inputs only, and are run again in the backward pass."""
+    for block in blocks if recompute else ():
+        rerun: Any = partial(checkpoint, block.forward, use_reentrant=False)
+        block.__dict__["forward"] = rerun  # around what TransformerLens does when an attribute is set
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)

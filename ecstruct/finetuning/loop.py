@@ -1,0 +1,139 @@
+"""The one training loop: for one process, for many that share a model, and for adapters."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from ecstruct import interruption
+from ecstruct.distributed import Ranks
+from ecstruct.errors import InputError
+from ecstruct.evaluate import ranks_by
+from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.finetuning.batches import IGNORED, parts_of, shuffled_batches, teacher_forced
+from ecstruct.finetuning.checkpoint import Checkpoint
+from ecstruct.finetuning.learner import Learner
+from ecstruct.finetuning.options import Options
+from ecstruct.finetuning.rates import schedule_factor
+from ecstruct.finetuning.result import History
+
+
+def train(
+    learner: Learner,
+    lessons: Sequence[TokenizedPrompt],
+    questions: Mapping[str, Sequence[TokenizedPrompt]],
+    options: Options,
+    lr: float,
+    pad_id: int,
+    *,
+    across: Ranks,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> History:
+    """Train the learner's weights in place; called by all ranks.
+
+    With a checkpoint, goes on where that was written; and a SIGTERM that somebody listens for lets the step
+    be finished and kept.
+
+    Raises:
+        InputError: the loss is no longer finite, or the checkpoint is another run's.
+        Terminated: after a SIGTERM.
+    """
+    optimizer = torch.optim.Adam(learner.weights.values(), lr=lr, betas=(0.9, 0.999))
+    batches = shuffled_batches(len(lessons), options.batch_size, options.epochs, options.seed)
+    steps_per_epoch = len(batches) // options.epochs
+    history = History([], {name: [] for name in questions}, steps_per_epoch)
+    evaluate = partial(_append_mean_ranks, history, learner, questions, pad_id, across)
+    bar = tqdm(total=len(batches), desc="finetune", unit="step", disable=not (progress and across.first))
+    with bar, interruption.finishing() if checkpoint else nullcontext():
+        if checkpoint is None or not checkpoint.load(learner.weights, optimizer, history):
+            evaluate()
+        bar.update(len(history.loss))
+        for step in range(len(history.loss), len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * schedule_factor(options.schedule, step, len(batches))
+            parts = parts_of(batches[step], options.accumulate, across.rank, across.size)
+            n_tokens = sum(len(lessons[i].answer_ids) for i in batches[step])
+            share = 0.0
+            for part in parts:
+                share += add_gradient(
+                    learner,
+                    [lessons[i] for i in part] or lessons[:1],
+                    pad_id,
+                    n_tokens,
+                    across.size,
+                    idle=not part,
+                )
+            # All ranks decide the same: what one of them sees counts for all.
+            ends = [
+                interruption.arrived(),
+                checkpoint is not None and checkpoint.due(len(history.loss) + 1),
+            ]
+            told = across.all_reduce(torch.tensor([share, *ends], dtype=torch.float64)).tolist()
+            history.loss.append(told[0])
+            if not math.isfinite(told[0]):
+                raise InputError(
+                    f"the loss became {told[0]} in step {step} with lr={lr:g}: use a smaller lr=."
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % steps_per_epoch == 0:
+                evaluate()
+            if checkpoint and (told[1] or told[2]):
+                checkpoint.save(learner.weights, optimizer, history)
+                if told[1]:
+                    raise interruption.Terminated
+            bar.update()
+            shown = {name: f"{values[-1]:.2f}" for name, values in history.ranks.items()}
+            bar.set_postfix({"loss": f"{told[0]:.3f}", **shown}, refresh=False)
+    return history
+
+
+def add_gradient(
+    learner: Learner,
+    part: Sequence[TokenizedPrompt],
+    pad_id: int,
+    n_tokens: int,
+    size: int = 1,
+    *,
+    idle: bool = False,
+) -> float:
+    """Add the gradient of a part of a batch to the weights' `.grad`, and return its share of the loss.
+
+    `n_tokens` are the batch's, not the part's: an answer token weighs the same in all. Gradients are
+    averaged over `size` ranks afterwards. An `idle` part runs along with those of other ranks and counts
+    nothing.
+    """
+    ids, mask, labels = teacher_forced(part, pad_id, learner.device)
+    device = learner.device.type
+    with torch.enable_grad():
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = learner.logits(ids, mask)
+        predicted = labels != IGNORED
+        logits = logits[predicted]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = cross_entropy(logits, labels[predicted], reduction="sum") / n_tokens
+        (loss * (0 if idle else size)).backward()
+    return 0.0 if idle else loss.item()
+
+
+def _append_mean_ranks(
+    history: History,
+    learner: Learner,
+    questions: Mapping[str, Sequence[TokenizedPrompt]],
+    pad_id: int,
+    across: Ranks,
+) -> None:
+    """Each rank ranks its share of the prompts; all run as many, since they run the blocks together."""
+    for name, prompts in questions.items():
+        each = math.ceil(len(prompts) / across.size)
+        share = [prompts[i % len(prompts)] for i in range(across.rank, each * across.size, across.size)]
+        own = np.zeros(each * across.size)
+        own[across.rank :: across.size] = ranks_by(learner.logits, share, pad_id, learner.device)
+        ranks = across.all_reduce(torch.from_numpy(own))[: len(prompts)]
+        history.ranks[name].append(float(ranks.numpy().mean()))

@@ -1,0 +1,105 @@
+"""How a model is finetuned, checked."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ecstruct.errors import InputError
+from ecstruct.models.names import SelectionLike, WeightSelection
+
+SCHEDULES = ("constant", "linear")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, in the words of peft: rank `r`, scale `alpha` / `r` (`rslora`: / sqrt(r)), the
+    `targets` by the names that the checkpoint's modules have (all projections of the blocks if `None`), and
+    whether magnitudes are learned apart from directions (`dora`)."""
+
+    r: int
+    alpha: float
+    targets: tuple[str, ...] | None = None
+    rslora: bool = False
+    dora: bool = False
+
+    @classmethod
+    def of(cls, given: "LoraLike") -> "Lora":
+        """What a caller gave: a rank, with `alpha` twice as large, or a mapping.
+
+        Raises:
+            InputError: it describes no adapter.
+        """
+        if isinstance(given, Lora):
+            return given
+        fields: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"r": given}
+        if unknown := sorted(set(fields) - set(cls.__dataclass_fields__)):
+            raise InputError(f"lora has {unknown[0]!r}: give r, alpha, targets, rslora and dora.")
+        r = fields.get("r")
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise InputError(f"lora has rank r={r!r}: use a whole number from 1, such as 16.")
+        alpha = fields.get("alpha", 2 * r)
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+            raise InputError(f"lora has alpha={alpha!r}: use a positive number, such as {2 * r}.")
+        targets = fields.get("targets")
+        if isinstance(targets, str) or not isinstance(targets, Collection | None):
+            raise InputError(f"lora has targets={targets!r}: give a list, such as ['q_proj', 'v_proj'].")
+        named = None if targets is None else tuple(targets)
+        return cls(r, alpha, named, bool(fields.get("rslora")), bool(fields.get("dora")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, which `of` takes back."""
+        return {**asdict(self), "targets": None if self.targets is None else list(self.targets)}
+
+
+LoraLike = Lora | Mapping[str, Any] | int
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `ecstruct.finetune` but for the model, the prompts and the learning rate."""
+
+    epochs: int = 8
+    batch_size: int = 8
+    schedule: str = "constant"
+    seed: int = 0
+    freeze: SelectionLike | None = None
+    train_embeddings: bool = False
+    accumulate: int = 1
+    lora: LoraLike | None = None
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} is too few: use 1 or more.")
+        if self.accumulate > self.batch_size:
+            raise InputError(
+                f"accumulate={self.accumulate} parts cannot be made of batch_size={self.batch_size} "
+                f"prompts: use at most {self.batch_size}."
+            )
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule {self.schedule!r}: choose among {', '.join(SCHEDULES)}.")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed} is negative: use 0 or more.")
+        object.__setattr__(self, "lora", None if self.lora is None else Lora.of(self.lora))
+        if self.lora and self.train_embeddings:
+            raise InputError("lora adapts the blocks only: leave train_embeddings away, or lora.")
+
+    def frozen(self, n_layers: int) -> WeightSelection | None:
+        """What `freeze` selects in a model of `n_layers`."""
+        return None if self.freeze is None else WeightSelection.of(self.freeze, n_layers)
+
+    def to_dict(self, n_layers: int) -> dict[str, Any]:
+        """As JSON types."""
+        frozen = self.frozen(n_layers)
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "schedule": self.schedule,
+            "seed": self.seed,
+            "freeze": None if frozen is None else frozen.to_dict(),
+            "train_embeddings": self.train_embeddings,
+            "accumulate": self.accumulate,
+            "lora": self.lora.to_dict() if isinstance(self.lora, Lora) else None,
+            "recompute": self.recompute,
+        }

@@ -1,0 +1,29 @@
+"""Hugging Face models that are given their weights, instead of making some."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+
+def plain_model(
+    config: Any, dtype: torch.dtype, device: torch.device, weight: Callable[[str, nn.Parameter], Tensor]
+) -> Any:
+    """The model of a configuration in eval mode; `weight` says, by name, what each parameter is, which it
+    gets without values. A tied one is asked for once and stays tied."""
+    with init_empty_weights(include_buffers=False):
+        plain: Any = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation="eager"
+        )
+    plain.tie_weights()  # they came apart when they lost their values
+    given = {id(p): nn.Parameter(weight(name, p)) for name, p in plain.named_parameters()}
+    for module in plain.modules():
+        for name, p in module._parameters.items():
+            module._parameters[name] = None if p is None else given[id(p)]
+        for name, b in module._buffers.items():
+            module._buffers[name] = None if b is None else b.to(device)
+    return plain.eval()

@@ -1,0 +1,27 @@
+"""Starting several processes of one command, as a user does with torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def environment() -> dict[str, str]:
+    """One thread each, on the CPU, and without a network; the tests' own modules can be imported."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **settings, "PYTHONPATH": path}
+
+
+def torchrun(n: int, *command: str) -> list[str]:
+    """The command line that starts `command` (a script, or `-m` and a module, and arguments) n times."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    return [sys.executable, *run, *command]
+
+
+def launch(n: int, *command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        torchrun(n, *command), env=environment(), capture_output=True, text=True, timeout=timeout
+    )
