@@ -7,7 +7,9 @@ the memory may be refused, and what was read through one counts as memory in use
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,24 +83,38 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __getitem__(self, tensor: str) -> Tensor:
         span = self._spans[tensor]
-        found = torch.empty(span.n_bytes, dtype=torch.uint8)
+        found = pages(span.shape, span.dtype)
         try:
             with span.path.open("rb", buffering=0) as file:
                 file.seek(span.start)
-                room = memoryview(found.numpy().data)
+                room = memoryview(found.view(-1).view(torch.uint8).numpy().data)
                 while room and (n := file.readinto(room)):  # 2 GB at most are read at once
                     room = room[n:]
         except OSError as error:
             raise _unreadable(span.path, error.strerror or str(error)) from error
         if room:
             raise _unreadable(span.path, f"it ends within {tensor}")
-        return found.view(span.dtype).view(span.shape)
+        return found
+
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self._spans  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
 
     def __len__(self) -> int:
         return len(self._spans)
+
+
+def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor whose memory goes back to the system with it. What one thread frees, the allocator
+    keeps for that thread, and tensors of a block are read by one and dropped by another."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    return (
+        torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)[:n_bytes]
+        .view(dtype)
+        .view(shape)
+    )
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:

@@ -128,7 +128,7 @@ class WeightDelta:
         """
         check_fits({n: t.shape for n, t in self.tensors.items()}, {n: w.shape for n, w in weights.items()})
         return {
-            name: w + self.tensors[name].to(w.device, w.dtype) if name in self.tensors else w
+            name: w + self.tensors[name].detach().to(w.device, w.dtype) if name in self.tensors else w
             for name, w in weights.items()
         }
 

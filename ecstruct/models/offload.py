@@ -21,12 +21,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig
 
 from ecstruct.errors import InputError
-from ecstruct.models.checkpoint import TensorFiles
+from ecstruct.models.checkpoint import TensorFiles, pages
 from ecstruct.models.delta import WeightDelta, check_fits, read_metadata
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.load import device_of, local_folder, named, read_tokenizer, unreadable
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
+from ecstruct.models.support import check_runs
 
 Source = str | Path
 """What `ecstruct.load` takes as text."""
@@ -69,6 +70,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     name, revision, folder = _fetched(before)
     skeleton = Skeleton.of(name, _config(name, folder), read_tokenizer(name, str(folder), {}), device)
     view = HookedView(skeleton.model)
+    check_runs(view)
     base = _FolderWeights(name, folder, skeleton)
     if isinstance(after, WeightDelta) or Path(after).suffix == ".safetensors":
         new, source, at = _DeltaWeights.of(after, skeleton), _named_delta(after), None
@@ -78,15 +80,18 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         new = _FolderWeights(source, other, skeleton)
 
     def read(names: Sequence[str]) -> States:
-        def cast(t: Tensor) -> Tensor:
-            return t.to(device).to(torch.float32).contiguous()
-
-        old = {n: cast(t) for n, t in base.read(names).items()}
-        return old, new.over(old, cast)
+        old = {n: _cast(t, device) for n, t in base.read(names)}
+        return old, new.over(old, device)
 
     stream = _Stream(_parts(view), read)
     mark(skeleton.model, Provenance(name, revision, read_tokenizer(name, str(folder), {})))
     return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, at)
+
+
+def _cast(t: Tensor, device: torch.device) -> Tensor:
+    """In float32, and in memory of its own."""
+    t = t.detach().to(device)
+    return (pages if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
 
 def _parts(view: HookedView) -> list[list[str]]:
@@ -160,18 +165,16 @@ class _FolderWeights:
         self._names = _names_in(name, self._tensors.shapes, skeleton)
         self._places = skeleton.places
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         fused: dict[str, Tensor] = {}  # is read once for all its parts
-        found = {}
         for weight in names:
             place = self._places[weight]
             if place.tensor not in fused:
                 fused = {place.tensor: self._tensors[self._names[place.tensor]]}
-            found[weight] = place.take(fused[place.tensor])
-        return found
+            yield weight, place.take(fused[place.tensor])
 
-    def over(self, old: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        return {name: cast(t) for name, t in self.read([*old]).items()}
+    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        return {name: _cast(t, device) for name, t in self.read([*old])}
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,11 @@ class _DeltaWeights:
         check_fits(shapes, {name: place.shape for name, place in skeleton.places.items()})
         return cls(change)
 
-    def over(self, old: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        return {name: t + cast(self.change[name]) if name in self.change else t for name, t in old.items()}
+    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        return {
+            name: _cast(self.change[name], device).add_(t) if name in self.change else t
+            for name, t in old.items()
+        }
 
 
 def _named_delta(given: WeightDelta | Source) -> str:

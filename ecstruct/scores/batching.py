@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -88,11 +89,11 @@ def graph_bytes(view: HookedView, n: int, length: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses; of a machine's, the share of this one among the processes launched there."""
+    """Memory that can be had, also from the system's cache of files; of a machine's, the share of this one
+    among the processes launched there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:

@@ -158,6 +158,7 @@ class Passes:
                     informative.block(layer, job.rows[b], old, self.pair.before, change)
                 g_late = late[b][layer] if self.upstream == "exact" else new.d_output
                 self._score_states(layer, b, job, before, after, old, new, g_late, baseline, out)
+                del old, new  # their graphs hold the weights of this block, of which one is to be in memory
             tick()
         if at_before:
             embedded = (before.to_embedding(b) for b in batches)
