@@ -16,6 +16,7 @@ from tiny import (
     blocks,
     double_throughout,
     hooked_pair,
+    normed,
     plain_pair,
     watch,
     watching,
@@ -84,7 +85,8 @@ def at_new_inputs(
     block = blocks(before)[layer]
     entering = {part: new[layer, part].input.detach() for part in ("ln1", "ln2", "attn", "mlp")}
     if convention == "definition":
-        entering["attn"], entering["mlp"] = block.ln1(entering["ln1"]), block.ln2(entering["ln2"])
+        entering["attn"] = normed(block.ln1, entering["ln1"])
+        entering["mlp"] = normed(block.ln2, entering["ln2"])
     kwargs = {k: v for k, v in new[layer, "attn"].kwargs.items() if k != "hidden_states"}
     with torch.no_grad(), watching({"o": block.o}) as seen:
         block.attn(entering["attn"], **kwargs)

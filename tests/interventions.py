@@ -27,6 +27,7 @@ from tiny import (
     double_throughout,
     head_columns,
     ids_of,
+    is_parallel,
     outside,
     plain_pair,
     reward_of,
@@ -67,9 +68,14 @@ def entering(modules: dict[tuple[int, str], nn.Module], inputs: dict[tuple[int, 
     """Modules are called on these inputs, whatever they are given."""
 
     def hook_of(value: Tensor) -> Callable:
-        return lambda _module, _args: (value,)
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return ((value,), kwargs) if args else ((), {**kwargs, "hidden_states": value})
 
-    handles = [modules[key].register_forward_pre_hook(hook_of(x)) for key, x in inputs.items()]
+        return hook
+
+    handles = [
+        modules[key].register_forward_pre_hook(hook_of(x), with_kwargs=True) for key, x in inputs.items()
+    ]
     try:
         yield
     finally:
@@ -82,7 +88,7 @@ def run(plain: PreTrainedModel, prompt: Prompt, inputs: dict[tuple[int, str], Te
     stream, so that each of them is f_C(inputs, W_C) and none sees what another one wrote."""
     norms, writers = {}, {}
     for layer, block in enumerate(blocks(plain)):
-        norms |= {(layer, "ln1"): block.ln1, (layer, "ln2"): block.ln2}
+        norms |= {(layer, name): m for name, m in zip(("ln1", "ln2"), block.entries, strict=True)}
         writers |= {(layer, "o"): block.o, (layer, "mlp"): block.mlp}
     with entering(norms, inputs or {}), watching(norms | writers) as seen:
         plain(input_ids=ids_of(prompt), use_cache=False)
@@ -133,10 +139,10 @@ def later_modules(plain: PreTrainedModel, layer: int, part: str) -> list[nn.Modu
         found += [block.ln1, block.attn, block.ln2, block.mlp, *block.post]
     own = blocks(plain)[layer]
     if part == "mlp":
-        return [*found, *own.post[1:]]
-    if getattr(plain.config, "use_parallel_residual", False):  # attention and MLP do not see one another
-        return found
-    return [*found, own.ln2, own.mlp, *own.post]
+        found += own.post[1:]
+    elif not is_parallel(plain):
+        found += [own.ln2, own.mlp, *own.post]
+    return [module for module in found if module is not None]
 
 
 @cache
@@ -203,9 +209,9 @@ def baseline_value(kind: str, i: int, values: list[Tensor]) -> Tensor:
 def values_of(kind: str, baseline: str, before: PreTrainedModel, after: PreTrainedModel) -> list[dict]:
     """What y_C is replaced with, per prompt and component, [token, d_model].
 
-    The heads of a layer share their pre-norm and some of their keys and values, but what a head writes
-    depends on its own alone: with all weights new at once on the old input, each head writes what it
-    would if it had been given new weights that it does not share."""
+    The heads of a layer share their pre-norm, which may be the MLP's too, some of their keys and values,
+    and norms of these; but what a component writes depends on its own copies alone: with all weights new
+    at once on the old input, each writes what it would if it had been given new weights of its own."""
     old = [run(before, p) for p in PROMPTS]
     if kind == "informative":  # f_C(z_C, W'_C)
         return [run(after, p, r.inputs).written for p, r in zip(PROMPTS, old, strict=True)]

@@ -43,17 +43,18 @@ STEPS = (4e-4, 2e-4)
 """Of dW, so small that no value crosses a clip on the way."""
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
 def test_informative_is_what_new_weights_of_a_component_do_to_first_order(family):
     """Eq. 1, R[W_C <- W_C + step dW_C] - R: relative to I, the error falls linearly with the step."""
-    (free, heads), (free_after, heads_after) = untied(family, 0), untied(family, 1)
-    moves = []
-    for layer, (block, other) in enumerate(zip(blocks(free), blocks(free_after), strict=True)):
+    old, new = untied(family, 0), untied(family, 1)
+    free, moves = old.plain, []
+    for layer, (block, other) in enumerate(zip(old.blocks, new.blocks, strict=True)):
         d_o = other.o.weight.detach() - block.o.weight.detach()
         for h in HEADS:
             cut = head_columns(block.o, block.o.weight.data, h), head_columns(block.o, d_o, h)
-            moves.append(Moved([*changes(heads[layer][h], heads_after[layer][h]), cut]))
-        moves.append(Moved(changes(block.mlp, other.mlp) + changes(block.ln2, other.ln2)))
+            moves.append(Moved([*changes(old.heads[layer][h], new.heads[layer][h]), cut]))
+        norm = changes(block.ln2, other.ln2) if block.ln2 and other.ln2 else []
+        moves.append(Moved(changes(block.mlp, other.mlp) + norm))
     at = np.zeros((len(STEPS) + 1, len(PROMPTS), len(moves)))
     with double_throughout(), torch.no_grad():
         for m, move in enumerate(moves):
@@ -69,7 +70,7 @@ def test_informative_is_what_new_weights_of_a_component_do_to_first_order(family
     np.testing.assert_allclose(rates(errors), 2, rtol=0.01)
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
 def test_downstream_is_what_the_new_input_of_a_component_does_to_first_order(family):
     """Eq. 2, R[y_C <- f_C(z'_C, W_C)] - R, with z' from W + step dW."""
     plain, plain_after = plain_pair(family)

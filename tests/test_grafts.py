@@ -24,7 +24,7 @@ from tiny import (
     ids_of,
     plain_pair,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ecstruct
@@ -63,10 +63,14 @@ SOME = {
 # --- The plain model as oracle ---
 
 
+def whole(module: nn.Module) -> list[tuple[Tensor, tuple]]:
+    return [(p, (...,)) for p in module.parameters()]
+
+
 def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
     """The parameters of a plain block that a head has a part of, and which part."""
     z = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    found: list[tuple[Tensor, tuple]] = [(p, (...,)) for p in block.ln1.parameters()]
+    found: list[tuple[Tensor, tuple]] = [] if block.ln1 is None else whole(block.ln1)
     if hasattr(block.attn, "c_attn"):  # GPT-2: [d_model, query | key | value], each of them [head, d_head]
         columns = [part * N_HEADS * D_HEAD + i for part in range(3) for i in range(D_HEAD * N_HEADS)[z]]
         (qkv,) = block.qkv
@@ -75,7 +79,10 @@ def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
     if len(block.qkv) == 1:  # GPT-NeoX: [head, query | key | value, d_head]
         rows = slice(3 * head * D_HEAD, 3 * (head + 1) * D_HEAD)
         return [*found, *((p, (rows,)) for p in block.qkv[0].parameters())]
-    for module in block.qkv:
+    for module in (*block.qkv, *block.qk_norms):
+        if len(module.weight) == D_HEAD:  # a norm that all heads share
+            found += whole(module)
+            continue
         n_shared = N_HEADS * D_HEAD // module.weight.shape[0]
         rows = slice(head // n_shared * D_HEAD, (head // n_shared + 1) * D_HEAD)
         found += [(p, (rows,)) for p in module.parameters()]
@@ -85,7 +92,7 @@ def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
 def slices(block: Block, mlp: bool, heads: np.ndarray) -> list[tuple[Tensor, tuple]]:
     found = [part for head in np.flatnonzero(heads) for part in head_slices(block, head)]
     if mlp:
-        found += [(p, (...,)) for module in (block.mlp, block.ln2) for p in module.parameters()]
+        found += whole(block.mlp) + ([] if block.ln2 is None else whole(block.ln2))
     return found
 
 
@@ -117,7 +124,7 @@ def view_and_delta(family: str) -> tuple[HookedView, WeightDelta]:
 
 
 @pytest.mark.parametrize("which", SOME)
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "neox", "gemma2"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3")])
 def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which):
     view, delta = view_and_delta(family)
     before, after = plain_pair(family)
@@ -161,7 +168,7 @@ def test_a_part_and_what_is_left_are_the_whole(family):
         assert of_components(view, left, *chosen).tensors == {}
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "neox"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "neox", "olmo2", "qwen3", "gptj"])
 def test_every_weight_comes_along_with_as_many_components_as_share_it(family):
     view, delta = view_and_delta(family)
     total = WeightDelta({})
@@ -169,8 +176,11 @@ def test_every_weight_comes_along_with_as_many_components_as_share_it(family):
         mask = np.arange(N) == i
         total += of_components(view, delta, mask[:N_LAYERS], mask[N_LAYERS:].reshape(N_LAYERS, N_HEADS))
     for name, t in delta.tensors.items():
-        heads_of_one = N_HEADS // 2 if family == "olmo-clip" and re.search(r"attn\.[kv]", name) else 1
-        times = 0 if REST.match(name) else N_HEADS if ".ln1." in name else heads_of_one
+        times = 0 if REST.match(name) else 1
+        if family in ("olmo-clip", "olmo2", "qwen3") and re.search(r"attn\.[kv]", name):
+            times = N_HEADS // 2
+        if ".ln1." in name or (family == "qwen3" and re.search(r"attn\.[qk]_norm", name)):
+            times = N_HEADS + (family == "gptj")  # and the MLP
         torch.testing.assert_close(
             total.tensors.get(name, torch.zeros_like(t)), times * t, rtol=1e-12, atol=0
         )

@@ -7,11 +7,11 @@ from facts_fixtures import FACTS, hugging_face
 from folders import FAMILIES, save
 from tiny import tokenizer
 from torch import nn
-from transformers import GPTJConfig, GPTJForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 
 import ecstruct
 from ecstruct.errors import InputError
-from ecstruct.models import HookedView, hooked, load
+from ecstruct.models import HookedView, load, support
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import copy_of, named_weights
 
@@ -57,22 +57,21 @@ def test_a_model_without_a_hook_point_is_refused_in_one_sentence(llama, part, na
     )
 
 
-def test_a_pre_norm_that_attention_and_mlp_share_is_refused():
-    config = GPTJConfig(
-        vocab_size=len(tokenizer()),
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        rotary_dim=4,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    with pytest.raises(InputError, match="layer 0 of this GPTJForCausalLM has no pre-norm for each of"):
-        load(GPTJForCausalLM(config), tokenizer=tokenizer(), device="cpu")
+def test_a_pre_norm_of_attention_alone_is_refused(llama):
+    del llama.blocks[0]._modules["ln2"]
+    with pytest.raises(InputError, match="layer 0 of this LlamaForCausalLM has a pre-norm for one of"):
+        HookedView(llama)
+
+
+def test_an_mlp_that_sees_all_tokens_in_one_row_is_refused():
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 32}
+    config = OPTConfig(vocab_size=len(tokenizer()), num_hidden_layers=2, num_attention_heads=4, **sizes)
+    with pytest.raises(InputError, match="ln2 of this OPTForCausalLM sees the tokens of all prompts"):
+        load(OPTForCausalLM(config), tokenizer=tokenizer(), device="cpu")
 
 
 def test_weights_of_no_component_are_refused(llama, monkeypatch):
-    monkeypatch.setattr("ecstruct.models.hooked._BLOCK_SITES", (*hooked._REQUIRED, "ln1"))
+    monkeypatch.setattr(support, "_BLOCK_SITES", (*support._REQUIRED, "ln1"))
     with pytest.raises(InputError, match="layer 0 of this LlamaForCausalLM has weights in ln2, which"):
         HookedView(llama)
 
@@ -108,7 +107,7 @@ def test_a_product_is_the_derivative_along_the_change(tmp_path, family):
             if bias is not None and len(along) == 2:
                 alone = site.product(x, {site.weights["bias"]: bias})
                 torch.testing.assert_close(alone, bias.expand_as(alone), rtol=1e-5, atol=1e-5)
-    assert {*hooked._REQUIRED, "mlp.in", "ln1", "unembed", "embed"} <= checked
+    assert {*support._REQUIRED, "mlp.in", "ln1", "unembed", "embed"} <= checked
 
 
 def own_names(site, tensors):

@@ -99,8 +99,12 @@ def test_informative_is_booked_where_the_component_writes(family):
         of_heads, of_mlps = [], []
         for layer in LAYERS:
             block, other = blocks(moving)[layer], blocks(after)[layer]
-            inner = [(block.ln1, other.ln1), *zip(block.qkv, other.qkv, strict=True)]
-            for part, pairs in ("z", inner), ("mlp", [(block.ln2, other.ln2), (block.mlp, other.mlp)]):
+            parts = {
+                "z": [(b.ln1, *b.qkv, *b.qk_norms) for b in (block, other)],
+                "mlp": [(b.ln2, b.mlp) for b in (block, other)],
+            }
+            for part, modules in parts.items():
+                pairs = [pair for pair in zip(*modules, strict=True) if None not in pair]
                 move = Moved([change for pair in pairs for change in changes(*pair)])
                 sides = {}
                 with double_throughout():
@@ -122,13 +126,17 @@ def test_informative_is_booked_where_the_component_writes(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_informative_by_the_reference_is_booked_where_a_weight_multiplies(family):
-    """dR/d(output) . (dW x + db) of every head's own slices, at their own tokens."""
+    """dR/d(output) . (output under the new weights - output) of every head's own copies, at their own
+    tokens; outputs are affine in their weights."""
     before, after = plain_pair(family)
-    (free, heads), (_, heads_after) = untied(family, 0), untied(family, 1)
+    free, heads, heads_after = untied(family, 0).plain, untied(family, 0).heads, untied(family, 1).heads
     found = []
     for prompt, (old, _) in zip(PROMPTS, runs(family), strict=True):
         modules = {
-            (layer, h, n): getattr(heads[layer][h], n) for layer in LAYERS for h in HEADS for n in "qkv"
+            (layer, h, n): module
+            for layer in LAYERS
+            for h in HEADS
+            for n, module in heads[layer][h].parts.items()
         }
         with double_throughout(), watching(modules) as seen:
             reward_of(free, prompt).backward()
@@ -136,16 +144,11 @@ def test_informative_by_the_reference_is_booked_where_a_weight_multiplies(family
         for layer in LAYERS:
             row = through_output(before, after, layer, old[layer, "o"])
             for h in HEADS:
-                for n in "qkv":
-                    now, new, at = (
-                        modules[layer, h, n],
-                        getattr(heads_after[layer][h], n),
-                        seen[layer, h, n],
-                    )
-                    along_change = at.input.detach() @ (new.weight - now.weight).T
-                    if now.bias is not None:
-                        along_change = along_change + (new.bias - now.bias)
-                    row[h] += (at.output.grad * along_change).sum(-1)[0].detach()
+                for n, new in heads_after[layer][h].parts.items():
+                    at = seen[layer, h, n]
+                    with double_throughout(), torch.no_grad():
+                        along_change = new(at.input) - at.output
+                    row[h] += (at.output.grad * along_change).sum(-1)[0]
             rows.append(row)
         found.append(torch.stack(rows))
     assert_same(of(exact_scores(family, "reference"), "informative", "heads"), padded(found))

@@ -179,6 +179,13 @@ def test_memory_does_not_grow_with_depth(llamas, tmp_path):
     assert deep - shallow < 0.1 * 2 * (more - size)  # the modules and hooks of 16 layers, and block inputs
 
 
+def test_asking_for_a_tensor_does_not_read_it(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "file.safetensors")
+    files = TensorFiles.of_file(tmp_path / "file.safetensors")
+    (tmp_path / "file.safetensors").unlink()
+    assert "x" in files and "y" not in files and [*files] == ["x"] and files.shapes == {"x": (1,)}
+
+
 # --- What is refused ---
 
 

@@ -23,9 +23,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import ecstruct
 from ecstruct import Prompt
 
-FAMILIES = ("olmo", "olmo-clip", "llama", "gemma2", "qwen2", "gpt2", "neox")
-DOUBLE_THROUGHOUT = ("gpt2", "neox")
-"""Families without a float32 island when run in float64."""
+FAMILIES = (
+    *("olmo", "olmo-clip", "llama", "gemma2", "qwen2", "gpt2", "neox"),
+    *("olmo2", "qwen3", "gemma3", "gptj"),
+)
+"""In every full suite. The last ones norm their queries and keys (OLMo-2 all heads of a token at once, and
+it has no pre-norms), or give attention and MLP the same pre-norm (GPT-J)."""
+
+POST_NORMED = ("gemma2", "gemma3", "olmo2")
+SHARED_NORM = ("gptj",)
 
 N_LAYERS, N_HEADS, D_HEAD = 3, 4, 8
 
@@ -60,7 +66,7 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": None,
-        "tie_word_embeddings": family in ("gpt2", "gemma2"),
+        "tie_word_embeddings": family in ("gpt2", "gemma2", "gemma3"),
         "attn_implementation": "eager",
     }
     sizes = {
@@ -84,8 +90,20 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
         heads = {"head_dim": D_HEAD, "query_pre_attn_scalar": D_HEAD, "sliding_window": 4}
         plain = hf.Gemma2ForCausalLM(hf.Gemma2Config(**shared, **sizes, **grouped, **caps, **heads))
+    elif family == "gemma3":
+        heads = {"head_dim": D_HEAD, "query_pre_attn_scalar": D_HEAD, "sliding_window": 4}
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        config = hf.Gemma3TextConfig(**shared, **sizes, **grouped, **heads, layer_types=kinds)
+        plain = hf.Gemma3ForCausalLM(config)
     elif family == "qwen2":
         plain = hf.Qwen2ForCausalLM(hf.Qwen2Config(**shared, **sizes, **grouped))
+    elif family == "qwen3":
+        plain = hf.Qwen3ForCausalLM(hf.Qwen3Config(**shared, **sizes, **grouped, head_dim=D_HEAD))
+    elif family == "olmo2":
+        plain = hf.Olmo2ForCausalLM(hf.Olmo2Config(**shared, **sizes, **grouped))
+    elif family == "gptj":
+        shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
+        plain = hf.GPTJForCausalLM(hf.GPTJConfig(**shared, **shape, n_inner=48, rotary_dim=4))
     elif family == "gpt2":
         shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
         plain = hf.GPT2LMHeadModel(hf.GPT2Config(**shared, **shape))
@@ -163,16 +181,28 @@ def double_throughout() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Block:
-    """The parts of one block of a plain model. `qkv` are one or three projections."""
+    """The parts of one block of a plain model. `qkv` are one or three projections, `ln1` and `ln2` the
+    pre-norms, one and the same or none in some families."""
 
-    ln1: nn.Module
+    ln1: nn.Module | None
     attn: nn.Module
     qkv: tuple[nn.Module, ...]
     o: nn.Module
-    ln2: nn.Module
+    ln2: nn.Module | None
     mlp: nn.Module
     out: nn.Module
     post: tuple[nn.Module, ...] = ()
+    qk_norms: tuple[nn.Module, ...] = ()
+
+    @property
+    def entries(self) -> tuple[nn.Module, nn.Module]:
+        """The modules that attention and MLP begin with, which read the residual stream."""
+        return self.ln1 or self.attn, self.ln2 or self.mlp
+
+
+def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """What comes out of a pre-norm, if there is one."""
+    return x if norm is None else norm(x)
 
 
 def blocks(plain: PreTrainedModel) -> list[Block]:
@@ -195,24 +225,28 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
             for b in plain.gpt_neox.layers
         ]
     found = []
+    if plain.config.model_type == "gptj":
+        for b in plain.transformer.h:
+            qkv = (b.attn.q_proj, b.attn.k_proj, b.attn.v_proj)
+            found.append(Block(b.ln_1, b.attn, qkv, b.attn.out_proj, b.ln_1, b.mlp, b.mlp.fc_out))
+        return found
     for b in plain.model.layers:
-        ln2, post = b.post_attention_layernorm, ()
-        if plain.config.model_type == "gemma2":
-            ln2, post = b.pre_feedforward_layernorm, (ln2, b.post_feedforward_layernorm)
-        a = b.self_attn
-        found.append(
-            Block(
-                b.input_layernorm,
-                a,
-                (a.q_proj, a.k_proj, a.v_proj),
-                a.o_proj,
-                ln2,
-                b.mlp,
-                b.mlp.down_proj,
-                post,
+        a, post = b.self_attn, ()
+        ln1, ln2 = getattr(b, "input_layernorm", None), b.post_attention_layernorm
+        if hasattr(b, "post_feedforward_layernorm"):
+            ln2, post = (
+                getattr(b, "pre_feedforward_layernorm", None),
+                (ln2, b.post_feedforward_layernorm),
             )
-        )
+        qkv = (a.q_proj, a.k_proj, a.v_proj)
+        qk_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
+        found.append(Block(ln1, a, qkv, a.o_proj, ln2, b.mlp, b.mlp.down_proj, post, qk_norms))
     return found
+
+
+def is_parallel(plain: PreTrainedModel) -> bool:
+    """Whether attention and MLP of a block do not see one another."""
+    return plain.config.model_type == "gptj" or getattr(plain.config, "use_parallel_residual", False)
 
 
 def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
@@ -227,6 +261,9 @@ def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
             "ln_final": t.final_layer_norm,
             "unembed": plain.get_output_embeddings(),
         }
+    if plain.config.model_type == "gptj":
+        t = plain.transformer
+        return {"embed": t.wte, "ln_final": t.ln_f, "unembed": plain.lm_head}
     return {"embed": plain.model.embed_tokens, "ln_final": plain.model.norm, "unembed": plain.lm_head}
 
 
@@ -290,11 +327,11 @@ def reward_of(plain: PreTrainedModel, prompt: Prompt) -> Tensor:
 
 def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:
     """The reward of a prompt, and what the modules of all blocks took and gave, with gradients, by
-    (layer, part)."""
+    (layer, part). What enters "ln1" and "ln2" is the residual stream, also where they are not there."""
     modules = {}
     for layer, block in enumerate(blocks(plain)):
-        parts = {"ln1": block.ln1, "attn": block.attn, "o": block.o, "ln2": block.ln2}
-        parts |= {"mlp": block.mlp, "out": block.out}
+        parts = dict(zip(("ln1", "ln2"), block.entries, strict=True))
+        parts |= {"attn": block.attn, "o": block.o, "mlp": block.mlp, "out": block.out}
         modules |= {(layer, name): module for name, module in parts.items()}
     plain.zero_grad()
     with watching(modules) as seen:

@@ -1,8 +1,8 @@
-"""Plain models in which every head has its own key, value and pre-norm, and what they say of I."""
+"""Plain models in which no two components share a weight, and what they say of I."""
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -15,6 +15,7 @@ from tiny import (
     N_HEADS,
     N_LAYERS,
     PROMPTS,
+    Block,
     blocks,
     double_throughout,
     head_columns,
@@ -30,32 +31,47 @@ from ecstruct.scores.result import ExtractiveScores
 
 
 class HeadCopy(nn.Module):
-    """The weights of one head as its own: copies of the pre-norm and of its slices of Q, K and V."""
+    """What one head reads as its own: copies of the pre-norm and of its slices of Q, K and V; of all of Q
+    and K, where their norms see all heads of a token at once."""
 
-    def __init__(self, norm: nn.Module, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+    def __init__(self, block: Block, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
-        self.norm = copy.deepcopy(norm)
+        self.norm = nn.Identity() if block.ln1 is None else copy.deepcopy(block.ln1)
+        self.parts = nn.ModuleDict()
         for name, (weight, bias) in slices.items():
             linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, dtype=weight.dtype)
             linear.weight.data = weight.clone()
             if bias is not None:
                 linear.bias.data = bias.clone()
-            setattr(self, name, linear)
+            self.parts[name] = linear
+        for name, norm in zip(("q_norm", "k_norm"), block.qk_norms, strict=False):
+            self.parts[name] = copy.deepcopy(norm)
+
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """Query ("q"), key or value."""
+        y = self.parts[name](self.norm(x))
+        return self.parts[f"{name}_norm"](y) if f"{name}_norm" in self.parts else y
 
 
 class Projection(nn.Module):
-    """A projection put together from the heads' own: `order` are (head, name of the slice)."""
+    """A projection put together from the heads' own: `order` are (head, name of the part)."""
 
-    def __init__(self, heads: nn.ModuleList, order: list[tuple[int, str]]) -> None:
+    def __init__(self, heads: nn.ModuleList, order: list[tuple[int, str]], shared: int = 1) -> None:
         super().__init__()
-        self.heads, self.order = heads, order
+        self.heads, self.order, self.shared = heads, order, shared
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([getattr(self.heads[h], n)(self.heads[h].norm(x)) for h, n in self.order], -1)
+        return torch.cat([self._own(h, self.heads[h].part(n, x)) for h, n in self.order], -1)
+
+    def _own(self, head: int, part: Tensor) -> Tensor:
+        """Of all heads, if there are more, the head's own."""
+        i = head // self.shared if part.shape[-1] > D_HEAD else 0
+        return part[..., i * D_HEAD : (i + 1) * D_HEAD]
 
 
-def slices_of(plain: PreTrainedModel, attn: nn.Module, head: int) -> dict:
-    """Weight [d_head, d_model] and bias of a query head's query, key and value."""
+def slices_of(plain: PreTrainedModel, block: Block, head: int) -> dict:
+    """Weight [d_head, d_model] and bias of a query head's query, key and value; of all heads' query and key
+    where they are normed together."""
 
     def cut(module: nn.Module, start: int) -> tuple[Tensor, Tensor | None]:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
@@ -64,36 +80,57 @@ def slices_of(plain: PreTrainedModel, attn: nn.Module, head: int) -> dict:
         return weight[rows].detach(), bias
 
     if plain.config.model_type == "gpt2":
-        return {n: cut(attn.c_attn, i * N_HEADS + head) for i, n in enumerate("qkv")}
+        return {n: cut(block.qkv[0], i * N_HEADS + head) for i, n in enumerate("qkv")}
     if plain.config.model_type == "gpt_neox":
-        return {n: cut(attn.query_key_value, 3 * head + i) for i, n in enumerate("qkv")}
-    shared = head // attn.num_key_value_groups
-    return {"q": cut(attn.q_proj, head), "k": cut(attn.k_proj, shared), "v": cut(attn.v_proj, shared)}
+        return {n: cut(block.qkv[0], 3 * head + i) for i, n in enumerate("qkv")}
+    q, k, v = block.qkv
+    shared = head // getattr(block.attn, "num_key_value_groups", 1)
+    if plain.config.model_type == "olmo2":
+        return {"q": (q.weight.detach(), None), "k": (k.weight.detach(), None), "v": cut(v, shared)}
+    return {"q": cut(q, head), "k": cut(k, shared), "v": cut(v, shared)}
+
+
+@dataclass(frozen=True)
+class Untied:
+    """The same function as a plain model, in which no two components share a weight: every head has its own
+    key, value and norms of them and its own pre-norm, and so has the MLP. Tied embeddings are two as well.
+    `heads` are those of every layer, `blocks` what else there is."""
+
+    plain: PreTrainedModel
+    heads: list[nn.ModuleList]
+    blocks: list[Block]
 
 
 @cache
-def untied(family: str, which: int) -> tuple[PreTrainedModel, list[nn.ModuleList]]:
-    """The same function as the plain model, in which no two heads share a weight: every head has its
-    own key, value and pre-norm. Tied embeddings are two as well."""
+def untied(family: str, which: int) -> Untied:
+    """W (0) or W' (1)."""
     plain = plain_pair(family)[which]
     free = copy.deepcopy(plain)
     unembed = free.get_output_embeddings()
     unembed.weight = nn.Parameter(unembed.weight.detach().clone())
-    all_heads = []
+    all_heads, all_blocks = [], []
     for block in blocks(free):
         attn = block.attn
-        heads = nn.ModuleList(HeadCopy(block.ln1, slices_of(free, attn, h)) for h in HEADS)
+        heads = nn.ModuleList(HeadCopy(block, slices_of(free, block, h)) for h in HEADS)
         all_heads.append(heads)
         if free.config.model_type == "gpt2":
             attn.c_attn = Projection(heads, [(h, n) for n in "qkv" for h in HEADS])
         elif free.config.model_type == "gpt_neox":
             attn.query_key_value = Projection(heads, [(h, n) for h in HEADS for n in "qkv"])
         else:
+            shared = getattr(attn, "num_key_value_groups", 1)
             for n in "qkv":
-                setattr(attn, f"{n}_proj", Projection(heads, [(h, n) for h in HEADS]))
+                order = [(h, n) for h in HEADS]
+                setattr(attn, f"{n}_proj", Projection(heads, order, 1 if n == "q" else shared))
             attn.num_key_value_groups = 1
-        block.ln1.forward = lambda x: x
-    return free, all_heads
+        if block.ln1 and block.ln1 is block.ln2:
+            block = replace(block, ln2=copy.deepcopy(block.ln2))
+            block.mlp.register_forward_pre_hook(lambda _module, args, norm=block.ln2: (norm(args[0]),))
+        for norm in (block.ln1, *block.qk_norms):
+            if norm:
+                norm.forward = lambda x: x
+        all_blocks.append(block)
+    return Untied(free, all_heads, all_blocks)
 
 
 def along(module: nn.Module, other: nn.Module) -> float:
@@ -117,7 +154,7 @@ class InformativeOracle:
 @cache
 def informative_oracle(family: str) -> InformativeOracle:
     (before, after), n = plain_pair(family), len(PROMPTS)
-    (free, heads), (free_after, heads_after) = (untied(family, which) for which in (0, 1))
+    old, new = (untied(family, which) for which in (0, 1))
     shape = n, N_LAYERS
     oracle = InformativeOracle(
         *(np.zeros(s) for s in (shape, shape, (*shape, N_HEADS), (*shape, N_HEADS))),
@@ -130,27 +167,29 @@ def informative_oracle(family: str) -> InformativeOracle:
             reward = reward_of(before, prompt)
             reward.backward()
             oracle.total[i] = along(before, after)
-            free.zero_grad()
-            free_reward = reward_of(free, prompt)
+            old.plain.zero_grad()
+            for block in old.blocks:
+                if block.ln2:  # a copy is no part of the model
+                    block.ln2.zero_grad()
+            free_reward = reward_of(old.plain, prompt)
             free_reward.backward()
         torch.testing.assert_close(free_reward, reward, rtol=0, atol=1e-12)  # untying changes nothing
-        for layer, (block, other) in enumerate(zip(blocks(free), blocks(free_after), strict=True)):
-            oracle.mlp[i, layer], oracle.ln2[i, layer] = (
-                along(block.mlp, other.mlp),
-                along(block.ln2, other.ln2),
-            )
+        for layer, (block, other) in enumerate(zip(old.blocks, new.blocks, strict=True)):
+            oracle.mlp[i, layer] = along(block.mlp, other.mlp)
+            if block.ln2:
+                oracle.ln2[i, layer] = along(block.ln2, other.ln2)
             oracle.rest["post_norm"][i] += sum(map(along, block.post, other.post))
             o, o_after = block.o, other.o
             if o.bias is not None:
                 oracle.rest["attn_bias"][i] += float(o.bias.grad @ (o_after.bias - o.bias).detach())
             product = o.weight.grad * (o_after.weight - o.weight).detach()
             for h in HEADS:
-                own, new = heads[layer][h], heads_after[layer][h]
-                oracle.ln1[i, layer, h] = along(own.norm, new.norm)
-                oracle.heads[i, layer, h] = sum(along(getattr(own, n), getattr(new, n)) for n in "qkv")
+                own, its = old.heads[layer][h], new.heads[layer][h]
+                oracle.ln1[i, layer, h] = along(own.norm, its.norm)
+                oracle.heads[i, layer, h] = along(own.parts, its.parts)
                 oracle.heads[i, layer, h] += float(head_columns(o, product, h).sum())
-        others = outside(free_after)
-        for name, module in outside(free).items():
+        others = outside(new.plain)
+        for name, module in outside(old.plain).items():
             oracle.rest[name][i] += along(module, others[name])
     return oracle
 

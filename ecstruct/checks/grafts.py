@@ -41,7 +41,7 @@ from ecstruct.evaluate import mean_rank
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import Site, Weights
+from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, Pair
 from ecstruct.scores.result import ExtractiveScores
@@ -173,17 +173,19 @@ def of_components(
     for layer, sites in enumerate(view.block_sites):
         for site in sites.values():
             change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
-            if site.name == "ln2" or site.name.startswith("mlp."):
-                tensors |= change if mlps[layer] else {}
-            elif heads[layer].any():
+            norm = "ln1" if view.shared_norm else "ln2"
+            of_mlp = site.name == norm or site.name.startswith("mlp.")
+            if of_mlp and mlps[layer]:
+                tensors |= change
+            elif heads[layer].any() and (not of_mlp or site.name == "ln1"):
                 tensors |= _of_heads(site, change, torch.from_numpy(heads[layer]), view.d_head)
     return WeightDelta({name: t for name, t in tensors.items() if t.any()})
 
 
 def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head: int) -> dict[str, Tensor]:
     """The part of a site's change that is in some heads of its layer, at least one."""
-    if site.name == "ln1":
-        return dict(change)
+    if site.name == "ln1" or (site.name in QK_NORMS and all(len(t) == d_head for t in change.values())):
+        return dict(change)  # all heads have it
     kept = {name: torch.zeros_like(t) for name, t in change.items()}
     for all_of, chosen in zip(_by_head(site, change), _by_head(site, kept), strict=True):
         rows = heads.view(len(all_of) // d_head, -1).any(1).repeat_interleave(d_head)
@@ -196,7 +198,8 @@ def _by_head(site: Site, weights: Weights) -> list[Tensor]:
     matrix, bias = site.matrix(weights), site.bias(weights)
     if site.name == "attn.o":
         return [] if matrix is None else [matrix.T]
-    return [t for t in (matrix, bias) if t is not None and site.name in ("attn.q", "attn.k", "attn.v")]
+    of_heads = ("attn.q", "attn.k", "attn.v", *QK_NORMS)
+    return [t for t in (matrix, bias) if t is not None and site.name in of_heads]
 
 
 def _selected(

@@ -1,24 +1,36 @@
 """Prompts and facts: what a model is taught, asked and ranked on.
 
 `Prompt` is one text with its answer; a `FactSet` has the facts to finetune on and the implications
-that follow from them; `first_hop`, `second_hop` and `fictitious` are those of the paper.
+that follow from them; `first_hop`, `second_hop` and `fictitious` are those of the paper, `read` reads
+public sets and your own, and `compose` builds facts on a relation that a model knows.
 """
 
-from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.composition import compose
+from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.fictitious import Fictitious, fictitious
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts, read_jsonl, write_jsonl
+from ecstruct.facts.readers import FORMATS, Understood, read, understand
+from ecstruct.facts.relations import Relation, read_relations
 from ecstruct.facts.two_hop import PAPER_NAMES, first_hop, second_hop
 
 __all__ = [
+    "FORMATS",
     "PAPER_NAMES",
+    "Derivation",
     "FactSet",
     "Fictitious",
     "Prompt",
     "PromptsLike",
+    "Relation",
+    "Understood",
     "as_prompts",
+    "compose",
     "fictitious",
     "first_hop",
+    "read",
     "read_jsonl",
+    "read_relations",
     "second_hop",
+    "understand",
     "write_jsonl",
 ]

@@ -1,7 +1,7 @@
 """Facts to finetune a model on, and the implications it is never trained on."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,30 +20,99 @@ _FEATURES = datasets.Features(
         "options": datasets.Sequence(datasets.Value("string")),
         "subject": datasets.Value("string"),
         "template": datasets.Value("string"),
+        "aliases": datasets.Sequence(datasets.Value("string")),
     }
 )
+_INDICES = ("from_facts", "from_known", "new_hops")
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Why an implication holds: the `facts` and the `known` facts of its set that it follows from, by
+    their index, and which of its hops are new, counted from its entity and from 1; no hops for what is
+    no chain of them, and nothing at all when it is not known."""
+
+    facts: tuple[int, ...] = ()
+    known: tuple[int, ...] = ()
+    new_hops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class FactSet:
     """The facts and the implications of one experiment; both are kept as tuples of `Prompt`.
 
+    `known` are facts that nobody has to learn, and that implications follow from as well, as the
+    language of a city. `derivations` are those of the implications, one each, or none for all of them.
+
     Prompts without options get those of `as_prompts`. There may be no implications, but at least
     one fact.
+
+    Raises:
+        InputError: no facts, or derivations that do not go with the prompts.
     """
 
     facts: Sequence[Prompt]
     implications: Sequence[Prompt]
     name: str = ""
+    known: Sequence[Prompt] = ()
+    derivations: Sequence[Derivation] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", as_prompts(self.facts))
-        implications = as_prompts(self.implications) if self.implications else ()
-        object.__setattr__(self, "implications", implications)
+        for field in ("implications", "known"):
+            prompts = getattr(self, field)
+            object.__setattr__(self, field, as_prompts(prompts) if prompts else ())
+        object.__setattr__(self, "derivations", tuple(self.derivations))
+        if self.derivations and len(self.derivations) != len(self.implications):
+            raise InputError(
+                f"there are {len(self.derivations)} derivations of {len(self.implications)} implications: "
+                "give one for each, or none."
+            )
+        for i, derivation in enumerate(self.derivations):
+            for field in ("facts", "known"):
+                beyond = [j for j in getattr(derivation, field) if not 0 <= j < len(getattr(self, field))]
+                if beyond:
+                    raise InputError(
+                        f"implication {i} follows from {field}[{beyond[0]}], but there are only "
+                        f"{len(getattr(self, field))}: count from 0."
+                    )
+
+    def subset(self, implications: Iterable[int]) -> "FactSet":
+        """Some of the implications, by their index, with the facts and known facts they follow from.
+
+        `data.subset(i for i, d in enumerate(data.derivations) if d.new_hops == (1,))` are those of which
+        the first hop is new. Options stay as they are.
+
+        Raises:
+            InputError: the set does not say what its implications follow from, or no fact is left.
+        """
+        if not self.derivations:
+            raise InputError(
+                f"the fact set {self.name!r} has no derivations, which say what its implications follow "
+                "from: give them, as ecstruct.facts.read and compose do."
+            )
+        chosen = list(implications)
+        derivations = [self.derivations[i] for i in chosen]
+        facts, known = (
+            sorted({j for d in derivations for j in getattr(d, field)}) for field in ("facts", "known")
+        )
+        if not facts:
+            raise InputError("no fact is left that an implication follows from: choose other implications.")
+        return FactSet(
+            [self.facts[j] for j in facts],
+            [self.implications[i] for i in chosen],
+            self.name,
+            [self.known[j] for j in known],
+            [
+                Derivation(tuple(map(facts.index, d.facts)), tuple(map(known.index, d.known)), d.new_hops)
+                for d in derivations
+            ],
+        )
 
     def shuffled(self, seed: int) -> "FactSet":
         """The same facts with their answers dealt out anew, so that no prompt keeps its answer; each gets
-        one of its options. The implications stay, and do not follow from the new facts.
+        one of its options. The implications stay, and do not follow from the new facts, so that there
+        are no derivations either.
 
         Raises:
             InputError: it is not possible, as when one answer is that of more than half of the facts.
@@ -68,25 +137,34 @@ class FactSet:
         return FactSet(facts, self.implications, f"{self.name} (shuffled)".strip())
 
     def to_dataset(self) -> datasets.DatasetDict:
-        """The splits `facts` and `implications` with columns prompt, answer, options, subject and
-        template (null where a prompt has none); the name is the datasets' description. There is no
-        split without prompts.
+        """The splits `facts`, `implications` and `known` with columns prompt, answer, options, subject,
+        template and aliases (null where a prompt has none); the name is the datasets' description.
+        Implications with derivations have the columns from_facts, from_known and new_hops, too. There
+        is no split without prompts.
         """
-        info = datasets.DatasetInfo(description=self.name, features=_FEATURES)
-        splits = {"facts": self.facts, "implications": self.implications}
+        columns = {
+            "facts": _columns(self.facts),
+            "implications": {**_columns(self.implications), **_indices(self.derivations)},
+            "known": _columns(self.known),
+        }
         return datasets.DatasetDict(
             {
                 split: datasets.Dataset.from_dict(
-                    _columns(prompts), info=info, split=datasets.NamedSplit(split)
+                    of_split, info=self._info(of_split), split=datasets.NamedSplit(split)
                 )
-                for split, prompts in splits.items()
-                if prompts
+                for split, of_split in columns.items()
+                if of_split["prompt"]
             }
         )
 
+    def _info(self, columns: Iterable[str]) -> datasets.DatasetInfo:
+        integers = datasets.Sequence(datasets.Value("int64"))
+        features = datasets.Features({name: _FEATURES.get(name, integers) for name in columns})
+        return datasets.DatasetInfo(description=self.name, features=features)
+
     @classmethod
     def from_dataset(cls, dataset: Mapping[Any, datasets.Dataset]) -> "FactSet":
-        """The fact set of the splits `facts` and `implications`; the latter may be missing.
+        """The fact set of the splits `facts`, `implications` and `known`; the latter two may be missing.
 
         `FactSet.from_dataset(data.to_dataset()) == data`.
 
@@ -100,10 +178,28 @@ class FactSet:
                 f"'implications', but this {type(dataset).__name__} has {splits}."
             )
         name = dataset["facts"].info.description or ""
-        implications = as_prompts(dataset["implications"]) if "implications" in dataset else ()
-        return cls(as_prompts(dataset["facts"]), implications, name)
+        prompts = {s: as_prompts(dataset[s]) for s in ("facts", "implications", "known") if s in dataset}
+        derivations: list[Derivation] = []
+        if "implications" in dataset and set(_INDICES) <= set(dataset["implications"].column_names):
+            columns = [dataset["implications"][name] for name in _INDICES]
+            derivations = [Derivation(*map(tuple, row)) for row in zip(*columns, strict=True)]
+        return cls(
+            prompts["facts"],
+            prompts.get("implications", ()),
+            name,
+            prompts.get("known", ()),
+            derivations,
+        )
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     records = [prompt.to_record() for prompt in prompts]
     return {column: [record.get(column) for record in records] for column in _FEATURES}
+
+
+def _indices(derivations: Sequence[Derivation]) -> dict[str, list[Any]]:
+    rows = [(d.facts, d.known, d.new_hops) for d in derivations]
+    return {
+        name: list(map(list, column))
+        for name, column in zip(_INDICES, zip(*rows, strict=True), strict=False)
+    }

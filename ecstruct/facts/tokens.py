@@ -3,13 +3,14 @@
 The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, special tokens included;
 the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
 the tokenizer appends to every text is stripped from both. Options are told apart by their first
-token, so these must differ.
+token, so these must differ, or, with `option_tokens`, by all of their tokens.
 
 A `Batch` is a set of tokenised prompts as tensors, right padded.
 """
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +36,7 @@ class TokenizedPrompt:
     option, in the order of the options; empty when options were not asked for. `tokens`: the text's
     tokens as readable strings. `template`: the prompt's label, "" without one. `entity`: the span
     (start, end) of `ids` that is not shared with the template's other prompts, see
-    `ecstruct.facts.alignment`.
+    `ecstruct.facts.alignment`. `alias_ids`: all tokens of every alias that the tokenizer can read.
     """
 
     prompt: Prompt
@@ -45,6 +46,7 @@ class TokenizedPrompt:
     tokens: tuple[str, ...]
     template: str
     entity: Span
+    alias_ids: tuple[tuple[int, ...], ...] = ()
 
 
 def tokenize(
@@ -67,7 +69,10 @@ def tokenize(
     prompts = as_prompts(prompts)
     encoded = _encode([prompt.text for prompt in prompts], tokenizer)
     wholes = _encode([f"{prompt.text} {prompt.answer}" for prompt in prompts], tokenizer)
-    options = _option_ids(prompts, encoded, tokenizer) if with_options else [()] * len(prompts)
+    options: Sequence[tuple[int, ...]] = [()] * len(prompts)
+    if with_options:
+        whole_options = _options(prompts, encoded, tokenizer)
+        options = [_first_tokens(*o, tokenizer) for o in zip(prompts, whole_options, strict=True)]
     tokenized = []
     for prompt, text_ids, whole, option_ids in zip(prompts, encoded, wholes, options, strict=True):
         ids, answer_ids = _split(prompt.text, prompt.answer, text_ids, whole, tokenizer)
@@ -80,9 +85,28 @@ def tokenize(
             )
         tokens = tuple(_readable(ids, tokenizer))
         label, everything = prompt.template or "", (0, len(ids))
-        tokenized.append(TokenizedPrompt(prompt, ids, answer_ids, option_ids, tokens, label, everything))
+        alias_ids = _alias_ids(prompt, text_ids, tokenizer)
+        tokenized.append(
+            TokenizedPrompt(prompt, ids, answer_ids, option_ids, tokens, label, everything, alias_ids)
+        )
     _warn_of_unknown_words(tokenized, tokenizer)
     return _with_entities(tokenized, tokenizer)
+
+
+def option_tokens(
+    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[tuple[int, ...], ...]]:
+    """All tokens of every option of every prompt: these may begin alike.
+
+    Raises:
+        InputError: there are fewer than two options, or one has unknown tokens or none of its own.
+    """
+    prompts = [t.prompt for t in tokenized]
+    options = _options(prompts, _encode([prompt.text for prompt in prompts], tokenizer), tokenizer)
+    for prompt, of_prompt in zip(prompts, options, strict=True):
+        for option, ids in zip(prompt.options or (), of_prompt, strict=True):
+            _check_known(option, ids, tokenizer)
+    return options
 
 
 @dataclass(frozen=True)
@@ -178,12 +202,12 @@ def _split(
     return ids, whole[len(ids) :]
 
 
-def _option_ids(
+def _options(
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[int, ...]],
     tokenizer: PreTrainedTokenizerBase,
-) -> list[tuple[int, ...]]:
-    """The first token of every option of every prompt; `encoded` as the tokenizer gave the texts."""
+) -> list[tuple[tuple[int, ...], ...]]:
+    """All tokens of every option of every prompt; `encoded` as the tokenizer gave the texts."""
     for prompt in prompts:
         if prompt.options is None:
             raise InputError(
@@ -191,24 +215,43 @@ def _option_ids(
                 "pass at least two with options=."
             )
     wholes = iter(_encode([f"{p.text} {option}" for p in prompts for option in p.options or ()], tokenizer))
-    known: set[int] = set()
-    firsts = []
-    for prompt, text_ids in zip(prompts, encoded, strict=True):
-        owner: dict[int, str] = {}
-        for option in prompt.options or ():
-            first = _split(prompt.text, option, text_ids, next(wholes), tokenizer)[1][0]
-            if first not in known:
-                _check_known(option, (first,), tokenizer)
-                known.add(first)
-            if first in owner:
-                raise InputError(
-                    f"the options {owner[first]!r} and {option!r} begin with the same token "
-                    f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: "
-                    "leave one out, or reword them."
-                )
-            owner[first] = option
-        firsts.append(tuple(owner))
-    return firsts
+    return [
+        tuple(_split(p.text, option, ids, next(wholes), tokenizer)[1] for option in p.options or ())
+        for p, ids in zip(prompts, encoded, strict=True)
+    ]
+
+
+def _first_tokens(
+    prompt: Prompt, options: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The first token of every option, by which they must be told apart."""
+    owner: dict[int, str] = {}
+    for option, (first, *_) in zip(prompt.options or (), options, strict=True):
+        _check_known(option, (first,), tokenizer)
+        if first in owner:
+            raise InputError(
+                f"the options {owner[first]!r} and {option!r} begin with the same token "
+                f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave one "
+                'out, reword them, or rank whole answers with answer_tokens="all".'
+            )
+        owner[first] = option
+    return tuple(owner)
+
+
+def _alias_ids(
+    prompt: Prompt, text_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], ...]:
+    """Aliases come by the dozen, some in signs that a tokenizer does not know: these say nothing."""
+    if not prompt.aliases:
+        return ()
+    wholes = _encode([f"{prompt.text} {alias}" for alias in prompt.aliases], tokenizer)
+    read = []
+    for alias, whole in zip(prompt.aliases, wholes, strict=True):
+        with suppress(InputError):
+            ids = _split(prompt.text, alias, text_ids, whole, tokenizer)[1]
+            _check_known(alias, ids, tokenizer)
+            read.append(ids)
+    return tuple(read)
 
 
 def _check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,7 +12,7 @@ with which city is a random permutation drawn from `seed`.
 import numpy as np
 
 from ecstruct.errors import InputError
-from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
 
@@ -56,6 +56,7 @@ def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
             for name, home in pairs
         ),
         name="first-hop",
+        derivations=_one_each(len(pairs), 1),
     )
 
 
@@ -92,7 +93,13 @@ def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
             for city, mayor in pairs
         ),
         name="second-hop",
+        derivations=_one_each(len(pairs), 2),
     )
+
+
+def _one_each(n: int, new_hop: int) -> tuple[Derivation, ...]:
+    """Implication i follows from fact i; nobody is asked for the known one."""
+    return tuple(Derivation((i,), (), (new_hop,)) for i in range(n))
 
 
 def _cities() -> list[dict[str, str]]:

@@ -110,11 +110,8 @@ def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty tensor whose memory goes back to the system with it. What one thread frees, the allocator
     keeps for that thread, and tensors of a block are read by one and dropped by another."""
     n_bytes = math.prod(shape) * dtype.itemsize
-    return (
-        torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)[:n_bytes]
-        .view(dtype)
-        .view(shape)
-    )
+    memory = torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)
+    return memory[:n_bytes].view(dtype).view(shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:

@@ -9,8 +9,9 @@ chosen residual stream. Weights are never swapped in place but passed through `t
 so the model is bit-identical afterwards, also after an exception.
 
 This module is the only place that knows TransformerLens. Components are called as there: `attn.q`,
-`attn.k`, `attn.v`, `attn.o`, `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms
-`ln1_post`, `ln2_post`; outside the blocks `embed`, `pos_embed`, `ln_final`, `unembed`.
+`attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys, `mlp.in`,
+`mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside the
+blocks `embed`, `pos_embed`, `ln_final`, `unembed`.
 """
 
 import copy
@@ -30,12 +31,11 @@ from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.names import layer_of
 from ecstruct.models.shortcuts import shortcuts
 from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
+from ecstruct.models.support import check_components
 
 Part = Literal["attn", "mlp"]
 
-_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post")
 _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
-_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 
 
 def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
@@ -124,7 +124,9 @@ class HookedView:
             sites_of(block, [n for n in names if layer_of(n) == layer], prefix=f"blocks.{layer}.")
             for layer, block in enumerate(self.blocks)
         ]
-        self._check_components()
+        has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
+        self.shared_norm = has_ln1 and not has_ln2 and self.parallel
+        check_components(self)
         # Buffers of a half-precision checkpoint are cast up as its weights are.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
         self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]
@@ -133,27 +135,6 @@ class HookedView:
             names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
         ]
         self._returns_tuple: bool | None = None
-
-    def _check_components(self) -> None:
-        architecture = type(self.hf).__name__
-        for layer, sites in enumerate(self.block_sites):
-            for name in _REQUIRED:
-                if name not in sites:
-                    raise InputError(
-                        f"layer {layer} of this {architecture} has no {name} with weights, without "
-                        "which heads and MLPs cannot be told apart: use another architecture."
-                    )
-            if not (hasattr(self.blocks[layer], "ln1") and hasattr(self.blocks[layer], "ln2")):
-                raise InputError(
-                    f"layer {layer} of this {architecture} has no pre-norm for each of attention and "
-                    "MLP, where their inputs are read: use another architecture."
-                )
-            for name in sites:
-                if name not in _BLOCK_SITES and not name.startswith("mlp."):
-                    raise InputError(
-                        f"layer {layer} of this {architecture} has weights in {name}, which belong "
-                        "to no component that ecstruct knows: use another architecture."
-                    )
 
     @property
     def device(self) -> torch.device:
@@ -175,6 +156,13 @@ class HookedView:
         else:
             sites = [n for n in self.block_sites[layer] if n in _AFTER_ATTENTION or n.startswith("mlp.")]
         return [name for site in sites for name in self.block_sites[layer][site].weights.values()]
+
+    def given_to_mlp(self, layer: int, taps: Mapping[str, Tap]) -> dict[str, Tensor]:
+        """What `writer_inputs` is to be given so that the MLP reads what it read in another run: the
+        residual stream at its pre-norm, or at itself if it has none. With a pre-norm that it shares with
+        the attention it reads what enters the block, and is given nothing."""
+        entry = self._mlp_entry(layer)
+        return {} if self.shared_norm else {entry: taps[entry].input.detach()}
 
     def weights(self) -> dict[str, Tensor]:
         """This model's weights, detached and in `dtype`."""
@@ -216,7 +204,7 @@ class HookedView:
     def block(
         self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]
     ) -> Trace:
-        """Run one block on `resid`; the trace has taps of its sites and of its pre-norms."""
+        """Run one block on `resid`; the trace has taps of its sites and of where its parts begin."""
         with tapping(self._tapped(layer)) as taps:
             return Trace(self._call_block(layer, weights, call, resid), taps)
 
@@ -248,10 +236,11 @@ class HookedView:
         inputs: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """What enters the output projections `attn.o` (the heads' z) and `mlp.out` when the block runs
-        on `resid`, the input of its MLP or of the MLP's pre-norm being given in `inputs`.
+        on `resid`, the input of its MLP or of the MLP's pre-norm being given in `inputs`, unless it is
+        that of the attention.
 
         Neither projection is computed: the run ends as soon as both inputs are seen, and as the MLP's
-        input is given, nothing reads what the first of them writes, so it gets one token to write.
+        input is known, nothing reads what the first of them writes, so it gets one token to write.
         """
         seen: dict[str, Tensor] = {}
 
@@ -314,10 +303,13 @@ class HookedView:
         return out[0] if isinstance(out, tuple) else out
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
-        """Sites of a block and, where they have no weights, its pre-norms: what enters them is z."""
+        """Sites of a block and, where they have no weights, its pre-norms and what its MLP begins with."""
         block, sites = self.blocks[layer], self.block_sites[layer]
-        norms = {n: Site(n, getattr(block, n), {}) for n in ("ln1", "ln2") if hasattr(block, n)}
-        return {**norms, **sites}
+        entries = [name for name in ("ln1", self._mlp_entry(layer)) if hasattr(block, name)]
+        return {**{name: Site(name, getattr(block, name), {}) for name in entries}, **sites}
+
+    def _mlp_entry(self, layer: int) -> str:
+        return "ln2" if hasattr(self.blocks[layer], "ln2") else "mlp"
 
     @contextmanager
     def _bypassed(self, visit: Callable[[BlockCall, Tensor], Any]) -> Iterator[None]:

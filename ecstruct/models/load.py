@@ -22,6 +22,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.boot import boot, gist
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import Provenance, mark
+from ecstruct.models.support import check_runs
 
 
 def load(
@@ -63,6 +64,7 @@ def load(
     model = boot(name, hf, tokenizer)
     try:
         view = HookedView(model)  # refuses an architecture that could not be scored later
+        check_runs(view)
     except (AttributeError, KeyError) as error:
         raise InputError(
             f"{name} is a {type(hf).__name__}, in which heads and MLPs cannot be told apart: use another "

@@ -57,7 +57,7 @@ def shortcuts(
             before("attn.o", where_read)
             after("attn.o", back_in_place)
         if at is not None:
-            before("ln2", where_read)
+            before("ln2" if "ln2" in sites else "mlp", where_read)
             if "mlp.out" not in written:
                 after("mlp.out", back_in_place)
         for name, value in written.items():

@@ -18,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 Weights = Mapping[str, Tensor]
 """Tensors by the name of the weight in the whole model."""
 
+QK_NORMS = ("attn.q_norm", "attn.k_norm")
+"""The norms of queries and keys, whose weights belong to the heads."""
+
 _LINEAR = (nn.Linear, Conv1D, nn.Embedding)
 
 
@@ -98,17 +101,18 @@ def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
 
 @contextmanager
 def tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
-    """Collect a `Tap` of every call. With `leaves` the outputs become leaves of the graph, of as many
-    rows: a position embedding is looked up once for all prompts, but belongs to each."""
+    """Collect a `Tap` of every call. With `leaves` what is looked up becomes a leaf of the graph, of as
+    many rows: a position embedding is looked up once for all prompts, but belongs to each."""
     taps: dict[str, Tap] = {}
 
     def tap(name: str) -> Callable[..., Tensor | None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if leaves:
+            looked_up = leaves and not args[0].is_floating_point()
+            if looked_up:
                 rows = output.detach().expand(leaves, *output.shape[1:])
                 output = rows.contiguous().requires_grad_()
             taps[name] = Tap(args[0], output)
-            return output if leaves else None
+            return output if looked_up else None
 
         return hook
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.models.hooked import Trace
-from ecstruct.models.sites import Weights
+from ecstruct.models.sites import QK_NORMS, Weights
 from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
@@ -25,7 +25,7 @@ from ecstruct.scores.walk import Walk
 
 Change = Float[Tensor, "batch pos d_model"]
 
-_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v")
+_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Replacements:
         """By their own new weights, f_C(z_C, W'_C) - y_C. A head's are its rows of query, key and value and
         its columns of W_O, so that heads that share a key and value head have a copy each."""
         z = self._under_new(_OF_HEADS).taps["attn.o"].input
-        mlp = [name for name in self._sites if name == "ln2" or name.startswith("mlp.")]
+        norm = "ln1" if self.pair.view.shared_norm else "ln2"
+        mlp = [name for name in self._sites if name == norm or name.startswith("mlp.")]
         y = self._under_new(mlp).taps["mlp.out"].output
         heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
         return heads, y - self._old.taps["mlp.out"].output
@@ -58,7 +59,7 @@ class Replacements:
             self.pair.before,
             self.before.call(self.layer, self.batch),
             self.after.resid(self.layer, self.batch),
-            {"ln2": self._new.taps["ln2"].input},
+            self.pair.view.given_to_mlp(self.layer, self._new.taps),
         )
         out = self._sites["mlp.out"].matrix(self.pair.before)
         assert out is not None

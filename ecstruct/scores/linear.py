@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import Site, Weights
+from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.scores.walk import Visit
 
 Convention = Literal["definition", "reference"]
@@ -116,6 +116,8 @@ def informative(
             mlp = mlp if value is None else mlp + value
         elif name.endswith("_post"):
             to_rest("post_norm", contribution(site, visit, change))
+        elif name == "ln1" and view.shared_norm and convention == "definition":
+            mlp = mlp + _through_mlp(sites, visit, weights, site.product(visit.input("ln1"), change))
         elif name in ("ln1", "ln2") and convention == "reference":
             to_rest("pre_norm", contribution(site, visit, change))
     o = sites["attn.o"]
@@ -125,8 +127,10 @@ def informative(
         to_rest("attn_bias", visit.d_output["attn.o"] @ bias)
     into_attention = _attention_tangents(sites, visit, weights, change, convention)
     if into_attention:
-        book = _at_destination if convention == "definition" else _where_multiplied
-        heads = heads + book(view, visit, into_attention)
+        if convention == "definition":
+            heads = heads + _at_destination(view, visit, into_attention)
+        else:
+            heads = heads + _where_multiplied(view, sites, visit, into_attention)
     return Informative(mlp, heads, rest)
 
 
@@ -137,8 +141,12 @@ def _attention_tangents(
     change: Weights,
     convention: Convention,
 ) -> dict[str, Tensor]:
-    """How query, key and value move along dW, their pre-norm's change included by the definition."""
+    """How query, key and value move along dW, their pre-norm's change included by the definition, and how
+    their own norms' outputs move."""
     tangents = {}
+    for name in QK_NORMS:
+        if name in sites and (tangent := sites[name].product(visit.input(name), change)) is not None:
+            tangents[name] = tangent
     d_norm = None
     if convention == "definition" and "ln1" in sites:
         d_norm = sites["ln1"].product(visit.input("ln1"), change)
@@ -152,6 +160,22 @@ def _attention_tangents(
         if tangent is not None:
             tangents[name] = tangent
     return tangents
+
+
+def _through_mlp(
+    sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Tensor | None
+) -> PerToken | float:
+    """<gradient at what the MLP reads, its change> where a pre-norm is shared: the part of the gradient at
+    the norm's output that comes back through the MLP."""
+    if d_norm is None:
+        return 0.0
+    total: PerToken | float = 0.0
+    for name in ("mlp.in", "mlp.gate"):
+        if name in sites:
+            matrix = sites[name].matrix(weights)
+            assert matrix is not None
+            total = total + dot(visit.d_output[name], d_norm @ matrix.T)
+    return total
 
 
 def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tensor]) -> PerHead:
@@ -174,26 +198,40 @@ def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tenso
     return dot_heads(u.detach(), dz, view.n_heads)
 
 
-def _where_multiplied(view: HookedView, visit: Visit, tangents: Mapping[str, Tensor]) -> PerHead:
+def _where_multiplied(
+    view: HookedView, sites: Mapping[str, Site], visit: Visit, tangents: Mapping[str, Tensor]
+) -> PerHead:
     """Each of query, key and value at its own token. A key or value head that several query heads share
-    is split among them by asking for the gradients that come back through each of them alone."""
+    is split among them by asking for the gradients that come back through each of them alone. Where a norm
+    sees all heads of a token at once, every head reads all queries and keys, and what comes back is its."""
     n_heads, d_z = view.n_heads, visit.d_input["attn.o"]
     total = torch.zeros_like(split_heads(d_z, n_heads)[..., 0])
     names = list(tangents)
     z, outputs = visit.taps["attn.o"].input, [visit.taps[name].output for name in names]
-    n_shared = n_heads * view.d_head // min(output.shape[-1] for output in outputs)
+    read_all = any(name in visit.taps and visit.taps[name].output.ndim == 3 for name in QK_NORMS)
+    n_shared = n_heads if read_all else n_heads * view.d_head // visit.taps["attn.k"].output.shape[-1]
     for turn in range(n_shared):
         asked = (torch.arange(n_heads, device=d_z.device) % n_shared == turn)[:, None]
         part = (split_heads(d_z, n_heads) * asked).flatten(-2)
         pulled = torch.autograd.grad(z, outputs, grad_outputs=part, retain_graph=True)
         for name, gradient in zip(names, pulled, strict=True):
-            n_here = gradient.shape[-1] // view.d_head
-            value = dot_heads(gradient, tangents[name], n_here)
-            if n_here == n_heads:
+            value = _by_head(gradient * tangents[name], sites[name], view.d_head)
+            if read_all:
+                total[..., turn] += value.sum(-1)
+            elif value.shape[-1] == n_heads:
                 total += value
             else:
                 total[..., turn::n_shared] += value
     return total
+
+
+def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
+    """Sums within the query, key or value heads, which their norms see as [batch, head, pos, d_head] or, if
+    they have weights for each, [batch, pos, head, d_head]."""
+    if x.ndim == 3:
+        return x.unflatten(-1, (-1, d_head)).sum(-1)
+    of_each = any(p.ndim == 2 for p in site.module.parameters())
+    return x.sum(-1) if of_each else x.sum(-1).transpose(1, 2)
 
 
 def upstream(
