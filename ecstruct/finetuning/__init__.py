@@ -9,7 +9,7 @@ that Adam changes float32.
     options, rates, batches, result      what is trained, how fast, on what, and what comes out
     learner                              weights and a function to logits: what the loop trains
     loop, checkpoint                     the one training loop, and going on where it stopped
-    sharded, lora, plain                 one model on many ranks; adapters; the model below the hooks
+    sharded, lora                        one model on many ranks; adapters
 """
 
 import shutil

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -70,7 +71,10 @@ class Checkpoint:
         self._across.on_first(lambda: self._on_disk(prepare))
         state = _tensors(weights, optimizer, with_state)
         with _quiet():
-            save(state, checkpoint_id=writing, no_dist=self._across.size == 1)
+            try:
+                save(state, checkpoint_id=writing, no_dist=self._across.size == 1)
+            except CheckpointException as error:
+                raise InputError(f"cannot write to {self.folder}: is the disk full?") from error
         self._across.on_first(lambda: self._on_disk(finish))
         self._written = time.monotonic()
 

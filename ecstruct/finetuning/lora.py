@@ -17,11 +17,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from ecstruct.errors import InputError
+from ecstruct.files import writing
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Lora
-from ecstruct.finetuning.plain import plain_model
 from ecstruct.finetuning.result import delta_of
 from ecstruct.models.delta import WeightDelta
+from ecstruct.models.export import plain_view
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import copy_of, named_weights
 from ecstruct.models.names import WeightSelection, layer_of
@@ -46,7 +47,7 @@ class Adapted:
             config = model.original_model.config
             places = Skeleton.of(source_of(model), config, tokenizer_of(model)).places
             targets = _targets(places, lora, frozen)
-            plain = _sharing(model, places)
+            plain = plain_view(model, places)
             torch.manual_seed(seed)
             self.adapter = _adapted(plain, targets, lora, provenance(model).revision)
         self.blocks = _blocks(plain, model.cfg.n_layers)
@@ -95,7 +96,10 @@ def _adapted(plain: Any, targets: list[str], lora: Lora, revision: str | None) -
 
 def save_adapter(adapter: Any, folder: Path) -> None:
     """Write peft's own folder, config and safetensors; it appears when it is whole."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
+    with (
+        writing(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary,
+    ):
         whole = Path(temporary) / "adapter"
         adapter.save_pretrained(whole, save_embedding_layers=False)
         whole.replace(folder)
@@ -142,28 +146,6 @@ def _targets(places: dict[str, Place], lora: Lora, frozen: WeightSelection | Non
 def _named(module: str, target: str) -> bool:
     """As peft matches names."""
     return module == target or module.endswith(f".{target}")
-
-
-def _sharing(model: TransformerBridge, places: dict[str, Place]) -> Any:
-    """The Hugging Face model with the weights of a hooked one: the same memory, where they are whole."""
-    weights = named_weights(model)
-    in_tensor: dict[str, list[str]] = {}
-    for name, place in places.items():
-        in_tensor.setdefault(place.tensor, []).append(name)
-
-    def weight(tensor: str, p: nn.Parameter) -> Tensor:
-        names = in_tensor[tensor]
-        first = weights[names[0]].detach()
-        place = places[names[0]]
-        if place.rows is None and place.columns is None and not place.transposed:
-            return first
-        fused = torch.empty(p.shape, dtype=first.dtype, device=first.device)
-        for name in names:
-            places[name].put(fused, weights[name].detach())
-        return fused
-
-    some = next(iter(weights.values()))
-    return plain_model(model.original_model.config, some.dtype, some.device, weight)
 
 
 def _blocks(plain: nn.Module, n_layers: int) -> list[nn.Module]:

@@ -6,18 +6,20 @@ skeleton knows where they belong.
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM
 
 from ecstruct.errors import InputError
 from ecstruct.files import writing
 from ecstruct.models.hooked import named_weights
+from ecstruct.models.plain import plain_model
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.models.skeleton import Skeleton
+from ecstruct.models.skeleton import Place, Skeleton
 
 
 def save_model(model: TransformerBridge, folder: str | Path) -> None:
@@ -32,7 +34,7 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
             whole = Path(temporary) / "model"
-            to_hugging_face(model).save_pretrained(whole)
+            plain_view(model).save_pretrained(whole)
             tokenizer_of(model).save_pretrained(whole)
             whole.replace(folder)
 
@@ -45,13 +47,26 @@ def check_free(folder: Path) -> None:
 
 def to_hugging_face(model: TransformerBridge) -> Any:
     """A plain Hugging Face model with this model's weights, sharing nothing with it."""
-    config = copy.deepcopy(model.original_model.config)
-    plain = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    places = Skeleton.of("skeleton", config, tokenizer_of(model)).places
-    tensors = dict(plain.named_parameters())
-    with torch.no_grad():
-        for p in tensors.values():
-            p.fill_(torch.nan)  # so that no tensor that was forgotten could pass
-        for name, p in named_weights(model).items():
-            places[name].put(tensors[places[name].tensor], p)
-    return plain.eval()
+    return copy.deepcopy(plain_view(model))
+
+
+def plain_view(model: TransformerBridge, places: Mapping[str, Place] | None = None) -> Any:
+    """A plain Hugging Face model on this model's weights: the same memory, but for tensors in which a
+    checkpoint fuses several of them. `places` are those of its skeleton, where they are known."""
+    weights = named_weights(model)
+    config, some = model.original_model.config, next(iter(weights.values()))
+    places = places or Skeleton.of("skeleton", config, tokenizer_of(model)).places
+    of_tensor: dict[str, list[str]] = {}
+    for name, place in places.items():
+        of_tensor.setdefault(place.tensor, []).append(name)
+
+    def tensor(name: str, p: nn.Parameter) -> Tensor:
+        parts = of_tensor[name]
+        if places[parts[0]].whole:
+            return weights[parts[0]].detach()
+        fused = torch.full(p.shape, torch.nan, dtype=some.dtype, device=some.device)
+        for part in parts:
+            places[part].put(fused, weights[part].detach())
+        return fused
+
+    return plain_model(config, some.dtype, some.device, tensor)

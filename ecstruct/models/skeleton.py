@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ecstruct.models.boot import boot
 from ecstruct.models.hooked import named_weights
+from ecstruct.models.plain import plain_model
 
 _Fill = Callable[[int, tuple[int, ...]], Tensor]
 """From the number and the shape of a tensor to what it is filled with, broadcast."""
@@ -41,6 +40,11 @@ class Place:
     rows: Tensor | None = None
     columns: Tensor | None = None
     transposed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the weight is the tensor."""
+        return self.rows is None and self.columns is None and not self.transposed
 
     def take(self, tensor: Tensor) -> Tensor:
         """The weight."""
@@ -75,13 +79,19 @@ class Skeleton:
     def of(cls, name: str, config: Any, tokenizer: Any, device: torch.device | str = "cpu") -> Skeleton:
         """The skeleton of a Hugging Face configuration; errors as `ecstruct.load` raises."""
 
+        empty = _empty(config)
+        named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
+        numbers = {p_name: number for number, p_name in enumerate(named)}
+
         def hooked(fill: _Fill) -> tuple[TransformerBridge, list[nn.Parameter]]:
-            plain = _filled(config, fill, device)
+            def weight(name: str, p: nn.Parameter) -> Tensor:
+                value = fill(numbers[name], tuple(p.shape))
+                return value.to(device, torch.float32).expand(p.shape)
+
+            plain = plain_model(config, torch.float32, device, weight).requires_grad_(False)
             tensors = list(plain.parameters())  # what is fused leaves the model when it is hooked
             return boot(name, plain, tokenizer), tensors
 
-        empty = _empty(config)
-        named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
         model, tensors = hooked(_number)
         whole = {id(p): Place(*of_tensor) for p, of_tensor in zip(tensors, named.items(), strict=True)}
         weights = named_weights(model)
@@ -103,28 +113,8 @@ def _renaming(plain: Any) -> Callable[[str], str]:
 
 
 def _empty(config: Any) -> Any:
-    """A plain model whose parameters have no values; its buffers are real."""
-    with init_empty_weights(include_buffers=False):
-        plain: Any = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
-        )
-    plain.tie_weights()  # they came apart when they lost their values
-    return plain
-
-
-def _filled(config: Any, fill: _Fill, device: torch.device | str) -> Any:
-    """A plain model with expanded tensors."""
-    plain = _empty(config)
-    filled: dict[int, nn.Parameter] = {}
-    for number, p in enumerate(plain.parameters()):
-        value = fill(number, tuple(p.shape)).to(device, torch.float32)
-        filled[id(p)] = nn.Parameter(value.expand(p.shape), requires_grad=False)
-    for module in plain.modules():
-        for own, p in module._parameters.items():
-            module._parameters[own] = None if p is None else filled[id(p)]
-        for own, b in module._buffers.items():
-            module._buffers[own] = None if b is None else b.to(device)
-    return plain.eval()
+    """A plain model whose parameters have no values."""
+    return plain_model(config, torch.float32, "cpu", lambda _, p: p.detach())
 
 
 def _number(number: int, shape: tuple[int, ...]) -> Tensor:

@@ -11,13 +11,16 @@ from transformers import AutoModelForCausalLM
 
 
 def plain_model(
-    config: Any, dtype: torch.dtype, device: torch.device, weight: Callable[[str, nn.Parameter], Tensor]
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    weight: Callable[[str, nn.Parameter], Tensor],
 ) -> Any:
     """The model of a configuration in eval mode; `weight` says, by name, what each parameter is, which it
     gets without values. A tied one is asked for once and stays tied."""
     with init_empty_weights(include_buffers=False):
         plain: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation="eager"
+            copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
     plain.tie_weights()  # they came apart when they lost their values
     given = {id(p): nn.Parameter(weight(name, p)) for name, p in plain.named_parameters()}

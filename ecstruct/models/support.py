@@ -1,0 +1,114 @@
+"""Whether the components of a hooked model can be told apart, and seen when it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ecstruct.errors import InputError
+from ecstruct.models.names import layer_of
+from ecstruct.models.sites import QK_NORMS
+
+if TYPE_CHECKING:
+    from ecstruct.models.hooked import HookedView, Trace
+
+_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
+_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
+_PROMPTS, _TOKENS = 2, 3
+"""Of the trial."""
+
+
+def check_components(view: HookedView) -> None:
+    """Raise `InputError` for an architecture with a component that ecstruct does not know."""
+    architecture = type(view.hf).__name__
+    for layer, sites in enumerate(view.block_sites):
+        for name in _REQUIRED:
+            if name not in sites:
+                raise InputError(
+                    f"layer {layer} of this {architecture} has no {name} with weights, without which heads "
+                    "and MLPs cannot be told apart: use another architecture."
+                )
+        norms = [hasattr(view.blocks[layer], name) for name in ("ln1", "ln2")]
+        if norms[0] != norms[1] and not view.shared_norm:
+            raise InputError(
+                f"layer {layer} of this {architecture} has a pre-norm for one of attention and MLP, and it "
+                "is not known what the other one reads: use another architecture."
+            )
+        for name in sites:
+            if name not in _BLOCK_SITES and not name.startswith("mlp."):
+                raise InputError(
+                    f"layer {layer} of this {architecture} has weights in {name}, which belong to no "
+                    "component that ecstruct knows: use another architecture."
+                )
+
+
+def check_runs(view: HookedView) -> None:
+    """Raise `InputError` for an architecture in which a module of a block does not see prompts and tokens
+    as its first dimensions, or that reads weights which are not among the named ones: it is run, with all
+    of its blocks but the first left out."""
+    weights = {
+        name: p.detach().to(view.dtype)
+        for name, p in view.named_weights.items()
+        if layer_of(name) in (None, 0)
+    }
+    ids = torch.zeros((_PROMPTS, _TOKENS), dtype=torch.long, device=view.device)
+    unnamed = _unnamed(view)
+    with torch.enable_grad(), _requiring_grad(unnamed.values()):
+        embedded, calls = view.embed(weights, ids, torch.ones_like(ids))
+        trace = view.block(0, weights, calls[0], embedded.output)
+        _check_taps(view, trace)
+        logits = view.head(weights, trace.output).output
+    if unnamed:
+        gradients = torch.autograd.grad(logits.sum(), [*unnamed.values()], allow_unused=True)
+        read = [name for name, g in zip(unnamed, gradients, strict=True) if g is not None]
+        _check_unread(view, unnamed, read)
+
+
+def _check_taps(view: HookedView, trace: Trace) -> None:
+    for name, tap in trace.taps.items():
+        if tap.output.ndim < 3 or tap.output.shape[0] != _PROMPTS:
+            raise InputError(
+                f"{name} of this {type(view.hf).__name__} sees the tokens of all prompts in one row, where "
+                "they cannot be told apart: use another architecture."
+            )
+
+
+def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: Sequence[str]) -> None:
+    """Unnamed parameters are what fused projections were before they were split, and those of later blocks
+    are as those of the first."""
+    later = {id(p) for block in view.blocks[1:] for p in block.parameters()}
+    unread = {_anywhere(n) for n, p in unnamed.items() if id(p) not in later} - {*map(_anywhere, read)}
+    for name in unnamed:
+        if _anywhere(name) not in unread:
+            raise InputError(
+                f"this {type(view.hf).__name__} has weights in {name.replace('_original_component.', '')}, "
+                "which belong to no component that ecstruct knows: use another architecture."
+            )
+
+
+def _unnamed(view: HookedView) -> dict[str, nn.Parameter]:
+    """The model's parameters that are no named weights."""
+    known = {id(p) for p in view.named_weights.values()}
+    return {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
+
+
+def _anywhere(name: str) -> str:
+    """The name of a parameter, whatever its layer."""
+    return re.sub(r"\d+", "*", name)
+
+
+@contextmanager
+def _requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    flags = [(p, p.requires_grad) for p in parameters]
+    try:
+        for p, _ in flags:
+            p.requires_grad_()
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
