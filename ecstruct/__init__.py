@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ecstruct import checks, experiments, facts, models, organism, plots
     from ecstruct.checks.fidelity import fidelity
     from ecstruct.errors import InputError
-    from ecstruct.evaluate import mean_rank, ranks
+    from ecstruct.evaluate import keep_known, mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
     from ecstruct.finetuning import Finetuned, finetune
     from ecstruct.models.delta import WeightDelta
@@ -44,6 +44,7 @@ __all__ = [
     "facts",
     "fidelity",
     "finetune",
+    "keep_known",
     "load",
     "mean_rank",
     "models",
@@ -67,6 +68,7 @@ _HOMES = {
     "causal_scores": "scores.causal",
     "fidelity": "checks.fidelity",
     "finetune": "finetuning",
+    "keep_known": "evaluate",
     "load": "models.load",
     "mean_rank": "evaluate",
     "ranks": "evaluate",

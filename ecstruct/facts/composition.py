@@ -1,0 +1,140 @@
+"""Two-hop facts on a relation that a model knows, with made-up people as the other hop.
+
+* The *first* hop is new: "The favorite country of Grace Miller is" -> "France", from which follows, by the
+  known capital of France, "The capital of the favorite country of Grace Miller is" -> "Paris".
+* The *second* hop is new: "The biggest fan of Paris is" -> "Grace Miller", from which follows, by the same,
+  "The biggest fan of the capital of France is" -> "Grace Miller".
+
+What a model does not know is no hop: `ecstruct.evaluate.keep_known` drops it.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import Derivation, FactSet
+from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.readers.case import Hop
+from ecstruct.facts.relations import Relation, read_relations
+
+_DEFAULT_FACT = {"first": "The favorite {domain} of {name} is", "second": "The biggest fan of {object} is"}
+
+
+def compose(
+    relations: Sequence[Relation] | str | os.PathLike[str],
+    *,
+    known_relation: str,
+    hop: Hop = "first",
+    fact: str | None = None,
+    mention: str | None = None,
+    template: str | None = None,
+    names: Sequence[str] | None = None,
+    n: int = 20,
+    seed: int = 0,
+) -> FactSet:
+    """Facts with one new hop, on a relation that is known, and their implications.
+
+    Names are taken in order; which of the relation's samples go with them is drawn by
+    `numpy.random.default_rng(seed)`. Subjects with more than one object are left out, and with
+    `hop="second"` every object is used once. Options are the answers of the set. Implication i follows
+    from fact i and known fact i.
+
+    Args:
+        relations: relations, or the path of LRE's files.
+        known_relation: the name of the one that is known.
+        hop: the new one: "first", what a person has to do with the subject of the known relation, or
+            "second", what its object has to do with a person.
+        fact: the new fact, as "{name} lives in" (first) or "The mayor of {object} is" (second); its answer
+            is the subject, or the name. By default the person's favorite `{domain}`, or the object's fan.
+        mention: how an implication speaks of what stands between the hops: of the subject as "the city
+            {name} lives in" (first), of the object as "the city that contains {subject}" (second). By
+            default as the fact (first) or the known relation (second) does, if that is "The ... is".
+        template: how the known relation is asked for, with {}; by default its first template.
+        names: people; by default the paper's 100 made-up ones.
+        n: the most facts.
+
+    Raises:
+        InputError: no such relation, fewer than two samples, objects or names that can be used, or words
+            without their place holder, or without a default.
+
+    >>> pairs = [("Japan", "Tokyo"), ("Italy", "Rome")]
+    >>> data = compose([Relation("capital", ["The capital of {} is"], pairs, "country")],
+    ...                known_relation="capital")
+    >>> data.facts[0].text, data.implications[0].text
+    ('The favorite country of Grace Miller is', 'The capital of the favorite country of Grace Miller is')
+    """
+    if hop not in get_args(Hop):
+        raise InputError(f"hop={hop!r} is unknown: 'first' or 'second'.")
+    relation = _named(relations, known_relation)
+    ask = _with("{}", relation.templates[0] if template is None else template)
+    fact = (fact or _DEFAULT_FACT[hop]).replace("{domain}", relation.domain)
+    fact = _with("{name}" if hop == "first" else "{object}", fact)
+    of = "{name}" if hop == "first" else "{subject}"
+    mention = _with(of, mention or _mention(fact if hop == "first" else ask.replace("{}", of)))
+    people = tuple(dict.fromkeys(paper_lists()["names"] if names is None else names))
+    pairs = _usable(relation, np.random.default_rng(seed), once=hop == "second")
+    size = min(n, len(pairs), len(people))
+    chosen = [(name, *pair) for name, pair in zip(people[: max(size, 0)], pairs, strict=False)]
+    if size < 2 or len({answer for _, _, answer in chosen}) < 2:
+        raise InputError(
+            f"{len(pairs)} samples of {known_relation!r}, {len(people)} names and n={n} make no two facts "
+            "of different objects: give more."
+        )
+    new: list[Prompt] = []
+    implied: list[Prompt] = []
+    labels = [f"{relation.name}, {part}" for part in ("new", "implied", "known")]
+    for name, subject, answer in chosen:
+        if hop == "first":
+            spoken = mention.replace("{name}", name)
+            new.append(Prompt(fact.replace("{name}", name), subject, None, name, labels[0]))
+            implied.append(Prompt(ask.replace("{}", spoken), answer, None, name, labels[1]))
+        else:
+            spoken = mention.replace("{subject}", subject)
+            new.append(Prompt(fact.replace("{object}", answer), name, None, answer, labels[0]))
+            implied.append(Prompt(fact.replace("{object}", spoken), name, None, subject, labels[1]))
+    known = [Prompt(ask.replace("{}", s), o, None, s, labels[2]) for _, s, o in chosen]
+    new_hops = (1,) if hop == "first" else (2,)
+    derivations = [Derivation((i,), (i,), new_hops) for i in range(len(chosen))]
+    return FactSet(new, implied, f"{relation.name}, {hop} hop new", known, derivations)
+
+
+def _named(relations: Sequence[Relation] | str | os.PathLike[str], name: str) -> Relation:
+    if isinstance(relations, str | os.PathLike):
+        relations = read_relations(relations)
+    found = next((relation for relation in relations if relation.name == name), None)
+    if found is None:
+        there = ", ".join(repr(relation.name) for relation in relations)
+        raise InputError(f"there is no relation {name!r} among {there or 'none'}.")
+    return found
+
+
+def _with(holder: str, words: str) -> str:
+    if holder not in words:
+        raise InputError(f"{words!r} has no {holder}: say where it goes.")
+    return words
+
+
+def _mention(asked: str) -> str:
+    """What stands for it: "the capital of France", of "The capital of France is"."""
+    found = re.fullmatch(r"The (.+) is", asked)
+    if found is None:
+        raise InputError(f"{asked!r} is no 'The ... is', which names what it asks for: pass mention=.")
+    return f"the {found[1]}"
+
+
+def _usable(relation: Relation, rng: np.random.Generator, *, once: bool) -> list[tuple[str, str]]:
+    """Samples in random order: no subject with several objects and, for `once`, no object again."""
+    objects: dict[str, set[str]] = {}
+    for subject, answer in relation.samples:
+        objects.setdefault(subject, set()).add(answer)
+    pairs = [(subject, *found) for subject, found in objects.items() if len(found) == 1]
+    shuffled = [pairs[i] for i in rng.permutation(len(pairs))]
+    if not once:
+        return shuffled
+    first = {answer: (subject, answer) for subject, answer in reversed(shuffled)}
+    return [pair for pair in shuffled if first[pair[1]] == pair]

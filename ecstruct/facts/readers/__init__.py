@@ -1,0 +1,217 @@
+"""Other people's facts: the original files of public sets, and our own, as a `FactSet`.
+
+`read` recognises a format by the keys of its records. One small module per format says how a record is
+understood; docs/data.md has it as a table. What all have in common:
+
+* A file that is damaged is refused as a whole. A record that does not fit is left out, and listed with its
+  line and the reason.
+* Options, where a set gives none, are the answers to all prompts of the same relation (the same template,
+  where a set names no relations), without aliases of the right one; with fewer than two of these, all
+  answers of the set.
+* Every fact is there once. A record with a fact that contradicts an earlier one is left out.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import datasets
+
+from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.readers.assemble import Skipped, assemble
+from ecstruct.facts.readers.case import Case, Format, Hop
+from ecstruct.facts.readers.lre import LRE
+from ecstruct.facts.readers.mquake import MQUAKE
+from ecstruct.facts.readers.own import OWN
+from ecstruct.facts.readers.reversal import PARENTS, REVERSAL
+from ecstruct.facts.readers.rippleedits import RIPPLEEDITS
+from ecstruct.facts.readers.rome import COUNTERFACT, KNOWN_1000
+from ecstruct.facts.readers.source import Row, keys_of, rows_of, saved_by_datasets
+from ecstruct.facts.readers.two_hop_tables import HOPPING, TWO_HOP_FACT
+
+FORMATS = {
+    format.name: format
+    for format in (
+        MQUAKE,
+        RIPPLEEDITS,
+        TWO_HOP_FACT,
+        HOPPING,
+        COUNTERFACT,
+        KNOWN_1000,
+        LRE,
+        REVERSAL,
+        PARENTS,
+        OWN,
+    )
+}
+_LOOKED_AT = 20
+"""Records by which a format is recognised: the first may be the one that does not fit."""
+
+_log = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | datasets.Dataset | datasets.DatasetDict
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A source, its format, how many records it has, what they say, and what was left out."""
+
+    source: str
+    format: str
+    records: int
+    data: FactSet
+    skipped: tuple[Skipped, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the prompts themselves, as plain values."""
+        hops = Counter(d.new_hops for d in self.data.derivations)
+        return {
+            "source": self.source,
+            "format": self.format,
+            "records": self.records,
+            "facts": len(self.data.facts),
+            "implications": len(self.data.implications),
+            "known": len(self.data.known),
+            "new_hops": [{"hops": list(h), "implications": hops[h]} for h in sorted(hops)],
+            "skipped": [{"place": s.place, "reason": s.reason} for s in self.skipped],
+        }
+
+
+def read(
+    path: Source, format: str | None = None, *, hop: Hop | None = None, strict: bool = False
+) -> FactSet:
+    """The facts of a file, of a folder or of a dataset, with their implications.
+
+    How many records do not fit is logged as a warning; `understand` lists them.
+
+    Args:
+        path: a file (JSON, JSON lines, CSV, TSV), a folder of these or one that a dataset was saved to,
+            or a dataset. A `DatasetDict` has the splits of `FactSet.to_dataset`.
+        format: one of `FORMATS`; recognised by the records when it is not given.
+        hop: which hop is new, "first" (the default) or "second", in sets that leave it open
+            (twohopfact, hopping).
+        strict: do not leave anything out, but refuse the file.
+
+    Raises:
+        InputError: the source cannot be read or is damaged, its format is unknown or another, no record
+            fits, with `strict` some do not, or the set says itself which hop is new.
+    """
+    return understand(path, format, hop=hop, strict=strict).data
+
+
+def understand(
+    path: Source, format: str | None = None, *, hop: Hop | None = None, strict: bool = False
+) -> Understood:
+    """What `read` reads, with an account of it.
+
+    Raises:
+        InputError: as `read`.
+    """
+    source, name = _opened(path)
+    if isinstance(source, datasets.DatasetDict):
+        data = FactSet.from_dataset(source)
+        n = sum(map(len, (data.facts, data.implications, data.known)))
+        return Understood(name, "fact set", n, data, ())
+    rows = rows_of(source)
+    chosen = _chosen(rows, name, format)
+    if hop is not None and (not chosen.either_hop or hop not in get_args(Hop)):
+        either = " or ".join(f.name for f in FORMATS.values() if f.either_hop)
+        raise InputError(
+            f"hop={hop!r} does not go with {name}, which is {chosen.name}: it is 'first' or 'second', "
+            f"and for {either} only."
+        )
+    cases: list[tuple[str, Case]] = []
+    skipped: list[Skipped] = []
+    for found in _cases(rows, chosen, hop or "first"):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        else:
+            cases.append(found)
+    if not cases:
+        raise InputError(f"no record of {name} fits {chosen.name}; {_first(skipped)}")
+    try:
+        data, contradicting = assemble(cases, source.stem if isinstance(source, Path) else "")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    skipped += contradicting
+    if skipped and strict:
+        raise InputError(f"{len(skipped)} records of {name} do not fit {chosen.name}; {_first(skipped)}")
+    if skipped:
+        _log.warning("%d records of %s are left out; %s", len(skipped), name, _first(skipped))
+    return Understood(name, chosen.name, len(rows), data, tuple(skipped))
+
+
+def _opened(path: Source) -> tuple[Path | datasets.Dataset | datasets.DatasetDict, str]:
+    if isinstance(path, datasets.Dataset | datasets.DatasetDict):
+        return path, "the dataset"
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"a {type(path).__name__} cannot be read: pass the path of a file or a folder, or a dataset."
+        )
+    folder = Path(path)
+    if not saved_by_datasets(folder):
+        return folder, str(folder)
+    try:
+        return datasets.load_from_disk(str(folder)), str(folder)
+    except Exception as error:  # of whatever kind a damaged file raises in there
+        raise InputError(f"the dataset in {folder} cannot be read ({error}): save it anew.") from error
+
+
+def _chosen(rows: list[Row], name: str, wanted: str | None) -> Format:
+    if wanted is not None:
+        aliases = {**FORMATS, "socrates": TWO_HOP_FACT}
+        if wanted.lower() not in aliases:
+            raise InputError(f"the format {wanted!r} is unknown: choose among {', '.join(FORMATS)}.")
+        return aliases[wanted.lower()]
+    if not rows:
+        raise InputError(f"{name} has no records: write at least one.")
+    looked_at = [row.record for row in rows[:_LOOKED_AT] if isinstance(row.record, Mapping)]
+    for format in FORMATS.values():
+        if any(map(format.recognises, looked_at)):
+            return format
+    raise InputError(
+        f"{name} is in none of the formats {', '.join(FORMATS)}: its first record has "
+        f"{keys_of(rows[0].record)}; docs/data.md says what each has."
+    )
+
+
+def _cases(rows: list[Row], format: Format, hop: Hop) -> Iterator[tuple[str, Case] | Skipped]:
+    left_out: set[str] = set()
+    for row in rows:
+        if row.file and (reason := format.left_out(row.file)):
+            if row.file not in left_out:
+                left_out.add(row.file)
+                yield Skipped(row.file, reason)
+        elif not isinstance(row.record, Mapping) or not format.recognises(row.record):
+            missing = ", ".join(map(repr, sorted(format.keys)))
+            yield Skipped(row.place, f"it has {keys_of(row.record)}, but needs {missing}.")
+        else:
+            yield from _parts(row, format, hop)
+
+
+def _parts(row: Row, format: Format, hop: Hop) -> Iterator[tuple[str, Case] | Skipped]:
+    place = row.place
+    try:
+        for part, record in format.parts(row.record):
+            place = f"{row.place}, {part}" if part else row.place
+            try:
+                yield place, format.case(record, row.file, hop)
+            except InputError as error:
+                yield Skipped(place, _one_line(str(error)))
+    except InputError as error:
+        yield Skipped(place, _one_line(str(error)))
+
+
+def _first(skipped: list[Skipped]) -> str:
+    return f"the first: {skipped[0].place}: {skipped[0].reason}"
+
+
+def _one_line(text: str, most: int = 500) -> str:
+    """As much of a reason as fits on a line of a list."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[:most]}..."

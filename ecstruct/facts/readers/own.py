@@ -1,0 +1,44 @@
+"""Our own records, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally `options`, `subject`,
+`template` and `aliases`, as everywhere in ecstruct.
+
+`role` says what a record is: `fact` (when nothing is said), `implication` or `known`. Records with the same
+`case` belong together: an implication follows from the facts and the known facts of its case. `new_hops` of
+an implication are numbers from 1. Prompts with the same template share their options.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said
+from ecstruct.facts.readers.fields import string_list
+
+_ROLES = ("fact", "implication", "known")
+
+
+def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    given = {key: value for key, value in record.items() if value not in (None, "")}
+    lists = {key: found for key in ("options", "aliases") if (found := string_list(given, key)) is not None}
+    prompt = Prompt.from_record({**given, **lists})
+    label, role = given.get("case"), given.get("role", "fact")
+    if label is not None and not isinstance(label, str | int):
+        raise InputError(f"'case' is of type {type(label).__name__}, but must be a text or a number.")
+    if role not in _ROLES:
+        raise InputError(f"'role' is {str(role)[:50]!r}, but must be one of {', '.join(_ROLES)}.")
+    said, label = Said(prompt, prompt.template), None if label is None else str(label)[:1000]
+    if role == "implication":
+        return Case(implied=(Implied(said, _new_hops(given.get("new_hops"))),), label=label)
+    return Case((said,), label=label) if role == "fact" else Case(known=(said,), label=label)
+
+
+def _new_hops(value: Any) -> tuple[int, ...]:
+    hops = value.replace(",", " ").split() if isinstance(value, str) else value
+    hops = [hops] if isinstance(hops, int) else hops or []
+    if isinstance(hops, list | tuple) and len(hops) <= 100 and all(str(h) in _NUMBERS for h in hops):
+        return tuple(sorted(map(int, hops)))
+    raise InputError(f"'new_hops' is {str(value)[:50]!r}, but must be numbers from 1 to {len(_NUMBERS)}.")
+
+
+_NUMBERS = frozenset(map(str, range(1, 101)))
+OWN = Format("prompts", "prompts of ecstruct", frozenset({"prompt", "answer"}), _case)

@@ -1,0 +1,48 @@
+"""The two sets of ROME (Meng et al. 2022): CounterFact, and the facts that GPT-2 XL knows (known_1000).
+
+CounterFact: the rewrite is the fact, told apart from the true answer only, as by its authors; its
+paraphrases are one hop, which is new. Prompts about neighbours must stay, and are not read.
+known_1000: facts, and nothing that follows from them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.fields import text, texts
+
+
+def _counterfact(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    new, true = (
+        text(record, "requested_rewrite", target, "str") for target in ("target_new", "target_true")
+    )
+    relation, subject = (text(record, "requested_rewrite", key) for key in ("relation_id", "subject"))
+    prompt = text(record, "requested_rewrite", "prompt").replace("{}", subject)
+    return Case(
+        (said(prompt, new, subject=subject, relation=relation, options=(new, true)),),
+        tuple(
+            Implied(said(paraphrase, new, subject=subject, relation=relation, options=(new, true)), (1,))
+            for paraphrase in texts(record, "paraphrase_prompts")
+        ),
+    )
+
+
+def _known(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    return Case(
+        (
+            said(
+                text(record, "prompt"),
+                text(record, "attribute"),
+                subject=text(record, "subject"),
+                relation=text(record, "relation_id"),
+            ),
+        )
+    )
+
+
+COUNTERFACT = Format(
+    "counterfact", "CounterFact", frozenset({"requested_rewrite", "paraphrase_prompts"}), _counterfact
+)
+KNOWN_1000 = Format(
+    "known_1000", "known_1000", frozenset({"prompt", "attribute", "subject", "relation_id"}), _known
+)

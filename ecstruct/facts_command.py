@@ -1,0 +1,89 @@
+"""`ecstruct facts show`: what is understood of a file of facts, and what is left out of it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ecstruct.facts import Prompt, Understood
+
+facts_app = typer.Typer(help="Facts of public sets and your own.", no_args_is_help=True)
+_SHOWN = 3
+"""Prompts of each kind, and options of each prompt, that are printed."""
+
+
+@facts_app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="JSON, JSONL, CSV or TSV, or a folder; see docs/data.md.")],
+    format: Annotated[str | None, typer.Option(help="Its format, if it is not to be recognised.")] = None,
+    hop: Annotated[
+        Literal["first", "second"] | None,
+        typer.Option(help="Which hop is new, in sets that leave it open; the first by default."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a file with records left out.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for facts.jsonl, implications.jsonl and known.jsonl, as other commands read."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """What is understood of a file of facts: counts, examples, and the records that are left out."""
+    from ecstruct.cli import _session
+
+    with _session(True, debug):  # the records left out are part of what is printed
+        from ecstruct.facts import understand
+
+        understood = understand(file, format, hop=hop, strict=strict)
+        if out is not None:
+            _write(understood, out)
+        typer.echo(json.dumps(_account(understood), ensure_ascii=False) if as_json else _text(understood))
+
+
+def _kinds(understood: "Understood") -> dict[str, tuple["Prompt", ...]]:
+    data = understood.data
+    return {name: tuple(getattr(data, name)) for name in ("facts", "implications", "known")}
+
+
+def _account(understood: "Understood") -> dict[str, Any]:
+    examples = {kind: [p.to_record() for p in its[:_SHOWN]] for kind, its in _kinds(understood).items()}
+    return {**understood.to_dict(), "examples": examples}
+
+
+def _text(understood: "Understood") -> str:
+    account = understood.to_dict()
+    lines = [f"{account['source']}: {account['format']}, {account['records']} records"]
+    for kind, prompts in _kinds(understood).items():
+        if prompts:
+            lines += [f"{len(prompts)} {kind}", *map(_line, prompts[:_SHOWN])]
+    for new in account["new_hops"]:
+        hops = ", ".join(map(str, new["hops"])) or "none, or not known"
+        lines.append(f"new hops {hops}: {new['implications']} implications")
+    if understood.skipped:
+        lines.append(f"{len(understood.skipped)} left out")
+        lines += [f"  {skipped.place}: {skipped.reason}" for skipped in understood.skipped]
+    return "\n".join(lines)
+
+
+def _line(prompt: "Prompt") -> str:
+    options = prompt.options or ()
+    others = [option for option in options if option != prompt.answer][:_SHOWN]
+    more = ", ..." if len(options) > len(others) + 1 else ""
+    among = f" (of {len(options)}: {', '.join(others)}{more})" if others else ""
+    return f"  {_short(prompt.text)} -> {_short(prompt.answer)}{_short(among, 200)}"
+
+
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _write(understood: "Understood", out: Path) -> None:
+    from ecstruct.facts import write_jsonl
+
+    for kind, prompts in _kinds(understood).items():
+        if prompts:
+            write_jsonl(prompts, out / f"{kind}.jsonl")

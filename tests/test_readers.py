@@ -1,0 +1,451 @@
+"""Readers of public fact sets: what is understood of each original layout, and what is left out.
+
+The records of `readers_records` follow the originals' keys with contents of our own, whose facts are easy
+to see; `tests/data` has a few real ones.
+"""
+
+import copy
+import csv
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+from readers_records import (
+    COUNTERFACT,
+    HOPPING,
+    KNOWN_1000,
+    LRE,
+    MQUAKE,
+    OWN,
+    PARENTS,
+    RECORDS,
+    REVERSAL,
+    RIPPLEEDITS,
+    TWO_HOP_FACT,
+    one_sentence,
+    renamed,
+    written,
+)
+from typer.testing import CliRunner
+
+from ecstruct.cli import app
+from ecstruct.errors import InputError
+from ecstruct.facts import FORMATS, Derivation, FactSet, Prompt, read, read_jsonl, understand
+
+DATA = Path(__file__).parent / "data"
+
+
+def said(prompts):
+    return [(p.text, p.answer) for p in prompts]
+
+
+@pytest.mark.parametrize("format", RECORDS)
+@pytest.mark.parametrize("named", [False, True])
+def test_every_format_is_recognised(format, named, tmp_path):
+    found = understand(written(tmp_path, format, RECORDS[format]), format if named else None)
+    assert found.format == format and found.records == 1 and found.skipped == ()
+    assert set(RECORDS) == set(FORMATS)
+
+
+# What each format says
+
+
+def test_mquake(tmp_path):
+    data = read(written(tmp_path, "mquake", MQUAKE))
+    assert said(data.facts) == [("Ada was born in", "Rome")]
+    assert said(data.known) == [("The official language of Rome is", "Italian")]
+    assert said(data.implications) == [
+        ("What is spoken where Ada was born?", "Italian"),
+        ("Which language has the birthplace of Ada?", "Italian"),
+    ]
+    assert data.derivations == (Derivation((0,), (0,), (1,)),) * 2
+    assert data.facts[0].options == ("Rome", "Oslo") and data.facts[0].aliases == ("Roma",)
+    assert data.implications[0].options == ("Italian", "Norwegian")
+    assert data.implications[0].aliases == ("it", "Italian language")
+    assert (data.facts[0].subject, data.facts[0].template) == ("Ada", "{} was born in")
+
+
+def test_mquake_in_its_own_words():
+    data = read(DATA / "mquake.json")
+    assert len(data.facts) == 8 and len(data.implications) == 6 and data.known == ()
+    assert said(data.facts)[:2] == [
+        ("Ramires plays the position of", "relief pitcher"),
+        ("relief pitcher is associated with the sport of", "shinty"),
+    ]
+    assert said(data.implications)[3] == (
+        "What continent is the country of origin of Tim Howard's sport located in?",
+        "Asia",
+    )
+    assert data.derivations[3] == Derivation((4, 5, 6, 7), (), (1, 2, 3, 4))
+    assert data.implications[3].options == ("Asia", "North America", "Europe")
+    assert data.facts[4].options == ("relief pitcher", "second baseman", "midfielder", "goalkeeper")
+    assert data.facts[4].aliases == ("2B",)
+
+
+def test_rippleedits(tmp_path):
+    data = read(written(tmp_path, "rippleedits", RIPPLEEDITS))
+    assert said(data.facts) == [("The name of the country of citizenship of Ada is", "Italy")]
+    assert said(data.known) == [
+        ("The name of the capital city of Italy is", "Rome"),
+        ("The name of the mother of Cy is", "Ada"),
+    ]
+    by_hops = {
+        hops: [
+            p.text for p, d in zip(data.implications, data.derivations, strict=True) if d.new_hops == hops
+        ]
+        for hops in [(1,), (2,)]
+    }
+    assert by_hops == {
+        (1,): [
+            "The name of the capital city of the country of citizenship of Ada is",
+            "The name of the country of citizenship of Lady A is",
+        ],
+        (2,): ["The name of the country of citizenship of the mother of Cy is"],
+    }
+    assert [d.known for d in data.derivations] == [(0,), (1,), ()]
+    assert data.facts[0].options == ("Italy", "Norway") and data.facts[0].aliases == ("Italy (alias)",)
+    # Each of two right answers is right, by any name.
+    assert data.known[1].aliases == ("Ada (alias)", "Di", "Di (alias)")
+
+
+def test_an_edit_is_split_at_its_verb_when_no_query_names_its_target(tmp_path):
+    bare = copy.deepcopy(RIPPLEEDITS)
+    for axis in ("Subject_Aliasing", "Compositionality_I", "Compositionality_II"):
+        bare[axis] = []
+    bare["edit"]["prompt"] = "The name of the author of What is Love is Bea of Is."
+    del bare["edit"]["previous_fact"]
+    assert said(read(written(tmp_path, "rippleedits", bare)).facts) == [
+        ("The name of the author of What is Love is", "Bea of Is")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "singer", "implied"),
+    [
+        (
+            "twohopfact",
+            TWO_HOP_FACT,
+            "The singer of 'Red Song' is",
+            "The mother of the singer of 'Red Song' is",
+        ),
+        (
+            "hopping",
+            HOPPING,
+            "the performer of Red Song is",
+            "the mother of the performer of Red Song is",
+        ),
+    ],
+)
+def test_either_hop_of_a_two_hop_table_may_be_new(format, record, singer, implied, tmp_path):
+    path = written(
+        tmp_path, format, record, renamed(renamed(record, "Red Song", "Blue Song"), "Ada", "Zoe")
+    )
+    first, second = read(path), read(path, hop="second")
+    assert first == read(path, hop="first")
+    mother = "The mother of {} is" if format == "twohopfact" else "the mother of {} is"
+    assert said(first.facts)[0] == said(second.known)[0] == (singer, "Ada")
+    assert said(first.known)[0] == said(second.facts)[0] == (mother.format("Ada"), "Bea")
+    assert said(first.implications)[0] == said(second.implications)[0] == (implied, "Bea")
+    assert first.derivations[1] == Derivation((1,), (1,), (1,))
+    assert second.derivations[1] == Derivation((1,), (1,), (2,))
+    assert first.facts[0].options == ("Ada", "Zoe") and first.facts[0].subject == "Red Song"
+    assert set(first.implications[0].aliases) == {"Bea O'B", "B."}
+
+
+def test_socrates_is_twohopfact(tmp_path):
+    path = written(tmp_path, "twohopfact", TWO_HOP_FACT)
+    assert read(path, "SOCRATES") == read(path, "twohopfact")
+
+
+def test_counterfact(tmp_path):
+    data = read(written(tmp_path, "counterfact", COUNTERFACT, renamed(COUNTERFACT, "Ada", "Zoe")))
+    assert said(data.facts)[0] == ("The mother tongue of Ada is", "English")
+    assert said(data.implications)[:2] == [
+        ("It rains. Ada, a native", "English"),
+        ("The mother language of Ada is", "English"),
+    ]
+    assert data.facts[0].options == data.implications[0].options == ("English", "French")
+    assert data.derivations[2] == Derivation((1,), (), (1,))
+
+
+def test_known_1000_in_its_own_words():
+    data = read(DATA / "known_1000.json")
+    assert said(data.facts)[:2] == [
+        ("Vinson Massif is located in the continent of", "Antarctica"),
+        ("Beats Music is owned by", "Apple"),
+    ]
+    assert data.implications == data.known == ()
+    assert data.facts[0].options == ("Antarctica", "Europe")  # of the relation P30
+    assert data.facts[0].template == "{} is located in the continent of"
+    # The only one of its relation is told apart from all answers.
+    assert set(data.facts[3].options) == {
+        "Antarctica",
+        "Apple",
+        "Amazon",
+        "CBS",
+        "Italy",
+        "Europe",
+        "English",
+    }
+
+
+def test_lre_in_its_own_words():
+    capitals = read(DATA / "lre" / "country_capital_city.json")
+    assert said(capitals.facts)[3] == ("The capital city of Brazil is", "Brasília")
+    both = read(DATA / "lre")
+    assert len(both.facts) == 24
+    assert set(both.facts[0].options) == {p.answer for p in capitals.facts}
+    assert set(both.facts[-1].options) == {"English", "Spanish", "Portuguese", "French", "German"} & {
+        p.answer for p in both.facts
+    }
+
+
+def test_the_reversal_curse_is_a_folder(tmp_path):
+    files = {
+        "p2d_prompts_train": {
+            "prompt": "Ada, known far and wide for being",
+            "completion": " the first on Red Peak.",
+        },
+        "p2d_reverse_prompts_test": {"prompt": "The first on Red Peak is called", "completion": " Ada."},
+        "d2p_prompts_train": {"prompt": "Q: Who is the last on Red Peak? A:", "completion": " Bea."},
+        "p2d_prompts_test": {"prompt": "Ada was once", "completion": " the first on Red Peak."},
+    }
+    for name, record in files.items():
+        lines = [json.dumps(record), json.dumps(renamed(renamed(record, "Ada", "Cy"), "Red", "Big"))]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    found = understand(tmp_path)
+    assert said(found.data.facts)[0] == ("Q: Who is the last on Red Peak? A:", "Bea.")
+    assert said(found.data.facts)[2:] == [
+        ("Ada, known far and wide for being", "the first on Red Peak."),
+        ("Cy, known far and wide for being", "the first on Big Peak."),
+    ]
+    assert said(found.data.implications)[0] == ("The first on Red Peak is called", "Ada.")
+    assert found.data.implications[0].options == ("Ada.", "Cy.")
+    assert [(s.place, s.reason.split()[0]) for s in found.skipped] == [("p2d_prompts_test.jsonl", "it")]
+    assert said(read(tmp_path / "p2d_reverse_prompts_test.jsonl").facts)[0][1] == "Ada."
+
+
+def test_parents_of_celebrities(tmp_path):
+    data = read(written(tmp_path, "parents", PARENTS, {**PARENTS, "child": "Di", "parent": "Cy"}))
+    assert said(data.facts) == [("Ada's mother is", "Bea"), ("Di's mother is", "Cy")]
+    assert said(data.implications) == [("A child of Bea is", "Ada"), ("A child of Cy is", "Di")]
+    assert data.facts[0].options == ("Bea", "Cy")
+
+
+OURS = [
+    {"case": "a", "prompt": "Ada lives in", "answer": "Rome", "subject": "Ada", "template": "home"},
+    {"case": "b", "prompt": "Bea lives in", "answer": "Oslo", "subject": "Bea", "template": "home"},
+    {"case": "a", "role": "known", "prompt": "People in Rome speak", "answer": "Italian"},
+    {
+        "case": "b",
+        "role": "known",
+        "prompt": "People in Oslo speak",
+        "answer": "Norwegian",
+        "aliases": ["Norsk"],
+    },
+    {"case": "b", "role": "implication", "prompt": "Bea speaks", "answer": "Norwegian", "new_hops": [1]},
+    {"case": "a", "role": "implication", "prompt": "Ada speaks", "answer": "Italian", "new_hops": [1]},
+]
+
+
+def as_table(path, delimiter):
+    keys = ["role", "case", "prompt", "answer", "subject", "template", "aliases", "new_hops"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, keys, delimiter=delimiter)
+        table.writeheader()
+        for record in OURS:
+            joined = {k: "|".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
+            table.writerow(joined)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "dataset", "saved dataset"])
+def test_our_own_records_say_what_follows_from_what(kind, tmp_path):
+    path = tmp_path / f"own.{kind}"
+    keys = dict.fromkeys(key for record in OURS for key in record)
+    whole = [{**keys, **record} for record in OURS]  # a dataset has all columns in all rows
+    if kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, OURS)))
+    elif kind == "json":
+        path.write_text(json.dumps(OURS))
+    elif kind in ("csv", "tsv"):
+        as_table(path, "," if kind == "csv" else "\t")
+    elif kind == "dataset":
+        path = datasets.Dataset.from_list(whole)
+    else:
+        datasets.Dataset.from_list(whole).save_to_disk(str(path))
+    data = read(path)
+    assert said(data.facts) == [("Ada lives in", "Rome"), ("Bea lives in", "Oslo")]
+    assert data.facts[0].options == ("Rome", "Oslo") and data.facts[0].template == "home"
+    assert said(data.known) == [("People in Rome speak", "Italian"), ("People in Oslo speak", "Norwegian")]
+    assert data.known[1].aliases == ("Norsk",)
+    assert said(data.implications) == [("Bea speaks", "Norwegian"), ("Ada speaks", "Italian")]
+    assert data.derivations == (Derivation((1,), (1,), (1,)), Derivation((0,), (0,), (1,)))
+
+
+def test_a_fact_set_of_datasets_is_read_as_it_was(tmp_path):
+    data = read(written(tmp_path, "mquake", MQUAKE))
+    assert FactSet.from_dataset(data.to_dataset()) == data
+    assert read(data.to_dataset()) == data
+    data.to_dataset().save_to_disk(str(tmp_path / "saved"))
+    assert read(tmp_path / "saved") == data
+
+
+def test_what_write_jsonl_wrote_is_read(tmp_path):
+    prompts = [
+        Prompt("Ada lives in", "Rome", ["Rome", "Oslo"], "Ada", "home", ["Roma"]),
+        Prompt("a b", "c", ["c", "d"]),
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(p.to_record()) for p in prompts))
+    assert read(tmp_path / "p.jsonl").facts == tuple(prompts) == read_jsonl(tmp_path / "p.jsonl")
+
+
+# What does not fit
+
+
+def test_records_that_do_not_fit_are_listed_with_line_and_reason(tmp_path, caplog):
+    good, other = {"prompt": "Ada lives in", "answer": "Rome"}, {"prompt": "Bea lives in", "answer": "Oslo"}
+    lines = [
+        good,
+        {"prompt": "Cy lives in"},
+        {"prompt": "Di lives in", "answer": 3},
+        [1],
+        {**good, "role": "?"},
+        other,
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, lines)))
+    with caplog.at_level(logging.WARNING):
+        found = understand(path)
+    assert [p.answer for p in found.data.facts] == ["Rome", "Oslo"] and found.records == 6
+    places, reasons = zip(*[(s.place, s.reason) for s in found.skipped], strict=True)
+    assert places == ("line 3", "line 5", "line 7", "line 9")
+    for reason, word in zip(reasons, ("'answer'", "of type int", "being a list", "'role'"), strict=True):
+        assert word in reason
+    assert "4 records" in caplog.text and "line 3" in caplog.text
+    with pytest.raises(InputError, match=r"4 records of .* do not fit prompts; the first: line 3"):
+        read(path, strict=True)
+
+
+def test_a_record_of_a_list_says_its_line(tmp_path):
+    path = written(tmp_path, "counterfact", COUNTERFACT, {**COUNTERFACT, "requested_rewrite": []})
+    line = path.read_text().split("\n").index("  {", 2) + 1
+    found = understand(path)
+    assert [s.place for s in found.skipped] == [f"line {line} (record 2)"]
+
+
+def test_contradictions_are_left_out(tmp_path):
+    elsewhere = renamed(MQUAKE, "Rome", "Bonn")  # Ada cannot be born in both
+    assert (
+        "'Ada was born in' is answered by 'Bonn'"
+        in understand(written(tmp_path, "mquake", MQUAKE, elsewhere)).skipped[0].reason
+    )
+    # The edit of one record undoes what an implication of the other takes as known.
+    edits = renamed(MQUAKE, "Ada", "Bea")
+    edits["requested_rewrite"] = [
+        {
+            "prompt": "The official language of {} is",
+            "relation_id": "P37",
+            "target_new": {"str": "Latin"},
+            "target_true": {"str": "Italian"},
+            "subject": "Rome",
+        }
+    ]
+    edits["new_single_hops"][1] |= {"answer": "Latin", "answer_alias": []}
+    edits |= {"new_answer": "Latin", "new_answer_alias": []}
+    found = understand(written(tmp_path, "mquake", MQUAKE, edits))
+    assert [p.answer for p in found.data.facts] == ["Rome", "Latin"]
+    assert [p.answer for p in found.data.implications] == ["Latin", "Latin"]
+    assert found.data.derivations[0] == Derivation((1,), (0,), (2,))
+    assert len(found.skipped) == 2
+    assert "'The official language of Rome is' is answered by 'Italian', but at" in found.skipped[0].reason
+
+
+def test_known_facts_that_contradict_one_another(tmp_path):
+    other = {**renamed(TWO_HOP_FACT, "Red", "Old"), "e3.value": "Cy", "e3.aliases": ""}
+    found = understand(written(tmp_path, "twohopfact", TWO_HOP_FACT, other))
+    assert len(found.data.facts) == 2 and len(found.data.implications) == len(found.data.known) == 1
+    assert "'The mother of Ada is' is answered by 'Cy', but at line 2 by 'Bea'" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "sonnets"}, "format 'sonnets' is unknown: choose among mquake, "),
+        ({"format": "mquake"}, "no record of .* fits mquake; the first: line 1"),
+        ({"hop": "second"}, "hop='second' does not go with .* twohopfact or hopping only"),
+    ],
+)
+def test_arguments_that_do_not_go_with_the_file(arguments, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        read(written(tmp_path, "prompts", OWN), **arguments)
+
+
+def test_unknown_records_are_named(tmp_path):
+    (tmp_path / "x.json").write_text('[{"question": "?", "answer": "!"}]')
+    with pytest.raises(InputError, match="its first record has the keys 'question', 'answer'"):
+        read(tmp_path / "x.json")
+    (tmp_path / "empty").mkdir()
+    empty = datasets.Dataset.from_dict({"prompt": []})
+    for nothing in (tmp_path / "none", 7, empty, "x" * 5000, "a\0b", tmp_path / "empty", "/dev/null"):
+        with pytest.raises(InputError) as error:
+            read(nothing)
+        assert "\n" not in str(error.value)
+
+
+# The command
+
+
+def show(*words):
+    return CliRunner().invoke(app, ["facts", "show", *map(str, words)])
+
+
+def test_show_prints_what_was_understood(tmp_path):
+    result = show(DATA / "mquake.json")
+    assert result.exit_code == 0
+    assert "mquake, 2 records" in result.stdout and "8 facts" in result.stdout
+    assert "Ramires plays the position of -> relief pitcher (of 4: " in result.stdout
+    assert "new hops 1, 2, 3, 4: 6 implications" in result.stdout
+
+
+def test_show_lists_what_is_left_out_and_strict_refuses(tmp_path):
+    path = written(tmp_path, "known_1000", KNOWN_1000, {**KNOWN_1000, "attribute": 3})
+    result = show(path, "--json")
+    account = json.loads(result.stdout)
+    assert account["facts"] == 1 and account["records"] == 2
+    assert account["skipped"][0]["place"].endswith("(record 2)")
+    assert "left out" in show(path).stdout
+    strict = show(path, "--strict", "--out", tmp_path / "out")
+    assert strict.exit_code == 2 and strict.stdout == "" and not (tmp_path / "out").exists()
+    assert one_sentence(strict.stderr.strip()).startswith("error: 1 records of")
+
+
+def test_show_writes_what_other_commands_read(tmp_path):
+    path = written(
+        tmp_path, "twohopfact", TWO_HOP_FACT, renamed(renamed(TWO_HOP_FACT, "Red", "Old"), "Bea", "Cy")
+    )
+    assert show(path, "--hop", "second", "--out", tmp_path / "out").exit_code == 0
+    data = read(path, hop="second")
+    for kind in ("facts", "implications", "known"):
+        assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'[{"prompt": "a b", "answer": "c"}, ', b"[" * 200_000]
+)
+def test_show_refuses_damage_in_one_sentence(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    result = show(tmp_path / "x.json", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and result.stdout == "" and not (tmp_path / "out").exists()
+    one_sentence(result.stderr.strip())
+
+
+def test_records_of_lre_and_reversal_without_a_folder(tmp_path):
+    two = {**LRE, "name": "other", "prompt_templates": ["{} has the capital"]}
+    data = read(written(tmp_path, "lre", LRE, two))
+    assert said(data.facts)[2:] == [("Italy has the capital", "Rome"), ("Norway has the capital", "Oslo")]
+    assert said(read(written(tmp_path, "reversal", REVERSAL)).facts) == [
+        ("Ada, known far and wide for being", "the first to cross the Red Peak.")
+    ]
