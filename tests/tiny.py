@@ -110,7 +110,11 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     else:
         rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
         plain = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**shared, **sizes, rope_parameters=rotary))
-    plain = plain.to(dtype).eval()
+    return fill(plain.to(dtype).eval(), seed)
+
+
+def fill(plain: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Random values for all weights, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in plain.parameters():
