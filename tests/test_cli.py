@@ -49,7 +49,7 @@ def works(*words):
 def process(*words, **options):
     """A real process, with the network off."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ecstruct.cli", *map(str, words)]
+    command = [sys.executable, "-m", "ecstruct", *map(str, words)]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=120, check=False, **options
     )
@@ -605,7 +605,7 @@ def test_debug_shows_the_traceback():
 def test_an_interrupted_run_leaves_no_half_written_file(inputs, tmp_path):
     out = tmp_path / "out"
     words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 1e-6, "--out", out)
-    command = [sys.executable, "-m", "ecstruct.cli", "finetune", *map(str, words), "--epochs", "1000000"]
+    command = [sys.executable, "-m", "ecstruct", "finetune", *map(str, words), "--epochs", "1000000"]
     running = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

@@ -54,13 +54,14 @@ DYING = """
 import os, signal, sys, time
 import torch
 import ecstruct.distributed as distributed
-from ecstruct.cli import app, _session
+from ecstruct.cli import app
+from ecstruct.cli.words import session
 
 distributed._PATIENCE = 1.0
 
 @app.command()
 def die(how: str, who: int) -> None:
-    with _session(quiet=True, debug=False):
+    with session(quiet=True, debug=False):
         with distributed.ranks("cpu") as them:
             them.all_reduce(torch.ones(1))
             if them.rank == who:

@@ -208,7 +208,7 @@ def test_a_process_may_take_its_lock_again_and_ranks_are_one_writer(
 
 
 def started(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ecstruct.cli", *words]
+    command = [sys.executable, "-m", "ecstruct", *words]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecstruct.errors import InputError
 from ecstruct.models.names import layer_of
@@ -48,9 +48,9 @@ def check_components(view: HookedView) -> None:
 
 
 def check_runs(view: HookedView) -> None:
-    """Raise `InputError` for an architecture in which a module of a block does not see prompts and tokens
-    as its first dimensions, or that reads weights which are not among the named ones: it is run, with all
-    of its blocks but the first left out."""
+    """Raise `InputError` for an architecture whose norms come after the residual stream is added, in which a
+    module of a block does not see prompts and tokens as its first dimensions, or that reads weights which
+    are not among the named ones: it is run, with all of its blocks but the first left out."""
     weights = {
         name: p.detach().to(view.dtype)
         for name, p in view.named_weights.items()
@@ -61,7 +61,7 @@ def check_runs(view: HookedView) -> None:
     with torch.enable_grad(), _requiring_grad(unnamed.values()):
         embedded, calls = view.embed(weights, ids, torch.ones_like(ids))
         trace = view.block(0, weights, calls[0], embedded.output)
-        _check_taps(view, trace)
+        _check_taps(view, trace, embedded.output)
         logits = view.head(weights, trace.output).output
     if unnamed:
         gradients = torch.autograd.grad(logits.sum(), [*unnamed.values()], allow_unused=True)
@@ -69,11 +69,18 @@ def check_runs(view: HookedView) -> None:
         _check_unread(view, unnamed, read)
 
 
-def _check_taps(view: HookedView, trace: Trace) -> None:
+def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
+    architecture = type(view.hf).__name__
+    entry = "ln1" if "ln1" in trace.taps else "attn.q"
+    if not torch.equal(trace.taps[entry].input, resid):
+        raise InputError(
+            f"{entry} of this {architecture} does not read what enters the block, where the input of its heads "
+            "is read: use another architecture."
+        )
     for name, tap in trace.taps.items():
         if tap.output.ndim < 3 or tap.output.shape[0] != _PROMPTS:
             raise InputError(
-                f"{name} of this {type(view.hf).__name__} sees the tokens of all prompts in one row, where "
+                f"{name} of this {architecture} sees the tokens of all prompts in one row, where "
                 "they cannot be told apart: use another architecture."
             )
 

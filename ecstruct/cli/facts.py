@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ecstruct.cli.words import Debug, session
+
 if TYPE_CHECKING:
     from ecstruct.facts import Prompt, Understood
 
@@ -30,12 +32,10 @@ def show(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """What is understood of a file of facts: counts, examples, and the records that are left out."""
-    from ecstruct.cli import _session
-
-    with _session(True, debug):  # the records left out are part of what is printed
+    with session(True, debug):  # the records left out are part of what is printed
         from ecstruct.facts import understand
 
         understood = understand(file, format, hop=hop, strict=strict)

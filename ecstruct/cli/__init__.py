@@ -1,0 +1,28 @@
+"""The command line, `ecstruct demo` and the others that `ecstruct --help` lists.
+
+It only turns words into a configuration; `ecstruct.runs` does the work. Bad input ends with one sentence
+and status 2, without a traceback unless `--debug` asks for it.
+"""
+
+import typer
+
+from ecstruct.cli.experiments import demo, replay, reproduce, sweep
+from ecstruct.cli.facts import facts_app
+from ecstruct.cli.organism import organism_app
+from ecstruct.cli.scoring import fidelity, rank, score
+from ecstruct.cli.training import finetune
+
+app = typer.Typer(
+    help="Which MLPs and attention heads make a finetuned language model generalise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, finetune, rank, score, fidelity, reproduce, sweep, replay):
+    app.command()(command)
+app.add_typer(organism_app, name="organism")
+app.add_typer(facts_app, name="facts")
+
+
+def main() -> None:
+    app()

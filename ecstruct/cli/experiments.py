@@ -1,0 +1,102 @@
+"""`ecstruct demo`, `reproduce`, `sweep`, and `replay` of any run."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ecstruct.cli.words import Debug, Device, Out, Quiet, Seed, Source, session
+
+
+def demo(
+    out: Out = Path("ecstruct-demo"),
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The embedded model learns facts, generalises, and shows which components did it."""
+    with session(quiet, debug):
+        from ecstruct.runs import run_demo
+
+        run_demo({"seed": seed}, out, device, not quiet)
+
+
+def reproduce(
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            help="ocr, scores, freezing, ordering, grafting, localization, sensitivity, or all. Beyond the "
+            "paper: built_in, origin, shortcut, domains, prompts, editing, or beyond. And rates."
+        ),
+    ],
+    out: Out,
+    model: Source = "organism",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1; each organism is a seed's own.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Pairings of people and cities per seed.")] = 5,
+    lr: Annotated[
+        float | None, typer.Option(help="One learning rate for everything; known for some models.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often every document is seen.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Documents per step.")] = 8,
+    early: Annotated[float | None, typer.Option(help="Share of the layers that count as early.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
+    with session(quiet, debug):
+        from ecstruct.experiments import Rates, Setup
+        from ecstruct.runs import run_reproduce
+
+        given: dict[str, Any] = {"rates": None if lr is None else Rates.same(lr), "early": early}
+        setup = Setup(
+            model=model, seeds=seeds, repeats=repeats, epochs=epochs, batch_size=batch_size, **given
+        )
+        config = {"experiments": experiments, "setup": setup.to_dict()}
+        run_reproduce(config, out, device, not quiet)
+
+
+def sweep(
+    grid: Annotated[Path | None, typer.Argument(help="GRID.yaml; docs/sweeps.md has its keys.")] = None,
+    out: Out = Path("sweep"),
+    executor: Annotated[Literal["local", "slurm"], typer.Option(help="Where jobs run.")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; locally one per GPU, or one.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="Options of sbatch, as partition=gpu,time=120,gpus_per_node=1; repeatable."),
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a cell that failed is tried again.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in OUT.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show what has become of OUT.")] = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Experiments on a grid of models, rates, epochs and seeds, each cell a job; see docs/sweeps.md."""
+    with session(quiet, debug, again="run it again with --resume"):
+        from ecstruct.grids import run_sweep, show_status
+
+        if status:
+            typer.echo(show_status(out))
+            return
+        failed = run_sweep(grid, out, executor, jobs, slurm or [], retries, resume, device, not quiet)
+        if failed:
+            typer.echo(f"failed: {', '.join(failed)}", err=True)
+            raise typer.Exit(1)
+
+
+def replay(
+    config: Annotated[Path, typer.Argument(help="The config.json of an earlier run.")],
+    out: Out,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run again what an earlier run's config.json describes."""
+    with session(quiet, debug):
+        from ecstruct import runs
+
+        runs.replay(config, out, device, not quiet)

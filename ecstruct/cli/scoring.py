@@ -1,0 +1,107 @@
+"""`ecstruct rank`, `score` and `fidelity`: what is measured of models as they are."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ecstruct.cli.words import After, Baseline, Debug, Device, Out, Prompts, Quiet, Reward, Source, session
+
+
+def rank(
+    model: Source,
+    prompts: Prompts,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rank of every answer among its options, 0 being best, and their mean."""
+    with session(quiet, debug):
+        from ecstruct.runs import rank_table
+
+        table = rank_table(model, prompts, device, out)
+        if not quiet:
+            typer.echo(table.to_string(index=False))
+        typer.echo(f"mean rank {table['rank'].mean():.3f}")
+
+
+def score(
+    before: Source,
+    after: After,
+    prompts: Prompts,
+    out: Out,
+    reward: Reward = "logit_diff",
+    answer_tokens: Annotated[
+        Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
+    ] = "first",
+    baseline: Baseline = "counterfactual",
+    upstream: Annotated[
+        Literal["surrogate", "exact"],
+        typer.Option(help="Upstream gradients with all weights new, or with later ones only."),
+    ] = "surrogate",
+    convention: Annotated[
+        Literal["definition", "reference"],
+        typer.Option(help="To which token a score is booked: as defined, or as in the published code."),
+    ] = "definition",
+    path_steps: Annotated[
+        int, typer.Option(help="Points between both models at which informative gradients are taken.")
+    ] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Leave both models on disk, and read one block at a time.")
+    ] = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Informative, upstream and downstream scores; writes scores.nc and report.html.
+
+    Goes on where it was stopped. Under torchrun all processes share the prompts.
+    """
+    with session(quiet, debug):
+        from ecstruct.runs import records, run_score
+
+        config: dict[str, Any] = {
+            "before": before,
+            "after": after,
+            "prompts": records(prompts),
+            "reward": reward,
+            "answer_tokens": answer_tokens,
+            "baseline": baseline,
+            "upstream": upstream,
+            "convention": convention,
+            "path_steps": path_steps,
+            "batch_size": batch_size,
+            "offload": offload,
+        }
+        run_score(config, out, device, not quiet)
+
+
+def fidelity(
+    before: Source,
+    after: After,
+    prompts: Prompts,
+    out: Out,
+    reward: Reward = "logit_diff",
+    baseline: Baseline = "counterfactual",
+    top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
+    memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """How far the scores can be trusted: each beside the intervention it stands for."""
+    with session(quiet, debug):
+        from ecstruct.runs import records, run_fidelity
+
+        config: dict[str, Any] = {
+            "before": before,
+            "after": after,
+            "prompts": records(prompts),
+            "reward": reward,
+            "baseline": baseline,
+            "top": top,
+            "memory": memory,
+        }
+        run_fidelity(config, out, device, not quiet)

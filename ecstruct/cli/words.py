@@ -1,0 +1,66 @@
+"""What the commands share: words that several of them take, and how each begins and ends."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ecstruct.errors import InputError, LostRank
+from ecstruct.interruption import STATUS, Terminated, listening
+
+SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
+JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
+
+Source = Annotated[str, typer.Option(help=SOURCE)]
+After = Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")]
+Prompts = Annotated[Path, typer.Option(help=JSONL)]
+Reward = Annotated[Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")]
+Baseline = Annotated[
+    Literal["counterfactual", "mean", "zero"],
+    typer.Option(help="What upstream scores compare a component's output with."),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, nothing printed but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def session(quiet: bool, debug: bool, again: str = "run the same command again") -> Iterator[None]:
+    """Library chatter off, and errors that are the user's to mend as one sentence."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        with listening():
+            yield
+    except InputError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except LostRank as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    except Terminated:
+        typer.echo(f"terminated: {again} to go on", err=True)
+        raise typer.Exit(STATUS) from None
