@@ -15,6 +15,7 @@ from tiny import (
     FAMILIES,
     N_HEADS,
     N_LAYERS,
+    OTHERS,
     PROMPTS,
     Block,
     blocks,
@@ -80,8 +81,11 @@ def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
         rows = slice(3 * head * D_HEAD, 3 * (head + 1) * D_HEAD)
         return [*found, *((p, (rows,)) for p in block.qkv[0].parameters())]
     for module in (*block.qkv, *block.qk_norms):
-        if len(module.weight) == D_HEAD:  # a norm that all heads share
+        if module.weight.numel() == D_HEAD:  # a norm that all heads share
             found += whole(module)
+            continue
+        if module in block.qk_norms and module.weight.ndim == 2:  # a row for each head
+            found.append((module.weight, (head * len(module.weight) // N_HEADS,)))
             continue
         n_shared = N_HEADS * D_HEAD // module.weight.shape[0]
         rows = slice(head // n_shared * D_HEAD, (head // n_shared + 1) * D_HEAD)
@@ -123,8 +127,12 @@ def view_and_delta(family: str) -> tuple[HookedView, WeightDelta]:
     return HookedView(before), WeightDelta.between(before, after)
 
 
+GRAFTED = (*(f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3")), *OTHERS)
+"""Alike ones left out."""
+
+
 @pytest.mark.parametrize("which", SOME)
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3")])
+@pytest.mark.parametrize("family", GRAFTED)
 def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which):
     view, delta = view_and_delta(family)
     before, after = plain_pair(family)

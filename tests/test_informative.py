@@ -19,6 +19,7 @@ from comparisons import (
 )
 from tiny import (
     FAMILIES,
+    OTHERS,
     PROMPTS,
     Seen,
     blocks,
@@ -60,7 +61,7 @@ def assert_sum_rules(scores: ExtractiveScores, oracle: InformativeOracle, tolera
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_informative_sums_to_the_gradient_along_the_change(family, convention):
     assert_sum_rules(exact_scores(family, convention), informative_oracle(family), EXACT)
 
@@ -87,7 +88,7 @@ def through_output(before: PreTrainedModel, after: PreTrainedModel, layer: int, 
     return torch.stack([(z[h] @ head_columns(o, d_weight, h).T * g).sum(-1) for h in HEADS])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_informative_is_booked_where_the_component_writes(family):
     """g . dy with dy by central differences: what a component writes at each token when its weights and
     its pre-norm move. Moving those of all heads of a layer at once moves every z by its own alone."""
@@ -124,7 +125,7 @@ def test_informative_is_booked_where_the_component_writes(family):
     assert_same(of(scores, "informative", "heads"), padded(heads), 1e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_informative_by_the_reference_is_booked_where_a_weight_multiplies(family):
     """dR/d(output) . (output under the new weights - output) of every head's own copies, at their own
     tokens; outputs are affine in their weights."""

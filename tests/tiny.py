@@ -30,6 +30,9 @@ FAMILIES = (
 """In every full suite. The last ones norm their queries and keys (OLMo-2 all heads of a token at once, and
 it has no pre-norms), or give attention and MLP the same pre-norm (GPT-J)."""
 
+OTHERS = ("cohere",)
+"""In suites of what is special in them: norms of queries and keys with weights for each head."""
+
 POST_NORMED = ("gemma2", "gemma3", "olmo2")
 SHARED_NORM = ("gptj",)
 
@@ -101,6 +104,8 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         plain = hf.Qwen3ForCausalLM(hf.Qwen3Config(**shared, **sizes, **grouped, head_dim=D_HEAD))
     elif family == "olmo2":
         plain = hf.Olmo2ForCausalLM(hf.Olmo2Config(**shared, **sizes, **grouped))
+    elif family == "cohere":
+        plain = hf.CohereForCausalLM(hf.CohereConfig(**shared, **sizes, **grouped, use_qk_norm=True))
     elif family == "gptj":
         shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
         plain = hf.GPTJForCausalLM(hf.GPTJConfig(**shared, **shape, n_inner=48, rotary_dim=4))
@@ -236,7 +241,8 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
         return found
     for b in plain.model.layers:
         a, post = b.self_attn, ()
-        ln1, ln2 = getattr(b, "input_layernorm", None), b.post_attention_layernorm
+        ln1 = getattr(b, "input_layernorm", None)
+        ln2 = getattr(b, "post_attention_layernorm", ln1)
         if hasattr(b, "post_feedforward_layernorm"):
             ln2, post = (
                 getattr(b, "pre_feedforward_layernorm", None),
@@ -250,7 +256,9 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
 
 def is_parallel(plain: PreTrainedModel) -> bool:
     """Whether attention and MLP of a block do not see one another."""
-    return plain.config.model_type == "gptj" or getattr(plain.config, "use_parallel_residual", False)
+    return plain.config.model_type in ("gptj", "cohere") or getattr(
+        plain.config, "use_parallel_residual", False
+    )
 
 
 def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:

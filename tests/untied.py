@@ -34,7 +34,7 @@ class HeadCopy(nn.Module):
     """What one head reads as its own: copies of the pre-norm and of its slices of Q, K and V; of all of Q
     and K, where their norms see all heads of a token at once."""
 
-    def __init__(self, block: Block, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+    def __init__(self, block: Block, head: int, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self.norm = nn.Identity() if block.ln1 is None else copy.deepcopy(block.ln1)
         self.parts = nn.ModuleDict()
@@ -45,7 +45,10 @@ class HeadCopy(nn.Module):
                 linear.bias.data = bias.clone()
             self.parts[name] = linear
         for name, norm in zip(("q_norm", "k_norm"), block.qk_norms, strict=False):
-            self.parts[name] = copy.deepcopy(norm)
+            self.parts[name] = own = copy.deepcopy(norm)
+            if norm.weight.ndim == 2:  # a row for each head
+                row = norm.weight[head * len(norm.weight) // N_HEADS]
+                own.weight = nn.Parameter(row.detach().clone())
 
     def part(self, name: str, x: Tensor) -> Tensor:
         """Query ("q"), key or value."""
@@ -111,7 +114,7 @@ def untied(family: str, which: int) -> Untied:
     all_heads, all_blocks = [], []
     for block in blocks(free):
         attn = block.attn
-        heads = nn.ModuleList(HeadCopy(block, slices_of(free, block, h)) for h in HEADS)
+        heads = nn.ModuleList(HeadCopy(block, h, slices_of(free, block, h)) for h in HEADS)
         all_heads.append(heads)
         if free.config.model_type == "gpt2":
             attn.c_attn = Projection(heads, [(h, n) for n in "qkv" for h in HEADS])

@@ -184,7 +184,7 @@ def of_components(
 
 def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head: int) -> dict[str, Tensor]:
     """The part of a site's change that is in some heads of its layer, at least one."""
-    if site.name == "ln1" or (site.name in QK_NORMS and all(len(t) == d_head for t in change.values())):
+    if site.name == "ln1" or (site.name in QK_NORMS and all(t.numel() == d_head for t in change.values())):
         return dict(change)  # all heads have it
     kept = {name: torch.zeros_like(t) for name, t in change.items()}
     for all_of, chosen in zip(_by_head(site, change), _by_head(site, kept), strict=True):
@@ -198,8 +198,10 @@ def _by_head(site: Site, weights: Weights) -> list[Tensor]:
     matrix, bias = site.matrix(weights), site.bias(weights)
     if site.name == "attn.o":
         return [] if matrix is None else [matrix.T]
-    of_heads = ("attn.q", "attn.k", "attn.v", *QK_NORMS)
-    return [t for t in (matrix, bias) if t is not None and site.name in of_heads]
+    found = [t for t in (matrix, bias) if t is not None]
+    if site.name in QK_NORMS:
+        return [t.view(-1) for t in found]
+    return found if site.name in ("attn.q", "attn.k", "attn.v") else []
 
 
 def _selected(

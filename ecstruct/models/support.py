@@ -48,7 +48,7 @@ def check_components(view: HookedView) -> None:
 
 
 def check_runs(view: HookedView) -> None:
-    """Raise `InputError` for an architecture whose norms come after the residual stream is added, in which a
+    """Raise `InputError` for an architecture whose heads do not read what enters the block, in which a
     module of a block does not see prompts and tokens as its first dimensions, or that reads weights which
     are not among the named ones: it is run, with all of its blocks but the first left out."""
     weights = {
@@ -74,8 +74,8 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
     entry = "ln1" if "ln1" in trace.taps else "attn.q"
     if not torch.equal(trace.taps[entry].input, resid):
         raise InputError(
-            f"{entry} of this {architecture} does not read what enters the block, where the input of its heads "
-            "is read: use another architecture."
+            f"{entry} of this {architecture} does not read what enters the block, which its heads are to "
+            "see: use another architecture."
         )
     for name, tap in trace.taps.items():
         if tap.output.ndim < 3 or tap.output.shape[0] != _PROMPTS:
