@@ -250,7 +250,7 @@ def test_weights_that_are_not_finite(copied):
 def test_a_quantised_checkpoint(copied):
     config = json.loads((copied[1] / "config.json").read_text())
     (copied[1] / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
-    refused(*copied, "is quantised: save it with plain weights")
+    refused(*copied, "is quantised, and what changed")
 
 
 def test_models_in_memory_are_refused(llamas):

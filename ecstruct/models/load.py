@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from ecstruct.errors import InputError
+from ecstruct.models.adapters import merged
 from ecstruct.models.boot import boot, gist
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import Provenance, mark
@@ -29,6 +31,7 @@ def load(
     source: str | Path | PreTrainedModel,
     *,
     revision: str | None = None,
+    adapter: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -40,13 +43,16 @@ def load(
             or a Hugging Face model already in memory. The latter is taken over: its modules become part
             of the hooked model and its weights are shared with it.
         revision: branch, tag or commit on the hub; the same as `"id@revision"`.
+        adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
+            the weights before they get their `dtype`.
         tokenizer: needed with a model in memory, whose own it must be; refused otherwise.
         device: a CUDA device if there is one, else the CPU, when not given.
         dtype: dtype of the weights. Scores are computed in float32 (float64 for float64).
 
     Raises:
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
-            that the configuration does not explain, NaN or infinite weights, an unsupported architecture.
+            that the configuration does not explain, NaN or infinite weights, quantised weights, an
+            unsupported architecture, an adapter that does not fit.
     """
     device = device_of(device)
     if isinstance(source, PreTrainedModel):
@@ -54,13 +60,15 @@ def load(
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
         name = source.config.name_or_path or type(source).__name__
         hf: Any = source
-        hf.to(device, dtype)
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
         name, revision = named(source, revision)
-        hf, tokenizer = _read(name, revision, dtype)
-        hf = hf.to(device)
+        hf, tokenizer = _read(name, revision, dtype if adapter is None else torch.float32)
+    if adapter is not None:
+        hf = merged(hf, adapter)
+        name = f"{name} (with the adapter {adapter})"
+    hf = hf.to(device, dtype)
     model = boot(name, hf, tokenizer)
     try:
         view = HookedView(model)  # refuses an architecture that could not be scored later
@@ -102,6 +110,7 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
     path = local_folder(name)
     where = str(path or name)
     options: dict[str, Any] = {} if path else {"revision": revision}
+    read_config(name, where, options)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
@@ -133,6 +142,20 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
             "for: the two belong to different models."
         )
     return hf, read_tokenizer(name, where, options)
+
+
+def read_config(name: str, where: str, options: dict[str, Any]) -> Any:
+    """The configuration of a source, unless its weights are quantised."""
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(unreadable(name, local_folder(name), error)) from error
+    if getattr(config, "quantization_config", None):
+        raise InputError(
+            f"{name} is quantised, and what changed in its weights cannot be told: use the checkpoint that "
+            "it was made from, or save a dequantised one."
+        )
+    return config
 
 
 def read_tokenizer(name: str, where: str, options: dict[str, Any]) -> Any:

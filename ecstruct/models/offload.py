@@ -18,13 +18,13 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig
 
 from ecstruct.errors import InputError
+from ecstruct.models.adapters import is_adapter
 from ecstruct.models.checkpoint import TensorFiles, pages
 from ecstruct.models.delta import WeightDelta, check_fits, read_metadata
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.load import device_of, local_folder, named, read_tokenizer, unreadable
+from ecstruct.models.load import device_of, local_folder, named, read_config, read_tokenizer, unreadable
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.support import check_runs
@@ -66,9 +66,16 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
             )
     if isinstance(before, WeightDelta):
         raise InputError("model_before is a WeightDelta: give the model that it is a change of.")
+    for given in (before, after):
+        if not isinstance(given, WeightDelta) and is_adapter(given):
+            raise InputError(
+                f"{given} is an adapter, which is merged in memory: save the whole model first, with "
+                "ecstruct.save_model(ecstruct.load(base, adapter=...), folder)."
+            )
     device = device_of(device)
     name, revision, folder = _fetched(before)
-    skeleton = Skeleton.of(name, _config(name, folder), read_tokenizer(name, str(folder), {}), device)
+    tokenizer = read_tokenizer(name, str(folder), {})
+    skeleton = Skeleton.of(name, read_config(name, str(folder), {}), tokenizer, device)
     view = HookedView(skeleton.model)
     check_runs(view)
     base = _FolderWeights(name, folder, skeleton)
@@ -76,7 +83,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         new, source, at = _DeltaWeights.of(after, skeleton), _named_delta(after), None
     else:
         source, at, other = _fetched(after)
-        _config(source, other)
+        read_config(source, str(other), {})
         new = _FolderWeights(source, other, skeleton)
 
     def read(names: Sequence[str]) -> States:
@@ -84,7 +91,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         return old, new.over(old, device)
 
     stream = _Stream(_parts(view), read)
-    mark(skeleton.model, Provenance(name, revision, read_tokenizer(name, str(folder), {})))
+    mark(skeleton.model, Provenance(name, revision, tokenizer))
     return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, at)
 
 
@@ -216,16 +223,6 @@ def _fetched(source: Source) -> tuple[str, str | None, Path]:
         return name, revision, Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise InputError(unreadable(name, None, error)) from error
-
-
-def _config(name: str, folder: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(unreadable(name, folder, error)) from error
-    if getattr(config, "quantization_config", None):
-        raise InputError(f"{name} is quantised: save it with plain weights, or score without offload.")
-    return config
 
 
 def _names_in(name: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Skeleton) -> dict[str, str]:

@@ -55,7 +55,7 @@ def score(
     Args:
         model_before: W, from `ecstruct.load`, or a source string as for it.
         model_after: W': a model, a `WeightDelta`, or a source string as for `ecstruct.load`, or the path
-            of a saved delta.
+            of a saved delta, or the folder of a LoRA adapter of `model_before`.
         prompts: `Prompt`s, (text, answer) pairs, a `datasets.Dataset` or a JSONL file.
         reward: `"logit_diff"`, `"logprob"` or a function, see `ecstruct.scores.reward`.
         answer_tokens: with `"logprob"`, the answer's `"first"` token or `"all"` of them.

@@ -15,18 +15,20 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
+from ecstruct.models.adapters import is_adapter
 from ecstruct.models.delta import WeightDelta, check_same
+from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import combined, digest
 from ecstruct.models.hooked import HookedView, eval_mode
 from ecstruct.models.load import load
 from ecstruct.models.offload import offloaded
-from ecstruct.models.provenance import provenance
+from ecstruct.models.provenance import provenance, tokenizer_of
 from ecstruct.scores.batching import with_answer
 from ecstruct.scores.reward import Reward
 
 ModelAfter = TransformerBridge | WeightDelta | str | Path
-"""The finetuned model: as a model, as a change of weights, or as a source string for `ecstruct.load` or the
-path of a saved delta."""
+"""The finetuned model: as a model, as a change of weights, or as a source string for `ecstruct.load`, the
+path of a saved delta, or the folder of an adapter of the model before."""
 
 _logger = logging.getLogger("ecstruct.scores")
 
@@ -171,7 +173,11 @@ def _weights_after(
     if isinstance(after, str | Path):
         if Path(after).suffix == ".safetensors":
             return WeightDelta.load(after).added_to(before), {"source": str(after), "revision": None}
-        after = load(after, device=view.device)
+        if is_adapter(after):
+            plain, tokenizer = to_hugging_face(view.model), tokenizer_of(view.model)
+            after = load(plain, adapter=after, tokenizer=tokenizer, device=view.device, dtype=view.dtype)
+        else:
+            after = load(after, device=view.device)
     if isinstance(after, WeightDelta):
         source = after.metadata.get("after", "a weight delta")
         return after.added_to(before), {"source": source, "revision": None}

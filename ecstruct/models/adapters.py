@@ -1,0 +1,55 @@
+"""Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+
+from ecstruct.errors import InputError
+from ecstruct.models.boot import gist
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter, not a model."""
+    return (Path(path) / _CONFIG).is_file()
+
+
+def merged(hf: Any, adapter: str | Path) -> Any:
+    """A Hugging Face model with an adapter, of a local folder or the hub, in its weights: W + dW.
+
+    Raises:
+        InputError: no adapter, one without safetensors weights, or one of another architecture.
+    """
+    from peft import PeftModel  # takes seconds
+
+    folder = _fetched(adapter)
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", ".*missing adapter keys")
+            adapted = PeftModel.from_pretrained(hf, folder).merge_and_unload(safe_merge=True)
+            return adapted.requires_grad_(True)  # as before it was given an adapter
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning, SafetensorError) as error:
+        raise InputError(
+            f"the adapter {adapter} does not fit this {type(hf).__name__} ({gist(error)}): use the model "
+            "that it was trained on."
+        ) from error
+
+
+def _fetched(adapter: str | Path) -> Path:
+    if is_adapter(adapter):
+        return Path(adapter)
+    if Path(adapter).exists() or str(adapter).count("/") != 1:
+        raise InputError(f"{adapter} is no adapter: a folder with an {_CONFIG} is one.")
+    try:
+        return Path(snapshot_download(str(adapter), allow_patterns=[_CONFIG, _WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the adapter {adapter} is no local folder and cannot be loaded from the hub: {gist(error)}."
+        ) from error
