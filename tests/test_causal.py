@@ -42,7 +42,7 @@ def exact(family: str, per_token: bool = False, baseline: str = "counterfactual"
 
 
 CASES = [(family, False) for family in FAMILIES] + [
-    (family, True) for family in ("olmo-clip", "gemma2", "neox")
+    (family, True) for family in ("olmo-clip", "gemma2", "neox", "olmo2", "gptj")
 ]
 
 
@@ -95,7 +95,7 @@ def assert_agree(found: ExtractiveScores, expected: ExtractiveScores, tolerance:
         assert np.nanmax(np.abs(a - b)) <= tolerance * np.nanmax(np.abs(b))
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
 def test_how_interventions_are_stacked_changes_nothing(family):
     """One at a time, a few, or all at once; prompts in another order."""
     pair, kinds = hooked_pair(family), ["upstream", "patching"]

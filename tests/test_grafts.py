@@ -226,7 +226,7 @@ def size_of(mlps: np.ndarray, heads: np.ndarray, before: PreTrainedModel, after:
     return total
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "olmo2", "cohere"])
 def test_mean_ranks_are_those_of_plain_models(family):
     before, after = plain_pair(family)
     scores = ranking(family)

@@ -76,6 +76,12 @@ class Site:
         return {here: weights[name] for here, name in self.weights.items() if name in weights}
 
 
+def token_axis(norm: Site) -> int:
+    """Of what a norm of single queries or keys sees: [batch, head, pos, d_head] or, if it has weights for
+    each head, [batch, pos, head, d_head]."""
+    return 1 if any(p.ndim == 2 for p in norm.module.parameters()) else 2
+
+
 def sites_of(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
     """The sites below `root` that the weights `names`, after their common `prefix`, belong to."""
     sites: dict[str, Site] = {}

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ecstruct.errors import InputError
 from ecstruct.models.names import layer_of
-from ecstruct.models.sites import QK_NORMS
+from ecstruct.models.sites import QK_NORMS, token_axis
 
 if TYPE_CHECKING:
     from ecstruct.models.hooked import HookedView, Trace
 
 _BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
-_PROMPTS, _TOKENS = 2, 3
+_PROMPTS = 2
 """Of the trial."""
 
 
@@ -39,6 +39,12 @@ def check_components(view: HookedView) -> None:
                 f"layer {layer} of this {architecture} has a pre-norm for one of attention and MLP, and it "
                 "is not known what the other one reads: use another architecture."
             )
+        width = sites["attn.o"].matrix(view.named_weights)
+        if width is None or width.shape[1] != view.n_heads * view.d_head:
+            raise InputError(
+                f"layer {layer} of this {architecture} has other than {view.n_heads} heads of size "
+                f"{view.d_head}, as the model is said to have: use another architecture."
+            )
         for name in sites:
             if name not in _BLOCK_SITES and not name.startswith("mlp."):
                 raise InputError(
@@ -56,7 +62,8 @@ def check_runs(view: HookedView) -> None:
         for name, p in view.named_weights.items()
         if layer_of(name) in (None, 0)
     }
-    ids = torch.zeros((_PROMPTS, _TOKENS), dtype=torch.long, device=view.device)
+    n_tokens = view.n_heads + 1  # no other dimension has this size
+    ids = torch.zeros((_PROMPTS, n_tokens), dtype=torch.long, device=view.device)
     unnamed = _unnamed(view)
     with torch.enable_grad(), _requiring_grad(unnamed.values()):
         embedded, calls = view.embed(weights, ids, torch.ones_like(ids))
@@ -78,10 +85,17 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
             "see: use another architecture."
         )
     for name, tap in trace.taps.items():
-        if tap.output.ndim < 3 or tap.output.shape[0] != _PROMPTS:
+        shape = tap.output.shape
+        axis = token_axis(view.block_sites[0][name]) if name in QK_NORMS and len(shape) == 4 else 1
+        if len(shape) < 3 or shape[0] != len(resid):
             raise InputError(
-                f"{name} of this {architecture} sees the tokens of all prompts in one row, where "
-                "they cannot be told apart: use another architecture."
+                f"{name} of this {architecture} sees the tokens of all prompts in one row, where they cannot "
+                "be told apart: use another architecture."
+            )
+        if shape[axis] != resid.shape[1]:
+            raise InputError(
+                f"{name} of this {architecture} sees something else where tokens are looked for: use another "
+                "architecture."
             )
 
 

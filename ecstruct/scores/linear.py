@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import QK_NORMS, Site, Weights
+from ecstruct.models.sites import QK_NORMS, Site, Weights, token_axis
 from ecstruct.scores.walk import Visit
 
 Convention = Literal["definition", "reference"]
@@ -226,12 +226,10 @@ def _where_multiplied(
 
 
 def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
-    """Sums within the query, key or value heads, which their norms see as [batch, head, pos, d_head] or, if
-    they have weights for each, [batch, pos, head, d_head]."""
+    """Sums within the query, key or value heads."""
     if x.ndim == 3:
         return x.unflatten(-1, (-1, d_head)).sum(-1)
-    of_each = any(p.ndim == 2 for p in site.module.parameters())
-    return x.sum(-1) if of_each else x.sum(-1).transpose(1, 2)
+    return x.sum(-1).movedim(token_axis(site), 1)
 
 
 def upstream(
