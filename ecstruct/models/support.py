@@ -70,10 +70,9 @@ def check_runs(view: HookedView) -> None:
         trace = view.block(0, weights, calls[0], embedded.output)
         _check_taps(view, trace, embedded.output)
         logits = view.head(weights, trace.output).output
-    if unnamed:
-        gradients = torch.autograd.grad(logits.sum(), [*unnamed.values()], allow_unused=True)
-        read = [name for name, g in zip(unnamed, gradients, strict=True) if g is not None]
-        _check_unread(view, unnamed, read)
+        asked = list(unnamed.values())
+        gradients = torch.autograd.grad(logits.sum(), asked, allow_unused=True) if asked else ()
+    _check_unread(view, unnamed, [n for n, g in zip(unnamed, gradients, strict=True) if g is not None])
 
 
 def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
@@ -89,13 +88,13 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
         axis = token_axis(view.block_sites[0][name]) if name in QK_NORMS and len(shape) == 4 else 1
         if len(shape) < 3 or shape[0] != len(resid):
             raise InputError(
-                f"{name} of this {architecture} sees the tokens of all prompts in one row, where they cannot "
-                "be told apart: use another architecture."
+                f"{name} of this {architecture} sees the tokens of all prompts in one row, where they "
+                "cannot be told apart: use another architecture."
             )
         if shape[axis] != resid.shape[1]:
             raise InputError(
-                f"{name} of this {architecture} sees something else where tokens are looked for: use another "
-                "architecture."
+                f"{name} of this {architecture} sees something else where tokens are looked for: use "
+                "another architecture."
             )
 
 
