@@ -47,7 +47,11 @@ def rows(found: list[dict[str, Any]]) -> pd.DataFrame:
 def numbers(found: list[dict[str, Any]]) -> pd.DataFrame:
     """A row per cell and number of its results: the mean over the cell's repeats."""
     return pd.DataFrame(
-        {**result["cell"], "number": name, "value": math.nan if value is None else value}
+        {
+            **result["cell"],
+            "number": name.removeprefix(f"{result['cell']['experiment']} ".replace("_", " ")),
+            "value": math.nan if value is None else value,
+        }
         for result in found
         for name, value in _leaves(result["results"])
     )

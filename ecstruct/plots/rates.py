@@ -57,6 +57,7 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
                 hovertemplate=f"{shown}<br>lr %{{x:.3~g}}: %{{y:.3~g}}<extra></extra>",
             )
         )
+    measured = sorted({lr for values in series.values() for lr in values})
     axis = {"showline": True, "linecolor": INK, "showgrid": True, "gridcolor": EMPTY}
     return figure.update_layout(
         template=TEMPLATE,
@@ -64,7 +65,13 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
         width=640,
         height=360 + 20 * len(series),
         margin={"l": 64, "r": 16, "t": 16, "b": 64 + 20 * len(series)},
-        xaxis={**axis, "type": "log", "title": {"text": "learning rate"}},
+        xaxis={
+            **axis,
+            "type": "log",
+            "title": {"text": "learning rate"},
+            "tickvals": measured,
+            "ticktext": [f"{lr:g}" for lr in measured],
+        },
         yaxis={**axis, "title": {"text": y}},
         legend={"orientation": "v", "yanchor": "top", "y": -0.22, "x": 0},
     )
