@@ -304,7 +304,7 @@ class _Heart:
                 ending = math.inf
                 # The main thread may wait for a GPU that waits for the dead: there it sees no signal.
                 if lost := self.lost():
-                    print(f"error: {LostRank(lost)}", file=sys.stderr, flush=True)
+                    os.write(2, f"error: {LostRank(lost)}\n".encode())  # whole, among those of others
                     os._exit(1)
 
 

@@ -104,7 +104,7 @@ def test_three_processes_work_together(tmp_path: Path) -> None:
 )
 def test_who_is_lost_is_named(tmp_path: Path, how: str, who: int, what: str) -> None:
     done = launch(3, script(tmp_path, DYING), "die", how, str(who))
-    sentence = f"error: {what}: run the same command again, what is finished is kept\n"
+    sentence = f"error: {what}: run the same command again, what is finished is kept"
     assert done.stderr.count(sentence) == 2, done.stderr  # by both survivors
     assert done.returncode == 1
     if how != "raises":  # where the launcher may be faster than a survivor's last line

@@ -147,10 +147,10 @@ def test_a_revision_goes_to_weights_and_tokenizer(monkeypatch, llama, source, op
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    for auto in ("AutoModelForCausalLM", "AutoTokenizer"):
+    for auto in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"):
         monkeypatch.setattr(loading, auto, answering(getattr(loading, auto)))
     origin = provenance(load(source, device="cpu", **options))
-    assert seen == [(*asked, False), (*asked, False)]
+    assert seen == 3 * [(*asked, False)]
     assert (origin.source, origin.revision) == asked
 
 
