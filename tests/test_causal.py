@@ -12,6 +12,7 @@ from tiny import (
     LANGUAGES,
     N_HEADS,
     N_LAYERS,
+    OTHERS,
     PROMPTS,
     assert_unchanged,
     double_throughout,
@@ -41,7 +42,7 @@ def exact(family: str, per_token: bool = False, baseline: str = "counterfactual"
         )
 
 
-CASES = [(family, False) for family in FAMILIES] + [
+CASES = [(family, False) for family in FAMILIES + OTHERS] + [
     (family, True) for family in ("olmo-clip", "gemma2", "neox", "olmo2", "gptj")
 ]
 

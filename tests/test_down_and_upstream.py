@@ -18,6 +18,7 @@ from comparisons import (
 from interventions import baseline_value
 from tiny import (
     FAMILIES,
+    OTHERS,
     POST_NORMED,
     PROMPTS,
     blocks,
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_downstream_is_the_component_called_on_its_new_input(family, convention):
     before, _ = plain_pair(family)
     heads, mlps = [], []
@@ -61,7 +62,7 @@ def by_head(o: nn.Module, gradient: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("baseline", ["counterfactual", "mean", "zero"])
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_upstream_and_attribution_are_of_two_backward_passes(family, convention, baseline):
     before, after = plain_pair(family)
     u_heads, u_mlps, r_heads, r_mlps = ([[] for _ in PROMPTS] for _ in range(4))

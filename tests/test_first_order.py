@@ -11,6 +11,7 @@ from tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,
+    OTHERS,
     PROMPTS,
     blocks,
     double_throughout,
@@ -118,7 +119,7 @@ def patched(plain: PreTrainedModel, layer: int, component: int, z: Tensor, y: Te
         handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_the_attribution_changes_by_the_sum_of_the_three_scores(family):
     """Appendix A: what is left over is of second order, a quarter when the step is halved."""
     model, model_after = hooked_pair(family)

@@ -152,7 +152,7 @@ def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which
 REST = re.compile(r"(pos_)?embed\.|ln_final\.|unembed\.|.*\.attn\.o\.bias|.*_post\.")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_all_components_together_are_everything_but_the_rest(family):
     view, delta = view_and_delta(family)
     every = of_components(view, delta, *ALL).tensors
@@ -161,7 +161,7 @@ def test_all_components_together_are_everything_but_the_rest(family):
     assert all(torch.equal(every[name], t) for name, t in expected.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_a_part_and_what_is_left_are_the_whole(family):
     view, delta = view_and_delta(family)
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ from comparisons import CONVENTIONS, EXACT, HEADS, LAYERS, assert_same, of, padd
 from interventions import baseline_value, late_gradients
 from tiny import (
     FAMILIES,
+    OTHERS,
     PROMPTS,
     assert_unchanged,
     blocks,
@@ -23,7 +24,7 @@ from ecstruct.scores import late, score
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_gradients_are_those_of_models_with_mixed_weights(family, convention):
     with double_throughout():
         scores = scored(family, upstream="exact", convention=convention)

@@ -30,8 +30,9 @@ FAMILIES = (
 """In every full suite. The last ones norm their queries and keys (OLMo-2 all heads of a token at once, and
 it has no pre-norms), or give attention and MLP the same pre-norm (GPT-J)."""
 
-OTHERS = ("cohere",)
-"""In suites of what is special in them: norms of queries and keys with weights for each head."""
+OTHERS = ("cohere", "mixtral")
+"""In suites of what is special in them: norms of queries and keys with weights for each head, and mixtures
+of experts, which are no projections."""
 
 POST_NORMED = ("gemma2", "gemma3", "olmo2")
 SHARED_NORM = ("gptj",)
@@ -106,6 +107,10 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         plain = hf.Olmo2ForCausalLM(hf.Olmo2Config(**shared, **sizes, **grouped))
     elif family == "cohere":
         plain = hf.CohereForCausalLM(hf.CohereConfig(**shared, **sizes, **grouped, use_qk_norm=True))
+    elif family == "mixtral":
+        config = hf.MixtralConfig(**shared, **sizes, **grouped, num_local_experts=4, num_experts_per_tok=2)
+        config._experts_implementation = "eager"  # the others cannot be run in double
+        plain = hf.MixtralForCausalLM(config)
     elif family == "gptj":
         shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
         plain = hf.GPTJForCausalLM(hf.GPTJConfig(**shared, **shape, n_inner=48, rotary_dim=4))
@@ -250,7 +255,8 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
             )
         qkv = (a.q_proj, a.k_proj, a.v_proj)
         qk_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
-        found.append(Block(ln1, a, qkv, a.o_proj, ln2, b.mlp, b.mlp.down_proj, post, qk_norms))
+        out = getattr(b.mlp, "down_proj", b.mlp)
+        found.append(Block(ln1, a, qkv, a.o_proj, ln2, b.mlp, out, post, qk_norms))
     return found
 
 

@@ -15,10 +15,10 @@ either way what all of them do. Beside them stand
   more weights than a head, so that a ranking may look good for no more than preferring MLPs.
 
 An MLP is all its weights and its pre-norm. A head is its rows of W_Q, the rows of W_K and W_V of the key
-and value head that it reads, the biases of all these, and its columns of W_O. What heads share, a key and
-value head or their pre-norm, comes along with the first of them that is chosen. Embeddings, final norm,
-unembedding, attention's output bias and post-norms are in no component: a graft leaves them as in W, a
-reversion as in W'.
+and value head that it reads, the biases and norms of all these, and its columns of W_O. What components
+share, a key and value head, a norm or a pre-norm, comes along with the first of them that is chosen.
+Embeddings, final norm, unembedding, attention's output bias and post-norms are in no component: a graft
+leaves them as in W, a reversion as in W'.
 """
 
 from __future__ import annotations

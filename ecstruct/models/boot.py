@@ -17,6 +17,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         InputError: TransformerLens does not know the architecture.
     """
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
+    hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
     try:
         model = TransformerBridge.boot_transformers(
             name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype

@@ -11,7 +11,8 @@ so the model is bit-identical afterwards, also after an exception.
 This module is the only place that knows TransformerLens. Components are called as there: `attn.q`,
 `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys, `mlp.in`,
 `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside the
-blocks `embed`, `pos_embed`, `ln_final`, `unembed`.
+blocks `embed`, `pos_embed`, `ln_final`, `unembed`. Of an MLP without projections of its own, a mixture of
+experts, `mlp.in` is the whole and `mlp.out` an identity after it.
 """
 
 import copy
@@ -30,7 +31,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.names import layer_of
 from ecstruct.models.shortcuts import shortcuts
-from ecstruct.models.sites import Site, Tap, Weights, names_under, sites_of, tapping
+from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
 from ecstruct.models.support import check_components
 
 Part = Literal["attn", "mlp"]
@@ -42,10 +43,20 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The live parameters of a hooked model by TransformerLens name.
 
     Where a checkpoint fuses query, key and value, the three are separate here and the fused tensor,
-    which the hooked model no longer reads, is left out. Tied embeddings appear under both names.
+    which the hooked model no longer reads, is left out. Tied embeddings appear under both names. Weights
+    of an MLP that has not the usual projections have their own names.
     """
     tensors = model.state_dict(keep_vars=True)
-    return {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+    named = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+    blocks: Any = model.blocks
+    for layer, block in enumerate(blocks):
+        prefix = f"blocks.{layer}.mlp."
+        if hasattr(block, "mlp") and f"{prefix}in.weight" not in named:
+            named = {name: p for name, p in named.items() if not name.startswith(prefix)}
+            own = dict(block.mlp.original_component.named_parameters())
+            weights = whole_mlp(block.mlp, prefix)["mlp.in"].weights
+            named |= {name: own[here] for here, name in weights.items()}
+    return named
 
 
 def copy_of(model: TransformerBridge) -> TransformerBridge:
@@ -121,7 +132,7 @@ class HookedView:
         self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
         self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
         self.block_sites = [
-            sites_of(block, [n for n in names if layer_of(n) == layer], prefix=f"blocks.{layer}.")
+            _block_sites(block, [n for n in names if layer_of(n) == layer], f"blocks.{layer}.")
             for layer, block in enumerate(self.blocks)
         ]
         has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
@@ -244,19 +255,29 @@ class HookedView:
         """
         seen: dict[str, Tensor] = {}
 
-        def see(name: str) -> Callable[..., tuple[Tensor, ...]]:
+        def see(name: str, value: Tensor) -> None:
+            seen[name] = value
+            if len(seen) == 2:
+                raise Stop
+
+        def entering(name: str) -> Callable[..., tuple[Tensor, ...]]:
             def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                seen[name] = args[0]
-                if len(seen) == 2:
-                    raise Stop
+                see(name, args[0])
                 return (args[0][:, :1], *args[1:])
 
             return hook
 
+        def written(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            see("mlp.out", output)
+
         sites = self.block_sites[layer]
         with ExitStack() as stack:
             for name in ("attn.o", "mlp.out"):
-                handle = sites[name].component.register_forward_pre_hook(see(name))
+                component = sites[name].component
+                if isinstance(sites[name], Written):
+                    handle = component.register_forward_hook(written)
+                else:
+                    handle = component.register_forward_pre_hook(entering(name))
                 stack.callback(handle.remove)
             for name, value in inputs.items():
                 component = getattr(self.blocks[layer], name)
@@ -321,6 +342,14 @@ class HookedView:
         finally:
             for layer, block in enumerate(self.blocks):
                 stack[layer] = block
+
+
+def _block_sites(block: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
+    if f"{prefix}mlp.in.weight" in names or not hasattr(block, "mlp"):
+        return sites_of(block, names, prefix)
+    others = [name for name in names if not name.startswith(f"{prefix}mlp.")]
+    component: Any = block.mlp
+    return {**sites_of(block, others, prefix), **whole_mlp(component, f"{prefix}mlp.")}
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], args: Any, kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ A site is a projection, a norm or an embedding. What a change of its weights doe
 exact product, token by token; everything that is said about weight changes is said site by site.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
@@ -46,9 +48,10 @@ class Site:
         """The model's own module, below TransformerLens' hooks."""
         return self.component.original_component  # type: ignore[return-value]
 
-    def product(self, x: Tensor, change: Weights) -> Tensor | None:
+    def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
         """J(x) dW, the derivative of the output along a change of the weights. As the output is affine
-        in them it is f(x; dW) - f(x; 0), without any error of linearisation. `None` if nothing changes.
+        in them it is f(x; dW) - f(x; 0), without any error of linearisation, and the same at all `weights`.
+        `None` if nothing changes.
         """
         along = self._local(change)
         if not along:
@@ -74,6 +77,32 @@ class Site:
 
     def _local(self, weights: Weights) -> dict[str, Tensor]:
         return {here: weights[name] for here, name in self.weights.items() if name in weights}
+
+
+class WholeMLP(Site):
+    """`mlp.in` of an MLP without the usual projections, a mixture of experts: all of it, from its input to
+    what it writes. It is not affine in its weights, so derivatives are at some."""
+
+    def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
+        along, at = self._local(change), self._local(weights or {})
+        if not along:
+            return None
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch uses a part of its own
+            moving = {n: forward_ad.make_dual(t, along[n]) if n in along else t for n, t in at.items()}
+            moved = forward_ad.unpack_dual(functional_call(self.module, moving, (x,)))
+        return torch.zeros_like(moved.primal) if moved.tangent is None else moved.tangent
+
+
+class Written(Site):
+    """`mlp.out` of such an MLP: an identity, which takes and gives what the MLP writes."""
+
+
+def whole_mlp(component: nn.Module, prefix: str) -> dict[str, Site]:
+    """Both, of weights with their own names after `prefix`."""
+    own = component.original_component.named_parameters()  # type: ignore[union-attr, operator]
+    weights = {name: prefix + name.replace("_original_component.", "") for name, _ in own}
+    return {"mlp.in": WholeMLP("mlp.in", component, weights), "mlp.out": Written("mlp.out", component, {})}
 
 
 def token_axis(norm: Site) -> int:
@@ -117,7 +146,7 @@ def tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Ta
             if looked_up:
                 rows = output.detach().expand(leaves, *output.shape[1:])
                 output = rows.contiguous().requires_grad_()
-            taps[name] = Tap(args[0], output)
+            taps[name] = Tap(output if isinstance(sites[name], Written) else args[0], output)
             return output if looked_up else None
 
         return hook

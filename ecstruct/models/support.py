@@ -62,17 +62,18 @@ def check_runs(view: HookedView) -> None:
         for name, p in view.named_weights.items()
         if layer_of(name) in (None, 0)
     }
-    n_tokens = view.n_heads + 1  # no other dimension has this size
+    n_tokens = min(view.n_heads + 1, view.model.cfg.n_ctx)  # no other dimension has this size
     ids = torch.zeros((_PROMPTS, n_tokens), dtype=torch.long, device=view.device)
     unnamed = _unnamed(view)
     with torch.enable_grad(), _requiring_grad(unnamed.values()):
         embedded, calls = view.embed(weights, ids, torch.ones_like(ids))
         trace = view.block(0, weights, calls[0], embedded.output)
         _check_taps(view, trace, embedded.output)
-        logits = view.head(weights, trace.output).output
-        asked = list(unnamed.values())
-        gradients = torch.autograd.grad(logits.sum(), asked, allow_unused=True) if asked else ()
-    _check_unread(view, unnamed, [n for n, g in zip(unnamed, gradients, strict=True) if g is not None])
+        if unnamed:
+            logits = view.head(weights, trace.output).output
+            gradients = torch.autograd.grad(logits.sum(), [*unnamed.values()], allow_unused=True)
+            read = [name for name, g in zip(unnamed, gradients, strict=True) if g is not None]
+            _check_unread(view, unnamed, read)
 
 
 def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
@@ -84,6 +85,11 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
             "see: use another architecture."
         )
     for name, tap in trace.taps.items():
+        if not isinstance(tap.output, Tensor):
+            raise InputError(
+                f"{name} of this {architecture} hands on more than what it writes: use another "
+                "architecture."
+            )
         shape = tap.output.shape
         axis = token_axis(view.block_sites[0][name]) if name in QK_NORMS and len(shape) == 4 else 1
         if len(shape) < 3 or shape[0] != len(resid):

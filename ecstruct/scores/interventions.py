@@ -61,12 +61,9 @@ class Replacements:
             self.after.resid(self.layer, self.batch),
             self.pair.view.given_to_mlp(self.layer, self._new.taps),
         )
-        out = self._sites["mlp.out"].matrix(self.pair.before)
-        assert out is not None
-        return (
-            self._written(z - self._z, self.pair.before),
-            (hidden - self._old.taps["mlp.out"].input) @ out.T,
-        )
+        moved = hidden - self._old.taps["mlp.out"].input
+        out = self._sites["mlp.out"].matrix(self.pair.before)  # none of an MLP whose output this is
+        return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
     def patching(self) -> tuple[Tensor, Change]:
         """As they write in the run under W', y'_C - y_C."""

@@ -83,9 +83,12 @@ def changed(
     return change
 
 
-def contribution(site: Site, visit: Visit, change: Weights) -> PerToken | None:
-    """<dR/dW, dW> of one site, at the token where its weights multiply; `None` if they do not change."""
-    along = site.product(visit.input(site.name), change)
+def contribution(
+    site: Site, visit: Visit, change: Weights, weights: Weights | None = None
+) -> PerToken | None:
+    """<dR/dW, dW> of one site under `weights`, at the token where they multiply; `None` if they do not
+    change."""
+    along = site.product(visit.input(site.name), change, weights)
     return None if along is None else dot(visit.d_output[site.name], along)
 
 
@@ -112,7 +115,7 @@ def informative(
 
     for name, site in sites.items():
         if name.startswith("mlp.") or (name == "ln2" and convention == "definition"):
-            value = contribution(site, visit, change)
+            value = contribution(site, visit, change, weights)
             mlp = mlp if value is None else mlp + value
         elif name.endswith("_post"):
             to_rest("post_norm", contribution(site, visit, change))
