@@ -45,24 +45,22 @@ class Replacements:
     def informative(self) -> tuple[Tensor, Change]:
         """By their own new weights, f_C(z_C, W'_C) - y_C. A head's are its rows of query, key and value and
         its columns of W_O, so that heads that share a key and value head have a copy each."""
-        z = self._under_new(_OF_HEADS).taps["attn.o"].input
         norm = "ln1" if self.pair.view.shared_norm else "ln2"
-        mlp = [name for name in self._sites if name == norm or name.startswith("mlp.")]
-        y = self._under_new(mlp).taps["mlp.out"].output
+        own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
+        new = [name for site in own for name in self._sites[site].weights.values()]
+        # Of both at once: neither reads what the other one writes.
+        z, hidden = self._writer_inputs(self.pair.mixed(new), self.before, self._old)
         heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
-        return heads, y - self._old.taps["mlp.out"].output
+        out = self._sites["mlp.out"]
+        matrix, bias = out.matrix(self.pair.after), out.bias(self.pair.after)
+        y = hidden if matrix is None else hidden @ matrix.T  # none of an MLP whose output this is
+        return heads, (y if bias is None else y + bias) - self._old.taps["mlp.out"].output
 
     def downstream(self) -> tuple[Tensor, Change]:
         """Of their new input, f_C(z'_C, W_C) - y_C."""
-        z, hidden = self.pair.view.writer_inputs(
-            self.layer,
-            self.pair.before,
-            self.before.call(self.layer, self.batch),
-            self.after.resid(self.layer, self.batch),
-            self.pair.view.given_to_mlp(self.layer, self._new.taps),
-        )
+        z, hidden = self._writer_inputs(self.pair.before, self.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
-        out = self._sites["mlp.out"].matrix(self.pair.before)  # none of an MLP whose output this is
+        out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
     def patching(self) -> tuple[Tensor, Change]:
@@ -82,13 +80,22 @@ class Replacements:
 
     @cached_property
     def _old(self) -> Trace:
-        return self._under_new(())
+        return self._run(self.pair.before, self.before)
 
     @cached_property
     def _new(self) -> Trace:
-        call = self.after.call(self.layer, self.batch)
-        resid = self.after.resid(self.layer, self.batch)
-        return self.pair.view.block(self.layer, self.pair.after, call, resid)
+        return self._run(self.pair.after, self.after)
+
+    def _run(self, weights: Weights, walk: Walk) -> Trace:
+        """The block on what enters it in a walk."""
+        call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
+        return self.pair.view.block(self.layer, weights, call, resid)
+
+    def _writer_inputs(self, weights: Weights, walk: Walk, run: Trace) -> tuple[Tensor, Tensor]:
+        """What attention and MLP write from, under `weights`, on their inputs in the walk of this run."""
+        given = self.pair.view.given_to_mlp(self.layer, run.taps)
+        call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
+        return self.pair.view.writer_inputs(self.layer, weights, call, resid, given)
 
     @property
     def _z(self) -> Tensor:
@@ -102,13 +109,6 @@ class Replacements:
     @property
     def _sites(self) -> dict:
         return self.pair.view.block_sites[self.layer]
-
-    def _under_new(self, sites: Sequence[str]) -> Trace:
-        """The block on its input under W, the weights of some of its sites being new."""
-        new = [name for s in sites if s in self._sites for name in self._sites[s].weights.values()]
-        resid = self.before.resid(self.layer, self.batch)
-        call = self.before.call(self.layer, self.batch)
-        return self.pair.view.block(self.layer, self.pair.mixed(new), call, resid)
 
     def _written(self, z: Tensor, weights: Weights) -> Tensor:
         """z_h W_O^h of every head, [head, batch, pos, d_model]."""
