@@ -556,7 +556,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(inputs, tmp_path, mo
         "replay": (tmp_path / "once" / "config.json",),
     }[command]
     if command != "rank":
-        monkeypatch.setattr("ecstruct.runs.load", None)  # found out before a model is loaded
+        monkeypatch.setattr("ecstruct.runs.training.load", None)  # found out before a model is loaded
     assert_refused(run(command, *words, "--out", out), f"cannot write.*{out.parent.name}")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -564,7 +564,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(inputs, tmp_path, mo
 def test_a_model_is_not_saved_over_another(inputs, tmp_path, monkeypatch):
     (tmp_path / "out" / "model").mkdir(parents=True)
     (tmp_path / "out" / "model" / "mine").touch()
-    monkeypatch.setattr("ecstruct.runs.load", None)
+    monkeypatch.setattr("ecstruct.runs.training.load", None)
     result = run("finetune", "--model", inputs / "model", "--facts", inputs / "prompts.jsonl",
                  "--lr", 1, "--save-model", "--out", tmp_path / "out")  # fmt: skip
     assert_refused(result, "exists and is not empty")

@@ -1,8 +1,8 @@
 """Edits: other values for what enters or leaves the sites of a block while it runs.
 
-The heads' z is the input of `attn.o`; what the MLP writes, before any post-norm, is the output of `mlp.out`,
-and what attention writes that of `attn.o`. An edit is a function of the value that the block computed, in
-the graph of its run.
+The heads' z is the input of `attn.o`; what the MLP writes, before any post-norm, is the output of
+`mlp.out`, and what attention writes that of `attn.o`. An edit is a function of the value that the block
+computed, in the graph of its run.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,0 +1,59 @@
+"""Configurations of runs: JSON objects with all that decides the numbers, prompts included."""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ecstruct.errors import InputError
+from ecstruct.facts import read_jsonl
+from ecstruct.files import exclusive, write_text
+
+Config = dict[str, Any]
+Run = Callable[[Config, Path, str | None, bool], None]
+"""What is run, the folder it writes to, on which device, and whether to show progress."""
+
+
+def alone(run: Run) -> Run:
+    """A run that is the only one to write to its folder, and knows before the work that it can."""
+
+    @wraps(run)
+    def locked(config: Config, out: Path, device: str | None, progress: bool) -> None:
+        with exclusive(out):
+            run(config, out, device, progress)
+
+    return locked
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Prompts of a JSONL file as records for a configuration."""
+    return [prompt.to_record() for prompt in read_jsonl(path)]
+
+
+def described(config: Config, out: Path) -> dict[str, str]:
+    """A configuration in words, for processes to compare."""
+    options = {key: json.dumps(value) for key, value in config.items() if key != "prompts"}
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(config["prompts"]).encode())
+    return {**options, "prompts": f"{len(config['prompts'])} with checksum {checksum}", "out": str(out)}
+
+
+def check_weights(source: str, found: str, expected: str | None) -> None:
+    if expected and expected != found:
+        raise InputError(
+            f"the weights of {source} are not those that this configuration was run with: find that "
+            "checkpoint, or remove the fingerprints from the configuration."
+        )
+
+
+def write_config(out: Path, command: str, arguments: Config) -> None:
+    config = {"command": command, "ecstruct": version("ecstruct"), "arguments": arguments}
+    write_text(out / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
+
+
+def again(out: Path) -> str:
+    """The command that makes a run again."""
+    return f"ecstruct replay {out / 'config.json'} --out DIR"

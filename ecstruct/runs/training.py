@@ -1,0 +1,58 @@
+"""Finetuning."""
+
+import json
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct import distributed
+from ecstruct.files import exclusive, write_text
+from ecstruct.finetuning import discard, finetune_across
+from ecstruct.finetuning.lora import save_adapter
+from ecstruct.interruption import finishing
+from ecstruct.models.export import check_free, save_model
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.load import load
+from ecstruct.runs.configuration import Config, check_weights, write_config
+
+
+def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model, with
+    `lora` the adapter; several processes share the model, and the first writes. Goes on from
+    `checkpoint`."""
+    arguments = dict(config)
+    source, whole = arguments.pop("model"), arguments.pop("save_model")
+    expected = arguments.pop("fingerprint", None)
+    given: list[TransformerBridge] = []  # to the first process alone
+
+    def prepare() -> str:
+        for folder in [out / "model"] * whole + [out / "adapter"] * bool(arguments.get("lora")):
+            check_free(folder)
+        # What several share has to fit into main memory, not on one of their devices.
+        given.append(load(source, device=joined.device if joined.size == 1 else "cpu"))
+        found = fingerprint(named_weights(given[0]))
+        check_weights(source, found, expected)
+        return found
+
+    with distributed.ranks(device) as joined, exclusive(out):
+        joined.agree({key: json.dumps(value) for key, value in config.items()} | {"out": str(out)})
+        found = joined.on_first(prepare)
+        checkpoint = out / "checkpoint"
+        with finishing():
+            model = given[0] if given else None
+            tuned = finetune_across(joined, model, **arguments, checkpoint=checkpoint, progress=progress)
+            if tuned is None:
+                return
+            tuned.delta.save(out / "delta.safetensors")
+            write_text(out / "history.json", json.dumps(tuned.history.to_dict(), indent=1))
+            if tuned.adapter:
+                save_adapter(tuned.adapter, out / "adapter")
+            if whole:
+                save_model(tuned.model, out / "model")
+            described = {"model": source, "save_model": whole, **tuned.config, "fingerprint": found}
+            write_config(out, "finetune", described)
+            discard(checkpoint)
+    if progress:
+        tqdm.write(f"weight delta: {out / 'delta.safetensors'}")
