@@ -28,6 +28,8 @@ from tiny import (
 )
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.tl3
+
 # --- D ---
 
 

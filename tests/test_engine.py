@@ -36,6 +36,8 @@ from ecstruct.scores.engine import score
 from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 
+pytestmark = pytest.mark.tl3
+
 # --- What must not change the numbers ---
 
 VARIABLES = ("mlp", "heads", "attribution_mlp", "attribution_heads", "rest", "reward")

@@ -13,6 +13,8 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.provenance import tokenizer_of
 
+pytestmark = pytest.mark.tl3
+
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6], [11, 5, 4, 3, 10, 6, 7]])
 KINDS = [*((family, False) for family in FAMILIES), ("gpt2", True), ("gemma2", True)]
 

@@ -43,6 +43,8 @@ from untied import (
 
 from ecstruct.scores.result import ExtractiveScores
 
+pytestmark = pytest.mark.tl3
+
 
 def assert_sum_rules(scores: ExtractiveScores, oracle: InformativeOracle, tolerance: float) -> None:
     definition = scores.attrs["options"]["convention"] == "definition"

@@ -31,6 +31,8 @@ from ecstruct.models.hooked import HookedView
 from ecstruct.scores.reward import logit_diff
 from ecstruct.scores.walk import Visit, Walk
 
+pytestmark = pytest.mark.tl3
+
 LAYERS = range(N_LAYERS)
 INPUTS, OUTPUTS = ("attn.o", "mlp.out"), ("attn.o", "mlp.out", "attn.q", "attn.k", "attn.v")
 ROWS = ([3, 0], [1, 4, 2])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -33,6 +34,9 @@ it has no pre-norms), or give attention and MLP the same pre-norm (GPT-J)."""
 OTHERS = ("cohere", "mixtral")
 """In suites of what is special in them: norms of queries and keys with weights for each head, and mixtures
 of experts, which are no projections."""
+
+UNHOOKED = ("olmo2", "cohere") if version("transformer-lens").startswith("3.") else ()
+"""Those that the installed TransformerLens does not hook."""
 
 POST_NORMED = ("gemma2", "gemma3", "olmo2")
 SHARED_NORM = ("gptj",)

@@ -4,6 +4,7 @@ import copy
 import textwrap
 from typing import Any
 
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,8 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         InputError: TransformerLens does not know the architecture.
     """
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
+    head = hf.get_output_embeddings()
+    unbiased = getattr(head, "bias", None) is None
     hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
     try:
         model = TransformerBridge.boot_transformers(
@@ -26,8 +29,16 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         raise InputError(
             f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {gist(error)}."
         ) from error
+    if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
+        _as_buffer(head, "bias")  # TransformerLens 3 would train the zeros that it puts there
     model.eval()
     return model
+
+
+def _as_buffer(module: nn.Module, name: str) -> None:
+    value = module._parameters.pop(name)
+    assert value is not None
+    module.register_buffer(name, value.detach())
 
 
 def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -39,6 +39,18 @@ Part = Literal["attn", "mlp"]
 _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 
 
+def _check_unprocessed(model: object) -> None:
+    if not isinstance(model, TransformerBridge):
+        raise InputError(
+            f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
+        )
+    if getattr(model, "compatibility_mode", False):
+        raise InputError(
+            "this TransformerBridge is in compatibility mode, where folded weights are no longer "
+            "the checkpoint's: load the model with ecstruct.load(...) instead."
+        )
+
+
 def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The live parameters of a hooked model by TransformerLens name.
 
@@ -46,6 +58,7 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
     which the hooked model no longer reads, is left out. Tied embeddings appear under both names. Weights
     of an MLP that has not the usual projections have their own names.
     """
+    _check_unprocessed(model)
     tensors = model.state_dict(keep_vars=True)
     named = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
     blocks: Any = model.blocks
@@ -82,6 +95,7 @@ def _drop_pattern(block: nn.Module) -> None:
 @contextmanager
 def eval_mode(model: TransformerBridge) -> Iterator[None]:
     """Without dropout; every module is back in its own mode afterwards."""
+    _check_unprocessed(model)
     # A bridge keeps the Hugging Face model outside its own tree of modules.
     modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
     model.eval()
@@ -111,22 +125,13 @@ class HookedView:
     """
 
     def __init__(self, model: TransformerBridge) -> None:
-        if not isinstance(model, TransformerBridge):
-            raise InputError(
-                f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
-            )
-        if getattr(model, "compatibility_mode", False):
-            raise InputError(
-                "this TransformerBridge is in compatibility mode, where folded weights are no longer "
-                "the checkpoint's: load the model with ecstruct.load(...) instead."
-            )
+        self.named_weights = named_weights(model)
         self.model = model
         self.hf: nn.Module = model.original_model
         self.blocks: list[nn.Module] = list(model.blocks)
         cfg = model.cfg
         self.n_layers, self.n_heads, self.d_head = len(self.blocks), cfg.n_heads, cfg.d_head
         self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
-        self.named_weights = named_weights(model)
         names = list(self.named_weights)
         outside = sites_of(model, [name for name in names if layer_of(name) is None], prefix="")
         self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoConfig,
@@ -23,12 +24,14 @@ from ecstruct.errors import InputError
 from ecstruct.models.adapters import merged
 from ecstruct.models.boot import boot, gist
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
 from ecstruct.models.provenance import Provenance, mark
+from ecstruct.models.steps import instead, resolved
 from ecstruct.models.support import check_runs
 
 
 def load(
-    source: str | Path | PreTrainedModel,
+    source: str | Path | nn.Module,
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
@@ -40,9 +43,12 @@ def load(
 
     Args:
         source: `"organism"` (the embedded model), a local Hugging Face folder, a hub id, `"id@revision"`,
-            or a Hugging Face model already in memory. The latter is taken over: its modules become part
-            of the hooked model and its weights are shared with it.
-        revision: branch, tag or commit on the hub; the same as `"id@revision"`.
+            `"folder@step"` (see `ecstruct.checkpoints`), or a model already in memory. A Hugging Face
+            model is taken over: its modules become part of the hooked model and its weights are shared
+            with it. Of a HookedTransformer (of TransformerLens 3) the weights are copied; configuration
+            and tokenizer are those of the checkpoint that it was made from, which its
+            `cfg.tokenizer_name` says.
+        revision: branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they get their `dtype`.
         tokenizer: needed with a model in memory, whose own it must be; refused otherwise.
@@ -52,14 +58,24 @@ def load(
     Raises:
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
             that the configuration does not explain, NaN or infinite weights, quantised weights, an
-            unsupported architecture, an adapter that does not fit.
+            unsupported architecture, an adapter that does not fit, a HookedTransformer whose weights were
+            processed.
     """
     device = device_of(device)
-    if isinstance(source, PreTrainedModel):
+    if is_hooked_transformer(source):
+        name = origin(source)
+        hf: Any = plain_of(source, read_config(name, name, {}))
+        tokenizer = tokenizer or read_tokenizer(name, name, {})
+    elif isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
         name = source.config.name_or_path or type(source).__name__
-        hf: Any = source
+        hf = source
+    elif isinstance(source, nn.Module):
+        raise InputError(
+            f"a {type(source).__name__} is no Hugging Face model: give the path of a checkpoint, or a "
+            "PreTrainedModel with its tokenizer."
+        )
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
@@ -85,8 +101,10 @@ def load(
 
 
 def named(source: str | Path, revision: str | None = None) -> tuple[str, str | None]:
-    """A source without its revision, and that."""
-    name = str(source)
+    """A source without its revision, and that; of a checkpoint by its step, the folder."""
+    name = resolved(source)
+    if revision is not None and Path(name).expanduser().is_dir():
+        return resolved(f"{name}@{revision}"), None
     if "@" not in name or Path(name).exists():
         return name, revision
     name, _, at = name.partition("@")
@@ -175,7 +193,7 @@ def local_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"the folder {name} has no config.json: it holds no Hugging Face model.")
+            raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
         if not any(path.glob("*.safetensors")):
             raise InputError(
                 f"the folder {name} has no *.safetensors weights: save the model with "

@@ -20,6 +20,7 @@ from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import combined, digest
 from ecstruct.models.hooked import HookedView, eval_mode
+from ecstruct.models.hooked_transformer import is_hooked_transformer
 from ecstruct.models.load import load
 from ecstruct.models.offload import offloaded
 from ecstruct.models.provenance import provenance, tokenizer_of
@@ -52,6 +53,8 @@ class Pair:
         Raises:
             InputError: a model that cannot be scored, or two that do not fit one another.
         """
+        if is_hooked_transformer(model_before):
+            model_before = load(model_before, device=model_before.cfg.device, dtype=model_before.cfg.dtype)
         view = HookedView(model_before)
         if next(model_before.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
@@ -181,6 +184,8 @@ def _weights_after(
     if isinstance(after, WeightDelta):
         source = after.metadata.get("after", "a weight delta")
         return after.added_to(before), {"source": source, "revision": None}
+    if is_hooked_transformer(after):
+        after = load(after, device=after.cfg.device, dtype=after.cfg.dtype)
     other = HookedView(after)
     check_same(view.named_weights, other.named_weights)
     weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
