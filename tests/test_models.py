@@ -203,13 +203,14 @@ compared score by score with interventions on plain models ([scores](scores.md),
 
 ## HookedTransformers
 
-With TransformerLens 3.9 installed (`pip install ecstruct "transformer-lens<4"`) a `HookedTransformer` may be
-given to `score` and `causal_scores` as it is, and `ecstruct.load(hooked)` makes of it a model for everything
-else. Configuration and tokenizer are those of the checkpoint that it was made from (`cfg.tokenizer_name`).
-Weights that were folded or centred are refused: load it by `HookedTransformer.from_pretrained_no_processing`.
-For OLMo, Llama, Qwen3, GPT-2 and GPT-NeoX the scores are exactly those of the checkpoint, for Gemma 2 within
-1e-6 of the largest, as a HookedTransformer keeps its gains as 1 + w (`pytest tests/test_hooked_transformer.py`).
-That version of TransformerLens does not hook OLMo-2 and Command R+, which are refused then.
+With TransformerLens 3.9 installed (`pip install ecstruct "transformer-lens<4"`) a `HookedTransformer` may
+be given to `score` and `causal_scores` as it is, and `ecstruct.load(hooked)` makes of it a model for
+everything else. Configuration and tokenizer are those of the checkpoint that it was made from
+(`cfg.tokenizer_name`). Weights that were folded or centred are refused: load it by
+`HookedTransformer.from_pretrained_no_processing`. For OLMo, Llama, Qwen3, GPT-2 and GPT-NeoX the scores are
+exactly those of the checkpoint, for Gemma 2 within 1e-6 of the largest, as a HookedTransformer keeps its
+gains as 1 + w (`pytest tests/test_hooked_transformer.py`). That version of TransformerLens does not hook
+OLMo-2 and Command R+, which are refused then.
 """
 
 
