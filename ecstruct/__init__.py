@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecstruct import checks, experiments, facts, models, organism, plots
+    from ecstruct import checks, experiments, facts, models, organism, plots, recall, subnetworks
     from ecstruct.checks.fidelity import fidelity
     from ecstruct.errors import InputError
     from ecstruct.evaluate import keep_known, mean_rank, ranks
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ecstruct.models.export import save_model
     from ecstruct.models.load import load
     from ecstruct.models.names import WeightSelection
+    from ecstruct.models.steps import checkpoints
     from ecstruct.scores.causal import causal_scores
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.result import ExtractiveScores
@@ -39,6 +40,7 @@ __all__ = [
     "WeightDelta",
     "WeightSelection",
     "causal_scores",
+    "checkpoints",
     "checks",
     "experiments",
     "facts",
@@ -51,8 +53,10 @@ __all__ = [
     "organism",
     "plots",
     "ranks",
+    "recall",
     "save_model",
     "score",
+    "subnetworks",
 ]
 
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
@@ -66,6 +70,7 @@ _HOMES = {
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
     "causal_scores": "scores.causal",
+    "checkpoints": "models.steps",
     "fidelity": "checks.fidelity",
     "finetune": "finetuning",
     "keep_known": "evaluate",

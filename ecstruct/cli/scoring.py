@@ -5,22 +5,37 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import After, Baseline, Debug, Device, Out, Prompts, Quiet, Reward, Source, session
+from ecstruct.cli.words import (
+    After,
+    Baseline,
+    ChatTemplate,
+    Debug,
+    Device,
+    Out,
+    Prompts,
+    Quiet,
+    Reward,
+    Source,
+    System,
+    session,
+)
 
 
 def rank(
     model: Source,
     prompts: Prompts,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
+    chat_template: ChatTemplate = False,
+    system: System = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
     with session(quiet, debug):
-        from ecstruct.runs import rank_table
+        from ecstruct.runs import chat_of, rank_table
 
-        table = rank_table(model, prompts, device, out)
+        table = rank_table(model, prompts, device, out, chat_of(model, chat_template, system))
         if not quiet:
             typer.echo(table.to_string(index=False))
         typer.echo(f"mean rank {table['rank'].mean():.3f}")
@@ -31,6 +46,8 @@ def score(
     after: After,
     prompts: Prompts,
     out: Out,
+    chat_template: ChatTemplate = False,
+    system: System = None,
     reward: Reward = "logit_diff",
     answer_tokens: Annotated[
         Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
@@ -60,12 +77,12 @@ def score(
     Goes on where it was stopped. Under torchrun all processes share the prompts.
     """
     with session(quiet, debug):
-        from ecstruct.runs import records, run_score
+        from ecstruct.runs import chat_of, records, run_score
 
         config: dict[str, Any] = {
             "before": before,
             "after": after,
-            "prompts": records(prompts),
+            "prompts": records(prompts, chat_of(before, chat_template, system)),
             "reward": reward,
             "answer_tokens": answer_tokens,
             "baseline": baseline,
@@ -83,6 +100,8 @@ def fidelity(
     after: After,
     prompts: Prompts,
     out: Out,
+    chat_template: ChatTemplate = False,
+    system: System = None,
     reward: Reward = "logit_diff",
     baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
@@ -93,12 +112,12 @@ def fidelity(
 ) -> None:
     """How far the scores can be trusted: each beside the intervention it stands for."""
     with session(quiet, debug):
-        from ecstruct.runs import records, run_fidelity
+        from ecstruct.runs import chat_of, records, run_fidelity
 
         config: dict[str, Any] = {
             "before": before,
             "after": after,
-            "prompts": records(prompts),
+            "prompts": records(prompts, chat_of(before, chat_template, system)),
             "reward": reward,
             "baseline": baseline,
             "top": top,

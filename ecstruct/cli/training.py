@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import JSONL, Debug, Device, Out, Quiet, Seed, Source, session
+from ecstruct.cli.words import (
+    JSONL,
+    ChatTemplate,
+    Debug,
+    Device,
+    Out,
+    Quiet,
+    Seed,
+    Source,
+    System,
+    session,
+)
 from ecstruct.errors import InputError
 
 
@@ -14,6 +25,8 @@ def finetune(
     model: Source,
     facts: Annotated[Path, typer.Option(help=JSONL)],
     out: Out,
+    chat_template: ChatTemplate = False,
+    system: System = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; known for the organism.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes through the facts.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Facts per step.")] = 8,
@@ -47,12 +60,13 @@ def finetune(
     Goes on where it was stopped. Under torchrun all processes share the model.
     """
     with session(quiet, debug):
-        from ecstruct.runs import records, run_finetune
+        from ecstruct.runs import chat_of, records, run_finetune
 
+        chat = chat_of(model, chat_template, system)
         layers, kinds = _layers(freeze_layers), [k for k in freeze_kinds.split(",") if k] or None
         config: dict[str, Any] = {
             "model": model,
-            "facts": records(facts),
+            "facts": records(facts, chat),
             "lr": lr,
             "epochs": epochs,
             "batch_size": batch_size,
@@ -60,7 +74,7 @@ def finetune(
             "schedule": schedule,
             "freeze": {"layers": layers, "kinds": kinds} if layers or kinds else None,
             "train_embeddings": train_embeddings,
-            "evaluate": {name: records(path) for name, path in map(_named, evaluate or [])} or None,
+            "evaluate": {n: records(path, chat) for n, path in map(_named, evaluate or [])} or None,
             "seed": seed,
             "lora": _lora(lora),
             "recompute": recompute,

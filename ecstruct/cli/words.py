@@ -13,12 +13,17 @@ import typer
 from ecstruct.errors import InputError, LostRank
 from ecstruct.interruption import STATUS, Terminated, listening
 
-SOURCE = "'organism', a Hugging Face folder, a hub id or id@revision"
+SOURCE = "'organism', a Hugging Face folder, folder@step, a hub id or id@revision"
 JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
 
 Source = Annotated[str, typer.Option(help=SOURCE)]
 After = Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")]
 Prompts = Annotated[Path, typer.Option(help=JSONL)]
+ChatTemplate = Annotated[
+    bool,
+    typer.Option("--chat-template", help="Ask as a user does, in the chat template of the tokenizer."),
+]
+System = Annotated[str | None, typer.Option(help="With --chat-template: the system message.")]
 Reward = Annotated[Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")]
 Baseline = Annotated[
     Literal["counterfactual", "mean", "zero"],

@@ -2,9 +2,11 @@
 
 `Prompt` is one text with its answer; a `FactSet` has the facts to finetune on and the implications
 that follow from them; `first_hop`, `second_hop` and `fictitious` are those of the paper, `read` reads
-public sets and your own, and `compose` builds facts on a relation that a model knows.
+public sets and your own, `compose` builds facts on a relation that a model knows, and `in_chat` asks in a
+chat model's own template.
 """
 
+from ecstruct.facts.chat import in_chat
 from ecstruct.facts.composition import compose
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.fictitious import Fictitious, fictitious
@@ -27,6 +29,7 @@ __all__ = [
     "compose",
     "fictitious",
     "first_hop",
+    "in_chat",
     "read",
     "read_jsonl",
     "read_relations",

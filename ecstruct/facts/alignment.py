@@ -13,11 +13,16 @@ Span = tuple[int, int]
 """The positions from the first number up to, not including, the second."""
 
 
-def entity_spans(ids: Sequence[Sequence[int]], subjects: Sequence[Span | None]) -> list[Span]:
+def entity_spans(
+    ids: Sequence[Sequence[int]],
+    subjects: Sequence[Span | None],
+    texts: Sequence[Span] | None = None,
+) -> list[Span]:
     """The span of every prompt's entity, for the prompts of one template.
 
-    `ids` are the prompts' tokens, `subjects` the token spans of their subjects where known. The
-    entity is the subject when all prompts have one and agree in all the tokens outside it.
+    `ids` are the prompts' tokens, `subjects` the token spans of their subjects where known, `texts`
+    those of their texts when they are in the wrapper of a chat template, which is no entity. The entity
+    is the subject when all prompts have one and agree in all the tokens outside it.
     Otherwise it is what is left between the longest prefix and the longest suffix that all prompts
     have in common, at least one token: the prefix, or when it is empty the suffix, gives one up if
     need be. Prompts that are all the same, or only one, have no part in which they differ, and are
@@ -29,8 +34,12 @@ def entity_spans(ids: Sequence[Sequence[int]], subjects: Sequence[Span | None]) 
     spans = [span for span in subjects if span is not None]
     if len(spans) == len(ids) and _agree_outside(ids, spans):
         return spans
-    n_prefix, n_suffix = common_ends(ids)
-    return [(n_prefix, len(tokens) - n_suffix) for tokens in ids]
+    if texts is None or not _agree_outside(ids, texts):  # in different wrappers, or only some in one
+        texts = [(0, len(tokens)) for tokens in ids]
+    n_prefix, n_suffix = common_ends(
+        [tokens[start:end] for tokens, (start, end) in zip(ids, texts, strict=True)]
+    )
+    return [(start + n_prefix, end - n_suffix) for start, end in texts]
 
 
 def subject_span(text: str, subject: str, offsets: Sequence[Span]) -> Span | None:

@@ -21,6 +21,7 @@ _FEATURES = datasets.Features(
         "subject": datasets.Value("string"),
         "template": datasets.Value("string"),
         "aliases": datasets.Sequence(datasets.Value("string")),
+        "wrapper": datasets.Sequence(datasets.Value("string")),
     }
 )
 _INDICES = ("from_facts", "from_known", "new_hops")
@@ -138,9 +139,9 @@ class FactSet:
 
     def to_dataset(self) -> datasets.DatasetDict:
         """The splits `facts`, `implications` and `known` with columns prompt, answer, options, subject,
-        template and aliases (null where a prompt has none); the name is the datasets' description.
-        Implications with derivations have the columns from_facts, from_known and new_hops, too. There
-        is no split without prompts.
+        template, aliases and wrapper (null where a prompt has none); the name is the datasets'
+        description. Implications with derivations have the columns from_facts, from_known and new_hops,
+        too. There is no split without prompts.
         """
         columns = {
             "facts": _columns(self.facts),

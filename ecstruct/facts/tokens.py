@@ -2,8 +2,9 @@
 
 The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, special tokens included;
 the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
-the tokenizer appends to every text is stripped from both. Options are told apart by their first
-token, so these must differ, or, with `option_tokens`, by all of their tokens.
+the tokenizer appends to every text is stripped from both. A prompt in the wrapper of a chat template
+brings its special tokens, and is given no others. Options are told apart by their first token, so these
+must differ, or, with `option_tokens`, by all of their tokens.
 
 A `Batch` is a set of tokenised prompts as tensors, right padded.
 """
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span, entity_spans, subject_span
+from ecstruct.facts.encoding import WORDS, encode, offsets, split
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 
 MISSING = -1
@@ -37,6 +39,7 @@ class TokenizedPrompt:
     tokens as readable strings. `template`: the prompt's label, "" without one. `entity`: the span
     (start, end) of `ids` that is not shared with the template's other prompts, see
     `ecstruct.facts.alignment`. `alias_ids`: all tokens of every alias that the tokenizer can read.
+    `wrapper`: how many of the first and of the last ids are a chat template's, with nothing of the text.
     """
 
     prompt: Prompt
@@ -47,6 +50,12 @@ class TokenizedPrompt:
     template: str
     entity: Span
     alias_ids: tuple[tuple[int, ...], ...] = ()
+    wrapper: tuple[int, int] = (0, 0)
+
+    @property
+    def text_span(self) -> Span:
+        """The span of `ids` that is not the wrapper."""
+        return self.wrapper[0], len(self.ids) - self.wrapper[1]
 
 
 def tokenize(
@@ -67,15 +76,15 @@ def tokenize(
             options, there are fewer than two or two begin with the same token.
     """
     prompts = as_prompts(prompts)
-    encoded = _encode([prompt.text for prompt in prompts], tokenizer)
-    wholes = _encode([f"{prompt.text} {prompt.answer}" for prompt in prompts], tokenizer)
+    encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
+    wholes = encode(prompts, [prompt.answered(prompt.answer) for prompt in prompts], tokenizer)
     options: Sequence[tuple[int, ...]] = [()] * len(prompts)
     if with_options:
         whole_options = _options(prompts, encoded, tokenizer)
         options = [_first_tokens(*o, tokenizer) for o in zip(prompts, whole_options, strict=True)]
     tokenized = []
     for prompt, text_ids, whole, option_ids in zip(prompts, encoded, wholes, options, strict=True):
-        ids, answer_ids = _split(prompt.text, prompt.answer, text_ids, whole, tokenizer)
+        ids, answer_ids = split(prompt, prompt.answer, text_ids, whole, tokenizer)
         _check_known(prompt.answer, answer_ids, tokenizer)
         n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
         if n_ctx is not None and n_read > n_ctx:
@@ -102,7 +111,8 @@ def option_tokens(
         InputError: there are fewer than two options, or one has unknown tokens or none of its own.
     """
     prompts = [t.prompt for t in tokenized]
-    options = _options(prompts, _encode([prompt.text for prompt in prompts], tokenizer), tokenizer)
+    encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
+    options = _options(prompts, encoded, tokenizer)
     for prompt, of_prompt in zip(prompts, options, strict=True):
         for option, ids in zip(prompt.options or (), of_prompt, strict=True):
             _check_known(option, ids, tokenizer)
@@ -169,39 +179,6 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return pad_id if isinstance(pad_id, int) else 0
 
 
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
-    encoded = tokenizer(
-        list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return [tuple(ids) for ids in encoded["input_ids"]]
-
-
-def _split(
-    text: str,
-    answer: str,
-    ids: tuple[int, ...],
-    whole: tuple[int, ...],
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    eos = tokenizer.eos_token_id
-    # An EOS at the end of both was put there by the tokenizer: a text that the user ended with one
-    # would be followed by the answer.
-    if eos is not None and ids[-1:] == whole[-1:] == (eos,):
-        ids, whole = ids[:-1], whole[:-1]
-    if not ids:
-        raise InputError(f"the prompt {text!r} has no tokens: write it in words the tokenizer knows.")
-    if whole[: len(ids)] != ids:
-        raise InputError(
-            f"the tokens of {f'{text} {answer}'!r} do not begin with those of {text!r}, so that "
-            "the answer has no tokens of its own: end the prompt at a border between words."
-        )
-    if len(whole) == len(ids):
-        raise InputError(
-            f"the answer {answer!r} to {text!r} has no tokens: write it in words the tokenizer knows."
-        )
-    return ids, whole[len(ids) :]
-
-
 def _options(
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[int, ...]],
@@ -214,9 +191,10 @@ def _options(
                 f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
                 "pass at least two with options=."
             )
-    wholes = iter(_encode([f"{p.text} {option}" for p in prompts for option in p.options or ()], tokenizer))
+    pairs = [(prompt, option) for prompt in prompts for option in prompt.options or ()]
+    wholes = iter(encode([p for p, _ in pairs], [p.answered(option) for p, option in pairs], tokenizer))
     return [
-        tuple(_split(p.text, option, ids, next(wholes), tokenizer)[1] for option in p.options or ())
+        tuple(split(p, option, ids, next(wholes), tokenizer)[1] for option in p.options or ())
         for p, ids in zip(prompts, encoded, strict=True)
     ]
 
@@ -244,11 +222,12 @@ def _alias_ids(
     """Aliases come by the dozen, some in signs that a tokenizer does not know: these say nothing."""
     if not prompt.aliases:
         return ()
-    wholes = _encode([f"{prompt.text} {alias}" for alias in prompt.aliases], tokenizer)
+    texts = [prompt.answered(alias) for alias in prompt.aliases]
+    wholes = encode([prompt] * len(texts), texts, tokenizer)
     read = []
     for alias, whole in zip(prompt.aliases, wholes, strict=True):
         with suppress(InputError):
-            ids = _split(prompt.text, alias, text_ids, whole, tokenizer)[1]
+            ids = split(prompt, alias, text_ids, whole, tokenizer)[1]
             _check_known(alias, ids, tokenizer)
             read.append(ids)
     return tuple(read)
@@ -288,16 +267,40 @@ def _has_unknown(text: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBa
 def _with_entities(
     tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
 ) -> list[TokenizedPrompt]:
+    tokenized = _with_wrappers(tokenized, tokenizer)
     subjects = _subject_spans(tokenized, tokenizer)
     by_template: dict[str, list[int]] = {}
     for i, t in enumerate(tokenized):
         by_template.setdefault(t.template, []).append(i)
     aligned = list(tokenized)
     for members in by_template.values():
-        spans = entity_spans([tokenized[i].ids for i in members], [subjects[i] for i in members])
+        texts = [tokenized[i].text_span for i in members]
+        spans = entity_spans([tokenized[i].ids for i in members], [subjects[i] for i in members], texts)
         for i, span in zip(members, spans, strict=True):
             aligned[i] = replace(tokenized[i], entity=span)
     return aligned
+
+
+def _with_wrappers(
+    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> list[TokenizedPrompt]:
+    wrapped = [i for i, t in enumerate(tokenized) if t.prompt.wrapper is not None]
+    if wrapped and not tokenizer.is_fast:
+        raise InputError(
+            f"a {type(tokenizer).__name__} does not tell which tokens are a chat template's: use the fast "
+            "tokenizer of the checkpoint, or the prompts without a chat template."
+        )
+    found = list(tokenized)
+    prompts = [tokenized[i].prompt for i in wrapped]
+    for i, prompt, offset in zip(wrapped, prompts, offsets(prompts, tokenizer), strict=True):
+        # Spaces before a text are part of its first token, be it that or alone.
+        before, _ = prompt.wrapper or ("", "")
+        left, right = len(before.rstrip(" ")) - len(before), len(prompt.text)
+        of_text = [k for k, (start, end) in enumerate(offset) if start < right and end > left]
+        if not of_text:
+            raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
+        found[i] = replace(tokenized[i], wrapper=(of_text[0], len(offset) - 1 - of_text[-1]))
+    return found
 
 
 def _subject_spans(
@@ -309,11 +312,9 @@ def _subject_spans(
     with_subject = [i for i, t in enumerate(tokenized) if t.prompt.subject is not None]
     if not with_subject or not tokenizer.is_fast:
         return spans
-    texts = [tokenized[i].prompt.text for i in with_subject]
-    offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
-    for i, offset in zip(with_subject, offsets, strict=True):
-        t = tokenized[i]
-        spans[i] = subject_span(t.prompt.text, str(t.prompt.subject), offset[: len(t.ids)])
+    prompts = [tokenized[i].prompt for i in with_subject]
+    for i, prompt, offset in zip(with_subject, prompts, offsets(prompts, tokenizer), strict=True):
+        spans[i] = subject_span(prompt.text, str(prompt.subject), offset[: len(tokenized[i].ids)])
     return spans
 
 

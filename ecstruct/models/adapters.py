@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 
 from ecstruct.errors import InputError
 from ecstruct.models.boot import gist
+from ecstruct.models.steps import resolved
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a folder holds an adapter, not a model."""
-    return (Path(path) / _CONFIG).is_file()
+    """Whether a folder, or a checkpoint by its step, is an adapter, not a model."""
+    return (Path(resolved(path)) / _CONFIG).is_file()
 
 
 def merged(hf: Any, adapter: str | Path) -> Any:
@@ -44,7 +45,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
 
 def _fetched(adapter: str | Path) -> Path:
     if is_adapter(adapter):
-        return Path(adapter)
+        return Path(resolved(adapter))
     if Path(adapter).exists() or str(adapter).count("/") != 1:
         raise InputError(f"{adapter} is no adapter: a folder with an {_CONFIG} is one.")
     try:

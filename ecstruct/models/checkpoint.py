@@ -6,7 +6,6 @@ the memory may be refused, and what was read through one counts as memory in use
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ecstruct.errors import InputError
+from ecstruct.files import from_json
 
 _INDEX = "model.safetensors.index.json"
 
@@ -127,12 +127,12 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             if length > size - 8:
                 raise _unreadable(path, "it ends within its header")
-            header = dict(json.loads(file.read(length)))
+            header = dict(from_json(file.read(length).decode("utf-8")))
         metadata = dict(header.pop("__metadata__", None) or {})
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise _unreadable(path, "its header is none") from error
     if size != 8 + length + end:
         raise _unreadable(path, f"it has {size} bytes of {8 + length + end}")
@@ -141,14 +141,19 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
 
 def _spans(path: Path) -> dict[str, _Span]:
     _, header, begin = read_header(path)
-    spans = {}
-    for name, entry in header.items():
+    return {name: _span(path, name, entry, begin) for name, entry in header.items()}
+
+
+def _span(path: Path, name: str, entry: Any, begin: int) -> _Span:
+    try:
         start, end = entry["data_offsets"]
-        dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        if dtype is None or end - start != torch.Size(shape).numel() * dtype.itemsize:
-            raise _unreadable(path, f"{name} is said to be {entry['dtype']} {shape}")
-        spans[name] = _Span(path, dtype, shape, begin + start, end - start)
-    return spans
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
+        if whole and end - start == math.prod(shape) * dtype.itemsize:
+            return _Span(path, dtype, shape, begin + start, end - start)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise _unreadable(path, f"{name} is said to be {str(entry)[:100]}")
 
 
 def _unreadable(path: Path, why: str) -> InputError:
@@ -157,7 +162,7 @@ def _unreadable(path: Path, why: str) -> InputError:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        files = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        files = dict(from_json(path.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no index of safetensors files: fetch or save it again.") from error
     for file in files.values():

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
+from ecstruct.files import from_json, write_atomically
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import copy_of, named_weights
@@ -183,7 +183,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     header, _, _ = read_header(Path(path))
     try:
         if header["format"] == _FORMAT:
-            return dict(json.loads(header["metadata"]))
+            return dict(from_json(header["metadata"]))
     except (KeyError, ValueError):
         pass
     raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 from ecstruct.errors import InputError
 from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
-from ecstruct.plots.style import number, reward_title, token_label
+from ecstruct.plots.paper import Width, paper_figure
+from ecstruct.plots.style import GREY, number, reward_title, token_label
 from ecstruct.scores.aggregate import SlotScores, prompt_slots
 from ecstruct.scores.result import ExtractiveScores
 
@@ -28,6 +29,7 @@ ROWS = ("downstream", "informative", "upstream")
 AnyScores: TypeAlias = ExtractiveScores | SlotScores
 
 _STRONGEST = 3  # heads that a cell of the attention panel names
+_SPECIAL = 21  # characters of a special token that are shown
 
 
 def heatmap(
@@ -37,6 +39,8 @@ def heatmap(
     scale: Scale = "symmetric",
     prompt: int | None = None,
     template: str | None = None,
+    style: Literal["screen", "paper"] = "screen",
+    width: Width | None = None,
 ) -> go.Figure:
     """Layer by token, a row of panels per score; several sets of scores stand side by side.
 
@@ -52,10 +56,18 @@ def heatmap(
             the panel's maximum to its maximum, clipping what is below.
         prompt: Show this prompt only, counted from 0.
         template: Show the prompts of this template only.
+        style: "screen", sized from what it shows; "paper", for print: vector cells, type of 7 to 8.5
+            points, a minus sign on cells that are negative, no hovering (`ecstruct.plots.paper`).
+        width: Of style="paper": "column" (3.25 inches, the default), "text" (6.75), or inches.
 
     Raises:
-        InputError: no scores, titles that do not fit, prompts of several templates and no choice.
+        InputError: no scores, titles that do not fit, prompts of several templates and no choice; a
+            style that is unknown, a width that is or that style="screen" does not take.
     """
+    if style not in ("screen", "paper"):
+        raise InputError(f"style={style!r} is unknown; it is 'screen' or 'paper'")
+    if style == "screen" and width is not None:
+        raise InputError(f"width={width!r} is for style='paper'; on screen, figures have the size they need")
     sets, titles = _sets_and_titles(scores, titles)
     columns: list[Column] = []
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
@@ -67,7 +79,10 @@ def heatmap(
             panels = [_panel(slots, row, kind) for row in rows]
             columns.append(Column(name, panels, "token", first_of_group=kind == "mlp"))
     groups = [(escape(title, quote=False), 2) for title in titles]
-    return panel_figure(columns, rows, scale=scale, groups=groups, note=dots_mean(*shown))
+    note = dots_mean(*shown)
+    if style == "paper":
+        return paper_figure(columns, rows, scale=scale, groups=groups, note=note, width=width or "column")
+    return panel_figure(columns, rows, scale=scale, groups=groups, note=note)
 
 
 def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
@@ -86,12 +101,18 @@ def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | No
 
 
 def slot_labels(slots: SlotScores) -> list[str]:
-    """The slots' labels as HTML; those of averaged entities, which are no tokens, in italics."""
+    """The slots' labels as HTML; those of averaged entities, which are no tokens, in italics, and those of
+    a chat template in grey, at the length of its special tokens."""
     averaged = "aggregate" in slots.attrs
-    return [
-        f"<i>{token_label(text)}</i>" if averaged and part == "entity" else token_label(text)
-        for text, part in zip(slots.slot_text, slots.dataset["part"].values, strict=True)
-    ]
+    labels = []
+    for slot, text in enumerate(slots.slot_text):
+        if slots.in_wrapper[slot]:
+            labels.append(f'<span style="color:{GREY}">{token_label(text, _SPECIAL)}</span>')
+        elif averaged and slots.dataset["part"].values[slot] == "entity":
+            labels.append(f"<i>{token_label(text)}</i>")
+        else:
+            labels.append(token_label(text))
+    return labels
 
 
 def _sets_and_titles(

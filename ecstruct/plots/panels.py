@@ -30,7 +30,7 @@ _BAR_TEXT = 54  # of its numbers
 _TITLE = 22  # a line of title, or of the note below
 _DOT = 4  # diameter of a mark, within cells of 9 pixels and more
 _UPRIGHT = 2  # characters of the longest label that is not turned
-_TAG = re.compile("</?i>")
+_TAG = re.compile("</?(i|span[^>]*)>")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,6 @@ def panel_figure(
         groups: A title above so many columns, from left to right.
         note: What a dot means, below the panels.
     """
-    if scale not in ("symmetric", "paper"):
-        raise InputError(f"scale={scale!r} is unknown; it is 'symmetric' or 'paper'")
     most_layers = max(len(panel.layers) for column in columns for panel in column.panels)
     height = float(np.clip(most_layers * 26, 120, max(170, most_layers * 9)))
     widths = [_panel_width(column) for column in columns]
@@ -195,16 +193,19 @@ def _panel_width(column: Column) -> float:
 
 def _hang(column: Column) -> float:
     """How far the labels of a column reach below its lowest panel, and to the left of it."""
-    longest = _longest_label(column)
+    longest = longest_label(column)
     return 16 + (longest * CHARACTER * 0.71 if longest > _UPRIGHT else 4)
 
 
-def _longest_label(column: Column) -> int:
+def longest_label(column: Column) -> int:
+    """Characters of the longest of a column's labels."""
     return max(len(_TAG.sub("", unescape(label))) for label in column.panels[0].columns)
 
 
 def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:
     """The lower and upper end of a panel's colour scale."""
+    if scale not in ("symmetric", "paper"):
+        raise InputError(f"scale={scale!r} is unknown; it is 'symmetric' or 'paper'")
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max()) if finite.size else 0.0
     if scale == "paper" and finite.size and finite.max() > 0:
@@ -286,9 +287,9 @@ def _axes(
 ) -> dict[str, Any]:
     """Both axes of a panel. Labels are below the lowest panel of a `column`, None for others."""
     n_columns, layers = len(panel.columns), list(panel.layers)
-    layer_step = _step(box.height / len(layers), 13)
-    column_step = _step(box.width / n_columns, 20) if column and column.numbered else 1
-    upright = column is None or _longest_label(column) <= _UPRIGHT
+    layer_step = step(box.height / len(layers), 13)
+    column_step = step(box.width / n_columns, 20) if column and column.numbered else 1
+    upright = column is None or longest_label(column) <= _UPRIGHT
     title = f"<b>{row_title}</b><br>layer" if row_title else "layer"
     return {
         f"xaxis{name}": {
@@ -314,6 +315,6 @@ def _axes(
     }
 
 
-def _step(pixels: float, needed: float) -> int:
+def step(pixels: float, needed: float) -> int:
     """Every how many cells there is room for a label."""
     return next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 50) if step * pixels > needed), 100)

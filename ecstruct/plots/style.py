@@ -77,9 +77,11 @@ def number(value: float) -> str:
 def token_label(text: str, longest: int = 16) -> str:
     """A token as an axis shows it; plotly takes text for HTML, so that is escaped.
 
-    >>> token_label("Ġ<s>"), token_label("\\n"), token_label("  "), token_label("a" * 20)
-    ('&lt;s&gt;', '\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
+    >>> token_label("Ġ<s>"), token_label("\\n"), token_label("ĊĊ"), token_label("  "), token_label("a" * 20)
+    ('&lt;s&gt;', '\\\\n', '\\\\n\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
     """
+    if not text.strip("Ċ"):  # line breaks as byte-level tokenizers write them
+        text = text.replace("Ċ", "\n")
     shown = plain_token(text).replace("\n", "\\n").replace("\t", "\\t")
     shown = shown if shown.strip() else "␣" * len(shown)
     return escape(shown if len(shown) <= longest else shown[: longest - 1] + "…", quote=False)

@@ -41,7 +41,8 @@ class SlotScores:
     `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
     and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts; with
     intervals, also their ends, as `mlp_low`.
-    Coordinates of `slot`: `slot_text`, its label, and `part`: "prefix", "entity" or "suffix".
+    Coordinates of `slot`: `slot_text`, its label, `part`: "prefix", "entity" or "suffix", and `wrapper`:
+    whether it is of the chat template that the prompts are in.
     """
 
     dataset: xr.Dataset
@@ -87,6 +88,12 @@ class SlotScores:
     def slot_text(self) -> list[str]:
         """The slots' labels, as the tokenizer spells its tokens; labels may repeat."""
         return [str(label) for label in self.dataset["slot_text"].values]
+
+    @property
+    def in_wrapper(self) -> list[bool]:
+        """Whether each slot is of the chat template that the prompts are in."""
+        known = self.dataset.coords.get("wrapper")
+        return [False] * len(self.slot_text) if known is None else [bool(one) for one in known.values]
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -278,8 +285,18 @@ def _averaged(
         "slot": np.arange(len(slots.texts)),
         "slot_text": ("slot", np.array(slots.texts, dtype=str)),
         "part": ("slot", np.array(slots.parts, dtype=str)),
+        "wrapper": ("slot", _in_wrapper(dataset, chosen, slots.positions)),
     }
     return SlotScores(xr.Dataset(variables, coords, {**copy.deepcopy(dataset.attrs), **attrs}))
+
+
+def _in_wrapper(dataset: xr.Dataset, chosen: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Whether all tokens at a slot are of a chat template."""
+    if "wrapper" not in dataset.coords:  # in files of scores from before there were any
+        return np.zeros(positions.shape[1], dtype=bool)
+    in_wrapper = dataset["wrapper"].values[chosen][np.arange(len(chosen))[:, None], positions]
+    filled = positions >= 0
+    return np.logical_and(filled.any(axis=0), np.all(in_wrapper | ~filled, axis=0))
 
 
 def _mean_at_slots(

@@ -157,6 +157,9 @@ def labelled(
     prompt; `sizes` of the dimensions that count from 0."""
     n_tokens = max(len(p.ids) for p in prompts)
     padded = [[*p.tokens, *[""] * (n_tokens - len(p.tokens))] for p in prompts]
+    position, spans = np.arange(n_tokens), np.array([(*p.text_span, len(p.ids)) for p in prompts])
+    start, end, length = spans.T[..., None]
+    wrapper = (position < start) | ((end <= position) & (position < length))
     coordinates: dict[str, Any] = {
         "score": list(scores),
         "state": list(STATES),
@@ -170,5 +173,6 @@ def labelled(
         "entity_start": ("prompt", [p.entity[0] for p in prompts]),
         "entity_end": ("prompt", [p.entity[1] for p in prompts]),
         "token_text": (("prompt", "token"), padded),
+        "wrapper": (("prompt", "token"), wrapper),
     }
     return xr.Dataset(variables, coordinates, attrs)

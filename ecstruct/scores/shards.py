@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
+from ecstruct.files import from_json, write_atomically
 from ecstruct.interruption import finishing
 from ecstruct.scores.assemble import Part
 from ecstruct.scores.baseline import Sums
@@ -86,7 +86,7 @@ class Shards:
     def _read(self, path: Path, whole: bool = False) -> tuple[dict, dict[str, Tensor]]:
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["shard"])
+                header = from_json(file.metadata()["shard"])
                 names = file.keys() if whole else []
                 return header, {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:

@@ -1,5 +1,5 @@
 """Our own records, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally `options`, `subject`,
-`template` and `aliases`, as everywhere in ecstruct.
+`template`, `aliases` and `wrapper`, as everywhere in ecstruct.
 
 `role` says what a record is: `fact` (when nothing is said), `implication` or `known`. Records with the same
 `case` belong together: an implication follows from the facts and the known facts of its case. `new_hops` of
@@ -19,7 +19,8 @@ _ROLES = ("fact", "implication", "known")
 
 def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     given = {key: value for key, value in record.items() if value not in (None, "")}
-    lists = {key: found for key in ("options", "aliases") if (found := string_list(given, key)) is not None}
+    keys = ("options", "aliases", "wrapper")
+    lists = {key: found for key in keys if (found := string_list(given, key)) is not None}
     prompt = Prompt.from_record({**given, **lists})
     label, role = given.get("case"), given.get("role", "fact")
     if label is not None and not isinstance(label, str | int):

@@ -21,6 +21,7 @@ _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _LONGEST_CELL = 2**27
 _BETWEEN = re.compile(r"\s*([,\]])\s*")
 _SPACE = re.compile(r"\s*")
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def _rows_of_file(path: Path) -> list[Row]:
         raise InputError(f"{path}, line {line}, is not UTF-8: save the file in that encoding.") from error
     if not text.strip():
         raise InputError(f"the file {path} is empty: write at least one record.")
+    if (nul := text.find("\0")) >= 0:  # which only JSON's own parser would refuse
+        raise InputError(f"{path}, line {_line(text, nul)}, has a NUL byte: mend it, or get it anew.")
     try:
         if path.suffix in (".csv", ".tsv"):
             return list(_table(text, "\t" if path.suffix == ".tsv" else ","))
@@ -142,7 +145,7 @@ def _array(text: str) -> Iterator[Row]:
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
     try:
-        return json.JSONDecoder().raw_decode(text, at)
+        return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise _Damaged(f"line {error.lineno}, is not JSON ({error.msg})") from error
     except ValueError as error:  # a number of more digits than Python reads

@@ -1,0 +1,144 @@
+"""Whether a prompt can be used, and one sentence of what is wrong with it otherwise."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from ecstruct.errors import InputError
+
+
+def check_prompt(
+    text: Any, answer: Any, options: Any, subject: Any, template: Any, aliases: Any, wrapper: Any
+) -> None:
+    _check_string(text, "the text of a prompt")
+    if text != text.rstrip():
+        raise InputError(
+            f"the prompt {shown(text)} ends with whitespace, but a space is put before its answer "
+            f"anyway: write {shown(text.rstrip())}."
+        )
+    where = f"of the prompt {shown(text)}"
+    _check_answer(answer, f"the answer {where}")
+    if options is not None:
+        _check_options(options, answer, where)
+    if subject is not None:
+        _check_string(subject, f"the subject {where}")
+        if subject not in text:
+            raise InputError(
+                f"the subject {shown(subject)} does not occur in the prompt {shown(text)}: write it as "
+                "the text does, or leave it out."
+            )
+    if template is not None:
+        _check_string(template, f"the template label {where}")
+    if aliases != ():
+        _check_aliases(aliases, answer, options, where)
+    if wrapper is not None:
+        _check_wrapper(wrapper, where)
+
+
+def _check_options(options: Any, answer: str, where: str) -> None:
+    if isinstance(options, str) or not isinstance(options, Sequence):
+        raise InputError(f"the options {where} are {shown(options)}: they must be a list of strings.")
+    options = tuple(options)
+    if not sound(options):
+        _check_each_option(options, where)
+    if answer not in sound(options):
+        raise InputError(
+            f"the answer {shown(answer)} {where} is not among its options {enumerated(options)}: add it to "
+            "options=."
+        )
+
+
+def sound(options: tuple[Any, ...]) -> frozenset[str]:
+    """The options if they can be used, and otherwise nothing."""
+    try:
+        return _sound_options(options)
+    except TypeError:  # something that has no hash is no string
+        return frozenset()
+
+
+@lru_cache(maxsize=64)  # thousands of prompts share theirs
+def _sound_options(options: tuple[Any, ...]) -> frozenset[str]:
+    try:
+        _check_each_option(options, "")
+    except InputError:
+        return frozenset()
+    return frozenset(options)
+
+
+def _check_each_option(options: tuple[Any, ...], where: str) -> None:
+    for option in options:
+        _check_answer(option, f"an option {where}")
+    if len(options) < 2:
+        raise InputError(
+            f"the options {where} are only {list(options)!r}: pass at least two in options=, or "
+            "none to take all answers of the set."
+        )
+    _check_once(options, f"the option {{}} {where}")
+
+
+def _check_aliases(aliases: Any, answer: str, options: Any, where: str) -> None:
+    if isinstance(aliases, str) or not isinstance(aliases, Sequence):
+        raise InputError(f"the aliases {where} are {shown(aliases)}: they must be a list of strings.")
+    for alias in aliases:
+        _check_answer(alias, f"an alias {where}")
+        if alias == answer or (options is not None and alias in sound(tuple(options))):
+            raise InputError(
+                f"the alias {shown(alias)} {where} is one of its options or the answer itself: leave it "
+                "out of one of the two."
+            )
+    _check_once(aliases, f"the alias {{}} {where}")
+
+
+def _check_wrapper(wrapper: Any, where: str) -> None:
+    if isinstance(wrapper, str) or not isinstance(wrapper, Sequence) or len(wrapper) != 2:
+        raise InputError(
+            f"the wrapper {where} is {shown(wrapper)}: it must be two strings, what comes before the text "
+            "and what between it and the answer."
+        )
+    for part in wrapper:
+        _check_text(part, f"a part of the wrapper {where}")
+
+
+def _check_once(values: Sequence[str], what: str) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f"{what.replace('{}', shown(value), 1)} is there twice: remove one.")
+        seen.add(value)
+
+
+def enumerated(values: Sequence[str], most: int = 5) -> str:
+    some = ", ".join(map(shown, values[:most]))
+    return some if len(values) <= most else f"{some}, ... ({len(values)} in all)"
+
+
+def _check_answer(value: Any, what: str) -> None:
+    _check_string(value, what)
+    if value != value.strip():
+        raise InputError(
+            f"{what}, {shown(value)}, begins or ends with whitespace, but a space is put before it "
+            f"anyway: write {shown(value.strip())}."
+        )
+
+
+def _check_string(value: Any, what: str) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise InputError(f"{what} is empty ({shown(value)}): it must have at least one word.")
+    _check_text(value, what)
+
+
+def _check_text(value: Any, what: str) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {shown(value)}, of type {type(value).__name__}: it must be a string.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what}, {shown(value)}, holds half of a surrogate pair, which is no character: remove it."
+        ) from error
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """A value as an error names it: a text of many pages is no part of one sentence."""
+    text = repr(value if not isinstance(value, str) else value[: most + 1])
+    return text if len(text) <= most + 2 else f"{text[:most]}..."

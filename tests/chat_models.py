@@ -1,0 +1,84 @@
+"""Chat templates of the kinds there are, with tiny tokenizers and models that have them."""
+
+from pathlib import Path
+
+import torch
+from facts_fixtures import CITIES, FACTS, byte_tokenizer
+from tokenizers import processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen's: with a system message of its own."""
+
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}<|im_end|>\n\n"
+    "{{ message.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_end|>\n\n{% endif %}"
+)
+"""Llama 3's: BOS is a part of it, and texts are trimmed."""
+
+LLAMA2 = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] "
+    "{{ message.content }} [/INST]{% elif message.role == 'assistant' %} {{ message.content }} "
+    "{{ eos_token }}{% else %}{{ raise_exception('no system messages here') }}{% endif %}{% endfor %}"
+)
+"""Llama 2's: words, not special tokens, with a space before what is answered; refuses system messages."""
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen 3's: what is answered comes after a thought, which may be empty."""
+
+ALWAYS_THINKING = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<think>\n{% endif %}"
+)
+"""DeepSeek R1's: a thought is begun for the model, and left out of what it answered."""
+
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2}
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<think>", "</think>"]
+
+
+def chat_tokenizer(template: str, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, and with a BOS before all texts but those of chat templates."""
+    words = " ".join(f"{text} {answer}" for text, answer in FACTS)
+    tokenizer = byte_tokenizer(f"{words} {' '.join(CITIES)} user assistant system [INST] [/INST]")
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": SPECIAL})
+    if adds_bos:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+        )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
+    """A random two-layer Llama with a chat template."""
+    tokenizer = chat_tokenizer(template)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+    )
+    hf = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in hf.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    hf.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
