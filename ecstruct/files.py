@@ -1,4 +1,5 @@
-"""Writing files so that there is never half a file, and folders so that one process writes at a time."""
+"""Writing files so that there is never half a file, and folders so that one process writes at a time; and
+reading the JSON that comes back, whatever has become of it."""
 
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -63,9 +65,31 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def from_json(text: str) -> Any:
+    """What a text of JSON stands for.
+
+    Raises:
+        ValueError: it is none, is nested deeper than Python can follow, or has a key twice, of which one
+            would be lost.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to a folder, which is made if it is not there.
+    """Be the only process that writes to a folder, which is made if it is not there; if that comes to
+    nothing, it is gone again.
 
     The lock is the operating system's: it ends with the process, whatever ends that. A process may take
     it again within. The ranks of a distributed job are one writer, for which the first holds the lock.
@@ -76,7 +100,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    made: list[Path] = []
     try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -84,8 +110,14 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise InputError(
             f"cannot write to {folder} ({error.strerror or error}): choose another folder."
         ) from error
-    with locked(folder / ".lock", of=folder):
-        yield
+    try:
+        with locked(folder / ".lock", of=folder):
+            yield
+    except BaseException:
+        with suppress(OSError):  # it holds something
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextmanager

@@ -6,10 +6,13 @@ and status 2, without a traceback unless `--debug` asks for it.
 
 import typer
 
+from ecstruct.cli.doctor import doctor
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
+from ecstruct.cli.recall import recall
 from ecstruct.cli.scoring import fidelity, rank, score
+from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
 
 app = typer.Typer(
@@ -18,10 +21,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, finetune, rank, score, fidelity, reproduce, sweep, replay):
+for command in (demo, doctor, finetune, rank, score, fidelity, recall, reproduce, sweep, replay):
     app.command()(command)
 app.add_typer(organism_app, name="organism")
 app.add_typer(facts_app, name="facts")
+app.add_typer(subnetworks_app, name="subnetworks")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ecstruct.errors import InputError
+from ecstruct.values import Count, Number, Text, Whole, check, or_none
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
 """The model of the paper's main text, at step 477000 of its pretraining."""
@@ -63,6 +64,20 @@ NOVEL = Words("{name} dax", "{name} zong is the")
 
 _OF_MODEL: Any = None
 """A default that depends on the model; it is filled in when a setup is made."""
+
+_TYPES: Mapping[str, Any] = {
+    "model": Text,
+    "seeds": Count | Sequence[Whole],
+    "repeats": Count,
+    "rates": dict[str, Number] | None,
+    "own_rates": bool | None,
+    "epochs": Count,
+    "batch_size": Whole,
+    "early": or_none(Number),
+    "known": dict[str, Text],
+    "device": or_none(Text),
+}
+"""Of what comes from a file."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,7 @@ class Setup:
         """
         if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
             raise InputError(f"{unknown[0]!r} is no part of a setup: leave it out.")
+        check(given, _TYPES, "this is no setup: it")
         parts = dict(given)
         try:
             if parts.get("rates") is not None:
@@ -173,7 +189,7 @@ class Setup:
                 parts["known"] = Words(**parts["known"])
             return cls(**parts)
         except (TypeError, AttributeError) as error:
-            raise InputError(f"{dict(given)} is no setup ({error}): write one as to_dict does.") from error
+            raise InputError(f"this is no setup ({error}): write one as to_dict does.") from error
 
 
 def _checked(seeds: Sequence[int]) -> tuple[int, ...]:

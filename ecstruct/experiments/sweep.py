@@ -33,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
-from ecstruct.files import locked, write_text, writing
+from ecstruct.files import from_json, locked, write_text, writing
 from ecstruct.interruption import finishing
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
@@ -181,7 +181,7 @@ class Sweep:
         if path is None or not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = from_json(path.read_text(encoding="utf-8"))
             if found["cell"] != dict(cell):
                 raise ValueError("the rows of another cell")
             return [dict(row) for row in found["rows"]]
@@ -222,7 +222,7 @@ def _claim(folder: Path, setup: Setup) -> None:
     path = folder / "setup.json"
     if path.exists():
         try:
-            found = _identity(json.loads(path.read_text(encoding="utf-8")))
+            found = _identity(from_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is no setup of experiments: choose another folder.") from error
         if differing := list(differences(found, _identity(setup.to_dict()))):
@@ -260,7 +260,7 @@ def _check_weights(folder: Path, source: str, found: str) -> None:
     path = folder / "weights.json"
     with locked(folder / ".weights.lock", wait=True):
         try:
-            known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+            known = dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
         if known.setdefault(source, found) != found:

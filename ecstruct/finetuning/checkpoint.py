@@ -16,19 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from typing_extensions import TypedDict
 
 from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
+from ecstruct.files import from_json
 from ecstruct.finetuning.result import History
 
 SECONDS = 600.0
 """Between two checkpoints, where nobody says after how many steps."""
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
+
+
+class _Past(TypedDict):
+    loss: list[float]
+    ranks: dict[str, list[float]]
+    steps_per_epoch: int
+
+
+class _Described(TypedDict):
+    run: dict[str, Any]
+    history: _Past
+    with_state: list[str]
 
 
 class Checkpoint:
@@ -91,12 +106,19 @@ class Checkpoint:
             return False
         path, described = found
         step = len(described["history"]["loss"])
+        if set(described["with_state"]) - set(weights) or set(described["history"]["ranks"]) - set(
+            history.ranks
+        ):
+            raise _damaged(path)
         for name in described["with_state"]:
             averages = {key: torch.zeros_like(weights[name].detach()) for key in _AVERAGES}
             optimizer.state[weights[name]] = {"step": torch.tensor(float(step)), **averages}
         state = _tensors(weights, optimizer, described["with_state"])
         with _quiet():
-            load(state, checkpoint_id=path, no_dist=self._across.size == 1)
+            try:
+                load(state, checkpoint_id=path, no_dist=self._across.size == 1)
+            except CheckpointException as error:
+                raise _damaged(path) from error
         history.loss[:] = described["history"]["loss"]
         for name, values in described["history"]["ranks"].items():
             history.ranks[name][:] = values
@@ -108,10 +130,11 @@ class Checkpoint:
             return None
         path = steps[max(steps)]
         try:
-            described = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            theirs = described["run"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"the checkpoint {path} cannot be read: remove the folder.") from error
+            text = (path / "run.json").read_text(encoding="utf-8")
+            described: Any = TypeAdapter(_Described).validate_python(from_json(text), strict=True)
+        except (OSError, ValueError) as error:
+            raise _damaged(path) from error
+        theirs = described["run"]
         for key in self._run | theirs:
             if theirs.get(key) != self._run.get(key):
                 one, other = _shortened(theirs.get(key)), _shortened(self._run.get(key))
@@ -127,6 +150,10 @@ class Checkpoint:
             work()
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"the checkpoint {path} cannot be read: remove the folder.")
 
 
 @contextmanager

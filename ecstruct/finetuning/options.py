@@ -41,7 +41,7 @@ class Lora:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
             raise InputError(f"lora has alpha={alpha!r}: use a positive number, such as {2 * r}.")
         targets = fields.get("targets")
-        if isinstance(targets, str) or not isinstance(targets, Collection | None):
+        if isinstance(targets, str) or not isinstance(targets, Collection | None) or targets == []:
             raise InputError(f"lora has targets={targets!r}: give a list, such as ['q_proj', 'v_proj'].")
         named = None if targets is None else tuple(targets)
         return cls(r, alpha, named, bool(fields.get("rslora")), bool(fields.get("dora")))

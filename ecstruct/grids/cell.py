@@ -23,16 +23,27 @@ from typing import Any
 
 import submitit
 import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import reproduce
-from ecstruct.files import is_held, locked, write_text, writing
+from ecstruct.files import from_json, is_held, locked, write_text, writing
 from ecstruct.grids.grid import Cell, Grid
 from ecstruct.interruption import Terminated, listening
 
 Attempt = dict[str, Any]
 """`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
 done. `stopped` is whether the attempt got on with the cell before it was asked to end."""
+
+
+class _Result(TypedDict):
+    """As much of a result as is asked for again."""
+
+    cell: dict[str, Any]
+    rows: list[dict[str, Any]]
+    results: Any
+
 
 KILLED = "ended without a word: killed, or out of memory or time"
 
@@ -54,13 +65,13 @@ class Place:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None before the cell is finished."""
-        return read_json(self.home / "result.json")
+        return read_json(self.home / "result.json", _Result)
 
     def done(self) -> bool:
         return (self.home / "result.json").exists()
 
     def attempts(self) -> list[Attempt]:
-        return read_json(self.home / "attempts.json") or []
+        return read_json(self.home / "attempts.json", list[Attempt]) or []
 
     def running(self) -> bool:
         """Whether a process holds the cell, on this machine or, where the file system tells, on another."""
@@ -165,13 +176,16 @@ def read_grid(folder: Path) -> Grid:
     path = folder / "grid.json"
     if (found := read_json(path)) is None:
         raise InputError(f"{folder} holds no sweep: give its GRID.yaml, or the folder of another.")
-    return Grid.from_dict(found)
-
-
-def read_json(path: Path) -> Any:
-    """What a file holds, None if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return Grid.from_dict(found)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_json(path: Path, of: Any = dict[str, Any]) -> Any:
+    """What a file holds, which is `of` a type; None if there is no such file."""
+    try:
+        return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

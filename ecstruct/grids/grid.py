@@ -31,6 +31,9 @@ AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
 LONGEST = 160
 """Characters of a cell's name; file systems take 255, and programs put something to it."""
 
+_LONGEST_FILE = 1_000_000
+"""Characters: what is far longer is no grid, and would take minutes to be parsed."""
+
 _OF_CELLS = {"model", "rates", "epochs", "seeds", "device"}
 _KINDS = {"models": "text", "learning_rates": "a number or null", "experiments": "text"}
 
@@ -171,15 +174,32 @@ class Grid:
             InputError: no such file, no YAML, or no grid; the message names the file.
         """
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+            text = Path(path).read_text(encoding="utf-8")
+            if len(text) > _LONGEST_FILE:
+                raise InputError(f"it has {len(text)} characters, and a grid at most {_LONGEST_FILE}.")
+            return cls.from_dict(yaml.load(text, _Loader))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
             raise InputError(
                 f"cannot read {path} ({error.strerror or error}): name a YAML file."
             ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        except (yaml.YAMLError, ValueError) as error:  # a number or a date that Python cannot hold
+            said = " ".join(str(error).split()).rstrip(".")
+            raise InputError(f"{path} is no YAML: {said[:500]}.") from error
+        except RecursionError as error:
+            raise InputError(f"{path} is nested too deeply: write a flat mapping.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _values(axis: str, given: Any) -> list[Any]:

@@ -29,6 +29,9 @@ from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.steps import instead, resolved
 from ecstruct.models.support import check_runs
 
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What transformers raises when it reads files that are not what they should be, or too deep."""
+
 
 def load(
     source: str | Path | nn.Module,
@@ -145,7 +148,7 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
         raise InputError(
             f"a safetensors file of {name} is corrupt or truncated ({gist(error)}): fetch or save it again."
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise InputError(unreadable(name, path, error)) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
@@ -166,7 +169,7 @@ def read_config(name: str, where: str, options: dict[str, Any]) -> Any:
     """The configuration of a source, unless its weights are quantised."""
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise InputError(unreadable(name, local_folder(name), error)) from error
     if getattr(config, "quantization_config", None):
         raise InputError(
@@ -180,7 +183,7 @@ def read_tokenizer(name: str, where: str, options: dict[str, Any]) -> Any:
     """The tokenizer beside the weights of a source."""
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{name} has no usable tokenizer: save it beside the weights.") from error
 
 

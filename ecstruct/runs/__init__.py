@@ -5,23 +5,32 @@ A configuration is a JSON object with all that decides the numbers, prompts incl
 replays wherever the checkpoints can be found. Devices and progress bars are not part of it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ecstruct.errors import InputError
-from ecstruct.runs.configuration import Config, Run, records
+from ecstruct.files import from_json
+from ecstruct.runs.arguments import types_of
+from ecstruct.runs.configuration import Config, Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
+from ecstruct.runs.recall import run_recall
 from ecstruct.runs.scoring import rank_table, run_fidelity, run_score
+from ecstruct.runs.subnetworks import run_core, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
+from ecstruct.values import check
 
 __all__ = [
+    "chat_of",
     "rank_table",
     "records",
     "replay",
+    "run_core",
     "run_demo",
+    "run_evaluate",
     "run_fidelity",
     "run_finetune",
+    "run_prune",
+    "run_recall",
     "run_reproduce",
     "run_score",
 ]
@@ -30,8 +39,12 @@ RUNS: Mapping[str, Run] = {
     "demo": run_demo,
     "fidelity": run_fidelity,
     "finetune": run_finetune,
+    "recall": run_recall,
     "reproduce": run_reproduce,
     "score": run_score,
+    "subnetworks-core": run_core,
+    "subnetworks-evaluate": run_evaluate,
+    "subnetworks-prune": run_prune,
 }
 
 _KEYS = {
@@ -44,12 +57,25 @@ _KEYS = {
             *("accumulate", "lora", "recompute", "checkpoint_every", "fingerprint"),
         },
     ),
+    "recall": ({"model", "prompts"}, {"after", "window", "token", "onto", "attributes", "fingerprints"}),
     "reproduce": ({"experiments", "setup"}, {"options"}),
     "score": (
         {"before", "after", "prompts"},
         {
             *("reward", "answer_tokens", "baseline", "upstream", "convention", "path_steps", "batch_size"),
             *("offload", "fingerprints"),
+        },
+    ),
+    "subnetworks-core": (
+        {"model", "masks", "prompts", "generalization"},
+        {"scores", "draws", "seed", "fingerprints"},
+    ),
+    "subnetworks-evaluate": ({"model", "masks", "prompts", "generalization"}, {"fingerprints"}),
+    "subnetworks-prune": (
+        {"model", "prompts"},
+        {
+            *("sparsity", "seeds", "steps", "kinds", "ablation", "reference", "lr", "batch_size"),
+            "fingerprint",
         },
     ),
 }
@@ -63,7 +89,7 @@ def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:
         InputError: the file is missing or is no configuration of ecstruct; what the run itself raises.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = from_json(path.read_text(encoding="utf-8"))
         run, arguments = RUNS[config["command"]], dict(config["arguments"])
         _check_keys(path, config["command"], arguments)
     except InputError:
@@ -79,3 +105,4 @@ def _check_keys(path: Path, command: str, arguments: Config) -> None:
         raise InputError(f"{path} lacks {name!r}: give a config.json as {command} wrote it.")
     for name in sorted(set(arguments) - required - optional):
         raise InputError(f"{path} has {name!r}, which {command} does not know: remove it.")
+    check(arguments, types_of(command), str(path))

@@ -1,7 +1,7 @@
 """Configurations of runs: JSON objects with all that decides the numbers, prompts included."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +10,15 @@ from typing import Any
 import xxhash
 
 from ecstruct.errors import InputError
-from ecstruct.facts import read_jsonl
+from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.files import exclusive, write_text
 
 Config = dict[str, Any]
 Run = Callable[[Config, Path, str | None, bool], None]
 """What is run, the folder it writes to, on which device, and whether to show progress."""
+
+Chat = Callable[[Sequence[Prompt]], Sequence[Prompt]]
+"""Puts prompts into a chat template, or leaves them as they are."""
 
 
 def alone(run: Run) -> Run:
@@ -29,9 +32,18 @@ def alone(run: Run) -> Run:
     return locked
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def chat_of(source: str, chat_template: bool, system: str | None) -> Chat:
+    """What the prompts of a run go through: the chat template of a model, or nothing."""
+    if chat_template:
+        return lambda prompts: in_chat(prompts, source, system=system)
+    if system is not None:
+        raise InputError("--system is a part of the chat template: add --chat-template.")
+    return tuple
+
+
+def records(path: Path, chat: Chat = tuple) -> list[dict[str, Any]]:
     """Prompts of a JSONL file as records for a configuration."""
-    return [prompt.to_record() for prompt in read_jsonl(path)]
+    return [prompt.to_record() for prompt in chat(read_jsonl(path))]
 
 
 def described(config: Config, out: Path) -> dict[str, str]:

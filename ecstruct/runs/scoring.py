@@ -17,13 +17,23 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.report.pages import fidelity_report, score_report
-from ecstruct.runs.configuration import Config, again, alone, check_weights, described, write_config
+from ecstruct.runs.configuration import (
+    Chat,
+    Config,
+    again,
+    alone,
+    check_weights,
+    described,
+    write_config,
+)
 from ecstruct.scores.engine import ScoreEngine
 
 
-def rank_table(source: str, path: Path, device: str | None, out: Path | None) -> pd.DataFrame:
+def rank_table(
+    source: str, path: Path, device: str | None, out: Path | None, chat: Chat = tuple
+) -> pd.DataFrame:
     """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
-    prompts = read_jsonl(path)
+    prompts = chat(read_jsonl(path))
     table = pd.DataFrame(
         {
             "prompt": [prompt.text for prompt in prompts],

@@ -1,0 +1,69 @@
+"""`ecstruct recall`: how a model recalls facts, and whether finetuning changed that."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ecstruct.cli.words import (
+    SOURCE,
+    ChatTemplate,
+    Debug,
+    Device,
+    Out,
+    Prompts,
+    Quiet,
+    Source,
+    System,
+    session,
+)
+
+
+def recall(
+    model: Source,
+    prompts: Prompts,
+    out: Out,
+    after: Annotated[
+        str | None,
+        typer.Option(help=f"The finetuned model to compare with: {SOURCE}, or a delta.safetensors"),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Layers blocked at once; 9, or all of a model that has fewer.")
+    ] = None,
+    token: Annotated[
+        Literal["predicted", "answer"], typer.Option(help="Whose probability and extraction is measured.")
+    ] = "predicted",
+    attributes: Annotated[
+        str,
+        typer.Option(
+            help="What there is to know of subjects: 'facts' (the prompts' answers), a JSONL file with the "
+            "keys subject and text, 'world' for the organism, or 'none'."
+        ),
+    ] = "facts",
+    onto: Annotated[
+        Literal["unembedding", "embedding"],
+        typer.Option(help="What hidden states are projected with to look for attributes."),
+    ] = "unembedding",
+    chat_template: ChatTemplate = False,
+    system: System = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Attention knockout, subject enrichment and attribute extraction; writes arrays and report.html.
+
+    Prompts need a subject. With --after, both models side by side, and beside their extractive scores.
+    """
+    with session(quiet, debug):
+        from ecstruct.runs import chat_of, records, run_recall
+
+        config: dict[str, Any] = {
+            "model": model,
+            "prompts": records(prompts, chat_of(model, chat_template, system)),
+            "window": window,
+            "token": token,
+            "onto": onto,
+            "attributes": attributes,
+        }
+        if after is not None:
+            config["after"] = after
+        run_recall(config, out, device, not quiet)

@@ -1,0 +1,88 @@
+"""Recall dissected, of one model or of two."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.facts import Prompt
+from ecstruct.files import write_text
+from ecstruct.models.adapters import is_adapter
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.export import to_hugging_face
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.load import load
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
+from ecstruct.report.recall import AFTER, recall_report
+from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+
+
+@alone
+def run_recall(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Dissect recall and write an array per part and model, `report.html`, and of two models
+    `agreement.csv` and `scores.nc`."""
+    arguments = dict(config)
+    source, after_source = arguments.pop("model"), arguments.pop("after", None)
+    prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
+    expected = arguments.pop("fingerprints", None) or {}
+    model = load(source, device=device)
+    models = {"before": model, AFTER: _after(model, after_source, device)} if after_source else {"": model}
+    weights = {state: fingerprint(named_weights(its)) for state, its in models.items()}
+    for state, found in weights.items():
+        check_weights(after_source if state == AFTER else source, found, expected.get(state))
+    attributes = _attributes(arguments.pop("attributes", "facts"), prompts, model)
+    options: dict[str, Any] = {**arguments, "progress": progress}
+    if after_source:
+        result = compare(model, models[AFTER], prompts, attributes, **options)
+        parts = {"before": result.before, AFTER: result.after}
+        result.scores.save(out / "scores.nc")
+        write_text(out / "agreement.csv", result.agreement().to_csv(index=False))
+    else:
+        result = dissect(model, prompts, attributes, **options)
+        parts = {"": result}
+    window = next(iter(parts.values())).knockout.attrs["options"]["window"]
+    of_one = {"window": window, "token": arguments.get("token", "predicted"), "progress": False}
+    tokens = {state: knockout_tokens(its, prompts[0], **of_one) for state, its in models.items()}
+    for state, found in parts.items():
+        for name, part in {**found.parts(), "tokens": tokens[state]}.items():
+            save(part, out / f"{name}{'-' * bool(state)}{state}.nc")
+    described = None if attributes is None else {"source": attributes.source, "words": _words(attributes)}
+    whole = {**config, "window": window, "attributes": described, "fingerprints": weights}
+    shown = {key: value for key, value in whole.items() if key not in ("prompts", "attributes")}
+    recall_report(out / "report.html", result, tokens, again(out), shown)
+    write_config(out, "recall", whole)
+    if progress:
+        tqdm.write(f"report: {out / 'report.html'}")
+
+
+def _after(before: TransformerBridge, source: str, device: str | None) -> TransformerBridge:
+    """The finetuned model: a source of its own, a change of weights, or an adapter."""
+    if Path(source).suffix == ".safetensors":
+        return WeightDelta.load(source).apply_to(before)
+    if is_adapter(source):
+        return load(to_hugging_face(before), adapter=source, tokenizer=tokenizer_of(before), device=device)
+    return load(source, device=device)
+
+
+def _attributes(given: Any, prompts: list[Prompt], model: TransformerBridge) -> Attributes | None:
+    """From a configuration: the words of each subject, or where these come from."""
+    if given is None or given == "none":
+        return None
+    if isinstance(given, Mapping):
+        words = {subject: frozenset(its) for subject, its in given["words"].items()}
+        return Attributes(words, given["source"])
+    if given == "facts":
+        found = Attributes.from_facts(prompts, model)
+    elif given == "world":
+        found = Attributes.of_organism(model, prompts)
+    else:
+        found = Attributes.from_corpus(given, model)
+    return found.about(prompts)
+
+
+def _words(attributes: Attributes) -> dict[str, list[str]]:
+    return {subject: sorted(words) for subject, words in attributes.items()}

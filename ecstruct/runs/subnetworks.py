@@ -1,0 +1,208 @@
+"""Subnetworks: pruned, evaluated, and what they share."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import xarray as xr
+import xxhash
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.files import write_text
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.load import load
+from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
+from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.subnetworks import (
+    Masks,
+    ablate_core,
+    core,
+    dependence,
+    effective_size,
+    evaluate,
+    generalising,
+    prune,
+    with_scores,
+)
+from ecstruct.subnetworks.ablation import NothingToAblate
+from ecstruct.subnetworks.masks import save_dataset
+
+Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
+"""By set of prompts, "in-domain" and "generalization", and by sparsity."""
+
+Result = TypeVar("Result")
+
+
+@alone
+def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Prune and write `masks.nc` and `report.html`; goes on from `checkpoint.safetensors`."""
+    arguments = dict(config)
+    source, prompts = arguments.pop("model"), arguments.pop("prompts")
+    model, found = _model(source, device, arguments.pop("fingerprint", None))
+    checkpoint = out / "checkpoint.safetensors"
+    masks = prune(model, prompts, **arguments, checkpoint=checkpoint, progress=progress)
+    masks.save(out / "masks.nc")
+    pruning_report(out / "report.html", masks, again(out))
+    write_config(out, "subnetworks-prune", {**config, "fingerprint": found})
+    checkpoint.unlink(missing_ok=True)
+    _done(out, f"{masks!r}", progress)
+
+
+@alone
+def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`."""
+    model, masks, prints = _given(config, device)
+    evaluations = _evaluations(config, model, masks, progress)
+    table = evaluation_table(evaluations)
+    in_domain = {float(name): of for name, of in evaluations["in-domain"].items()}
+    size = effective_size(in_domain)
+    for prompts, by_sparsity in evaluations.items():
+        for name, measured in by_sparsity.items():
+            save_dataset(measured, out / f"{prompts}-{name}.nc", "ecstruct evaluation 1")
+    result = {"effective_size": size, "subnetworks": _records(table)}
+    write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
+    evaluation_report(out / "report.html", evaluations, table, size, again(out))
+    write_config(out, "subnetworks-evaluate", {**config, "fingerprints": prints})
+    shown = table.drop(columns=["text"], errors="ignore").round(3).to_string(index=False)
+    _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
+
+
+@alone
+def run_core(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`."""
+    model, masks, prints = _given(config, device)
+    scores = ExtractiveScores.load(config["scores"]) if config.get("scores") else None
+    evaluations = _evaluations(config, model, masks, progress)
+    by_sparsity = {float(name): its for name, its in masks.items()}
+    found = core(by_sparsity)
+    ranks = {float(name): of["mean_rank"] for name, of in evaluations["generalization"].items()}
+    seed, draws = config.get("seed", 0), config.get("draws", 20)
+    thirds = generalising(by_sparsity, ranks, seed=seed)
+    prompts, generalization = config["prompts"], config["generalization"]
+    options: dict[str, Any] = {"draws": draws, "seed": seed, "progress": progress}
+    parts: dict[str, Any] = {"core": found, "generalising": thirds}
+    parts["ablation"] = _if_any(lambda: ablate_core(model, by_sparsity, prompts, generalization, **options))
+    parts["dependence"] = _if_any(
+        lambda: dependence(model, by_sparsity, generalization, added=thirds.heads, **options)
+    )
+    if scores is not None:
+        parts["scores"] = with_scores(found, scores, added=thirds, seed=seed)
+    found.save(out / "core.nc")
+    write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
+    core_report(out / "report.html", evaluations, parts, again(out))
+    write_config(out, "subnetworks-core", {**config, "fingerprints": prints})
+    table = found.table().to_string(index=False, float_format="{:.3g}".format)
+    _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
+
+
+def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
+    """A row per subnetwork, and one of the full model, with `rank` and `accuracy` on both sets of prompts,
+    and how far it is from the full model on those in-domain (`kl`, in nats, and `agreement`)."""
+    rows: list[dict[str, Any]] = []
+    sets = {"in-domain": "in-domain", "generalization": "generalization"}
+    first = {name: next(iter(evaluations[name].values())) for name in sets}
+    full: dict[str, Any] = {"sparsity": 0.0, "seed": None}
+    for name, of in first.items():
+        full |= {
+            f"{name} rank": float(of["full_mean_rank"]),
+            f"{name} accuracy": float(of["full_accuracy"]),
+        }
+    rows.append({**full, "kl": 0.0, "agreement": 1.0})
+    for sparsity, in_domain in evaluations["in-domain"].items():
+        both = {"in-domain": in_domain, "generalization": evaluations["generalization"][sparsity]}
+        for i, seed in enumerate(in_domain["seed"].values.tolist()):
+            row: dict[str, Any] = {"sparsity": float(sparsity), "seed": seed}
+            for name, of in both.items():
+                row |= {
+                    f"{name} rank": float(of["mean_rank"][i]),
+                    f"{name} accuracy": float(of["accuracy"][i]),
+                }
+            row |= {"kl": float(in_domain["mean_kl"][i]), "agreement": float(in_domain["agreement"][i])}
+            rows.append(row)
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+def _given(
+    config: Config, device: str | None
+) -> tuple[TransformerBridge, dict[str, Masks], dict[str, str]]:
+    """The model, its subnetworks by sparsity, and what they were, to be found again."""
+    expected = config.get("fingerprints") or {}
+    masks, prints = {}, {}
+    for path in config["masks"]:
+        its = Masks.load(path)
+        sparsity = (its.attrs.get("options") or {}).get("sparsity", float(its.sparsity.mean()))
+        if str(sparsity) in masks:
+            raise InputError(
+                f"two files have masks of the sparsity {sparsity}: give one for each sparsity."
+            )
+        masks[str(sparsity)] = its
+        values = b"".join(its.dataset[kind].values.tobytes() for kind in ("heads", "mlp"))
+        prints[path] = xxhash.xxh3_64_hexdigest(values)
+        if expected.get(path, prints[path]) != prints[path]:
+            raise InputError(
+                f"the masks of {path} are not those that this configuration was run with: find them, or "
+                "remove the fingerprints from the configuration."
+            )
+    model, prints["model"] = _model(config["model"], device, expected.get("model"))
+    return model, masks, prints
+
+
+def _model(source: str, device: str | None, expected: str | None) -> tuple[TransformerBridge, str]:
+    model = load(source, device=device)
+    found = fingerprint(named_weights(model))
+    check_weights(source, found, expected)
+    return model, found
+
+
+def _evaluations(
+    config: Config, model: TransformerBridge, masks: Mapping[str, Masks], progress: bool
+) -> dict[str, dict[str, xr.Dataset]]:
+    sets = {"in-domain": config["prompts"], "generalization": config["generalization"]}
+    return {
+        name: {
+            sparsity: evaluate(model, its, prompts, progress=progress) for sparsity, its in masks.items()
+        }
+        for name, prompts in sets.items()
+    }
+
+
+def _if_any(measure: Callable[[], Result]) -> Result | str:
+    """What is measured, or why there is nothing to measure."""
+    try:
+        return measure()
+    except NothingToAblate as error:
+        return str(error)
+
+
+def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
+    found = parts["core"]
+    account: dict[str, Any] = {"components": {group: found.components(group) for group in found.groups}}
+    account["table"] = _records(found.table())
+    account["generalising"] = _records(parts["generalising"].frame)
+    for name in ("ablation", "dependence"):
+        if not isinstance(parts[name], str):
+            account[name] = _records(parts[name].table())
+    if "scores" in parts:
+        account["scores"] = _records(parts["scores"].correlations)
+    return account | {"conclusions": {name: _said(part) for name, part in parts.items()}}
+
+
+def _said(part: Any) -> str:
+    return part if isinstance(part, str) else part.conclusion()
+
+
+def _records(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
+    """Rows as JSON types, without a value where there is none."""
+    rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
+    return [{str(name): getattr(v, "item", lambda v=v: v)() for name, v in row.items()} for row in rows]
+
+
+def _done(out: Path, said: str, progress: bool) -> None:
+    if progress:
+        tqdm.write(f"{said}\nreport: {out / 'report.html'}")

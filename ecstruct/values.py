@@ -1,0 +1,54 @@
+"""Values that come from files, by name, against the types that they must have."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ecstruct.errors import InputError
+
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Count = Annotated[int, Field(lt=10**6)]
+"""How often something is done: what is too small has a better message where it is used."""
+Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
+"""Neither NaN nor infinite."""
+
+
+def or_none(of: Any) -> Any:
+    """A type, or nothing."""
+    return of | None
+
+
+def check(values: Mapping[str, Any], types: Mapping[str, Any], of: str) -> None:
+    """Values that are not among the types are for others to check.
+
+    Raises:
+        InputError: a value is of another type than that of its name; `of` says where they come from.
+    """
+    for name in values.keys() & types.keys():
+        try:
+            TypeAdapter(types[name]).validate_python(values[name], strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where, value = _place(name, values[name], first["loc"])
+            said = first["msg"].replace("Input", "it", 1)
+            raise InputError(f"{of} has {where}={_shown(value)}: {said[0].lower()}{said[1:]}.") from error
+
+
+def _place(name: str, value: Any, location: tuple[int | str, ...]) -> tuple[str, Any]:
+    """Where in a value something is wrong, and what is there; pydantic names branches of types, too."""
+    for part in location:
+        of_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if of_list or (isinstance(value, Mapping) and part in value):
+            key: Any = part
+            name, value = f"{name}.{key}", value[key]
+    return name, value
+
+
+def _shown(value: Any, most: int = 100) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of very many digits"
+    return shown if len(shown) <= most else f"{shown[:most]}..."
