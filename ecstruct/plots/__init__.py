@@ -8,6 +8,7 @@ from ecstruct.plots.heads import head_map
 from ecstruct.plots.heatmap import heatmap
 from ecstruct.plots.ranks import rank_curves
 from ecstruct.plots.rates import number_by_rate
+from ecstruct.plots.recall import knockout_heatmap, knockout_lines, layer_lines
 from ecstruct.plots.scatter import scatter
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "grouped_bars",
     "head_map",
     "heatmap",
+    "knockout_heatmap",
+    "knockout_lines",
+    "layer_lines",
     "number_by_rate",
     "rank_curves",
     "save_figure",

@@ -1,0 +1,201 @@
+"""How facts are recalled: means over prompts by layer, and the tokens of one prompt by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.colors import hex_to_rgb
+
+from ecstruct.errors import InputError
+from ecstruct.plots.beside import axes_of, legend_width, side_by_side
+from ecstruct.plots.lines import step_axis, value_axis
+from ecstruct.plots.panels import Column, Panel, panel_figure
+from ecstruct.plots.style import INK, LINE_COLOURS, token_label
+from ecstruct.scores.bootstrap import Bootstrap
+
+CHANGE = "change of the probability (%)"
+LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
+
+
+def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str) -> go.Figure:
+    """Means over prompts by layer, a line for each entry of the dimension `lines`; several arrays stand
+    side by side on one scale.
+
+    The band is the 95% interval about the mean, of bootstrap draws of prompts; one prompt has none. Prompts
+    without a value (NaN) do not count.
+
+    Args:
+        arrays: (prompt, layer, `lines`), in any order, or several by title.
+        lines: the dimension whose entries are lines, as "group"; these have one colour in all panels.
+        y: the title of the y axis, with its unit.
+
+    Raises:
+        InputError: nothing to show, or an array without one of these dimensions.
+    """
+    panels = {"": arrays} if isinstance(arrays, xr.DataArray) else dict(arrays)
+    if not panels:
+        raise InputError("there are no arrays to show; give at least one")
+    for title, array in panels.items():
+        if missing := {"prompt", "layer", lines} - {*array.dims}:
+            raise InputError(f"{title or 'this array'} has no dimension {sorted(missing)[0]!r} to show")
+    names = list(dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values))
+    colours = {name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)}
+    figure, unnamed, widths, shown = go.Figure(), set(names), [], []
+    for i, array in enumerate(panels.values()):
+        layers = array["layer"].values
+        widths.append(float(np.clip(len(layers) * 16, 260, 480)))
+        for entry in array[lines].values:
+            values = array.sel({lines: entry}).transpose("prompt", "layer").values
+            name = str(entry)
+            mean, low, high = _mean(values)
+            shown += [mean, low, high]
+            named = {"legendgroup": name, "showlegend": name in unnamed}
+            if np.isfinite(low).any():
+                figure.add_trace(_band(layers, low, high, colours[name]).update({**named, **axes_of(i)}))
+                figure.data[-1].showlegend = False
+            line = _line(name, layers, mean, low, high, colours[name], y)
+            figure.add_trace(line.update({**named, **axes_of(i)}))
+            unnamed.discard(name)
+        figure.update_layout({f"xaxis{i + 1}": step_axis("", int(layers[-1]))})
+    finite = np.concatenate(shown)
+    finite = np.append(finite[np.isfinite(finite)], 0.0)
+    spare = 0.05 * float(np.ptp(finite)) or 0.5
+    for i in range(len(panels)):
+        axis = value_axis("", float(finite.min()) - spare, float(finite.max()) + spare)
+        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, "showticklabels": i == 0}
+        figure.update_layout({f"yaxis{i + 1}": {**axis, **zero}})
+    side_by_side(
+        figure,
+        list(panels),
+        x=["layer"] * len(panels),
+        y=y,
+        widths=widths,
+        height=264,
+        gap=30,
+        right=legend_width(names),
+    )
+    return figure.update_layout(showlegend=True)
+
+
+def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
+    """The effect of attention knockout by layer, a line per group of source tokens: Fig. 2 of Geva et al.
+    2023.
+
+    Args:
+        arrays: from `ecstruct.recall.knockout`, or several by title, as before and after finetuning.
+
+    Raises:
+        InputError: as `layer_lines`.
+    """
+    return layer_lines(arrays, lines="group", y=CHANGE)
+
+
+def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
+    """The effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at the
+    bottom, and blue where the probability falls.
+
+    Args:
+        arrays: from `ecstruct.recall.knockout_tokens`, or several by title.
+
+    Raises:
+        InputError: nothing to show, or something that is not of single tokens.
+    """
+    panels = {"": arrays} if isinstance(arrays, xr.DataArray) else dict(arrays)
+    if not panels:
+        raise InputError("there are no arrays to show; give at least one")
+    for title, array in panels.items():
+        if {*array.dims} != {"token", "layer"}:
+            raise InputError(
+                f"{title or 'this array'} has the dimensions {array.dims}, not token and layer: give what "
+                "recall.knockout_tokens returns"
+            )
+    columns = [
+        _tokens_column(escape(title, quote=False), array, first=i == 0)
+        for i, (title, array) in enumerate(panels.items())
+    ]
+    figure = panel_figure(columns, [""], scale="symmetric")
+    return figure.for_each_trace(_number_bar, {"type": "heatmap"})
+
+
+def _number_bar(trace: Any) -> None:
+    """Percentages have three digits."""
+    bar = trace.colorbar
+    bar.update(ticktext=[f"{value:+.3g}".replace("-", "−") for value in bar.tickvals])
+
+
+def _tokens_column(title: str, array: xr.DataArray, *, first: bool) -> Column:
+    values = array.transpose("layer", "token").values
+    layers = [int(layer) for layer in array["layer"].values]
+    labels = [token_label(str(text)) for text in array["token_text"].values]
+    hover = np.array(
+        [
+            [f"layer {layer}, {label}<br>{value:+.3g}%" for label, value in zip(labels, row, strict=True)]
+            for layer, row in zip(layers, values, strict=True)
+        ]
+    )
+    read = token_label(str(array["read"].values))
+    title = f"{title}: p(“{read}”)" if title else f"p(“{read}”)"
+    unmarked = np.zeros(values.shape, dtype=bool)
+    panel = Panel(values, layers, labels, hover, unmarked, CHANGE)
+    return Column(title, [panel], "token not seen", first_of_group=first)
+
+
+def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Over the prompts that have a value, and the ends of the interval about it, each (layer)."""
+    mean, low, high = np.full((3, values.shape[1]), np.nan)
+    several = len(values) > 1
+    bootstrap = Bootstrap(len(values), ci=LEVEL, resamples=RESAMPLES, seed=SEED) if several else None
+    for layer, of_layer in enumerate(values.T):
+        known = np.asarray(np.isfinite(of_layer))
+        if known.any():
+            mean[layer] = of_layer[known].mean()
+        if bootstrap:
+            low[layer], high[layer] = bootstrap.interval(of_layer, known)
+    return mean, low, high
+
+
+def _band(layers: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> go.Scatter:
+    red, green, blue = hex_to_rgb(colour)
+    known = np.isfinite(low)
+    x, low, high = layers[known], low[known], high[known]
+    return go.Scatter(
+        x=[*x.tolist(), *x[::-1].tolist()],
+        y=[*high.tolist(), *low[::-1].tolist()],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=f"rgba({red}, {green}, {blue}, 0.18)",
+        hoverinfo="skip",
+    )
+
+
+def _line(
+    name: str,
+    layers: np.ndarray,
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    colour: str,
+    y: str,
+) -> go.Scatter:
+    shown = escape(name, quote=False)
+    interval = ""
+    if np.isfinite(low).any():
+        interval = f"<br>{LEVEL:.0%} interval: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}"
+    hover = f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}{interval}"
+    return go.Scatter(
+        x=[int(layer) for layer in layers],
+        y=mean.tolist(),
+        customdata=np.stack([low, high], 1).tolist() if interval else None,
+        name=shown,
+        mode="lines+markers",
+        cliponaxis=False,
+        line={"color": colour},
+        marker={"size": 6},
+        hovertemplate=f"<b>{shown}</b>, {hover}<extra></extra>",
+    )

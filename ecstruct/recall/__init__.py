@@ -1,0 +1,31 @@
+"""How facts are recalled: which tokens must be seen, what subjects are enriched with, and what is extracted
+from them, in one model or before and after finetuning (Geva, Bastings, Filippova and Globerson 2023, arXiv
+2304.14767)."""
+
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.comparison import Comparison, Dissection, compare, dissect
+from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.extraction import extracted, extraction, extraction_rate, first_extraction
+from ecstruct.recall.heads import extraction_heads
+from ecstruct.recall.knockout import knockout, knockout_tokens
+from ecstruct.recall.storage import load, save
+from ecstruct.recall.sublayers import sublayer_knockout
+
+__all__ = [
+    "Attributes",
+    "Comparison",
+    "Dissection",
+    "attributes_rate",
+    "compare",
+    "dissect",
+    "extracted",
+    "extraction",
+    "extraction_heads",
+    "extraction_rate",
+    "first_extraction",
+    "knockout",
+    "knockout_tokens",
+    "load",
+    "save",
+    "sublayer_knockout",
+]

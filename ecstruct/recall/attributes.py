@@ -1,0 +1,199 @@
+"""A_s: the words that have to do with a subject, which its enriched representation is held against.
+
+They are the tokens of texts about the subject, without stop words and strings of at most two characters.
+Tokens are compared by what they spell, in lower case and without leading space, so that "Paris", " Paris"
+and " paris" are one attribute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerBase
+
+from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.recall.vocabulary import says_something, word_of
+
+if TYPE_CHECKING:
+    from ecstruct.organism.world import City, World
+
+Corpus = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+"""Paragraphs by subject: the path of a JSONL file, or records, with the keys `subject` and `text`, a string
+or a list of strings; a subject may have several records."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attributes(Mapping[str, frozenset[str]]):
+    """The attributes of each subject, as words in lower case; `source` says where they come from."""
+
+    words: Mapping[str, frozenset[str]]
+    source: str
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, model: TransformerBridge) -> Attributes:
+        """All tokens of the paragraphs about each subject, as the model's tokenizer cuts them. The paper
+        takes the 100 paragraphs of Wikipedia that BM25 finds for the subject.
+
+        Raises:
+            InputError: a file that cannot be read or is empty, a line or record that is none.
+        """
+        from_file = isinstance(corpus, str | os.PathLike)
+        rows = _lines(Path(corpus)) if from_file else _records(corpus)
+        texts: dict[str, list[str]] = {}
+        for place, row in rows:
+            subject, its_texts = _checked(row, place)
+            texts.setdefault(subject, []).extend(its_texts)
+        if not texts:
+            raise InputError(f"{corpus if from_file else 'the corpus'} is empty: it has no paragraphs.")
+        return cls.from_texts(texts, model, str(corpus) if from_file else "a corpus")
+
+    @classmethod
+    def from_facts(cls, facts: FactSet | PromptsLike, model: TransformerBridge) -> Attributes:
+        """The answers, with their aliases, of all prompts about each subject: of a fact set, its facts, its
+        implications and what is known.
+
+        Raises:
+            InputError: no prompt has a subject.
+        """
+        prompts: Sequence[Prompt] = (
+            (*facts.facts, *facts.implications, *facts.known)
+            if isinstance(facts, FactSet)
+            else as_prompts(facts)
+        )
+        texts: dict[str, list[str]] = {}
+        for prompt in prompts:
+            if prompt.subject is not None:
+                texts.setdefault(prompt.subject, []).extend([prompt.answer, *prompt.aliases])
+        if not texts:
+            raise InputError(f"no prompt has a subject, as {prompts[0].text!r}: give them subject=.")
+        return cls.from_texts(texts, model, "facts")
+
+    @classmethod
+    def of_organism(
+        cls, model: TransformerBridge, facts: PromptsLike = (), world: World | None = None
+    ) -> Attributes:
+        """What the organism's world says of its people, landmarks and cities: the city and what its people
+        speak, eat, pay with and work as. Of a city also what stands in it.
+
+        `facts` are about more people and landmarks: of those whose answer is a city, the subject gets what
+        the world says of that city.
+        """
+        from ecstruct.organism.world import World
+
+        world = world or World.build()
+        cities = {city.name: city for city in world.cities}
+        texts = {person.name: _said_of(person.home) for person in world.people}
+        texts |= {landmark: _said_of(city) for city in world.cities for landmark in city.landmarks}
+        texts |= {city.name: [*_said_of(city), *city.landmarks] for city in world.cities}
+        for fact in as_prompts(facts) if facts else ():
+            if fact.subject is not None and fact.answer in cities:
+                texts[fact.subject] = _said_of(cities[fact.answer])
+        return cls.from_texts(texts, model, "the organism's world")
+
+    @classmethod
+    def from_texts(
+        cls, texts: Mapping[str, Iterable[str]], model: TransformerBridge, source: str = "texts"
+    ) -> Attributes:
+        """The tokens of any texts about each subject."""
+        tokenizer = tokenizer_of(model)
+        return cls({s: frozenset(_words(its_texts, tokenizer)) for s, its_texts in texts.items()}, source)
+
+    def shuffled(self, seed: int = 0) -> Attributes:
+        """The same sets dealt out among the subjects anew: what rates are by chance, and by what all
+        subjects have in common."""
+        subjects = list(self.words)
+        order = np.random.default_rng(seed).permutation(len(subjects))
+        dealt = {s: self.words[subjects[i]] for s, i in zip(subjects, order, strict=True)}
+        return Attributes(dealt, f"{self.source}, shuffled")
+
+    def about(self, prompts: Iterable[Prompt]) -> Attributes:
+        """Those of the prompts' subjects.
+
+        Raises:
+            InputError: a prompt without subject, or a subject without attributes.
+        """
+        chosen: dict[str, frozenset[str]] = {}
+        for prompt in prompts:
+            if prompt.subject is None:
+                raise InputError(f"the prompt {prompt.text!r} has no subject: give it one with subject=.")
+            if not self.words.get(prompt.subject):
+                raise InputError(
+                    f"there are no attributes of the subject {prompt.subject!r} from {self.source}: add "
+                    "texts about it, or leave its prompts out."
+                )
+            chosen[prompt.subject] = self.words[prompt.subject]
+        return Attributes(chosen, self.source)
+
+    def __getitem__(self, subject: str) -> frozenset[str]:
+        return self.words[subject]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.words)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __repr__(self) -> str:
+        mean = np.mean([len(words) for words in self.words.values()]) if self.words else 0
+        return f"<Attributes of {len(self)} subjects from {self.source}, {mean:.0f} words each>"
+
+
+def _said_of(city: City) -> list[str]:
+    return [city.name, city.language, city.food, city.currency, city.job]
+
+
+def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    # After a space, as words are within a text: tokenizers cut the first one otherwise.
+    for text in texts:
+        for token in tokenizer.tokenize(f" {text}"):
+            word = word_of(token, tokenizer)
+            if token != tokenizer.unk_token and says_something(word):
+                yield word
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the corpus {path} cannot be read ({error.strerror}): check the path.") from error
+    # At line feeds only: JSON strings may hold any other line separator as it is.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            yield place, json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{place}: this is not JSON in UTF-8 ({error}): write one object a line."
+            ) from error
+
+
+def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for number, record in enumerate(records):
+        yield f"record {number} of the corpus", record
+
+
+def _checked(row: Any, place: str) -> tuple[str, list[str]]:
+    subject, text = (row.get("subject"), row.get("text")) if isinstance(row, Mapping) else (None, None)
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(subject, str) or not subject.strip():
+        raise InputError(f"{place}: there is no subject: write {_EXAMPLE}.")
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
+        raise InputError(
+            f"{place}: the text about {subject!r} is no string or list of strings: write {_EXAMPLE}."
+        )
+    return subject, list(texts)
+
+
+_EXAMPLE = '{"subject": "...", "text": "..."}'

@@ -1,0 +1,225 @@
+"""How a model recalls facts, and whether finetuning changes the road: before against after.
+
+`dissect` runs every part of the method on one model, `compare` on two. Then it asks whether what extractive
+scores find is what recall shows, in the model after finetuning:
+
+* MLPs that are *informative* at the subject's tokens: is that where the subject is enriched, by how much
+  the attributes rate rises in their layer, or falls without them?
+* heads that are *downstream* at the last token: are those the ones whose weights map subjects to
+  attributes, and their layers the ones where attention extracts the prediction?
+
+Agreement is Spearman's rank correlation over layers or heads, with the share of random pairings that agree
+at least as much. Few layers say little: with six, a perfect order has one chance in 360.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import rankdata
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.blocking import TokenKind
+from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.extraction import PLAIN, extraction, patch_layers
+from ecstruct.recall.groups import positions, read
+from ecstruct.recall.heads import extraction_heads
+from ecstruct.recall.knockout import WINDOW, knockout
+from ecstruct.recall.sublayers import sublayer_knockout
+from ecstruct.recall.vocabulary import Onto
+from ecstruct.scores import ExtractiveScores, score
+
+PAIRINGS = 10_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Dissection:
+    """What is found of one model. Without attributes there are no rates and no heads.
+
+    `knockout` (prompt, group, layer), `extraction` with `attention` and `mlp` (condition, prompt, layer),
+    `rate` (prompt, position, layer), `sublayers` (part, prompt, layer), one layer at a time, and `heads`
+    with `share` (layer, head): as the functions of these names in `ecstruct.recall` return them.
+    """
+
+    knockout: xr.DataArray
+    extraction: xr.Dataset
+    rate: xr.DataArray | None = None
+    sublayers: xr.DataArray | None = None
+    heads: xr.Dataset | None = None
+
+    def parts(self) -> dict[str, xr.DataArray | xr.Dataset]:
+        """What there is, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in found.items() if part is not None}
+
+
+def dissect(
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    attributes: Attributes | None = None,
+    *,
+    window: int | None = None,
+    token: TokenKind = "predicted",
+    onto: Onto = "unembedding",
+    at_layer: int | None = None,
+    progress: bool = True,
+) -> Dissection:
+    """Every part of the method on one model.
+
+    Args:
+        model: from `ecstruct.load`; it is not changed.
+        prompts: with subjects.
+        attributes: of the subjects; none for knockout and extraction alone.
+        window: of attention knockout; the paper's 9, or all layers of a model that has fewer.
+        token: as for `knockout` and `extraction`.
+        onto: as for `attributes_rate`.
+        at_layer: where sublayer knockout reads the attributes rate; where it is highest by default.
+        progress: show progress bars.
+
+    Raises:
+        InputError: as the functions of `ecstruct.recall`.
+    """
+    prompts = as_prompts(prompts)
+    size = min(WINDOW, len(model.blocks)) if window is None else window
+    of_both = {"token": token, "progress": progress}
+    blocked = knockout(model, prompts, window=size, **of_both)
+    early = patch_layers(len(model.blocks))
+    events = extraction(model, prompts, blocked=("subject", "non-subject"), patched=early, **of_both)
+    if attributes is None:
+        return Dissection(blocked, events)
+    return Dissection(
+        blocked,
+        events,
+        attributes_rate(model, prompts, attributes, onto=onto, progress=progress),
+        sublayer_knockout(
+            model, prompts, attributes, window=1, at_layer=at_layer, onto=onto, progress=progress
+        ),
+        extraction_heads(model, prompts, attributes, progress=progress),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same prompts, and their extractive scores."""
+
+    before: Dissection
+    after: Dissection
+    scores: ExtractiveScores
+    joined: Mapping[str, pd.DataFrame]
+    """By question, a point per layer or head: `x` from the scores, `y` from recall after finetuning, and
+    `name` and `layer` of the component."""
+
+    def difference(self) -> dict[str, xr.DataArray | xr.Dataset]:
+        """After minus before, of every part, prompt by prompt; of an event that is 1 where it is new, and
+        -1 where it is gone. Tokens that heads map to stay those of after."""
+        before = self.before.parts()
+        return {name: _difference(part, before[name]) for name, part in self.after.parts().items()}
+
+    def agreement(self) -> pd.DataFrame:
+        """Spearman's rho for every question; `chance`, the share of random pairings that agree at least as
+        much, either way; and over how many `n`."""
+        rows = []
+        for question, frame in self.joined.items():
+            known = frame.dropna()
+            rho, chance = _rank_correlation(known["x"].to_numpy(), known["y"].to_numpy())
+            rows.append({"question": question, "rho": rho, "chance": chance, "n": len(known)})
+        return pd.DataFrame(rows)
+
+
+def compare(
+    before: TransformerBridge,
+    after: TransformerBridge,
+    prompts: PromptsLike,
+    attributes: Attributes | None = None,
+    *,
+    window: int | None = None,
+    token: TokenKind = "predicted",
+    onto: Onto = "unembedding",
+    progress: bool = True,
+) -> Comparison:
+    """Dissect two models on the same prompts, and hold their extractive scores against it.
+
+    Arguments are those of `dissect`. The scores are those of `ecstruct.score`, of the logit difference
+    where all prompts have options and of the log-probability otherwise. With `token="predicted"`, each
+    model is asked for its own prediction.
+
+    Raises:
+        InputError: as `dissect` and `ecstruct.score`.
+    """
+    prompts = as_prompts(prompts)
+    options = {"window": window, "token": token, "onto": onto, "progress": progress}
+    of_after = dissect(after, prompts, attributes, **options)
+    at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
+    of_before = dissect(before, prompts, attributes, **options, at_layer=at_layer)
+    reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
+    scores = score(before, after, prompts, reward=reward, baseline="mean", progress=progress)
+    subjects = [positions(prompt, "subject") for prompt in read(before, prompts)]
+    return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))
+
+
+def _joined(
+    scores: ExtractiveScores, found: Dissection, subjects: Sequence[Sequence[int]]
+) -> dict[str, pd.DataFrame]:
+    informative = scores.mlp.sel(score="informative").values
+    at_subject = np.array([of.T[its].sum(0) for of, its in zip(informative, subjects, strict=True)])
+    last = xr.DataArray(scores.dataset["length"].values - 1, dims="prompt")
+    downstream = scores.heads.sel(score="downstream").isel(token=last).mean("prompt")
+    attention = 100 * found.extraction["attention"].sel(condition=PLAIN).mean("prompt")
+    joined = {
+        "downstream attention and extraction": _layers(downstream.sum("head").values, attention.values)
+    }
+    if found.rate is None or found.sublayers is None or found.heads is None:
+        return joined
+    rate = found.rate.sel(position="subject-last")
+    # What layer 0 adds to the embedding is not known.
+    rise = np.append(np.nan, rate.diff("layer").mean("prompt").values)
+    fall = -found.sublayers.sel(part="mlp").mean("prompt").values
+    fall = np.append(fall, np.full(len(rise) - len(fall), np.nan))  # later layers have no part in it
+    names = [f"head {layer}.{head}" for layer, head in np.ndindex(*downstream.shape)]
+    heads = {
+        "x": downstream.values.ravel(),
+        "y": found.heads["share"].transpose("layer", "head").values.ravel(),
+        "name": names,
+        "layer": np.repeat(downstream["layer"].values, downstream.sizes["head"]),
+    }
+    return {
+        "informative MLPs and rising attributes": _layers(at_subject.mean(0), rise),
+        "informative MLPs and attributes lost without them": _layers(at_subject.mean(0), fall),
+        **joined,
+        "downstream heads and heads that map to attributes": pd.DataFrame(heads),
+    }
+
+
+def _layers(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+    layers = range(len(x))
+    return pd.DataFrame({"x": x, "y": y, "name": [f"layer {n}" for n in layers], "layer": layers})
+
+
+def _difference(after: Any, before: Any) -> Any:
+    if isinstance(after, xr.DataArray):
+        with xr.set_options(keep_attrs=False):
+            return after - before
+    numbers = [name for name, variable in after.data_vars.items() if variable.dtype.kind in "bif"]
+    differences = {name: after[name].astype(float) - before[name].astype(float) for name in numbers}
+    return after.assign(differences).assign_attrs(difference=[after.attrs, before.attrs])
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Spearman's rho, and the share of random pairings whose rho is at least as far from 0; NaN where one
+    of the two does not vary."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    ranks = [rankdata(values) for values in (x, y)]
+    a, b = (rank - rank.mean() for rank in ranks)
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    rho = round(float(a @ b), 12) + 0.0  # no minus zero
+    shuffled = np.random.default_rng(SEED).permuted(np.tile(b, (PAIRINGS, 1)), axis=1) @ a
+    return rho, float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + PAIRINGS))

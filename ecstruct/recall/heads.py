@@ -1,0 +1,117 @@
+"""Extraction heads: which heads map a subject to its attributes by their weights alone.
+
+For a head with the value matrix W_V and the output matrix W_O, row s of E W_V W_O E^T says what the head
+writes on the vocabulary when it attends to the embedding of the token s (Geva et al. 2023, section 6). Here
+E is the embedding on the left and the unembedding on the right; biases, norms and what layers make of a
+token are left out. A head maps a subject to an attribute when one of the first tokens of the row is in A_s.
+Heads that share keys and values have the same W_V. Among many tokens some are attributes by chance: hold
+the shares against those with `Attributes.shuffled`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.enrichment import Reader
+from ecstruct.recall.running import Runs
+from ecstruct.recall.vocabulary import TOP, tokens_matrix
+
+_SHOWN = 5
+"""Tokens of every row that are kept to be looked at."""
+
+
+def extraction_heads(
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    attributes: Attributes,
+    *,
+    position: str = "subject-last",
+    top: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The heads whose weights map the prompts' subjects to attributes of theirs.
+
+    Args:
+        model: from `ecstruct.load`; not changed.
+        prompts: with subjects; as everywhere in ecstruct.
+        attributes: A_s of their subjects.
+        position: the name of a group of positions, whose tokens are looked up; of several tokens, one row
+            that holds an attribute is enough.
+        top: how many tokens of a row are searched: 500, or a hundredth of a vocabulary of fewer than
+            50,000.
+        progress: show a progress bar.
+
+    Returns:
+        `maps` (prompt, layer, head), whether a head maps the subject to an attribute; `share` (layer,
+        head), for which percentage of the prompts it does; `hits` (prompt, layer, head), how many of the
+        searched tokens are attributes, in percent; `top_tokens` (prompt, layer, head, place), the first
+        tokens of the row of the first of the positions.
+
+    Raises:
+        InputError: as `attributes_rate`, and an embedding that is not as wide as the residual stream.
+    """
+    runs = Runs.of(model, prompts)
+    view = runs.view
+    embedding, unembedding = (
+        tokens_matrix(view, runs.weights, which) for which in ("embedding", "unembedding")
+    )
+    n_top = max(1, min(TOP, len(unembedding) // 100)) if top is None else top
+    reader = Reader(runs, attributes, top=n_top)
+    places = runs.places(position)
+    # Prompts share subjects and tokens: every row is computed once.
+    ids = sorted({p.ids[at] for p, its in zip(runs.prompts, places, strict=True) for at in its})
+    row_of = {token: i for i, token in enumerate(ids)}
+    tokens = [[row_of[p.ids[at]] for at in its] for p, its in zip(runs.prompts, places, strict=True)]
+    shape = (len(runs.prompts), view.n_layers, view.n_heads)
+    maps, hits = np.zeros(shape, dtype=bool), np.zeros(shape)
+    shown = np.empty((*shape, min(_SHOWN, n_top)), dtype=object)
+    names = np.array(reader.vocabulary.words, dtype=object)
+    with runs.still(), tqdm(total=view.n_layers, desc="extraction heads", disable=not progress) as bar:
+        looked_up = embedding[torch.tensor(ids, device=view.device)]
+        for layer in range(view.n_layers):
+            for head, w_vo in enumerate(_value_output(runs, layer)):
+                found = (looked_up @ w_vo @ unembedding.T).topk(n_top).indices
+                for i, (rows, subject) in enumerate(zip(tokens, reader.subjects, strict=True)):
+                    its = reader.members[subject][found[rows]]
+                    maps[i, layer, head] = bool(its.any())
+                    hits[i, layer, head] = 100 * its.double().mean().item()
+                    shown[i, layer, head] = names[found[rows[0], :_SHOWN].cpu().numpy()]
+            bar.update()
+    coordinates = {
+        **runs.coordinates(),
+        "layer": np.arange(view.n_layers),
+        "head": np.arange(view.n_heads),
+        "place": np.arange(shown.shape[-1]),
+    }
+    dims = ("prompt", "layer", "head")
+    variables = {
+        "share": (dims[1:], 100 * maps.mean(0)),
+        "maps": (dims, maps),
+        "hits": (dims, hits),
+        "top_tokens": ((*dims, "place"), shown),
+    }
+    options = {"attributes": attributes.source, "position": position, "top": n_top}
+    return xr.Dataset(variables, coordinates, {**runs.attrs("extraction heads", options), "unit": "%"})
+
+
+def _value_output(runs: Runs, layer: int) -> list[Float[Tensor, "d_model d_model"]]:
+    """W_V W_O of every head, for rows that are multiplied from the left."""
+    sites, d_head, n_heads = runs.view.block_sites[layer], runs.view.d_head, runs.view.n_heads
+    values, output = (sites[name].matrix(runs.weights) for name in ("attn.v", "attn.o"))
+    if values is None or output is None or len(values) % d_head:
+        raise InputError(
+            f"layer {layer} of this model has no value matrix with {d_head} rows for each head: use "
+            "another architecture."
+        )
+    of_kv = values.split(d_head)  # one for each head, or for each group of heads
+    group = n_heads // len(of_kv)
+    return [of_kv[h // group].T @ of_head.T for h, of_head in enumerate(output.split(d_head, dim=1))]

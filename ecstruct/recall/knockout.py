@@ -1,0 +1,153 @@
+"""Attention knockout: which tokens must be seen, and in which layers, for a fact to be recalled.
+
+For every layer l, attention edges from a group of source tokens into the last position are blocked in a
+window of layers around l, for all heads: their scores are set to the dtype's minimum before the softmax.
+With p0 and p the probability of a token without and with the knockout, its effect is
+
+    100 (p - p0) / p0
+
+in percent: -100 where nothing is left of the token, 0 where nothing changes (Geva et al. 2023, section 4,
+arXiv 2304.14767). Windows are those of `ecstruct.recall.windows`, and `ecstruct.recall.copies` says how
+many knockouts are run at once.
+"""
+
+from typing import Any, get_args
+
+import numpy as np
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import Prompt, PromptsLike
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.recall.blocking import Places, TokenKind, blocked
+from ecstruct.recall.groups import Groups, Which, named, positions
+from ecstruct.recall.running import Runs
+from ecstruct.recall.windows import windows
+
+WINDOW = 9
+"""The paper's, of 48 layers."""
+GROUPS = ("subject", "non-subject", "last")
+
+
+def knockout(
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    *,
+    window: int = WINDOW,
+    groups: Groups = GROUPS,
+    destination: Which = "last",
+    token: TokenKind = "predicted",
+    progress: bool = True,
+) -> xr.DataArray:
+    """The effect of blocking attention from groups of tokens, layer by layer.
+
+    Args:
+        model: from `ecstruct.load`; it is not changed.
+        prompts: as for `ecstruct.score`. Names of groups need their `subject`.
+        window: how many layers are blocked at once, around each layer (`ecstruct.recall.windows`).
+        groups: the sources, each on its own: names of `ecstruct.recall.groups.NAMES`, or a mapping from
+            labels to names, positions (negative from the end), slices or lists of positions.
+        destination: the group from which sources are not seen; "last" in the paper.
+        token: whose probability is read at the last position: the one that the model predicts, or the first
+            of the prompt's answer.
+        progress: show a progress bar.
+
+    Returns:
+        Percent, float64 (prompt, group, layer). Coordinates: of prompts `text`, `answer`, `subject`,
+        `template`, the `token` that is read and its `probability` p0; of layers `first_layer` and
+        `last_layer`, the ends of their windows. `.attrs` say what it takes to compute it again.
+
+    Raises:
+        InputError: a prompt that cannot be used; an unknown group or position, a group without a token that
+            can be blocked, or whose blocking leaves a token nothing to see; a window of more layers than
+            the model has; an unknown `token`.
+    """
+    if token not in get_args(TokenKind):
+        raise InputError(f"token is 'predicted' or 'answer', not {token!r}.")
+    by_label = named(groups)
+    runs = Runs.of(model, prompts)
+    around = windows(runs.view.n_layers, window)
+    distinct = list(dict.fromkeys(around))  # in a model of few layers, several have the same
+    into = runs.places(destination)
+    sources = {label: runs.places(which) for label, which in by_label.items()}
+    for label, places in sources.items():
+        _check_seen(runs, label, places, into)
+    with runs.still():
+        found = blocked(runs, sources, into, distinct, token, progress)
+    p0, tokenizer = found.p0[:, None, None], tokenizer_of(model)
+    of_layers = found.p[:, :, [distinct.index(w) for w in around]]
+    options = {
+        "window": window,
+        "groups": {label: _plain(which) for label, which in by_label.items()},
+        "destination": _plain(destination),
+        "token": token,
+    }
+    return xr.DataArray(
+        100 * (of_layers - p0) / p0,
+        dims=("prompt", "group", "layer"),
+        coords={
+            **runs.coordinates(),
+            "group": list(by_label),
+            "layer": np.arange(len(around)),
+            "token": ("prompt", [tokenizer.decode([int(i)]).strip() for i in found.ids]),
+            "probability": ("prompt", found.p0),
+            "first_layer": ("layer", [w.start for w in around]),
+            "last_layer": ("layer", [w.stop - 1 for w in around]),
+        },
+        name="knockout",
+        attrs=runs.attrs("knockout", options),
+    )
+
+
+def knockout_tokens(
+    model: TransformerBridge,
+    prompt: Prompt,
+    *,
+    window: int = WINDOW,
+    destination: Which = "last",
+    token: TokenKind = "predicted",
+    progress: bool = True,
+) -> xr.DataArray:
+    """The effect of blocking attention from each token of one prompt on its own, layer by layer.
+
+    Arguments are those of `knockout`. Tokens after the whole destination, which does not see them, are left
+    out.
+
+    Returns:
+        Percent, float64 (token, layer), with the coordinates `token_text` and those of `knockout`; the
+        token whose probability is read is `read`.
+
+    Raises:
+        InputError: as `knockout`.
+    """
+    (tokenized,) = Runs.of(model, [prompt]).prompts
+    seen = range(max(positions(tokenized, destination)) + 1)
+    found = knockout(
+        model,
+        [prompt],
+        window=window,
+        groups={str(place): place for place in seen},
+        destination=destination,
+        token=token,
+        progress=progress,
+    )
+    by_token = found.isel(prompt=0).rename(token="read").rename(group="token")
+    texts = ("token", [tokenized.tokens[place] for place in seen])
+    return by_token.assign_coords(token=list(seen), token_text=texts).rename("knockout_tokens")
+
+
+def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:
+    for prompt, of_prompt, its_destination in zip(runs.prompts, sources, into, strict=True):
+        if min(of_prompt) > max(its_destination):
+            raise InputError(
+                f"the group {label!r} of {prompt.prompt.text!r} comes after all of the destination, which "
+                "does not see it: choose another destination, or another group."
+            )
+
+
+def _plain(which: Which) -> Any:
+    """A group as JSON has it."""
+    if isinstance(which, slice):
+        return {"slice": [which.start, which.stop, which.step]}
+    return which if isinstance(which, str | int) else list(which)

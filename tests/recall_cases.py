@@ -1,0 +1,133 @@
+"""What the tests of recall share: prompts with subjects, and plain models with edits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import transformers as hf
+from tiny import D_HEAD, N_HEADS, NAMES, PROMPTS, Block, blocks, ids_of, outside
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+SUBJECTS = [replace(p, subject=name) for p, name in zip(PROMPTS, NAMES, strict=True)]
+"""Of one to three tokens, each after "<bos> people that"."""
+
+Replace = Callable[[Tensor], Tensor]
+
+
+def span_of(prompt) -> range:
+    return range(3, 3 + len(prompt.subject.split()))
+
+
+def layers_of(plain: PreTrainedModel) -> nn.ModuleList:
+    if plain.config.model_type in ("gpt2", "gptj"):
+        return plain.transformer.h
+    return plain.gpt_neox.layers if plain.config.model_type == "gpt_neox" else plain.model.layers
+
+
+def writer(block: Block, part: str) -> nn.Module:
+    """The module whose output is added to the residual stream."""
+    if block.post:
+        return block.post[part == "mlp"]
+    return block.o if part == "attention" else block.out
+
+
+def unembedding(plain: PreTrainedModel) -> Tensor:
+    return outside(plain)["unembed"].weight.detach()
+
+
+@contextmanager
+def edited(edits: list[tuple[nn.Module, str, Replace]]) -> Iterator[None]:
+    """Edit the "input" or "output" of plain modules."""
+
+    def on_input(edit: Replace) -> Callable:
+        def hook(_module, args, kwargs):
+            if args:
+                return (edit(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+        return hook
+
+    def on_output(edit: Replace) -> Callable:
+        return lambda _module, _args, output: edit(output)
+
+    handles = [
+        module.register_forward_pre_hook(on_input(edit), with_kwargs=True)
+        if where == "input"
+        else module.register_forward_hook(on_output(edit))
+        for module, where, edit in edits
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def states(plain: PreTrainedModel, prompt, edits=(), **kwargs) -> tuple[list[Tensor], Tensor]:
+    """What leaves every layer [pos, d_model], and the logits of the last position."""
+    final: list[Tensor] = []
+    catch = (outside(plain)["ln_final"], "input", lambda x: final.append(x) or x)
+    with edited([*edits, catch]):
+        out = plain(ids_of(prompt), use_cache=False, output_hidden_states=True, **kwargs)
+    return [h[0] for h in (*out.hidden_states[1:-1], final[0])], out.logits[0, -1]
+
+
+def zeros_at(position: int) -> Replace:
+    def edit(written: Tensor) -> Tensor:
+        written = written.clone()
+        written[:, position] = 0
+        return written
+
+    return edit
+
+
+def without_queries(plain: PreTrainedModel, block: Block) -> list[tuple[nn.Module, str, Replace]]:
+    """Edits that make all queries 0, so that attention is the same to all tokens that are seen."""
+
+    def edit(qkv: Tensor) -> Tensor:
+        qkv = qkv.clone()
+        if plain.config.model_type == "gpt2":
+            qkv[..., : N_HEADS * D_HEAD] = 0
+        elif plain.config.model_type == "gpt_neox":
+            qkv.view(*qkv.shape[:2], N_HEADS, 3, D_HEAD)[..., 0, :] = 0
+        else:
+            qkv[:] = 0
+        return qkv
+
+    return [(block.qkv[0], "output", edit)]
+
+
+def blocking_mask(plain: PreTrainedModel, n: int, sources: list[int]) -> Tensor | dict[str, Tensor]:
+    """What is added to attention scores, explicitly, with the edges from `sources` to the last of n tokens
+    closed; by the kind of layer in a model that has two."""
+    i, j = torch.arange(n)[:, None], torch.arange(n)
+    open_ = j <= i
+    blocked = (i == n - 1) & torch.isin(j, torch.tensor(sources))
+
+    def additive(seen: Tensor) -> Tensor:
+        lowest = torch.finfo(torch.float64).min
+        return torch.zeros(n, n, dtype=torch.float64).masked_fill(~seen | blocked, lowest)[None, None]
+
+    if plain.config.model_type not in ("gemma2", "gemma3_text"):
+        return additive(open_)
+    window = plain.config.sliding_window
+    return {"full_attention": additive(open_), "sliding_attention": additive(open_ & (i - j < window))}
+
+
+def value_output(plain: PreTrainedModel, layer: int, head: int) -> tuple[Tensor, Tensor]:
+    """W_V [d_head, d_model] and W_O [d_model, d_head] of one head, from plain weights."""
+    block = blocks(plain)[layer]
+    o = block.o.weight.detach()
+    o = o.T if isinstance(block.o, hf.pytorch_utils.Conv1D) else o
+    w_o = o[:, head * D_HEAD : (head + 1) * D_HEAD]
+    if plain.config.model_type == "gpt2":
+        w_v = block.qkv[0].weight.detach().T[2 * N_HEADS * D_HEAD :].view(N_HEADS, D_HEAD, -1)[head]
+    elif plain.config.model_type == "gpt_neox":
+        w_v = block.qkv[0].weight.detach().view(N_HEADS, 3, D_HEAD, -1)[head, 2]
+    else:
+        by_kv = block.qkv[2].weight.detach().view(-1, D_HEAD, N_HEADS * D_HEAD)
+        w_v = by_kv.repeat_interleave(N_HEADS // len(by_kv), 0)[head]
+    return w_v, w_o

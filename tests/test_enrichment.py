@@ -1,0 +1,333 @@
+"""Attributes, the attributes rate and sublayer knockout, against plain models, hooks and plain loops."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
+from tiny import (
+    FAMILIES,
+    N_LAYERS,
+    assert_unchanged,
+    blocks,
+    hooked,
+    hooked_pair,
+    outside,
+    plain_pair,
+    state_of,
+    tokenizer,
+)
+
+import ecstruct
+from ecstruct import InputError, Prompt
+from ecstruct.organism import World
+from ecstruct.plots.enrichment import attributes_rate_lines, sublayer_lines
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.sublayers import sublayer_knockout
+from ecstruct.recall.vocabulary import Cut
+
+TOP, KEPT = 12, 4
+WORDS = {
+    "Ada": "Dutch Ada knows people",
+    "Bo Li": "Thai Zulu Norse speak",
+    "Cy de Wit": "Wit Norse knows",
+    "Di": "Dutch Thai Old",
+    "Ed Roy": "Roy Zulu Ada Wit speak",
+}
+PLACES = {
+    "subject-last": lambda span, n: [span[-1]],
+    "subject-first": lambda span, n: [span[0]],
+    "subject-others": lambda span, n: list(span[1:-1]),
+    "last": lambda span, n: [n - 1],
+}
+
+
+def attributes_of(family: str) -> Attributes:
+    return Attributes.from_texts({s: [text] for s, text in WORDS.items()}, hooked_pair(family)[0])
+
+
+def rate_of(plain, hidden: torch.Tensor, subject: str, onto: str = "unembedding") -> float:
+    """The definition, token by token."""
+    matrix = unembedding(plain) if onto == "unembedding" else plain.get_input_embeddings().weight.detach()
+    order = (hidden @ matrix.T).argsort(descending=True)[:TOP].tolist()
+    words = [tokenizer().convert_ids_to_tokens(i).lower() for i in order]
+    stop = ("that", "<pad>", "<unk>", "knows")  # of this vocabulary
+    kept = [w for w in words if len(w) > 2 and w not in stop][:KEPT]
+    its = {w for w in WORDS[subject].lower().split() if len(w) > 2 and w not in stop}
+    return 100 * sum(w in its for w in kept) / len(kept)
+
+
+@pytest.mark.parametrize(
+    ("normed", "onto"), [(False, "unembedding"), (True, "unembedding"), (False, "embedding")]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rates_are_those_of_plain_hidden_states(family, normed, onto):
+    plain, model = plain_pair(family)[0], hooked_pair(family)[0]
+    found = attributes_rate(
+        model, SUBJECTS, attributes_of(family), normed=normed, onto=onto, top=TOP, kept=KEPT, progress=False
+    )
+    assert found.dims == ("prompt", "position", "layer") and found.attrs["unit"] == "%"
+    norm = outside(plain)["ln_final"] if normed else torch.nn.Identity()
+    for i, prompt in enumerate(SUBJECTS):
+        for layer, state in enumerate(states(plain, prompt)[0]):
+            for name, places in PLACES.items():
+                at = places(span_of(prompt), len(state))
+                with torch.no_grad():
+                    rates = [rate_of(plain, norm(state[p]), prompt.subject, onto) for p in at]
+                expected = np.mean(rates) if at else np.nan
+                value = float(found.sel(prompt=i, position=name, layer=layer))
+                assert value == pytest.approx(expected, nan_ok=True), (i, name, layer)
+    assert found.std("prompt").max() > 10  # there is something to agree on
+
+
+def test_a_position_that_a_prompt_has_not_is_nan_and_its_tokens_are_named():
+    rates = attributes_rate(
+        hooked_pair("llama")[0], SUBJECTS, attributes_of("llama"), top=TOP, kept=KEPT, progress=False
+    )
+    missing = rates.sel(position="subject-others").isnull()
+    assert missing.values[[0, 1, 3, 4]].all() and not missing.values[2].any()
+    assert rates.token.sel(prompt=2).values.tolist() == ["Wit", "Cy", "de", "speak"]
+    assert rates.token.sel(prompt=0).values.tolist() == ["Ada", "Ada", "", "speak"]
+
+
+@pytest.mark.parametrize("mode", ["zero", "uniform"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sublayer_knockout_is_that_of_hooks_on_plain_modules(family, mode):
+    plain, model = plain_pair(family)[0], hooked_pair(family)[0]
+    prompts, at = SUBJECTS[1:4], 2
+    found = sublayer_knockout(
+        model, prompts, attributes_of(family), at_layer=at, window=2, mode=mode, top=TOP, kept=KEPT,
+        progress=False,
+    )  # fmt: skip
+    assert found.dims == ("part", "prompt", "layer") and found.sizes["layer"] == at + 1
+    for i, prompt in enumerate(prompts):
+        position = span_of(prompt)[-1]
+        whole = rate_of(plain, states(plain, prompt)[0][at][position], prompt.subject)
+        assert float(found.rate[i]) == pytest.approx(whole)
+        for part in ("attention", "mlp"):
+            for first in range(at + 1):
+                edits = []
+                for block in blocks(plain)[first : min(first + 2, at + 1)]:
+                    if mode == "zero":
+                        edits.append((writer(block, part), "output", zeros_at(position)))
+                    elif part == "mlp":
+                        edits.append((block.out, "input", torch.zeros_like))
+                    else:
+                        edits += without_queries(plain, block)
+                without = states(plain, prompt, edits)[0][at][position]
+                change = rate_of(plain, without, prompt.subject) - whole
+                value = float(found.sel(part=part, layer=first).isel(prompt=i))
+                assert value == pytest.approx(change), (i, part, first)
+    assert np.abs(found.values).max() > 0
+
+
+def test_knockout_reads_where_the_rate_is_highest_unless_told():
+    model, its = hooked_pair("llama")[0], attributes_of("llama")
+    rates = attributes_rate(model, SUBJECTS, its, top=TOP, kept=KEPT, progress=False)
+    highest = int(rates.sel(position="subject-last").mean("prompt").values.argmax())
+    found = sublayer_knockout(model, SUBJECTS, its, top=TOP, kept=KEPT, progress=False)
+    assert found.attrs["options"]["at_layer"] == highest and found.attrs["options"]["window"] == 1
+    np.testing.assert_allclose(found.rate, rates.sel(position="subject-last", layer=highest))
+
+
+def test_projections_of_stop_words_alone_have_no_rate():
+    """Of a model that says "that" or "knows" whatever it sees, if it is asked for one token."""
+    plain = copy.deepcopy(plain_pair("llama")[0])
+    with torch.no_grad():
+        plain.lm_head.weight[:, 0] = -1
+        plain.model.embed_tokens.weight[:, 0] = 100
+        plain.lm_head.weight[tokenizer().convert_tokens_to_ids(["that", "knows"]), 0] = 1
+    model = hooked(plain)
+    its = Attributes.from_texts({s: [text] for s, text in WORDS.items()}, model)
+    assert attributes_rate(model, SUBJECTS, its, top=2, progress=False).isnull().all()
+    with pytest.raises(InputError, match="no token of any projection is left"):
+        sublayer_knockout(model, SUBJECTS, its, top=2, progress=False)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "cohere"])
+def test_other_architectures_can_be_read(family):
+    its = attributes_of(family)
+    for mode in ("zero", "uniform"):
+        found = sublayer_knockout(
+            hooked_pair(family)[0], SUBJECTS, its, at_layer=2, mode=mode, top=TOP, kept=KEPT, progress=False
+        )
+        assert np.isfinite(found.values).all()
+
+
+def test_models_are_what_they_were():
+    for family in ("gpt2", "gemma2"):
+        model = hooked(plain_pair(family)[0])
+        model.train()
+        its = Attributes.from_texts({s: [text] for s, text in WORDS.items()}, model)
+        options = {"top": TOP, "kept": KEPT, "progress": False}
+        attributes_rate(model, SUBJECTS, its, **options)
+        before = state_of(model)
+        attributes_rate(model, SUBJECTS, its, normed=True, **options)
+        for mode in ("zero", "uniform"):
+            sublayer_knockout(model, SUBJECTS, its, mode=mode, **options)
+        assert_unchanged(model, before)
+
+
+# --- Attributes ---
+
+
+def test_attributes_of_a_corpus(tmp_path):
+    model = hooked_pair("llama")[0]
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        {"subject": "Ada", "text": "Ada knows that people speak Dutch"},
+        {"subject": "Di", "text": ["Thai", "Di de Zulu unheard"]},
+        {"subject": "Ada", "text": "Norse"},
+    ]
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    its = Attributes.from_corpus(path, model)
+    # "knows" and "that" are stop words, "Di" and "de" are short, "unheard" is no token.
+    assert its["Ada"] == {"ada", "people", "speak", "dutch", "norse"}
+    assert its["Di"] == {"thai", "zulu"}
+    assert Attributes.from_corpus(rows, model).words == its.words
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("not json", "line 2: this is not JSON"),
+        ('{"text": "x"}', "line 2: there is no subject"),
+        ('{"subject": "Ada"}', "line 2: the text about 'Ada'"),
+        ('{"subject": "Ada", "text": [1]}', "line 2: the text about 'Ada'"),
+        ('["Ada"]', "line 2: there is no subject"),
+        ("[" * 100_000, "line 2: this is not JSON"),
+    ],
+)
+def test_bad_lines_of_a_corpus_are_named(tmp_path, line, complaint):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"subject": "Ada", "text": "Dutch"}\n' + line)
+    with pytest.raises(InputError, match=complaint):
+        Attributes.from_corpus(path, hooked_pair("llama")[0])
+
+
+def test_files_without_paragraphs_are_named(tmp_path):
+    model = hooked_pair("llama")[0]
+    with pytest.raises(InputError, match="cannot be read"):
+        Attributes.from_corpus(tmp_path / "missing.jsonl", model)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        Attributes.from_corpus(tmp_path / "empty.jsonl", model)
+
+
+def test_attributes_of_facts_and_of_the_world():
+    model, data = ecstruct.load("organism"), ecstruct.facts.first_hop()
+    its = Attributes.from_facts(data, model)
+    fact = data.facts[0]
+    assert its[fact.subject] == {*fact.answer.lower().split(), data.implications[0].answer.lower()}
+    world = World.build()
+    person, office = world.people[0], Attributes.of_organism(model, data.facts)
+    home = person.home
+    said = f"{home.name} {home.language} {home.food} {home.currency} {home.job}".lower().split()
+    assert office[person.name] == {w for w in said if len(w) > 2}
+    assert home.language.lower() in office[home.landmarks[1]]
+    assert data.implications[0].answer.lower() in office[fact.subject]
+    with pytest.raises(InputError, match="no prompt has a subject"):
+        Attributes.from_facts([("Ada lives in", "Tokyo")], model)
+
+
+def test_shuffled_attributes_are_the_same_sets_of_others():
+    its = attributes_of("llama")
+    shuffled = its.shuffled(1)
+    assert sorted(map(sorted, shuffled.values())) == sorted(map(sorted, its.values()))
+    assert shuffled.words != its.words and shuffled.words == its.shuffled(1).words
+
+
+# --- What is looked at, and what cannot be ---
+
+
+def test_how_much_of_a_projection_is_looked_at():
+    assert Cut.of(None, None, 50257) == Cut(500, 50)
+    assert Cut.of(None, None, 514) == Cut(51, 5)
+    assert Cut.of(None, None, 20) == Cut(2, 1)
+    assert Cut.of(3, None, 50257) == Cut(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"top": 0}, "top=0"),
+        ({"top": 1000}, "top=1000: the vocabulary has 21 tokens"),
+        ({"top": 5, "kept": 6}, "kept=6: of top=5"),
+        ({"positions": ["subject-middle"]}, "no group of positions 'subject-middle'"),
+        ({"positions": []}, "has no group"),
+        ({"onto": "residual"}, "onto='residual' is unknown"),
+    ],
+)
+def test_bad_options_of_rates(options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        attributes_rate(
+            hooked_pair("llama")[0], SUBJECTS, attributes_of("llama"), progress=False, **options
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"mode": "mean"}, "mode='mean' is unknown"),
+        ({"parts": ["heads"]}, "parts="),
+        ({"window": 4}, "window=4: this model has 3 layers"),
+        ({"at_layer": N_LAYERS}, "at_layer=3"),
+        ({"position": "subject-others"}, "has no token in"),
+    ],
+)
+def test_bad_options_of_sublayer_knockout(options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        sublayer_knockout(
+            hooked_pair("llama")[0], SUBJECTS, attributes_of("llama"), progress=False, **options
+        )
+
+
+def test_subjects_that_nothing_is_known_of_are_named():
+    model, its = hooked_pair("llama")[0], attributes_of("llama")
+    with pytest.raises(InputError, match="has no subject: give it one"):
+        attributes_rate(model, [Prompt("people that Ada knows speak", "Dutch")], its, progress=False)
+    few = Attributes({"Ada": frozenset({"dutch"}), "Di": frozenset()}, "my list")
+    with pytest.raises(InputError, match="no attributes of the subject 'Bo Li' from my list: add texts"):
+        attributes_rate(model, SUBJECTS, few, progress=False)
+    foreign = Attributes({"Ada": frozenset({"atlantis"})}, "my list")
+    with pytest.raises(InputError, match="no attribute of the subject 'Ada' is a token"):
+        attributes_rate(model, SUBJECTS[:1], foreign, progress=False)
+
+
+# --- On the organism ---
+
+
+def test_the_organism_enriches_its_subjects_by_mlps():
+    """Towards the embeddings of their attributes, as it has another unembedding."""
+    people = [p for p in World.build().people if not p.held_out][:60]
+    facts = [Prompt(f"{p.name} lives in", p.home.name, subject=p.name) for p in people]
+    model = ecstruct.load("organism")
+    its = Attributes.of_organism(model).about(facts)
+    options = {"onto": "embedding", "progress": False}
+    rates, by_chance = (
+        attributes_rate(model, facts, a, **options).sel(position="subject-last").mean("prompt")
+        for a in (its, its.shuffled())
+    )
+    assert rates[0] < 4 < 7 < rates[3:5].min() and by_chance.max() < 3
+    change = sublayer_knockout(model, facts, its, at_layer=4, window=3, **options).mean("prompt")
+    assert change.sel(part="mlp", layer=1) < -3
+
+
+# --- Figures ---
+
+
+def test_figures_show_means_over_prompts():
+    model, its, options = hooked_pair("llama")[0], attributes_of("llama"), {"top": TOP, "kept": KEPT}
+    rates = attributes_rate(model, SUBJECTS, its, progress=False, **options)
+    lines = [t for t in attributes_rate_lines(rates).data if t.mode == "lines+markers"]
+    assert [line.name for line in lines] == list(PLACES)
+    np.testing.assert_allclose(lines[0].y, rates.sel(position="subject-last").mean("prompt"))
+    np.testing.assert_allclose(lines[2].y, rates.sel(position="subject-others", prompt=2))
+    changes = sublayer_knockout(model, SUBJECTS, its, at_layer=2, progress=False, **options)
+    figure = sublayer_lines({"before": changes, "after": changes})
+    lines = [t for t in figure.data if t.mode == "lines+markers"]
+    np.testing.assert_allclose(lines[1].y, changes.sel(part="mlp").mean("prompt"))
+    assert figure.layout.xaxis.title.text == "first layer cancelled"

@@ -1,0 +1,107 @@
+"""`ecstruct recall`: what it writes, how it is run again, and what it says of bad input."""
+
+import json
+
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from ecstruct import load, recall
+from ecstruct.cli import app
+from ecstruct.facts import first_hop
+from ecstruct.facts.prompt import write_jsonl
+from ecstruct.models import WeightDelta
+from ecstruct.models.hooked import named_weights
+
+PROMPTS = first_hop().facts[:4]
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def works(*words):
+    result = run(*words)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Prompts, paragraphs about their subjects, and a change of the organism's weights."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_jsonl(PROMPTS, folder / "prompts.jsonl")
+    lines = [{"subject": p.subject, "text": [f"{p.answer} is the city of", "Tokyo"]} for p in PROMPTS]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = named_weights(load("organism", device="cpu"))
+    moved = {name: p * 1.05 if ".mlp." in name else p for name, p in weights.items()}
+    WeightDelta.from_weights(weights, moved).save(folder / "delta.safetensors")
+    return folder
+
+
+def test_two_models(inputs, tmp_path):
+    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--window", "2", "--quiet")
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words)
+    result = works(*command, "--device", "cpu", "--out", tmp_path / "out")
+    assert not result.stdout
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    for part in ("knockout", "extraction", "rate", "sublayers", "heads", "tokens"):
+        assert {f"{part}-before.nc", f"{part}-after.nc"} <= names
+    assert {"report.html", "config.json", "agreement.csv", "scores.nc"} <= names
+
+    model = load("organism", device="cpu")
+    after = WeightDelta.load(inputs / "delta.safetensors").apply_to(model)
+    for state, its in (("before", model), ("after", after)):
+        expected = recall.knockout(its, PROMPTS, window=2, progress=False)
+        found = recall.load(tmp_path / "out" / f"knockout-{state}.nc")
+        xr.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["command"] == "recall"
+    assert config["arguments"]["attributes"]["words"].keys() == {p.subject for p in PROMPTS}
+    works("replay", tmp_path / "out" / "config.json", "--out", tmp_path / "again", "--quiet")
+    for name in names - {"report.html"}:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+    config["arguments"]["fingerprints"]["after"] = "0" * 32
+    (tmp_path / "other.json").write_text(json.dumps(config))
+    result = run("replay", tmp_path / "other.json", "--out", tmp_path / "other", "--quiet")
+    assert result.exit_code == 2
+    assert "are not those that this configuration was run with" in result.stderr
+
+
+def test_one_model(inputs, tmp_path):
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
+    works(*command, "--attributes", inputs / "corpus.jsonl", "--token", "answer", "--out", tmp_path / "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"knockout.nc", "rate.nc", "heads.nc", "tokens.nc", "report.html"} <= names
+    assert not {"scores.nc", "agreement.csv"} & names
+    found = recall.load(tmp_path / "a" / "knockout.nc")
+    assert found.attrs["options"]["window"] == 6  # the paper's 9 are more than there are
+    assert found["token"].values.tolist() == [p.answer.split()[0] for p in PROMPTS]
+    works(*command, "--attributes", "none", "--window", "1", "--out", tmp_path / "b")
+    assert not (tmp_path / "b" / "rate.nc").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--window", "7"), "error: window=7: the model has 6 layers, use 1 to 6 of them.\n"),
+        (("--attributes", "missing.jsonl"), "error: the corpus missing.jsonl cannot be read"),
+    ],
+)
+def test_says_what_is_wrong(inputs, tmp_path, words, error):
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
+    result = run(*command, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(error)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_prompts_without_subjects(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "Grace Miller lives in", "answer": "Tokyo"}) + "\n")
+    command = ("recall", "--model", "organism", "--prompts", path, "--attributes", "none", "--quiet")
+    result = run(*command, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")

@@ -1,0 +1,200 @@
+"""Before against after, and the figures and files of what recall finds."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import tiny
+import xarray as xr
+from recall_cases import SUBJECTS, span_of
+from scipy.stats import spearmanr
+from tiny import N_LAYERS, assert_unchanged, single_pair, state_of
+
+from ecstruct import InputError, finetune, load, mean_rank, recall, score
+from ecstruct.facts import first_hop
+from ecstruct.organism.world import World
+from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines
+from ecstruct.recall.comparison import _rank_correlation
+from ecstruct.recall.organism import pretrained
+from ecstruct.report.recall import recall_report
+from ecstruct.scores.bootstrap import Bootstrap
+
+TEXTS = {name: [*tiny.LANGUAGES[i % 4].split(), "people"] for i, name in enumerate(tiny.NAMES)}
+
+
+@pytest.fixture(scope="module")
+def compared() -> recall.Comparison:
+    before, after = single_pair("llama")
+    for model in (before, after):
+        mean_rank(model, SUBJECTS)  # blocks get hooks of their own in the first run
+    states = [state_of(model) for model in (before, after)]
+    attributes = recall.Attributes.from_texts(TEXTS, before)
+    found = recall.compare(before, after, SUBJECTS, attributes, window=2, progress=False)
+    for model, state in zip((before, after), states, strict=True):
+        assert_unchanged(model, state)
+    return found
+
+
+def test_each_side_is_what_its_model_gives(compared: recall.Comparison) -> None:
+    before, after = single_pair("llama")
+    for model, side in ((before, compared.before), (after, compared.after)):
+        expected = recall.knockout(model, SUBJECTS, window=2, progress=False)
+        xr.testing.assert_identical(side.knockout, expected)
+        attributes = recall.Attributes.from_texts(TEXTS, model)
+        xr.testing.assert_identical(
+            side.rate, recall.attributes_rate(model, SUBJECTS, attributes, progress=False)
+        )
+    at = [side.sublayers.attrs["options"]["at_layer"] for side in (compared.before, compared.after)]
+    assert at[0] == at[1]
+
+
+def test_differences(compared: recall.Comparison) -> None:
+    difference = compared.difference()
+    assert difference.keys() == compared.after.parts().keys()
+    knocked = compared.after.knockout.values - compared.before.knockout.values
+    np.testing.assert_array_equal(difference["knockout"].values, knocked)
+    events = [side.extraction["mlp"].values.astype(int) for side in (compared.before, compared.after)]
+    np.testing.assert_array_equal(difference["extraction"]["mlp"].values, events[1] - events[0])
+    share = compared.after.heads["share"].values - compared.before.heads["share"].values
+    np.testing.assert_array_equal(difference["heads"]["share"].values, share)
+
+
+def test_scores_beside_recall(compared: recall.Comparison) -> None:
+    before, after = single_pair("llama")
+    scores = score(before, after, SUBJECTS, baseline="mean", progress=False)
+    mlp, downstream = np.zeros((5, N_LAYERS)), np.zeros((5, N_LAYERS, tiny.N_HEADS))
+    for i, prompt in enumerate(SUBJECTS):
+        n_tokens = len(prompt.text.split()) + 1
+        informative = scores.mlp.sel(score="informative", prompt=i)
+        mlp[i] = sum(informative.sel(token=token).values for token in span_of(prompt))
+        downstream[i] = scores.heads.sel(score="downstream", prompt=i, token=n_tokens - 1).values
+    joined = compared.joined
+    rising = joined["informative MLPs and rising attributes"]
+    np.testing.assert_allclose(rising["x"], mlp.mean(0), rtol=1e-6)
+    rate = compared.after.rate.sel(position="subject-last").values
+    np.testing.assert_allclose(rising["y"][1:], np.nanmean(rate[:, 1:] - rate[:, :-1], 0), atol=1e-12)
+    assert np.isnan(rising["y"][0])
+    lost = joined["informative MLPs and attributes lost without them"]
+    change = np.nanmean(compared.after.sublayers.sel(part="mlp").values, 0)
+    np.testing.assert_allclose(lost["y"][: len(change)], -change, atol=1e-12)
+    heads = joined["downstream heads and heads that map to attributes"]
+    np.testing.assert_allclose(heads["x"], downstream.mean(0).ravel(), rtol=1e-6)
+    assert heads["name"][5] == "head 1.1"
+    assert heads["y"][5] == compared.after.heads["share"].values[1, 1]
+    attention = joined["downstream attention and extraction"]
+    np.testing.assert_allclose(attention["x"], downstream.mean(0).sum(1), rtol=1e-6)
+    events = compared.after.extraction["attention"].values[0]
+    np.testing.assert_allclose(attention["y"], [100 * events[:, n].mean() for n in range(N_LAYERS)])
+    agreement = compared.agreement().set_index("question")
+    assert (
+        agreement.loc["downstream heads and heads that map to attributes", "n"] == heads.dropna().shape[0]
+    )
+
+
+def test_rank_correlation() -> None:
+    x, y = np.array([1.0, 2, 3, 3, 7, 9]), np.array([2.0, 1, 5, 6, 6, 8])
+    rho, chance = _rank_correlation(x, y)
+    assert rho == pytest.approx(spearmanr(x, y).statistic)
+    at_least = [abs(spearmanr(x, other).statistic) >= rho - 1e-9 for other in list(permutations(y))[::7]]
+    assert chance == pytest.approx(np.mean(at_least), abs=0.03)
+    assert all(np.isnan(_rank_correlation(x, np.ones(6))))
+    assert all(np.isnan(_rank_correlation(x[:2], y[:2])))
+
+
+def test_without_attributes() -> None:
+    before, after = single_pair("gpt2")
+    found = recall.compare(before, after, SUBJECTS, token="answer", progress=False)
+    assert found.after.parts().keys() == {"knockout", "extraction"}
+    assert [*found.joined] == ["downstream attention and extraction"]
+    # 9 layers of the paper are more than there are.
+    assert found.before.knockout.attrs["options"]["window"] == N_LAYERS
+    assert found.before.knockout["token"].values.tolist() == ["Dutch", "Old", "Thai", "Zulu", "Dutch"]
+
+
+def test_files(compared: recall.Comparison, tmp_path) -> None:
+    for name, part in compared.after.parts().items():
+        recall.save(part, tmp_path / f"{name}.nc")
+        again = recall.load(tmp_path / f"{name}.nc")
+        assert type(again) is type(part)
+        assert again.attrs == part.attrs
+        xr.testing.assert_equal(again, part)
+        if name == "extraction":
+            assert again["mlp"].dtype == bool
+    with pytest.raises(InputError, match="there is no file"):
+        recall.load(tmp_path / "none.nc")
+    (tmp_path / "damaged.nc").write_bytes((tmp_path / "rate.nc").read_bytes()[:2000])
+    with pytest.raises(InputError, match="damaged or no netCDF file"):
+        recall.load(tmp_path / "damaged.nc")
+    compared.scores.save(tmp_path / "scores.nc")
+    with pytest.raises(InputError, match="but not one of ecstruct"):
+        recall.load(tmp_path / "scores.nc")
+
+
+def test_lines_are_means_over_prompts(compared: recall.Comparison) -> None:
+    figure = knockout_lines({"before": compared.before.knockout, "after": compared.after.knockout})
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert [line.name for line in lines] == ["subject", "non-subject", "last"] * 2
+    values = compared.after.knockout.sel(group="subject").values
+    np.testing.assert_allclose(lines[3].y, values.mean(0))
+    assert lines[3].xaxis == "x2"
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    low, high = Bootstrap(5, ci=0.95, resamples=1000, seed=0).interval(values)
+    np.testing.assert_allclose(bands[3].y, [*high, *low[::-1]])
+    assert lines[0].line.color == lines[3].line.color != lines[1].line.color
+    one = knockout_lines(compared.after.knockout.isel(prompt=[2]))
+    assert not [trace for trace in one.data if trace.fill]
+
+
+def test_lines_leave_out_prompts_without_a_value(compared: recall.Comparison) -> None:
+    rate = compared.after.rate
+    figure = layer_lines(rate, lines="position", y="rate")
+    others = next(
+        trace for trace in figure.data if trace.name == "subject-others" and trace.mode != "lines"
+    )
+    (longest,) = [i for i, p in enumerate(SUBJECTS) if len(p.subject.split()) == 3]
+    np.testing.assert_allclose(others.y, rate.sel(prompt=longest, position="subject-others").values)
+    with pytest.raises(InputError, match="no dimension 'group'"):
+        layer_lines(rate, lines="group", y="")
+    with pytest.raises(InputError, match="no arrays"):
+        layer_lines({}, lines="group", y="")
+
+
+def test_heatmap_of_tokens() -> None:
+    model, _ = single_pair("llama")
+    found = recall.knockout_tokens(model, SUBJECTS[2], window=2, progress=False)
+    figure = knockout_heatmap({"one": found, "<other>": found})
+    panels = [trace for trace in figure.data if trace.type == "heatmap"]
+    for panel in panels:
+        np.testing.assert_allclose(
+            np.asarray(panel.z, dtype=float), found.transpose("layer", "token").values
+        )
+        assert panel.zmin == -panel.zmax
+        assert "+1e+02" not in panel.colorbar.ticktext
+    assert "<other>" not in figure.to_json()
+    with pytest.raises(InputError, match="give what recall"):
+        knockout_heatmap(recall.knockout(model, SUBJECTS, window=2, progress=False))
+
+
+def test_report(compared: recall.Comparison, tmp_path) -> None:
+    model, _ = single_pair("llama")
+    tokens = {"before": recall.knockout_tokens(model, SUBJECTS[2], window=2, progress=False)}
+    for name, found in (("two", compared), ("one", compared.after)):
+        recall_report(tmp_path / f"{name}.html", found, tokens, "ecstruct replay", {"window": 2})
+    two, one = ((tmp_path / f"{name}.html").read_text() for name in ("two", "one"))
+    for title in ("Attention knockout", "Subject enrichment", "Attribute extraction", "Extraction heads"):
+        assert f"<h2>{title}</h2>" in one
+        assert f"<h2>{title}</h2>" in two
+    assert "Extractive scores and recall" in two
+    assert "Extractive scores and recall" not in one
+    assert "After finetuning, blocking attention" in two
+
+
+def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() -> None:
+    organism, facts = load("organism", device="cpu"), first_hop().facts
+    tuned = finetune(organism, facts, progress=False).model
+    homes = pretrained(World.build())["homes"][:40]
+    for model, asked in ((organism, homes), (tuned, facts)):
+        found = recall.knockout(model, asked, window=2, progress=False).mean("prompt")
+        assert found.sel(group="subject", layer=5) < -95
+        assert found.sel(group="subject", layer=slice(0, 3)).min() > -5
+        assert abs(found.sel(group="non-subject")).max() < 5
