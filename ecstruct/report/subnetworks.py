@@ -1,0 +1,130 @@
+"""The pages of `ecstruct subnetworks`: masks, what subnetworks can do, and what they share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from ecstruct.plots.subnetworks import frequencies, spread
+from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.subnetworks import Masks, core
+
+Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
+
+_KEPT = "How often each component is kept, layer by head; what all subnetworks keep has a dot."
+
+
+def pruning_report(path: Path, masks: Masks, replay: str) -> None:
+    """Write the report of pruning."""
+    sizes = masks.dataset[["heads", "mlp"]]
+    kept = {kind: of.sum([dim for dim in of.dims if dim != "seed"]).values for kind, of in sizes.items()}
+    table = pd.DataFrame(
+        {"seed": masks.seeds, "ablated": masks.sparsity.values, "heads": kept["heads"], "MLPs": kept["mlp"]}
+    )
+    items: list[Item] = [Table(table, "The share that is ablated, and how many heads and MLPs are kept.")]
+    if len(masks) > 1:
+        items.insert(0, Picture(frequencies(core(masks)), _KEPT))
+    sections = [Section("Subnetworks", items), Section("Make it again", [Replay(replay, masks.attrs)])]
+    write_report(path, title="Subnetworks", summary=repr(masks).strip("<>") + ".", sections=sections)
+
+
+def evaluation_report(
+    path: Path, evaluations: Evaluations, table: pd.DataFrame, effective_size: float, replay: str
+) -> None:
+    """Write the report of what subnetworks can do."""
+    summary = (
+        f"{_spans(evaluations)} The effective size is {effective_size:.0f}%: 100% minus the largest "
+        "sparsity whose accuracy is within 0.03 of the full model's."
+    )
+    listed = "Every subnetwork, and the full model first; KL, in nats, and agreement with it are in-domain."
+    sections = [
+        _spread(evaluations),
+        Section("Subnetworks", [Table(table, listed)]),
+        Section("Make it again", [Replay(replay)]),
+    ]
+    write_report(path, title="What subnetworks know", summary=summary, sections=sections)
+
+
+def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], replay: str) -> None:
+    """Write the report of the core: `parts` are it, and what was measured of it, or why it was not."""
+    found, thirds = parts["core"], parts["generalising"]
+    frame = thirds.frame.sort_values("difference", key=abs, ascending=False).head(10)
+    sections = [
+        _spread(evaluations),
+        Section(
+            "The core",
+            [
+                f"In all subnetworks: {', '.join(found.components()) or 'nothing'}.",
+                Picture(found.figure, _KEPT),
+                Table(found.table(), "The size of the core, and what chance would leave."),
+            ],
+        ),
+        _part("Without it", parts["ablation"], "Mean ranks; dots are draws or subnetworks.", "Mean ranks."),
+        Section(
+            "What generalising subnetworks have",
+            [
+                thirds.conclusion(),
+                Table(
+                    frame, "Shares of the best and of the worst third that keep a component: the largest."
+                ),
+            ],
+        ),
+        _part(
+            "Do added heads depend on it?",
+            parts["dependence"],
+            "Relative change of what they write; dots are draws.",
+            "Relative change, mean over heads.",
+        ),
+    ]
+    if "scores" in parts:
+        beside = parts["scores"]
+        sections.append(
+            Section(
+                "Beside the extractive scores",
+                [
+                    beside.conclusion(),
+                    Picture(beside.figure, "A point per component: its score, and how often it is kept."),
+                    Table(beside.correlations, "Spearman's correlation of both."),
+                    Table(
+                        beside.groups(), "Mean percentile of the scores among their kind; 0.5 is chance."
+                    ),
+                ],
+            )
+        )
+    sections.append(Section("Make it again", [Replay(replay)]))
+    summary = f"{_spans(evaluations)} {found.conclusion()}"
+    write_report(path, title="The core of subnetworks", summary=summary, sections=sections)
+
+
+def _part(title: str, part: Any, of_figure: str, of_table: str) -> Section:
+    if isinstance(part, str):
+        return Section(title, [part])
+    return Section(
+        title, [part.conclusion(), Picture(part.figure, of_figure), Table(part.table(), of_table)]
+    )
+
+
+def _spread(evaluations: Evaluations) -> Section:
+    groups = {
+        prompts: {f"{float(name):.0%} ablated": of for name, of in by_sparsity.items()}
+        for prompts, by_sparsity in evaluations.items()
+    }
+    figure = spread(groups["in-domain"], groups["generalization"])
+    caption = "A point per subnetwork: its mean rank in-domain across, and on what follows from it up."
+    return Section("In-domain and beyond", [Picture(figure, caption)])
+
+
+def _spans(evaluations: Evaluations) -> str:
+    sentences = []
+    for name in evaluations["in-domain"]:
+        spans = []
+        for prompts, by_sparsity in evaluations.items():
+            of = by_sparsity[name]
+            low, high = float(of["mean_rank"].min()), float(of["mean_rank"].max())
+            spans.append(
+                f"{prompts} {low:.2f} to {high:.2f} (full model {float(of['full_mean_rank']):.2f})"
+            )
+        sentences.append(f"Mean ranks with {float(name):.0%} ablated: {', '.join(spans)}.")
+    return " ".join(sentences)

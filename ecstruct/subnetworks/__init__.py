@@ -1,0 +1,33 @@
+"""Subnetworks that do what a model does: pruned, evaluated and compared (Bhaskar, Friedman, Chen 2024)."""
+
+from ecstruct.subnetworks.ablation import CoreAblation, ablate_core
+from ecstruct.subnetworks.core import Core, core
+from ecstruct.subnetworks.dependence import Dependence, dependence
+from ecstruct.subnetworks.emergence import Emergence, emergence
+from ecstruct.subnetworks.evaluation import effective_size, evaluate
+from ecstruct.subnetworks.generalising import Generalising, generalising
+from ecstruct.subnetworks.masks import Masks
+from ecstruct.subnetworks.pruning import prune
+from ecstruct.subnetworks.reference import Reference, reference_values
+from ecstruct.subnetworks.with_scores import WithScores, with_scores
+
+__all__ = [
+    "Core",
+    "CoreAblation",
+    "Dependence",
+    "Emergence",
+    "Generalising",
+    "Masks",
+    "Reference",
+    "WithScores",
+    "ablate_core",
+    "core",
+    "dependence",
+    "effective_size",
+    "emergence",
+    "evaluate",
+    "generalising",
+    "prune",
+    "reference_values",
+    "with_scores",
+]

@@ -1,0 +1,264 @@
+"""The core: the components that every subnetwork keeps, beside what chance would leave in all of them.
+
+Of n components of a kind, let subnetwork s keep k_s. Were these drawn at random, independently of one
+another, a component would be in all of them with the probability prod_s k_s / n, and
+
+    E[size] = n prod_s k_s / n.
+
+The size itself is found subnetwork by subnetwork: of m components that are in all so far, the next one
+keeps a hypergeometric number. That is exact, and p is the probability of a core at least as large. The
+control keeps how many heads and how many MLPs each subnetwork has, so a core that is there only because
+MLPs are kept more often than heads is not one.
+
+Source: Bhaskar, Friedman & Chen, "The Heuristic Core: Understanding Subnetwork Generalization in Pretrained
+Language Models" (ACL 2024).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from scipy.stats import hypergeom
+
+from ecstruct.errors import InputError
+from ecstruct.subnetworks.masks import Masks, load_dataset, save_dataset
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FORMAT = "ecstruct core 1"
+"""What a file of cores says of itself; the number changes with the file's layout."""
+
+ALL = "all"
+"""The group of the subnetworks of all sparsities together."""
+
+_NAMES = {"heads": "heads", "mlp": "MLPs"}
+
+MasksLike = Masks | Mapping[float, Masks]
+"""Subnetworks of one sparsity, or by sparsity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """The core of subnetworks of one model; what `ecstruct.subnetworks.core` returns.
+
+    Wraps one `xarray.Dataset`, open to use as `.dataset`, with the coordinates `group` (the sparsities as
+    text, and "all", which is last), `kind` ("heads" and "mlp", those that were pruned), `layer`, `head`:
+
+    * `heads` (group, layer, head) and `mlp` (group, layer): whether all subnetworks keep it;
+    * `heads_frequency` and `mlp_frequency`: the share of subnetworks that keep it;
+    * `size`, `expected` and `p` (group, kind): of the core; `kept` (group, kind): components that a
+      subnetwork keeps, the mean; `subnetworks` (group) and, of these, `distinct` (group) ones.
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def groups(self) -> list[str]:
+        return [str(group) for group in self.dataset["group"].values]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of components that were pruned; those of others are in no core."""
+        return [str(kind) for kind in self.dataset["kind"].values]
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """The heads that every subnetwork keeps (layer, head)."""
+        return self.dataset["heads"].isel(group=-1, drop=True)
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """The MLPs that every subnetwork keeps (layer)."""
+        return self.dataset["mlp"].isel(group=-1, drop=True)
+
+    def frequency(self, group: str | float = ALL) -> xr.Dataset:
+        """The share of the subnetworks of a group that keep each of the `heads` (layer, head) and of the
+        `mlp` (layer); of all by default.
+
+        Raises:
+            InputError: there is no such group.
+        """
+        of_group = self._group(group)
+        return xr.Dataset({"heads": of_group["heads_frequency"], "mlp": of_group["mlp_frequency"]})
+
+    def components(self, group: str | float = ALL) -> list[str]:
+        """The core's components by name, as "MLP 4" and "head 5.2"; of all subnetworks by default."""
+        of_group = self._group(group)
+        mlps = [f"MLP {layer}" for layer in np.flatnonzero(of_group["mlp"].values)]
+        return mlps + [f"head {layer}.{head}" for layer, head in np.argwhere(of_group["heads"].values)]
+
+    def table(self) -> pd.DataFrame:
+        """A row per group and kind: how many `subnetworks`, and how many `distinct` ones among them, of how
+        many `components` each keeps how many (`kept`, a mean), how many all keep (`core`), how many chance
+        would leave (`expected`), and how often chance would leave as many (`p`)."""
+        dataset, rows = self.dataset, []
+        totals = {"heads": dataset["heads"][0].size, "mlp": dataset["mlp"][0].size}
+        for group in self.groups:
+            for kind in self.kinds:
+                cell = dataset.sel(group=group, kind=kind)
+                row = {"group": group, "kind": kind}
+                row |= {name: int(cell[name]) for name in ("subnetworks", "distinct")}
+                row |= {"components": totals[kind], "kept": float(cell["kept"]), "core": int(cell["size"])}
+                rows.append(row | {"expected": float(cell["expected"]), "p": float(cell["p"])})
+        return pd.DataFrame(rows)
+
+    def conclusion(self) -> str:
+        """What was found, in a sentence for each kind of components."""
+        table, last = self.table(), self.groups[-1]
+        return " ".join(map(_sentence, table.loc[table["group"] == last].to_dict(orient="records")))
+
+    @property
+    def figure(self) -> go.Figure:
+        """How often each head and MLP is kept, a panel per group; the core's have a dot."""
+        from ecstruct.plots.subnetworks import frequencies
+
+        return frequencies(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to one netCDF file, which appears whole or not at all."""
+        save_dataset(self.dataset, path, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Core:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, a damaged one, or one that holds something else.
+        """
+        return cls(load_dataset(path, FORMAT, "cores"))
+
+    def _group(self, group: str | float) -> xr.Dataset:
+        """A group by name; `ALL` is the last one, which is the only one of a single sparsity."""
+        name = self.groups[-1] if group == ALL else str(group)
+        if name not in self.groups:
+            raise InputError(f"there is no core of {name!r}: there are {self.groups}.")
+        return self.dataset.sel(group=name, drop=True)
+
+
+def core(masks: MasksLike) -> Core:
+    """The components that every subnetwork keeps, and how many of them chance explains.
+
+    Args:
+        masks: Subnetworks of one sparsity, or by sparsity; of the latter there is a core of each, and one
+            of all together.
+
+    Raises:
+        InputError: no subnetworks, fewer than two, or subnetworks of unlike models.
+    """
+    by_sparsity = as_groups(masks)
+    together = merged(list(by_sparsity.values()))
+    groups = by_sparsity if len(by_sparsity) == 1 else by_sparsity | {ALL: together}
+    return Core(xr.concat([_of_group(name, of) for name, of in groups.items()], "group"))
+
+
+def as_groups(masks: MasksLike) -> dict[str, Masks]:
+    """Subnetworks by their sparsity as text; that of `Masks` alone is the mean one.
+
+    Raises:
+        InputError: no subnetworks.
+    """
+    if isinstance(masks, Masks):
+        return {f"{float(masks.sparsity.mean()):.2g}": masks}
+    if not masks:
+        raise InputError("there are no masks: give those of at least one sparsity.")
+    return {str(sparsity): of_sparsity for sparsity, of_sparsity in masks.items()}
+
+
+def merged(groups: Sequence[Masks]) -> Masks:
+    """All subnetworks together, with seeds counted from 0 if there are several groups.
+
+    Raises:
+        InputError: they are of unlike models, pruned of other kinds of components, or with other values in
+            the place of what is ablated.
+    """
+    first = groups[0]
+    for other in groups[1:]:
+        for name in ("layer", "head"):
+            ours, theirs = first.heads.sizes[name], other.heads.sizes[name]
+            if ours != theirs:
+                raise InputError(
+                    f"some subnetworks have {ours} {name}s and some {theirs}: give those of one model."
+                )
+        if kinds_of(first) != kinds_of(other):
+            raise InputError(
+                f"some subnetworks were pruned of {kinds_of(first)} and some of {kinds_of(other)}: give "
+                "those that were pruned of the same kinds."
+            )
+        if not _same_reference(first, other):
+            raise InputError(
+                "some subnetworks put other values in the place of what is ablated than others: prune with "
+                "one reference set."
+            )
+    if len(groups) == 1:
+        return first
+    heads, mlp = (np.concatenate([of.dataset[kind].values for of in groups]) for kind in ("heads", "mlp"))
+    return first.like(heads, mlp)
+
+
+def kinds_of(masks: Masks) -> list[str]:
+    """The kinds of components that were pruned; both, unless the masks say otherwise."""
+    options: Mapping[str, Any] = masks.attrs.get("options") or {}
+    return list(options.get("kinds") or ("heads", "mlp"))
+
+
+def chance_overlap(total: int, sizes: Sequence[int]) -> np.ndarray:
+    """The probabilities of 0, 1, ..., `total` components that independent random subsets of these `sizes`
+    of the same `total` components all have.
+
+    >>> chance_overlap(4, [2, 2]).round(4).tolist()  # 1, 4 and 1 of the 6 second ones
+    [0.1667, 0.6667, 0.1667, 0.0, 0.0]
+    """
+    probabilities, left = np.zeros(total + 1), np.arange(total + 1)
+    probabilities[total] = 1.0
+    # Of m that are in all so far, a subset has a hypergeometric number.
+    steps = {size: hypergeom.pmf(left[:, None], total, left, size) for size in set(sizes)}
+    for size in sizes:
+        probabilities = steps[size] @ probabilities
+    return probabilities
+
+
+def _same_reference(one: Masks, other: Masks) -> bool:
+    ours, theirs = one.reference, other.reference
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours.heads, theirs.heads) and torch.equal(ours.mlp, theirs.mlp)
+
+
+def _of_group(name: str, masks: Masks) -> xr.Dataset:
+    if len(masks) < 2:
+        raise InputError(f"{name}: what one subnetwork keeps is no core; prune with 2 seeds or more.")
+    kinds = kinds_of(masks)
+    every = np.concatenate([masks.dataset[kind].values.reshape(len(masks), -1) for kind in kinds], axis=1)
+    variables: dict[str, Any] = {"subnetworks": len(masks), "distinct": len(np.unique(every, axis=0))}
+    for kind in ("heads", "mlp"):
+        kept = masks.dataset[kind]
+        variables[kind] = kept.all("seed") & (kind in kinds)
+        variables[f"{kind}_frequency"] = kept.mean("seed")
+    measured: dict[str, list[float]] = {"size": [], "expected": [], "kept": [], "p": []}
+    for kind in kinds:
+        kept = masks.dataset[kind].values.reshape(len(masks), -1)
+        total, sizes, size = kept.shape[1], kept.sum(1), int(variables[kind].sum())
+        measured["size"].append(size)
+        measured["kept"].append(float(sizes.mean()))
+        measured["expected"].append(total * float(np.prod(sizes / total)))
+        measured["p"].append(min(1.0, float(chance_overlap(total, sizes.tolist())[size:].sum())))
+    variables |= {what: ("kind", np.array(values)) for what, values in measured.items()}
+    variables["size"] = ("kind", np.array(measured["size"], dtype=np.int64))
+    return xr.Dataset(variables, {"kind": kinds}).expand_dims(group=[name])
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    size, are, name = row["core"], "is" if row["core"] == 1 else "are", _NAMES[row["kind"]]
+    return (
+        f"{size} of {row['components']} {name} {are} in all {row['subnetworks']} subnetworks; of random "
+        f"ones of the same sizes {row['expected']:.2g} would be, and {size} or more with probability "
+        f"{row['p']:.2g}."
+    )

@@ -1,0 +1,199 @@
+"""Do added heads build on the core? How much what they write changes when the core is ablated.
+
+For a head h with z_h in the full model, and z_h* with the core ablated,
+
+    change = mean over prompts of the mean over their tokens of |z_h* - z_h| / |z_h|.
+
+Beside it stands the change with as many random components ablated instead that are not in the core: any of
+them, or as many from each of the core's layers, because what is ablated early reaches more of the model. An
+ablated head still has a z; what is measured is the z before it is replaced.
+
+Heads in the core's first layer and below cannot depend on it, and are left out.
+
+Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import collate, pad_id_of, tokenize
+from ecstruct.models.edits import editing
+from ecstruct.models.hooked import eval_mode
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.plots.bars import grouped_bars
+from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
+from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
+from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
+
+_TOKENS = 512
+"""Of a batch: the z of all layers are held at once."""
+
+_ABLATED = ("the core", "random ones", "random ones of its layers")
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """`frame` has a row per head (`layer`, `head`), per what is `ablated` ("the core", "random ones",
+    "random ones of its layers") and `draw`: its relative `change`."""
+
+    frame: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """A row per what is `ablated`: the mean `change` of the heads, and of several draws the `lowest`
+        and `highest` mean and `p`, the share of draws that change them as much as the core does, the core
+        among them."""
+        means = self._means()
+        of_core = means["the core"].item()
+        rows = []
+        for name, its in means.items():
+            row = {"ablated": name, "change": its.mean(), "lowest": its.min(), "highest": its.max()}
+            p = (1 + int((its >= of_core).sum())) / (1 + len(its)) if name != "the core" else np.nan
+            rows.append(row | {"p": p})
+        return pd.DataFrame(rows)
+
+    def conclusion(self) -> str:
+        """How much the heads change, beside the controls."""
+        rows = self.table().set_index("ablated").to_dict(orient="index")
+        n = len(self.frame.loc[self.frame["ablated"] == "the core"])
+        of_core, random, of_layers = (rows[name] for name in _ABLATED)
+        return (
+            f"With the core ablated, what {n} heads after it write changes by {of_core['change']:.0%}; with"
+            f" as many random heads ablated by {random['change']:.0%} (p = {random['p']:.2g}), and with "
+            f"random heads of the core's layers by {of_layers['change']:.0%} (p = {of_layers['p']:.2g})."
+        )
+
+    @property
+    def figure(self) -> go.Figure:
+        """The mean change by what is ablated; dots are draws."""
+        means = {name: {"mean over heads": its.tolist()} for name, its in self._means().items()}
+        return grouped_bars(means, y="relative change of z")
+
+    def _means(self) -> dict[str, np.ndarray]:
+        """Means over heads, by draw."""
+        by_draw = self.frame.pivot_table(index="draw", columns="ablated", values="change", aggfunc="mean")
+        return {name: by_draw[name].dropna().to_numpy() for name in _ABLATED}
+
+
+def dependence(
+    model: TransformerBridge,
+    masks: MasksLike,
+    prompts: PromptsLike,
+    *,
+    added: xr.DataArray | None = None,
+    kinds: Sequence[str] = ("heads",),
+    draws: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+) -> Dependence:
+    """Measure how much heads beyond the core depend on it, in the full model.
+
+    Args:
+        model: That was pruned.
+        masks: Subnetworks of one sparsity, or by sparsity, that share the core.
+        prompts: On which heads write; the implications, to see how what generalises depends on the core.
+        added: The heads in question (layer, head), as `Generalising.heads`; all that are not in the core by
+            default.
+        kinds, draws, seed: As in `ablate_core`.
+
+    Raises:
+        NothingToAblate: no component of these kinds is in the core, or all are; no added head comes after
+            it.
+        InputError: masks of another model, or without reference values; prompts that cannot be read; no
+            draws.
+    """
+    check_draws(draws)
+    found = core(masks)
+    of_core = parts_of(found, kinds)
+    added_heads = ~found.heads.values & (True if added is None else np.asarray(added, bool))
+    first = min(int(np.nonzero(part)[0][0]) for part in of_core.values() if part.any())
+    later = np.argwhere(added_heads & (np.arange(len(added_heads)) > first)[:, None])
+    if not len(later):
+        raise NothingToAblate(f"no added head comes after layer {first}, in which the core begins.")
+    rng = np.random.default_rng(seed)
+    ablated: list[tuple[str, int, Parts]] = [("the core", 0, of_core)]
+    for draw in range(draws):
+        ablated.append(("random ones", draw, drawn_outside(of_core, rng)))
+        ablated.append(("random ones of its layers", draw, drawn_outside(of_core, rng, by_layer=True)))
+    reference = merged(list(as_groups(masks).values())).reference
+    if reference is None:
+        raise InputError("these masks do not say what takes the place of ablated components: prune anew.")
+    gated = GatedModel(model, reference)
+    changes = _changes(model, gated, prompts, [parts for _, _, parts in ablated], progress)
+    rows = [
+        {
+            "layer": int(layer),
+            "head": int(head),
+            "ablated": name,
+            "draw": draw,
+            "change": of[layer, head].item(),
+        }
+        for (name, draw, _), of in zip(ablated, changes, strict=True)
+        for layer, head in later
+    ]
+    return Dependence(pd.DataFrame(rows))
+
+
+def _changes(
+    model: TransformerBridge,
+    gated: GatedModel,
+    prompts: PromptsLike,
+    ablated: Sequence[Parts],
+    progress: bool,
+) -> list[Float[Tensor, "layer head"]]:
+    """The relative change of every head, for each of what is ablated."""
+    tokenizer = tokenizer_of(model)
+    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
+    changes: list[Tensor] = [torch.zeros(())] * len(ablated)
+    at_once = max(1, _TOKENS // max(len(t.ids) for t in tokenized))
+    chunks = [tokenized[i : i + at_once] for i in range(0, len(tokenized), at_once)]
+    bar = tqdm(total=len(chunks) * len(ablated), desc="dependence", disable=not progress)
+    with torch.no_grad(), eval_mode(model), bar:
+        for chunk in chunks:
+            batch = collate(chunk, gated.view.device, pad_id_of(tokenizer))
+            embedded, real = gated.embed(batch), batch.mask.to(gated.view.dtype)
+            weight = real / real.sum(1, keepdim=True) / len(tokenized)
+            whole = _z(gated, embedded, {})
+            for i, parts in enumerate(ablated):
+                moved = _z(gated, embedded, parts)
+                change = (moved - whole).norm(dim=-1) / whole.norm(dim=-1)
+                mean = torch.einsum("lbth,bt->lh", change, weight)
+                changes[i] = changes[i] + mean.double().cpu()
+                bar.update()
+    return changes
+
+
+def _z(
+    gated: GatedModel, embedded: Embedded, ablated: Parts
+) -> Float[Tensor, "layer batch pos head d_head"]:
+    """The z of every head, with some components ablated; of these it is what they would have written."""
+    shape, device, dtype = gated.reference.heads.shape[:2], gated.view.device, gated.view.dtype
+    kept = {"heads": torch.ones(shape), "mlp": torch.ones(shape[0])}
+    kept |= {kind: torch.from_numpy(~part).float() for kind, part in ablated.items()}
+    n_rows = len(embedded.resid)
+    gates = Gates(*(kept[kind][None].to(device, dtype) for kind in ("heads", "mlp"))).each(n_rows)
+    resid, found = embedded.resid, []
+    for layer, call in enumerate(embedded.calls):
+        inputs, outputs = gated.edits(layer, gates)
+        ablate = inputs["attn.o"]
+
+        def see(z: Tensor, ablate=ablate) -> Tensor:
+            found.append(z)
+            return ablate(z)
+
+        with editing(gated.view.block_sites[layer], {"attn.o": see}, outputs):
+            resid = gated.view.through(layer, gated.weights, call, resid)
+    return torch.stack(found).unflatten(-1, (shape[1], -1))

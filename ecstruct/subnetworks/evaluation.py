@@ -1,0 +1,149 @@
+"""What subnetworks can do: ranks, accuracy, and how far from the full model they are.
+
+Ranks are those of `ecstruct.ranks`, by first tokens. Accuracy is the share of prompts with rank 0. KL, in
+nats, is that of the full model to the subnetwork, between their distributions over the whole vocabulary
+after a prompt's last token; they agree where these have the same maximum.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.evaluate import ranks_by
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import eval_mode, named_weights
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.subnetworks.masks import Masks
+from ecstruct.subnetworks.running import GatedModel, Gates
+
+_TOKENS = 4096
+"""In a batch of prompts under several masks."""
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: TransformerBridge, masks: Masks, prompts: PromptsLike, *, progress: bool = True
+) -> xr.Dataset:
+    """Run prompts under every mask, and the full model beside them.
+
+    Returns:
+        `rank`, `kl` and `agrees` (seed, prompt), their means `mean_rank`, `accuracy`, `mean_kl` and
+        `agreement` (seed), and the full model's `full_rank` (prompt), `full_mean_rank` and
+        `full_accuracy`. Prompts have their `text`, `answer` and `template`, seeds their `sparsity`.
+
+    Raises:
+        InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, or
+            masks without the values that take the place of what is ablated.
+    """
+    reference = masks.reference
+    if reference is None:
+        raise InputError(
+            "these masks do not say what takes the place of ablated components: give "
+            "Masks.of(..., reference=reference_values(model, prompts))."
+        )
+    gated = GatedModel(model, reference)
+    pruned = masks.attrs.get("model", {}).get("fingerprint")
+    if pruned is not None and pruned != fingerprint(named_weights(model)):
+        _log.warning("this is not the model that was pruned: its weights differ.")
+    tokenizer = tokenizer_of(model)
+    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx)
+    shape, dims = (len(masks), len(tokenized)), ("seed", "prompt")
+    rank, kl, agrees = np.empty(shape), np.empty(shape), np.empty(shape, dtype=bool)
+    full_rank = np.empty(len(tokenized))
+    device, pad_id = gated.view.device, pad_id_of(tokenizer)
+    heads, mlp = (
+        torch.from_numpy(part.values).to(device, gated.view.dtype) for part in (masks.heads, masks.mlp)
+    )
+    bar = tqdm(total=rank.size, desc="evaluate", unit="prompt", disable=not progress)
+    with torch.no_grad(), eval_mode(model), bar:
+        for rows, seeds in _chunks(tokenized, len(masks)):
+            members = [tokenized[i] for i in rows]
+            batch = collate(members, device, pad_id)
+            full = gated.logits(gated.embed(batch))
+            full_rank[rows] = _ranks(full, members)
+            log_full = full.double().log_softmax(-1)
+            for some in seeds:
+                gates = Gates(heads[some], mlp[some]).each(len(rows))
+                logits = gated.logits(gated.embed(batch.repeat(len(some))), gates)
+                here = np.ix_(some, rows)
+                rank[here] = _ranks(logits, members * len(some)).reshape(len(some), -1)
+                its = logits.double().log_softmax(-1).unflatten(0, (len(some), -1))
+                kl[here] = (log_full.exp() * (log_full - its)).sum(-1).cpu().numpy()
+                agrees[here] = (its.argmax(-1) == log_full.argmax(-1)).cpu().numpy()
+                bar.update(len(some) * len(rows))
+    variables = {
+        "rank": (dims, rank),
+        "kl": (dims, kl),
+        "agrees": (dims, agrees),
+        "mean_rank": ("seed", rank.mean(1)),
+        "accuracy": ("seed", (rank == 0).mean(1)),
+        "mean_kl": ("seed", kl.mean(1)),
+        "agreement": ("seed", agrees.mean(1)),
+        "full_rank": ("prompt", full_rank),
+        "full_mean_rank": ((), full_rank.mean()),
+        "full_accuracy": ((), (full_rank == 0).mean()),
+    }
+    coordinates = {
+        "seed": masks.seeds,
+        "sparsity": ("seed", masks.sparsity.values),
+        "prompt": np.arange(len(tokenized)),
+        "text": ("prompt", [t.prompt.text for t in tokenized]),
+        "answer": ("prompt", [t.prompt.answer for t in tokenized]),
+        "template": ("prompt", [t.template for t in tokenized]),
+    }
+    return xr.Dataset(variables, coordinates, {"masks": masks.attrs})
+
+
+def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0.03) -> float:
+    """100 minus the largest sparsity, in percent, at which the mean accuracy over seeds is no more than
+    `within` below the full model's; 100 if there is none.
+
+    `evaluations` are what `evaluate` returns on the same prompts, by sparsity (a share, as 0.5).
+
+    Raises:
+        InputError: there are none, or a sparsity is not between 0 and 1.
+    """
+    if not evaluations:
+        raise InputError("there are no evaluations: give at least one, by its sparsity.")
+    if wrong := [sparsity for sparsity in evaluations if not 0 < sparsity < 1]:
+        raise InputError(f"the sparsity {wrong[0]} is no share of components: use one between 0 and 1.")
+    kept = [
+        sparsity
+        for sparsity, measured in evaluations.items()
+        # Accuracies are shares of a few prompts: what is 0.03 apart may be so to a rounding error.
+        if float(measured["accuracy"].mean()) >= float(measured["full_accuracy"]) - within - 1e-9
+    ]
+    return 100 * (1 - max(kept, default=0.0))
+
+
+def _chunks(
+    prompts: Sequence[TokenizedPrompt], n_masks: int
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Prompts of similar length, and the masks to run them under, some at a time."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    longest = len(prompts[order[-1]].ids)
+    at_once = max(1, _TOKENS // longest)
+    for start in range(0, len(order), at_once):
+        rows = order[start : start + at_once]
+        masks = max(1, at_once // len(rows))
+        yield rows, [list(range(i, min(i + masks, n_masks))) for i in range(0, n_masks, masks)]
+
+
+def _ranks(
+    logits: Float[Tensor, "row d_vocab"], prompts: Sequence[TokenizedPrompt]
+) -> Float[np.ndarray, " row"]:
+    """By `ranks_by`, of a model that reads the number of a row and says what is in that row."""
+    numbered = [replace(t, ids=(row,)) for row, t in enumerate(prompts)]
+    return ranks_by(lambda ids, _mask: logits[ids], numbered, 0, logits.device, batch_size=len(numbered))

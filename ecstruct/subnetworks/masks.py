@@ -1,0 +1,230 @@
+"""Masks: which heads and MLPs of a model a subnetwork keeps.
+
+True is kept. What is not kept is ablated: what it writes is replaced by its mean over a reference set, or
+by zero. These values are kept with the masks: a subnetwork is both, and can be run on any prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool
+
+from ecstruct.errors import InputError
+from ecstruct.files import write_atomically
+from ecstruct.subnetworks.reference import Reference
+
+FORMAT = "ecstruct masks 1"
+"""What a file of masks says of itself; the number changes with the file's layout."""
+
+_DIMS = {"heads": ("seed", "layer", "head"), "mlp": ("seed", "layer")}
+_REFERENCE = {"heads_reference": ("layer", "head", "d_head"), "mlp_reference": ("layer", "d_model")}
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Subnetworks of one model, one for each seed; what `ecstruct.subnetworks.prune` returns.
+
+    Wraps one `xarray.Dataset`, open to use as `.dataset`, with the variables `heads` and `mlp`, the
+    coordinates `seed`, `layer` and `head`, and, if there is a `reference`, its values `heads_reference`
+    and `mlp_reference`. `len(masks)` is the number of seeds.
+
+    Raises:
+        InputError: variables of other names, dimensions or types, no seeds, or two with one number.
+    """
+
+    dataset: xr.Dataset
+
+    def __post_init__(self) -> None:
+        for name, dims in _DIMS.items():
+            if name not in self.dataset.data_vars:
+                raise InputError(f"this is no dataset of masks: it has no variable {name!r}.")
+            found = self.dataset[name]
+            if found.dims != dims or found.dtype != bool:
+                raise InputError(
+                    f"this is no dataset of masks: {name!r} is {found.dtype} with dimensions "
+                    f"{found.dims}, not bool with {dims}."
+                )
+        seeds = self.seeds
+        if not seeds:
+            raise InputError("there are no masks: give at least one seed.")
+        if len(set(seeds)) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise InputError(f"two masks have the seed {twice}: each needs one of its own.")
+
+    @classmethod
+    def of(
+        cls,
+        heads: Bool[np.ndarray, "seed layer head"],
+        mlp: Bool[np.ndarray, "seed layer"],
+        *,
+        seeds: Iterable[int] | None = None,
+        reference: Reference | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Masks:
+        """Masks from arrays, True where a component is kept; `seeds` are 0, 1, ... if not given, and
+        `reference` is needed to run them.
+
+        >>> masks = Masks.of(np.ones((2, 3, 4)), np.zeros((2, 3)))
+        >>> masks.heads.sizes["head"], masks.sparsity.values.tolist()
+        (4, [0.2, 0.2])
+
+        Raises:
+            InputError: arrays that do not go together, or values that are neither 0 nor 1.
+        """
+        heads, mlp = np.asarray(heads), np.asarray(mlp)
+        if heads.ndim != 3 or mlp.shape != heads.shape[:2]:
+            raise InputError(
+                f"masks of heads {heads.shape} and MLPs {mlp.shape} do not go together: they are "
+                "(seed, layer, head) and (seed, layer)."
+            )
+        for values in (heads, mlp):
+            if not np.isin(values, (0, 1)).all():
+                raise InputError("a mask has values other than 0 and 1: a component is kept or it is not.")
+        chosen = list(range(len(heads))) if seeds is None else list(seeds)
+        if len(chosen) != len(heads):
+            raise InputError(f"there are {len(heads)} masks, but {len(chosen)} seeds: give one for each.")
+        variables: dict[str, Any] = {
+            name: (_DIMS[name], v.astype(bool)) for name, v in (("heads", heads), ("mlp", mlp))
+        }
+        if reference is not None:
+            if reference.heads.shape[:2] != heads.shape[1:]:
+                raise InputError(
+                    "the reference values are of (layers, heads) = "
+                    f"{tuple(reference.heads.shape[:2])}, and "
+                    f"the masks of {heads.shape[1:]}: compute them with the model that is masked."
+                )
+            values = (reference.heads.cpu().numpy(), reference.mlp.cpu().numpy())
+            variables |= {name: (_REFERENCE[name], v) for name, v in zip(_REFERENCE, values, strict=True)}
+        dataset = xr.Dataset(
+            variables,
+            {
+                "seed": np.array(chosen, dtype=np.int64),
+                "layer": np.arange(heads.shape[1]),
+                "head": np.arange(heads.shape[2]),
+            },
+            dict(attrs or {}),
+        )
+        return cls(dataset)
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """Which heads are kept (seed, layer, head)."""
+        return self.dataset["heads"]
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """Which MLPs are kept (seed, layer)."""
+        return self.dataset["mlp"]
+
+    @property
+    def reference(self) -> Reference | None:
+        """What ablated components write, if it is known."""
+        if not set(_REFERENCE) <= set(self.dataset.data_vars):
+            return None
+        return Reference(*(torch.from_numpy(self.dataset[name].values) for name in _REFERENCE))
+
+    @property
+    def seeds(self) -> list[int]:
+        return [int(seed) for seed in self.dataset["seed"].values]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """A copy of what it takes to run this again, if they were found by `prune`: the model with its
+        fingerprint, options and versions."""
+        return copy.deepcopy(self.dataset.attrs)
+
+    @property
+    def sparsity(self) -> xr.DataArray:
+        """The share of components that is ablated (seed), of those kinds that were pruned: of heads and
+        MLPs, unless `attrs["options"]["kinds"]` says otherwise."""
+        options = self.dataset.attrs.get("options") or {}
+        kinds = options.get("kinds") or list(_DIMS)
+        kept = [self.dataset[kind].stack(component=_DIMS[kind][1:], create_index=False) for kind in kinds]
+        every = np.concatenate([of_kind.values for of_kind in kept], axis=1)
+        return xr.DataArray((~every).mean(1), {"seed": self.dataset["seed"]}, name="sparsity")
+
+    def like(
+        self,
+        heads: Bool[np.ndarray, "seed layer head"],
+        mlp: Bool[np.ndarray, "seed layer"],
+        *,
+        seeds: Iterable[int] | None = None,
+    ) -> Masks:
+        """Other masks of the same model, with the same values in the place of what is ablated, and the
+        same `attrs`."""
+        return Masks.of(heads, mlp, seeds=seeds, reference=self.reference, attrs=self.attrs)
+
+    def select(self, seeds: Iterable[int]) -> Masks:
+        """The masks of these seeds, in this order.
+
+        Raises:
+            InputError: no mask has one of them, or there are none.
+        """
+        chosen, known = list(seeds), self.seeds
+        if missing := [seed for seed in chosen if seed not in known]:
+            raise InputError(f"there is no mask of seed {missing[0]}: they are {known}.")
+        return Masks(self.dataset.sel(seed=chosen))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to one netCDF file (HDF5), which appears whole or not at all."""
+        save_dataset(self.dataset, path, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, a damaged one, or one that holds something else.
+        """
+        return cls(load_dataset(path, FORMAT, "masks"))
+
+    def __len__(self) -> int:
+        return len(self.dataset["seed"])
+
+    def __repr__(self) -> str:
+        sizes = self.heads.sizes
+        return (
+            f"<Masks of {sizes['layer']} MLPs and {sizes['layer']} x {sizes['head']} heads, "
+            f"{len(self)} seeds, {float(self.sparsity.mean()):.0%} ablated>"
+        )
+
+
+def save_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
+    """Write labelled arrays that say of themselves that they are of the format `form`."""
+    stored = dataset.drop_encoding()
+    stored.attrs = {"format": form, "attrs": json.dumps(dataset.attrs)}
+    checksums = {name: {"fletcher32": True} for name in stored.data_vars}
+    # In memory: HDF5 ends the whole process when it writes to a disk that fills.
+    content = stored.to_netcdf(engine="h5netcdf", encoding=checksums)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def load_dataset(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
+    """Read what `save_dataset` wrote; `what` it holds is for the message.
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another format.
+    """
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+        if dataset.attrs.get("format") != form:
+            raise InputError(f"{path} is a netCDF file, but not one of ecstruct's {what}.")
+        dataset.attrs = json.loads(dataset.attrs["attrs"])
+        return dataset.drop_encoding()
+    except FileNotFoundError:
+        raise InputError(f"there is no file of {what} {path}.") from None
+    except InputError:
+        raise
+    # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as {what}: it is damaged or no netCDF file.") from error

@@ -1,0 +1,151 @@
+"""How far pruning is: the state of every seed's optimisation, in memory and in a file to go on from."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import Prompt
+from ecstruct.files import write_atomically
+from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.hooked import named_weights
+from ecstruct.models.provenance import provenance
+
+SECONDS = 30.0
+"""Between checkpoints."""
+
+INITIAL, NOISE = 10.0, 0.01
+"""Mean and standard deviation of log alpha at first."""
+
+
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Progress:
+    """`tensors` are `log_alpha` [seed, gate] and `multipliers` [seed, 2], in float64, as gates are cheap;
+    what AdamW keeps of each, as `log_alpha exp_avg`; and the steps that are `done` [seed]."""
+
+    seeds: list[int]
+    tensors: dict[str, Tensor]
+    path: Path | None
+    about: dict[str, Any]
+    _saved: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(
+        cls, seeds: list[int], n_gates: int, checkpoint: str | Path | None, about: Mapping[str, Any]
+    ) -> "Progress":
+        """At the first step or, if there is one, where the checkpoint was written.
+
+        Raises:
+            InputError: it is of another run, or no checkpoint.
+        """
+        draws = [np.random.default_rng((seed, 0)).normal(INITIAL, NOISE, n_gates) for seed in seeds]
+        tensors = {
+            "log_alpha": torch.from_numpy(np.stack(draws)),
+            "multipliers": torch.zeros(len(seeds), 2, dtype=torch.float64),
+        }
+        averages = {f"{n} {a}": torch.zeros_like(t) for n, t in tensors.items() for a in _AVERAGES}
+        tensors |= {**averages, "done": torch.zeros(len(seeds), dtype=torch.long)}
+        run = {**about, "seeds": seeds}
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and path.exists():
+            tensors = _read(path, run)
+        return cls(seeds, tensors, path, run)
+
+    @property
+    def done(self) -> list[int]:
+        return self.tensors["done"].tolist()
+
+    def resume(self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int]) -> None:
+        """Give an optimiser of these seeds' parameters, by name, what it had kept of them."""
+        step = torch.tensor(float(self.done[rows[0]]))
+        for name, parameter in of.items():
+            kept = {average: self.tensors[f"{name} {average}"][rows] for average in _AVERAGES}
+            optimizer.state[parameter] = {"step": step.clone(), **kept}
+
+    def note(
+        self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int], done: int
+    ) -> None:
+        """Take over where these seeds are."""
+        for name, parameter in of.items():
+            self.tensors[name][rows] = parameter.detach()
+            for average in _AVERAGES:
+                self.tensors[f"{name} {average}"][rows] = optimizer.state[parameter][average]
+        self.tensors["done"][rows] = done
+
+    def due(self) -> bool:
+        """Whether to write a checkpoint now."""
+        return self.path is not None and time.monotonic() > self._saved + SECONDS
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is to be one."""
+        if self.path is None:
+            return
+        about = {"run": json.dumps(self.about)}
+        write_atomically(self.path, lambda temporary: save_file(self.tensors, temporary, about))
+        self._saved = time.monotonic()
+
+
+def described(
+    model: TransformerBridge, options: Mapping[str, Any], prompts: Mapping[str, Sequence[Prompt]]
+) -> dict[str, Any]:
+    """What masks depend on, beside their seeds, as it comes back from a file."""
+    origin = provenance(model)
+    packages = ("ecstruct", "torch", "transformers", "transformer-lens")
+    about = {
+        "method": "pruning",
+        "model": {
+            "source": origin.source,
+            "revision": origin.revision,
+            "fingerprint": fingerprint(named_weights(model)),
+        },
+        **{
+            name: f"{len(some)} with checksum {xxhash.xxh3_64_hexdigest(repr(tuple(some)).encode())}"
+            for name, some in prompts.items()
+        },
+        "options": dict(options),
+        "versions": {name: version(name) for name in packages},
+    }
+    return json.loads(json.dumps(about))
+
+
+def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            theirs = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no checkpoint of pruning: delete it to begin anew.") from error
+    mine, other = _flat(run), _flat(theirs)
+    for key in {**mine, **other}:
+        if mine.get(key) != other.get(key):
+            raise InputError(
+                f"{path} is the checkpoint of another run ({key} was {other.get(key)}, now "
+                f"{mine.get(key)}): give the same to go on, or delete it."
+            )
+    return tensors
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of single things, fit for a message. A source may be called by another path."""
+    flat: dict[str, Any] = {}
+    for key, value in run.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key} {name}" if key != "options" else name: v for name, v in value.items()}
+        else:
+            flat[key] = value
+    return {key: value for key, value in flat.items() if key not in ("model source", "model revision")}

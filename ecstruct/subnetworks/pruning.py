@@ -1,0 +1,314 @@
+"""Pruning: the components that a model can do without on some prompts (Bhaskar, Friedman and Chen 2024).
+
+Every head and every MLP gets a hard-concrete gate, and the gates of one subnetwork minimise
+
+    KL(full || gated) + l1 (t - s) + l2 (t - s)^2
+
+with the model's weights frozen: KL, in nats, between the distributions over the whole vocabulary after a
+prompt's last token, averaged over prompts; s the expected share of gates that are zero; t the sparsity
+asked for, ramped up from 0 and then held. AdamW goes down for log alpha, and at rate 1 up for l1 and l2,
+which begin at 0. In the end the gates with the least log alpha are set to zero, in each kind as many as are
+expected to be, all others to one.
+
+s is 1 - mean(z) with P(z = 0) in the place of a draw of z, as in Louizos et al.: at log alpha = 10, where
+gates begin, one draw in 4,600 has a gradient. What optimisation leaves between the expected number of zeros
+and the number asked for is made up by the gates with the next log alpha.
+
+Seeds differ in their draws (and, where there are more prompts than `batch_size`, in their batches). They
+are optimised together, rows of one batch, but do not see one another.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct import interruption
+from ecstruct.errors import InputError
+from ecstruct.evaluate import ranks_of_tokenized
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.models.hooked import eval_mode
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.scores.batching import free_bytes, graph_bytes
+from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
+from ecstruct.subnetworks.masks import Masks
+from ecstruct.subnetworks.progress import Progress, described
+from ecstruct.subnetworks.reference import Ablation, reference_values
+from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
+
+Kind = Literal["heads", "mlp"]
+
+RATE = 1.0
+"""Of the multipliers."""
+
+RAMP = 0.9
+"""The share of the steps in which the target grows."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is pruned, how far and how; see `prune`."""
+
+    sparsity: float
+    steps: int
+    kinds: tuple[Kind, ...]
+    lr: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise InputError(
+                f"sparsity={self.sparsity} is no share of components to ablate: use one between 0 and 1."
+            )
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps} is no number of steps: use 1 or more.")
+        if unknown := [kind for kind in self.kinds if kind not in get_args(Kind)]:
+            raise InputError(f"kinds= has {unknown[0]!r}: it may have 'heads' and 'mlp'.")
+        if not self.kinds:
+            raise InputError("kinds= is empty, so there is nothing to prune: give 'heads', 'mlp' or both.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"lr={self.lr} is no learning rate: use a number above 0.")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} is no number of prompts: use 1 or more.")
+
+    def target(self, step: int) -> float:
+        return self.sparsity * min(1.0, (step + 1) / (RAMP * self.steps))
+
+
+def prune(
+    model: TransformerBridge,
+    prompts: PromptsLike,
+    *,
+    sparsity: float = 0.5,
+    seeds: int | Iterable[int] = 12,
+    steps: int = 500,
+    kinds: Sequence[Kind] = ("heads", "mlp"),
+    ablation: Ablation = "mean",
+    reference: PromptsLike | None = None,
+    lr: float = 0.1,
+    batch_size: int = 32,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Masks:
+    """Subnetworks that say what the model says after some prompts, one for each seed.
+
+    Args:
+        model: As from `ecstruct.load` or `ecstruct.finetune`; comes back unchanged.
+        prompts: On which it is imitated. Answers and options say whether it solves them, no more.
+        sparsity: The share of components that is ablated, among all of `kinds` together; it is reached to
+            within one component.
+        seeds: How many, or which.
+        steps: Of optimisation; each runs `batch_size` prompts (all, if there are fewer) for every seed.
+        kinds: What may be ablated; the other kind is kept.
+        ablation: Whether an ablated component writes its mean over `reference` (the prompts themselves, if
+            not given) or zero.
+        lr: Of log alpha, by AdamW with torch's defaults but for weight decay, which is 0.
+        checkpoint: A file to go on from, and to write about every half minute. With it, a SIGTERM that
+            somebody listens for lets the step be finished and kept.
+
+    Raises:
+        InputError: an option out of its range, an empty reference set, no seeds, a checkpoint of another
+            run, prompts that cannot be ranked, or a loss that is not finite.
+        Terminated: after a SIGTERM.
+    """
+    options = Options(sparsity, steps, tuple(dict.fromkeys(kinds)), lr, batch_size)
+    chosen = chosen_seeds(seeds)
+    tokenized = tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
+    reference = prompts if reference is None else reference
+    values = reference_values(model, reference, ablation=ablation)
+    about = described(
+        model,
+        {**asdict(options), "ablation": ablation},
+        {"prompts": as_prompts(prompts), "reference": as_prompts(reference)},
+    )
+    with eval_mode(model):
+        gated = GatedModel(model, values)
+        _warn_if_unsolved(model, tokenized)
+        state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)
+        pruning = Pruning(gated, tokenized, options, pad_id_of(tokenizer_of(model)))
+        shown = tqdm(total=len(chosen) * steps, desc="prune", unit="step", disable=not progress)
+        with shown as bar, interruption.finishing() if checkpoint else nullcontext():
+            bar.update(sum(state.done))
+            for group in pruning.groups(state):
+                pruning.run(state, group, bar)
+    heads, mlp = (torch.ones(len(chosen), *shape, dtype=torch.bool) for shape in _shapes(gated).values())
+    masks = {"heads": heads, "mlp": mlp}
+    for row, log_alpha in enumerate(state.tensors["log_alpha"]):
+        for kind, kept in zip(options.kinds, binary(pruning.by_kind(log_alpha), sparsity), strict=True):
+            masks[kind][row] = kept
+    return Masks.of(
+        masks["heads"].numpy(), masks["mlp"].numpy(), seeds=chosen, reference=values, attrs=about
+    )
+
+
+def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
+    """Seeds as a list, from their number or themselves."""
+    if isinstance(seeds, bool):
+        raise InputError(f"seeds={seeds} is neither a number of seeds nor a list of them.")
+    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not chosen:
+        raise InputError(f"seeds={seeds!r} are no seeds: give a number of 1 or more, or a list.")
+    if min(chosen) < 0:
+        raise InputError(f"the seed {min(chosen)} is negative: use 0 or more.")
+    if len(set(chosen)) < len(chosen):
+        twice = next(seed for seed in chosen if chosen.count(seed) > 1)
+        raise InputError(f"the seed {twice} is there twice: give each once.")
+    return chosen
+
+
+def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """Which gates of each kind are kept; see the module's docstring."""
+    expected = [float(probability_of_zero(of_kind).sum()) for of_kind in log_alpha]
+    flat = [of_kind.flatten() for of_kind in log_alpha]
+    kept = []
+    for of_kind, n in zip(flat, expected, strict=True):
+        keep = torch.ones(len(of_kind), dtype=torch.bool)
+        keep[of_kind.argsort(stable=True)[: round(n)]] = False
+        kept.append(keep)
+    together, keep = torch.cat(flat), torch.cat(kept)
+    missing = round(sparsity * len(keep)) - int((~keep).sum())
+    # Ablated ones are below all others, or above, in this order.
+    order = together.argsort(stable=True, descending=missing < 0)
+    keep[order[keep[order] == (missing > 0)][: abs(missing)]] = missing < 0
+    parts = keep.split([len(of_kind) for of_kind in flat])
+    return [part.reshape(of_kind.shape) for part, of_kind in zip(parts, log_alpha, strict=True)]
+
+
+class Pruning:
+    """The optimisation of any seeds."""
+
+    def __init__(
+        self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Options, pad_id: int
+    ) -> None:
+        self.gated, self.prompts, self.options, self._pad_id = gated, prompts, options, pad_id
+        self._per_seed = min(options.batch_size, len(prompts))
+        at_once = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
+        with torch.no_grad():
+            logits = [
+                gated.logits(gated.embed(collate(some, gated.view.device, pad_id))) for some in at_once
+            ]
+        self._full = torch.cat(logits).log_softmax(-1)
+        self._everything: tuple[int, Embedded] | None = None
+
+    def by_kind(self, gates: Tensor) -> list[Tensor]:
+        """Values of all gates [..., gate], by kind: [..., layer, head] or [..., layer]."""
+        shapes = [_shapes(self.gated)[kind] for kind in self.options.kinds]
+        parts = gates.split([math.prod(shape) for shape in shapes], dim=-1)
+        return [p.unflatten(-1, shape) for p, shape in zip(parts, shapes, strict=True)]
+
+    def groups(self, state: Progress) -> list[list[int]]:
+        """Seeds, by their rows, that are optimised together: as many as memory allows, from one step on."""
+        length = max(len(p.ids) for p in self.prompts)
+        view = self.gated.view
+        of_seed = view.n_layers * graph_bytes(view, self._per_seed, length)
+        of_seed += 4 * self._per_seed * self._full.shape[1] * self._full.element_size()
+        at_once = max(1, free_bytes(view.device) // 2 // of_seed)
+        groups = []
+        for done in sorted(set(state.done)):
+            rows = [row for row, n in enumerate(state.done) if n == done]
+            if done < self.options.steps:
+                groups += [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+        return groups
+
+    def run(self, state: Progress, rows: list[int], bar: Any) -> None:
+        """Optimise these seeds from where they are to the end."""
+        options = self.options
+        of = {name: state.tensors[name][rows].requires_grad_() for name in ("log_alpha", "multipliers")}
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [of["log_alpha"]], "lr": options.lr},
+                {"params": [of["multipliers"]], "lr": RATE, "maximize": True},
+            ],
+            weight_decay=0.0,
+        )
+        first = state.done[rows[0]]
+        if first:
+            state.resume(optimizer, of, rows)
+        for step in range(first, options.steps):
+            kl, sparsity = self.losses(of["log_alpha"], [state.seeds[row] for row in rows], step)
+            gap = options.target(step) - sparsity
+            losses = kl + (of["multipliers"] * torch.stack([gap, gap**2], dim=1)).sum(1)
+            self._check(losses, rows, state, step)
+            optimizer.zero_grad()
+            losses.sum().backward()
+            optimizer.step()
+            bar.update(len(rows))
+            bar.set_postfix(sparsity=f"{sparsity.mean():.2f}", KL=f"{kl.mean():.3f}", refresh=False)
+            stopped = interruption.arrived()
+            if state.due() or stopped or step + 1 == options.steps:
+                state.note(optimizer, of, rows, step + 1)
+                state.save()
+            if stopped:
+                raise interruption.Terminated
+
+    def losses(self, log_alpha: Tensor, seeds: list[int], step: int) -> tuple[Tensor, Tensor]:
+        """KL of every seed's draw of gates, and the expected share of them that is zero."""
+        # A generator for each seed and step: draws depend on nothing else, and nothing needs to be kept.
+        draws = [np.random.default_rng((seed, step + 1)) for seed in seeds]
+        u = torch.from_numpy(np.stack([draw.uniform(EDGE, 1 - EDGE, log_alpha.shape[1]) for draw in draws]))
+        z = hard_concrete(log_alpha, u).to(self.gated.view.device, self.gated.view.dtype)
+        shown = dict(zip(self.options.kinds, self.by_kind(z), strict=True))
+        gates = Gates(
+            **{
+                kind: shown[kind] if kind in shown else z.new_ones(len(z), *shape)
+                for kind, shape in _shapes(self.gated).items()
+            }
+        )
+        embedded, indices = self._batch(draws)
+        logp = self.gated.logits(embedded, gates.each(self._per_seed)).log_softmax(-1)
+        full = self._full[indices]
+        kl = (full.exp() * (full - logp)).sum(-1).unflatten(0, (len(seeds), -1)).mean(1)
+        return kl.to(log_alpha), probability_of_zero(log_alpha).mean(1)
+
+    def _batch(self, draws: list[np.random.Generator]) -> tuple[Embedded, Tensor]:
+        """Prompts for every seed, and which they are: [seed * prompt]."""
+        n, device = len(self.prompts), self.gated.view.device
+        every = self._per_seed == n
+        drawn = [np.arange(n) if every else np.sort(d.choice(n, self._per_seed, False)) for d in draws]
+        indices = np.concatenate(drawn)
+        if not (every and self._everything and self._everything[0] == len(draws)):
+            batch = collate([self.prompts[i] for i in indices], device, self._pad_id)
+            self._everything = len(draws), self.gated.embed(batch)
+        return self._everything[1], torch.from_numpy(indices).to(device)
+
+    def _check(self, losses: Tensor, rows: list[int], state: Progress, step: int) -> None:
+        if bad := [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]:
+            raise InputError(
+                f"the loss of seed {state.seeds[bad[0]]} is not finite in step {step}: the model's logits "
+                f"are NaN or infinite when components are ablated, or lr={self.options.lr:g} is too large; "
+                "load the model in float32, or use a smaller lr=."
+            )
+
+
+def _shapes(gated: GatedModel) -> dict[Kind, tuple[int, ...]]:
+    view = gated.view
+    return {"heads": (view.n_layers, view.n_heads), "mlp": (view.n_layers,)}
+
+
+def _n_gates(gated: GatedModel, options: Options) -> int:
+    shapes = _shapes(gated)
+    return sum(math.prod(shapes[kind]) for kind in options.kinds)
+
+
+def _warn_if_unsolved(model: TransformerBridge, prompts: Sequence[TokenizedPrompt]) -> None:
+    ranks = ranks_of_tokenized(model, prompts)
+    if (solved := float((ranks == 0).mean())) < 0.5:
+        _log.warning(
+            "the full model solves %.0f%% of %d prompts (mean rank %.2f): what is pruned on them imitates "
+            "a model that does not know the answers.",
+            100 * solved,
+            len(prompts),
+            ranks.mean(),
+        )

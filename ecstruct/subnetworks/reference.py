@@ -1,0 +1,88 @@
+"""What an ablated component writes: its mean over a reference set, or zero.
+
+Of a head it is the mean of its z, of an MLP that of what it writes before any post-norm, over all tokens
+of all prompts (padding is none). A subnetwork is a mask together with these values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import Batch, collate, pad_id_of, tokenize
+from ecstruct.models.hooked import HookedView, eval_mode
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.models.sites import Weights
+
+Ablation = Literal["mean", "zero"]
+
+_TOKENS = 2048
+"""Of a batch: enough for matrix products to run at full speed."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The values that take the place of what ablated components write."""
+
+    heads: Float[Tensor, "layer head d_head"]
+    mlp: Float[Tensor, "layer d_model"]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Reference":
+        return Reference(self.heads.to(device, dtype), self.mlp.to(device, dtype))
+
+
+def reference_values(
+    model: TransformerBridge, prompts: PromptsLike, *, ablation: Ablation = "mean"
+) -> Reference:
+    """The means over these prompts, in float64 on the CPU; with ablation="zero" zeros of the same shape.
+
+    Raises:
+        InputError: no prompts, one that cannot be read, or an unknown ablation.
+    """
+    if ablation not in get_args(Ablation):
+        raise InputError(f"ablation={ablation!r} is unknown: it is 'mean' or 'zero'.")
+    if isinstance(prompts, Sequence) and not len(prompts):
+        raise InputError(
+            "the reference set is empty, so there is no mean to ablate with: give prompts as reference=, "
+            "or ablation='zero'."
+        )
+    view, tokenizer = HookedView(model), tokenizer_of(model)
+    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
+    tokenized.sort(key=lambda t: len(t.ids))
+    if ablation == "zero":
+        tokenized = tokenized[:1]  # for the shapes alone
+    at_once = max(1, _TOKENS // len(tokenized[-1].ids))
+    chunks = [tokenized[i : i + at_once] for i in range(0, len(tokenized), at_once)]
+    n_tokens = sum(len(t.ids) for t in tokenized)
+    heads: list[Tensor] = [torch.zeros(())] * view.n_layers
+    mlp = list(heads)
+    with torch.no_grad(), eval_mode(model):
+        weights = view.weights()
+        for chunk in chunks:
+            batch = collate(chunk, view.device, pad_id_of(tokenizer))
+            for layer, (z, y) in enumerate(_summed(view, weights, batch)):
+                heads[layer] = heads[layer] + z.cpu() / n_tokens
+                mlp[layer] = mlp[layer] + y.cpu() / n_tokens
+    means = Reference(torch.stack(heads).unflatten(1, (view.n_heads, -1)), torch.stack(mlp))
+    if ablation == "zero":
+        return Reference(torch.zeros_like(means.heads), torch.zeros_like(means.mlp))
+    return means
+
+
+def _summed(view: HookedView, weights: Weights, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """The z of all heads and what the MLP writes, of every layer, summed over tokens in float64."""
+    trace, calls = view.embed(weights, batch.ids, batch.mask)
+    resid, real, found = trace.output, batch.mask.bool(), []
+    for layer in range(view.n_layers):
+        trace = view.block(layer, weights, calls[layer], resid)
+        seen = (trace.taps["attn.o"].input, trace.taps["mlp.out"].output)
+        z, y = (value[real].double().sum(0) for value in seen)
+        found.append((z, y))
+        resid = trace.output
+    return found

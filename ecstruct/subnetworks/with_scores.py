@@ -1,0 +1,174 @@
+"""The core beside the extractive scores: are the components that subnetworks keep those that matter there?
+
+For each score and each kind of component, Spearman's rho over components of the share of the subnetworks
+that keep it and of the size of its score, |mean over prompts of the sum over tokens|; p by dealing the
+scores out anew among the components. A subnetwork may keep what helps and what harms, so it is the size
+that counts; `signed=True` asks for what raises the reward.
+
+Means of a group say more of what added components do: `percentile` is the mean over a group of the share of
+components of its kind that have no larger a score, 0.5 by chance (ties counted half).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import rankdata
+
+from ecstruct.errors import InputError
+from ecstruct.plots.scatter import scatter
+from ecstruct.scores.components import component_names
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.subnetworks.core import Core
+from ecstruct.subnetworks.generalising import Generalising
+
+_SCORES = ("informative", "upstream", "downstream")
+_KINDS = {"mlp": "MLPs", "head": "heads"}
+
+
+@dataclass(frozen=True)
+class WithScores:
+    """Keep-frequencies beside extractive scores.
+
+    `frame` has a row per component: `kind` ("mlp" or "head"), `layer`, `head`, `frequency`, `group`
+    ("core", "added" or "other") and its scores by name, in the unit of the reward; sizes unless `signed`.
+    `correlations` has a row per score and kind: `rho`, `p` and the number `n` of components.
+    """
+
+    frame: pd.DataFrame
+    correlations: pd.DataFrame
+    signed: bool
+
+    def groups(self) -> pd.DataFrame:
+        """A row per kind and group of components: how many `components`, and by score their mean
+        `percentile` among their kind (0.5 by chance)."""
+        names = [name for name in _SCORES if name in self.frame]
+        places = self.frame.copy()
+        for name in names:
+            of_kind = self.frame.groupby("kind")[name]
+            places[name] = (of_kind.rank() - 0.5) / of_kind.transform("size")
+        places["components"] = 1
+        how = dict.fromkeys(names, "mean") | {"components": "sum"}
+        return places.groupby(["kind", "group"], sort=False).agg(how).reset_index()
+
+    def conclusion(self) -> str:
+        """Which scores go with how often a component is kept."""
+        found = self.correlations.loc[self.correlations["p"] <= 0.05]
+        of = "score" if self.signed else "size of the score"
+        if found.empty:
+            least = self.correlations["p"].min()
+            return (
+                f"How often a component is kept does not go significantly with the {of} of any kind (the "
+                f"least p is {least:.2g})."
+            )
+        listed = [
+            f"{row['score']} of {_KINDS[row['kind']]} (ρ = {row['rho']:.2f}, p = {row['p']:.2g})"
+            for row in found.to_dict(orient="records")
+        ]
+        return f"How often a component is kept goes with the {of}: {', '.join(listed)}."
+
+    @property
+    def figure(self) -> go.Figure:
+        """A point per component, a panel per score: its score across, how often it is kept up."""
+        names = [name for name in _SCORES if name in self.frame]
+        shown = self.frame.assign(
+            name=[
+                f"{name} ({group})" if group != "other" else name
+                for name, group in zip(component_names(self.frame), self.frame["group"], strict=True)
+            ]
+        )
+        rho = self.correlations.set_index(["score", "kind"])["rho"]
+        kinds = [kind for kind in _KINDS if kind in set(self.frame["kind"])]
+        fit = {
+            name: ", ".join(f"ρ = {rho[name, kind]:.2f} ({_KINDS[kind]})" for kind in kinds)
+            for name in names
+        }
+        panels = {name: shown.rename(columns={name: "x", "frequency": "y"}) for name in names}
+        figure = scatter(panels, x="score" if self.signed else "|score|", y="share that keeps it", fit=fit)
+        # A line of least squares is no picture of a correlation of ranks.
+        figure.data = [trace for trace in figure.data if trace.mode == "markers"]
+        return figure.update_yaxes(range=[-0.05, 1.05])
+
+
+def with_scores(
+    core: Core,
+    scores: ExtractiveScores,
+    *,
+    added: Generalising | None = None,
+    group: str | float = "all",
+    signed: bool = False,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> WithScores:
+    """Put how often components are kept beside their extractive scores.
+
+    Args:
+        core: Of subnetworks of the finetuned model.
+        scores: Of the same model's components.
+        added: Which components are the added ones; without it, none.
+        group: Of which of the core's subnetworks, "all" or a sparsity.
+        signed: The scores themselves instead of their sizes.
+        permutations: How many to draw.
+        seed: The same seed draws the same permutations.
+
+    Raises:
+        InputError: scores of another model's components, components without a score, no such group, no
+            permutations.
+    """
+    if permutations < 1:
+        raise InputError(f"permutations={permutations} give no p-value; draw 1 or more, as in 10000.")
+    sizes: Mapping[Any, int] = core.heads.sizes
+    ours = (sizes["layer"], sizes["head"])
+    theirs = (scores.dataset.sizes["layer"], scores.dataset.sizes["head"])
+    if ours != theirs:
+        raise InputError(
+            f"the subnetworks have {ours[0]} layers of {ours[1]} heads and the scores {theirs[0]} of "
+            f"{theirs[1]}: give those of one model."
+        )
+    names = [name for name in _SCORES if name in scores.dataset["score"].values]
+    frame = scores.components(names[0]).loc[:, ["kind", "layer", "head"]]
+    for name in names:
+        value = scores.components(name)["value"]
+        frame[name] = value if signed else value.abs()
+    frame["frequency"] = _flat(core.frequency(group)["mlp"], core.frequency(group)["heads"])
+    in_core = set(core.components(group))
+    is_added = _flat(added.mlp, added.heads) if added else np.zeros(len(frame), bool)
+    frame["group"] = [
+        "core" if name in in_core else "added" if of_added else "other"
+        for name, of_added in zip(component_names(frame), is_added, strict=True)
+    ]
+    pruned = {"mlp": "mlp", "heads": "head"}
+    frame = frame.loc[frame["kind"].isin([pruned[kind] for kind in core.kinds])].reset_index(drop=True)
+    if frame[names].isna().to_numpy().any():
+        raise InputError("some components have no score: score all of them, without components=.")
+    rows = [
+        {"score": name, "kind": kind}
+        | _correlation(frame.loc[frame["kind"] == kind], name, permutations, seed)
+        for name in names
+        for kind in dict.fromkeys(frame["kind"])
+    ]
+    return WithScores(frame, pd.DataFrame(rows), signed)
+
+
+def _correlation(frame: pd.DataFrame, name: str, permutations: int, seed: int) -> dict[str, float]:
+    """Spearman's rho of frequency and score; without a value where one of them does not vary."""
+    x, y = rankdata(frame["frequency"]), rankdata(frame[name])
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    if not scale:
+        return {"rho": float("nan"), "p": float("nan"), "n": len(frame)}
+
+    rho = float(x @ y) / scale
+    dealt = np.random.default_rng(seed).permuted(np.tile(x, (permutations, 1)), axis=1) @ y / scale
+    as_large = int((np.abs(dealt) >= abs(rho) - 1e-12).sum())
+    return {"rho": rho, "p": (1 + as_large) / (1 + permutations), "n": len(frame)}
+
+
+def _flat(mlp: Any, heads: Any) -> np.ndarray:
+    """In the order of `ExtractiveScores.components`."""
+    return np.concatenate([mlp.values.ravel(), heads.values.ravel()])
