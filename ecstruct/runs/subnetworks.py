@@ -11,6 +11,7 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct import netcdf
 from ecstruct.errors import InputError
 from ecstruct.files import write_text
 from ecstruct.models.fingerprint import fingerprint
@@ -31,7 +32,6 @@ from ecstruct.subnetworks import (
     with_scores,
 )
 from ecstruct.subnetworks.ablation import NothingToAblate
-from ecstruct.subnetworks.masks import save_dataset
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 """By set of prompts, "in-domain" and "generalization", and by sparsity."""
@@ -64,7 +64,7 @@ def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) 
     size = effective_size(in_domain)
     for prompts, by_sparsity in evaluations.items():
         for name, measured in by_sparsity.items():
-            save_dataset(measured, out / f"{prompts}-{name}.nc", "ecstruct evaluation 1")
+            netcdf.write(measured, out / f"{prompts}-{name}.nc", "ecstruct evaluation 1")
     result = {"effective_size": size, "subnetworks": _records(table)}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))

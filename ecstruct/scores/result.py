@@ -15,11 +15,9 @@ the reward; together with `rest` (all weights outside MLPs and heads) they are a
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,8 +25,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float64
 
+from ecstruct import netcdf
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
 from ecstruct.scores.aggregate import SlotScores, aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
 
@@ -214,15 +212,7 @@ class ExtractiveScores:
         Numbers keep their type and every bit. netCDF text holds no NUL and no half of a
         surrogate pair: such characters in a token are replaced.
         """
-        dataset = self.dataset.drop_encoding()
-        dataset.attrs = {"format": FORMAT, "attrs": json.dumps(self.dataset.attrs)}
-        for name, variable in dataset.variables.items():
-            if variable.dtype.kind not in "biuf":
-                dataset[name] = variable.copy(data=_storable(variable.values))
-        checksums = {name: {"fletcher32": True} for name in dataset.data_vars}
-        # In memory: HDF5 ends the whole process when it writes to a disk that fills.
-        content = dataset.to_netcdf(engine="h5netcdf", encoding=checksums)
-        write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+        netcdf.write(self.dataset, path, FORMAT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExtractiveScores:
@@ -231,19 +221,7 @@ class ExtractiveScores:
         Raises:
             InputError: no such file, a damaged one, or one that holds something else.
         """
-        try:
-            dataset = xr.load_dataset(path, engine="h5netcdf")
-            if dataset.attrs.get("format") != FORMAT:
-                raise InputError(f"{path} is a netCDF file, but not one of ecstruct's scores")
-            dataset.attrs = json.loads(dataset.attrs["attrs"])
-            return cls(dataset.drop_encoding())
-        except FileNotFoundError:
-            raise InputError(f"there is no file of scores {path}") from None
-        except InputError:
-            raise
-        # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
-        except Exception as error:
-            raise InputError(f"{path} cannot be read as scores: it is damaged or no netCDF file") from error
+        return cls(netcdf.read(path, FORMAT, "scores"))
 
     def mean(self, *others: ExtractiveScores) -> ExtractiveScores:
         """The mean of these and other scores, as over seeds: `a.mean(b)`.
@@ -309,14 +287,6 @@ def _components(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
     mlp = mlp.assign(kind="mlp", head=pd.array([pd.NA] * len(mlp), dtype="Int64"))
     heads = heads.assign(kind="head", head=heads["head"].astype("Int64"))
     return pd.concat([mlp, heads], ignore_index=True)
-
-
-def _storable(texts: np.ndarray) -> np.ndarray:
-    plain = [
-        str(text).replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
-        for text in texts.ravel()
-    ]
-    return np.array(plain, dtype=str).reshape(texts.shape)
 
 
 def _require_same_labels(one: xr.Dataset, other: xr.Dataset) -> None:

@@ -46,19 +46,20 @@ class CoreAblation:
     """What is left without the core, or of it alone.
 
     `frame` has a row per network and set of prompts: `of` is what was done (as in `table`), `group` and
-    `seed` name a subnetwork, `draw` counts random draws, `prompts` is "in-domain" or "generalization";
-    `rank` is the mean rank of the answers (0 is best) and `accuracy` the share that is ranked first.
+    `seed` name a subnetwork, `draw` counts random draws, `kept` is how many components are left, `prompts`
+    is "in-domain" or "generalization"; `rank` is the mean rank of the answers (0 is best) and `accuracy`
+    the share that is ranked first.
     """
 
     frame: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
         """A row per `of` and set of `prompts`: mean `rank`, its `lowest` and `highest`, mean `accuracy`,
-        and of how many networks (`n`)."""
+        how many components are `kept` on average, and of how many networks (`n`)."""
         grouped = self.frame.groupby(["of", "prompts"], sort=False)
         ranks = grouped["rank"]
         columns = {"rank": ranks.mean(), "lowest": ranks.min(), "highest": ranks.max()}
-        columns |= {"accuracy": grouped["accuracy"].mean(), "n": ranks.size()}
+        columns |= {name: grouped[name].mean() for name in ("accuracy", "kept")} | {"n": ranks.size()}
         return pd.DataFrame(columns).reset_index()
 
     def conclusion(self) -> str:
@@ -199,7 +200,8 @@ class _Network:
 
     @property
     def labels(self) -> dict[str, str | int | None]:
-        return {"of": self.of, "group": self.group, "seed": self.seed, "draw": self.draw}
+        kept = sum(int(part.sum()) for part in self.kept.values())
+        return {"of": self.of, "group": self.group, "seed": self.seed, "draw": self.draw, "kept": kept}
 
 
 def _networks(

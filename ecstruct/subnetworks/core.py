@@ -27,8 +27,9 @@ import torch
 import xarray as xr
 from scipy.stats import hypergeom
 
+from ecstruct import netcdf
 from ecstruct.errors import InputError
-from ecstruct.subnetworks.masks import Masks, load_dataset, save_dataset
+from ecstruct.subnetworks.masks import Masks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -124,7 +125,7 @@ class Core:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to one netCDF file, which appears whole or not at all."""
-        save_dataset(self.dataset, path, FORMAT)
+        netcdf.write(self.dataset, path, FORMAT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Core:
@@ -133,7 +134,7 @@ class Core:
         Raises:
             InputError: no such file, a damaged one, or one that holds something else.
         """
-        return cls(load_dataset(path, FORMAT, "cores"))
+        return cls(netcdf.read(path, FORMAT, "cores"))
 
     def _group(self, group: str | float) -> xr.Dataset:
         """A group by name; `ALL` is the last one, which is the only one of a single sparsity."""

@@ -48,19 +48,26 @@ _ABLATED = ("the core", "random ones", "random ones of its layers")
 @dataclass(frozen=True)
 class Dependence:
     """`frame` has a row per head (`layer`, `head`), per what is `ablated` ("the core", "random ones",
-    "random ones of its layers") and `draw`: its relative `change`."""
+    "random ones of its layers"), how many `components` that are, and `draw`: its relative `change`."""
 
     frame: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """A row per what is `ablated`: the mean `change` of the heads, and of several draws the `lowest`
-        and `highest` mean and `p`, the share of draws that change them as much as the core does, the core
-        among them."""
+        """A row per what is `ablated`: how many `components`, a mean; the mean `change` of the heads; of
+        several draws the `lowest` and `highest` mean and `p`, the share of draws that change them as much as
+        the core does, the core among them."""
         means = self._means()
         of_core = means["the core"].item()
         rows = []
         for name, its in means.items():
-            row = {"ablated": name, "change": its.mean(), "lowest": its.min(), "highest": its.max()}
+            n = self.frame.loc[self.frame["ablated"] == name, "components"].mean()
+            row = {
+                "ablated": name,
+                "components": n,
+                "change": its.mean(),
+                "lowest": its.min(),
+                "highest": its.max(),
+            }
             p = (1 + int((its >= of_core).sum())) / (1 + len(its)) if name != "the core" else np.nan
             rows.append(row | {"p": p})
         return pd.DataFrame(rows)
@@ -133,17 +140,13 @@ def dependence(
         raise InputError("these masks do not say what takes the place of ablated components: prune anew.")
     gated = GatedModel(model, reference)
     changes = _changes(model, gated, prompts, [parts for _, _, parts in ablated], progress)
-    rows = [
-        {
-            "layer": int(layer),
-            "head": int(head),
-            "ablated": name,
-            "draw": draw,
-            "change": of[layer, head].item(),
-        }
-        for (name, draw, _), of in zip(ablated, changes, strict=True)
-        for layer, head in later
-    ]
+    rows = []
+    for (name, draw, parts), change in zip(ablated, changes, strict=True):
+        row = {"ablated": name, "components": sum(int(part.sum()) for part in parts.values()), "draw": draw}
+        rows += [
+            {"layer": int(layer), "head": int(head), **row, "change": change[layer, head].item()}
+            for layer, head in later
+        ]
     return Dependence(pd.DataFrame(rows))
 
 

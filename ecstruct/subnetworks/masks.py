@@ -7,11 +7,9 @@ by zero. These values are kept with the masks: a subnetwork is both, and can be 
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,8 @@ import torch
 import xarray as xr
 from jaxtyping import Bool
 
+from ecstruct import netcdf
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
 from ecstruct.subnetworks.reference import Reference
 
 FORMAT = "ecstruct masks 1"
@@ -177,7 +175,7 @@ class Masks:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to one netCDF file (HDF5), which appears whole or not at all."""
-        save_dataset(self.dataset, path, FORMAT)
+        netcdf.write(self.dataset, path, FORMAT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -186,7 +184,7 @@ class Masks:
         Raises:
             InputError: no such file, a damaged one, or one that holds something else.
         """
-        return cls(load_dataset(path, FORMAT, "masks"))
+        return cls(netcdf.read(path, FORMAT, "masks"))
 
     def __len__(self) -> int:
         return len(self.dataset["seed"])
@@ -197,34 +195,3 @@ class Masks:
             f"<Masks of {sizes['layer']} MLPs and {sizes['layer']} x {sizes['head']} heads, "
             f"{len(self)} seeds, {float(self.sparsity.mean()):.0%} ablated>"
         )
-
-
-def save_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
-    """Write labelled arrays that say of themselves that they are of the format `form`."""
-    stored = dataset.drop_encoding()
-    stored.attrs = {"format": form, "attrs": json.dumps(dataset.attrs)}
-    checksums = {name: {"fletcher32": True} for name in stored.data_vars}
-    # In memory: HDF5 ends the whole process when it writes to a disk that fills.
-    content = stored.to_netcdf(engine="h5netcdf", encoding=checksums)
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
-
-
-def load_dataset(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
-    """Read what `save_dataset` wrote; `what` it holds is for the message.
-
-    Raises:
-        InputError: no such file, a damaged one, or one of another format.
-    """
-    try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-        if dataset.attrs.get("format") != form:
-            raise InputError(f"{path} is a netCDF file, but not one of ecstruct's {what}.")
-        dataset.attrs = json.loads(dataset.attrs["attrs"])
-        return dataset.drop_encoding()
-    except FileNotFoundError:
-        raise InputError(f"there is no file of {what} {path}.") from None
-    except InputError:
-        raise
-    # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as {what}: it is damaged or no netCDF file.") from error

@@ -91,7 +91,7 @@ class WithScores:
         panels = {name: shown.rename(columns={name: "x", "frequency": "y"}) for name in names}
         figure = scatter(panels, x="score" if self.signed else "|score|", y="share that keeps it", fit=fit)
         # A line of least squares is no picture of a correlation of ranks.
-        figure.data = [trace for trace in figure.data if trace.mode == "markers"]
+        figure.for_each_trace(lambda line: line.update(visible=False), selector={"mode": "lines"})
         return figure.update_yaxes(range=[-0.05, 1.05])
 
 

@@ -1,0 +1,62 @@
+"""Labelled results as netCDF files (HDF5), which appear whole or not at all.
+
+Numbers keep their type and every bit. netCDF text holds no NUL and no half of a surrogate pair: such
+characters in a token are replaced.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ecstruct.errors import InputError
+from ecstruct.files import write_atomically
+
+
+def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
+    """Write labelled arrays, which say of themselves that they are of the format `form`.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    stored = dataset.drop_encoding()
+    stored.attrs = {"format": form, "attrs": json.dumps(dataset.attrs)}
+    for name, variable in stored.variables.items():
+        if variable.dtype.kind not in "biuf":
+            stored[name] = variable.copy(data=_storable(variable.values))
+    numeric = [name for name, variable in stored.data_vars.items() if variable.dtype.kind in "biuf"]
+    checksums = {name: {"fletcher32": True} for name in numeric}
+    # In memory: HDF5 ends the whole process when it writes to a disk that fills.
+    content = stored.to_netcdf(engine="h5netcdf", encoding=checksums)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def read(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
+    """Read what `write` wrote; `what` it holds is for the message.
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another format.
+    """
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+        if dataset.attrs.get("format") != form:
+            raise InputError(f"{path} is a netCDF file, but not one of ecstruct's {what}.")
+        dataset.attrs = json.loads(dataset.attrs["attrs"])
+        return dataset.drop_encoding()
+    except FileNotFoundError:
+        raise InputError(f"there is no file of {what} {path}.") from None
+    except InputError:
+        raise
+    # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as {what}: it is damaged or no netCDF file.") from error
+
+
+def _storable(texts: np.ndarray) -> np.ndarray:
+    plain = [
+        str(text).replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+        for text in texts.ravel()
+    ]
+    return np.array(plain, dtype=str).reshape(texts.shape)
