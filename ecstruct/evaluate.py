@@ -23,7 +23,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate, option_tokens, pad_id_of, tokenize
-from ecstruct.models.hooked import eval_mode
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 
 AnswerTokens = Literal["first", "all"]

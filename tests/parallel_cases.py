@@ -22,8 +22,8 @@ import ecstruct
 from ecstruct.cli import app
 from ecstruct.distributed import Ranks, ranks
 from ecstruct.errors import InputError
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
-from ecstruct.models.hooked import named_weights
 from ecstruct.scores import batching
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.passes import Passes

@@ -23,7 +23,7 @@ from ecstruct.finetuning import finetune_across, sharded
 from ecstruct.finetuning.learner import recomputing
 from ecstruct.finetuning.loop import add_gradient
 from ecstruct.finetuning.sharded import Blueprint, Sharded
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from tiny import PROMPTS, plain_pair, tokenizer
 import ecstruct
 from ecstruct import InputError
 from ecstruct.models import to_hugging_face
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 
 KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 TARGETS = {

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta, load
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6]])
 

@@ -24,7 +24,7 @@ from ecstruct.experiments.beyond.editing import (
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.facts import first_hop
 from ecstruct.finetuning import finetune
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score

@@ -28,9 +28,9 @@ from untied import (
 )
 
 from ecstruct.errors import InputError
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import save_model
-from ecstruct.models.hooked import named_weights
 from ecstruct.scores import passes
 from ecstruct.scores.engine import score
 from ecstruct.scores.passes import Passes

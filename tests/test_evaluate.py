@@ -10,7 +10,7 @@ from facts_fixtures import FACTS, hugging_face, save_tiny
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank, ranks
 from ecstruct.facts import Prompt
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.load import load
 
 

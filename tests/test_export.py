@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta, load, save_model, to_hugging_face
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.provenance import tokenizer_of
 
 pytestmark = pytest.mark.tl3

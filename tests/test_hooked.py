@@ -12,8 +12,8 @@ from transformers import OPTConfig, OPTForCausalLM
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models import HookedView, load, support
+from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import copy_of, named_weights
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6], [11, 5, 4, 3, 10, 6, 7]])
 

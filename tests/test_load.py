@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausa
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models import load
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, tokenizer_of
 
 loading = import_module("ecstruct.models.load")

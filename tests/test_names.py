@@ -6,7 +6,7 @@ import pytest
 from tiny import single_pair
 
 from ecstruct.errors import InputError
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.names import WeightSelection
 
 NAMES = ["blocks.1.mlp", "blocks.2.ln1", "ln_final", "blocks.0.attn.q.weight"]

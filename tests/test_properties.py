@@ -12,7 +12,7 @@ from tiny import LANGUAGES, hooked_pair, plain_pair, reward_of, tokenizer
 
 from ecstruct import ExtractiveScores, Prompt, WeightDelta, WeightSelection, ranks, score
 from ecstruct.facts import read_jsonl, write_jsonl
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.names import KINDS
 
 FAMILY = "llama"

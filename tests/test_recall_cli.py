@@ -11,7 +11,7 @@ from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import WeightDelta
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 
 PROMPTS = first_hop().facts[:4]
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_scores import make_scores
+from synthetic_scores import make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap, rank_curves
-from ecstruct.report import Picture, Replay, Section, Table, report_html, write_report
+from ecstruct.report import Explorer, Picture, Replay, Section, Table, report_html, write_report
+from ecstruct.report import explorer as explorer_module
+from ecstruct.report.pages import score_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -132,6 +137,99 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_has_no_place(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="no place for a ndarray"):
         report_html(title="", summary="", sections=[Section("a", [np.zeros(2)])])  # pyright: ignore
+
+
+# --- the explorer; test_report_browser.py uses it
+
+
+def embedded(page: str) -> dict[str, Any]:
+    """What the explorer of a page has to draw."""
+    found = re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def numbers(view: dict[str, Any], name: str, *sizes: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(view[name]), "<f4").reshape(*sizes, len(view["tokens"]))
+
+
+def test_every_number_of_every_prompt_is_in_the_page() -> None:
+    scores = make_scores()
+    page = report_html(title="", summary="", sections=[Section("a", [Explorer(scores)])])
+    data = embedded(page)
+    assert data["scores"] == ["downstream", "informative", "upstream"] and data["layers"] == [0, 1]
+    labels = [view["label"] for view in data["views"]]
+    assert labels == [
+        "mean of 3 prompts",
+        *(f"{i}: {t}" for i, t in enumerate(scores.dataset["text"].values)),
+    ]
+    for prompt, view in enumerate(data["views"][1:]):
+        n = int(scores.dataset["length"].values[prompt])
+        own = scores.dataset.isel(prompt=prompt, token=slice(n)).sel(score=data["scores"])
+        np.testing.assert_array_equal(numbers(view, "mlp", 3, 2), own["mlp"].values)
+        np.testing.assert_array_equal(numbers(view, "heads", 3, 2, 3), own["heads"].values)
+    mean = scores.aggregate()
+    expected = mean.heads.sel(score=data["scores"]).values.astype("float32")
+    np.testing.assert_array_equal(numbers(data["views"][0], "heads", 3, 2, 3), expected)
+    assert page.count("function explore(") == 1 and page.count("* plotly.js v") == 1
+    assert page == report_html(title="", summary="", sections=[Section("a", [Explorer(scores)])])
+
+
+def test_slots_that_no_prompt_fills_are_left_out() -> None:
+    data = embedded(Explorer(make_scores(prompts_of([["a"], ["b"]]))).html("x"))
+    assert data["views"][0]["tokens"] == ["The", "city", "Y", "is", "from", "speak"]
+    assert data["views"][0]["labels"][2] == "<i>Y</i>"
+
+
+def test_a_prompt_alone_in_its_template_has_no_mean() -> None:
+    prompts = [*prompts_of([["a"], ["b"]]), {"tokens": ["x", "y"], "entity": (0, 1), "template": "alone"}]
+    views = embedded(Explorer(make_scores(prompts)).html("x"))["views"]
+    assert [(view["group"], view["label"]) for view in views] == [
+        ("city", "mean of 2 prompts"),
+        ("city", "0: TheĠcityaĠisĠfromĠspeak"),
+        ("city", "1: TheĠcitybĠisĠfromĠspeak"),
+        ("alone", "2: xy"),
+    ]
+
+
+def test_a_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [{**prompt, "template": "other"} for prompt in prompts_of([["c"], ["d"], ["e"]])]
+    scores = make_scores([*prompts_of([["a"], ["b"], ["c"]]), *other])
+    per_prompt = len(base64.b64encode(bytes(3 * 2 * (1 + 3) * 6 * 4)))  # of 6 tokens each
+    monkeypatch.setattr(explorer_module, "BYTES", int(4.5 * per_prompt))
+    page = Explorer(scores, "What it is.").html("x")
+    assert (
+        "What it is. 4 of 6 prompts are in this page, the first of each template; means are over all."
+        in page
+    )
+    labels = [view["label"].split(":")[0] for view in embedded(page)["views"]]
+    assert labels == ["mean of 3 prompts", "0", "1", "mean of 3 prompts", "3", "4"]
+    monkeypatch.setattr(explorer_module, "BYTES", 1)  # one is always there
+    assert "1 of 6 prompts are" in Explorer(scores).html("x")
+    monkeypatch.undo()
+    assert " of 6 prompts" not in Explorer(scores).html("x")
+    monkeypatch.setattr(explorer_module, "MOST_PROMPTS", 5)
+    assert "5 of 6 prompts are" in Explorer(scores).html("x")
+
+
+def test_the_page_of_scores(tmp_path: Path) -> None:
+    scores = make_scores(after={"source": "my org/tuned", "revision": "v2", "fingerprint": "beef"})
+    score_report(tmp_path / "report.html", scores, "ecstruct replay config.json --out DIR")
+    reader = Reader()
+    reader.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = "".join(reader.text)
+    before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
+    assert f"mean reward of 3 prompts from {before:.3g} to {after:.3g}.".replace("-", "−") in text
+    assert f"{after - before:.4g}".replace("-", "−") in text
+    assert (
+        "ecstruct fidelity --before organism --after 'my org/tuned@v2' --reward logit_diff "
+        "--baseline counterfactual --prompts PROMPTS.jsonl --out DIR"
+    ) in text
+    assert "ecstruct replay config.json --out DIR" in text and '"fingerprint": "beef"' in text
+    policy = [attrs["content"] for tag, attrs in reader.tags if "http-equiv" in attrs]
+    assert policy == [
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import ecstruct
 from ecstruct.cli import app
 from ecstruct.finetuning import finetune
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.load import load
 
 TINY = ("llama", "gpt2", "neox")

@@ -15,7 +15,7 @@ from ecstruct.experiments.beyond.shortcut import CHECKS, SCORES, Shortcut, measu
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
 from ecstruct.experiments.ordering import ORDERS, TESTING
 from ecstruct.experiments.ordering import measure as measure_ordering
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)  # a few steps
 CELL: dict[str, Any] = {"seed": 0, "repeat": 0, "words": "novel", "order": "implications first"}

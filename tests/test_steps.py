@@ -15,7 +15,7 @@ from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, write_jsonl
 from ecstruct.models import load
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance
 
 NAMES = {

@@ -138,6 +138,7 @@ def test_the_table_and_conclusion_are_those_of_the_frame():
     rows = rows[rows["prompts"] == "in-domain"]
     assert table.loc[("without random ones", "in-domain"), "rank"] == rows["rank"].mean()
     assert table.loc[("without random ones", "in-domain"), "n"] == 3
+    assert table.loc[("without random ones", "in-domain"), "kept"] == N_LAYERS * (N_HEADS + 1) - 2
     assert "of 3 draws cost as much" in ablated.conclusion()
     assert len(ablated.figure.data) >= 2
 
@@ -192,7 +193,7 @@ def test_p_of_dependence_is_the_share_of_draws_that_change_as_much():
     rows += [("random ones", i, 0.1 * i) for i in range(9)]
     rows += [("random ones of its layers", 0, 0.4)]
     frame = pd.DataFrame(
-        [{"layer": 1, "head": 0, "ablated": a, "draw": d, "change": c} for a, d, c in rows]
+        [{"layer": 1, "head": 0, "ablated": a, "components": 2, "draw": d, "change": c} for a, d, c in rows]
     )
     table = Dependence(frame).table().set_index("ablated")
     assert table["p"]["random ones"] == pytest.approx((1 + 4) / 10)

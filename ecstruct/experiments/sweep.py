@@ -35,8 +35,8 @@ from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
 from ecstruct.files import from_json, locked, write_text, writing
 from ecstruct.interruption import finishing
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 
 Cell = Mapping[str, Any]

@@ -32,9 +32,9 @@ from ecstruct.finetuning.options import SCHEDULES, Lora, LoraLike, Options
 from ecstruct.finetuning.rates import learning_rate, starting_learning_rate
 from ecstruct.finetuning.result import Finetuned, History
 from ecstruct.finetuning.sharded import Blueprint, Sharded
+from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import copy_of, named_weights
 from ecstruct.models.names import SelectionLike
 from ecstruct.models.provenance import derived
 

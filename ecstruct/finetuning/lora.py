@@ -21,10 +21,10 @@ from ecstruct.files import writing
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Lora
 from ecstruct.finetuning.result import delta_of
+from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import plain_view
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import copy_of, named_weights
 from ecstruct.models.names import WeightSelection, layer_of
 from ecstruct.models.provenance import derived, provenance, source_of, tokenizer_of
 from ecstruct.models.skeleton import Place, Skeleton

@@ -24,9 +24,9 @@ from ecstruct.distributed import Ranks
 from ecstruct.finetuning.learner import Learner, hooked_logits, trained
 from ecstruct.finetuning.result import delta_of
 from ecstruct.models.boot import boot
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.plain import plain_model
 from ecstruct.models.provenance import derived, source_of, tokenizer_of

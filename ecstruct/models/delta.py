@@ -16,9 +16,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.files import from_json, write_atomically
+from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import copy_of, named_weights
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import derived, source_of
 

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.files import writing
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.models.skeleton import Place, Skeleton

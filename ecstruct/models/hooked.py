@@ -8,14 +8,13 @@ in a dry run in which every block is bypassed, and replayed; the head is the sam
 chosen residual stream. Weights are never swapped in place but passed through `torch.func.functional_call`,
 so the model is bit-identical afterwards, also after an exception.
 
-This module is the only place that knows TransformerLens. Components are called as there: `attn.q`,
-`attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys, `mlp.in`,
-`mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside the
-blocks `embed`, `pos_embed`, `ln_final`, `unembed`. Of an MLP without projections of its own, a mixture of
-experts, `mlp.in` is the whole and `mlp.out` an identity after it.
+This module and `bridge` are the only places that know TransformerLens. Components are called as there:
+`attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
+`mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
+the blocks `embed`, `pos_embed`, `ln_final`, `unembed`. Of an MLP without projections of its own, a mixture
+of experts, `mlp.in` is the whole and `mlp.out` an identity after it.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.errors import InputError
+from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.names import layer_of
 from ecstruct.models.shortcuts import shortcuts
@@ -37,73 +36,6 @@ from ecstruct.models.support import check_components
 Part = Literal["attn", "mlp"]
 
 _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
-
-
-def _check_unprocessed(model: object) -> None:
-    if not isinstance(model, TransformerBridge):
-        raise InputError(
-            f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
-        )
-    if getattr(model, "compatibility_mode", False):
-        raise InputError(
-            "this TransformerBridge is in compatibility mode, where folded weights are no longer "
-            "the checkpoint's: load the model with ecstruct.load(...) instead."
-        )
-
-
-def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
-    """The live parameters of a hooked model by TransformerLens name.
-
-    Where a checkpoint fuses query, key and value, the three are separate here and the fused tensor,
-    which the hooked model no longer reads, is left out. Tied embeddings appear under both names. Weights
-    of an MLP that has not the usual projections have their own names.
-    """
-    _check_unprocessed(model)
-    tensors = model.state_dict(keep_vars=True)
-    named = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
-    blocks: Any = model.blocks
-    for layer, block in enumerate(blocks):
-        prefix = f"blocks.{layer}.mlp."
-        if hasattr(block, "mlp") and f"{prefix}in.weight" not in named:
-            named = {name: p for name, p in named.items() if not name.startswith(prefix)}
-            own = dict(block.mlp.original_component.named_parameters())
-            weights = whole_mlp(block.mlp, prefix)["mlp.in"].weights
-            named |= {name: own[here] for here, name in weights.items()}
-    return named
-
-
-def copy_of(model: TransformerBridge) -> TransformerBridge:
-    """An independent copy: no tensor is shared with the original.
-
-    After its first forward, a block has hooks that point at its own attention; copied as they are they
-    would still point there, from the copy. They are taken off, and come back with the next forward.
-    """
-    for block in model.blocks:
-        block._teardown_capture_hooks()
-        _drop_pattern(block)
-    return copy.deepcopy(model)
-
-
-def _drop_pattern(block: nn.Module) -> None:
-    """The attention of fused projections keeps the pattern of its last run, and with it that run's graph;
-    nothing reads it, and it cannot be copied."""
-    attention: Any = block.attn
-    if getattr(attention, "_pattern", None) is not None:
-        attention._pattern = None
-
-
-@contextmanager
-def eval_mode(model: TransformerBridge) -> Iterator[None]:
-    """Without dropout; every module is back in its own mode afterwards."""
-    _check_unprocessed(model)
-    # A bridge keeps the Hugging Face model outside its own tree of modules.
-    modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)
@@ -324,7 +256,7 @@ class HookedView:
         args, kwargs = call.bind(resid)
         local = {here: weights[name] for name, here in self._block_names[layer].items()}
         out = _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
-        _drop_pattern(self.blocks[layer])
+        drop_pattern(self.blocks[layer])
         self._returns_tuple = isinstance(out, tuple)
         return out[0] if isinstance(out, tuple) else out
 

@@ -23,7 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ecstruct.models.boot import boot
-from ecstruct.models.hooked import named_weights
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model
 
 _Fill = Callable[[int, tuple[int, ...]], Tensor]

@@ -20,7 +20,8 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
     HTML is self-contained and opens offline.
 
     Args:
-        scale: Pixels of a PNG per pixel of the figure.
+        scale: Pixels of a PNG per pixel of the figure; SVG and PDF have the figure's own size, 96
+            pixels to the inch.
 
     Raises:
         InputError: another suffix; a picture without kaleido or without a Chrome for it; a path
@@ -32,7 +33,7 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
         page = fig.to_html(include_plotlyjs=True, include_mathjax=False)
         write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     elif suffix in PICTURES:
-        data = _picture(fig, suffix[1:], scale)
+        data = _picture(fig, suffix[1:], scale if suffix == ".png" else 1.0)
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
     else:
         known = ", ".join((*PICTURES, ".html"))

@@ -67,7 +67,9 @@ def heatmap(
     if style not in ("screen", "paper"):
         raise InputError(f"style={style!r} is unknown; it is 'screen' or 'paper'")
     if style == "screen" and width is not None:
-        raise InputError(f"width={width!r} is for style='paper'; on screen, figures have the size they need")
+        raise InputError(
+            f"width={width!r} is for style='paper'; on screen, figures have the size they need"
+        )
     sets, titles = _sets_and_titles(scores, titles)
     columns: list[Column] = []
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
@@ -81,7 +83,8 @@ def heatmap(
     groups = [(escape(title, quote=False), 2) for title in titles]
     note = dots_mean(*shown)
     if style == "paper":
-        return paper_figure(columns, rows, scale=scale, groups=groups, note=note, width=width or "column")
+        width = "column" if width is None else width
+        return paper_figure(columns, rows, scale=scale, groups=groups, note=note, width=width)
     return panel_figure(columns, rows, scale=scale, groups=groups, note=note)
 
 
@@ -104,11 +107,12 @@ def slot_labels(slots: SlotScores) -> list[str]:
     """The slots' labels as HTML; those of averaged entities, which are no tokens, in italics, and those of
     a chat template in grey, at the length of its special tokens."""
     averaged = "aggregate" in slots.attrs
+    parts = slots.dataset["part"].values
     labels = []
-    for slot, text in enumerate(slots.slot_text):
-        if slots.in_wrapper[slot]:
+    for text, part, wrapped in zip(slots.slot_text, parts, slots.in_wrapper, strict=True):
+        if wrapped:
             labels.append(f'<span style="color:{GREY}">{token_label(text, _SPECIAL)}</span>')
-        elif averaged and slots.dataset["part"].values[slot] == "entity":
+        elif averaged and part == "entity":
             labels.append(f"<i>{token_label(text)}</i>")
         else:
             labels.append(token_label(text))
@@ -140,7 +144,8 @@ def _sets_and_titles(
 def _panel(slots: SlotScores, score: str, kind: str) -> Panel:
     count = slots.count.values
     shown = np.flatnonzero(count > 0)
-    labels = [slot_labels(slots)[slot] for slot in shown]
+    all_labels = slot_labels(slots)
+    labels = [all_labels[slot] for slot in shown]
     layers = [int(layer) for layer in slots.dataset["layer"].values]
     unit = reward_title(slots.attrs)
     if kind == "mlp":

@@ -30,7 +30,7 @@ _BAR_TEXT = 54  # of its numbers
 _TITLE = 22  # a line of title, or of the note below
 _DOT = 4  # diameter of a mark, within cells of 9 pixels and more
 _UPRIGHT = 2  # characters of the longest label that is not turned
-_TAG = re.compile("</?(i|span[^>]*)>")
+TAG = re.compile("</?(i|span[^>]*)>")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _hang(column: Column) -> float:
 
 def longest_label(column: Column) -> int:
     """Characters of the longest of a column's labels."""
-    return max(len(_TAG.sub("", unescape(label))) for label in column.panels[0].columns)
+    return max(len(TAG.sub("", unescape(label))) for label in column.panels[0].columns)
 
 
 def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:

@@ -66,12 +66,13 @@ def _mix(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number with its sign and two digits, and a real minus.
+    """A number with its sign and two digits, or all that are before the point, and a real minus.
 
-    >>> number(0.1234), number(-2.0), number(0.0)
-    ('+0.12', '−2', '0')
+    >>> number(0.1234), number(-2.0), number(100.2), number(0.0)
+    ('+0.12', '−2', '+100', '0')
     """
-    return (f"{value:+.2g}" if value else "0").replace("-", "−")
+    digits = "+.0f" if 99.5 <= abs(value) < 1e5 else "+.2g"
+    return (format(value, digits) if value else "0").replace("-", "−")
 
 
 def token_label(text: str, longest: int = 16) -> str:

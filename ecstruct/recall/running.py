@@ -20,10 +20,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, pad_id_of
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import HookedView, Trace, eval_mode
+from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.provenance import provenance, tokenizer_of
 from ecstruct.models.sites import Weights
 from ecstruct.recall.groups import RecallPrompt, Which, positions, read

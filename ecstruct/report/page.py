@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ecstruct.files import write_text
+from ecstruct.report.explorer import Explorer, explorer_script
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Replay:
     config: Mapping[str, Any] | None = None
 
 
-Item: TypeAlias = str | Table | Picture | Replay
+Item: TypeAlias = str | Table | Picture | Explorer | Replay
 """Text is a paragraph."""
 
 
@@ -82,13 +83,15 @@ def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str
     """The page of `write_report`; the same input makes the same page, to the letter."""
     numbers = count(1)
     bodies = [_section(section, numbers) for section in sections]
-    drawn = any(isinstance(item, Picture) for section in sections for item in section.items)
+    kinds = {type(item) for section in sections for item in section.items}
+    scripts = [get_plotlyjs()] if kinds & {Picture, Explorer} else []
+    scripts += [explorer_script()] if Explorer in kinds else []
     page = Template((files("ecstruct.report") / "page.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(title),
         summary=_paragraph(summary),
         sections="\n".join(bodies),
-        scripts=f"<script>{get_plotlyjs()}</script>" if drawn else "",
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
 
 
@@ -105,6 +108,8 @@ def _item(item: Item, numbers: count[int]) -> str:
             return _table(item)
         case Picture():
             return _picture(item, f"figure-{next(numbers)}")
+        case Explorer():
+            return item.html(f"explorer-{next(numbers)}")
         case Replay():
             return _replay(item)
         case _:

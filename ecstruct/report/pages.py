@@ -1,5 +1,6 @@
 """The pages that runs write: of one set of scores, of their fidelity, and of the demo."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ecstruct.checks.fidelity import Fidelity
-from ecstruct.plots import head_map, heatmap, rank_curves
-from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.plots import heatmap, rank_curves
+from ecstruct.report.explorer import Explorer
+from ecstruct.report.page import Picture, Replay, Section, Table, write_report
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 
@@ -18,6 +20,15 @@ _MEANING = {
     "downstream": "it decodes what changed weights wrote",
 }
 _ENTITY = "X and Y stand for the last two tokens of what differs between the prompts"
+
+_RANKS = (
+    "Ranks take passes of their own: ecstruct rank gives those of a model, and ecstruct finetune "
+    "--evaluate their course through training."
+)
+_TRUST = (
+    "They are linear approximations of interventions, which were not run here. This command runs them on "
+    "the same two models, and says how far both agree."
+)
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
@@ -43,12 +54,16 @@ def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
         + "."
     )
     templates = list(dict.fromkeys(map(str, scores.dataset["template"].values)))
+    parts = {template: _of_template(scores, template) for template in templates}
     sections = [
-        *(_of_template(scores, template) for template in templates),
+        Section("Which layer, at which token", [_explorer(scores)]),
+        *(Section(template or "Strongest components", [_top(part)]) for template, part in parts.items()),
+        Section("What finetuning changed", [_rewards(parts), _RANKS]),
         Section(
             "Outside MLPs and heads",
             [Table(_rest(scores), f"Informative scores of all other weights{_unit(scores)}.")],
         ),
+        Section("Can these scores be trusted?", [_TRUST, Replay(_fidelity_command(scores))]),
         Section("Make it again", [Replay(replay, scores.attrs)]),
     ]
     write_report(path, title="Extractive scores", summary=summary, sections=sections)
@@ -82,8 +97,14 @@ def demo_report(
 ) -> None:
     """Write the report of the demo: `ranks` before and after, `curves` per epoch, the scores, and how far
     they can be trusted."""
-    tops: list[Item] = [
-        Table(top_table(of_hop), f"{hop}: mean over prompts of the sum over tokens, in logits.")
+    closer = [
+        Section(
+            f"The {hop} scores, prompt by prompt",
+            [
+                _explorer(of_hop),
+                Table(top_table(of_hop), "Strongest: mean over prompts of the sum over tokens, in logits."),
+            ],
+        )
         for hop, of_hop in scores.items()
     ]
     sections = [
@@ -101,9 +122,9 @@ def demo_report(
                     heatmap(scores),
                     f"Scores on the implications, layer by token; positive raises the reward. {_ENTITY}.",
                 ),
-                *tops,
             ],
         ),
+        *closer,
         *(_of_fidelity(f"Can the {hop} scores be trusted?", of_hop) for hop, of_hop in fidelity.items()),
         Section("Make it again", [Replay(replay)]),
     ]
@@ -125,18 +146,49 @@ def _of_fidelity(title: str, fidelity: Fidelity) -> Section:
     )
 
 
-def _of_template(scores: ExtractiveScores, template: str) -> Section:
+def _explorer(scores: ExtractiveScores) -> Explorer:
+    return Explorer(
+        scores,
+        "Layer by token, for a prompt or the mean of several; red raises the reward, blue lowers it. "
+        "Choose a cell to see the heads behind it: click it, move there with the arrow keys, or use the "
+        f"lists above. Of a mean, {_ENTITY}.",
+    )
+
+
+def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
     dataset = scores.dataset
-    part = ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
-    over, entity = f"Mean over {_prompts(part)}", f" {_ENTITY}."
-    if part.dataset.sizes["prompt"] == 1:  # shown by its own tokens
-        over, entity = "One prompt", ""
-    items: list[Item] = [
-        Picture(heatmap(part), f"{over}, layer by token; positive raises the reward.{entity}"),
-        Picture(head_map(part), "Heads at the last token, layer by head."),
-        Table(top_table(part), f"Strongest components: {over.lower()}, sum over tokens{_unit(scores)}."),
-    ]
-    return Section(template or "Scores", items)
+    return ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
+
+
+def _top(part: ExtractiveScores) -> Table:
+    over = "one prompt" if part.dataset.sizes["prompt"] == 1 else f"mean over {_prompts(part)}"
+    return Table(top_table(part), f"Strongest components: {over}, sum over tokens{_unit(part)}.")
+
+
+def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
+    rows = []
+    for template, part in parts.items():
+        mean: Any = part.reward.astype("float64").mean("prompt")
+        before, after = (float(mean.sel(state=state)) for state in ("before", "after"))
+        n = part.dataset.sizes["prompt"]
+        row = {"template": template or "–", "prompts": n, "before": before, "after": after}
+        rows.append(row | {"change": after - before})
+    unit = _unit(next(iter(parts.values())))
+    return Table(pd.DataFrame(rows), f"The mean reward before and after finetuning{unit}.")
+
+
+def _fidelity_command(scores: ExtractiveScores) -> str:
+    """How these scores would be held against interventions."""
+    words = ["ecstruct", "fidelity"]
+    for state in ("before", "after"):
+        source = scores.attrs.get(state, {})
+        revision = f"@{source['revision']}" if source.get("revision") else ""
+        words += [f"--{state}", f"{source.get('source', state.upper())}{revision}"]
+    options = scores.attrs.get("options", {})
+    for name in ("reward", "baseline"):
+        if name in options:
+            words += [f"--{name}", str(options[name])]
+    return shlex.join([*words, "--prompts", "PROMPTS.jsonl", "--out", "DIR"])
 
 
 def _prompts(scores: ExtractiveScores) -> str:

@@ -10,10 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.facts import Prompt
 from ecstruct.files import write_text
 from ecstruct.models.adapters import is_adapter
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save

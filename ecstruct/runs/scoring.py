@@ -13,8 +13,8 @@ from ecstruct.checks.fidelity import fidelity
 from ecstruct.evaluate import ranks
 from ecstruct.facts import read_jsonl
 from ecstruct.files import exclusive, write_text
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.report.pages import fidelity_report, score_report
 from ecstruct.runs.configuration import (

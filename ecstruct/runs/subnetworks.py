@@ -14,8 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct import netcdf
 from ecstruct.errors import InputError
 from ecstruct.files import write_text
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config

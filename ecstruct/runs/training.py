@@ -11,9 +11,9 @@ from ecstruct.files import exclusive, write_text
 from ecstruct.finetuning import discard, finetune_across
 from ecstruct.finetuning.lora import save_adapter
 from ecstruct.interruption import finishing
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import check_free, save_model
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.load import load
 from ecstruct.runs.configuration import Config, check_weights, write_config
 

@@ -16,10 +16,11 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.models.adapters import is_adapter
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.delta import WeightDelta, check_same
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import combined, digest
-from ecstruct.models.hooked import HookedView, eval_mode
+from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
 from ecstruct.models.load import load
 from ecstruct.models.offload import offloaded

@@ -31,8 +31,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import collate, pad_id_of, tokenize
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.edits import editing
-from ecstruct.models.hooked import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
@@ -54,8 +54,8 @@ class Dependence:
 
     def table(self) -> pd.DataFrame:
         """A row per what is `ablated`: how many `components`, a mean; the mean `change` of the heads; of
-        several draws the `lowest` and `highest` mean and `p`, the share of draws that change them as much as
-        the core does, the core among them."""
+        several draws the `lowest` and `highest` mean and `p`, the share of draws that change them as much
+        as the core does, the core among them."""
         means = self._means()
         of_core = means["the core"].item()
         rows = []

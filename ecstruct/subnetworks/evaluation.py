@@ -21,8 +21,8 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_by
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.models.bridge import eval_mode, named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import eval_mode, named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.running import GatedModel, Gates

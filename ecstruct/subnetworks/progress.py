@@ -19,8 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.files import write_atomically
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.hooked import named_weights
 from ecstruct.models.provenance import provenance
 
 SECONDS = 30.0

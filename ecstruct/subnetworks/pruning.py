@@ -37,7 +37,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
-from ecstruct.models.hooked import eval_mode
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero

@@ -16,7 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, collate, pad_id_of, tokenize
-from ecstruct.models.hooked import HookedView, eval_mode
+from ecstruct.models.bridge import eval_mode
+from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.models.sites import Weights
 

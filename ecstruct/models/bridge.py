@@ -1,0 +1,82 @@
+"""A hooked model as a whole: its weights by name, copies of it, and its modes.
+
+Of TransformerLens, `hooked` runs the parts of a model, and this module knows the rest.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.errors import InputError
+from ecstruct.models.sites import whole_mlp
+
+
+def _check_unprocessed(model: object) -> None:
+    if not isinstance(model, TransformerBridge):
+        raise InputError(
+            f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
+        )
+    if getattr(model, "compatibility_mode", False):
+        raise InputError(
+            "this TransformerBridge is in compatibility mode, where folded weights are no longer "
+            "the checkpoint's: load the model with ecstruct.load(...) instead."
+        )
+
+
+def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
+    """The live parameters of a hooked model by TransformerLens name.
+
+    Where a checkpoint fuses query, key and value, the three are separate here and the fused tensor,
+    which the hooked model no longer reads, is left out. Tied embeddings appear under both names. Weights
+    of an MLP that has not the usual projections have their own names.
+    """
+    _check_unprocessed(model)
+    tensors = model.state_dict(keep_vars=True)
+    named = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+    blocks: Any = model.blocks
+    for layer, block in enumerate(blocks):
+        prefix = f"blocks.{layer}.mlp."
+        if hasattr(block, "mlp") and f"{prefix}in.weight" not in named:
+            named = {name: p for name, p in named.items() if not name.startswith(prefix)}
+            own = dict(block.mlp.original_component.named_parameters())
+            weights = whole_mlp(block.mlp, prefix)["mlp.in"].weights
+            named |= {name: own[here] for here, name in weights.items()}
+    return named
+
+
+def copy_of(model: TransformerBridge) -> TransformerBridge:
+    """An independent copy: no tensor is shared with the original.
+
+    After its first forward, a block has hooks that point at its own attention; copied as they are they
+    would still point there, from the copy. They are taken off, and come back with the next forward.
+    """
+    for block in model.blocks:
+        block._teardown_capture_hooks()
+        drop_pattern(block)
+    return copy.deepcopy(model)
+
+
+def drop_pattern(block: nn.Module) -> None:
+    """The attention of fused projections keeps the pattern of its last run, and with it that run's graph;
+    nothing reads it, and it cannot be copied."""
+    attention: Any = block.attn
+    if getattr(attention, "_pattern", None) is not None:
+        attention._pattern = None
+
+
+@contextmanager
+def eval_mode(model: TransformerBridge) -> Iterator[None]:
+    """Without dropout; every module is back in its own mode afterwards."""
+    _check_unprocessed(model)
+    # A bridge keeps the Hugging Face model outside its own tree of modules.
+    modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

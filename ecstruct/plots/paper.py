@@ -1,0 +1,275 @@
+"""Panels of cells for print: as wide as a column of a paper, in type of 7 to 8.5 points, all vector.
+
+`panels.py` sizes a figure from what it shows; here the width is given and cells divide it. Cells are bars,
+which plotly draws as shapes (its heatmaps are pixels), and colour bars lie above the panels, where they
+take no width. There is no title: a caption says what it would. Red and blue of one strength are the same
+grey, so cells that lower the reward by more than a tenth of the panel's largest have a minus sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ecstruct.errors import InputError
+from ecstruct.plots.panels import Column, Panel, Scale, limits, longest_label, step
+from ecstruct.plots.style import GREY, INK, TEMPLATE, colour_scale, number
+
+Width = Literal["column", "text"] | float
+
+INCHES = {"column": 3.25, "text": 6.75}
+"""Widths of two-column layouts (ICML's); that of one column on a page (NeurIPS, ICLR) is 5.5 inches."""
+
+INCH = 96  # in pixels, as browsers, SVG and kaleido's PDF have it
+POINT = INCH / 72
+SMALL, TYPE, LARGE = 7 * POINT, 8 * POINT, 8.5 * POINT
+HAIR = 0.5 * POINT
+
+_NARROWEST, _WIDEST = 2.0, 20.0  # inches
+_CHARACTER = 0.52 * SMALL  # mean width, on the wide side
+_LINE = 1.3 * TYPE
+_LAYERS = 46.0  # what the numbers and the title of layers take, left of a group
+_BETWEEN = 9.0  # columns
+_RIGHT = 4.0
+_BAR = 4.0  # thickness of a colour bar
+_ABOVE = 9.0 + _BAR + 1.4 * SMALL  # a panel: its colour bar and the numbers
+_NEGATIVE = 0.1  # of the panel's largest: where colours begin to be seen
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a panel is, in pixels from the left and the bottom, on a canvas of so many."""
+
+    left: float
+    bottom: float
+    width: float
+    height: float
+    canvas: tuple[float, float]
+
+    def x(self, share: float) -> float:
+        return (self.left + share * self.width) / self.canvas[0]
+
+    def y(self, above: float) -> float:
+        return (self.bottom + above) / self.canvas[1]
+
+
+def paper_figure(
+    columns: Sequence[Column],
+    rows: Sequence[str],
+    *,
+    scale: Scale,
+    groups: Sequence[tuple[str, int]] = (),
+    note: str = "",
+    width: Width = "column",
+) -> go.Figure:
+    """The figure of `panel_figure` for print, `width` wide: "column", "text", or a number of inches.
+
+    Labels of tokens for which there is no room are left out.
+
+    Raises:
+        InputError: a width that is none, or too little for what is shown.
+    """
+    wide = inches(width) * INCH
+    sizes = [len(column.panels[0].columns) for column in columns]
+    leads = [_LAYERS if i == 0 or column.first_of_group else _BETWEEN for i, column in enumerate(columns)]
+    cell = (wide - sum(leads) - _RIGHT) / sum(sizes)
+    if cell < POINT:
+        raise InputError(
+            f"width={width!r} has no room for {sum(sizes)} cells side by side; give more inches, or "
+            "show less"
+        )
+    lefts = np.cumsum(leads) + cell * np.cumsum([0, *sizes[:-1]])
+    layers = max(len(panel.layers) for column in columns for panel in column.panels)
+    height = float(np.clip(layers * 9, 66, 112))
+    canvas = wide, len(rows) * (height + _ABOVE)
+    below = 8 + max(longest_label(column) for column in columns) * _CHARACTER  # the labels of tokens
+    bottom = below + 2 * _LINE
+
+    figure = go.Figure()
+    for i, (column, left, size) in enumerate(zip(columns, lefts, sizes, strict=True)):
+        for j, panel in enumerate(column.panels):
+            low = (len(rows) - 1 - j) * (height + _ABOVE)
+            place = _Place(float(left), low, size * cell, height, canvas)
+            name = str(i * len(rows) + j + 1)
+            figure.add_traces(_traces(panel, name, scale, place))
+            labelled = column if j == len(rows) - 1 else None
+            titled = rows[j] if leads[i] == _LAYERS else None
+            figure.update_layout(_axes(panel, name, place, labelled, titled))
+        middle = (left + size * cell / 2) / wide
+        figure.add_annotation(_text(column.title, middle, 1, -4, TYPE, "center"))
+        figure.add_annotation(_text(column.column_axis, middle, 0, -below - _LINE, TYPE, "center"))
+    first = 0
+    for title, n in groups:
+        last = first + n - 1
+        middle = (lefts[first] + lefts[last] + sizes[last] * cell) / 2 / wide
+        figure.add_annotation(_text(f"<b>{title}</b>", middle, 1, _LINE - 4, LARGE, "center"))
+        first += n
+    notes = " &nbsp; ".join(_notes(columns, note))
+    figure.add_annotation(_text(notes, 1 - _RIGHT / wide, 0, -bottom + 1, SMALL, "right"))
+    top = _LINE * (2 if groups else 1) - 4
+    figure.update_layout(
+        template=TEMPLATE,
+        font={"size": TYPE},
+        width=round(wide),
+        height=round(top + canvas[1] + bottom),
+        margin={"l": 0, "r": 0, "t": top, "b": bottom, "pad": 0, "autoexpand": False},
+        barmode="overlay",
+        showlegend=False,
+    )
+    return figure
+
+
+def inches(width: Width) -> float:
+    """A width by its name, or as a number of inches.
+
+    >>> inches("column"), inches(5.5)
+    (3.25, 5.5)
+    """
+    found = INCHES.get(width) if isinstance(width, str) else width
+    if found is None or not _NARROWEST <= found <= _WIDEST:
+        named = " or ".join(f"{name!r} ({size} inches)" for name, size in INCHES.items())
+        raise InputError(
+            f"width={width!r} is none of a paper's; it is {named}, or a number of inches from "
+            f"{_NARROWEST:g} to {_WIDEST:g}"
+        )
+    return found
+
+
+def _text(text: str, x: float, y: float, above: float, size: float, anchor: str) -> dict[str, Any]:
+    return {
+        "text": text,
+        "x": x,
+        "y": y,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": anchor,
+        "yanchor": "bottom",
+        "yshift": above,
+        "borderpad": 0,
+        "showarrow": False,
+        "font": {"size": size},
+    }
+
+
+def _notes(columns: Sequence[Column], note: str) -> list[str]:
+    panels = [panel for column in columns for panel in column.panels]
+    notes = [" / ".join(dict.fromkeys(panel.bar_title for panel in panels))]
+    if any(_negative(panel).any() for panel in panels):
+        notes.append("− negative")
+    return [*notes, *([f"● {note}"] if note else [])]
+
+
+def _negative(panel: Panel) -> np.ndarray:
+    """Which cells have a minus sign (layer, column)."""
+    values = np.nan_to_num(panel.values)
+    return values < -_NEGATIVE * np.abs(values).max()
+
+
+def _traces(panel: Panel, name: str, scale: Scale, place: _Place) -> list[Any]:
+    """A panel's cells, with their colour bar, and the signs and dots upon them."""
+    low, high = limits(panel.values, scale)
+    layers = np.asarray(panel.layers)
+    axes = {"xaxis": f"x{name}", "yaxis": f"y{name}", "hoverinfo": "skip"}
+    cell = min(place.width / len(panel.columns), place.height / len(layers))
+    rows, columns = np.nonzero(np.isfinite(panel.values))
+    values = panel.values[rows, columns]
+    cells = {
+        "color": values,
+        "cmin": low,
+        "cmax": high,
+        "colorscale": colour_scale(low / high),
+        "colorbar": _bar(low, high, bool(values.min(initial=0.0) < low), place),
+        "line": {"color": "white", "width": HAIR},
+    }
+    traces: list[Any] = [
+        go.Bar(x=columns, y=np.ones(len(rows)), base=layers[rows] - 0.5, width=1, marker=cells, **axes)
+    ]
+    dark = np.maximum(panel.values[_negative(panel)], low) < -0.5 * high
+    signs = {
+        "symbol": "line-ew",
+        "size": float(np.clip(0.35 * cell, 1.5, 3)),  # half of its length
+        "line": {"color": np.where(dark, "#ffffff", INK), "width": HAIR},
+    }
+    dots = {
+        "symbol": "circle",
+        "size": float(np.clip(0.4 * cell, 1.5, 3.5)),
+        "color": INK,
+        "line": {"color": "white", "width": HAIR / 2},
+    }
+    for marker, where in ((signs, _negative(panel)), (dots, panel.marked)):
+        rows, columns = np.nonzero(where)
+        if len(rows):
+            traces.append(go.Scatter(x=columns, y=layers[rows], mode="markers", marker=marker, **axes))
+    return traces
+
+
+def _bar(low: float, high: float, clipped: bool, place: _Place) -> dict[str, Any]:
+    """A colour bar over the panel, its numbers below it, within the panel's width."""
+    ends = ["≤ " * clipped + number(low), number(high)]
+    per_pixel = (high - low) / place.width
+    wide = [len(end) * _CHARACTER * per_pixel for end in ends]
+    ticks, texts = [low + wide[0] / 2, high - wide[1] / 2], ends
+    if low + wide[0] < -_CHARACTER * per_pixel and high - wide[1] > _CHARACTER * per_pixel:
+        ticks, texts = [ticks[0], 0.0, ticks[1]], [ends[0], "0", ends[1]]
+    return {
+        "orientation": "h",
+        "x": place.x(0),
+        "xanchor": "left",
+        "xpad": 0,
+        "y": place.y(place.height + _ABOVE - 7),
+        "yanchor": "top",
+        "ypad": 0,
+        "len": place.width,
+        "lenmode": "pixels",
+        "thickness": _BAR,
+        "outlinewidth": 0,
+        "tickvals": ticks,
+        "ticktext": texts,
+        "tickfont": {"size": SMALL},
+        "ticks": "",
+    }
+
+
+def _axes(
+    panel: Panel, name: str, place: _Place, labelled: Column | None, titled: str | None
+) -> dict[str, Any]:
+    """Both axes of a panel: with labels of tokens if `labelled`, of layers if `titled`."""
+    n_columns, layers = len(panel.columns), list(panel.layers)
+    every = step(place.height / len(layers), 1.3 * SMALL)
+    # Upright labels need their height; those that count, their length.
+    column_step = step(place.width / n_columns, 1.1 * SMALL)
+    upright = labelled is None or longest_label(labelled) <= 2
+    hair = {"tickwidth": HAIR, "ticklen": 2, "tickfont": {"size": SMALL}}
+    hair |= {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
+    title = f"<b>{titled}</b><br>layer" if titled else "layer"
+    return {
+        f"xaxis{name}": {
+            "domain": [place.x(0), place.x(1)],
+            "anchor": f"y{name}",
+            "range": [-0.5, n_columns - 0.5],
+            "tickvals": list(range(0, n_columns, column_step)),
+            "ticktext": list(panel.columns[::column_step]),
+            "tickangle": 0 if upright else -90,
+            "showticklabels": labelled is not None,
+            "ticks": "outside" if labelled else "",
+            **hair,
+        },
+        f"yaxis{name}": {
+            "domain": [place.y(0), place.y(place.height)],
+            "anchor": f"x{name}",
+            "range": [min(layers) - 0.5, max(layers) + 0.5],
+            "tickvals": [layer for layer in layers if layer % every == 0],
+            "showticklabels": titled is not None,
+            "ticks": "outside" if titled is not None else "",
+            "title": {
+                "text": title if titled is not None else "",
+                "standoff": 3,
+                "font": {"size": TYPE},
+            },
+            **hair,
+        },
+    }

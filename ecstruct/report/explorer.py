@@ -1,0 +1,155 @@
+"""Scores to look through in a report: any prompt, or the mean of a template's, and the heads of any cell.
+
+The page holds the numbers, as float32 in base64, and `explorer.js` draws them. Figures are those of
+`ecstruct.plots.panels`, made here without their numbers, one per template, for the longest of its prompts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape, unescape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ecstruct.plots.heatmap import ROWS, slot_labels
+from ecstruct.plots.panels import TAG, Column, Panel, panel_figure
+from ecstruct.plots.style import reward_title
+from ecstruct.scores.aggregate import SlotScores, aggregate_dataset, prompt_slots
+from ecstruct.scores.result import ExtractiveScores
+
+BYTES = 20_000_000
+"""How much of a page the numbers of one explorer take at most, means excepted."""
+
+MOST_PROMPTS = 500
+"""More cannot be chosen from in one list."""
+
+_KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar", "xgap", "ygap", "hoverongaps")
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The scores of all prompts, layer by token, one at a time, with the heads behind every cell."""
+
+    scores: ExtractiveScores
+    caption: str = ""
+
+    def html(self, name: str) -> str:
+        """Its part of a page; `name` is unique there."""
+        chosen = self._chosen()
+        total = self.scores.dataset.sizes["prompt"]
+        left_out = (
+            ""
+            if len(chosen) == total
+            else f" {len(chosen)} of {total} prompts are in this page, the "
+            "first of each template; means are over all."
+        )
+        # A script element ends at "</" and a comment begins at "<!--", in a string too.
+        data = json.dumps(self._data(chosen), separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        )
+        page = Template((files("ecstruct.report") / "explorer.html").read_text(encoding="utf-8"))
+        return page.substitute(name=name, caption=escape((self.caption + left_out).strip()), data=data)
+
+    def _chosen(self) -> list[int]:
+        """The prompts that there is room for: the first of every template, then the second, ..."""
+        dataset = self.scores.dataset
+        seen: dict[str, int] = {}
+        turns = []
+        for template in map(str, dataset["template"].values):
+            turns.append(seen.setdefault(template, 0))
+            seen[template] += 1
+        order = np.argsort(turns, kind="stable")
+        per_token = dataset.sizes["layer"] * (1 + dataset.sizes["head"]) * len(self._rows()) * 4 * 4 / 3
+        fitting = np.cumsum(dataset["length"].values[order] * per_token) <= BYTES
+        fitting[0] = True
+        return sorted(int(prompt) for prompt in order[fitting][:MOST_PROMPTS])
+
+    def _rows(self) -> list[str]:
+        return [row for row in ROWS if row in self.scores.dataset["score"].values]
+
+    def _data(self, chosen: list[int]) -> dict[str, Any]:
+        dataset = self.scores.dataset
+        frames: dict[tuple[int, str], int] = {}
+        views = []
+        for template in dict.fromkeys(map(str, dataset["template"].values)):
+            own = [view | {"group": template or "prompts"} for view in self._views(template, chosen)]
+            widest = max(len(view["labels"]) for view in own)
+            longest = max((label for view in own for label in view["labels"]), key=_length)
+            frame = frames.setdefault((widest, longest), len(frames))
+            views += [view | {"frame": frame} for view in own]
+        return {
+            "unit": reward_title(dataset.attrs),
+            "scores": self._rows(),
+            "layers": [int(layer) for layer in dataset["layer"].values],
+            "heads": [str(head) for head in dataset["head"].values],
+            "frames": [self._frame(*frame) for frame in frames],
+            "views": views,
+        }
+
+    def _views(self, template: str, chosen: list[int]) -> Iterator[dict[str, Any]]:
+        """What can be chosen of one template: the mean of its prompts, then each."""
+        dataset = self.scores.dataset
+        small = dataset[[name for name in ("mlp", "heads", "reward") if name in dataset]]
+        of_template = np.flatnonzero(dataset["template"].values.astype(str) == template)
+        if len(of_template) > 1:
+            mean = aggregate_dataset(small, template=template)
+            label = f"mean of {len(of_template)} prompts"
+            yield self._view(mean, label, f"Mean of {len(of_template)} prompts.")
+        for prompt in of_template:
+            if prompt in chosen:
+                text, answer = (str(dataset[name].values[prompt]) for name in ("text", "answer"))
+                yield self._view(
+                    prompt_slots(small, int(prompt)), f"{prompt}: {text}", f"“{text}” Answer: “{answer}”."
+                )
+
+    def _view(self, slots: SlotScores, label: str, about: str) -> dict[str, Any]:
+        shown = np.flatnonzero(slots.count.values > 0)
+        all_labels = slot_labels(slots)
+        labels = [all_labels[slot] for slot in shown]
+        of = {"score": self._rows()}
+        mlp = slots.mlp.sel(of).transpose("score", "layer", "slot").values[..., shown]
+        heads = slots.heads.sel(of).transpose("score", "layer", "head", "slot").values[..., shown]
+        if "reward" in slots.dataset:
+            before, after = (float(slots.dataset["reward"].sel(state=s)) for s in ("before", "after"))
+            about += f" Reward before {before:.3g}, after {after:.3g}.".replace("-", "−")
+        return {
+            "label": label,
+            "about": about,
+            "labels": labels,
+            "tokens": [unescape(TAG.sub("", text)) for text in labels],
+            "mlp": _base64(mlp),
+            "heads": _base64(heads),
+        }
+
+    def _frame(self, n_tokens: int, longest: str) -> dict[str, Any]:
+        """A figure for so many tokens, without their values."""
+        layers = [int(layer) for layer in self.scores.dataset["layer"].values]
+        nothing = np.zeros((len(layers), n_tokens))
+        panel = Panel(nothing, layers, [longest] * n_tokens, nothing, nothing > 0, "")
+        rows = self._rows()
+        columns = [
+            Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")
+            for title in ("MLP", "attention (heads summed)")
+        ]
+        figure = json.loads(str(panel_figure(columns, rows, scale="symmetric").to_json()))
+        data = [{key: trace[key] for key in _KEPT} for trace in figure["data"]]
+        return {"data": data, "layout": figure["layout"]}
+
+
+def explorer_script() -> str:
+    """The script that draws the explorers of a page."""
+    return (files("ecstruct.report") / "explorer.js").read_text(encoding="utf-8")
+
+
+def _length(label: str) -> int:
+    return len(unescape(TAG.sub("", label)))
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
