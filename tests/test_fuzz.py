@@ -386,7 +386,7 @@ def configs_cases() -> list[Case]:
         ),
     )
     for command, arguments in CONFIGS.items():
-        for key in _KEYS[command][0]:
+        for key in sorted(_KEYS[command][0]):
             cases.append(
                 case(
                     f"replay {command}: no {key}",
