@@ -25,6 +25,9 @@ def rank(
     model: Source,
     prompts: Prompts,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
+    answer_tokens: Annotated[
+        Literal["first", "all"], typer.Option(help="What options are told apart by.")
+    ] = "first",
     chat_template: ChatTemplate = False,
     system: System = None,
     device: Device = None,
@@ -35,7 +38,8 @@ def rank(
     with session(quiet, debug):
         from ecstruct.runs import chat_of, rank_table
 
-        table = rank_table(model, prompts, device, out, chat_of(model, chat_template, system))
+        chat = chat_of(model, chat_template, system)
+        table = rank_table(model, prompts, device, out, chat, answer_tokens)
         if not quiet:
             typer.echo(table.to_string(index=False))
         typer.echo(f"mean rank {table['rank'].mean():.3f}")

@@ -17,7 +17,7 @@ SOURCE = "'organism', a Hugging Face folder, folder@step, a hub id or id@revisio
 JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
 
 Source = Annotated[str, typer.Option(help=SOURCE)]
-After = Annotated[str, typer.Option(help=f"{SOURCE}, or a delta.safetensors")]
+After = Annotated[str, typer.Option(help=f"{SOURCE} or adapter's folder")]
 Prompts = Annotated[Path, typer.Option(help=JSONL)]
 ChatTemplate = Annotated[
     bool,

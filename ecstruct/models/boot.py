@@ -2,11 +2,14 @@
 
 import copy
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
 
@@ -39,6 +42,19 @@ def _as_buffer(module: nn.Module, name: str) -> None:
     value = module._parameters.pop(name)
     assert value is not None
     module.register_buffer(name, value.detach())
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, for reading and writing what is on disk; downloads keep
+    theirs."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -68,6 +68,16 @@ class WeightDelta:
                 tensors[name] = change
         return cls(tensors, metadata or {})
 
+    def __repr__(self) -> str:
+        """
+        >>> WeightDelta({"embed.weight": torch.zeros(2, 3)}, {"before": "a", "after": "b"})
+        <WeightDelta a to b, 6 numbers in 1 tensors>
+        """
+        n = sum(t.numel() for t in self.tensors.values())
+        ends = [self.metadata[key] for key in ("before", "after") if key in self.metadata]
+        of = f"{ends[0]} to {ends[1]}, " if len(ends) == 2 else ""
+        return f"<WeightDelta {of}{n:,} numbers in {len(self.tensors)} tensors>"
+
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         return self._combine(other, 1.0)
 

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.files import writing
+from ecstruct.models.boot import without_bars
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model
 from ecstruct.models.provenance import tokenizer_of
@@ -34,7 +35,8 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
             whole = Path(temporary) / "model"
-            plain_view(model).save_pretrained(whole)
+            with without_bars():
+                plain_view(model).save_pretrained(whole)
             tokenizer_of(model).save_pretrained(whole)
             whole.replace(folder)
 

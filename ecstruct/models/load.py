@@ -22,10 +22,13 @@ from transformers import (
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import merged
-from ecstruct.models.boot import boot, gist
+from ecstruct.models.boot import boot, gist, without_bars
+from ecstruct.models.bridge import named_weights
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
-from ecstruct.models.provenance import Provenance, mark
+from ecstruct.models.provenance import Provenance, mark, tokenizer_of
 from ecstruct.models.steps import instead, resolved
 from ecstruct.models.support import check_runs
 
@@ -46,11 +49,11 @@ def load(
 
     Args:
         source: `"organism"` (the embedded model), a local Hugging Face folder, a hub id, `"id@revision"`,
-            `"folder@step"` (see `ecstruct.checkpoints`), or a model already in memory. A Hugging Face
-            model is taken over: its modules become part of the hooked model and its weights are shared
-            with it. Of a HookedTransformer (of TransformerLens 3) the weights are copied; configuration
-            and tokenizer are those of the checkpoint that it was made from, which its
-            `cfg.tokenizer_name` says.
+            `"folder@step"` (see `ecstruct.checkpoints`), the `.safetensors` file of a `WeightDelta`, which
+            says what model it changes, or a model already in memory. A Hugging Face model is taken over:
+            its modules become part of the hooked model and its weights are shared with it. Of a
+            HookedTransformer (of TransformerLens 3) the weights are copied; configuration and tokenizer are
+            those of the checkpoint that it was made from, which its `cfg.tokenizer_name` says.
         revision: branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they get their `dtype`.
@@ -82,6 +85,8 @@ def load(
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
+        if Path(source).suffix == ".safetensors" and adapter is revision is None:
+            return _changed(source, device, dtype)
         name, revision = named(source, revision)
         hf, tokenizer = _read(name, revision, dtype if adapter is None else torch.float32)
     if adapter is not None:
@@ -101,6 +106,21 @@ def load(
         if not torch.isfinite(p).all():
             raise InputError(f"{name} has NaN or infinite values in {weight}: use another checkpoint.")
     return mark(model, Provenance(name, revision, tokenizer))
+
+
+def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
+    """The model that a saved delta was made from, with the delta."""
+    change = WeightDelta.load(path)
+    base, expected = (change.metadata.get(key) for key in ("before", "before_fingerprint"))
+    if not base or base.endswith(")"):
+        raise InputError(
+            f"{path} changes {base or 'a model that it does not name'}, which is in no file: load that "
+            "model and apply the delta to it, with WeightDelta.load(...).apply_to(model)."
+        )
+    model = load(base, device=device, dtype=dtype)
+    if dtype == torch.float32 and expected not in (None, fingerprint(named_weights(model))):
+        raise InputError(f"{path} was made from other weights than those of {base}: find that checkpoint.")
+    return mark(change.apply_to(model), Provenance(str(path), None, tokenizer_of(model)))
 
 
 def named(source: str | Path, revision: str | None = None) -> tuple[str, str | None]:
@@ -133,16 +153,17 @@ def _read(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any
     options: dict[str, Any] = {} if path else {"revision": revision}
     read_config(name, where, options)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **options,
-        )
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **options,
+            )
         hf, info = loaded
     except SafetensorError as error:
         raise InputError(

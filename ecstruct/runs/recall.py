@@ -60,7 +60,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
 
 
 def _after(before: TransformerBridge, source: str, device: str | None) -> TransformerBridge:
-    """The finetuned model: a source of its own, a change of weights, or an adapter."""
+    """The finetuned model: a source of its own, a change of weights (of any model), or an adapter."""
     if Path(source).suffix == ".safetensors":
         return WeightDelta.load(source).apply_to(before)
     if is_adapter(source):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ecstruct import distributed
 from ecstruct.checks.fidelity import fidelity
-from ecstruct.evaluate import ranks
+from ecstruct.evaluate import AnswerTokens, ranks
 from ecstruct.facts import read_jsonl
 from ecstruct.files import exclusive, write_text
 from ecstruct.models.bridge import named_weights
@@ -30,7 +30,12 @@ from ecstruct.scores.engine import ScoreEngine
 
 
 def rank_table(
-    source: str, path: Path, device: str | None, out: Path | None, chat: Chat = tuple
+    source: str,
+    path: Path,
+    device: str | None,
+    out: Path | None,
+    chat: Chat = tuple,
+    answer_tokens: AnswerTokens = "first",
 ) -> pd.DataFrame:
     """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
     prompts = chat(read_jsonl(path))
@@ -38,12 +43,13 @@ def rank_table(
         {
             "prompt": [prompt.text for prompt in prompts],
             "answer": [prompt.answer for prompt in prompts],
-            "rank": ranks(load(source, device=device), prompts),
+            "rank": ranks(load(source, device=device), prompts, answer_tokens=answer_tokens),
         }
     )
     if out:
         result = {
             "model": source,
+            "answer_tokens": answer_tokens,
             "mean_rank": np.mean(table["rank"]).item(),
             "ranks": table.to_dict("records"),
             "prompts": [prompt.to_record() for prompt in prompts],
