@@ -89,9 +89,9 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command takes `--help`. Bad input ends with one sentence and status 2; a run that was asked to",
-        "stop ends with status 143 and goes on when it is started again. `python tests/test_docs.py` writes this",
-        "page.",
+        "Every command takes `--help`. Bad input ends with one sentence and status 2; a run that was asked",
+        "to stop ends with status 143, and goes on when it is started again. This page is written by",
+        "`python tests/test_docs.py`.",
     ]
     for name, function in commands(app):
         hints = typing.get_type_hints(function, include_extras=True)
@@ -133,20 +133,18 @@ def test_commands_on_the_pages_exist():
     """Every `ecstruct ...` in a block of a page names a command, and options that it has."""
     known = {name: described_options(function) for name, function in commands(app)}
     n_found = 0
-    for page in (*PAGES, ROOT / "README.md"):
-        if page == CLI:
-            continue
+    for page in {*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - {CLI}:
         text = page.read_text("utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^(?:    |)((?:torchrun .*-m )?ecstruct .*)$", text, re.MULTILINE):
-            words = line[line.index("ecstruct") :].split("#")[0].split("&&")[0].split()
-            if len(words) < 2 or not re.fullmatch(r"[a-z]+", words[1]) or " = " in line:
-                continue
-            name = next((n for k in (3, 2) if (n := " ".join(words[:k])) in known), None)
-            assert name is not None, (page.name, line)
-            n_found += 1
-            for word in words:
-                if word.startswith("--"):
-                    assert word.split("=")[0] in known[name], (page.name, line, word)
+        fenced = "".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+        for line in [*fenced.splitlines(), *re.findall(r"^    (\S.*)$", text, re.MULTILINE)]:
+            for call in re.findall(r"(?:^|-m |&& )(ecstruct [^#&]*)", line):
+                words = call.split()
+                name = next((n for k in (3, 2) if (n := " ".join(words[:k])) in known), None)
+                assert name is not None, (page.name, line)
+                n_found += 1
+                for word in words:
+                    if word.startswith("--"):
+                        assert word in {*known[name], "--help"}, (page.name, line, word)
     assert n_found > 30
 
 
@@ -185,7 +183,8 @@ def test_every_public_name_has_an_entry():
     for package in packages:
         public |= {name for name in package.__all__ if callable(getattr(package, name))}
     results = {name for name in ecstruct.experiments.__all__ if name[0].isupper()}  # as one, `Result`
-    assert not public - entries - results
+    missing = sorted(public - entries - results)
+    assert not missing, f"give {missing} an entry in docs/api"
 
 
 def test_versions_agree():
@@ -199,6 +198,28 @@ def test_versions_agree():
 
 
 # Code
+
+
+def test_worked_diffs_fit_the_code():
+    """What they keep or take away is there, in its order; what they add is not."""
+    sections = [
+        part
+        for diff in blocks(DOCS / "how-to-add.md", "diff")
+        for part in re.split(r"^# ", diff, flags=re.M)
+    ]
+    n_lines = 0
+    for section in filter(None, sections):
+        name, *lines = section.splitlines()
+        old = [line[1:] for line in lines if line[:1] in (" ", "-") and line[1:].strip()]
+        if old:
+            code = (ROOT / name).read_text("utf-8").splitlines()
+            rest = iter(code)
+            for line in old:
+                assert line in rest, f"{name} has changed: {line!r} is not where docs/how-to-add.md has it"
+            n_lines += len(old)
+        else:
+            assert not (ROOT / name).exists(), f"{name} is there already"
+    assert n_lines > 40
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])

@@ -77,8 +77,7 @@ def extraction(
 
     Raises:
         InputError: an unknown token or position, a group that is empty in a prompt, a layer that is not
-        there,
-            or a model whose attention cannot be masked.
+            there, or a model whose attention cannot be masked.
     """
     if token not in get_args(Token):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")

@@ -8,6 +8,7 @@ is deterministic; masks are kept in the folder, so that a second call only measu
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import ecstruct
 from ecstruct import subnetworks
@@ -57,7 +58,7 @@ def main(folder: Path, hop: str) -> None:
     print(f"\n{depends.table().round(3).to_string(index=False)}\n{depends.conclusion()}")
     figures |= {"ablation": ablated.figure, "dependence": depends.figure}
 
-    epochs = {epoch: tuned_for(epoch) if epoch else before for epoch in range(9)}
+    epochs: dict[str | int, Any] = {epoch: tuned_for(epoch) if epoch else before for epoch in range(9)}
     course = subnetworks.emergence(epochs, core, data.facts, data.implications, added=generalising)
     by_epoch = course.frame.pivot_table(index=["prompts", "network"], columns="checkpoint", values="rank")
     print(f"\n{by_epoch.round(2).to_string()}\n{course.conclusion()}")

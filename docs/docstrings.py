@@ -1,0 +1,33 @@
+"""Docstrings as they are written here, for the reference: griffe's Google style, and two things more.
+
+Examples are fenced, so that they are shown as code, and `a, b: text` is said of `a` and of `b`.
+"""
+
+import re
+from typing import Any
+
+import griffe
+
+_EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
+_TOGETHER = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
+
+
+def _fenced(found: re.Match[str]) -> str:
+    return f"{found[1]}```pycon\n{found[0]}\n{found[1]}```"
+
+
+def _apart(found: re.Match[str]) -> str:
+    return "\n".join(f"{found[1]}{name}: {found[3]}" for name in found[2].split(", "))
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites the docstring of every object."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is None:
+            return
+        before, args, after = obj.docstring.value.partition("\nArgs:\n")
+        inside, gap, rest = after.partition("\n\n")
+        obj.docstring.value = _EXAMPLE.sub(
+            _fenced, before + args + _TOGETHER.sub(_apart, inside) + gap + rest
+        )
