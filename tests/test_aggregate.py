@@ -7,8 +7,9 @@ import pytest
 from synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
 
 from ecstruct.errors import InputError
-from ecstruct.scores.aggregate import SlotScores, prompt_slots
+from ecstruct.scores.aggregate import prompt_slots
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.slots import SlotScores
 
 # Where each prompt has its tokens: two of prefix, then the entity, then three of suffix.
 TWO, THREE, ONE = 0, 1, 2

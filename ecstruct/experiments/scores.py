@@ -26,8 +26,9 @@ from ecstruct.experiments.sweep import Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate, two_hop
 from ecstruct.plots import heatmap
-from ecstruct.scores.aggregate import ENTITY_SLOTS, SlotScores
+from ecstruct.scores.aggregate import ENTITY_SLOTS
 from ecstruct.scores.engine import score
+from ecstruct.scores.slots import SlotScores
 
 
 @dataclass(frozen=True)

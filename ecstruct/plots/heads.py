@@ -10,7 +10,7 @@ from ecstruct.plots.heatmap import ROWS, AnyScores, as_slots, slot_labels
 from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.style import number, reward_title
-from ecstruct.scores.aggregate import SlotScores, plain_token
+from ecstruct.scores.slots import SlotScores, plain_token
 
 
 def head_map(

@@ -20,8 +20,9 @@ from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.paper import Width, paper_figure
 from ecstruct.plots.style import GREY, number, reward_title, token_label
-from ecstruct.scores.aggregate import SlotScores, prompt_slots
+from ecstruct.scores.aggregate import prompt_slots
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.slots import SlotScores
 
 ROWS = ("downstream", "informative", "upstream")
 """The scores from top to bottom, as in the paper."""

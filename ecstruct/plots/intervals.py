@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecstruct.plots.style import number
-from ecstruct.scores.aggregate import SlotScores
+from ecstruct.scores.slots import SlotScores
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ecstruct.scores.aggregate import plain_token
+from ecstruct.scores.slots import plain_token
 
 INK, GREY, EMPTY = "#222222", "#8a8a8a", "#e4e4e4"
 FONT_SIZE = 12

@@ -20,8 +20,9 @@ import numpy as np
 from ecstruct.plots.heatmap import ROWS, slot_labels
 from ecstruct.plots.panels import TAG, Column, Panel, panel_figure
 from ecstruct.plots.style import reward_title
-from ecstruct.scores.aggregate import SlotScores, aggregate_dataset, prompt_slots
+from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.slots import SlotScores
 
 BYTES = 20_000_000
 """How much of a page the numbers of one explorer take at most, means excepted."""

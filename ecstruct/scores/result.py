@@ -27,8 +27,9 @@ from jaxtyping import Float64
 
 from ecstruct import netcdf
 from ecstruct.errors import InputError
-from ecstruct.scores.aggregate import SlotScores, aggregate_dataset
+from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.scores.slots import SlotScores
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -1,0 +1,127 @@
+"""Scores at the slots of a template, which prompts were averaged onto: see `ecstruct.scores.aggregate`."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import xarray as xr
+
+from ecstruct.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class SlotScores:
+    """Scores per slot of a template: what `ExtractiveScores.aggregate()` returns.
+
+    `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
+    and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts; with
+    intervals, also their ends, as `mlp_low`.
+    Coordinates of `slot`: `slot_text`, its label, `part`: "prefix", "entity" or "suffix", and `wrapper`:
+    whether it is of the chat template that the prompts are in.
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """Mean scores of the MLPs (score, layer, slot); NaN where no prompt has a token."""
+        return self.dataset["mlp"]
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """Mean scores of the attention heads (score, layer, head, slot)."""
+        return self.dataset["heads"]
+
+    @property
+    def count(self) -> xr.DataArray:
+        """The number of prompts behind each slot (slot)."""
+        return self.dataset["count"]
+
+    @property
+    def ci(self) -> float | None:
+        """The level of the intervals, as 0.95; None when there are none."""
+        return self.dataset.attrs.get("aggregate", {}).get("ci")
+
+    @property
+    def low(self) -> xr.Dataset:
+        """The lower ends of the intervals: `mlp` and `heads` as above, and `attention` (score,
+        layer, slot), of the heads of a layer summed. NaN where fewer than two prompts have a token.
+        """
+        return self._ends("low")
+
+    @property
+    def high(self) -> xr.Dataset:
+        """The upper ends of the intervals, as `low`."""
+        return self._ends("high")
+
+    def _ends(self, which: str) -> xr.Dataset:
+        if self.ci is None:
+            raise InputError("these means have no intervals; .aggregate(ci=0.95) gives some")
+        return xr.Dataset({name: self.dataset[f"{name}_{which}"] for name in ("mlp", "heads", "attention")})
+
+    @property
+    def slot_text(self) -> list[str]:
+        """The slots' labels, as the tokenizer spells its tokens; labels may repeat."""
+        return [str(label) for label in self.dataset["slot_text"].values]
+
+    @property
+    def in_wrapper(self) -> list[bool]:
+        """Whether each slot is of the chat template that the prompts are in."""
+        known = self.dataset.coords.get("wrapper")
+        return [False] * len(self.slot_text) if known is None else [bool(one) for one in known.values]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """A copy of the attributes of the scores, with what was aggregated and how."""
+        return copy.deepcopy(self.dataset.attrs)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per score, component and slot; `head` is missing for MLPs.
+
+        Means with intervals also have the columns `low` and `high`.
+        """
+        ends = {} if self.ci is None else {"low": self.low, "high": self.high}
+
+        def rows(name: str) -> pd.DataFrame:
+            columns = {"value": self.dataset[name], **{end: values[name] for end, values in ends.items()}}
+            return xr.Dataset(columns).to_dataframe([*self.dataset[name].dims]).reset_index()
+
+        mlp, heads = rows("mlp").assign(kind="mlp", head=pd.NA), rows("heads").assign(kind="head")
+        frame = pd.concat([mlp.astype({"head": "Int64"}), heads.astype({"head": "Int64"})])
+        frame["count"] = self.count.values[frame["slot"].to_numpy()]
+        columns = ["score", "kind", "layer", "head", "slot", "slot_text", "count", "value", *ends]
+        return frame.reindex(columns=columns).reset_index(drop=True)
+
+    def heatmap(self, **options: Any) -> go.Figure:
+        """Layer by slot, one row per score: `ecstruct.plots.heatmap`."""
+        from ecstruct.plots import heatmap
+
+        return heatmap(self, **options)
+
+    def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
+        """Layer by head at one slot: `ecstruct.plots.head_map`."""
+        from ecstruct.plots import head_map
+
+        return head_map(self, slot, **options)
+
+    def __repr__(self) -> str:
+        sizes = self.heads.sizes
+        return (
+            f"<SlotScores of {sizes['layer']} layers x {sizes['head']} heads at "
+            f"{' '.join(plain_token(text) for text in self.slot_text)!r}>"
+        )
+
+
+def plain_token(text: str) -> str:
+    """A token as one reads it: without its tokenizer's mark for the space before it.
+
+    >>> plain_token("Ġspeak"), plain_token("▁speak"), plain_token(" speak"), plain_token("a b")
+    ('speak', 'speak', 'speak', 'a b')
+    """
+    return text.lstrip("Ġ▁ ") or text
