@@ -34,7 +34,7 @@ def prune(
     out: Out,
     sparsity: Annotated[float, typer.Option(help="Share of the components that is ablated.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="How many subnetworks.")] = 12,
-    steps: Annotated[int, typer.Option(help="Of optimisation.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Of optimisation.")] = 500,
     kinds: Annotated[
         list[str] | None, typer.Option(help="What may be ablated, heads or mlp; both if not given.")
     ] = None,
