@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -80,3 +81,15 @@ def eval_mode(model: TransformerBridge) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def still(model: TransformerBridge) -> Iterator[None]:
+    """Without dropout, and without TF32, in whose rounding differences of two close states drown."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with eval_mode(model):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from ecstruct.errors import InputError
-from ecstruct.models.adapters import merged
+from ecstruct.models.adapters import is_adapter, merged
 from ecstruct.models.boot import boot, gist, without_bars
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
+from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
@@ -121,6 +122,19 @@ def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> Tran
     if dtype == torch.float32 and expected not in (None, fingerprint(named_weights(model))):
         raise InputError(f"{path} was made from other weights than those of {base}: find that checkpoint.")
     return mark(change.apply_to(model), Provenance(str(path), None, tokenizer_of(model)))
+
+
+def load_after(
+    source: str | Path, before: TransformerBridge, *, device: Any = None, dtype: torch.dtype = torch.float32
+) -> TransformerBridge:
+    """The model that `before` was finetuned to: the file of a change of its weights, the folder of an
+    adapter of it, or a source of its own."""
+    if Path(source).suffix == ".safetensors":
+        return WeightDelta.load(source).apply_to(before)
+    if is_adapter(source):
+        plain, tokenizer = to_hugging_face(before), tokenizer_of(before)
+        return load(plain, adapter=source, tokenizer=tokenizer, device=device, dtype=dtype)
+    return load(source, device=device, dtype=dtype)
 
 
 def named(source: str | Path, revision: str | None = None) -> tuple[str, str | None]:

@@ -1,11 +1,13 @@
 """Where a hooked model came from, carried by the model itself so that results can say it."""
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
 _ATTRIBUTE = "_ecstruct_provenance"
+_PACKAGES = ("ecstruct", "torch", "transformers", "transformer-lens")
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,8 @@ def tokenizer_of(model: TransformerBridge) -> Any:
 
 def source_of(model: TransformerBridge) -> str:
     return provenance(model).source
+
+
+def versions() -> dict[str, str]:
+    """Of the packages on which numbers depend."""
+    return {name: version(name) for name in _PACKAGES}

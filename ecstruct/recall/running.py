@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +19,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, pad_id_of
-from ecstruct.models.bridge import eval_mode
+from ecstruct.models.bridge import still
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.hooked import HookedView, Trace
-from ecstruct.models.provenance import provenance, tokenizer_of
+from ecstruct.models.provenance import provenance, tokenizer_of, versions
 from ecstruct.models.sites import Weights
 from ecstruct.recall.groups import RecallPrompt, Which, positions, read
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
@@ -59,13 +58,8 @@ class Runs:
     @contextmanager
     def still(self) -> Iterator[None]:
         """Without dropout, gradients and TF32."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with eval_mode(self.view.model), torch.no_grad():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        with still(self.view.model), torch.no_grad():
+            yield
 
     def embed(self, b: int) -> tuple[Float[Tensor, "batch pos d_model"], list[BlockCall]]:
         """What enters block 0, and how the blocks are called, for batch `b`."""
@@ -114,7 +108,6 @@ class Runs:
     def attrs(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """What it takes to compute a result again: model, options, versions."""
         origin = provenance(self.view.model)
-        packages = ("ecstruct", "torch", "transformers", "transformer-lens")
         return {
             "method": method,
             "model": {
@@ -123,7 +116,7 @@ class Runs:
                 "fingerprint": fingerprint(self.weights),
             },
             "options": dict(options),
-            "versions": {name: version(name) for name in packages},
+            "versions": versions(),
         }
 
 

@@ -9,13 +9,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.facts import Prompt
 from ecstruct.files import write_text
-from ecstruct.models.adapters import is_adapter
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.delta import WeightDelta
-from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.load import load
-from ecstruct.models.provenance import tokenizer_of
+from ecstruct.models.load import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
@@ -30,7 +26,11 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
     expected = arguments.pop("fingerprints", None) or {}
     model = load(source, device=device)
-    models = {"before": model, AFTER: _after(model, after_source, device)} if after_source else {"": model}
+    models = (
+        {"before": model, AFTER: load_after(after_source, model, device=device)}
+        if after_source
+        else {"": model}
+    )
     weights = {state: fingerprint(named_weights(its)) for state, its in models.items()}
     for state, found in weights.items():
         check_weights(after_source if state == AFTER else source, found, expected.get(state))
@@ -57,15 +57,6 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     write_config(out, "recall", whole)
     if progress:
         tqdm.write(f"report: {out / 'report.html'}")
-
-
-def _after(before: TransformerBridge, source: str, device: str | None) -> TransformerBridge:
-    """The finetuned model: a source of its own, a change of weights (of any model), or an adapter."""
-    if Path(source).suffix == ".safetensors":
-        return WeightDelta.load(source).apply_to(before)
-    if is_adapter(source):
-        return load(to_hugging_face(before), adapter=source, tokenizer=tokenizer_of(before), device=device)
-    return load(source, device=device)
 
 
 def _attributes(given: Any, prompts: list[Prompt], model: TransformerBridge) -> Attributes | None:

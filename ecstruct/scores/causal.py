@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
+from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
 from ecstruct.models.sites import Weights
@@ -105,7 +106,7 @@ def causal_scores(
     tokenized, lengths = pair.tokenize(prompts, its_reward)
     job, copies = _stacked(pair, tokenized, memory)
     run = _Run(pair, job, copies, its_reward, baseline, chosen, mlps, heads, per_token)
-    with pair.still(), torch.no_grad():
+    with still(view.model), torch.no_grad():
         run.all(progress)
     options = {
         "kinds": chosen,

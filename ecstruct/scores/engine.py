@@ -13,6 +13,7 @@ from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.models.bridge import still
 from ecstruct.models.load import load
 from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind
@@ -181,7 +182,7 @@ class ScoreEngine:
         while True:
             try:
                 job = cut(tokenized, batch_size, self.pair.view.device, self.pair.pad_id, every)
-                with self.pair.still():
+                with still(self.pair.view.model):
                     assembly = passes.run(job)
                 return ExtractiveScores(assembly.dataset(lengths, self.attrs)) if assembly else None
             except (torch.OutOfMemoryError, RuntimeError) as error:

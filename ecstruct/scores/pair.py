@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
-from ecstruct.models.adapters import is_adapter
-from ecstruct.models.bridge import eval_mode
 from ecstruct.models.delta import WeightDelta, check_same
-from ecstruct.models.export import to_hugging_face
 from ecstruct.models.fingerprint import combined, digest
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
-from ecstruct.models.load import load
+from ecstruct.models.load import load, load_after
 from ecstruct.models.offload import offloaded
-from ecstruct.models.provenance import provenance, tokenizer_of
+from ecstruct.models.provenance import provenance, versions
 from ecstruct.scores.batching import with_answer
 from ecstruct.scores.reward import Reward
 
@@ -83,11 +78,10 @@ class Pair:
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What it takes to compute a result again: sources, options, versions."""
-        packages = ("ecstruct", "torch", "transformers", "transformer-lens")
         return {
             **{state: dict(source) for state, source in self.sources.items()},
             "options": dict(options),
-            "versions": {name: version(name) for name in packages},
+            "versions": versions(),
         }
 
     def mixed(self, new: Iterable[str]) -> Mapping[str, Tensor]:
@@ -113,17 +107,6 @@ class Pair:
         if reward.answer_tokens == "all":
             tokenized = [with_answer(p, tokenizer) for p in tokenized]
         return tokenized, lengths
-
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """Without dropout, and without TF32, in whose rounding differences of two close states drown."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with eval_mode(self.view.model):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
 
 
 @dataclass(frozen=True)
@@ -177,11 +160,7 @@ def _weights_after(
     if isinstance(after, str | Path):
         if Path(after).suffix == ".safetensors":
             return WeightDelta.load(after).added_to(before), {"source": str(after), "revision": None}
-        if is_adapter(after):
-            plain, tokenizer = to_hugging_face(view.model), tokenizer_of(view.model)
-            after = load(plain, adapter=after, tokenizer=tokenizer, device=view.device, dtype=view.dtype)
-        else:
-            after = load(after, device=view.device)
+        after = load_after(after, view.model, device=view.device, dtype=view.dtype)
     if isinstance(after, WeightDelta):
         source = after.metadata.get("after", "a weight delta")
         return after.added_to(before), {"source": source, "revision": None}

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ecstruct.facts.prompt import Prompt
 from ecstruct.files import write_atomically
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.provenance import provenance
+from ecstruct.models.provenance import provenance, versions
 
 SECONDS = 30.0
 """Between checkpoints."""
@@ -105,7 +104,6 @@ def described(
 ) -> dict[str, Any]:
     """What masks depend on, beside their seeds, as it comes back from a file."""
     origin = provenance(model)
-    packages = ("ecstruct", "torch", "transformers", "transformer-lens")
     about = {
         "method": "pruning",
         "model": {
@@ -118,7 +116,7 @@ def described(
             for name, some in prompts.items()
         },
         "options": dict(options),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions(),
     }
     return json.loads(json.dumps(about))
 
