@@ -125,7 +125,7 @@ def _size(n_bytes: float) -> str:
 def extras() -> Iterator[Finding]:
     """What is needed for some things only."""
     if find_spec("kaleido") is None:
-        text = 'no kaleido for PNG, SVG and PDF: pip install "ecstruct[export]"'
+        text = "no kaleido for PNG, SVG and PDF: pip install kaleido"
         yield Finding("extras", "figures", "warning", text)
     elif (browser := _browser()) is None:
         text = "no Chrome for PNG, SVG and PDF: install one, or run plotly_get_chrome"

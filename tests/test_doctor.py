@@ -177,7 +177,7 @@ def test_what_is_missing_for_some_things(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(doctor, "find_spec", lambda _: None)
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     found = by_name(list(doctor.extras()))
-    assert found["figures"].state == "warning" and "ecstruct[export]" in found["figures"].text
+    assert found["figures"].state == "warning" and "pip install kaleido" in found["figures"].text
     assert found["slurm"].state == "ok" and "no sbatch" in found["slurm"].text
     monkeypatch.setattr(doctor, "find_spec", lambda _: object())
     monkeypatch.setattr(doctor, "_browser", lambda: None)

@@ -428,7 +428,7 @@ def test_html_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_pictures_without_kaleido(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _without_kaleido(monkeypatch)
-    message = r"PNG export needs kaleido.*pip install \"ecstruct\[export\]\".*\.html"
+    message = r"PNG export needs kaleido.*pip install kaleido.*\.html"
     with pytest.raises(InputError, match=message):
         save_figure(go.Figure(), tmp_path / "figure.png")
     assert list(tmp_path.iterdir()) == []

@@ -46,14 +46,13 @@ def _picture(fig: go.Figure, file_format: str, scale: float) -> bytes:
         errors = importlib.import_module("kaleido.errors")
     except ImportError:
         raise InputError(
-            f"{file_format.upper()} export needs kaleido, which is not installed; "
-            '`pip install "ecstruct[export]"`, or write .html, which needs nothing'
+            f"{file_format.upper()} export needs kaleido, which is not installed; `pip install kaleido`, "
+            "or write .html, which needs nothing"
         ) from None
     try:
         return fig.to_image(format=file_format, scale=scale)
     except (RuntimeError, errors.BrowserFailedError, errors.BrowserClosedError) as error:
         raise InputError(
-            f"{file_format.upper()} export through kaleido (the extra of "
-            '`pip install "ecstruct[export]"`) found no Chrome that runs; install Chrome or '
+            f"{file_format.upper()} export through kaleido found no Chrome that runs; install Chrome or "
             "Chromium, or run `plotly_get_chrome`, or write .html, which needs nothing"
         ) from error
