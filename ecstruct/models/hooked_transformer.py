@@ -1,29 +1,25 @@
 """HookedTransformers, of TransformerLens 3, as the Hugging Face models that they were made from.
 
 A HookedTransformer holds the numbers of a checkpoint in another order, some of them scaled or shifted (a
-gain w as 1 + w), put there by code of TransformerLens for its architecture. The way back is found by asking
-that code: it is given checkpoints filled with zeros, with ones, with the number of each tensor, and with
-the index along each of its dimensions. So an entry of the HookedTransformer is known to be
+gain w as 1 + w), put there by code of TransformerLens for its architecture: it is affine,
 
-    w = scale * tensor[index] + shift
+    hooked = scale * P(checkpoint) + shift
 
-and the tensor is filled from that. No table of architectures is kept here.
+with P an order of entries. Checkpoints of zeros and of ones tell shift and scale; and as the transpose of P
+is its inverse, the way back is the gradient of that code. No table of architectures is kept here.
 """
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.models.plain import plain_model
-
-_Fill = Callable[[int, tuple[int, ...]], Tensor]
-"""From the number and the shape of a tensor to what it is filled with, broadcast."""
 
 _SAME = 1e-3
 """How much logits may differ, relative to the largest, of two implementations of one model in float32."""
@@ -62,54 +58,45 @@ def plain_of(model: Any, config: Any) -> Any:
     config = copy.deepcopy(config)
     config.tie_word_embeddings = False
     found = {name: p.detach() for name, p in model.state_dict().items()}
-    shapes = {}
-
-    def shape_of(name: str, p: nn.Parameter) -> Tensor:
-        shapes[name] = tuple(p.shape)
-        return p.detach()
-
-    plain_model(config, torch.float32, "cpu", shape_of)
-    numbers = {name: number for number, name in enumerate(shapes)}
-
-    def converted(fill: _Fill) -> dict[str, Tensor]:
-        def weight(name: str, p: nn.Parameter) -> Tensor:
-            return fill(numbers[name], shapes[name]).to(torch.float64).expand(shapes[name])
-
-        return _converted(model.cfg, plain_model(config, torch.float64, "cpu", weight))
-
-    shift = converted(lambda *_: torch.tensor(0.0))
-    one = converted(lambda *_: torch.tensor(1.0))
-    scale = {name: one[name].double() - shift[name].double() for name in one}
+    dtype = torch.float64 if model.cfg.dtype == torch.float64 else torch.float32
+    shift, one = (_converted(model.cfg, _filled(config, dtype, value)) for value in (0.0, 1.0))
+    scale = {name: one[name].to(dtype) - shift[name].to(dtype) for name in one}
     _check_unprocessed(model, found, scale)
-
-    def entry(name: str, of: Mapping[str, Tensor]) -> Tensor:
-        return (of[name].double() - shift[name].double()) / scale[name]
-
-    number = converted(lambda number, _: torch.tensor(number))
-    dimensions = range(max(map(len, shapes.values())))
-    indices = [converted(lambda _, shape, d=d: _index(shape, d)) for d in dimensions]
-    tensors = {name: torch.zeros(shape, dtype=model.cfg.dtype) for name, shape in shapes.items()}
-    missing = {name: tensor.numel() for name, tensor in tensors.items()}
+    wanted = {}
     for name, moved in scale.items():
-        value = found[name].cpu()
-        if value.shape != moved.shape:
+        shape = tuple(found[name].shape) if name in found else "absent"
+        if shape != tuple(moved.shape):
             raise InputError(
-                f"{name} of this HookedTransformer is {tuple(value.shape)}, but {tuple(moved.shape)} by "
-                f"the configuration of {origin(model)}: give the two of one model."
+                f"{name} of this HookedTransformer is {shape}, but {tuple(moved.shape)} by the configuration "
+                f"of {origin(model)}: give the two of one model."
             )
-        if not moved.any():
-            _check_constant(model, name, value, shift[name])
-            continue
-        tensor = list(numbers)[int(entry(name, number).flatten()[0].round())]
-        index = tuple(entry(name, of).round().long() for of in indices[: len(shapes[tensor])])
-        tensors[tensor][index] = ((value.double() - shift[name]) / moved).to(tensors[tensor].dtype)
-        missing[tensor] -= value.numel()
-    if left := [name for name, n in missing.items() if n]:
-        raise InputError(
-            f"this HookedTransformer has no weights for {left[0]} of {origin(model)}: load that checkpoint "
-            "with ecstruct.load(...) instead."
-        )
-    plain = plain_model(config, model.cfg.dtype, "cpu", lambda name, _: tensors[name])
+        value = found[name].to("cpu", dtype)
+        if moved.any():
+            wanted[name] = (value - shift[name]) / moved
+        elif not torch.equal(value, shift[name].to(dtype)):
+            raise InputError(
+                f"{name} of this HookedTransformer was trained, but a checkpoint of {origin(model)} has no "
+                "such weight: train without it."
+            )
+    given = _filled(config, dtype, 0.0)
+    tensors = _as_attributes(given)
+    hooked = _converted(model.cfg, given)
+    outputs, inputs = [hooked[name] for name in wanted], list(tensors.values())
+
+    def back(values: Mapping[str, Tensor]) -> Iterable[Tensor]:
+        """Values at their place in the checkpoint."""
+        grads = [values[name] / scale[name] for name in wanted]  # a gradient is scaled once more
+        return torch.autograd.grad(outputs, inputs, grads, retain_graph=True, materialize_grads=True)
+
+    ones = {name: torch.ones_like(value) for name, value in wanted.items()}
+    for name, counts in zip(tensors, back(ones), strict=True):
+        if not torch.allclose(counts, torch.ones_like(counts)):
+            raise InputError(
+                f"this HookedTransformer has no weights for {name} of {origin(model)}: load that "
+                "checkpoint with ecstruct.load(...) instead."
+            )
+    weights = dict(zip(tensors, back(wanted), strict=True))
+    plain = plain_model(config, model.cfg.dtype, "cpu", lambda name, _: weights[name].to(model.cfg.dtype))
     _check_computes_the_same(model, plain)
     return plain
 
@@ -127,10 +114,19 @@ def _converted(cfg: Any, plain: Any) -> dict[str, Tensor]:
         ) from error
 
 
-def _index(shape: tuple[int, ...], dimension: int) -> Tensor:
-    if dimension >= len(shape):
-        return torch.tensor(0)
-    return torch.arange(shape[dimension]).view(-1, *[1] * (len(shape) - 1 - dimension))
+def _filled(config: Any, dtype: torch.dtype, value: float) -> Any:
+    """A plain model whose tensors are one number, expanded."""
+    return plain_model(config, dtype, "cpu", lambda _, p: torch.tensor(value, dtype=dtype).expand(p.shape))
+
+
+def _as_attributes(plain: Any) -> dict[str, Tensor]:
+    """The parameters of a model by name, which are none any more: TransformerLens takes their gradients
+    away."""
+    tensors = dict(plain.named_parameters())
+    for module in plain.modules():
+        for name in [name for name, p in module._parameters.items() if p is not None]:
+            module.__dict__[name] = module._parameters.pop(name)
+    return tensors
 
 
 def _check_unprocessed(model: Any, found: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
@@ -168,14 +164,6 @@ def _centred(found: Mapping[str, Tensor], ending: str, dim: int) -> bool:
 
 def _off_diagonal(product: Tensor) -> Tensor:
     return (product - torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))).abs().max()
-
-
-def _check_constant(model: Any, name: str, value: Tensor, constant: Tensor) -> None:
-    if not torch.equal(value.double(), constant.double()):
-        raise InputError(
-            f"{name} of this HookedTransformer was trained, but a checkpoint of "
-            f"{origin(model)} has no such weight: train without it."
-        )
 
 
 def _check_computes_the_same(model: Any, plain: Any) -> None:
