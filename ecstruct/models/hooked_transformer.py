@@ -67,8 +67,8 @@ def plain_of(model: Any, config: Any) -> Any:
         shape = tuple(found[name].shape) if name in found else "absent"
         if shape != tuple(moved.shape):
             raise InputError(
-                f"{name} of this HookedTransformer is {shape}, but {tuple(moved.shape)} by the configuration "
-                f"of {origin(model)}: give the two of one model."
+                f"{name} of this HookedTransformer is {shape}, but {tuple(moved.shape)} by the "
+                f"configuration of {origin(model)}: give the two of one model."
             )
         value = found[name].to("cpu", dtype)
         if moved.any():
