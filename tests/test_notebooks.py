@@ -20,9 +20,10 @@ def test_runs_and_shows_figures(path: Path, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, str(tmp_path / name))  # nobody's own settings and history
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress")  # that ipywidgets are not installed
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is tiny: more threads only wait for one another
     notebook = jupytext.read(path)
     where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
 
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
