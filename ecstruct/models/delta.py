@@ -196,7 +196,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(from_json(header["metadata"]))
     except (KeyError, ValueError):
         pass
-    raise InputError(f"{path} is no weight delta: WeightDelta.save writes one.")
+    raise InputError(
+        f"{path} is no weight delta, as WeightDelta.save writes: give one, or the folder of a model."
+    )
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
