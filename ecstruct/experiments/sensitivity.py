@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.fictitious import WORDS, relations
+from ecstruct.experiments.grafting import ROWS
 from ecstruct.experiments.grafting import measure as measure_grafting
 from ecstruct.experiments.ocr import KINDS
 from ecstruct.experiments.ocr import measure as measure_ocr
@@ -32,6 +33,12 @@ from ecstruct.plots import value_grids
 
 FACTORS = (0.3, 1.0, 3.0)
 EPOCHS = (4, 8)
+MEASURES = {
+    "Out-of-context reasoning": [f"{hop} {kind}s" for hop in HOPS for kind in KINDS],
+    "Ordering": list(ORDERS),
+    "Grafting": [f"{weights} on {GRAFTING_COLUMNS[0]}" for weights in ROWS],
+}
+"""By experiment, the values of `measure` in a result."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,20 @@ class Sensitivity(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by learning rate and epochs, a panel per measure."""
+        """Mean ranks by learning rate and epochs, a panel per experiment."""
+        means = _means(self.frame, "factor", "epochs", "measure").unstack("measure")
+        means.index = [f"x {factor:g}, {epochs} epochs" for factor, epochs in means.index]
         return value_grids(
-            {
-                measure: _means(rows, "factor", "epochs").unstack("epochs")
-                for measure, rows in rows_by(self.frame, "measure").items()
-            },
-            x="epochs",
-            y="learning rates, times",
+            {title: means[measures] for title, measures in MEASURES.items()},
+            x="what is ranked",
+            y="learning rates and epochs",
             value="mean rank of the answer (0 is best)",
         )
 
     def table(self) -> pd.DataFrame:
-        wide = _means(self.frame, "factor", "epochs", "measure").unstack("measure")[self._measures()]
+        wide = _means(self.frame, "factor", "epochs", "measure").unstack("measure")[
+            [name for names in MEASURES.values() for name in names]
+        ]
         return wide.round(2).reset_index().rename(columns={"factor": "rates, times"})
 
     def paper_table(self) -> pd.DataFrame:
@@ -99,9 +107,6 @@ class Sensitivity(Result):
             f"settings ({worse.min():+.2f} to {worse.max():+.2f} ranks), the graft better than the control "
             f"in {(better > 0).sum()} of {len(better)} ({better.min():+.2f} to {better.max():+.2f})."
         )
-
-    def _measures(self) -> list[str]:
-        return self.frame["measure"].drop_duplicates().tolist()
 
 
 def sensitivity(
@@ -165,7 +170,7 @@ def measure(
     for order in ORDERS:
         values[order] = measure_ordering(model, here, **at, words=words, order=order)[-1]["implication"]
     for row in measure_grafting(model, here, **at, words=words):
-        values[f"{row['weights']} on Impl F'"] = row["Impl F'"]
+        values[f"{row['weights']} on {GRAFTING_COLUMNS[0]}"] = row[GRAFTING_COLUMNS[0]]
     return [{"measure": name, "value": value} for name, value in values.items()]
 
 
