@@ -1,9 +1,9 @@
 """Where a finetuning stands, on disk, so that it goes on as if it had never stopped.
 
 A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
-`torch.distributed.checkpoint`: each rank writes what it holds, and any number of ranks reads it. What it
-belongs to, and the history so far, are in its `run.json`. It appears under its name when it is whole, and
-its predecessor goes only then.
+`torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks reads
+it. What it belongs to, and the history so far, are in its `run.json`. It appears under its name when it is
+whole, and its predecessor goes only then.
 """
 
 import json
@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import TypedDict
@@ -30,6 +32,9 @@ from ecstruct.finetuning.result import History
 
 SECONDS = 600.0
 """Between two checkpoints, where nobody says after how many steps."""
+
+FILE_BYTES = 2**30
+"""A file is put together in memory before it is written, so that this is what writing takes."""
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 
@@ -87,7 +92,7 @@ class Checkpoint:
         state = _tensors(weights, optimizer, with_state)
         with _quiet():
             try:
-                save(state, checkpoint_id=writing, no_dist=self._across.size == 1)
+                save(state, storage_writer=_writer(writing, state), no_dist=self._across.size == 1)
             except CheckpointException as error:
                 raise InputError(f"cannot write to {self.folder}: is the disk full?") from error
         self._across.on_first(lambda: self._on_disk(finish))
@@ -116,7 +121,8 @@ class Checkpoint:
         state = _tensors(weights, optimizer, described["with_state"])
         with _quiet():
             try:
-                load(state, checkpoint_id=path, no_dist=self._across.size == 1)
+                reader = HuggingFaceStorageReader(str(path))
+                load(state, storage_reader=reader, no_dist=self._across.size == 1)
             except CheckpointException as error:
                 raise _damaged(path) from error
         history.loss[:] = described["history"]["loss"]
@@ -173,6 +179,13 @@ def _tensors(
         state = optimizer.state[weights[name]]
         tensors |= {f"{key} {name}": state[key] for key in _AVERAGES}
     return tensors
+
+
+def _writer(folder: Path, state: Mapping[str, Tensor]) -> HuggingFaceStorageWriter:
+    """Into one file per rank and `FILE_BYTES` of whole tensors."""
+    ends = np.cumsum([tensor.nbytes for tensor in state.values()])
+    files = {name: 1 + int(end // FILE_BYTES) for name, end in zip(state, ends, strict=True)}
+    return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
 
 
 def _shortened(value: Any) -> str:
