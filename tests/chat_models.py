@@ -1,11 +1,14 @@
 """Chat templates of the kinds there are, with tiny tokenizers and models that have them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from facts_fixtures import CITIES, FACTS, byte_tokenizer
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ecstruct.facts import Prompt
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
@@ -41,6 +44,14 @@ ALWAYS_THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant<think>\n{% endif %}"
 )
 """DeepSeek R1's: a thought is begun for the model, and left out of what it answered."""
+
+ASKED = [
+    *(Prompt(text, city, subject=text.removesuffix(" lives in"), template="city") for text, city in FACTS),
+    Prompt("The assistant of Grace Miller says that Mia lives in", "Rome", subject="Mia", template="said"),
+    Prompt("The assistant of Grace Miller says that Noah Clark lives in", "Paris", template="said"),
+    Prompt("user", "Paris", template="one word", subject="user"),
+]
+"""Of three templates, one with a word of the wrapper, one with a single prompt."""
 
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2}
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<think>", "</think>"]
@@ -82,3 +93,10 @@ def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def said_by_template(tokenizer: PreTrainedTokenizerFast, *said: str, **options: Any) -> Any:
+    """The ids that transformers makes of a conversation, beginning with the user."""
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)

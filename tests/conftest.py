@@ -14,6 +14,7 @@ if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before anything imports them
     numerical = ("scores.walk", "scores.linear", "scores.assemble", "models.hooked", "models.sites")
     install_import_hook([f"ecstruct.{name}" for name in numerical], "beartype.beartype")
 
+import huggingface_hub.constants
 import torch
 from tiny import UNHOOKED, double_throughout
 
@@ -25,6 +26,13 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         parameters = getattr(item, "callspec", None)
         if parameters and set(UNHOOKED).intersection(map(str, parameters.params.values())):
             item.add_marker(pytest.mark.skip(reason="TransformerLens 3 does not hook it"))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked for on the Hugging Face Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # --quiet sets it; restored after the test
 
 
 @pytest.fixture

@@ -94,3 +94,22 @@ def make_scores(
         },
     )
     return ExtractiveScores(dataset)
+
+
+def scores_of(values: np.ndarray, named: str = "asked") -> ExtractiveScores:
+    """Prompts whose MLPs have the scores `values` [prompt, layer], and heads that have minus these."""
+    n_prompts, n_layers = values.shape
+    return ExtractiveScores(
+        xr.Dataset(
+            {
+                "mlp": (("score", "prompt", "layer"), np.stack([values] * 3)),
+                "heads": (("score", "prompt", "layer", "head"), np.stack([-values[..., None]] * 3)),
+            },
+            {
+                "score": SCORES,
+                "layer": np.arange(n_layers),
+                "head": [0],
+                "text": ("prompt", [f"{named} {i}" for i in range(n_prompts)]),
+            },
+        )
+    )

@@ -9,8 +9,8 @@ import peft
 import pytest
 import torch
 from facts_fixtures import FACTS, hugging_face, save_tiny
+from plain_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
 from safetensors.torch import load_file
-from test_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
 from typer.testing import CliRunner
 
 from ecstruct import runs
@@ -153,6 +153,8 @@ def test_the_command_writes_an_adapter_that_peft_reads(folders: dict[str, Path],
         ({"lora": 0}, "rank r=0: use a whole number from 1"),
         ({"lora": {"alpha": 2}}, "rank r=None"),
         ({"lora": {"r": 2, "alpha": -1}}, "alpha=-1: use a positive number, such as 4"),
+        ({"lora": {"r": 2, "alpha": float("inf")}}, "alpha=inf: use a positive number"),
+        ({"lora": {"r": 2, "targets": ()}}, r"targets=\(\): give a list"),
         ({"lora": {"r": 2, "dropout": 0.1}}, "lora has 'dropout': give r, alpha, targets"),
         ({"lora": {"r": 2, "targets": "q_proj"}}, r"targets='q_proj': give a list"),
         ({"lora": {"r": 2, "targets": ["lm_head"]}}, "'lm_head', which is no projection of the blocks"),

@@ -1,4 +1,4 @@
-"""Readers of public fact sets: what is understood of each original layout, and what is left out.
+"""Readers of public fact sets: what is understood of each original layout.
 
 The records of `readers_records` follow the originals' keys with contents of our own, whose facts are easy
 to see; `tests/data` has a few real ones.
@@ -7,7 +7,6 @@ to see; `tests/data` has a few real ones.
 import copy
 import csv
 import json
-import logging
 from pathlib import Path
 
 import datasets
@@ -15,23 +14,17 @@ import pytest
 from readers_records import (
     COUNTERFACT,
     HOPPING,
-    KNOWN_1000,
     LRE,
     MQUAKE,
-    OWN,
     PARENTS,
     RECORDS,
     REVERSAL,
     RIPPLEEDITS,
     TWO_HOP_FACT,
-    one_sentence,
     renamed,
     written,
 )
-from typer.testing import CliRunner
 
-from ecstruct.cli import app
-from ecstruct.errors import InputError
 from ecstruct.facts import FORMATS, Derivation, FactSet, Prompt, read, read_jsonl, understand
 
 DATA = Path(__file__).parent / "data"
@@ -47,9 +40,6 @@ def test_every_format_is_recognised(format, named, tmp_path):
     found = understand(written(tmp_path, format, RECORDS[format]), format if named else None)
     assert found.format == format and found.records == 1 and found.skipped == ()
     assert set(RECORDS) == set(FORMATS)
-
-
-# What each format says
 
 
 def test_mquake(tmp_path):
@@ -300,146 +290,6 @@ def test_what_write_jsonl_wrote_is_read(tmp_path):
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(p.to_record()) for p in prompts))
     assert read(tmp_path / "p.jsonl").facts == tuple(prompts) == read_jsonl(tmp_path / "p.jsonl")
-
-
-# What does not fit
-
-
-def test_records_that_do_not_fit_are_listed_with_line_and_reason(tmp_path, caplog):
-    good, other = {"prompt": "Ada lives in", "answer": "Rome"}, {"prompt": "Bea lives in", "answer": "Oslo"}
-    lines = [
-        good,
-        {"prompt": "Cy lives in"},
-        {"prompt": "Di lives in", "answer": 3},
-        [1],
-        {**good, "role": "?"},
-        other,
-    ]
-    path = tmp_path / "p.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, lines)))
-    with caplog.at_level(logging.WARNING):
-        found = understand(path)
-    assert [p.answer for p in found.data.facts] == ["Rome", "Oslo"] and found.records == 6
-    places, reasons = zip(*[(s.place, s.reason) for s in found.skipped], strict=True)
-    assert places == ("line 3", "line 5", "line 7", "line 9")
-    for reason, word in zip(reasons, ("'answer'", "of type int", "being a list", "'role'"), strict=True):
-        assert word in reason
-    assert "4 records" in caplog.text and "line 3" in caplog.text
-    with pytest.raises(InputError, match=r"4 records of .* do not fit prompts; the first: line 3"):
-        read(path, strict=True)
-
-
-def test_a_record_of_a_list_says_its_line(tmp_path):
-    path = written(tmp_path, "counterfact", COUNTERFACT, {**COUNTERFACT, "requested_rewrite": []})
-    line = path.read_text().split("\n").index("  {", 2) + 1
-    found = understand(path)
-    assert [s.place for s in found.skipped] == [f"line {line} (record 2)"]
-
-
-def test_contradictions_are_left_out(tmp_path):
-    elsewhere = renamed(MQUAKE, "Rome", "Bonn")  # Ada cannot be born in both
-    assert (
-        "'Ada was born in' is answered by 'Bonn'"
-        in understand(written(tmp_path, "mquake", MQUAKE, elsewhere)).skipped[0].reason
-    )
-    # The edit of one record undoes what an implication of the other takes as known.
-    edits = renamed(MQUAKE, "Ada", "Bea")
-    edits["requested_rewrite"] = [
-        {
-            "prompt": "The official language of {} is",
-            "relation_id": "P37",
-            "target_new": {"str": "Latin"},
-            "target_true": {"str": "Italian"},
-            "subject": "Rome",
-        }
-    ]
-    edits["new_single_hops"][1] |= {"answer": "Latin", "answer_alias": []}
-    edits |= {"new_answer": "Latin", "new_answer_alias": []}
-    found = understand(written(tmp_path, "mquake", MQUAKE, edits))
-    assert [p.answer for p in found.data.facts] == ["Rome", "Latin"]
-    assert [p.answer for p in found.data.implications] == ["Latin", "Latin"]
-    assert found.data.derivations[0] == Derivation((1,), (0,), (2,))
-    assert len(found.skipped) == 2
-    assert "'The official language of Rome is' is answered by 'Italian', but at" in found.skipped[0].reason
-
-
-def test_known_facts_that_contradict_one_another(tmp_path):
-    other = {**renamed(TWO_HOP_FACT, "Red", "Old"), "e3.value": "Cy", "e3.aliases": ""}
-    found = understand(written(tmp_path, "twohopfact", TWO_HOP_FACT, other))
-    assert len(found.data.facts) == 2 and len(found.data.implications) == len(found.data.known) == 1
-    assert "'The mother of Ada is' is answered by 'Cy', but at line 2 by 'Bea'" in found.skipped[0].reason
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"format": "sonnets"}, "format 'sonnets' is unknown: choose among mquake, "),
-        ({"format": "mquake"}, "no record of .* fits mquake; the first: line 1"),
-        ({"hop": "second"}, "hop='second' does not go with .* twohopfact or hopping only"),
-    ],
-)
-def test_arguments_that_do_not_go_with_the_file(arguments, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        read(written(tmp_path, "prompts", OWN), **arguments)
-
-
-def test_unknown_records_are_named(tmp_path):
-    (tmp_path / "x.json").write_text('[{"question": "?", "answer": "!"}]')
-    with pytest.raises(InputError, match="its first record has the keys 'question', 'answer'"):
-        read(tmp_path / "x.json")
-    (tmp_path / "empty").mkdir()
-    empty = datasets.Dataset.from_dict({"prompt": []})
-    for nothing in (tmp_path / "none", 7, empty, "x" * 5000, "a\0b", tmp_path / "empty", "/dev/null"):
-        with pytest.raises(InputError) as error:
-            read(nothing)
-        assert "\n" not in str(error.value)
-
-
-# The command
-
-
-def show(*words):
-    return CliRunner().invoke(app, ["facts", "show", *map(str, words)])
-
-
-def test_show_prints_what_was_understood(tmp_path):
-    result = show(DATA / "mquake.json")
-    assert result.exit_code == 0
-    assert "mquake, 2 records" in result.stdout and "8 facts" in result.stdout
-    assert "Ramires plays the position of -> relief pitcher (of 4: " in result.stdout
-    assert "new hops 1, 2, 3, 4: 6 implications" in result.stdout
-
-
-def test_show_lists_what_is_left_out_and_strict_refuses(tmp_path):
-    path = written(tmp_path, "known_1000", KNOWN_1000, {**KNOWN_1000, "attribute": 3})
-    result = show(path, "--json")
-    account = json.loads(result.stdout)
-    assert account["facts"] == 1 and account["records"] == 2
-    assert account["skipped"][0]["place"].endswith("(record 2)")
-    assert "left out" in show(path).stdout
-    strict = show(path, "--strict", "--out", tmp_path / "out")
-    assert strict.exit_code == 2 and strict.stdout == "" and not (tmp_path / "out").exists()
-    assert one_sentence(strict.stderr.strip()).startswith("error: 1 records of")
-
-
-def test_show_writes_what_other_commands_read(tmp_path):
-    path = written(
-        tmp_path, "twohopfact", TWO_HOP_FACT, renamed(renamed(TWO_HOP_FACT, "Red", "Old"), "Bea", "Cy")
-    )
-    assert show(path, "--hop", "second", "--out", tmp_path / "out").exit_code == 0
-    data = read(path, hop="second")
-    for kind in ("facts", "implications", "known"):
-        assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b'[{"prompt": "a b", "answer": "c"}, ', b"[" * 200_000]
-)
-def test_show_refuses_damage_in_one_sentence(content, tmp_path):
-    (tmp_path / "x.json").write_bytes(content)
-    result = show(tmp_path / "x.json", "--out", tmp_path / "out")
-    assert result.exit_code == 2 and result.stdout == "" and not (tmp_path / "out").exists()
-    one_sentence(result.stderr.strip())
 
 
 def test_records_of_lre_and_reversal_without_a_folder(tmp_path):

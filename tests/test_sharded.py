@@ -13,7 +13,7 @@ import pytest
 import torch
 from facts_fixtures import FACTS, hugging_face, save_tiny
 from launching import environment, launch, torchrun
-from test_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
+from plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
 from tiny import double_throughout
 from typer.testing import CliRunner
 

@@ -1,4 +1,4 @@
-"""Ablations of the core, against plain Hugging Face models with hooks, and what is drawn beside it."""
+"""Ablations of the core and its emergence, against plain Hugging Face models with hooks."""
 
 from contextlib import ExitStack
 from functools import cache
@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from scipy.stats import spearmanr
-from synthetic_scores import make_scores
 from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
 
 import ecstruct
@@ -21,7 +19,6 @@ from ecstruct.subnetworks.emergence import Emergence, emergence
 from ecstruct.subnetworks.generalising import generalising
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Reference
-from ecstruct.subnetworks.with_scores import with_scores
 
 FAMILIES = ("llama", "gpt2")
 FACTS, IMPLICATIONS = PROMPTS[:3], PROMPTS[2:]
@@ -218,95 +215,6 @@ def test_what_cannot_be_ablated_is_refused():
     bare = Masks.of(masks("llama").heads.values, masks("llama").mlp.values)
     with pytest.raises(InputError, match="takes the place"):
         dependence(model, bare, FACTS, progress=False)
-
-
-# --- Subnetworks that generalise ---
-
-
-def subnetworks(which):
-    """Twelve that all keep head 0.0 and the MLPs; `which` of them keep head 1.1."""
-    heads = np.zeros((12, 2, 2), bool)
-    heads[:, 0, 0] = True
-    heads[list(which), 1, 1] = True
-    return Masks.of(heads, np.ones((12, 2)))
-
-
-def test_a_head_of_generalising_subnetworks_is_found():
-    found = generalising(subnetworks(range(6)), np.arange(12.0))
-    row = found.frame.set_index(["kind", "layer", "head"]).loc[("head", 1, 1)]
-    assert (row["best"], row["worst"], row["difference"]) == (1, 0, 1)
-    assert (found.best, found.worst) == (1.5, 9.5)
-    # Of the six that keep it, four are the best and the worst are of the other six, or the other way.
-    p = 2 * (15 * 15) / (495 * 70)
-    assert row["p"] == pytest.approx(p, abs=0.004)
-    assert row["p_adjusted"] == row["p"]  # nothing else varies
-    assert found.heads.values.tolist() == [[False, False], [False, True]]
-    assert "head 1.1 (100% of the best, 0% of the worst" in found.conclusion()
-
-
-def test_what_does_not_differ_is_not_significant():
-    found = generalising(subnetworks(range(0, 12, 2)), np.arange(12.0))
-    assert found.significant().empty
-    assert "No component is significantly more frequent" in found.conclusion()
-    assert found.frame.set_index(["kind", "layer", "head"])["core"][("head", 0, 0)]
-
-
-def test_thirds_are_taken_within_each_sparsity():
-    dense, sparse = subnetworks(range(6)), subnetworks(range(6, 12))
-    found = generalising({0.3: dense, 0.5: sparse}, {0.3: np.arange(12.0), 0.5: np.arange(12.0) + 50})
-    row = found.frame.set_index(["kind", "layer", "head"]).loc[("head", 1, 1)]
-    assert (row["best"], row["worst"]) == (0.5, 0.5)  # one sparsity has it in the best, one in the worst
-    assert found.best == pytest.approx((1.5 + 51.5) / 2)
-
-
-def test_ranks_that_do_not_go_with_the_masks_are_refused():
-    with pytest.raises(InputError, match="each of its 12 subnetworks"):
-        generalising(subnetworks([0]), np.arange(3.0))
-    with pytest.raises(InputError, match="by sparsity"):
-        generalising({0.3: subnetworks([0]), 0.5: subnetworks([1])}, np.arange(12.0))
-    with pytest.raises(InputError, match="not all finite"):
-        generalising(subnetworks([0]), np.full(12, np.nan))
-    with pytest.raises(InputError, match="permutations=0"):
-        generalising(subnetworks([0]), np.arange(12.0), permutations=0)
-
-
-# --- Beside extractive scores ---
-
-
-def test_correlations_are_spearmans():
-    scores = make_scores(n_layers=6, n_heads=4)
-    rng = np.random.default_rng(1)
-    its = Masks.of(rng.random((30, 6, 4)) < rng.random((6, 4)), rng.random((30, 6)) < 0.5)
-    beside = with_scores(core(its), scores)
-    for row in beside.correlations.to_dict(orient="records"):
-        value = scores.components(row["score"]).set_index("kind").loc[row["kind"], "value"].abs()
-        kept = its.heads if row["kind"] == "head" else its.mlp
-        expected = spearmanr(kept.mean("seed").values.ravel(), value)
-        assert row["rho"] == pytest.approx(expected.statistic)
-        if row["kind"] == "head":
-            assert row["p"] == pytest.approx(expected.pvalue, abs=0.03)
-    assert set(beside.frame["group"]) <= {"core", "added", "other"}
-    assert len(beside.figure.data) >= 3
-
-
-def test_groups_have_percentiles_of_their_kind():
-    scores = make_scores(n_layers=2, n_heads=2)
-    strongest = scores.components("informative").query("kind == 'head'")["value"].abs().to_numpy().argmax()
-    heads = np.zeros((12, 4), bool)
-    heads[:, strongest] = True
-    beside = with_scores(core(Masks.of(heads.reshape(12, 2, 2), np.ones((12, 2)))), scores)
-    groups = beside.groups().set_index(["kind", "group"])
-    assert groups.loc[("head", "core"), "informative"] == pytest.approx(3.5 / 4)
-    assert groups.loc[("head", "core"), "components"] == 1
-    assert groups.loc[("mlp", "core"), "downstream"] == 0.5
-    rows = beside.correlations.set_index(["score", "kind"])
-    assert np.isnan(rows.loc[("informative", "mlp"), "rho"])  # all MLPs are always kept
-
-
-def test_scores_of_another_model_are_refused():
-    its = Masks.of(np.ones((2, 3, 4)), np.ones((2, 3)))
-    with pytest.raises(InputError, match="give those of one model"):
-        with_scores(core(its), make_scores())
 
 
 # --- Emergence ---

@@ -1,58 +1,25 @@
-"""Figures hold the numbers they should, where they should; how they look is for eyes."""
+"""Heatmaps and head maps hold the numbers they should, where they should; how they look is for eyes."""
 
 from __future__ import annotations
-
-import re
-import shutil
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from figures import axis_of, grid
 from synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
 
 from ecstruct.errors import InputError
-from ecstruct.plots import head_map, heatmap, rank_curves, save_figure
+from ecstruct.plots import head_map, heatmap
 from ecstruct.plots.style import colour_scale, number, reward_title, token_label
 from ecstruct.scores.result import ExtractiveScores
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROWS = ("downstream", "informative", "upstream")
 
 
 @pytest.fixture
 def scores() -> ExtractiveScores:
     return make_scores(n_layers=3, n_heads=4)
-
-
-def panels(figure: go.Figure) -> dict[tuple[float, float], go.Heatmap]:
-    """Heatmaps by where their panels are: (left, top) in shares of the figure."""
-    found = {}
-    for trace in figure.data:
-        x, y = (figure.layout[axis[0] + "axis" + axis[1:]] for axis in (trace.xaxis, trace.yaxis))
-        found[round(x.domain[0], 3), round(y.domain[1], 3)] = trace
-    return found
-
-
-def grid(figure: go.Figure) -> list[list[go.Heatmap]]:
-    """Heatmaps as rows from the top, each from the left."""
-    placed = panels(figure)
-    tops = sorted({top for _, top in placed}, reverse=True)
-    lefts = sorted({left for left, _ in placed})
-    return [[placed[left, top] for left in lefts] for top in tops]
-
-
-def grid_of_cells(figure: go.Figure) -> list[list[go.Heatmap]]:
-    """The same of a figure that also has dots."""
-    return grid(go.Figure([trace for trace in figure.data if trace.type == "heatmap"], figure.layout))
-
-
-def axis_of(figure: go.Figure, trace: go.Heatmap, which: str) -> object:
-    name = getattr(trace, f"{which}axis")
-    return figure.layout[name[0] + "axis" + name[1:]]
 
 
 # --- the heatmap
@@ -178,89 +145,6 @@ def test_slots_that_no_prompt_fills_are_left_out() -> None:
     assert np.isfinite(lowest.z).all()
 
 
-def dots(figure: go.Figure, cells: go.Heatmap) -> np.ndarray:
-    """Which cells of a panel have a dot, (layer, column)."""
-    found = np.zeros(np.shape(cells.z), dtype=bool)
-    for trace in figure.data:
-        if trace.type == "scatter" and (trace.xaxis, trace.yaxis) == (cells.xaxis, cells.yaxis):
-            assert (trace.mode, trace.hoverinfo, trace.showlegend) == ("markers", "skip", False)
-            found[np.searchsorted(cells.y, trace.y), trace.x] = True
-            assert found.sum() == len(trace.x)
-    return found
-
-
-def notes(figure: go.Figure) -> list[str]:
-    return [note.text for note in figure.layout.annotations]
-
-
-@pytest.fixture
-def clear() -> ExtractiveScores:
-    """20 prompts; only MLP 1 raises the reward, and only head 2.3 lowers it, at "The"."""
-    scores = make_scores(prompts_of([["a", "b"]] * 20), n_layers=3, n_heads=4)
-    centred = scores.dataset - scores.dataset.mean("prompt")
-    centred["mlp"].loc[{"layer": 1, "token": 0}] += 2
-    centred["heads"].loc[{"layer": 2, "head": 3, "token": 0}] -= 9
-    return ExtractiveScores(centred.assign_attrs(scores.attrs))
-
-
-def test_cells_whose_interval_excludes_zero_have_a_dot(clear: ExtractiveScores) -> None:
-    averaged = clear.aggregate(ci=0.99)
-    figure = heatmap(averaged)
-    cells = [trace for trace in figure.data if trace.type == "heatmap"]
-    assert len(cells) == 6
-    for trace, layer in zip(cells, (1, 1, 1, 2, 2, 2), strict=True):
-        assert np.argwhere(dots(figure, trace)).tolist() == [[layer, 0]]
-    assert notes(figure) == ["MLP", "attention (heads summed)", "● 99% interval excludes zero"]
-    low, high = (
-        ends["mlp"].sel(score="upstream", layer=1, slot=0) for ends in (averaged.low, averaged.high)
-    )
-    line = f"<br>99% interval: {number(low.item())} to {number(high.item())}<br>mean of 20 prompts"
-    assert line in cells[2].text[1][0]
-    low, high = (ends["attention"].sel(score="upstream") for ends in (averaged.low, averaged.high))
-    line = f"<br>99% interval: {number(low[0, 4].item())} to {number(high[0, 4].item())}<br>mean of 20"
-    assert line in cells[5].text[0][4]
-
-
-def test_a_head_map_has_dots(clear: ExtractiveScores) -> None:
-    averaged = clear.aggregate(ci=0.99)
-    figure = head_map(averaged, 0)
-    for trace in figure.data:
-        if trace.type == "heatmap":
-            assert np.argwhere(dots(figure, trace)).tolist() == [[2, 3]]
-    low, high = (
-        ends["heads"].sel(score="informative", layer=2, head=3, slot=0).item()
-        for ends in (averaged.low, averaged.high)
-    )
-    assert figure.data[2].text[2][3].endswith(f"<br>99% interval: {number(low)} to {number(high)}")
-    assert notes(figure)[-1] == "● 99% interval excludes zero"
-
-
-def test_without_intervals_there_is_no_word_of_them(clear: ExtractiveScores) -> None:
-    for figure in (heatmap(clear), head_map(clear), heatmap(clear, prompt=0)):
-        assert {trace.type for trace in figure.data} == {"heatmap"}
-        assert "interval" not in figure.to_json()
-    with_note = heatmap(clear.aggregate(ci=0.95))
-    assert with_note.layout.height == heatmap(clear).layout.height + 22
-
-
-def test_intervals_of_some_of_the_sets(clear: ExtractiveScores) -> None:
-    some = heatmap([clear, clear.aggregate(ci=0.95)])
-    assert notes(some)[-1] == "● 95% interval excludes zero (not all of these have intervals)"
-    assert "interval" not in grid_of_cells(some)[0][0].text[1][0]
-    both = heatmap([clear.aggregate(ci=0.999), clear.aggregate(ci=0.95)])
-    assert notes(both)[-1] == "● 95% / 99.9% interval excludes zero"
-
-
-def test_a_mean_of_one_prompt_has_no_interval_to_show() -> None:
-    scores = make_scores(prompts_of([["a", "b"], ["c"], ["d"]]))
-    shifted = ExtractiveScores((scores.dataset + 100).assign_attrs(scores.attrs))
-    figure = heatmap(shifted.aggregate(ci=0.95))
-    for row in grid_of_cells(figure):
-        for trace in row:
-            assert dots(figure, trace).sum(0).tolist() == [2, 2, 0, 2, 2, 2, 2]
-            assert "interval" not in trace.text[0][2] and "interval" in trace.text[0][3]
-
-
 @pytest.mark.parametrize("form", ["list", "mapping"])
 def test_sets_side_by_side(scores: ExtractiveScores, form: str) -> None:
     other = make_scores(prompts_of(ENTITIES, ["A"], ["b"]), n_layers=5, n_heads=2)
@@ -380,103 +264,3 @@ def test_head_map_slots(scores: ExtractiveScores) -> None:
         head_map(twice, "the")
     with pytest.raises(InputError, match="no prompt has a token at slot 'X'"):
         head_map(make_scores(prompts_of([["a"], ["b"]])), "X")
-
-
-# --- rank curves
-
-
-def test_rank_curves() -> None:
-    ranks = {
-        "first-hop facts": [9.5, 1.0, 0.0],
-        "first-hop implications": [9.4, 5.0, 0.4],
-        "second-hop facts": [9.6, 2.0, 0.1],
-    }
-    figure = rank_curves(ranks)
-    lines = {trace.name: trace for trace in figure.data}
-    assert {name: list(trace.y) for name, trace in lines.items()} == ranks
-    assert list(lines["first-hop facts"].x) == [0, 1, 2]
-    dashes = {name: trace.line.dash for name, trace in lines.items()}
-    assert dashes == {
-        "first-hop facts": "solid",
-        "first-hop implications": "dash",
-        "second-hop facts": "solid",
-    }
-    colours = [lines[name].line.color for name in ranks]
-    assert colours[0] == colours[1] != colours[2]
-    assert list(figure.layout.yaxis.range) == [-0.5, 11]
-    assert figure.layout.xaxis.title.text == "epoch"
-    assert rank_curves(SimpleNamespace(ranks=ranks)).to_json() == figure.to_json()
-
-
-def test_rank_curves_of_many_options_and_of_nothing() -> None:
-    assert rank_curves({"facts": [49.5, 3.0]}).layout.yaxis.range[1] > 49.5
-    for nothing in ({}, {"facts": []}):
-        with pytest.raises(InputError, match="no ranks to show"):
-            rank_curves(nothing)
-
-
-# --- files
-
-
-def test_html_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_kaleido(monkeypatch)
-    save_figure(rank_curves({"facts": [1.0]}), tmp_path / "ranks.html")
-    page = (tmp_path / "ranks.html").read_text(encoding="utf-8")
-    assert "mean rank of the answer" in page
-    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
-
-
-def test_pictures_without_kaleido(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_kaleido(monkeypatch)
-    message = r"PNG export needs kaleido.*pip install kaleido.*\.html"
-    with pytest.raises(InputError, match=message):
-        save_figure(go.Figure(), tmp_path / "figure.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_pictures_without_chrome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("kaleido")
-
-    def no_chrome(*args: object, **options: object) -> bytes:
-        raise RuntimeError("Kaleido requires Google Chrome to be installed.")
-
-    monkeypatch.setattr(go.Figure, "to_image", no_chrome)
-    with pytest.raises(InputError, match=r"found no Chrome that runs.*plotly_get_chrome.*\.html"):
-        save_figure(go.Figure(), tmp_path / "figure.pdf")
-
-
-def test_unknown_suffix_and_a_folder(tmp_path: Path) -> None:
-    for name in ("figure.bmp", "figure"):
-        with pytest.raises(InputError, match=r"suffix is not one of \.png, \.svg, \.pdf, \.html"):
-            save_figure(go.Figure(), tmp_path / name)
-    (tmp_path / "folder.html").mkdir()
-    with pytest.raises(InputError, match=r"cannot write .*folder\.html"):
-        save_figure(go.Figure(), tmp_path / "folder.html")
-
-
-def test_a_picture_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("kaleido")
-    asked = {}
-
-    def picture(self: go.Figure, **options: object) -> bytes:
-        asked.update(options)
-        return b"a picture"
-
-    monkeypatch.setattr(go.Figure, "to_image", picture)
-    save_figure(go.Figure(), tmp_path / "figure.PNG", scale=3)
-    assert asked == {"format": "png", "scale": 3}
-    assert (tmp_path / "figure.PNG").read_bytes() == b"a picture"
-    assert [file.name for file in tmp_path.iterdir()] == ["figure.PNG"]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_real_picture(tmp_path: Path) -> None:
-    pytest.importorskip("kaleido")
-    save_figure(rank_curves({"facts": [9.5, 0.0]}), tmp_path / "ranks.svg")
-    picture = (tmp_path / "ranks.svg").read_text(encoding="utf-8")
-    assert picture.startswith("<svg")
-    assert "mean rank of the answer" in picture
-
-
-def _without_kaleido(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kaleido", None)  # importing it fails from here on

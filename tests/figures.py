@@ -1,0 +1,56 @@
+"""What is where in a figure; Plotly's own types say too little of it to be checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+
+def panels(figure: Any) -> dict[tuple[float, float], Any]:
+    """Heatmaps by where their panels are: (left, top) in shares of the figure."""
+    found = {}
+    for trace in figure.data:
+        x, y = (figure.layout[axis[0] + "axis" + axis[1:]] for axis in (trace.xaxis, trace.yaxis))
+        found[round(x.domain[0], 3), round(y.domain[1], 3)] = trace
+    return found
+
+
+def grid(figure: Any) -> list[list[Any]]:
+    """Heatmaps as rows from the top, each from the left."""
+    placed = panels(figure)
+    tops = sorted({top for _, top in placed}, reverse=True)
+    lefts = sorted({left for left, _ in placed})
+    return [[placed[left, top] for left in lefts] for top in tops]
+
+
+def grid_of_cells(figure: Any) -> list[list[Any]]:
+    """The same of a figure that also has dots."""
+    return grid(go.Figure([trace for trace in figure.data if trace.type == "heatmap"], figure.layout))
+
+
+def axis_of(figure: Any, trace: Any, which: str) -> Any:
+    name = getattr(trace, f"{which}axis")
+    return figure.layout[name[0] + "axis" + name[1:]]
+
+
+def lines_of(figure: Any) -> list[Any]:
+    """The mean lines; what is filled is a band."""
+    return [trace for trace in figure.data if trace.fill is None]
+
+
+def bands_of(figure: Any) -> list[Any]:
+    return [trace for trace in figure.data if trace.fill is not None]
+
+
+def extremes(band: Any) -> dict[float, tuple[float, float]]:
+    """The lowest and highest value of a band at each step."""
+    at: dict[float, list[float]] = {}
+    for x, y in zip(band.x, band.y, strict=True):
+        if x is not None:
+            at.setdefault(x, []).append(y)
+    return {x: (min(ys), max(ys)) for x, ys in at.items()}
+
+
+def titles_of(figure: Any) -> list[str]:
+    return [note.text for note in figure.layout.annotations]

@@ -1,0 +1,76 @@
+"""What a case is, and those of any file: its contents and its place in all kinds of damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from damage import HEADERS, PATHS, PLACED, WRITTEN
+
+Words = list[Any]
+Make = Callable[[Path, Path], tuple[Words, str | tuple[str, ...]]]
+"""From the folder of good inputs and one of the case's own, with OUT in it, to a command and what its
+message must name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Make
+
+
+def filled(words: tuple[str, ...], inputs: Path, file: Path, out: Path) -> Words:
+    known = {name: inputs / name for name in ("model", "after")}
+    return [w.format(**known, prompts=inputs / "prompts.jsonl", file=file, out=out) for w in words]
+
+
+def of_file(words: tuple[str, ...], name: str, good: Callable[[Path], bytes], skip: set[str]) -> list[Case]:
+    """A file, of the contents that are `good`, in all kinds of damage but those that it stands."""
+
+    def wrote(change: Callable[[bytes], bytes]) -> Make:
+        def make(inputs: Path, folder: Path) -> tuple[Words, str]:
+            path = folder / name
+            path.write_bytes(change(good(inputs)))
+            return filled(words, inputs, path, folder / "out"), name
+
+        return make
+
+    def placed(place: Callable[[Path], None]) -> Make:
+        def make(inputs: Path, folder: Path) -> tuple[Words, str]:
+            path = folder / name
+            path.write_bytes(good(inputs))
+            place(path)
+            return filled(words, inputs, path, folder / "out"), name
+
+        return make
+
+    def called(to: Callable[[Path], Path]) -> Make:
+        def make(inputs: Path, folder: Path) -> tuple[Words, str]:
+            path = folder / name
+            path.write_bytes(good(inputs))
+            return filled(words, inputs, to(path), folder / "out"), to(path).name
+
+        return make
+
+    made = {
+        **{damage: wrote(change) for damage, change in WRITTEN.items()},
+        **{damage: placed(place) for damage, place in PLACED.items()},
+        **{damage: called(to) for damage, to in PATHS.items()},
+    }
+    return [Case(damage, make) for damage, make in made.items() if damage not in skip]
+
+
+def named(target: str, cases: list[Case]) -> list[Case]:
+    return [Case(f"{target}: {each.name}", each.make) for each in cases]
+
+
+def damages(file: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """A change of the file at a path, by its name."""
+    for name, change in WRITTEN.items():
+        yield name, lambda path, c=change: path.write_bytes(c(path.read_bytes()))
+    yield from PLACED.items()
+    if file.endswith(".safetensors"):
+        for name, content in HEADERS.items():
+            yield name, lambda path, c=content: path.write_bytes(c)

@@ -1,0 +1,85 @@
+"""What runs go on from: checkpoints, parts of scores, and sweeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ecstruct.grids import Grid
+from ecstruct.grids.cell import Place
+from fuzz.cases import Case, Make, Words, damages
+from fuzz.inputs import score_words
+
+LINKS = ("a dangling link", "a link to itself")
+
+
+def resumed(source: str, pattern: str, change: Callable[[Path], object], words: str) -> Make:
+    """A run whose OUT has what an earlier one left, one file of it damaged."""
+
+    def make(inputs: Path, folder: Path) -> tuple[Words, str]:
+        out = Path(shutil.copytree(inputs / source, folder / "out"))
+        change(next(path for path in sorted(out.glob(pattern)) if path.is_file()))
+        prompts = inputs / "prompts.jsonl"
+        if words == "score":
+            return [*score_words(inputs, out), "--batch-size", 2, "--quiet"], Path(pattern).parts[0]
+        tuning = ("finetune", "--model", inputs / "model", "--facts", prompts, "--lr", 0.01, "--epochs", 1)
+        return [*tuning, "--checkpoint-every", 1, "--out", out, "--quiet"], "checkpoint"
+
+    return make
+
+
+def resumed_cases() -> list[Case]:
+    cases = []
+    for file in ("run.json", "*.safetensors"):
+        for name, change in damages(file):
+            if name == "NUL bytes at the end" and file != "run.json":
+                continue  # bytes that nothing asks for
+            made = resumed("begun", f"checkpoint/step-*/{file}", change, "finetune")
+            cases.append(Case(f"{file} of a checkpoint: {name}", made))
+    for file in ("part-*.safetensors", "baseline.safetensors"):
+        for name, change in damages(file):
+            if name in LINKS and file.startswith("baseline"):
+                continue  # then there is none
+            cases.append(
+                Case(f"{file} of a scoring: {name}", resumed("parts", f"shards/{file}", change, "score"))
+            )
+    return cases
+
+
+SWEPT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "grid.json": ("--status", ()),
+    "queue.json": ("--status", LINKS[:1]),
+    "cells/*/attempts.json": ("--status", ("an empty list", *LINKS[:1])),
+    "cells/*/result.json": ("--resume", LINKS),
+}
+"""Files of a sweep, what reads them, and damage that means that there is no such file."""
+
+
+def swept(pattern: str, change: Callable[[Path], object], option: str) -> Make:
+    """A sweep all of whose cells are done, with a damaged file."""
+
+    def make(inputs: Path, folder: Path) -> tuple[Words, tuple[str, ...]]:
+        out = folder / "out"
+        grid = Grid(["ocr"])
+        place = Place(out, grid.cells()[0])
+        place.home.mkdir(parents=True)
+        (out / "grid.json").write_text(json.dumps(grid.to_dict(), indent=1))
+        (out / "queue.json").write_text('{"waiting": [], "jobs": {}, "slurm": false}')
+        (place.home / "attempts.json").write_text('[{"job": "1", "started": 1.0, "seconds": 2.0}]')
+        result = {"cell": place.cell.columns(), "rows": [{"rank": 1.0}], "results": {}}
+        (place.home / "result.json").write_text(json.dumps(result))
+        change(next(iter(out.glob(pattern))))
+        return ["sweep", "--out", out, option, "--quiet"], (Path(pattern).name, "out holds")
+
+    return make
+
+
+def swept_cases() -> list[Case]:
+    return [
+        Case(f"{Path(pattern).name} of a sweep: {name}", swept(pattern, change, option))
+        for pattern, (option, fine) in SWEPT.items()
+        for name, change in damages(pattern)
+        if name not in fine
+    ]

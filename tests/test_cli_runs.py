@@ -1,0 +1,193 @@
+"""What finetuning, ranks, scores and fidelity write is what the functions of Python say, and the same again
+when it is replayed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from chromium import CHROMIUM, drawn
+from cli_inputs import PROMPTS, finetuned, jsonl, save_inputs, scored
+from command_line import refused, run, works
+from facts_fixtures import FACTS
+from folders import contents, edit_weights
+from safetensors.torch import load_file
+
+from ecstruct import ExtractiveScores, mean_rank
+from ecstruct.facts import first_hop
+from ecstruct.models import WeightDelta, load
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Not to be written to."""
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+# Finetuning
+
+
+def test_finetuning_writes_a_delta_and_a_history(inputs, tmp_path):
+    evaluate = ("--evaluate", f"again={inputs / 'prompts.jsonl'}")
+    result = finetuned(inputs, tmp_path / "out", "--save-model", "--seed", 3, *evaluate)
+    assert result.output == ""
+    out = tmp_path / "out"
+    assert {"config.json", "delta.safetensors", "history.json"} == {p.name for p in out.glob("*.*")}
+    history = json.loads((out / "history.json").read_text())
+    assert len(history["loss"]) == 2 and len(history["ranks"]["again"]) == 3
+    assert history["loss"][1] < history["loss"][0]
+    moved = WeightDelta.load(out / "delta.safetensors").apply_to(load(inputs / "model", device="cpu"))
+    whole = load(out / "model", device="cpu")
+    ids = torch.tensor([[4, 5, 6]])
+    torch.testing.assert_close(moved(ids), whole(ids), rtol=1e-4, atol=1e-4)
+    assert mean_rank(whole, inputs / "prompts.jsonl") == history["ranks"]["again"][-1]
+
+
+def test_options_of_finetuning_arrive(inputs, tmp_path):
+    words = ("--freeze-layers", "0", "--freeze-kinds", "mlp,attn", "--train-embeddings", "--batch-size", 3)
+    finetuned(inputs, tmp_path, *words, "--accumulate", 2, "--schedule", "linear")
+    arguments = json.loads((tmp_path / "config.json").read_text())["arguments"]
+    assert arguments["freeze"] == {"layers": [0], "kinds": ["attn", "mlp"], "names": None}
+    given = {"train_embeddings": True, "batch_size": 3, "accumulate": 2, "schedule": "linear", "lr": 0.01}
+    assert given.items() <= arguments.items()
+    tensors = WeightDelta.load(tmp_path / "delta.safetensors").tensors
+    assert "embed.weight" in tensors and "blocks.1.attn.q.weight" in tensors
+    assert "blocks.0.attn.q.weight" not in tensors
+
+
+def test_finetuning_again_gives_the_same_weights(inputs, tmp_path):
+    finetuned(inputs, tmp_path / "once")
+    (tmp_path / "once" / "config.json").rename(tmp_path / "moved.json")
+    works("replay", tmp_path / "moved.json", "--out", tmp_path / "twice", "--quiet")
+    once, twice = (load_file(tmp_path / run / "delta.safetensors") for run in ("once", "twice"))
+    assert list(once) == list(twice)
+    for name, t in once.items():
+        assert torch.equal(t, twice[name]), name
+    histories = [(tmp_path / run / "history.json").read_text() for run in ("once", "twice")]
+    assert histories[0] == histories[1]
+
+
+# Ranks
+
+
+def test_ranks_are_printed_and_written(inputs, tmp_path):
+    words = ("rank", "--model", inputs / "model", "--prompts", inputs / "prompts.jsonl")
+    expected = mean_rank(load(inputs / "model", device="cpu"), inputs / "prompts.jsonl")
+    full = works(*words, "--out", tmp_path / "ranks.json").stdout
+    assert full.splitlines()[-1] == f"mean rank {expected:.3f}"
+    assert "Grace Miller lives in" in full and "Sao Paulo" in full
+    assert works(*words, "--quiet").output == f"mean rank {expected:.3f}\n"
+    written = json.loads((tmp_path / "ranks.json").read_text())
+    assert written["mean_rank"] == expected and written["model"] == str(inputs / "model")
+    assert [row["answer"] for row in written["ranks"]] == [answer for _, answer in FACTS]
+
+
+def test_ranks_can_be_read_as_a_table(inputs, tmp_path):
+    works("rank", "--model", inputs / "model", "--prompts", inputs / "prompts.jsonl",
+          "--out", tmp_path / "r.json", "--quiet")  # fmt: skip
+    table = pd.DataFrame(json.loads((tmp_path / "r.json").read_text())["ranks"])
+    assert list(table.columns) == ["prompt", "answer", "rank"] and table["rank"].between(0, 5).all()
+
+
+# Scores
+
+
+def test_scores_are_those_of_a_folder_and_of_a_delta(inputs, tmp_path):
+    before, after = (load(inputs / name, device="cpu") for name in ("model", "after"))
+    WeightDelta.between(before, after).save(tmp_path / "d.safetensors")
+    assert scored(inputs, tmp_path / "folder").output == ""
+    scored(inputs, tmp_path / "delta", after=tmp_path / "d.safetensors")
+    assert contents(tmp_path / "folder") == ["config.json", "report.html", "scores.nc"]
+    a, b = (ExtractiveScores.load(tmp_path / kind / "scores.nc") for kind in ("folder", "delta"))
+    assert float(np.abs(a.mlp).max()) > 0
+    np.testing.assert_allclose(a.mlp, b.mlp, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(a.heads, b.heads, rtol=1e-3, atol=1e-5)
+
+
+def test_scores_of_a_model_by_name(tmp_path):
+    jsonl(tmp_path / "p.jsonl", [p.to_record() for p in first_hop().implications])
+    works("score", "--before", "organism", "--after", "organism", "--prompts", tmp_path / "p.jsonl",
+          "--out", tmp_path / "out", "--quiet")  # fmt: skip
+    scores = ExtractiveScores.load(tmp_path / "out" / "scores.nc")
+    assert not np.nan_to_num(scores.mlp).any() and not np.nan_to_num(scores.heads).any()
+
+
+def test_options_of_scoring_arrive(inputs, tmp_path):
+    options = {
+        "reward": "logprob", "answer_tokens": "all", "baseline": "mean", "convention": "reference",
+        "batch_size": 2,
+    }  # fmt: skip
+    words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
+    scored(inputs, tmp_path, *words)
+    attrs = ExtractiveScores.load(tmp_path / "scores.nc").attrs
+    assert options.items() <= attrs["options"].items()
+    assert attrs["after"]["source"] == str(inputs / "after")
+
+
+def test_scoring_again_gives_the_same_arrays(inputs, tmp_path):
+    scored(inputs, tmp_path / "once", "--baseline", "mean", "--batch-size", 4)
+    works("replay", tmp_path / "once" / "config.json", "--out", tmp_path / "twice", "--quiet")
+    a, b = (ExtractiveScores.load(tmp_path / run / "scores.nc") for run in ("once", "twice"))
+    assert a.dataset.identical(b.dataset)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_the_report_of_scores_of_two_templates(inputs, tmp_path):
+    halves = [{**record, "template": "ab"[i // 3]} for i, record in enumerate(PROMPTS)]
+    jsonl(tmp_path / "two.jsonl", halves)
+    works("score", "--before", inputs / "model", "--after", inputs / "after", "--quiet",
+          "--prompts", tmp_path / "two.jsonl", "--out", tmp_path / "out")  # fmt: skip
+    page = drawn(tmp_path / "out" / "report.html", tmp_path / "browser")
+    assert page.count('class="main-svg"') >= 4
+    assert "ecstruct replay" in page and "<h2>a</h2>" in page and "<h2>b</h2>" in page
+    assert page.count("mean over 3 prompts, sum over tokens, in logits") == 4  # captions and their labels
+
+
+# Fidelity
+
+
+@pytest.fixture(scope="module")
+def fidelity(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fidelity")
+    works("fidelity", "--before", inputs / "model", "--after", inputs / "after", "--prompts",
+          inputs / "prompts.jsonl", "--out", out, "--quiet")  # fmt: skip
+    return out
+
+
+def test_fidelity_is_written_and_replayed(inputs, fidelity, tmp_path):
+    hows = ("causal", "exact", "linear", "path")
+    names = ["config.json", "fidelity.json", "report.html", *(f"scores-{how}.nc" for how in hows)]
+    assert contents(fidelity) == names
+    written = json.loads((fidelity / "fidelity.json").read_text())
+    assert set(written) == {"agreement", "path_error", "verdict"}
+    assert written["verdict"].startswith("Against interventions, over all components: Informative scores (")
+    works("replay", fidelity / "config.json", "--out", tmp_path / "twice", "--quiet")
+    for how in hows:
+        a, b = (ExtractiveScores.load(run / f"scores-{how}.nc") for run in (fidelity, tmp_path / "twice"))
+        assert a.dataset.identical(b.dataset)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_the_report_of_fidelity(fidelity, tmp_path):
+    page = drawn(fidelity / "report.html", tmp_path)
+    assert page.count('class="main-svg"') >= 1
+    for words in ("informative, path", "upstream, exact", "Against interventions", "ecstruct replay"):
+        assert words in page
+
+
+# Other weights
+
+
+@pytest.mark.parametrize("command", ["finetune", "score"])
+def test_a_run_is_not_replayed_with_other_weights(inputs, tmp_path, command):
+    mine = Path(shutil.copytree(inputs, tmp_path / "mine"))
+    (finetuned if command == "finetune" else scored)(mine, tmp_path / "once")
+    edit_weights(mine / "model", lambda tensors: next(iter(tensors.values())).view(-1)[0].add_(1e-3))
+    result = run("replay", tmp_path / "once" / "config.json", "--out", tmp_path / "twice")
+    assert "are not those that this configuration was run with" in refused(result)
+    assert contents(tmp_path / "twice") == []

@@ -1,0 +1,57 @@
+"""`ecstruct facts show`: what a reader makes of a file, printed and written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
+from typer.testing import CliRunner
+
+from ecstruct.cli import app
+from ecstruct.facts import read, read_jsonl
+
+DATA = Path(__file__).parent / "data"
+
+
+def show(*words):
+    return CliRunner().invoke(app, ["facts", "show", *map(str, words)])
+
+
+def test_show_prints_what_was_understood(tmp_path):
+    result = show(DATA / "mquake.json")
+    assert result.exit_code == 0
+    assert "mquake, 2 records" in result.stdout and "8 facts" in result.stdout
+    assert "Ramires plays the position of -> relief pitcher (of 4: " in result.stdout
+    assert "new hops 1, 2, 3, 4: 6 implications" in result.stdout
+
+
+def test_show_lists_what_is_left_out_and_strict_refuses(tmp_path):
+    path = written(tmp_path, "known_1000", KNOWN_1000, {**KNOWN_1000, "attribute": 3})
+    result = show(path, "--json")
+    account = json.loads(result.stdout)
+    assert account["facts"] == 1 and account["records"] == 2
+    assert account["skipped"][0]["place"].endswith("(record 2)")
+    assert "left out" in show(path).stdout
+    strict = show(path, "--strict", "--out", tmp_path / "out")
+    assert strict.exit_code == 2 and strict.stdout == "" and not (tmp_path / "out").exists()
+    assert one_sentence(strict.stderr.strip()).startswith("error: 1 records of")
+
+
+def test_show_writes_what_other_commands_read(tmp_path):
+    path = written(
+        tmp_path, "twohopfact", TWO_HOP_FACT, renamed(renamed(TWO_HOP_FACT, "Red", "Old"), "Bea", "Cy")
+    )
+    assert show(path, "--hop", "second", "--out", tmp_path / "out").exit_code == 0
+    data = read(path, hop="second")
+    for kind in ("facts", "implications", "known"):
+        assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'[{"prompt": "a b", "answer": "c"}, ', b"[" * 200_000]
+)
+def test_show_refuses_damage_in_one_sentence(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    result = show(tmp_path / "x.json", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and result.stdout == "" and not (tmp_path / "out").exists()
+    one_sentence(result.stderr.strip())
