@@ -59,7 +59,8 @@ _uses = itertools.count()
 
 def launched() -> bool:
     """Whether this process is one of several that a launcher started."""
-    return all(name in os.environ for name in _ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+    size = os.environ.get("WORLD_SIZE", "")
+    return all(name in os.environ for name in _ENVIRONMENT) and size.isdecimal() and int(size) > 1
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,12 @@ from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
+from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.load import load, local_folder, named
+from ecstruct.models.load import load
+from ecstruct.models.sources import located
 from ecstruct.scores.walk import Walk
 
 State = Literal["ok", "warning", "problem"]
@@ -124,8 +127,8 @@ def _size(n_bytes: float) -> str:
 
 def extras() -> Iterator[Finding]:
     """What is needed for some things only."""
-    if find_spec("kaleido") is None:
-        text = "no kaleido for PNG, SVG and PDF: pip install kaleido"
+    if find_spec("kaleido") is None or find_spec("choreographer") is None:  # kaleido 1 brings it
+        text = "no kaleido 1 for PNG, SVG and PDF: pip install kaleido"
         yield Finding("extras", "figures", "warning", text)
     elif (browser := _browser()) is None:
         text = "no Chrome for PNG, SVG and PDF: install one, or run plotly_get_chrome"
@@ -167,6 +170,8 @@ def model(source: str, device: str | None = None) -> Iterator[Finding]:
     Raises:
         InputError: it cannot be loaded.
     """
+    if is_delta(source):
+        raise InputError(f"{source} is a weight delta: check the model that it changes, {base_of(source)}.")
     hooked = load(source, device=device)
     view = HookedView(hooked)
     shape = f"{view.n_layers} layers of {view.n_heads} heads, d_model {hooked.cfg.d_model}"
@@ -204,16 +209,14 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 
 def _plain(source: str, device: torch.device) -> Any:
     """The checkpoint as transformers loads it, without any part of ecstruct."""
-    name, revision = named(source)
-    folder = local_folder(name)
-    options = {} if folder else {"revision": revision}
+    at = located(source)
     plain: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder or name),
+        at.where,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         attn_implementation="eager",
-        **options,
+        **at.options,
     )
     return plain.to(device).eval()
 

@@ -40,6 +40,33 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` make a folder of another name beside `folder`, then rename it to that.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
+            whole = Path(temporary) / folder.name
+            fill(whole)
+            for weights in whole.rglob("*.safetensors"):
+                weights.chmod(0o644)  # safetensors makes it unreadable to others
+            whole.replace(folder)
+
+
+def check_free(folder: Path) -> None:
+    """Raise `InputError` unless `write_folder` could make a folder without overwriting anything."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder for the model.")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists and is not empty: choose another folder for the model.")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder.parent).cleanup()
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system refuses while `path` is written, such as more than a disk holds, as `InputError`."""
@@ -73,12 +100,13 @@ def from_json(text: str) -> Any:
             would be lost.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=once)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`; raises `ValueError` if it has a key twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

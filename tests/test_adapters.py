@@ -92,6 +92,7 @@ def test_what_finetune_writes_is_an_adapter(tmp_path):
     model = ecstruct.load(base, device="cpu")
     tuned = ecstruct.finetune(model, PROMPTS, lora=2, lr=1e-2, epochs=1, progress=False)
     save_adapter(tuned.adapter, tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
     loaded = named_weights(ecstruct.load(base, adapter=tmp_path / "tuned", device="cpu"))
     for name, p in named_weights(tuned.model).items():
         torch.testing.assert_close(loaded[name], p, rtol=0, atol=1e-6)

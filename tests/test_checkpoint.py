@@ -8,7 +8,7 @@ from torch import nn
 
 from ecstruct.distributed import Ranks
 from ecstruct.finetuning import checkpoint
-from ecstruct.finetuning.checkpoint import Checkpoint
+from ecstruct.finetuning.checkpoint import Checkpoint, discard
 from ecstruct.finetuning.result import History
 
 SHAPES = {"a": (7, 5), "b": (11,), "c": (1,), "never stepped": (3,)}
@@ -50,3 +50,21 @@ def test_comes_back_bit_for_bit_from_safetensors(
         ours, theirs = its_optimizer.state.get(again[name], {}), optimizer.state.get(weight, {})
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_what_others_put_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    kept = Checkpoint(folder, None, {}, Ranks())
+    for steps in (1, 2):
+        kept.save(*trained(steps))
+    (folder / "step-final").mkdir()
+    (folder / ".writing-3").mkdir()
+    (folder / "notes.md").write_text("mine")
+    assert kept.load(*begun())
+    discard(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "step-final"]
+    other = tmp_path / "other"
+    Checkpoint(other, None, {}, Ranks()).save(*trained(1))
+    discard(other)
+    discard(other)
+    assert not other.exists()

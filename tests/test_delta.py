@@ -7,6 +7,7 @@ from folders import FAMILIES, edit_config, edit_weights, save, save_llama, trunc
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from model_pairs import logits, pair
 from safetensors.torch import save_file
 
 import ecstruct
@@ -15,32 +16,10 @@ from ecstruct.models import WeightDelta, load
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import check_same
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.provenance import source_of
-
-IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6]])
-
-
-def pair(folder, family, *, tied=False):
-    """Two checkpoints that differ a little in every tensor."""
-    before = load(save(folder / "before", family, tied=tied), device="cpu")
-    after = save(folder / "after", family, tied=tied)
-    generator = torch.Generator().manual_seed(1)
-    edit_weights(
-        after,
-        lambda tensors: [
-            t.add_(0.01 * torch.randn(t.shape, generator=generator)) for t in tensors.values()
-        ],
-    )
-    return before, load(after, device="cpu")
 
 
 def bits(model):
     return {name: p.detach().clone() for name, p in named_weights(model).items()}
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(IDS, return_type="logits", use_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -306,36 +285,3 @@ def test_a_float64_difference_stays_float64(tmp_path):
     delta = ecstruct.WeightDelta.between(before, after)
     assert delta.tensors["embed.weight"].dtype == torch.float64
     torch.testing.assert_close(delta.tensors["embed.weight"].max().item(), 1e-12, rtol=1e-3, atol=0)
-
-
-@pytest.fixture
-def saved_pair(tmp_path):
-    before, after = pair(tmp_path, "llama")
-    path = tmp_path / "delta.safetensors"
-    WeightDelta.between(before, after).save(path)
-    return path, before, after
-
-
-def test_a_saved_delta_is_a_source(saved_pair):
-    path, before, after = saved_pair
-    model = load(path, device="cpu")
-    expected = WeightDelta.between(before, after).apply_to(before)
-    for name, p in named_weights(expected).items():
-        assert torch.equal(named_weights(model)[name], p)
-    assert source_of(model) == str(path)
-    assert torch.equal(logits(model), logits(expected))
-
-
-def test_a_delta_of_other_weights_than_those_that_are_there_is_no_source(saved_pair, tmp_path):
-    path, _, _ = saved_pair
-    edit_weights(tmp_path / "before", lambda tensors: [t.mul_(2) for t in tensors.values()])
-    with pytest.raises(InputError, match=r"made from other weights than those of .*before"):
-        load(path)
-
-
-def test_a_delta_of_a_model_in_memory_is_no_source(saved_pair, tmp_path):
-    _, before, after = saved_pair
-    moved = WeightDelta.between(before, after).apply_to(before)
-    WeightDelta.between(moved, before).save(tmp_path / "back.safetensors")
-    with pytest.raises(InputError, match=r"in no file.*apply_to"):
-        load(tmp_path / "back.safetensors")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from ecstruct import doctor
 from ecstruct.cli import app
 from ecstruct.errors import InputError
+from ecstruct.models import WeightDelta
 
 SECTIONS = {"versions", "devices", "memory", "extras", "hub"}
 
@@ -101,6 +102,9 @@ def test_a_model_that_cannot_be_loaded_is_bad_input(tmp_path: Path) -> None:
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and "has no config.json" in line
+    WeightDelta({}, {"before": "organism"}).save(tmp_path / "delta.safetensors")
+    with pytest.raises(InputError, match=r"is a weight delta: check the model that it changes, organism\."):
+        doctor.examine(str(tmp_path / "delta.safetensors"))
     with pytest.raises(InputError, match="no device"):
         doctor.examine(device="cuda:77")
 

@@ -41,6 +41,7 @@ def test_what_is_saved_loads_with_the_same_logits(tmp_path, family, tied):
     was = fingerprint(named_weights(model))
     save_model(model, tmp_path / "saved")
     assert fingerprint(named_weights(model)) == was
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     again = load(tmp_path / "saved", device="cpu")
     assert fingerprint(named_weights(again)) == was
     assert torch.equal(logits(again), logits(model))
@@ -88,7 +89,7 @@ def test_a_finetuned_model_can_be_saved(tmp_path):
     ("out", "message"),
     [
         ("mine", "exists and is not empty: choose another folder"),
-        ("mine/notes", "exists and is not empty"),
+        ("mine/notes", "is a file: choose a folder"),
         ("mine/notes/below", "cannot write"),
     ],
 )

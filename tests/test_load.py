@@ -21,6 +21,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, tokenizer_of
 
 loading = import_module("ecstruct.models.load")
+sources = import_module("ecstruct.models.sources")
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6], [11, 5, 4, 3, 10, 6, 7]])
 
@@ -147,8 +148,9 @@ def test_a_revision_goes_to_weights_and_tokenizer(monkeypatch, llama, source, op
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    for auto in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"):
-        monkeypatch.setattr(loading, auto, answering(getattr(loading, auto)))
+    asked_by = {"AutoConfig": sources, "AutoModelForCausalLM": loading, "AutoTokenizer": sources}
+    for auto, module in asked_by.items():
+        monkeypatch.setattr(module, auto, answering(getattr(module, auto)))
     origin = provenance(load(source, device="cpu", **options))
     assert seen == 3 * [(*asked, False)]
     assert (origin.source, origin.revision) == asked
@@ -290,3 +292,12 @@ def test_a_file_is_no_folder(llama):
 def test_a_device_that_is_not_there(llama, device):
     with pytest.raises(InputError, match=f"no device '{device}' here"):
         load(llama, device=device)
+
+
+def test_a_revision_of_what_has_none_is_refused(llama):
+    with pytest.raises(InputError, match="the organism has no revisions, and revision='v2' is given"):
+        load("organism", revision="v2")
+    with pytest.raises(InputError, match="the organism has no revisions"):
+        load("organism@v2")
+    with pytest.raises(InputError, match="revision='v2' goes with a source"):
+        load(hugging_face(llama), tokenizer=word_tokenizer(), revision="v2")

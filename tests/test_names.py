@@ -1,10 +1,12 @@
 """Selections by the names of modules and weights, on their own and with layers and kinds."""
 
 import json
+from typing import Any
 
 import pytest
 from tiny import single_pair
 
+import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.names import WeightSelection
@@ -64,3 +66,31 @@ def test_names_in_layers_that_the_model_lacks_are_refused() -> None:
         WeightSelection.of({"names": ["blocks.3.mlp"]}, n_layers=3)
     with pytest.raises(InputError, match="give 'layers', 'kinds' and 'names'"):
         WeightSelection.of({"name": ["blocks.0.mlp"]}, n_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"layers": 3}, r"layers=3 are no layers: pass a list, such as \[3\]"),
+        ({"layers": "01"}, "layers='01' are no layers"),
+        ({"kinds": "attn"}, r"kinds='attn' is one kind: pass a list, as in \['attn'\]"),
+    ],
+)
+def test_what_is_no_list_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        WeightSelection(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("blocks.0.mlp.up", "blocks.0.mlp has gate, in, out"),
+        ("blocks.0.ln9", "blocks.0 has attn, ln1, ln2, mlp"),
+        ("pos_embed", "name a module such as 'blocks.3.mlp'"),
+    ],
+)
+def test_a_freeze_that_holds_nothing_is_refused(name: str, says: str) -> None:
+    model = single_pair("llama")[0]
+    frozen = WeightSelection(names=["blocks.1.mlp", name])
+    with pytest.raises(InputError, match=f"no weight of this model begins with {name!r}: {says}"):
+        ecstruct.finetune(model, [("people", "speak")], lr=1.0, freeze=frozen, progress=False)

@@ -280,3 +280,19 @@ def test_a_file_that_shrinks_in_the_middle(copied, monkeypatch):
 
     monkeypatch.setattr(TensorFiles, "__getitem__", reading)
     refused(*copied, "model.safetensors cannot be read")
+
+
+def test_a_part_that_could_not_be_read_is_asked_for_again():
+    def read(names):
+        nonlocal fails
+        if "b" in names and fails:
+            fails = False
+            raise torch.OutOfMemoryError
+        return {name: torch.zeros(()) for name in names}, {name: torch.ones(()) for name in names}
+
+    fails = True
+    stream = offload._Stream([["a"], ["b"], ["c"]], read)
+    stream.weight(0, "a")
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.weight(0, "b")
+    assert [stream.weight(1, name).item() for name in "abc"] == [1, 1, 1]

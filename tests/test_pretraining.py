@@ -69,11 +69,11 @@ def test_another_seed_gives_another_model(tokenizer):
 
 def test_pretraining_overwrites_nothing(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is not empty; empty it or name another folder"):
+    with pytest.raises(InputError, match="exists and is not empty: choose another folder"):
         organism.pretrain(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         organism.pretrain(tmp_path / "notes.txt")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         organism.pretrain(tmp_path / "notes.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

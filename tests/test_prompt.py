@@ -159,6 +159,7 @@ GOOD = '{"prompt": "Mia lives in", "answer": "Tokyo"}'
         ('{"prompt": "a b", "answer": "c", "options": {"c": 1}}', "must be a list of strings"),
         ('{"prompt": "a b", "answer": "c", "subject": false}', "of type bool"),
         ('{"prompt": "a b"}', "there is no 'answer'"),
+        ('{"prompt": "a b", "answer": "c", "answer": "d"}', "the key 'answer' is there twice"),
         ("{}", r"there is no 'prompt' among the keys \(none\)"),
         ('{"prompt": "", "answer": "c"}', "text of a prompt is empty"),
         ('{"prompt": "a b", "answer": "c", "options": ["d", "e"]}', "not among its options"),

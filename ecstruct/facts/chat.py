@@ -115,13 +115,9 @@ def _tokenizer_and_name(model: Any) -> tuple[Any, str]:
     if isinstance(model, PreTrainedTokenizerBase):
         return model, str(model.name_or_path or type(model).__name__)
     if isinstance(model, str | Path):
-        from ecstruct.models.load import local_folder, named, read_config, read_tokenizer
+        from ecstruct.models.sources import tokenizer_at
 
-        name, revision = named(model)
-        folder = local_folder(name)
-        where, options = str(folder or name), {} if folder else {"revision": revision}
-        read_config(name, where, options)
-        return read_tokenizer(name, where, options), str(model)
+        return tokenizer_at(model), str(model)
     from ecstruct.models.provenance import source_of, tokenizer_of
 
     return tokenizer_of(model), source_of(model)

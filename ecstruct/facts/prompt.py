@@ -21,7 +21,7 @@ import datasets
 
 from ecstruct.errors import InputError
 from ecstruct.facts.soundness import check_prompt, enumerated, shown, sound
-from ecstruct.files import write_atomically
+from ecstruct.files import from_json, write_atomically
 
 _KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapper")
 _PLAIN = ("", " ")  # nothing before a text, a space before its answer
@@ -91,7 +91,6 @@ class Prompt:
         values: list[Any] = [record.get(key) for key in _KEYS]
         aliases = _KEYS.index("aliases")
         values[aliases] = () if values[aliases] is None else values[aliases]
-        check_prompt(*values)  # a record's values are of any type, a prompt's are not
         return cls(*values)
 
     def to_record(self) -> dict[str, Any]:
@@ -225,13 +224,11 @@ def _from_row(row: Any) -> Prompt:
 
 def _json_object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = from_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError("this is not UTF-8: save the file in that encoding.") from error
     except ValueError as error:
         raise InputError(f"this is not JSON ({error}): write one object a line.") from error
-    except RecursionError as error:
-        raise InputError("this JSON is nested too deeply: write one flat object a line.") from error
     if not isinstance(value, dict):
         raise InputError(
             f"this is a JSON {type(value).__name__}, not an object: write "

@@ -12,7 +12,6 @@ that Adam changes float32.
     sharded, lora                        one model on many ranks; adapters
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import pad_id_of, tokenize
-from ecstruct.finetuning.checkpoint import Checkpoint
-from ecstruct.finetuning.learner import Learner, recomputing, requiring_grad_only, whole
+from ecstruct.finetuning.checkpoint import Checkpoint, discard
+from ecstruct.finetuning.learner import Learner, learner_of, recomputing, requiring_grad_only
 from ecstruct.finetuning.loop import train
 from ecstruct.finetuning.lora import Adapted
 from ecstruct.finetuning.options import SCHEDULES, Lora, LoraLike, Options
@@ -90,7 +89,7 @@ def finetune(
             blocks), `rslora` and `dora`. They are merged into the model that is returned.
         recompute: run each block again in the backward pass instead of keeping its activations.
         checkpoint: a folder to write to how far training has come, and to go on from if it has something.
-            It is removed at the end.
+            What it wrote is removed at the end.
         checkpoint_every: steps between two checkpoints; ten minutes if not given.
         progress: show a progress bar.
 
@@ -189,7 +188,7 @@ def finetune_across(
         return Finetuned(*adapted.collect(), history, config, adapted.adapter)
     tuned = copy_of(model)
     tuned.eval()
-    learner = whole(tuned, frozen, chosen.train_embeddings)
+    learner = learner_of(tuned, frozen, chosen.train_embeddings)
     with (
         requiring_grad_only(list(learner.weights.values()), of=tuned),
         recomputing(list(tuned.blocks), chosen.recompute),
@@ -197,11 +196,6 @@ def finetune_across(
         history = run(learner)
     derived(tuned, model, "finetuned")
     return Finetuned(tuned, WeightDelta.between(model, tuned), history, config)
-
-
-def discard(checkpoint: str | Path) -> None:
-    """Remove the checkpoints of a run whose results are written."""
-    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _check_precision(model: TransformerBridge) -> None:

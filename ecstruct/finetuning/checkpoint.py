@@ -7,11 +7,12 @@ whole, and its predecessor goes only then.
 """
 
 import json
+import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ SECONDS = 600.0
 
 FILE_BYTES = 2**30
 """A file is put together in memory before it is written, so that this is what writing takes."""
+
+_NAME = re.compile(r"(step|\.writing)-\d+")
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 
@@ -84,7 +87,7 @@ class Checkpoint:
 
         def finish() -> None:
             writing.replace(whole)
-            for old in (*self.folder.glob("step-*"), *self.folder.glob(".writing-*")):
+            for old in _written_in(self.folder):
                 if old != whole:
                     shutil.rmtree(old)
 
@@ -131,7 +134,7 @@ class Checkpoint:
         return True
 
     def _found(self) -> tuple[Path, dict[str, Any]] | None:
-        steps = {int(p.name.partition("-")[2]): p for p in self.folder.glob("step-*")}
+        steps = {int(p.name.partition("-")[2]): p for p in _written_in(self.folder) if p.name[0] != "."}
         if not steps:
             return None
         path = steps[max(steps)]
@@ -156,6 +159,19 @@ class Checkpoint:
             work()
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
+
+
+def discard(folder: str | Path) -> None:
+    """Remove the checkpoints of a run whose results are written; what others put there stays."""
+    for path in _written_in(Path(folder)):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # it holds something, or was never made
+        Path(folder).rmdir()
+
+
+def _written_in(folder: Path) -> list[Path]:
+    """Checkpoints, and what a run that was killed began to write."""
+    return [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
 
 
 def _damaged(path: Path) -> InputError:

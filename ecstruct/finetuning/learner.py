@@ -26,7 +26,7 @@ class Learner:
     device: torch.device
 
 
-def whole(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
+def learner_of(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
     """All weights of a hooked model on one device, but for what is frozen."""
     weights = trained(model, frozen, train_embeddings)
     return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
@@ -47,6 +47,8 @@ def trained(
         return frozen is not None and frozen.matches(name)
 
     weights = named_weights(model)
+    if frozen is not None:
+        frozen.check_names(weights)
     kept = {id(p) for name, p in weights.items() if is_frozen(name)}
     left = {name: p for name, p in weights.items() if id(p) not in kept}
     if not left:

@@ -5,7 +5,6 @@ a checkpoint keeps query, key and value apart; they are never changed. Only the 
 Adam's averages. At the end each is merged, W + dW in the dtype of W, into a copy of the model.
 """
 
-import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from ecstruct.errors import InputError
-from ecstruct.files import writing
+from ecstruct.files import write_folder
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Lora
-from ecstruct.finetuning.result import delta_of
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import plain_view
@@ -72,7 +70,7 @@ class Adapted:
             layer.merged_adapters.clear()
             changes[name] = (new[name] - old[name]).cpu()
         before = fingerprint(old)
-        return tuned, delta_of(changes, source_of(self._model), before, tuned)
+        return tuned, WeightDelta.of_changes(changes, provenance(self._model), before, tuned)
 
 
 def _adapted(plain: Any, targets: list[str], lora: Lora, revision: str | None) -> Any:
@@ -96,13 +94,7 @@ def _adapted(plain: Any, targets: list[str], lora: Lora, revision: str | None) -
 
 def save_adapter(adapter: Any, folder: Path) -> None:
     """Write peft's own folder, config and safetensors; it appears when it is whole."""
-    with (
-        writing(folder),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary,
-    ):
-        whole = Path(temporary) / "adapter"
-        adapter.save_pretrained(whole, save_embedding_layers=False)
-        whole.replace(folder)
+    write_folder(folder, lambda whole: adapter.save_pretrained(whole, save_embedding_layers=False))
 
 
 def _logits(adapter: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
@@ -115,6 +107,8 @@ def _module(place: Place) -> str:
 
 def _targets(places: dict[str, Place], lora: Lora, frozen: WeightSelection | None) -> list[str]:
     """The modules to adapt: projections of the blocks that nothing freezes."""
+    if frozen is not None:
+        frozen.check_names(places)
     of_module: dict[str, list[str]] = {}
     for name, place in places.items():
         if layer_of(name) is not None and len(place.shape) == 2 and name.endswith(".weight"):

@@ -1,5 +1,6 @@
 """How a model is finetuned, checked."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,10 +39,10 @@ class Lora:
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise InputError(f"lora has rank r={r!r}: use a whole number from 1, such as 16.")
         alpha = fields.get("alpha", 2 * r)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
             raise InputError(f"lora has alpha={alpha!r}: use a positive number, such as {2 * r}.")
         targets = fields.get("targets")
-        if isinstance(targets, str) or not isinstance(targets, Collection | None) or targets == []:
+        if isinstance(targets, str) or not isinstance(targets, Collection | None) or targets in ([], ()):
             raise InputError(f"lora has targets={targets!r}: give a list, such as ['q_proj', 'v_proj'].")
         named = None if targets is None else tuple(targets)
         return cls(r, alpha, named, bool(fields.get("rslora")), bool(fields.get("dora")))

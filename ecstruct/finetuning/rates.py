@@ -6,7 +6,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.provenance import source_of
+from ecstruct.models.provenance import provenance, source_of
 
 
 def learning_rate(model: TransformerBridge, lr: float | None) -> float:
@@ -19,14 +19,13 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
         if not (math.isfinite(lr) and lr > 0):
             raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         return float(lr)
-    source = source_of(model)
-    if source.split(" (")[0] == "organism":  # "organism (finetuned)" is one too
+    if provenance(model).source == "organism":  # finetuned or not
         from ecstruct.organism import LEARNING_RATE  # the organism's package builds on this one
 
         return LEARNING_RATE
     n_weights = sum(p.numel() for p in {id(p): p for p in named_weights(model).values()}.values())
     raise InputError(
-        f"no learning rate is known for {source}: pass lr=, for example "
+        f"no learning rate is known for {source_of(model)}: pass lr=, for example "
         f"{starting_learning_rate(n_weights):g}, a starting value for its {n_weights:,} weights."
     )
 

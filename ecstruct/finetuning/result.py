@@ -1,19 +1,14 @@
 """What finetuning returns."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
-from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.provenance import source_of
 
 
 @dataclass(frozen=True)
@@ -43,19 +38,6 @@ class History:
         columns = {"loss": [math.nan, *by_epoch]}
         columns |= {f"rank: {name}": values for name, values in self.ranks.items()}
         return pd.DataFrame(columns, index=pd.RangeIndex(len(by_epoch) + 1, name="epoch"))
-
-
-def delta_of(
-    changes: Mapping[str, Tensor], before: str, before_fingerprint: str, after: TransformerBridge
-) -> WeightDelta:
-    """What `WeightDelta.between` makes of two models, where they are not both at hand."""
-    metadata = {
-        "before": before,
-        "after": source_of(after),
-        "before_fingerprint": before_fingerprint,
-        "after_fingerprint": fingerprint(named_weights(after)),
-    }
-    return WeightDelta({name: change for name, change in changes.items() if change.any()}, metadata)
 
 
 @dataclass(frozen=True)

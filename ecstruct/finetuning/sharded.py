@@ -22,14 +22,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.distributed import Ranks
 from ecstruct.finetuning.learner import Learner, hooked_logits, trained
-from ecstruct.finetuning.result import delta_of
 from ecstruct.models.boot import boot
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.plain import plain_model
-from ecstruct.models.provenance import derived, source_of, tokenizer_of
+from ecstruct.models.provenance import derived, provenance, source_of, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,10 @@ class Sharded:
                 w.copy_(new)
         if model is None:
             return None
-        source = source_of(model)
+        origin = provenance(model)
         derived(model, model, "finetuned")
         named = {name: changes[id(p)] for name, p in old.items() if id(p) in changes}
-        return model, delta_of(named, source, before, model)
+        return model, WeightDelta.of_changes(named, origin, before, model)
 
 
 def _in_single(unembed: Any) -> None:

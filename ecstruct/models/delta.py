@@ -20,7 +20,7 @@ from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
-from ecstruct.models.provenance import derived, source_of
+from ecstruct.models.provenance import Provenance, derived, provenance, source_of
 
 _FORMAT = "ecstruct-delta-1"
 
@@ -29,7 +29,8 @@ _FORMAT = "ecstruct-delta-1"
 class WeightDelta:
     """Change of weights by TransformerLens name; a name that is absent stands for zeros.
 
-    `metadata` says what it is the difference of: source ids and fingerprints of both models.
+    `metadata` says what it is the difference of: sources and fingerprints of both models, and as
+    `before_made` what became of the source before, if that model is in no file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,13 +44,7 @@ class WeightDelta:
             InputError: the models differ in a tensor's name or shape; the first such is named.
         """
         old, new = named_weights(before), named_weights(after)
-        sources = {
-            "before": source_of(before),
-            "after": source_of(after),
-            "before_fingerprint": fingerprint(old),
-            "after_fingerprint": fingerprint(new),
-        }
-        return cls.from_weights(old, new, sources)
+        return cls.from_weights(old, new, metadata_of(provenance(before), fingerprint(old), after))
 
     @classmethod
     def from_weights(
@@ -67,6 +62,18 @@ class WeightDelta:
             if change.any():
                 tensors[name] = change
         return cls(tensors, metadata or {})
+
+    @classmethod
+    def of_changes(
+        cls,
+        changes: Mapping[str, Tensor],
+        before: Provenance,
+        before_fingerprint: str,
+        after: TransformerBridge,
+    ) -> "WeightDelta":
+        """What `between` makes of two models, where they are not both at hand."""
+        tensors = {name: change for name, change in changes.items() if change.any()}
+        return cls(tensors, metadata_of(before, before_fingerprint, after))
 
     def __repr__(self) -> str:
         """
@@ -130,6 +137,15 @@ class WeightDelta:
         source = self.metadata.get("after", "a weight delta")
         return WeightDelta(tensors, {**kept, "after": f"noise of the norms of {source} (seed {seed})"})
 
+    def starts_at(self, model: TransformerBridge) -> bool:
+        """Whether it was made from this model, in whatever precision; if it does not say, it may be."""
+        expected = self.metadata.get("before_fingerprint")
+        weights = named_weights(model)
+        return expected is None or any(
+            fingerprint({name: w.to(dtype) for name, w in weights.items()}) == expected
+            for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        )
+
     def added_to(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """W + dW. Weights that do not change are the same tensors, not copies.
 
@@ -138,8 +154,7 @@ class WeightDelta:
         """
         check_fits({n: t.shape for n, t in self.tensors.items()}, {n: w.shape for n, w in weights.items()})
         return {
-            name: w + self.tensors[name].detach().to(w.device, w.dtype) if name in self.tensors else w
-            for name, w in weights.items()
+            name: _sum(w, self.tensors[name]) if name in self.tensors else w for name, w in weights.items()
         }
 
     def apply_to(self, model: TransformerBridge) -> TransformerBridge:
@@ -155,7 +170,13 @@ class WeightDelta:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with the metadata in its header; a failure leaves no half file."""
         header = {"format": _FORMAT, "metadata": json.dumps(dict(self.metadata))}
-        tensors = {n: t.contiguous().cpu() for n, t in self.tensors.items()}
+        tensors: dict[str, Tensor] = {}
+        stored: set[int] = set()
+        for name, t in self.tensors.items():
+            t = t.contiguous().cpu()
+            # Of tied embeddings both may be one tensor, which safetensors refuses.
+            tensors[name] = t.clone() if t.data_ptr() in stored else t
+            stored.add(tensors[name].data_ptr())
         write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
     @classmethod
@@ -166,11 +187,29 @@ class WeightDelta:
             InputError: missing, truncated or foreign file; NaN or infinite values.
         """
         metadata = read_metadata(path)
-        tensors = dict(TensorFiles.of_file(Path(path)))
+        tensors = dict(TensorFiles.of_file(Path(path).expanduser()))
         for name, t in tensors.items():
             if not torch.isfinite(t).all():
                 raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
         return cls(tensors, metadata)
+
+
+def metadata_of(before: Provenance, before_fingerprint: str, after: TransformerBridge) -> dict[str, str]:
+    """What a delta says of the models between which it lies."""
+    made = {"before_made": ", ".join(before.made)} if before.made else {}
+    return {
+        "before": str(before),
+        **made,
+        "after": source_of(after),
+        "before_fingerprint": before_fingerprint,
+        "after_fingerprint": fingerprint(named_weights(after)),
+    }
+
+
+def _sum(w: Tensor, change: Tensor) -> Tensor:
+    """w + dw in the dtype of w, but rounded once."""
+    dtype = torch.promote_types(w.dtype, change.dtype)
+    return (w.to(dtype) + change.detach().to(w.device, dtype)).to(w.dtype)
 
 
 def check_fits(change: Mapping[str, Sequence[int]], weights: Mapping[str, Sequence[int]]) -> None:
@@ -190,15 +229,36 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: missing, truncated or foreign file.
     """
-    header, _, _ = read_header(Path(path))
+    header, _, _ = read_header(Path(path).expanduser())
     try:
         if header["format"] == _FORMAT:
             return dict(from_json(header["metadata"]))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         pass
     raise InputError(
         f"{path} is no weight delta, as WeightDelta.save writes: give one, or the folder of a model."
     )
+
+
+def is_delta(source: object) -> bool:
+    """Whether a source is a saved delta, by its name."""
+    return isinstance(source, str | Path) and Path(source).suffix == ".safetensors"
+
+
+def base_of(path: str | Path) -> str:
+    """The source of the model that a saved delta is a change of.
+
+    Raises:
+        InputError: no file of that kind, or one that does not name a source.
+    """
+    metadata = read_metadata(path)
+    base = metadata.get("before")
+    if not base or "before_made" in metadata:
+        raise InputError(
+            f"{path} changes {base or 'a model that it does not name'}, which is in no file: load that "
+            "model and apply the delta to it, with WeightDelta.load(...).apply_to(model)."
+        )
+    return base
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,6 @@ skeleton knows where they belong.
 """
 
 import copy
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.errors import InputError
-from ecstruct.files import writing
+from ecstruct.files import check_free, write_folder
 from ecstruct.models.boot import without_bars
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model
@@ -31,20 +29,13 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
     """
     folder = Path(folder)
     check_free(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
-            whole = Path(temporary) / "model"
-            with without_bars():
-                plain_view(model).save_pretrained(whole)
-            tokenizer_of(model).save_pretrained(whole)
-            whole.replace(folder)
 
+    def fill(whole: Path) -> None:
+        with without_bars():
+            plain_view(model).save_pretrained(whole)
+        tokenizer_of(model).save_pretrained(whole)
 
-def check_free(folder: Path) -> None:
-    """Raise `InputError` unless a model can be written to `folder` without overwriting anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: choose another folder for the model.")
+    write_folder(folder, fill)
 
 
 def to_hugging_face(model: TransformerBridge) -> Any:

@@ -8,7 +8,7 @@ in a dry run in which every block is bypassed, and replayed; the head is the sam
 chosen residual stream. Weights are never swapped in place but passed through `torch.func.functional_call`,
 so the model is bit-identical afterwards, also after an exception.
 
-This module and `bridge` are the only places that know TransformerLens. Components are called as there:
+Outside `models/` nothing knows TransformerLens but by this. Components are called as there:
 `attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
 `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
 the blocks `embed`, `pos_embed`, `ln_final`, `unembed`. Of an MLP without projections of its own, a mixture
@@ -235,6 +235,13 @@ class HookedView:
         with self._bypassed(visit), tapping(self.head_sites) as taps:
             out = self._forward(weights, self.head_sites, ids, torch.ones_like(ids))
         return Trace(out.logits, taps)
+
+    def logits_at(
+        self, weights: Weights, resid: Float[Tensor, "batch pos d_model"], at: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """The logits of the head at one position of each row."""
+        rows = torch.arange(len(resid), device=resid.device)
+        return self.head(weights, resid[rows, at][:, None]).output[:, 0]
 
     def _forward(
         self,

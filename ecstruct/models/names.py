@@ -71,6 +71,10 @@ class WeightSelection:
                 raise InputError(
                     f"no weight's name begins with {name!r}: name a module such as 'blocks.3.mlp'."
                 )
+        if isinstance(self.kinds, str):
+            raise InputError(f"kinds={self.kinds!r} is one kind: pass a list, as in [{self.kinds!r}].")
+        if isinstance(self.layers, str) or not isinstance(self.layers, Collection | None):
+            raise InputError(f"layers={self.layers!r} are no layers: pass a list, such as [{self.layers}].")
         for kind in self.kinds or ():
             if kind not in KINDS:
                 raise InputError(f"unknown kind of weight {kind!r}: choose among {', '.join(KINDS)}.")
@@ -99,6 +103,14 @@ class WeightSelection:
                 raise InputError(f"there is no layer {layer!r}: this model has 0 to {n_layers - 1}.")
         return selection
 
+    def check_names(self, weights: Collection[str]) -> None:
+        """Raise `InputError` unless each of `names` is a module or a weight of a model with these."""
+        for name in self.names or ():
+            if not any(WeightSelection(names=[name]).matches(weight) for weight in weights):
+                raise InputError(
+                    f"no weight of this model begins with {name!r}: {_instead(name, weights)}."
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, which `of` takes back."""
         return {
@@ -120,3 +132,13 @@ class WeightSelection:
 
 SelectionLike = WeightSelection | Mapping[str, Any] | Collection[int]
 """A selection, its `layers`, `kinds` and `names` as a mapping, or layers."""
+
+
+def _instead(name: str, weights: Collection[str]) -> str:
+    """What a module that is there holds, of the longest beginning of `name` that is one."""
+    parts = name.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        start = ".".join(parts[:n])
+        if held := sorted({w.split(".")[n] for w in weights if w.startswith(f"{start}.")}):
+            return f"{start} has {', '.join(held)}"
+    return "name a module such as 'blocks.3.mlp'"

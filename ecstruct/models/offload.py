@@ -22,11 +22,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.checkpoint import TensorFiles, pages
-from ecstruct.models.delta import WeightDelta, check_fits, read_metadata
+from ecstruct.models.delta import WeightDelta, check_fits, is_delta, read_metadata
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.load import device_of, local_folder, named, read_config, read_tokenizer, unreadable
+from ecstruct.models.load import device_of
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
+from ecstruct.models.sources import Located, located, read_config, read_tokenizer
 from ecstruct.models.support import check_runs
 
 Source = str | Path
@@ -73,26 +74,27 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
                 "ecstruct.save_model(ecstruct.load(base, adapter=...), folder)."
             )
     device = device_of(device)
-    name, revision, folder = _fetched(before)
-    tokenizer = read_tokenizer(name, str(folder), {})
-    skeleton = Skeleton.of(name, read_config(name, str(folder), {}), tokenizer, device)
+    at, folder = _fetched(before)
+    tokenizer = read_tokenizer(at)
+    skeleton = Skeleton.of(at.name, read_config(at), tokenizer, device)
     view = HookedView(skeleton.model)
     check_runs(view)
-    base = _FolderWeights(name, folder, skeleton)
-    if isinstance(after, WeightDelta) or Path(after).suffix == ".safetensors":
-        new, source, at = _DeltaWeights.of(after, skeleton), _named_delta(after), None
+    base = _FolderWeights(at.name, folder, skeleton)
+    if isinstance(after, WeightDelta) or is_delta(after):
+        new, source, revision = _DeltaWeights.of(after, skeleton), _named_delta(after), None
     else:
-        source, at, other = _fetched(after)
-        read_config(source, str(other), {})
-        new = _FolderWeights(source, other, skeleton)
+        other, its_folder = _fetched(after)
+        read_config(other)
+        new = _FolderWeights(other.name, its_folder, skeleton)
+        source, revision = other.name, other.revision
 
     def read(names: Sequence[str]) -> States:
         old = {n: _cast(t, device) for n, t in base.read(names)}
         return old, new.over(old, device)
 
     stream = _Stream(_parts(view), read)
-    mark(skeleton.model, Provenance(name, revision, tokenizer))
-    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, at)
+    mark(skeleton.model, Provenance(at.name, at.revision, tokenizer))
+    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, revision)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:
@@ -125,6 +127,7 @@ class _Stream:
         return self._held[state][name]
 
     def _turn_to(self, index: int) -> None:
+        before, self._at = self._at, -1
         self._held = {}, {}  # before the next ones take their memory
         if self._ahead is None or self._ahead[0] != index:
             self._read_ahead(index)
@@ -132,7 +135,7 @@ class _Stream:
         _, future = self._ahead
         self._ahead = None
         self._held = future.result()
-        following = index + 1 if index > self._at else index - 1
+        following = index + 1 if index > before else index - 1
         if following == len(self._parts):
             following = index - 1  # at the head, walks turn round
         self._at = index
@@ -213,16 +216,16 @@ def _named_delta(given: WeightDelta | Source) -> str:
     return given.metadata.get("after", "a weight delta") if isinstance(given, WeightDelta) else str(given)
 
 
-def _fetched(source: Source) -> tuple[str, str | None, Path]:
-    """Name, revision and folder of a source, which is downloaded when it is on the hub."""
-    name, revision = named(source)
-    if (folder := local_folder(name)) is not None:
-        return name, revision, folder
+def _fetched(source: Source) -> tuple[Located, Path]:
+    """A source and its folder, which is downloaded when it is on the hub."""
+    at = located(source)
+    if at.folder is not None:
+        return at, at.folder
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
     try:
-        return name, revision, Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return at, Path(snapshot_download(at.name, revision=at.revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        raise InputError(unreadable(name, None, error)) from error
+        raise at.unreadable(error) from error
 
 
 def _names_in(name: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Skeleton) -> dict[str, str]:

@@ -12,11 +12,23 @@ _PACKAGES = ("ecstruct", "torch", "transformers", "transformer-lens")
 
 @dataclass(frozen=True)
 class Provenance:
-    """`tokenizer` is the checkpoint's own: TransformerLens replaces it by one that adds a BOS token."""
+    """`source` and `revision` as `ecstruct.load` takes them, and how the model was `made` from that, step
+    by step. `tokenizer` is the checkpoint's own: TransformerLens replaces it by one that adds a BOS
+    token."""
 
     source: str
     revision: str | None
     tokenizer: Any
+    made: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As "organism (finetuned)"; the revision is apart."""
+        return "".join([self.source, *(f" ({how})" for how in self.made)])
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return replace(self, source=f"{self.source}{at}").name
 
 
 def provenance(model: TransformerBridge) -> Provenance:
@@ -33,7 +45,7 @@ def mark(model: TransformerBridge, value: Provenance) -> TransformerBridge:
 def derived(model: TransformerBridge, parent: TransformerBridge, how: str) -> TransformerBridge:
     """Mark `model` as made from `parent`, for example by finetuning."""
     origin = provenance(parent)
-    return mark(model, replace(origin, source=f"{origin.source} ({how})"))
+    return mark(model, replace(origin, made=(*origin.made, how)))
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:
@@ -42,7 +54,8 @@ def tokenizer_of(model: TransformerBridge) -> Any:
 
 
 def source_of(model: TransformerBridge) -> str:
-    return provenance(model).source
+    """Where a model came from, with its revision and what became of it, as "id@revision (finetuned)"."""
+    return str(provenance(model))
 
 
 def versions() -> dict[str, str]:

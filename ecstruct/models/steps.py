@@ -7,6 +7,7 @@ The subfolders are named as trainers name them: `checkpoint-1000`, `step1000`, `
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ecstruct.errors import InputError
@@ -40,16 +41,19 @@ def checkpoints(folder: str | Path) -> dict[int, str]:
 
 
 def resolved(source: str | Path) -> str:
-    """The path that `folder@step` stands for; any other source as it is.
+    """The path that `folder@step` stands for; any other source as it is, but for a `~` at its beginning.
 
     Raises:
         InputError: there is no such checkpoint in the folder; some of those that there are are named.
     """
     name = str(source)
+    if name.startswith("~"):
+        with suppress(RuntimeError):  # of a user whom nobody knows
+            name = str(Path(name).expanduser())
     folder, at, step = name.rpartition("@")
-    if not at or Path(name).expanduser().exists() or not Path(folder).expanduser().is_dir():
+    if not at or Path(name).exists() or not Path(folder).is_dir():
         return name
-    if step in _steps(Path(folder).expanduser()):
+    if step in _steps(Path(folder)):
         return str(Path(folder) / step)  # to be told what it lacks, if it does
     asked, known = _STEP.fullmatch(step), checkpoints(folder)
     if asked is None or int(asked[1]) not in known:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
-from ecstruct.files import writing
+from ecstruct.files import check_free, write_folder
+from ecstruct.models.boot import without_bars
 from ecstruct.organism.locality import local_windows
 from ecstruct.organism.sentences import MIXTURE, vocabulary
 from ecstruct.organism.tokenizer import word_tokenizer
@@ -62,7 +61,7 @@ def pretrain(
             phases or snapshots.
     """
     out = Path(out)
-    _check_out(out)
+    check_free(out)
     for name, value in {"steps": recipe.steps, "threads": threads}.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value} cannot pretrain an organism; use 1 or more.")
@@ -131,20 +130,6 @@ def _keep(kept: dict[int, PreTrainedModel], step: int, model: PreTrainedModel) -
     kept[step] = copy.deepcopy(model)
 
 
-def _check_out(out: Path) -> None:
-    """Raise unless `out` can be filled; makes its parent folders."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder that is empty or does not exist yet.")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; empty it or name another folder for the organism.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=out.parent).cleanup()
-    except OSError as error:
-        why = f"cannot be written ({error.strerror})"
-        raise InputError(f"{out} {why}; name a folder that you may create.") from error
-
-
 @contextmanager
 def _torch_threads(threads: int | None) -> Iterator[int]:
     before = torch.get_num_threads()
@@ -161,29 +146,14 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     report: Mapping[str, Any],
 ) -> None:
-    """Fill `out` by one rename, so that no half-written folder is ever seen there."""
-    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / out.name
+
+    def fill(folder: Path) -> None:
         for place, model in models.items():
-            with _no_transformers_progress():
+            with without_bars():
                 model.save_pretrained(folder / place)
-            weights = folder / place / "model.safetensors"
-            weights.chmod(0o644)  # safetensors makes it unreadable to others
             tokenizer.save_pretrained(folder / place)
         text = json.dumps(report, indent=2) + "\n"
         (folder / "pretraining.json").write_text(text, encoding="utf-8")
-        _check_out(out)
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
 
-
-@contextmanager
-def _no_transformers_progress() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+    check_free(out)
+    write_folder(out, fill)

@@ -7,12 +7,12 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import distributed
-from ecstruct.files import exclusive, write_text
+from ecstruct.files import check_free, exclusive, write_text
 from ecstruct.finetuning import discard, finetune_across
 from ecstruct.finetuning.lora import save_adapter
 from ecstruct.interruption import finishing
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.export import check_free, save_model
+from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
 from ecstruct.runs.configuration import Config, check_weights, write_config

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
-from ecstruct.models.delta import WeightDelta, check_same
+from ecstruct.models.bridge import named_weights
+from ecstruct.models.delta import WeightDelta, check_same, is_delta
 from ecstruct.models.fingerprint import combined, digest
+from ecstruct.models.finite import check_weight
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
-from ecstruct.models.load import load, load_after
+from ecstruct.models.load import delta_onto, load, load_after
 from ecstruct.models.offload import offloaded
 from ecstruct.models.provenance import provenance, versions
 from ecstruct.scores.batching import with_answer
 from ecstruct.scores.reward import Reward
+
+ModelBefore = TransformerBridge | str | Path
+"""The original model, or a source string for `ecstruct.load`."""
 
 ModelAfter = TransformerBridge | WeightDelta | str | Path
 """The finetuned model: as a model, as a change of weights, or as a source string for `ecstruct.load`, the
@@ -33,7 +37,8 @@ _logger = logging.getLogger("ecstruct.scores")
 @dataclass(frozen=True)
 class Pair:
     """A hooked model with its own weights W (`before`) and others, W' (`after`), in the dtype that scores
-    are computed in; `sources` say where each comes from."""
+    are computed in; `sources` say where each comes from. Fingerprints are of a model's weights
+    in its own dtype, as those of masks and recall are; of a delta or a source, as they are read here."""
 
     view: HookedView
     before: Mapping[str, Tensor]
@@ -43,22 +48,28 @@ class Pair:
     """Whether weights are in memory, not read when they are asked for."""
 
     @classmethod
-    def of(cls, model_before: TransformerBridge, model_after: ModelAfter) -> "Pair":
-        """Read both; warns in the log when weights are cast up, or when nothing differs.
+    def of(cls, model_before: ModelBefore, model_after: ModelAfter, device: str | None = None) -> "Pair":
+        """Read both; warns in the log when weights are cast up, or when nothing differs. `device` is that
+        of a model before that is given as a source.
 
         Raises:
             InputError: a model that cannot be scored, or two that do not fit one another.
         """
-        if is_hooked_transformer(model_before):
-            model_before = load(model_before, device=model_before.cfg.device, dtype=model_before.cfg.dtype)
-        view = HookedView(model_before)
-        if next(model_before.parameters()).dtype not in (torch.float32, torch.float64):
+        if isinstance(model_before, str | Path):
+            model_before = load(model_before, device=device)
+        model, model_after = _as_bridge(model_before), _as_bridge(model_after)
+        view = HookedView(model)
+        if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
         after, described = _weights_after(view, before, model_after)
-        origin = provenance(model_before)
-        described = {"source": origin.source, "revision": origin.revision}, described
-        return cls(view, before, after, _sources(before, after, *described))
+        origin = provenance(model)
+        described = {"source": origin.name, "revision": origin.revision}, described
+        own = (
+            view.named_weights,
+            (named_weights(model_after) if isinstance(model_after, TransformerBridge) else after),
+        )
+        return cls(view, before, after, _sources((before, after), described, own))
 
     @classmethod
     def on_disk(cls, before: Any, after: Any, device: str | None = None) -> "Pair":
@@ -70,10 +81,10 @@ class Pair:
         found = offloaded(before, after, device)
         origin = provenance(found.model)
         described = (
-            {"source": origin.source, "revision": origin.revision},
+            {"source": origin.name, "revision": origin.revision},
             {"source": found.after_source, "revision": found.after_revision},
         )
-        sources = _sources(found.before, found.after, *described)
+        sources = _sources((found.before, found.after), described)
         return cls(HookedView(found.model), found.before, found.after, sources, resident=False)
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,48 +137,54 @@ class Computed(Mapping[str, Tensor]):
         return len(self.names)
 
 
+def _as_bridge(model: Any) -> Any:
+    """A HookedTransformer as the checkpoint that it was made from; all else as it is."""
+    if is_hooked_transformer(model):
+        return load(model, device=model.cfg.device, dtype=model.cfg.dtype)
+    return model
+
+
+_States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
 def _sources(
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    before_source: Mapping[str, Any],
-    after_source: Mapping[str, Any],
+    weights: _States, described: tuple[dict[str, Any], dict[str, Any]], own: _States | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Both, with the fingerprints of their weights; warns in the log when these are the same.
+    """What is known of both states, with fingerprints; warns in the log when their weights are the same.
+    `own` are the weights as the models have them, where those were cast up.
 
     Raises:
         InputError: NaN or infinite values.
     """
-    digests: dict[str, dict[str, str]] = {"before": {}, "after": {}}
-    sources = {"before": dict(before_source), "after": dict(after_source)}
-    for name in before:  # both states in turn: they may be read together
-        for state, weights in (("before", before), ("after", after)):
-            if not torch.isfinite(weights[name].sum()):  # in one pass, unlike isfinite().all()
-                raise InputError(
-                    f"{sources[state]['source']} has NaN or infinite values in {name}: use another "
-                    "checkpoint."
-                )
-            digests[state][name] = digest(weights[name])
-    for state in sources:
-        sources[state]["fingerprint"] = combined(digests[state])
-    if digests["before"] == digests["after"]:
+    digests: tuple[dict[str, str], dict[str, str]] = {}, {}
+    same = True
+    for name in weights[0]:  # both states in turn: they may be read together
+        pair = [its[name] for its in weights]
+        same = same and torch.equal(*pair)
+        for state, weight in enumerate(pair):
+            check_weight(described[state]["source"], name, weight)
+            digests[state][name] = digest(weight if own is None else own[state][name])
+    if same:
         _logger.warning("both models have the same weights: informative, upstream and downstream are zero")
-    return sources
+    return {
+        state: {**its, "fingerprint": combined(of)}
+        for state, its, of in zip(("before", "after"), described, digests, strict=True)
+    }
 
 
 def _weights_after(
     view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     if isinstance(after, str | Path):
-        if Path(after).suffix == ".safetensors":
-            return WeightDelta.load(after).added_to(before), {"source": str(after), "revision": None}
+        if is_delta(after):
+            change = delta_onto(after, view.model)
+            return change.added_to(before), {"source": str(after), "revision": None}
         after = load_after(after, view.model, device=view.device, dtype=view.dtype)
     if isinstance(after, WeightDelta):
         source = after.metadata.get("after", "a weight delta")
         return after.added_to(before), {"source": source, "revision": None}
-    if is_hooked_transformer(after):
-        after = load(after, device=after.cfg.device, dtype=after.cfg.dtype)
     other = HookedView(after)
     check_same(view.named_weights, other.named_weights)
     weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
     origin = provenance(after)
-    return weights, {"source": origin.source, "revision": origin.revision}
+    return weights, {"source": origin.name, "revision": origin.revision}

@@ -16,12 +16,13 @@ from typing import Any
 import datasets
 
 from ecstruct.errors import InputError
+from ecstruct.files import from_json, once
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _LONGEST_CELL = 2**27
 _BETWEEN = re.compile(r"\s*([,\]])\s*")
 _SPACE = re.compile(r"\s*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _json(text: str) -> Iterator[Row]:
         return _array(text)
     first = text.lstrip().split("\n", 1)[0]
     try:
-        json.loads(first)
-    except (ValueError, RecursionError):  # an object over several lines
+        from_json(first)
+    except ValueError:  # an object over several lines
         return _object(text)
     return _lines(text)
 
@@ -117,11 +118,9 @@ def _lines(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield Row(f"line {number}", json.loads(line))
+                yield Row(f"line {number}", from_json(line))
             except ValueError as error:
                 raise _Damaged(f"line {number}, is not JSON ({error})") from error
-            except RecursionError as error:
-                raise _Damaged(f"line {number}, is nested too deeply") from error
 
 
 def _array(text: str) -> Iterator[Row]:
@@ -172,6 +171,8 @@ def _table(text: str, delimiter: str) -> Iterator[Row]:
         for cells in reader:
             if not header:
                 header = cells
+                if twice := next((name for name in cells if cells.count(name) > 1), None):
+                    raise _Damaged(f"line {start}, has the column {twice!r} twice")
             elif cells:
                 if len(cells) != len(header):
                     raise _Damaged(

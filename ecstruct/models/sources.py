@@ -1,0 +1,116 @@
+"""What a source names: a folder here or a model on the hub, with its configuration and tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from ecstruct.errors import InputError
+from ecstruct.models.boot import gist
+from ecstruct.models.delta import base_of, is_delta
+from ecstruct.models.steps import instead, resolved
+
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What transformers raises when it reads files that are not what they should be, or too deep."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint: its name without the revision, and its folder, or `None` on the hub."""
+
+    name: str
+    revision: str | None = None
+    folder: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """What transformers takes."""
+        return str(self.folder or self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers takes beside that."""
+        return {} if self.folder else {"revision": self.revision}
+
+    def unreadable(self, error: Exception) -> InputError:
+        """Why it could not be loaded, in a sentence."""
+        if self.folder:
+            return InputError(
+                f"the folder {self.name} cannot be loaded as a causal language model: {gist(error)}."
+            )
+        return InputError(
+            f"{self.name!r} is no local folder and could not be loaded from the hub: check the spelling, "
+            f"the network and, for a gated model, your login ({gist(error)})."
+        )
+
+
+def located(source: str | Path, revision: str | None = None) -> Located:
+    """Where the checkpoint of a source is.
+
+    Raises:
+        InputError: a folder or file that is no checkpoint, two revisions, or one of what has none.
+    """
+    name = resolved(source)
+    if revision is not None and Path(name).is_dir():
+        name, revision = resolved(f"{name}@{revision}"), None
+    elif "@" in name and not Path(name).exists():
+        name, _, at = name.partition("@")
+        if revision not in (None, at):
+            raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
+        revision = at
+    if name == "organism" and revision is not None:
+        raise InputError(
+            f"the organism has no revisions, and revision={revision!r} is given: leave it away."
+        )
+    return Located(name, revision, _local_folder(name))
+
+
+def read_config(at: Located) -> Any:
+    """The configuration of a checkpoint, unless its weights are quantised."""
+    try:
+        config = AutoConfig.from_pretrained(at.where, trust_remote_code=False, **at.options)
+    except DAMAGED as error:
+        raise at.unreadable(error) from error
+    if getattr(config, "quantization_config", None):
+        raise InputError(
+            f"{at.name} is quantised, and what changed in its weights cannot be told: use the checkpoint "
+            "that it was made from, or save a dequantised one."
+        )
+    return config
+
+
+def read_tokenizer(at: Located) -> Any:
+    """The tokenizer beside the weights of a checkpoint."""
+    try:
+        return AutoTokenizer.from_pretrained(at.where, trust_remote_code=False, **at.options)
+    except DAMAGED as error:
+        raise InputError(f"{at.name} has no usable tokenizer: save it beside the weights.") from error
+
+
+def tokenizer_at(source: str | Path) -> Any:
+    """The tokenizer of a model, by its source; of a saved delta, that of the model before."""
+    at = located(base_of(source) if is_delta(source) else source)
+    read_config(at)  # says better what a source lacks
+    return read_tokenizer(at)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The local folder that `name` stands for; `None` for a hub id."""
+    if name == "organism":
+        from ecstruct import organism  # the organism's package builds on this one
+
+        return organism.checkpoint()
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
+        if not any(path.glob("*.safetensors")):
+            raise InputError(
+                f"the folder {name} has no *.safetensors weights: save the model with "
+                "save_pretrained(), which writes them."
+            )
+        return path
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{name} is no folder: give a Hugging Face folder, a hub id or 'organism'.")
+    return None
