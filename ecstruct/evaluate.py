@@ -9,7 +9,7 @@ tokens. Of an answer with aliases the best counts; an alias that begins like ano
 where first tokens are compared.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, get_args, overload
 
@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
-from ecstruct.facts.tokens import TokenizedPrompt, collate, option_tokens, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, option_tokens, pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 
@@ -164,19 +164,24 @@ def ranks_by(
     batch_size: int = 64,
 ) -> Float[np.ndarray, " prompt"]:
     """`ranks` by any function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
-    # Prompts of similar length go together, so that little is spent on padding.
-    order = sorted(range(len(tokenized)), key=lambda i: len(tokenized[i].ids))
     result = np.empty(len(tokenized))
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            members = [tokenized[i] for i in chosen]
-            batch = collate(members, device, pad_id)
+        for chosen, batch in _batches(tokenized, batch_size, pad_id, device):
             logits = logits_of(batch.ids, batch.mask)
             last = logits[torch.arange(len(chosen), device=device), batch.last].cpu()
-            for i, t, of_prompt in zip(chosen, members, last, strict=True):
-                result[i] = _rank(t, of_prompt)
+            for i, of_prompt in zip(chosen, last, strict=True):
+                result[i] = rank_of(tokenized[i], of_prompt)
     return result
+
+
+def _batches(
+    texts: Sequence[TokenizedPrompt], batch_size: int, pad_id: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Which texts are together, those of similar length, so that little is spent on padding; and these."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, collate([texts[i] for i in chosen], device, pad_id)
 
 
 def _ranks_of_whole_answers(
@@ -219,12 +224,9 @@ def _logprobs(
     """The log-probability, in nats, of all the answer's tokens at the end of each text (but the last, which
     is not read), in float64 so that the ties of equal answers are ties."""
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     result = torch.empty(len(texts), dtype=torch.float64)
     with torch.no_grad(), eval_mode(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([texts[i] for i in chosen], device, pad_id)
+        for chosen, batch in _batches(texts, batch_size, pad_id, device):
             logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
             for i, of_text in zip(chosen, logits, strict=True):
                 ids = torch.tensor(texts[i].answer_ids)
@@ -239,7 +241,12 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size={batch_size} is no number of prompts: use 1 or more.")
 
 
-def _rank(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
+def rank_of(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
+    """The rank of the answer by the logits after a prompt, by first tokens.
+
+    Raises:
+        InputError: logits that are NaN.
+    """
     right = t.answer_ids[0]
     others = [token for token in t.option_ids if token != right]
     names = {right, *(ids[0] for ids in t.alias_ids)}.difference(others)

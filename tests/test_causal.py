@@ -30,6 +30,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores import SCORES, ExtractiveScores, causal_scores, score
 from ecstruct.scores.batching import graph_bytes
+from ecstruct.scores.interventions import rewards_of
 
 # --- The interventions themselves ---
 
@@ -214,6 +215,23 @@ def test_some_components_and_kinds_alone():
     np.testing.assert_allclose(again.top(3, "informative")["value"], top["value"], rtol=1e-4)
 
 
+def test_tokens_at_which_nothing_changes_are_not_run(monkeypatch):
+    ran = []
+
+    def watched(variants, *args):
+        ran.extend(variants)
+        return rewards_of(variants, *args)
+
+    monkeypatch.setattr("ecstruct.scores.causal.rewards_of", watched)
+    options = {"kinds": ["upstream"], "per_token": True, "progress": False}
+    scores = causal_scores(*single_pair("llama"), PROMPTS, **options)
+    changed = [v for v in ran if v.change is not None]
+    assert changed and all(v.change[:, v.token].any() for v in changed)
+    # What the prompts of a template begin with is its own counterfactual.
+    assert {v.token for v in changed} and 0 not in {v.token for v in changed}
+    assert (scores.mlp.isel(token=0) == 0).all() and (scores.heads.isel(token=0) == 0).all()
+
+
 def test_scores_without_tokens_are_saved_and_shown(tmp_path):
     scores = causal_scores(*single_pair("qwen2"), PROMPTS, progress=False)
     scores.save(tmp_path / "causal.nc")
@@ -221,6 +239,10 @@ def test_scores_without_tokens_are_saved_and_shown(tmp_path):
     np.testing.assert_array_equal(again.heads.values, scores.heads.values)
     assert again.attrs["method"] == "causal" and again.attrs["options"]["baseline"] == "counterfactual"
     assert "MLP" in scores._repr_html_()
+    with pytest.raises(InputError, match="without 'rest'"):
+        _ = scores.completeness
+    with pytest.raises(InputError, match="without 'rest'"):
+        _ = causal_scores(*single_pair("qwen2"), PROMPTS, kinds="upstream", progress=False).completeness
     assert len(scores.to_dataframe()) == 3 * len(PROMPTS) * N_LAYERS * (1 + N_HEADS)
     with pytest.raises(InputError, match="token"):
         scores.aggregate()

@@ -282,8 +282,17 @@ def test_on_the_organism_what_was_learnt_is_above_all_controls():
         ({"facts": FactSet([("Ada speaks", "Thai")], (), "one")}, "cannot be dealt out"),
         ({"facts": FACTS, "tune": {"lr": -1.0}}, "lr=-1.0 is no learning rate"),
         ({"convention": "mine"}, "unknown convention"),
+        ({"facts": FACTS, "offload": True}, "no model to finetune"),
     ],
 )
 def test_bad_input(pair, options, message):
     with pytest.raises(InputError, match=message):
         controls(*pair, PROMPTS, progress=False, **options)
+
+
+def test_a_control_of_another_reward_is_refused(pair):
+    scores, control = (
+        score(*pair, PROMPTS, reward=reward, progress=False) for reward in ("logit_diff", "logprob")
+    )
+    with pytest.raises(InputError, match="'logit_diff' and the control of 'logprob'"):
+        above_control(scores, control, "informative")

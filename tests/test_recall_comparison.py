@@ -1,6 +1,7 @@
 """Before against after, and the figures and files of what recall finds."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ecstruct.organism.world import World
 from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines
 from ecstruct.recall.comparison import _rank_correlation
 from ecstruct.recall.organism import pretrained
-from ecstruct.report.recall import recall_report
+from ecstruct.report.recall import _summary, recall_report
 from ecstruct.scores.bootstrap import Bootstrap
 
 TEXTS = {name: [*tiny.LANGUAGES[i % 4].split(), "people"] for i, name in enumerate(tiny.NAMES)}
@@ -187,6 +188,19 @@ def test_report(compared: recall.Comparison, tmp_path) -> None:
     assert "Extractive scores and recall" in two
     assert "Extractive scores and recall" not in one
     assert "After finetuning, blocking attention" in two
+
+
+def test_the_summary_names_a_group_as_it_is_called() -> None:
+    changes = xr.DataArray(
+        [[[-1.0, -2.0], [-3.0, -40.0]]],
+        dims=("prompt", "group", "layer"),
+        coords={"group": ["subject", "non-subject"]},
+    )
+    said = _summary({"": SimpleNamespace(knockout=changes)})  # pyright: ignore[reportArgumentType]
+    assert said == (
+        "Blocking attention from the non-subject tokens to the last one around layer 1 changes the "
+        "probability by −40% on average."
+    )
 
 
 def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
@@ -32,12 +31,11 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.plots.style import reward_title
 from ecstruct.scores.assemble import SCORES
+from ecstruct.scores.components import PLURALS
 from ecstruct.scores.engine import ScoreEngine, score
-from ecstruct.scores.pair import ModelAfter
+from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
-
-_KINDS: Mapping[str, str] = {"mlp": "MLPs", "head": "heads"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Controls:
                     (score, shown): frame.loc[frame["kind"] == kind, "value"].clip(lower=0).sum()
                     for score in SCORES
                     for frame in [scores.components(score)]
-                    for kind, shown in _KINDS.items()
+                    for kind, shown in PLURALS.items()
                 }
                 for name, scores in {"finetuned": self.scores, **self.controls}.items()
             }
@@ -89,7 +87,7 @@ class Controls:
 
 
 def controls(
-    before: TransformerBridge,
+    before: ModelBefore,
     after: ModelAfter,
     prompts: PromptsLike,
     *,
@@ -123,17 +121,21 @@ def controls(
         raise InputError(
             f"tune= has {unknown[0]!r}, which is no option of ecstruct.finetune: leave it out."
         )
+    if facts is not None and options.get("offload"):
+        raise InputError("offload=True leaves no model to finetune on facts=: leave out one of them.")
     shuffled = None if facts is None else facts.shuffled(seed)
 
     options |= {"progress": progress}
     engine = ScoreEngine(before, after, **options)
+    model = engine.pair.view.model
+    original = before if options.get("offload") else model
     scores = engine.score(prompts)
     sources = {state: str(source["source"]) for state, source in engine.pair.sources.items()}
     change = WeightDelta.from_weights(engine.pair.before, engine.pair.after, sources)
-    found = {"random change": score(before, change.random_like(seed), prompts, **options)}
+    found = {"random change": score(original, change.random_like(seed), prompts, **options)}
     if shuffled is not None:
         how = {**(tune or {}), "facts": shuffled.facts, "evaluate": None, "progress": progress}
-        found["shuffled facts"] = score(before, finetune(before, **how).model, prompts, **options)
+        found["shuffled facts"] = score(model, finetune(model, **how).model, prompts, **options)
     if unrelated is not None:
         found["unrelated prompts"] = engine.score(unrelated)
     return Controls(scores, found)

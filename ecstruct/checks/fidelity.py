@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,16 +23,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import pearsonr, spearmanr
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
+from ecstruct.models.load import load
 from ecstruct.plots import scatter
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import causal_scores
 from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score
-from ecstruct.scores.pair import ModelAfter
+from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import RewardLike
 
@@ -145,7 +146,7 @@ class Fidelity:
 
 
 def fidelity(
-    model_before: TransformerBridge,
+    model_before: ModelBefore,
     model_after: ModelAfter,
     prompts: PromptsLike,
     *,
@@ -173,7 +174,7 @@ def fidelity(
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     shared: dict[str, Any] = {"reward": reward, "baseline": baseline, "progress": progress}
-    pair = model_before, model_after
+    pair = load(model_before) if isinstance(model_before, str | Path) else model_before, model_after
     causal = causal_scores(*pair, prompts, memory=memory, **shared)  # refuses what cannot be run
     linear = score(*pair, prompts, **shared)
     by_steps = {

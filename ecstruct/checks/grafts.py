@@ -34,7 +34,6 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
@@ -43,7 +42,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
-from ecstruct.scores.pair import ModelAfter, Pair
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
@@ -105,7 +104,7 @@ class Grafts:
 
 
 def grafts(
-    before: TransformerBridge,
+    before: ModelBefore,
     after: ModelAfter,
     prompts: PromptsLike,
     ranking: ExtractiveScores,
@@ -151,7 +150,7 @@ def grafts(
     @cache
     def rank(how: str, chosen: frozenset[int]) -> float:
         part = of_components(view, delta, *_selected(view, chosen))
-        return mean_rank((part if how == "graft" else delta - part).apply_to(before), prompts)
+        return mean_rank((part if how == "graft" else delta - part).apply_to(view.model), prompts)
 
     cells = [(how, by, seed, order, k) for how in _HOW for by, seed, order in orders for k in counts]
     rows = [

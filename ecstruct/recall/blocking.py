@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.tokens import Batch, pad_id_of
+from ecstruct.facts.tokens import pad_id_of
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall.copies import TOKENS_PER_ROW, Blind, Copies, Knockout, Packed, Run, Stacked
-from ecstruct.recall.running import Runs
+from ecstruct.recall.running import Runs, is_in
 from ecstruct.scores.batching import TOKENS_PER_BATCH, cut, free_bytes, graph_bytes, is_out_of_memory
 
 TokenKind = Literal["predicted", "answer"]
@@ -76,8 +76,8 @@ def blocked(
             found.ids[rows] = ids.cpu()
             found.p0[rows] = _probability(run.logits[:, None], ids)[:, 0].cpu()
             _check_probabilities(runs, rows, found.p0)
-            edges = _Edges(run, _where(batch, into, rows), torch.tensor([min(into[row]) for row in rows]))
-            sources = {label: _where(batch, places, rows) for label, places in groups.items()}
+            edges = _Edges(run, is_in(into, rows, batch), torch.tensor([min(into[row]) for row in rows]))
+            sources = {label: is_in(places, rows, batch) for label, places in groups.items()}
             knockouts = [Knockout(windows[w], sources[label], label) for label, w in asked]
             try:
                 p, kind = edges.probabilities(kind, knockouts, ids)
@@ -153,14 +153,6 @@ def _probability(
     """Of one token, in float64."""
     logprobs = logits.double().log_softmax(-1)
     return logprobs[torch.arange(len(ids), device=ids.device), :, ids].exp()
-
-
-def _where(batch: Batch, places: Places, rows: Sequence[int]) -> Bool[Tensor, "batch pos"]:
-    """Whether a token is in the places of its prompt, the prompts of the batch being `rows`."""
-    found = torch.zeros_like(batch.ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        found[i, list(places[row])] = True
-    return found
 
 
 def _check_probabilities(runs: Runs, rows: Sequence[int], p0: Float[np.ndarray, " prompt"]) -> None:

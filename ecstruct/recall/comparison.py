@@ -31,10 +31,11 @@ from ecstruct.recall.enrichment import attributes_rate
 from ecstruct.recall.extraction import PLAIN, extraction, patch_layers
 from ecstruct.recall.groups import positions, read
 from ecstruct.recall.heads import extraction_heads
-from ecstruct.recall.knockout import WINDOW, knockout
+from ecstruct.recall.knockout import knockout
 from ecstruct.recall.sublayers import sublayer_knockout
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, score
+from ecstruct.scores.components import component_frame, component_names
 
 PAIRINGS = 10_000
 SEED = 0
@@ -78,8 +79,7 @@ def dissect(
         model: from `ecstruct.load`; it is not changed.
         prompts: with subjects.
         attributes: of the subjects; none for knockout and extraction alone.
-        window: of attention knockout; the paper's 9, or all layers of a model that has fewer.
-        token: as for `knockout` and `extraction`.
+        window, token: as for `knockout`.
         onto: as for `attributes_rate`.
         at_layer: where sublayer knockout reads the attributes rate; where it is highest by default.
         progress: show progress bars.
@@ -88,9 +88,8 @@ def dissect(
         InputError: as the functions of `ecstruct.recall`.
     """
     prompts = as_prompts(prompts)
-    size = min(WINDOW, len(model.blocks)) if window is None else window
     of_both = {"token": token, "progress": progress}
-    blocked = knockout(model, prompts, window=size, **of_both)
+    blocked = knockout(model, prompts, window=window, **of_both)
     early = patch_layers(len(model.blocks))
     events = extraction(model, prompts, blocked=("subject", "non-subject"), patched=early, **of_both)
     if attributes is None:
@@ -148,8 +147,8 @@ def compare(
     """Dissect two models on the same prompts, and hold their extractive scores against it.
 
     Arguments are those of `dissect`. The scores are those of `ecstruct.score`, of the logit difference
-    where all prompts have options and of the log-probability otherwise. With `token="predicted"`, each
-    model is asked for its own prediction.
+    where all prompts have options and of the log-probability otherwise, with `baseline="mean"`. With
+    `token="predicted"`, each model is asked for its own prediction.
 
     Raises:
         InputError: as `dissect` and `ecstruct.score`.
@@ -183,12 +182,13 @@ def _joined(
     rise = np.append(np.nan, rate.diff("layer").mean("prompt").values)
     fall = -found.sublayers.sel(part="mlp").mean("prompt").values
     fall = np.append(fall, np.full(len(rise) - len(fall), np.nan))  # later layers have no part in it
-    names = [f"head {layer}.{head}" for layer, head in np.ndindex(*downstream.shape)]
+    components = component_frame(downstream["layer"].values, downstream["head"].values)
+    of_heads = components.loc[components["kind"] == "head"]
     heads = {
         "x": downstream.values.ravel(),
         "y": found.heads["share"].transpose("layer", "head").values.ravel(),
-        "name": names,
-        "layer": np.repeat(downstream["layer"].values, downstream.sizes["head"]),
+        "name": component_names(of_heads),
+        "layer": of_heads["layer"].to_numpy(),
     }
     return {
         "informative MLPs and rising attributes": _layers(at_subject.mean(0), rise),

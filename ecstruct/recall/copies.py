@@ -28,6 +28,11 @@ from ecstruct.models.sites import Weights
 from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
 from ecstruct.scores.batching import TOKENS_PER_BATCH
 
+Own = Float[Tensor, "batch copy own d_model"]
+"""Residual streams at the own tokens of copies."""
+Blocked = Bool[Tensor, "batch copy own pos"]
+"""The edges from those tokens to the prompt's positions that are closed in a layer."""
+
 TOKENS_PER_ROW = 512
 """Of copies, as every token of a row is multiplied with all the others'."""
 
@@ -68,9 +73,8 @@ class Run:
         resid = [embedded.output]
         for layer, call in enumerate(calls):
             resid.append(view.through(layer, weights, call, resid[-1]))
-        rows = torch.arange(len(batch.ids), device=batch.ids.device)
-        logits = view.head(weights, resid[-1][rows, batch.last][:, None]).output[:, 0]
-        masks = [mask_of(call, len(rows)) for call in calls]
+        logits = view.logits_at(weights, resid[-1], batch.last)
+        masks = [mask_of(call, len(batch.ids)) for call in calls]
         return cls(view, weights, batch, resid[:-1], calls, masks, logits)
 
 
@@ -110,12 +114,7 @@ class Copies(ABC):
         """How many copies of each prompt go well together."""
 
     @abstractmethod
-    def _block(
-        self,
-        layer: int,
-        copies: Float[Tensor, "batch copy own d_model"],
-        blocked: Bool[Tensor, "batch copy own pos"],
-    ) -> Float[Tensor, "batch copy own d_model"]:
+    def _block(self, layer: int, copies: Own, blocked: Blocked) -> Own:
         """One block on all copies."""
 
     @abstractmethod
@@ -126,12 +125,8 @@ class Copies(ABC):
     def _rows(self) -> Int[Tensor, " batch"]:
         return torch.arange(len(self.first), device=self.first.device)
 
-    def _blocked(self, layer: int, knockouts: Sequence[Knockout]) -> Bool[Tensor, "batch copy own pos"]:
-        """The edges from each copy's tokens to the prompt's positions that are closed in this layer.
-
-        Raises:
-            Blind: a token is left with nothing to see.
-        """
+    def _blocked(self, layer: int, knockouts: Sequence[Knockout]) -> Blocked:
+        """Raise `Blind` if a token is left with nothing to see."""
         sources = torch.stack([k.sources & (layer in k.window) for k in knockouts], 1)
         into = self.into[self._rows[:, None], self.positions] & self.real
         blocked = sources[:, :, None] & into[:, None, :, None]
@@ -150,12 +145,7 @@ class Packed(Copies):
     def at_once(self) -> int:
         return max(1, TOKENS_PER_ROW // self.n_own)
 
-    def _block(
-        self,
-        layer: int,
-        copies: Float[Tensor, "batch copy own d_model"],
-        blocked: Bool[Tensor, "batch copy own pos"],
-    ) -> Float[Tensor, "batch copy own d_model"]:
+    def _block(self, layer: int, copies: Own, blocked: Blocked) -> Own:
         run, n_copies = self.run, copies.shape[1]
         row = torch.cat([run.resid[layer], copies.flatten(1, 2)], 1)
         call = with_mask(self._calls(n_copies)[layer], self._mask(layer, blocked))
@@ -166,7 +156,7 @@ class Packed(Copies):
         out = run.view.through(layer, run.weights, call, row, at=at)
         return out[:, self.length :].unflatten(1, (n_copies, self.n_own))
 
-    def _mask(self, layer: int, blocked: Bool[Tensor, "batch copy own pos"]) -> Mask:
+    def _mask(self, layer: int, blocked: Blocked) -> Mask:
         """The model's own, at the positions of the row's tokens; closed are blocked edges, and those
         between copies, or from a copy to the tokens that it stands for."""
         own, n_copies, length = self.run.masks[layer], blocked.shape[1], self.length
@@ -209,12 +199,7 @@ class Stacked(Copies):
     def at_once(self) -> int:
         return max(1, TOKENS_PER_BATCH // self.run.batch.ids.numel())
 
-    def _block(
-        self,
-        layer: int,
-        copies: Float[Tensor, "batch copy own d_model"],
-        blocked: Bool[Tensor, "batch copy own pos"],
-    ) -> Float[Tensor, "batch copy own d_model"]:
+    def _block(self, layer: int, copies: Own, blocked: Blocked) -> Own:
         run, n_copies = self.run, copies.shape[1]
         stacked = copies.transpose(0, 1).flatten(0, 1)
         call = self._calls(n_copies)[layer]

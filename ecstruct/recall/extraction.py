@@ -16,7 +16,7 @@ Under an intervention, the token is still the one that is predicted without:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -29,13 +29,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.calls import BlockCall
+from ecstruct.models.finite import finite
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import named
 from ecstruct.recall.masks import is_closed, mask_of
 from ecstruct.recall.running import PARTS, Runs, edges_blocked
 from ecstruct.recall.vocabulary import Vocabulary
-
-Token = Literal["predicted", "answer"]
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
@@ -57,7 +57,7 @@ def extraction(
     *,
     blocked: str | Sequence[str] = (),
     patched: Sequence[int] = (),
-    token: Token = "predicted",
+    token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.Dataset:
     """The extraction events of every layer, also under interventions.
@@ -79,7 +79,7 @@ def extraction(
         InputError: an unknown token or position, a group that is empty in a prompt, a layer that is not
             there, or a model whose attention cannot be masked.
     """
-    if token not in get_args(Token):
+    if token not in get_args(TokenKind):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")
     groups = named(blocked) if blocked else {}
     runs = Runs.of(model, prompts)
@@ -193,7 +193,7 @@ class _Run:
                 written = trace.taps[runs.written_by(layer, part)].output[rows, batch.last]
                 largest[part].append(self._vocabulary.project(written).argmax(-1))
             resid = trace.output
-        logits = runs.view.head(runs.weights, resid[rows, batch.last][:, None]).output[:, 0]
+        logits = finite(runs.view.logits_at(runs.weights, resid, batch.last), "the model's logits")
         by_part = {part: torch.stack(found, 1).cpu().numpy() for part, found in largest.items()}
         return by_part, logits.argmax(-1).cpu().numpy()
 

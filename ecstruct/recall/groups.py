@@ -7,7 +7,9 @@ may be in several groups: where a prompt ends with its subject, its last token i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
+import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +20,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, tokenize
 from ecstruct.models.provenance import tokenizer_of
 
-Which = str | int | slice | Sequence[int]
+Which = str | int | np.integer | slice | Sequence[int] | np.ndarray
 """A group of one prompt's positions: a name of `NAMES`, a position (negative from the end), a slice or a
 list of positions."""
 
@@ -62,7 +64,7 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
         InputError: an unknown name, a position outside of the prompt, a group of the subject when the
             prompt has none, or a group without tokens unless it `may_be_empty`.
     """
-    n, shown = len(prompt.ids), f"{prompt.prompt.text!r}"
+    n, shown, which = len(prompt.ids), f"{prompt.prompt.text!r}", plain(which)
     if isinstance(which, str):
         if which not in NAMES:
             raise InputError(f"there is no group of positions {which!r}: choose among {', '.join(NAMES)}.")
@@ -73,7 +75,7 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
         if isinstance(which, slice):
             found = list(range(n)[which])
         else:
-            asked = [which] if isinstance(which, int) else list(which)
+            asked = [which] if isinstance(which, int) else which
             if outside := [p for p in asked if not -n <= p < n]:
                 raise InputError(f"there is no position {outside[0]} in the {n} tokens of {shown}.")
             found = sorted({p % n for p in asked})
@@ -83,6 +85,25 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
             f"the group {name!r} ({reason}) has no token in {shown}: leave it out, or the prompt."
         )
     return sorted(found)
+
+
+def plain(which: Which) -> str | int | slice | list[int]:
+    """A group with all numbers as Python's own.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        if isinstance(which, str):
+            return which
+        if isinstance(which, slice):
+            ends = (which.start, which.stop, which.step)
+            return slice(*(None if end is None else index(end) for end in ends))
+        return index(which) if isinstance(which, int | np.integer) else [index(p) for p in which]
+    except TypeError as error:
+        raise InputError(
+            f"{which!r} is no group of positions: give a name, a position, a slice or a list of positions."
+        ) from error
 
 
 def named(groups: Groups) -> dict[str, Which]:

@@ -21,7 +21,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall.blocking import Places, TokenKind, blocked
-from ecstruct.recall.groups import Groups, Which, named, positions
+from ecstruct.recall.groups import Groups, Which, named, plain, positions
 from ecstruct.recall.running import Runs
 from ecstruct.recall.windows import windows
 
@@ -34,7 +34,7 @@ def knockout(
     model: TransformerBridge,
     prompts: PromptsLike,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     groups: Groups = GROUPS,
     destination: Which = "last",
     token: TokenKind = "predicted",
@@ -45,7 +45,8 @@ def knockout(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: as for `ecstruct.score`. Names of groups need their `subject`.
-        window: how many layers are blocked at once, around each layer (`ecstruct.recall.windows`).
+        window: how many layers are blocked at once, around each layer (`ecstruct.recall.windows`); by
+            default the paper's 9, or all layers of a model that has fewer.
         groups: the sources, each on its own: names of `ecstruct.recall.groups.NAMES`, or a mapping from
             labels to names, positions (negative from the end), slices or lists of positions.
         destination: the group from which sources are not seen; "last" in the paper.
@@ -67,7 +68,9 @@ def knockout(
         raise InputError(f"token is 'predicted' or 'answer', not {token!r}.")
     by_label = named(groups)
     runs = Runs.of(model, prompts)
-    around = windows(runs.view.n_layers, window)
+    n_layers = runs.view.n_layers
+    size = min(WINDOW, n_layers) if window is None else window
+    around = windows(n_layers, size)
     distinct = list(dict.fromkeys(around))  # in a model of few layers, several have the same
     into = runs.places(destination)
     sources = {label: runs.places(which) for label, which in by_label.items()}
@@ -78,9 +81,9 @@ def knockout(
     p0, tokenizer = found.p0[:, None, None], tokenizer_of(model)
     of_layers = found.p[:, :, [distinct.index(w) for w in around]]
     options = {
-        "window": window,
-        "groups": {label: _plain(which) for label, which in by_label.items()},
-        "destination": _plain(destination),
+        "window": size,
+        "groups": {label: _json(which) for label, which in by_label.items()},
+        "destination": _json(destination),
         "token": token,
     }
     return xr.DataArray(
@@ -104,7 +107,7 @@ def knockout_tokens(
     model: TransformerBridge,
     prompt: Prompt,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     destination: Which = "last",
     token: TokenKind = "predicted",
     progress: bool = True,
@@ -146,8 +149,7 @@ def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:
             )
 
 
-def _plain(which: Which) -> Any:
+def _json(which: Which) -> Any:
     """A group as JSON has it."""
-    if isinstance(which, slice):
-        return {"slice": [which.start, which.stop, which.step]}
-    return which if isinstance(which, str | int) else list(which)
+    found = plain(which)
+    return {"slice": [found.start, found.stop, found.step]} if isinstance(found, slice) else found

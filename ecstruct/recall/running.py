@@ -23,8 +23,9 @@ from ecstruct.models.bridge import still
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
 from ecstruct.models.fingerprint import fingerprint
+from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView, Trace
-from ecstruct.models.provenance import provenance, tokenizer_of, versions
+from ecstruct.models.provenance import provenance, source_of, tokenizer_of, versions
 from ecstruct.models.sites import Weights
 from ecstruct.recall.groups import RecallPrompt, Which, positions, read
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
@@ -50,10 +51,12 @@ class Runs:
     @classmethod
     def of(cls, model: TransformerBridge, prompts: PromptsLike) -> Runs:
         view = HookedView(model)
+        weights = view.weights()
+        check_weights(source_of(model), weights)
         tokenized = read(model, prompts)
         pad_id = pad_id_of(tokenizer_of(model))
         job = cut([*tokenized], prompts_per_batch(tokenized), view.device, pad_id, False)
-        return cls(view, view.weights(), tokenized, job.rows, job.batches)
+        return cls(view, weights, tokenized, job.rows, job.batches)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -90,10 +93,7 @@ class Runs:
 
     def where(self, b: int, places: Sequence[Sequence[int]]) -> Bool[Tensor, "batch pos"]:
         """Whether a token of batch `b` is in its prompt's places."""
-        found = torch.zeros_like(self.batches[b].ids, dtype=torch.bool)
-        for i, row in enumerate(self.rows[b]):
-            found[i, list(places[row])] = True
-        return found
+        return is_in(places, self.rows[b], self.batches[b])
 
     def coordinates(self) -> dict[str, Any]:
         """What is known of every prompt, as labels."""
@@ -111,13 +111,21 @@ class Runs:
         return {
             "method": method,
             "model": {
-                "source": origin.source,
+                "source": origin.name,
                 "revision": origin.revision,
-                "fingerprint": fingerprint(self.weights),
+                "fingerprint": fingerprint(self.view.named_weights),
             },
             "options": dict(options),
             "versions": versions(),
         }
+
+
+def is_in(places: Sequence[Sequence[int]], rows: Sequence[int], batch: Batch) -> Bool[Tensor, "batch pos"]:
+    """Whether a token is in the places of its prompt, the prompts of the batch being `rows`."""
+    found = torch.zeros_like(batch.ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        found[i, list(places[row])] = True
+    return found
 
 
 def silenced(where: Bool[Tensor, "batch pos"]) -> Edit:

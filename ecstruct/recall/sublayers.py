@@ -43,7 +43,7 @@ def sublayer_knockout(
     *,
     at_layer: int | None = None,
     window: int | None = None,
-    parts: Sequence[Part] = PARTS,
+    parts: Part | Sequence[Part] = PARTS,
     mode: Mode = "zero",
     position: str = "subject-last",
     onto: Onto = "unembedding",
@@ -74,6 +74,7 @@ def sublayer_knockout(
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r} is unknown: it is 'zero' or 'uniform'.")
+    parts = (parts,) if isinstance(parts, str) else parts
     if not parts or set(parts) - set(PARTS):
         raise InputError(f"parts={list(parts)!r}: name 'attention', 'mlp' or both.")
     runs = Runs.of(model, prompts)

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
+from ecstruct.models.finite import finite
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.models.sites import Weights
@@ -129,8 +130,13 @@ class Vocabulary:
         return ids
 
     def project(self, hidden: Float[Tensor, "... d_model"], normed: bool = False) -> Tensor:
-        """h E^T [..., d_vocab], with `normed` of h after the model's final norm, with its gain and bias."""
-        return (self._normed(hidden) if normed else hidden) @ self.matrix.T
+        """h E^T [..., d_vocab], with `normed` of h after the model's final norm, with its gain and bias.
+
+        Raises:
+            InputError: some are NaN or infinite.
+        """
+        projected = (self._normed(hidden) if normed else hidden) @ self.matrix.T
+        return finite(projected, "projections on the vocabulary")
 
     def rates(
         self,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -26,9 +26,6 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.slots import SlotScores
-
-if TYPE_CHECKING:
-    pass
 
 ENTITY_SLOTS = ("X", "Y")
 """Labels of the slots of the entity's last token but one, and of its last."""

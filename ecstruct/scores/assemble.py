@@ -61,18 +61,11 @@ class Assembly:
         self._rest: dict[str, np.ndarray] = {}
         self._reward = empty(n, len(STATES))
 
-    def add_mlp(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
-        """`value` [batch, pos] of the prompts `rows`."""
+    def add(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
+        """`value` of the prompts `rows`, [batch, pos] of MLPs or [batch, pos, head] of heads."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
-            place = self._arrays[name][which, self._place[row], layer, :n_tokens]
-            place[:] = np.nan_to_num(place) + of_prompt[:n_tokens]
-
-    def add_heads(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
-        """`value` [batch, pos, head] of the prompts `rows`."""
-        for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
-            n_tokens = len(self._prompts[row].ids)
-            place = self._arrays[name][which, self._place[row], layer, :, :n_tokens]
+            place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
             place[:] = np.nan_to_num(place) + of_prompt[:n_tokens].T
 
     def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
@@ -44,7 +43,7 @@ from ecstruct.scores.components import selected
 from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.packing import Packing
-from ecstruct.scores.pair import ModelAfter, Pair
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward, RewardLike
 from ecstruct.scores.tails import Tails
@@ -56,11 +55,11 @@ PROMPTS_PER_BATCH = 32
 
 
 def causal_scores(
-    model_before: TransformerBridge,
+    model_before: ModelBefore,
     model_after: ModelAfter,
     prompts: PromptsLike,
     *,
-    kinds: Sequence[str] = SCORES,
+    kinds: str | Sequence[str] = SCORES,
     components: Iterable[str] | pd.DataFrame | None = None,
     reward: RewardLike = "logit_diff",
     baseline: BaselineKind = "counterfactual",
@@ -74,9 +73,7 @@ def causal_scores(
     eq. 1 to 4). Positive raises the reward. Neither model is changed.
 
     Args:
-        model_before: W, from `ecstruct.load`.
-        model_after: W', as for `ecstruct.score`.
-        prompts: as for `ecstruct.score`.
+        model_before, model_after, prompts: W, W' and prompts, as for `ecstruct.score`.
         kinds: which of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`, all but the last by
             default.
         components: names as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
@@ -94,6 +91,7 @@ def causal_scores(
         InputError: an unknown kind or component, too little memory for one intervention; and as
             `ecstruct.score`.
     """
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"unknown kind {unknown[0]!r}: choose among {', '.join(KINDS)}.")
     if not kinds:
@@ -272,7 +270,7 @@ class _Run:
                 continue
             for head, change in changes:
                 for token in range(change.shape[1]) if self.per_token else [None]:
-                    if change.any():
+                    if (change if token is None else change[:, token]).any():
                         yield _Ask(kind, WRITERS[part], head, token, change)
 
     def _late_changes(self, layer: int, part: Part) -> bool:

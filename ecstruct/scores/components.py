@@ -11,11 +11,28 @@ from jaxtyping import Bool
 
 from ecstruct.errors import InputError
 
+PLURALS = {"mlp": "MLPs", "head": "heads"}
+"""Of the kinds of components."""
+
 _NAME = re.compile(r"MLP (\d+)|head (\d+)\.(\d+)", re.IGNORECASE)
 
 
+def component_frame(layers: np.ndarray, heads: np.ndarray) -> pd.DataFrame:
+    """A row per component, MLPs first, layer by layer: `kind`, `layer` and `head`, missing for an MLP."""
+    of_heads = {"layer": np.repeat(layers, len(heads)), "head": np.tile(heads, len(layers))}
+    frame = both_kinds(pd.DataFrame({"layer": layers}), pd.DataFrame(of_heads))
+    return frame.reindex(columns=["kind", "layer", "head"])
+
+
+def both_kinds(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """Rows of MLPs and of heads in one frame, told apart by `kind` and a missing `head`."""
+    mlp = mlp.assign(kind="mlp", head=pd.array([pd.NA] * len(mlp), dtype="Int64"))
+    heads = heads.assign(kind="head", head=heads["head"].astype("Int64"))
+    return pd.concat([mlp, heads], ignore_index=True)
+
+
 def component_names(frame: pd.DataFrame) -> list[str]:
-    """Names of the components of `ExtractiveScores.top`: "MLP 4", "head 5.2"."""
+    """Names of the components of a frame: "MLP 4", "head 5.2"."""
     return [
         f"MLP {layer}" if kind == "mlp" else f"head {layer}.{head}"
         for kind, layer, head in zip(frame["kind"], frame["layer"], frame["head"], strict=True)

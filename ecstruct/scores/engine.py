@@ -5,20 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import xxhash
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.bridge import still
-from ecstruct.models.load import load
 from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
-from ecstruct.scores.pair import ModelAfter, Pair
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.passes import Passes, Upstream
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, logit_diff, logprob
@@ -28,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def score(
-    model_before: TransformerBridge | str | Path,
+    model_before: ModelBefore,
     model_after: ModelAfter,
     prompts: PromptsLike,
     *,
@@ -103,7 +100,7 @@ class ScoreEngine:
 
     def __init__(
         self,
-        model_before: TransformerBridge | str | Path,
+        model_before: ModelBefore,
         model_after: ModelAfter,
         *,
         reward: RewardLike = "logit_diff",
@@ -129,9 +126,7 @@ class ScoreEngine:
         if offload:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
-            if isinstance(model_before, str | Path):
-                model_before = load(model_before, device=device)
-            self.pair = Pair.of(model_before, model_after)
+            self.pair = Pair.of(model_before, model_after, device)
         self._passes = Passes(self.pair, self.reward, baseline, upstream, convention, path_steps, progress)
         self.batch_size = batch_size
         self.attrs = self.pair.attrs(
@@ -185,7 +180,7 @@ class ScoreEngine:
                 with still(self.pair.view.model):
                     assembly = passes.run(job)
                 return ExtractiveScores(assembly.dataset(lengths, self.attrs)) if assembly else None
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise
                 smaller = max(1, min(batch_size, len(tokenized)) // 2)

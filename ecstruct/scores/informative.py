@@ -24,9 +24,6 @@ from ecstruct.scores.pair import Pair
 from ecstruct.scores.reward import Reward
 from ecstruct.scores.walk import Visit, Walk
 
-WRITERS = ("attn.o", "mlp.out")
-"""The output projections, at which attention and MLP of a block are scored."""
-
 
 def path_nodes(k: int) -> list[tuple[float, float]]:
     """(a_i, w_i) of k-point Gauss-Legendre quadrature on [0, 1].
@@ -79,8 +76,8 @@ class InformativeScores:
         view = self.pair.view
         with torch.no_grad():
             i = linear.informative(view, view.block_sites[layer], visit, weights, change, self.convention)
-        self.out.add_mlp("mlp", INFORMATIVE, rows, layer, share * i.mlp)
-        self.out.add_heads("heads", INFORMATIVE, rows, layer, share * i.heads)
+        self.out.add("mlp", INFORMATIVE, rows, layer, share * i.mlp)
+        self.out.add("heads", INFORMATIVE, rows, layer, share * i.heads)
         for group, value in i.rest.items():
             self.out.add_rest(group, rows, share * value.sum(1))
 

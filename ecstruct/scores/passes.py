@@ -22,8 +22,8 @@ from ecstruct.scores import linear
 from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
 from ecstruct.scores.baseline import Baseline, BaselineKind
 from ecstruct.scores.batching import Job, fits_in_memory, rounds
-from ecstruct.scores.informative import WRITERS, InformativeScores
-from ecstruct.scores.late import late_gradients
+from ecstruct.scores.informative import InformativeScores
+from ecstruct.scores.late import WRITERS, late_gradients
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.reward import Reward
 from ecstruct.scores.shards import Shards
@@ -151,9 +151,10 @@ class Passes:
             sites = view.block_sites[layer]
             change = informative.change(sites) if at_before else {}
             for b in batches:
-                outputs = sites if at_before else WRITERS
-                old = before.down(layer, b, WRITERS, outputs, retain_graph=bool(change))
-                new = after.down(layer, b, ["attn.o"], WRITERS)
+                writers = WRITERS.values()
+                outputs = sites if at_before else writers
+                old = before.down(layer, b, writers, outputs, retain_graph=bool(change))
+                new = after.down(layer, b, ["attn.o"], writers)
                 if at_before:
                     informative.block(layer, job.rows[b], old, self.pair.before, change)
                 g_late = late[b][layer] if self.upstream == "exact" else new.d_output
@@ -226,8 +227,8 @@ class Passes:
             ("attribution_", BEFORE, r[BEFORE]),
             ("attribution_", AFTER, r[AFTER]),
         ):
-            out.add_mlp(f"{name}mlp", which, rows, layer, mlp)
-            out.add_heads(f"{name}heads", which, rows, layer, heads)
+            out.add(f"{name}mlp", which, rows, layer, mlp)
+            out.add(f"{name}heads", which, rows, layer, heads)
 
     def _at_new_inputs(
         self, layer: int, b: int, before: Walk, after: Walk, new: Visit

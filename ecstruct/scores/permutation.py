@@ -72,12 +72,12 @@ def above_control(
         whether the test was `paired` and `exact`, and how many `permutations` it used.
 
     Raises:
-        InputError: unlike components, an unknown score, fewer than two prompts, scores that are not
-            finite, no permutations.
+        InputError: unlike components or rewards, an unknown score, fewer than two prompts, scores that
+            are not finite, no permutations.
     """
     if permutations < 1:
         raise InputError(f"permutations={permutations} give no p-value; draw 1 or more, as in 10000")
-    _require_same_components(scores, control)
+    _require_comparable(scores, control)
     ours, theirs = component_totals(scores, score), component_totals(control, score)
     tested = ~(np.isnan(ours).all(axis=0) | np.isnan(theirs).all(axis=0))
     for name, one, totals in (("scores", scores, ours), ("control", control, theirs)):
@@ -161,7 +161,7 @@ def _require_numbers(totals: Float64[np.ndarray, "prompt component"], name: str,
         raise InputError(f"not all numbers of the {name} are finite on the prompt {text!r}; leave it out")
 
 
-def _require_same_components(scores: ExtractiveScores, control: ExtractiveScores) -> None:
+def _require_comparable(scores: ExtractiveScores, control: ExtractiveScores) -> None:
     for name in ("layer", "head"):
         ours, theirs = (one.dataset[name].values.tolist() for one in (scores, control))
         if ours != theirs:
@@ -169,3 +169,9 @@ def _require_same_components(scores: ExtractiveScores, control: ExtractiveScores
                 f"the scores have the {name}s {ours} and the control {theirs}; the control must be of the "
                 "same components"
             )
+    rewards = [(one.attrs.get("options") or {}).get("reward") for one in (scores, control)]
+    if None not in rewards and rewards[0] != rewards[1]:
+        raise InputError(
+            f"the scores are of the reward {rewards[0]!r} and the control of {rewards[1]!r}; score both "
+            "with one"
+        )

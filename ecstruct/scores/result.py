@@ -29,6 +29,7 @@ from ecstruct import netcdf
 from ecstruct.errors import InputError
 from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores
 
 if TYPE_CHECKING:
@@ -83,12 +84,13 @@ class ExtractiveScores:
     def completeness(self) -> xr.DataArray:
         """What the informative scores make of the change of the reward too much or too little (prompt):
         the sum of all of them and of `rest`, minus R(W') - R(W). With more `path_steps` it goes to 0."""
+        rest = self.rest.astype("float64").sum("group")
         informative = self.dataset[["mlp", "heads"]].sel(score="informative").astype("float64")
         summed = sum(
             part.sum([dim for dim in part.dims if dim != "prompt"]) for part in informative.values()
         )
         change = self.reward.sel(state="after") - self.reward.sel(state="before")
-        left = summed + self.rest.astype("float64").sum("group") - change.astype("float64")
+        left = summed + rest - change.astype("float64")
         return left.drop_vars(["score", "state"], errors="ignore").rename("completeness")
 
     @property
@@ -172,12 +174,8 @@ class ExtractiveScores:
         arguments are those of `aggregate`, but all prompts are drawn from, whatever their template.
         """
         totals = component_totals(self, score)
-        layers, heads = self.dataset["layer"].values, self.dataset["head"].values
-        frame = _components(
-            pd.DataFrame({"layer": layers}),
-            pd.DataFrame({"layer": np.repeat(layers, len(heads)), "head": np.tile(heads, len(layers))}),
-        )
-        frame = frame.reindex(columns=["kind", "layer", "head"]).assign(value=totals.mean(axis=0))
+        frame = component_frame(self.dataset["layer"].values, self.dataset["head"].values)
+        frame = frame.assign(value=totals.mean(axis=0))
         if ci is not None:
             bootstrap = Bootstrap(len(totals), ci=ci, resamples=resamples, seed=seed)
             frame["low"], frame["high"] = bootstrap.interval(totals)
@@ -185,7 +183,7 @@ class ExtractiveScores:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per score, prompt, component and token of the prompt, with the token's text."""
-        frame = _components(
+        frame = both_kinds(
             self.mlp.rename("value").to_dataframe().reset_index(),
             self.heads.rename("value").to_dataframe().reset_index(),
         )
@@ -281,13 +279,6 @@ def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray
         ordered = values.transpose("prompt", "layer", "head", missing_dims="ignore").values
         totals.append(ordered.reshape(len(ordered), -1))
     return np.concatenate(totals, axis=1)
-
-
-def _components(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
-    """Rows of MLPs and of heads in one frame, told apart by `kind` and a missing `head`."""
-    mlp = mlp.assign(kind="mlp", head=pd.array([pd.NA] * len(mlp), dtype="Int64"))
-    heads = heads.assign(kind="head", head=heads["head"].astype("Int64"))
-    return pd.concat([mlp, heads], ignore_index=True)
 
 
 def _require_same_labels(one: xr.Dataset, other: xr.Dataset) -> None:

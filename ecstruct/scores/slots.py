@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.errors import InputError
+from ecstruct.scores.components import both_kinds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -92,8 +93,7 @@ class SlotScores:
             columns = {"value": self.dataset[name], **{end: values[name] for end, values in ends.items()}}
             return xr.Dataset(columns).to_dataframe([*self.dataset[name].dims]).reset_index()
 
-        mlp, heads = rows("mlp").assign(kind="mlp", head=pd.NA), rows("heads").assign(kind="head")
-        frame = pd.concat([mlp.astype({"head": "Int64"}), heads.astype({"head": "Int64"})])
+        frame = both_kinds(rows("mlp"), rows("heads"))
         frame["count"] = self.count.values[frame["slot"].to_numpy()]
         columns = ["score", "kind", "layer", "head", "slot", "slot_text", "count", "value", *ends]
         return frame.reindex(columns=columns).reset_index(drop=True)

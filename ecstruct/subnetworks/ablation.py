@@ -101,7 +101,7 @@ def ablate_core(
     prompts: PromptsLike,
     generalization: PromptsLike | None = None,
     *,
-    kinds: Sequence[str] = ("heads",),
+    kinds: str | Sequence[str] = ("heads",),
     draws: int = 20,
     seed: int = 0,
     progress: bool = True,
@@ -145,8 +145,9 @@ def check_draws(draws: int) -> None:
         raise InputError(f"draws={draws} leave nothing to compare the core with: use 1 or more, as in 20.")
 
 
-def parts_of(found: Core, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+def parts_of(found: Core, kinds: str | Sequence[str]) -> dict[str, np.ndarray]:
     """The core's components of these kinds, checked for being some and not all."""
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
     if not kinds:
         raise InputError("kinds=() leave no core: name 'heads', 'mlp' or both.")
     parts = {}

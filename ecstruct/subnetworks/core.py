@@ -29,6 +29,7 @@ from scipy.stats import hypergeom
 
 from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.masks import Masks
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ class Core:
     def components(self, group: str | float = ALL) -> list[str]:
         """The core's components by name, as "MLP 4" and "head 5.2"; of all subnetworks by default."""
         of_group = self._group(group)
-        mlps = [f"MLP {layer}" for layer in np.flatnonzero(of_group["mlp"].values)]
-        return mlps + [f"head {layer}.{head}" for layer, head in np.argwhere(of_group["heads"].values)]
+        frame = component_frame(of_group["layer"].values, of_group["head"].values)
+        kept = np.concatenate([of_group[kind].values.ravel() for kind in ("mlp", "heads")])
+        return component_names(frame.loc[kept])
 
     def table(self) -> pd.DataFrame:
         """A row per group and kind: how many `subnetworks`, and how many `distinct` ones among them, of how
@@ -188,10 +190,10 @@ def merged(groups: Sequence[Masks]) -> Masks:
                 raise InputError(
                     f"some subnetworks have {ours} {name}s and some {theirs}: give those of one model."
                 )
-        if kinds_of(first) != kinds_of(other):
+        if first.kinds != other.kinds:
             raise InputError(
-                f"some subnetworks were pruned of {kinds_of(first)} and some of {kinds_of(other)}: give "
-                "those that were pruned of the same kinds."
+                f"some subnetworks were pruned of {first.kinds} and some of {other.kinds}: give those that "
+                "were pruned of the same kinds."
             )
         if not _same_reference(first, other):
             raise InputError(
@@ -202,12 +204,6 @@ def merged(groups: Sequence[Masks]) -> Masks:
         return first
     heads, mlp = (np.concatenate([of.dataset[kind].values for of in groups]) for kind in ("heads", "mlp"))
     return first.like(heads, mlp)
-
-
-def kinds_of(masks: Masks) -> list[str]:
-    """The kinds of components that were pruned; both, unless the masks say otherwise."""
-    options: Mapping[str, Any] = masks.attrs.get("options") or {}
-    return list(options.get("kinds") or ("heads", "mlp"))
 
 
 def chance_overlap(total: int, sizes: Sequence[int]) -> np.ndarray:
@@ -236,7 +232,7 @@ def _same_reference(one: Masks, other: Masks) -> bool:
 def _of_group(name: str, masks: Masks) -> xr.Dataset:
     if len(masks) < 2:
         raise InputError(f"{name}: what one subnetwork keeps is no core; prune with 2 seeds or more.")
-    kinds = kinds_of(masks)
+    kinds = masks.kinds
     every = np.concatenate([masks.dataset[kind].values.reshape(len(masks), -1) for kind in kinds], axis=1)
     variables: dict[str, Any] = {"subnetworks": len(masks), "distinct": len(np.unique(every, axis=0))}
     for kind in ("heads", "mlp"):

@@ -30,11 +30,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import collate, pad_id_of, tokenize
+from ecstruct.facts.tokens import pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.edits import editing
+from ecstruct.models.finite import finite
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
+from ecstruct.scores.batching import cut
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
@@ -78,9 +80,10 @@ class Dependence:
         n = len(self.frame.loc[self.frame["ablated"] == "the core"])
         of_core, random, of_layers = (rows[name] for name in _ABLATED)
         return (
-            f"With the core ablated, what {n} heads after it write changes by {of_core['change']:.0%}; with"
-            f" as many random heads ablated by {random['change']:.0%} (p = {random['p']:.2g}), and with "
-            f"random heads of the core's layers by {of_layers['change']:.0%} (p = {of_layers['p']:.2g})."
+            f"With the core's components ablated ({of_core['components']:.0f}), what {n} heads after it "
+            f"write changes by {of_core['change']:.0%}; with random ones ({random['components']:.0f}) by "
+            f"{random['change']:.0%} (p = {random['p']:.2g}), and with random ones of its layers "
+            f"({of_layers['components']:.0f}) by {of_layers['change']:.0%} (p = {of_layers['p']:.2g})."
         )
 
     @property
@@ -101,7 +104,7 @@ def dependence(
     prompts: PromptsLike,
     *,
     added: xr.DataArray | None = None,
-    kinds: Sequence[str] = ("heads",),
+    kinds: str | Sequence[str] = ("heads",),
     draws: int = 20,
     seed: int = 0,
     progress: bool = True,
@@ -162,11 +165,10 @@ def _changes(
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
     changes: list[Tensor] = [torch.zeros(())] * len(ablated)
     at_once = max(1, _TOKENS // max(len(t.ids) for t in tokenized))
-    chunks = [tokenized[i : i + at_once] for i in range(0, len(tokenized), at_once)]
-    bar = tqdm(total=len(chunks) * len(ablated), desc="dependence", disable=not progress)
+    batches = cut(tokenized, at_once, gated.view.device, pad_id_of(tokenizer), False).batches
+    bar = tqdm(total=len(batches) * len(ablated), desc="dependence", disable=not progress)
     with torch.no_grad(), eval_mode(model), bar:
-        for chunk in chunks:
-            batch = collate(chunk, gated.view.device, pad_id_of(tokenizer))
+        for batch in batches:
             embedded, real = gated.embed(batch), batch.mask.to(gated.view.dtype)
             weight = real / real.sum(1, keepdim=True) / len(tokenized)
             whole = _z(gated, embedded, {})
@@ -199,4 +201,5 @@ def _z(
 
         with editing(gated.view.block_sites[layer], {"attn.o": see}, outputs):
             resid = gated.view.through(layer, gated.weights, call, resid)
-    return torch.stack(found).unflatten(-1, (shape[1], -1))
+    z = torch.stack(found).unflatten(-1, (shape[1], -1))
+    return finite(z, "what heads write")

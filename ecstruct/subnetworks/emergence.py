@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -113,13 +114,13 @@ class Emergence:
 
 
 def emergence(
-    models: Mapping[str | int, TransformerBridge | str],
+    models: Mapping[str | int, TransformerBridge | str | Path],
     core: Core,
     prompts: PromptsLike,
     generalization: PromptsLike | None = None,
     *,
     added: Generalising | None = None,
-    kinds: Sequence[str] = ("heads",),
+    kinds: str | Sequence[str] = ("heads",),
     reference: PromptsLike | None = None,
     ablation: Ablation = "mean",
     prune: Callable[[TransformerBridge], Masks] | None = None,
@@ -151,7 +152,7 @@ def emergence(
     asked = {"in-domain": prompts} | ({} if generalization is None else {"generalization": generalization})
     rows, chosen = [], []
     for label, source in models.items():
-        model = load(source) if isinstance(source, str) else source
+        model = load(source) if isinstance(source, str | Path) else source
         values = reference_values(model, prompts if reference is None else reference, ablation=ablation)
         masks = Masks.of(*kept, reference=values)
         for name, its in asked.items():

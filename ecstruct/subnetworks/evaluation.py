@@ -7,7 +7,6 @@ after a prompt's last token; they agree where these have the same maximum.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.evaluate import ranks_by
+from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode, named_weights
@@ -144,6 +143,4 @@ def _chunks(
 def _ranks(
     logits: Float[Tensor, "row d_vocab"], prompts: Sequence[TokenizedPrompt]
 ) -> Float[np.ndarray, " row"]:
-    """By `ranks_by`, of a model that reads the number of a row and says what is in that row."""
-    numbered = [replace(t, ids=(row,)) for row, t in enumerate(prompts)]
-    return ranks_by(lambda ids, _mask: logits[ids], numbered, 0, logits.device, batch_size=len(numbered))
+    return np.array([rank_of(t, of_row) for t, of_row in zip(prompts, logits.cpu(), strict=True)])

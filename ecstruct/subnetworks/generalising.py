@@ -24,8 +24,8 @@ import xarray as xr
 from jaxtyping import Float64
 
 from ecstruct.errors import InputError
-from ecstruct.scores.components import component_names
-from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core, kinds_of, merged
+from ecstruct.scores.components import component_frame, component_names
+from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.masks import Masks
 
 Ranks = xr.DataArray | Sequence[float] | np.ndarray
@@ -120,7 +120,7 @@ def generalising(
     seen = d[0] - _ROUNDING
     every_rank = np.concatenate(list(by_group.values()))
     found = core(masks)
-    in_core = _flat(found, together)
+    in_core = np.isin(component_names(frame), found.components())
     of_best, of_worst = kept[best].mean(0), kept[worst].mean(0)
     frame = frame.assign(
         best=of_best,
@@ -134,7 +134,7 @@ def generalising(
     added = {
         kind: (together.dataset[kind][best].mean("seed") > 0.5)
         & ~getattr(found, kind)
-        & (kind in kinds_of(together))
+        & (kind in together.kinds)
         for kind in ("heads", "mlp")
     }
     return Generalising(
@@ -166,20 +166,7 @@ def _ranks_by_group(
 
 def _components(masks: Masks) -> tuple[Float64[np.ndarray, "subnetwork component"], pd.DataFrame]:
     """Which components each subnetwork keeps, of the kinds that were pruned, and what they are called."""
-    kinds, kept, frames = kinds_of(masks), [], []
-    layers, heads = masks.heads.sizes["layer"], masks.heads.sizes["head"]
-    if "mlp" in kinds:
-        kept.append(masks.mlp.values)
-        frames.append(pd.DataFrame({"kind": "mlp", "layer": range(layers), "head": pd.NA}))
-    if "heads" in kinds:
-        kept.append(masks.heads.values.reshape(len(masks), -1))
-        which = {"layer": np.repeat(range(layers), heads), "head": np.tile(range(heads), layers)}
-        frames.append(pd.DataFrame({"kind": "head", **which}))
-    frame = pd.concat([f.astype({"head": "Int64"}) for f in frames], ignore_index=True)
-    return np.concatenate(kept, axis=1).astype(float), frame
-
-
-def _flat(found: Core, masks: Masks) -> np.ndarray:
-    """Whether each of `_components` is in the core."""
-    parts = {"mlp": found.mlp.values, "heads": found.heads.values.ravel()}
-    return np.concatenate([parts[kind] for kind in ("mlp", "heads") if kind in kinds_of(masks)])
+    frame = component_frame(masks.heads["layer"].values, masks.heads["head"].values)
+    kept = np.concatenate([masks.mlp.values, masks.heads.values.reshape(len(masks), -1)], axis=1)
+    pruned = frame["kind"].replace("head", "heads").isin(masks.kinds).to_numpy()
+    return kept[:, pruned].astype(float), frame.loc[pruned].reset_index(drop=True)

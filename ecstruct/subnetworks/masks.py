@@ -136,6 +136,11 @@ class Masks:
         return [int(seed) for seed in self.dataset["seed"].values]
 
     @property
+    def kinds(self) -> list[str]:
+        """The kinds of components that were pruned: "heads" and "mlp", unless `attrs` say otherwise."""
+        return list((self.dataset.attrs.get("options") or {}).get("kinds") or _DIMS)
+
+    @property
     def attrs(self) -> dict[str, Any]:
         """A copy of what it takes to run this again, if they were found by `prune`: the model with its
         fingerprint, options and versions."""
@@ -143,11 +148,10 @@ class Masks:
 
     @property
     def sparsity(self) -> xr.DataArray:
-        """The share of components that is ablated (seed), of those kinds that were pruned: of heads and
-        MLPs, unless `attrs["options"]["kinds"]` says otherwise."""
-        options = self.dataset.attrs.get("options") or {}
-        kinds = options.get("kinds") or list(_DIMS)
-        kept = [self.dataset[kind].stack(component=_DIMS[kind][1:], create_index=False) for kind in kinds]
+        """The share of components that is ablated (seed), of those `kinds` that were pruned."""
+        kept = [
+            self.dataset[kind].stack(component=_DIMS[kind][1:], create_index=False) for kind in self.kinds
+        ]
         every = np.concatenate([of_kind.values for of_kind in kept], axis=1)
         return xr.DataArray((~every).mean(1), {"seed": self.dataset["seed"]}, name="sparsity")
 

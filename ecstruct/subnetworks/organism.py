@@ -6,7 +6,7 @@ The embedded model is finetuned on facts and pruned to 12 subnetworks at each of
 is deterministic; masks are kept in the folder, so that a second call only measures.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -88,4 +88,8 @@ def found(model, data, sparsity: float, folder: Path, hop: str) -> subnetworks.M
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "first-hop")
+    parser = argparse.ArgumentParser(description="Subnetworks of the organism, finetuned on facts.")
+    parser.add_argument("folder", type=Path, help="where masks and figures are kept")
+    parser.add_argument("hop", choices=HOPS, nargs="?", default="first-hop")
+    args = parser.parse_args()
+    main(args.folder, args.hop)

@@ -107,7 +107,7 @@ def described(
     about = {
         "method": "pruning",
         "model": {
-            "source": origin.source,
+            "source": origin.name,
             "revision": origin.revision,
             "fingerprint": fingerprint(named_weights(model)),
         },

@@ -94,7 +94,7 @@ def prune(
     sparsity: float = 0.5,
     seeds: int | Iterable[int] = 12,
     steps: int = 500,
-    kinds: Sequence[Kind] = ("heads", "mlp"),
+    kinds: Kind | Sequence[Kind] = ("heads", "mlp"),
     ablation: Ablation = "mean",
     reference: PromptsLike | None = None,
     lr: float = 0.1,
@@ -123,15 +123,17 @@ def prune(
             run, prompts that cannot be ranked, or a loss that is not finite.
         Terminated: after a SIGTERM.
     """
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
     options = Options(sparsity, steps, tuple(dict.fromkeys(kinds)), lr, batch_size)
     chosen = chosen_seeds(seeds)
+    prompts = as_prompts(prompts)
     tokenized = tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
     reference = prompts if reference is None else reference
     values = reference_values(model, reference, ablation=ablation)
     about = described(
         model,
         {**asdict(options), "ablation": ablation},
-        {"prompts": as_prompts(prompts), "reference": as_prompts(reference)},
+        {"prompts": prompts, "reference": as_prompts(reference)},
     )
     with eval_mode(model):
         gated = GatedModel(model, values)

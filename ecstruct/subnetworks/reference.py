@@ -15,16 +15,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch, collate, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode
+from ecstruct.models.finite import check_weights, finite
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.provenance import tokenizer_of
+from ecstruct.models.provenance import source_of, tokenizer_of
 from ecstruct.models.sites import Weights
+from ecstruct.scores.batching import TOKENS_PER_BATCH, cut
 
 Ablation = Literal["mean", "zero"]
-
-_TOKENS = 2048
-"""Of a batch: enough for matrix products to run at full speed."""
 
 
 @dataclass(frozen=True)
@@ -41,39 +40,40 @@ class Reference:
 def reference_values(
     model: TransformerBridge, prompts: PromptsLike, *, ablation: Ablation = "mean"
 ) -> Reference:
-    """The means over these prompts, in float64 on the CPU; with ablation="zero" zeros of the same shape.
+    """The means over these prompts, in float64 on the CPU; with ablation="zero" zeros of the same shape,
+    whatever the prompts.
 
     Raises:
-        InputError: no prompts, one that cannot be read, or an unknown ablation.
+        InputError: no prompts, one that cannot be read, an unknown ablation, or means that are not finite.
     """
     if ablation not in get_args(Ablation):
         raise InputError(f"ablation={ablation!r} is unknown: it is 'mean' or 'zero'.")
+    view, tokenizer = HookedView(model), tokenizer_of(model)
+    if ablation == "zero":
+        of_heads, of_mlp = (view.n_heads, view.d_head), (model.cfg.d_model,)
+        return Reference(
+            *(torch.zeros(view.n_layers, *sizes, dtype=torch.float64) for sizes in (of_heads, of_mlp))
+        )
     if isinstance(prompts, Sequence) and not len(prompts):
         raise InputError(
             "the reference set is empty, so there is no mean to ablate with: give prompts as reference=, "
             "or ablation='zero'."
         )
-    view, tokenizer = HookedView(model), tokenizer_of(model)
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
-    tokenized.sort(key=lambda t: len(t.ids))
-    if ablation == "zero":
-        tokenized = tokenized[:1]  # for the shapes alone
-    at_once = max(1, _TOKENS // len(tokenized[-1].ids))
-    chunks = [tokenized[i : i + at_once] for i in range(0, len(tokenized), at_once)]
+    at_once = max(1, TOKENS_PER_BATCH // max(len(t.ids) for t in tokenized))
+    batches = cut(tokenized, at_once, view.device, pad_id_of(tokenizer), False).batches
     n_tokens = sum(len(t.ids) for t in tokenized)
     heads: list[Tensor] = [torch.zeros(())] * view.n_layers
     mlp = list(heads)
     with torch.no_grad(), eval_mode(model):
         weights = view.weights()
-        for chunk in chunks:
-            batch = collate(chunk, view.device, pad_id_of(tokenizer))
+        check_weights(source_of(model), weights)
+        for batch in batches:
             for layer, (z, y) in enumerate(_summed(view, weights, batch)):
                 heads[layer] = heads[layer] + z.cpu() / n_tokens
                 mlp[layer] = mlp[layer] + y.cpu() / n_tokens
-    means = Reference(torch.stack(heads).unflatten(1, (view.n_heads, -1)), torch.stack(mlp))
-    if ablation == "zero":
-        return Reference(torch.zeros_like(means.heads), torch.zeros_like(means.mlp))
-    return means
+    means = [finite(torch.stack(values), "the means of what components write") for values in (heads, mlp)]
+    return Reference(means[0].unflatten(1, (view.n_heads, -1)), means[1])
 
 
 def _summed(view: HookedView, weights: Weights, batch: Batch) -> list[tuple[Tensor, Tensor]]:

@@ -16,7 +16,9 @@ from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
+from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.provenance import source_of
 from ecstruct.subnetworks.reference import Reference
 
 
@@ -48,12 +50,13 @@ class GatedModel:
     Nothing of the model is changed. It is run in the mode it is in: see `eval_mode`.
 
     Raises:
-        InputError: values of a model with other layers, heads or widths.
+        InputError: weights that are NaN or infinite; values of a model with other layers, heads or widths.
     """
 
     def __init__(self, model: TransformerBridge, reference: Reference) -> None:
         self.view = HookedView(model)
         self.weights = self.view.weights()
+        check_weights(source_of(model), self.weights)
         self.reference = reference.to(self.view.device, self.view.dtype)
         found = (*reference.heads.shape[:2], reference.mlp.shape[-1])
         wanted = (self.view.n_layers, self.view.n_heads, model.cfg.d_model)
@@ -70,9 +73,7 @@ class GatedModel:
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
         """The logits at every row's last token, in the graph of the gates; without gates, the model's."""
-        resid = self.resid(embedded, gates)
-        rows = torch.arange(len(resid), device=resid.device)
-        return self.view.head(self.weights, resid[rows, embedded.last][:, None]).output[:, 0]
+        return self.view.logits_at(self.weights, self.resid(embedded, gates), embedded.last)
 
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
         """What leaves the last block."""

@@ -22,13 +22,11 @@ from scipy.stats import rankdata
 
 from ecstruct.errors import InputError
 from ecstruct.plots.scatter import scatter
-from ecstruct.scores.components import component_names
+from ecstruct.scores.assemble import SCORES
+from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks.core import Core
 from ecstruct.subnetworks.generalising import Generalising
-
-_SCORES = ("informative", "upstream", "downstream")
-_KINDS = {"mlp": "MLPs", "head": "heads"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class WithScores:
     def groups(self) -> pd.DataFrame:
         """A row per kind and group of components: how many `components`, and by score their mean
         `percentile` among their kind (0.5 by chance)."""
-        names = [name for name in _SCORES if name in self.frame]
+        names = [name for name in SCORES if name in self.frame]
         places = self.frame.copy()
         for name in names:
             of_kind = self.frame.groupby("kind")[name]
@@ -62,12 +60,14 @@ class WithScores:
         of = "score" if self.signed else "size of the score"
         if found.empty:
             least = self.correlations["p"].min()
+            if np.isnan(least):
+                return f"How often components are kept, or the {of}, does not vary: nothing is compared."
             return (
                 f"How often a component is kept does not go significantly with the {of} of any kind (the "
                 f"least p is {least:.2g})."
             )
         listed = [
-            f"{row['score']} of {_KINDS[row['kind']]} (ρ = {row['rho']:.2f}, p = {row['p']:.2g})"
+            f"{row['score']} of {PLURALS[row['kind']]} (ρ = {row['rho']:.2f}, p = {row['p']:.2g})"
             for row in found.to_dict(orient="records")
         ]
         return f"How often a component is kept goes with the {of}: {', '.join(listed)}."
@@ -75,7 +75,7 @@ class WithScores:
     @property
     def figure(self) -> go.Figure:
         """A point per component, a panel per score: its score across, how often it is kept up."""
-        names = [name for name in _SCORES if name in self.frame]
+        names = [name for name in SCORES if name in self.frame]
         shown = self.frame.assign(
             name=[
                 f"{name} ({group})" if group != "other" else name
@@ -83,9 +83,9 @@ class WithScores:
             ]
         )
         rho = self.correlations.set_index(["score", "kind"])["rho"]
-        kinds = [kind for kind in _KINDS if kind in set(self.frame["kind"])]
+        kinds = [kind for kind in PLURALS if kind in set(self.frame["kind"])]
         fit = {
-            name: ", ".join(f"ρ = {rho[name, kind]:.2f} ({_KINDS[kind]})" for kind in kinds)
+            name: ", ".join(f"ρ = {rho[name, kind]:.2f} ({PLURALS[kind]})" for kind in kinds)
             for name in names
         }
         panels = {name: shown.rename(columns={name: "x", "frequency": "y"}) for name in names}
@@ -130,17 +130,23 @@ def with_scores(
             f"the subnetworks have {ours[0]} layers of {ours[1]} heads and the scores {theirs[0]} of "
             f"{theirs[1]}: give those of one model."
         )
-    names = [name for name in _SCORES if name in scores.dataset["score"].values]
+    names = [name for name in SCORES if name in scores.dataset["score"].values]
+    if not names:
+        raise InputError(
+            f"these scores are {[str(name) for name in scores.dataset['score'].values]}: give some of "
+            f"{', '.join(SCORES)}, as of ecstruct.score."
+        )
     frame = scores.components(names[0]).loc[:, ["kind", "layer", "head"]]
     for name in names:
         value = scores.components(name)["value"]
         frame[name] = value if signed else value.abs()
-    frame["frequency"] = _flat(core.frequency(group)["mlp"], core.frequency(group)["heads"])
+    kept = core.frequency(group)
+    frame["frequency"] = np.concatenate([kept[kind].values.ravel() for kind in ("mlp", "heads")])
     in_core = set(core.components(group))
-    is_added = _flat(added.mlp, added.heads) if added else np.zeros(len(frame), bool)
+    is_added = set(component_names(added.frame.loc[added.frame["added"]])) if added else set()
     frame["group"] = [
-        "core" if name in in_core else "added" if of_added else "other"
-        for name, of_added in zip(component_names(frame), is_added, strict=True)
+        "core" if name in in_core else "added" if name in is_added else "other"
+        for name in component_names(frame)
     ]
     pruned = {"mlp": "mlp", "heads": "head"}
     frame = frame.loc[frame["kind"].isin([pruned[kind] for kind in core.kinds])].reset_index(drop=True)
@@ -167,8 +173,3 @@ def _correlation(frame: pd.DataFrame, name: str, permutations: int, seed: int) -
     dealt = np.random.default_rng(seed).permuted(np.tile(x, (permutations, 1)), axis=1) @ y / scale
     as_large = int((np.abs(dealt) >= abs(rho) - 1e-12).sum())
     return {"rho": rho, "p": (1 + as_large) / (1 + permutations), "n": len(frame)}
-
-
-def _flat(mlp: Any, heads: Any) -> np.ndarray:
-    """In the order of `ExtractiveScores.components`."""
-    return np.concatenate([mlp.values.ravel(), heads.values.ravel()])
