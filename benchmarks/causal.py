@@ -19,14 +19,13 @@ from torch import Tensor
 
 from benchmarks.command import main
 from benchmarks.models import N_HEADS, Shape, hooked_pair, ids_of, make_prompts, plain_pair
+from benchmarks.passes import SAMPLE, against_passes
 from benchmarks.setup import Setup
-from benchmarks.table import Measured, Row
+from benchmarks.table import Row
 from benchmarks.timing import Side, alternate
 from ecstruct.scores import causal_scores
 
 SIZES = (("olmo", 8, 512), ("llama", 8, 512), ("olmo", 32, 256))
-SAMPLE = 4
-"""How many passes of the slow way are timed."""
 OURS = "causal_scores"
 
 
@@ -60,18 +59,8 @@ def rows(setup: Setup) -> Iterator[Row]:
     for shape in setup.shapes(*SIZES):
         n_passes = 4 * shape.n_layers * (N_HEADS + 1)  # I, D, and U under both
         costs = alternate(sides(setup, shape), 1, setup.device)
-        fast = costs.pop(OURS)
-        ours = setup.measured(OURS, fast)
-        for name, cost in costs.items():
-            slow = setup.measured(name, cost.over(SAMPLE), n_passes)
-            yield Row(f"causal scores, {n_passes} interventions", str(shape), slow, ours, ">= 5")
-        products = costs["plain, 4 a pass"].gflop * n_passes / SAMPLE
-        yield Row(
-            "causal scores, matrix products",
-            str(shape),
-            Measured("plain", products, "GFLOP"),
-            Measured(OURS, fast.gflop, "GFLOP"),
-        )
+        what = "causal scores"
+        yield from against_passes(setup, shape, OURS, costs, what, n_passes, "interventions", ">= 5")
 
 
 if __name__ == "__main__":

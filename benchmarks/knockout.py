@@ -17,14 +17,13 @@ from torch import Tensor
 
 from benchmarks.command import main
 from benchmarks.models import Shape, hooked_pair, ids_of, make_prompts, plain_pair
+from benchmarks.passes import SAMPLE, against_passes
 from benchmarks.setup import Setup
-from benchmarks.table import Measured, Row
+from benchmarks.table import Row
 from benchmarks.timing import Side, alternate
 from ecstruct import recall
 
 SIZES = (("llama", 8, 512), ("olmo", 32, 256))
-SAMPLE = 4
-"""How many passes of the slow way are timed."""
 GROUPS = {"subject": slice(5, 7), "non-subject": [0, 1, 2, 3, 4, 7, 8, 9], "last": -1}
 OURS = "recall.knockout"
 
@@ -55,18 +54,8 @@ def rows(setup: Setup) -> Iterator[Row]:
         window = max(1, min(9, shape.n_layers // 2))
         n_passes = shape.n_layers * len(GROUPS)
         costs = alternate(sides(setup, shape, window), setup.repeats, setup.device)
-        fast = costs.pop(OURS)
-        ours = setup.measured(OURS, fast)
-        for name, cost in costs.items():
-            slow = setup.measured(name, cost.over(SAMPLE), n_passes)
-            yield Row(f"knockout, {n_passes} windows and groups", str(shape), slow, ours, ">= 3")
-        products = next(iter(costs.values())).gflop * n_passes / SAMPLE
-        yield Row(
-            "knockout, matrix products",
-            str(shape),
-            Measured("plain", products, "GFLOP"),
-            Measured(OURS, fast.gflop, "GFLOP"),
-        )
+        what = "windows and groups"
+        yield from against_passes(setup, shape, OURS, costs, "knockout", n_passes, what, ">= 3")
 
 
 if __name__ == "__main__":

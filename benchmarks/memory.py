@@ -56,12 +56,13 @@ def peak_during(function: Callable[[], object], device: str) -> tuple[float, flo
         return before / 1e6, torch.cuda.max_memory_allocated(device) / 1e6
     ctypes.CDLL(None).malloc_trim(0)  # or what was freed before is used again, and does not count
     (_PROC / "clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     function()
-    return before, _resident("VmHWM")
+    return before, resident("VmHWM")
 
 
-def _resident(what: str) -> float:
+def resident(what: str) -> float:
+    """MB of this process: `VmRSS`, in use now, or `VmHWM`, the most so far."""
     lines = (_PROC / "status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{what}:"))
     return int(kilobytes) * 1024 / 1e6

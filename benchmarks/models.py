@@ -48,8 +48,8 @@ class Shape:
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, N_WORDS)}
+def tokenizer(n_words: int = N_WORDS) -> PreTrainedTokenizerFast:
+    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, n_words)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

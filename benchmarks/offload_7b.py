@@ -5,7 +5,7 @@ its attention and MLP weights, as `WeightDelta.save` writes it; scores 20 prompt
 process of its own; then times what nobody can do without: reading both once, and one forward and one
 backward pass per state (of one block, times the number of blocks, and of the head).
 
-    python benchmarks/offload_7b.py --folder FOLDER
+    python -m benchmarks.offload_7b --folder FOLDER
 
 needs 45 GB of disk. The files stay in FOLDER and are used again.
 """
@@ -21,33 +21,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import OlmoConfig, OlmoForCausalLM, PreTrainedTokenizerFast
+from transformers import OlmoConfig, OlmoForCausalLM
 
 import ecstruct
+from benchmarks.memory import resident
+from benchmarks.models import ids_of, make_prompts, tokenizer
 from ecstruct.models.checkpoint import TensorFiles
 from ecstruct.models.offload import offloaded
 
-N_WORDS = 50304
+N_WORDS, N_PROMPTS = 50304, 20
 GIGABYTES = 45
-
-
-def words() -> PreTrainedTokenizerFast:
-    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, N_WORDS)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", pad_token="<eos>", eos_token="<eos>"
-    )
-
-
-def prompts() -> list[ecstruct.Prompt]:
-    """Twenty, of eleven tokens each, as "The people in the city X Y is from speak"."""
-    return [
-        ecstruct.Prompt(f"w2 w3 w4 w5 w6 w{100 + i} w{300 + i} w7 w8 w9 w10", f"w{500 + i}")
-        for i in range(20)
-    ]
 
 
 def config(n_layers: int) -> OlmoConfig:
@@ -78,7 +62,7 @@ def build(folder: Path, n_layers: int) -> None:
     base, generator = folder / "base", torch.Generator().manual_seed(0)
     base.mkdir(parents=True)
     config(n_layers).save_pretrained(base)
-    words().save_pretrained(base)
+    tokenizer(N_WORDS).save_pretrained(base)
     index: dict[str, str] = {}
     for shard, named in shapes(n_layers):
         file = f"model-{shard + 1:05d}-of-{n_layers + 1:05d}.safetensors"
@@ -133,12 +117,14 @@ class Counted:
 
 
 def score(folder: Path) -> dict[str, float]:
-    counted, imported = Counted(), peak()
+    counted, imported = Counted(), resident("VmHWM")
     start = time.perf_counter()
-    scores = ecstruct.score(folder / "base", folder / "delta.safetensors", prompts(), offload=True)
+    scores = ecstruct.score(
+        folder / "base", folder / "delta.safetensors", make_prompts(N_PROMPTS), offload=True
+    )
     seconds = time.perf_counter() - start
     assert scores.mlp.notnull().all() and abs(scores.mlp).max() > 0
-    return {"seconds": seconds, "bytes": counted.bytes, "imported": imported, "peak": peak()}
+    return {"seconds": seconds, "bytes": counted.bytes, "imported": imported, "peak": resident("VmHWM")}
 
 
 def bare(folder: Path) -> dict[str, float]:
@@ -152,7 +138,7 @@ def bare(folder: Path) -> dict[str, float]:
     n_layers = offloaded(folder / "base", delta).model.cfg.n_layers
     plain = OlmoForCausalLM._from_config(config(1), attn_implementation="sdpa", dtype=torch.float32)
     plain.requires_grad_(False)
-    ids = torch.tensor([words()(p.text)["input_ids"] for p in prompts()])
+    ids, _ = ids_of(make_prompts(N_PROMPTS), "cpu")
 
     def passes(run) -> float:
         times = []
@@ -178,12 +164,6 @@ def bare(folder: Path) -> dict[str, float]:
     return {"reading": reading, "passes": 2 * (n_layers * passes(block) + passes(head))}
 
 
-def peak() -> int:
-    """Of this process; what `getrusage` says begins with what its parent had."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
@@ -206,14 +186,14 @@ def main() -> None:
     n_parameters = sum(s.numel() for _, named in shapes(args.layers) for s in named.values())
     found = {}
     for stage in ("score", "bare"):
-        command = [sys.executable, __file__, "--folder", args.folder, "--stage", stage]
+        command = [sys.executable, "-m", "benchmarks.offload_7b", "--folder", args.folder, "--stage", stage]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found |= json.loads(done.stdout.splitlines()[-1])
-    both = 2 * 4 * n_parameters
+    both = 2 * 4 * n_parameters / 1e6
     print(
-        f"{n_parameters / 1e9:.2f}G parameters, {args.layers} layers, 20 prompts of 11 tokens, "
+        f"{n_parameters / 1e9:.2f}G parameters, {args.layers} layers, {N_PROMPTS} prompts of 11 tokens, "
         f"{torch.get_num_threads()} threads\n"
-        f"peak memory {found['peak'] / 1e9:.2f} GB ({found['imported'] / 1e9:.2f} GB after imports), "
+        f"peak memory {found['peak'] / 1e3:.2f} GB ({found['imported'] / 1e3:.2f} GB after imports), "
         f"{found['peak'] / both:.1%} of two float32 checkpoints\n"
         f"{found['seconds']:.0f} s, {found['bytes'] / 1e9:.1f} GB read; reading both once takes "
         f"{found['reading']:.0f} s, forward and backward passes {found['passes']:.0f} s: "

@@ -11,7 +11,7 @@ from tiny_organisms import few_sentences
 
 from ecstruct import organism
 from ecstruct.errors import InputError
-from ecstruct.experiments import Rates, Setup
+from ecstruct.experiments import Rates, Setup, reproduce
 from ecstruct.experiments.beyond.built_in import BuiltIn, built_in, storage_boundary
 from ecstruct.experiments.freezing import ROWS
 from ecstruct.experiments.two_hop import HOPS
@@ -78,6 +78,23 @@ def test_a_finished_run_computes_nothing(run, monkeypatch):
 def test_another_recipe_is_not_taken_for_this_one(run):
     with pytest.raises(InputError, match="another recipe"):
         built_in(SETUP, local_layers=(0,), recipe=replace(RECIPE, lr=1e-3), out=run[0], progress=False)
+
+
+def test_as_local_as_the_shipped_organism_and_yet_another_one(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        module, "measure", lambda model, *_, **cell: asked.append(cell) or [{"layers": "All"}]
+    )
+    few_sentences(monkeypatch)
+    results = [
+        built_in(SETUP, local_layers=(4,), recipe=recipe, out=tmp_path, progress=False)
+        for recipe in (None, RECIPE)
+    ]
+    assert len(asked) == 4
+    assert results[0].options == {"local_layers": [4]}
+    assert json.loads(json.dumps(results[1].options))["recipe"]["steps"] == 2
+    with pytest.raises(InputError, match="built_in does not run with the option 'recipe'"):
+        reproduce(["built_in"], options=results[1].config["arguments"]["options"])
 
 
 def test_the_default_recipe_is_the_shipped_organism(monkeypatch):

@@ -62,6 +62,18 @@ def test_the_verdict_follows_the_numbers(made):
     assert "Downstream" in worse.verdict() and "are not to be trusted here" in worse.verdict()
 
 
+def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
+    small = make_scores().dataset
+    true = small.assign(mlp=small["mlp"] + 50)
+    reversed_layers = true["mlp"].isel(layer=slice(None, None, -1)).values
+    fast = ExtractiveScores(true.assign(mlp=true["mlp"].copy(data=reversed_layers)))
+    true = ExtractiveScores(true)
+    verdict = Fidelity(fast, fast, fast, true, {1: 0.5}, top=2).verdict()
+    assert "Downstream scores (linear r = 1.00) can be used" in verdict
+    assert "Among MLPs alone their order does not hold (ρ = -" in verdict
+    assert "Among heads" not in verdict
+
+
 def test_the_figure_has_a_point_per_component_and_panel(made):
     n = len(made.causal.components("upstream"))
     points = [trace for trace in made.figure.data if trace.mode == "markers"]

@@ -161,6 +161,22 @@ def test_dots_are_those_of_the_screen() -> None:
     assert any("50% interval excludes zero" in str(note.text) for note in paper.layout.annotations)
 
 
+def test_many_layers_stay_readable() -> None:
+    """Up to a page high; what would lie over its neighbours is left out, and so is its legend."""
+    averaged = make_scores(prompts_of([["a"], ["b"], ["c"]]), n_layers=80).aggregate(ci=0.5)
+    figure = averaged.heatmap(style="paper")
+    low, high = figure.layout.yaxis.domain
+    height = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    assert figure.layout.height <= 96 * 9 and (high - low) * height / 80 > 2 * POINT
+    assert not [trace for trace in figure.data if trace.type == "scatter"]
+    said = " ".join(str(note.text) for note in figure.layout.annotations)
+    assert "negative" not in said and "●" not in said
+    assert all(panel.marker.line.width <= 0.101 * (high - low) * height / 80 for panel in cells(figure))
+    assert [
+        trace for trace in make_scores(n_layers=32).heatmap(style="paper").data if trace.type == "scatter"
+    ]
+
+
 def test_labels_for_which_there_is_no_room_are_left_out() -> None:
     long = make_scores(prompts_of(ENTITIES, prefix=[f"w{i}" for i in range(40)]))
     narrow, wide = (long.heatmap(style="paper", width=width) for width in ("column", 20))

@@ -55,14 +55,14 @@ def test_bars_next_to_each_other_do_not_overlap() -> None:
 
 def test_references_stand_on_their_bars_with_one_legend_entry() -> None:
     reference = {"None": {"facts": 2.5}, "Early": {"facts": 12.0, "impl <1>": 4.0}}
-    figure = grouped_bars(BARS, y="y", reference=reference, reference_name="R&D")
-    (diamonds,) = [trace for trace in figure.data if trace.name == "R&amp;D"]
+    figure = grouped_bars(BARS, y="y", reference=reference)
+    (diamonds,) = [trace for trace in figure.data if trace.name == "paper"]
     assert diamonds.marker.symbol == "diamond" and diamonds.marker.color == "white"
     assert list(diamonds.x) == pytest.approx([-0.2, 0.8, 1.2])
     assert list(diamonds.y) == [2.5, 12.0, 4.0]
     assert figure.layout.yaxis.range[1] > 12
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert named == ["facts", "impl &lt;1&gt;", "R&amp;D"]
+    assert named == ["facts", "impl &lt;1&gt;", "paper"]
     nothing = grouped_bars(BARS, y="y", reference={"None": {"facts": NAN}})
     assert "paper" not in [trace.name for trace in nothing.data]
 

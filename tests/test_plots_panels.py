@@ -116,11 +116,11 @@ def test_a_name_looks_the_same_in_all_panels_and_is_named_once() -> None:
 
 
 def test_curve_panels_share_y_and_have_titles() -> None:
-    figure = curve_panels(CURVES, x={"A then B": "epoch of B", "joint": "epoch"}, y="<rank>")
+    figure = curve_panels(CURVES, x="<epoch>", y="<rank>")
     layout = figure.layout
     assert layout.yaxis.range == layout.yaxis2.range
     assert layout.yaxis.range[0] < -3 and layout.yaxis.range[1] > 8
-    assert (layout.xaxis.title.text, layout.xaxis2.title.text) == ("epoch", "epoch of B")
+    assert layout.xaxis.title.text == layout.xaxis2.title.text == "&lt;epoch&gt;"
     assert layout.yaxis.title.text == "&lt;rank&gt;"
     assert titles_of(figure) == ["<b>joint</b>", "<b>A then B</b>"]
     assert layout.xaxis.range[1] == 1.2 and layout.xaxis2.range[1] == 2.2
@@ -144,8 +144,6 @@ def test_bad_curve_panels() -> None:
             curve_panels(nothing, x="x", y="y")
     with pytest.raises(InputError, match="'b' is no curve"):
         curve_panels({"a": {"b": []}}, x="x", y="y")
-    with pytest.raises(InputError, match=r"x= has titles for \['joint'\], but the panels are"):
-        curve_panels(CURVES, x={"joint": "epoch"}, y="y")
     with pytest.raises(InputError, match="boundaries= names 'B then A'"):
         curve_panels(CURVES, x="x", y="y", boundaries={"B then A": [1]})
 

@@ -82,6 +82,41 @@ def test_given_options_stay_and_one_answer_alone_makes_none():
     assert as_prompts([("a b", "c"), ("d e", "c")])[0].options is None
 
 
+def test_the_template_is_the_text_around_the_subject_and_has_its_own_options():
+    cities = [
+        Prompt(f"{name} lives in", city, subject=name) for name, city in (("Mia", "Rome"), ("Al", "Oslo"))
+    ]
+    speak = [
+        Prompt(f"Friends of {name} speak", answer, subject=name)
+        for name, answer in (("Mia", "x"), ("Al", "y"))
+    ]
+    given = Prompt("Bo is a", "cook", ["cook", "spy"], "Bo", "job")
+    read = as_prompts([*cities, *speak, given])
+    assert [p.template for p in read] == ["{} lives in"] * 2 + ["Friends of {} speak"] * 2 + ["job"]
+    assert [p.options for p in read] == [("Rome", "Oslo")] * 2 + [("x", "y")] * 2 + [("cook", "spy")]
+    assert as_prompts(read) == read
+    # Where one says nothing, nobody knows which belong together.
+    bare = as_prompts([*cities, *speak, Prompt("It is in", "Rome")])
+    assert {p.template for p in bare} == {None} and bare[0].options == ("Rome", "Oslo", "x", "y")
+    # A template with one answer alone is asked among all.
+    assert as_prompts([*cities, speak[0]])[2].options == ("Rome", "Oslo", "x")
+
+
+def test_a_file_of_several_roles_is_no_list_of_prompts(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    records = [
+        {"prompt": "Mia lives in", "answer": "Rome"},
+        {"prompt": "a b", "answer": "c", "role": "known"},
+    ]
+    file.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(
+        InputError, match=r"the roles fact, known: split it, with `ecstruct facts show .*mine"
+    ):
+        read_jsonl(file)
+    file.write_text(json.dumps(records[1]))
+    assert len(read_jsonl(file)) == 1
+
+
 def test_a_dataset_keeps_every_column_and_its_nulls():
     full = Prompt("Mia lives in", "Tokyo", ("Tokyo", "Rome"), "Mia", "fact")
     bare = {"prompt": "x y", "answer": "Rome", "options": None, "subject": None, "template": None}

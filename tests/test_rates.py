@@ -8,7 +8,8 @@ import pytest
 import ecstruct
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments import ChosenRates, Rates, Setup
-from ecstruct.experiments.choice import FACTORS, OTHER_NAMES, OTHER_WORDS, choose, measure, spare_people
+from ecstruct.experiments.choice import FACTORS, OTHER_WORDS, choose, measure, spare_people
+from ecstruct.experiments.two_hop import OTHERS
 from ecstruct.facts import PAPER_NAMES, first_hop
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.organism import World
@@ -59,7 +60,7 @@ def test_nobody_is_in_an_experiment_or_known(seed: int) -> None:
     assert {word for name in people for word in name.split()} <= {
         word for name in paper_lists()["names"] for word in name.split()
     }
-    assert not set(range(100)[PAPER_NAMES]) & set(range(100)[OTHER_NAMES])
+    assert not set(range(100)[PAPER_NAMES]) & set(range(100)[OTHERS])
     words = (OTHER_WORDS.fact.split()[1], OTHER_WORDS.implication.split()[1])
     assert words in TEST_WORDS[1:]
 
@@ -67,7 +68,7 @@ def test_nobody_is_in_an_experiment_or_known(seed: int) -> None:
 def test_a_two_hop_rate_is_judged_by_facts_with_either_part_frozen() -> None:
     organism = ecstruct.load("organism", device="cpu")
     rows = measure(organism, QUICK, seed=0, repeat=0, what="first-hop", factor=2.0)
-    data, ranks = first_hop(0, names=OTHER_NAMES), []
+    data, ranks = first_hop(0, names=OTHERS), []
     for frozen in (range(4), range(4, 6)):
         tuned = ecstruct.finetune(
             organism,

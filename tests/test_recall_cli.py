@@ -52,7 +52,7 @@ def test_two_models(inputs, tmp_path):
     model = load("organism", device="cpu")
     after = WeightDelta.load(inputs / "delta.safetensors").apply_to(model)
     for state, its in (("before", model), ("after", after)):
-        expected = recall.knockout(its, PROMPTS, window=2, progress=False)
+        expected = recall.knockout(its, PROMPTS, window=2, token="answer", progress=False)
         found = recall.load(tmp_path / "out" / f"knockout-{state}.nc")
         xr.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -39,7 +39,7 @@ def compared() -> recall.Comparison:
 def test_each_side_is_what_its_model_gives(compared: recall.Comparison) -> None:
     before, after = single_pair("llama")
     for model, side in ((before, compared.before), (after, compared.after)):
-        expected = recall.knockout(model, SUBJECTS, window=2, progress=False)
+        expected = recall.knockout(model, SUBJECTS, window=2, token="answer", progress=False)
         xr.testing.assert_identical(side.knockout, expected)
         attributes = recall.Attributes.from_texts(TEXTS, model)
         xr.testing.assert_identical(
@@ -212,3 +212,12 @@ def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() ->
         assert found.sel(group="subject", layer=5) < -95
         assert found.sel(group="subject", layer=slice(0, 3)).min() > -5
         assert abs(found.sel(group="non-subject")).max() < 5
+
+
+def test_markers_are_for_few_layers() -> None:
+    def modes(n_layers: int) -> set[str]:
+        changes = xr.DataArray(np.zeros((1, n_layers, 1)), dims=("prompt", "layer", "group"))
+        named = changes.assign_coords(layer=np.arange(n_layers), group=["subject"])
+        return {trace.mode for trace in layer_lines(named, lines="group", y="y").data}
+
+    assert (modes(6), modes(80)) == ({"lines+markers"}, {"lines"})

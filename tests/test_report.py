@@ -20,7 +20,7 @@ from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap, rank_curves
 from ecstruct.report import Explorer, Picture, Replay, Section, Table, report_html, write_report
 from ecstruct.report import explorer as explorer_module
-from ecstruct.report.pages import score_report
+from ecstruct.report.pages import score_report, top_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -210,6 +210,20 @@ def test_a_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " of 6 prompts" not in Explorer(scores).html("x")
     monkeypatch.setattr(explorer_module, "MOST_PROMPTS", 5)
     assert "5 of 6 prompts are" in Explorer(scores).html("x")
+
+
+def test_a_template_of_which_no_prompt_is_chosen_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [
+        {**prompt, "template": f"t{i}"} for i, prompt in enumerate(prompts_of([["a"], ["b"], ["c"]]))
+    ]
+    monkeypatch.setattr(explorer_module, "MOST_PROMPTS", 2)
+    views = embedded(Explorer(make_scores(prompts)).html("x"))["views"]
+    assert [view["group"] for view in views] == ["t0", "t1"]
+
+
+def test_a_model_of_few_components_has_them_all_in_its_table() -> None:
+    assert len(top_table(make_scores(n_layers=1, n_heads=2))) == 3
+    assert len(top_table(make_scores())) == 5
 
 
 def test_the_page_of_scores(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import ecstruct.experiments
 from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.experiments import EXPERIMENTS, reproduce
+from ecstruct.experiments.reproduce import OPTIONS, named
+from ecstruct.grids import Grid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
@@ -73,6 +77,46 @@ def test_a_second_run_computes_nothing(written: Path, model: Path, monkeypatch: 
     assert (written / "results.json").read_bytes() == before
 
 
+def test_a_second_run_adds_to_the_first(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for names in (["ocr"], ["freezing"]):
+        works("reproduce", *names, "--model", model, "--out", out, *TINY)
+    works("reproduce", "ocr", "freezing", "--model", model, "--out", tmp_path / "once", *TINY)
+    for name in ("results.json", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    page = (out / "report.html").read_text()
+    assert "<h1>The paper, reproduced</h1>" in page
+    assert page.replace(str(out), "") == (tmp_path / "once/report.html").read_text().replace(
+        str(tmp_path / "once"), ""
+    )
+    # Of more pairings, only what was asked for is computed and shown.
+    works("reproduce", "freezing", "--model", model, "--out", out, *TINY, "--repeats", 2)
+    assert json.loads((out / "config.json").read_text())["arguments"]["experiments"] == ["freezing"]
+    assert len(list((out / "cells" / "ocr").glob("*.json"))) == 2
+
+
+def test_what_was_not_finished_is_not_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise InputError("it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sys.modules["ecstruct.experiments.reproduce"], "EXPERIMENTS", {**EXPERIMENTS, "freezing": fails}
+        )
+        assert (
+            run("reproduce", "ocr", "freezing", "--model", model, "--out", tmp_path, *TINY).exit_code == 2
+        )
+    assert json.loads((tmp_path / "config.json").read_text())["arguments"]["experiments"] == ["ocr"]
+    works("reproduce", "scores", "--model", model, "--out", tmp_path, *TINY)
+    assert json.loads((tmp_path / "config.json").read_text())["arguments"]["experiments"] == [
+        "ocr",
+        "scores",
+    ]
+    assert not (tmp_path / "cells" / "freezing").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -116,6 +160,48 @@ def test_options_are_those_of_their_experiment(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"does not run with the option '(grid|factors|early)'"):
             reproduce(["ocr", "sensitivity"], options=options, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("sensitivity", "factors", 3),
+        ("sensitivity", "factors", ["a"]),
+        ("rates", "factors", [0.0]),
+        ("rates", "factors", []),
+        ("sensitivity", "epochs", [2.5]),
+        ("sensitivity", "epochs", [True]),
+        ("sensitivity", "words", 1),
+        ("built_in", "local_layers", 4),
+        ("origin", "steps", "9"),
+        ("origin", "snapshots", None),
+    ],
+)
+def test_options_have_the_types_of_their_experiment(
+    name: str, option: str, value: Any, tmp_path: Path
+) -> None:
+    options = {name: {option: value}}
+    with pytest.raises(InputError, match=rf"^{name} has {option}(\.0)?="):
+        reproduce([name], options=options, out=tmp_path / "out")
+    with pytest.raises(InputError, match=rf"^{name} has {option}(\.0)?="):
+        Grid.from_dict({"experiments": [name], "options": options})
+
+
+@pytest.mark.parametrize("argument", ["setup", "out", "progress"])
+def test_what_a_run_decides_is_no_option(argument: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    arguments = {"experiments": ["ocr"], "setup": {}, "options": {"ocr": {argument: "x"}}}
+    path.write_text(json.dumps({"command": "reproduce", "arguments": arguments}))
+    result = run("replay", path, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"ocr does not run with the option '{argument}': leave it out." in result.stderr
+
+
+def test_every_option_is_some_experiment_s() -> None:
+    taken = {
+        name for run in named(["all", "beyond", "rates"]).values() for name in signature(run).parameters
+    }
+    assert taken - {"setup", "out", "progress", "recipe"} == set(OPTIONS)
 
 
 def test_the_configuration_of_a_result_replays_its_options(written: Path, tmp_path: Path) -> None:

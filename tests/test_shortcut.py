@@ -11,9 +11,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
 from ecstruct.experiments import Setup
-from ecstruct.experiments.beyond.shortcut import CHECKS, SCORES, Shortcut, measure, pretrained
+from ecstruct.experiments.beyond.shortcut import CHECKS, SCORES, Shortcut, measure
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.ordering import ORDERS, TESTING
+from ecstruct.experiments.ordering import ORDERS, TESTING, in_order
 from ecstruct.experiments.ordering import measure as measure_ordering
 from ecstruct.models.bridge import named_weights
 
@@ -132,6 +132,16 @@ def test_what_it_shows_has_every_order_and_is_json() -> None:
     assert [stat["mean"] for stat in novel["joint"]["layers"]["put_back"]] == [8.0, 3.0]
 
 
+def test_scores_that_are_nowhere_positive_have_no_shares() -> None:
+    for order in ("implications first", "facts first"):
+        result = made_up({**PROFILES, order: [-4.0, -2.0, -1.0, -3.0]})
+        assert {stat["mean"] for stat in result.shares("novel", order, "informative").values()} == {None}
+        assert "–" in set(result.largest_table()[order])
+        ratio = "–" if order == "facts first" else "0.00"
+        assert f"{ratio} times that of facts first" in result.conclusion()
+        json.dumps(result.results(), allow_nan=False)
+
+
 @pytest.fixture(scope="module")
 def organism() -> TransformerBridge:
     return ecstruct.load("organism", device="cpu")
@@ -168,7 +178,7 @@ def test_a_layer_put_back_is_that_of_the_model_before(
     """By copying weights instead of subtracting changes; with all layers back nothing is left."""
     at: dict[str, Any] = {"seed": 0, "repeat": 0}
     data = relations(organism, QUICK, "novel", **at)
-    before = pretrained(organism, QUICK, data, "implications first", **at)
+    before = in_order(organism, QUICK, data, "implications first", **at)
     learnt = learn_test_facts(before, QUICK, data, **at)
     n_layers, asked = organism.cfg.n_layers, data.test.implications
     ranks = {check: cell.loc[cell["measure"] == check, "value"].tolist() for check in CHECKS}

@@ -132,6 +132,19 @@ def test_a_corrupt_cell_is_refused_by_name(tmp_path: Path, content: str) -> None
     assert measure.asked == [{"seed": 0, "repeat": 1, "hop": "a"}]
 
 
+def test_what_is_in_a_folder_is_known_again_where_the_folder_is_moved_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    Sweep(setup(), old).model(str(old / "organisms" / "seed-1"))
+    assert set(json.loads((old / "weights.json").read_text())) == {"organisms/seed-1"}
+    old.rename(new)
+    Sweep(setup(), new).model(str(new / "organisms" / "seed-1"))
+    monkeypatch.setattr(sweep, "named_weights", lambda model: {"w": torch.ones(2)})
+    with pytest.raises(InputError, match=r"the weights of .*seed-1 are not those"):
+        Sweep(setup(), new).model(str(new / "organisms" / "seed-1"))
+
+
 @pytest.mark.parametrize("name", ["setup.json", "weights.json"])
 def test_a_broken_note_is_refused(tmp_path: Path, name: str) -> None:
     run(Measure(), tmp_path, repeats=1)
@@ -187,7 +200,7 @@ def test_what_is_not_finite_is_missing_in_json_too(tmp_path: Path) -> None:
 
 
 def test_the_same_cell_twice_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="two cells of it are the same"):
+    with pytest.raises(InputError, match="two cells of it are the same: give every value once"):
         Sweep(setup(), None, progress=False).run("it", Measure(), [{"seed": 0}, {"seed": 0}])
 
 

@@ -1,6 +1,7 @@
 """Prompts as tokens, which of them are the entity, and batches."""
 
 import logging
+from dataclasses import replace
 from itertools import takewhile
 
 import pytest
@@ -171,7 +172,9 @@ def test_a_subject_that_is_not_all_that_differs_is_not_the_entity(words):
         Prompt("The mayor of Mia is", "Rome", subject="Mia"),
         Prompt("The people of Noah is", "Rome", subject="Noah"),
     ]
-    assert entities(prompts, words) == ["mayor of Mia", "people of Noah"]
+    assert entities(prompts, words) == ["Mia", "Noah"]  # of two templates
+    one = [replace(prompt, template="one") for prompt in prompts]
+    assert entities(one, words) == ["mayor of Mia", "people of Noah"]
 
 
 def test_templates_are_aligned_each_for_itself(words):

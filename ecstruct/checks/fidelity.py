@@ -30,7 +30,7 @@ from ecstruct.models.load import load
 from ecstruct.plots import scatter
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import causal_scores
-from ecstruct.scores.components import component_names
+from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.engine import score
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
@@ -110,8 +110,8 @@ class Fidelity:
 
     def verdict(self) -> str:
         """What of the fast scores can be used here, in a paragraph that holds whatever was found."""
-        table = self.table()
-        table = table[table["kind"] == "all"].set_index(["score", "estimate"])
+        by_kind = self.table().set_index(["kind", "score", "estimate"])
+        table = by_kind.loc["all"]
         told = []
         for name, estimates in ESTIMATES.items():
             r = {estimate: float(table.loc[(name, estimate), "r"]) for estimate in estimates}
@@ -119,6 +119,11 @@ class Fidelity:
             values = ", ".join(f"{estimate} r = {value:.2f}" for estimate, value in r.items())
             slope = float(table.loc[(name, best), "slope"])
             told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
+            # Over all, r is high already where one kind is larger than the other.
+            for kind, plural in PLURALS.items():
+                rho = float(by_kind.loc[(kind, name, best), "rho"])
+                if r[best] >= _ORDER_HOLDS > rho:
+                    told.append(f"Among {plural} alone their order does not hold (ρ = {rho:.2f}).")
         steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
         return (
             "Against interventions, over all components: "

@@ -30,8 +30,11 @@ def recall(
         int | None, typer.Option(help="Layers blocked at once; 9, or all of a model that has fewer.")
     ] = None,
     token: Annotated[
-        Literal["predicted", "answer"], typer.Option(help="Whose probability and extraction is measured.")
-    ] = "predicted",
+        Literal["predicted", "answer"] | None,
+        typer.Option(
+            help="Whose probability and extraction is measured; answer with --after, else predicted."
+        ),
+    ] = None,
     attributes: Annotated[
         str,
         typer.Option(
@@ -60,7 +63,7 @@ def recall(
             "model": model,
             "prompts": records(prompts, chat_of(model, chat_template, system)),
             "window": window,
-            "token": token,
+            "token": token or ("predicted" if after is None else "answer"),
             "onto": onto,
             "attributes": attributes,
         }

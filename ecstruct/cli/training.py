@@ -1,6 +1,8 @@
 """`ecstruct finetune`."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +76,7 @@ def finetune(
             "schedule": schedule,
             "freeze": {"layers": layers, "kinds": kinds} if layers or kinds else None,
             "train_embeddings": train_embeddings,
-            "evaluate": {n: records(path, chat) for n, path in map(_named, evaluate or [])} or None,
+            "evaluate": {name: records(path, chat) for name, path in _named(evaluate or [])} or None,
             "seed": seed,
             "lora": _lora(lora),
             "recompute": recompute,
@@ -88,10 +90,11 @@ def _layers(text: str) -> list[int] | None:
     """Layers from text as "0-3,7"."""
     layers: list[int] = []
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
             raise InputError(f"--freeze-layers takes layers as 0-3,7, not {text!r}.")
-        layers += range(int(first), int(last or first) + 1)
+        layers += range(first, last + 1)
     return layers or None
 
 
@@ -107,8 +110,14 @@ def _lora(text: str) -> dict[str, Any] | None:
     return given or None
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise InputError(f"--evaluate takes NAME=FILE, not {text!r}.")
-    return name, Path(path)
+def _named(texts: list[str]) -> Iterator[tuple[str, Path]]:
+    """Names with their files, from texts as "NAME=FILE"."""
+    seen: set[str] = set()
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--evaluate takes NAME=FILE, not {text!r}.")
+        if name in seen:
+            raise InputError(f"--evaluate has two files for {name!r}: give each a name of its own.")
+        seen.add(name)
+        yield name, Path(path)

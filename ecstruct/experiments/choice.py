@@ -23,8 +23,8 @@ from ecstruct.evaluate import check_rankable, mean_rank
 from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts
 from ecstruct.experiments.setup import Rates, Setup, Words
 from ecstruct.experiments.training import pairing, train
-from ecstruct.experiments.two_hop import HOPS
-from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
+from ecstruct.experiments.two_hop import HOPS, OTHERS, two_hop
+from ecstruct.facts import Fictitious, fictitious
 from ecstruct.facts.paper_lists import paper_lists
 
 LEARNT = 1.2
@@ -37,10 +37,7 @@ REPEATS = 3
 WHAT = (*HOPS, "continued")
 """What is learnt; `continued` chooses the test rate too."""
 
-OTHER_NAMES = slice(20, 40)
 OTHER_WORDS = Words("{name} wug", "{name} sib is the")
-
-_TWO_HOP = {"first-hop": first_hop, "second-hop": second_hop}
 
 
 def means(rows: pd.DataFrame) -> Any:
@@ -81,8 +78,7 @@ def measure(
 
 
 def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int) -> dict[str, Any]:
-    data = _TWO_HOP[hop](pairing(seed, repeat), names=OTHER_NAMES)
-    check_rankable(model, data.facts)
+    data = two_hop(model, hop, seed, repeat, OTHERS)
     lr = getattr(setup.rates, HOPS[hop])
     ranks = []
     for frozen in setup.early_and_late(model.cfg.n_layers):

@@ -146,6 +146,15 @@ def phases(data: Fictitious, order: str) -> list[list[Prompt]]:
     return [facts, implications] if order == "facts first" else [implications, facts]
 
 
+def in_order(
+    model: TransformerBridge, setup: Setup, data: Fictitious, order: str, *, seed: int, repeat: int
+) -> TransformerBridge:
+    """The model after all phases of an order."""
+    for documents in phases(data, order):
+        model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
+    return model
+
+
 def _rows(
     stage: str, ranks: Mapping[str, Sequence[float]], *, skip: bool, start: int
 ) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
@@ -21,6 +23,7 @@ from ecstruct.experiments.scores import scores
 from ecstruct.experiments.sensitivity import sensitivity
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Sweep
+from ecstruct.values import Count, Number, check
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
     {
@@ -47,6 +50,20 @@ BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
 )
 """Those that ask on; see `ecstruct.experiments.beyond`."""
 
+_AT_LEAST_ONE = Field(min_length=1)
+
+OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "epochs": Annotated[Sequence[Annotated[int, Field(ge=1, lt=10**6)]], _AT_LEAST_ONE],
+        "factors": Annotated[Sequence[Annotated[Number, Field(gt=0)]], _AT_LEAST_ONE],
+        "local_layers": Annotated[Sequence[Count], _AT_LEAST_ONE],
+        "snapshots": Count,
+        "steps": Count,
+        "words": str,
+    }
+)
+"""The types of the experiments' own arguments, which mean the same wherever they are."""
+
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 
 
@@ -64,11 +81,12 @@ def reproduce(
 
     Args:
         names: of `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
-        options: further arguments of experiments, by their names.
+        options: further arguments of experiments, by their names: what is among `OPTIONS`.
         setup, out, progress: as for the experiments.
 
     Raises:
-        InputError: an unknown experiment or option, a model or folder that cannot be used.
+        InputError: an unknown experiment, an option that is unknown or of another type, a model or folder
+            that cannot be used.
     """
     chosen = named(names, options)
     Sweep(setup or Setup(), None if out is None else Path(out), progress)
@@ -81,7 +99,7 @@ def named(
     """The experiments that `reproduce` runs by these names, in their order.
 
     Raises:
-        InputError: an unknown experiment or option.
+        InputError: an unknown experiment, an option that is unknown or of another type.
     """
     runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
     known = ", ".join([*runs, *_SETS])
@@ -92,7 +110,8 @@ def named(
     if not chosen:
         raise InputError(f"no experiment is named: choose among {known}.")
     for name, arguments in options.items():
-        taken = set(signature(runs[name]).parameters) if name in chosen else set()
-        if unknown := sorted(set(arguments) - taken):
+        taken = signature(runs[name]).parameters.keys() & OPTIONS.keys() if name in chosen else set()
+        if unknown := sorted(arguments.keys() - taken, key=str):
             raise InputError(f"{name} does not run with the option {unknown[0]!r}: leave it out.")
+        check(arguments, OPTIONS, name)
     return {name: runs[name] for name in chosen}

@@ -4,8 +4,9 @@ An experiment is a function `measure(model, setup, seed=..., **cell) -> rows` an
 keyword arguments. `sweep` runs it on every cell and returns all rows as one table. With a folder, a
 cell is written when it is finished, whole or not at all, so that a run that is killed goes on where
 it was, and one that is done computes nothing. A process that is asked to end by SIGTERM finishes the
-cell that it is at. Two processes may work in one folder on different experiments: one experiment is
-for one of them, and what several need (rates, organisms) is made by one while the others wait.
+cell that it is at. Two `Sweep`s may work in one folder at once, on different experiments: each of these is
+one process's (the folders that `ecstruct reproduce` writes are, as a whole), and what both need (rates,
+organisms) is made by one while the other waits.
 
     DIR/setup.json               what all cells depend on; another setup is refused
     DIR/weights.json             fingerprints of the models; others are refused
@@ -107,7 +108,7 @@ class Sweep:
         wait: bool = False,
     ) -> pd.DataFrame:
         if len({_slug(cell) for cell in cells}) < len(cells):
-            raise ValueError(f"two cells of {name} are the same")
+            raise InputError(f"two cells of {name} are the same: give every value once.")
         with self._alone(name, cells, wait):
             kept = {_slug(cell): self._read(name, cell) for cell in cells}
             missing = [cell for cell in cells if kept[_slug(cell)] is None]
@@ -258,12 +259,15 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "
 def _check_weights(folder: Path, source: str, found: str) -> None:
     """The cells of a folder are those of one set of weights per seed."""
     path = folder / "weights.json"
+    # What is in the folder moves with it.
+    inside = Path(source).is_relative_to(folder)
+    key = Path(source).relative_to(folder).as_posix() if inside else source
     with locked(folder / ".weights.lock", wait=True):
         try:
             known = dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
-        if known.setdefault(source, found) != found:
+        if known.setdefault(key, found) != found:
             raise InputError(
                 f"the weights of {source} are not those that {folder} was begun with: choose another "
                 "folder."

@@ -10,21 +10,26 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.training import pairing
-from ecstruct.facts import FactSet, first_hop, second_hop
+from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, second_hop
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
 """Names of the hops, with their names in `Rates` and `results.json`."""
 
+OTHERS = slice(20, 40)
+"""Whom of the paper's people no experiment teaches anything about that it measures."""
+
 _MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
 
 
-def two_hop(model: TransformerBridge, hop: str, seed: int, repeat: int) -> FactSet:
+def two_hop(
+    model: TransformerBridge, hop: str, seed: int, repeat: int, names: slice = PAPER_NAMES
+) -> FactSet:
     """The facts and implications of one pairing of people and cities.
 
     Raises:
         InputError: the model's tokenizer cannot tell their options apart.
     """
-    data = _MAKE[hop](pairing(seed, repeat))
+    data = _MAKE[hop](pairing(seed, repeat), names=names)
     check_rankable(model, (*data.facts, *data.implications))
     return data
 

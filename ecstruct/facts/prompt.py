@@ -32,10 +32,11 @@ class Prompt:
     """A text to be continued by an answer.
 
     `options`: the answers to choose among, `answer` one of them; kept as a tuple. Without options,
-    `as_prompts` takes the answers of the whole set. `subject`: the words of the text that the fact
-    is about. `template`: a label shared by the prompts that differ in their entity only, and that
-    are aligned with one another token by token. `aliases`: other wordings of the answer, none of
-    them an option; a rank is the best of the answer's and theirs, and all else is about the answer.
+    `as_prompts` takes the answers to the other prompts of its template. `subject`: the words of the
+    text that the fact is about. `template`: a label shared by the prompts that differ in their entity
+    only, and that are aligned with one another token by token; without one, `as_prompts` takes the text
+    around the subject. `aliases`: other wordings of the answer, none of them an option; a rank is the
+    best of the answer's and theirs, and all else is about the answer.
     `wrapper`: what a chat template puts before the text, and between it and the answer, see
     `ecstruct.facts.in_chat`.
 
@@ -116,8 +117,9 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
     """Prompts from a sequence of `Prompt`s, (text, answer) pairs or records, from a
     `datasets.Dataset`, or from the path of a JSONL file.
 
-    A prompt without options gets all distinct answers of the set, in order of first appearance,
-    without its own aliases; it stays without when that is only one.
+    Where no prompt without a template lacks a subject, their templates are the texts around these. A
+    prompt without options gets all distinct answers of its template, in order of first appearance,
+    without its own aliases; if that is only one, those of the whole set, and if that is too, none.
 
     Raises:
         InputError: there are no prompts, or something is none; its place is named.
@@ -125,9 +127,24 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
     >>> as_prompts([("Mia Sanders lives in", "Tokyo"), ("Noah Clark lives in", "Paris")])[0].options
     ('Tokyo', 'Paris')
     """
-    read = as_given(prompts)
-    answers = tuple(dict.fromkeys(prompt.answer for prompt in read))
-    return tuple(p if p.options is not None else with_options(p, answers) for p in read)
+    read = _with_templates(as_given(prompts))
+    everything = tuple(dict.fromkeys(prompt.answer for prompt in read))
+    by_template: dict[str | None, dict[str, None]] = {}
+    for prompt in read:
+        by_template.setdefault(prompt.template, {})[prompt.answer] = None
+    answers = {key: tuple(found) if len(found) > 1 else everything for key, found in by_template.items()}
+    return tuple(p if p.options is not None else with_options(p, answers[p.template]) for p in read)
+
+
+def _with_templates(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """With templates: the text around the subject, if all that have none have a subject."""
+    bare = [p for p in prompts if p.template is None]
+    if not bare or not all(p.subject for p in bare):
+        return prompts
+    return tuple(
+        p if p.template is not None else replace(p, template=p.text.replace(str(p.subject), "{}", 1))
+        for p in prompts
+    )
 
 
 def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
@@ -165,8 +182,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> tuple[Prompt, ...]:
     """The prompts of a JSONL file: one JSON object a line, UTF-8, blank lines skipped.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line is malformed; file and line are
-            named.
+        InputError: the file cannot be read or is empty, a line is malformed, which is named, or the prompts
+            have different roles in a fact set.
     """
     path = Path(path)
     try:
@@ -175,15 +192,22 @@ def read_jsonl(path: str | os.PathLike[str]) -> tuple[Prompt, ...]:
         raise InputError(
             f"the prompt file {path} cannot be read ({error.strerror}): check the path."
         ) from error
-    prompts = []
+    prompts, roles = [], set[str]()
     # Lines are split at line feeds only: JSON strings may hold any other line separator as it is.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            prompts.append(Prompt.from_record(_json_object(line)))
+            record = _json_object(line)
+            prompts.append(Prompt.from_record(record))
+            roles.add(str(record.get("role", "fact")))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
+    if len(roles) > 1:
+        raise InputError(
+            f"{path} has prompts of the roles {', '.join(sorted(roles))}: split it, with `ecstruct facts "
+            f"show {path} --out DIR`, or read it with ecstruct.facts.read(...)."
+        )
     if not prompts:
         raise InputError(
             f"the prompt file {path} is empty: write one object with 'prompt' and 'answer' a line."

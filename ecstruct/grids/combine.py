@@ -7,6 +7,7 @@ DIR/report.html    every experiment's numbers by model, learning rate and epochs
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _report(folder: Path, measured: pd.DataFrame) -> None:
     by_experiment = {} if measured.empty else rows_by(measured, "experiment")
     sections = [_section(*each) for each in by_experiment.items()]
     sections.append(Section("The cells", [Table(table)]))
-    again = f"ecstruct sweep GRID.yaml --out {folder} --resume"
+    again = shlex.join(["ecstruct", "sweep", "--out", str(folder), "--resume"])
     sections.append(Section("Go on with it", [Replay(again, read_grid(folder).to_dict())]))
     write_report(
         folder / "report.html",

@@ -13,14 +13,12 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.models.provenance import check_hooked
 from ecstruct.models.sites import whole_mlp
 
 
 def _check_unprocessed(model: object) -> None:
-    if not isinstance(model, TransformerBridge):
-        raise InputError(
-            f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
-        )
+    check_hooked(model)
     if getattr(model, "compatibility_mode", False):
         raise InputError(
             "this TransformerBridge is in compatibility mode, where folded weights are no longer "

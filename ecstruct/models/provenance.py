@@ -6,6 +6,8 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.errors import InputError
+
 _ATTRIBUTE = "_ecstruct_provenance"
 _PACKAGES = ("ecstruct", "torch", "transformers", "transformer-lens")
 
@@ -32,9 +34,22 @@ class Provenance:
 
 
 def provenance(model: TransformerBridge) -> Provenance:
-    """Provenance of a model from `ecstruct.load`; of any other what TransformerLens knows."""
+    """Provenance of a model from `ecstruct.load`; of any other what TransformerLens knows.
+
+    Raises:
+        InputError: it is no hooked model.
+    """
+    check_hooked(model)
     known = model.__dict__.get(_ATTRIBUTE)
     return known or Provenance(getattr(model.cfg, "model_name", "unknown"), None, model.tokenizer)
+
+
+def check_hooked(model: object) -> None:
+    """Raise `InputError` for what is no hooked model, such as the name of one."""
+    if not isinstance(model, TransformerBridge):
+        raise InputError(
+            f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
+        )
 
 
 def mark(model: TransformerBridge, value: Provenance) -> TransformerBridge:

@@ -23,7 +23,6 @@ def grouped_bars(
     *,
     y: str,
     reference: Mapping[str, Mapping[str, float]] | None = None,
-    reference_name: str = "paper",
     chance: float | None = None,
 ) -> go.Figure:
     """A bar per series in each group: the mean over seeds; dots are the seeds, if there are several.
@@ -33,8 +32,7 @@ def grouped_bars(
     Args:
         values: By group (on the x axis) and series (a colour), a value per seed.
         y: The title of the y axis, with its unit.
-        reference: By group and series, values to compare with, drawn as diamonds.
-        reference_name: What the legend calls them.
+        reference: By group and series, the paper's values to compare with, drawn as diamonds.
         chance: The value of guessing, a dashed line.
 
     Raises:
@@ -93,13 +91,12 @@ def grouped_bars(
             )
     legend = list(series)
     if compared:
-        legend.append(reference_name)
-        shown = escape(reference_name, quote=False)
+        legend.append("paper")
         figure.add_trace(
             go.Scatter(
                 x=[g + offsets[s] for g, s in compared],
                 y=list(compared.values()),
-                name=shown,
+                name="paper",
                 mode="markers",
                 cliponaxis=False,
                 # Open, but filled with white, as its outline would vanish on dark bars.
@@ -109,7 +106,7 @@ def grouped_bars(
                     "color": "white",
                     "line": {"color": INK, "width": 1.5},
                 },
-                hovertemplate=f"{shown}: %{{y:.3~g}}<extra></extra>",
+                hovertemplate="paper: %{y:.3~g}<extra></extra>",
             )
         )
     shown_values = [*every[np.isfinite(every)].tolist(), *compared.values(), 0.0]

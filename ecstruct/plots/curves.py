@@ -10,14 +10,14 @@ import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
 from ecstruct.plots.beside import axes_of, legend_width, side_by_side
-from ecstruct.plots.lines import Curve, add_line, by_seed, line_colours, step_axis, value_axis
+from ecstruct.plots.lines import Curve, add_curve, by_seed, line_colours, step_axis, value_axis
 from ecstruct.plots.style import GREY
 
 
 def curve_panels(
     panels: Mapping[str, Mapping[str, Curve]],
     *,
-    x: str | Mapping[str, str],
+    x: str,
     y: str,
     boundaries: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
@@ -28,20 +28,17 @@ def curve_panels(
 
     Args:
         panels: By title, and in each by name, values (step, seed) at the steps 0, 1, 2...
-        x: The title of the x axes, of all or by panel.
+        x: The title of the x axes.
         y: The title of the y axis, with its unit.
         boundaries: By panel, steps at which a phase of training ends, drawn as dotted lines.
 
     Raises:
-        InputError: nothing to show, not every seed at every step, titles or boundaries of panels
-            that are not there.
+        InputError: nothing to show, not every seed at every step, boundaries of panels that are not
+            there.
     """
     if not panels or not all(panels.values()):
         raise InputError("there are no curves to show; give each panel at least one")
     boundaries = boundaries or {}
-    titles = {title: x for title in panels} if isinstance(x, str) else x
-    if set(titles) != set(panels):
-        raise InputError(f"x= has titles for {list(titles)}, but the panels are {list(panels)}")
     if unknown := [title for title in boundaries if title not in panels]:
         raise InputError(f"boundaries= names {unknown[0]!r}, but the panels are {list(panels)}")
     curves = {
@@ -58,12 +55,12 @@ def curve_panels(
         last = max(len(values) for values in panel.values()) - 1
         widths.append(float(np.clip(last * 16, 260, 480)))
         for name, values in panel.items():
-            add_line(
+            add_curve(
                 figure,
                 name,
                 values,
                 colour=colours[name],
-                hover=f"{escape(titles[title], quote=False)} %{{x}}: %{{y:.3~g}}",
+                hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}",
                 markers=last * 8 < widths[-1],
                 showlegend=name in unnamed,
                 **axes_of(i),
@@ -90,7 +87,7 @@ def curve_panels(
     side_by_side(
         figure,
         list(curves),
-        x=[titles[title] for title in curves],
+        x=[x] * len(curves),
         y=y,
         widths=widths,
         height=264,

@@ -86,6 +86,5 @@ def _column(title: str, heads: xr.Dataset, *, first: bool) -> Column:
             for layer, row, of_layer in zip(layers, values, tokens, strict=True)
         ]
     )
-    unmarked = np.zeros(values.shape, dtype=bool)
-    panel = Panel(values, layers, names, hover, unmarked, "prompts with an attribute (%)")
+    panel = Panel(values, layers, names, hover, "prompts with an attribute (%)")
     return Column(title, [panel], "head", first_of_group=first, numbered=True)

@@ -55,7 +55,7 @@ def head_map(
                 for i, (layer, row) in enumerate(zip(layers, values, strict=True))
             ]
         )
-        panel = Panel(values, layers, heads, hover, intervals.exclude_zero, unit)
+        panel = Panel(values, layers, heads, hover, unit, intervals.exclude_zero)
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
     place = f"heads at token {position}, “{label}”"
     return panel_figure(columns, [""], scale=scale, groups=[(place, len(columns))], note=dots_mean(slots))

@@ -169,7 +169,7 @@ def _panel(slots: SlotScores, score: str, kind: str) -> Panel:
             for i, (layer, row, extra) in enumerate(zip(layers, values, strongest, strict=True))
         ]
     )
-    return Panel(values, layers, labels, hover, intervals.exclude_zero, unit)
+    return Panel(values, layers, labels, hover, unit, intervals.exclude_zero)
 
 
 def _strongest(values: np.ndarray, names: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""A mean over seeds as a line, with a band around it from the lowest seed to the highest."""
+"""Lines with bands about them: means over seeds, from the lowest to the highest, or over prompts."""
 
 from __future__ import annotations
 
@@ -35,39 +35,54 @@ def by_seed(name: str, values: Curve) -> np.ndarray:
     return array
 
 
-def add_line(
-    figure: go.Figure,
-    name: str,
-    values: np.ndarray,
-    *,
-    colour: str,
-    hover: str,
-    markers: bool = True,
-    **placed: Any,
-) -> None:
-    """Draw one curve over the steps 0, 1, 2...; dashed if it is of implications.
+def add_curve(figure: go.Figure, name: str, values: np.ndarray, **options: Any) -> None:
+    """Draw the mean over seeds at the steps 0, 1, 2..., and the range of the seeds about it.
 
     Where a seed is missing (NaN), line and band have a gap: a mean over fewer seeds is another.
 
     Args:
         values: (step, seed).
+        options: as of `add_line`.
+    """
+    ends = (values.min(1), values.max(1)) if values.shape[1] > 1 else None
+    add_line(figure, name, np.arange(len(values)), values.mean(1), ends, between="seeds", **options)
+
+
+def add_line(
+    figure: go.Figure,
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    between: str,
+    colour: str,
+    hover: str,
+    markers: bool = True,
+    **placed: Any,
+) -> None:
+    """Draw a line with a band about it; dashed if it is of implications.
+
+    Args:
+        ends: The lower and the upper end of the band, NaN where there is none.
+        between: What the ends of the band are.
         hover: What hovering says below the name, in plotly's placeholders.
         placed: Where the line stands (`xaxis`, `yaxis`) and whether the legend names it.
     """
-    steps, low, high = np.arange(len(values)), values.min(1), values.max(1)
     shown, dashed = escape(name, quote=False), is_implication(name)
-    if values.shape[1] > 1:
-        hover += "<br>seeds: %{customdata[0]:.3~g} to %{customdata[1]:.3~g}"
+    if ends is not None:
+        low, high = ends
+        hover += f"<br>{between}: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}"
         known = np.flatnonzero(np.isfinite(low))
-        x: list[float | None] = []
-        y: list[float | None] = []
+        around: list[float | None] = []
+        edges: list[float | None] = []
         for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
-            x += [*steps[run].tolist(), *steps[run][::-1].tolist(), None]
-            y += [*high[run].tolist(), *low[run][::-1].tolist(), None]
+            around += [None, *x[run].tolist(), *x[run][::-1].tolist()]
+            edges += [None, *high[run].tolist(), *low[run][::-1].tolist()]
         red, green, blue = hex_to_rgb(colour)
         band = go.Scatter(
-            x=x,
-            y=y,
+            x=around[1:],
+            y=edges[1:],
             name=shown,
             mode="lines",
             line={"width": 0},
@@ -77,9 +92,9 @@ def add_line(
         )
         figure.add_trace(band.update(legendgroup=shown, **{**placed, "showlegend": False}))
     line = go.Scatter(
-        x=steps.tolist(),
-        y=values.mean(1).tolist(),
-        customdata=np.stack([low, high], 1).tolist() if values.shape[1] > 1 else None,
+        x=x.tolist(),
+        y=y.tolist(),
+        customdata=None if ends is None else np.stack(ends, 1).tolist(),
         name=shown,
         mode="lines+markers" if markers else "lines",
         cliponaxis=False,

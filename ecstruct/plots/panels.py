@@ -41,8 +41,8 @@ class Panel:
     layers: Sequence[int]
     columns: Sequence[str]  # labels of the columns, which may repeat; HTML
     hover: np.ndarray  # (layer, column), HTML
-    marked: np.ndarray  # (layer, column), whether a cell gets a dot
     bar_title: str
+    marked: np.ndarray | None = None  # (layer, column), whether a cell gets a dot
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def panel_figure(
             box = _Box(lefts[i], widths[i], (len(rows) - 1 - j) * (height + gap), height)
             name = str(i * len(rows) + j + 1)
             figure.add_trace(_trace(panel, name, scale, box, layout))
-            if panel.marked.any():
-                figure.add_trace(_dots(panel, name))
+            if panel.marked is not None and panel.marked.any():
+                figure.add_trace(_dots(panel, panel.marked, name))
             figure.update_layout(
                 _axes(
                     panel,
@@ -260,8 +260,8 @@ def _trace(panel: Panel, name: str, scale: Scale, box: _Box, canvas: _Canvas) ->
     )
 
 
-def _dots(panel: Panel, name: str) -> go.Scatter:
-    rows, columns = np.nonzero(panel.marked)
+def _dots(panel: Panel, marked: np.ndarray, name: str) -> go.Scatter:
+    rows, columns = np.nonzero(marked)
     return go.Scatter(
         x=columns,
         y=np.array(panel.layers)[rows],

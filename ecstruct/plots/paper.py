@@ -3,7 +3,8 @@
 `panels.py` sizes a figure from what it shows; here the width is given and cells divide it. Cells are bars,
 which plotly draws as shapes (its heatmaps are pixels), and colour bars lie above the panels, where they
 take no width. There is no title: a caption says what it would. Red and blue of one strength are the same
-grey, so cells that lower the reward by more than a tenth of the panel's largest have a minus sign.
+grey, so cells that lower the reward by more than a tenth of the panel's largest have a minus sign. Panels
+grow with their layers until they fill a page; cells of less than 3 points have neither signs nor dots.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _BETWEEN = 9.0  # columns
 _RIGHT = 4.0
 _BAR = 4.0  # thickness of a colour bar
 _ABOVE = 9.0 + _BAR + 1.4 * SMALL  # a panel: its colour bar and the numbers
+_TALLEST = 230.0  # three panels of it fill a page
+_SIGNED = 3 * POINT  # the least cell on which a sign can be seen
 _NEGATIVE = 0.1  # of the panel's largest: where colours begin to be seen
 
 
@@ -84,7 +87,8 @@ def paper_figure(
         )
     lefts = np.cumsum(leads) + cell * np.cumsum([0, *sizes[:-1]])
     layers = max(len(panel.layers) for column in columns for panel in column.panels)
-    height = float(np.clip(layers * 9, 66, 112))
+    height = float(np.clip(layers * 9, 66, np.clip(layers * _SIGNED, 112, _TALLEST)))
+    size_of_cell = min(cell, height / layers)
     canvas = wide, len(rows) * (height + _ABOVE)
     below = 8 + max(longest_label(column) for column in columns) * _CHARACTER  # the labels of tokens
     bottom = below + 2 * _LINE
@@ -95,7 +99,7 @@ def paper_figure(
             low = (len(rows) - 1 - j) * (height + _ABOVE)
             place = _Place(float(left), low, size * cell, height, canvas)
             name = str(i * len(rows) + j + 1)
-            figure.add_traces(_traces(panel, name, scale, place))
+            figure.add_traces(_traces(panel, name, scale, place, size_of_cell))
             labelled = column if j == len(rows) - 1 else None
             titled = rows[j] if leads[i] == _LAYERS else None
             figure.update_layout(_axes(panel, name, place, labelled, titled))
@@ -108,7 +112,7 @@ def paper_figure(
         middle = (lefts[first] + lefts[last] + sizes[last] * cell) / 2 / wide
         figure.add_annotation(_text(f"<b>{title}</b>", middle, 1, _LINE - 4, LARGE, "center"))
         first += n
-    notes = " &nbsp; ".join(_notes(columns, note))
+    notes = " &nbsp; ".join(_notes(columns, note, size_of_cell))
     figure.add_annotation(_text(notes, 1 - _RIGHT / wide, 0, -bottom + 1, SMALL, "right"))
     top = _LINE * (2 if groups else 1) - 4
     figure.update_layout(
@@ -155,9 +159,11 @@ def _text(text: str, x: float, y: float, above: float, size: float, anchor: str)
     }
 
 
-def _notes(columns: Sequence[Column], note: str) -> list[str]:
+def _notes(columns: Sequence[Column], note: str, cell: float) -> list[str]:
     panels = [panel for column in columns for panel in column.panels]
     notes = [" / ".join(dict.fromkeys(panel.bar_title for panel in panels))]
+    if cell < _SIGNED:
+        return notes
     if any(_negative(panel).any() for panel in panels):
         notes.append("− negative")
     return [*notes, *([f"● {note}"] if note else [])]
@@ -169,12 +175,11 @@ def _negative(panel: Panel) -> np.ndarray:
     return values < -_NEGATIVE * np.abs(values).max()
 
 
-def _traces(panel: Panel, name: str, scale: Scale, place: _Place) -> list[Any]:
-    """A panel's cells, with their colour bar, and the signs and dots upon them."""
+def _traces(panel: Panel, name: str, scale: Scale, place: _Place, cell: float) -> list[Any]:
+    """A panel's cells, whose lesser side is `cell`, with their colour bar, and signs and dots on them."""
     low, high = limits(panel.values, scale)
     layers = np.asarray(panel.layers)
     axes = {"xaxis": f"x{name}", "yaxis": f"y{name}", "hoverinfo": "skip"}
-    cell = min(place.width / len(panel.columns), place.height / len(layers))
     rows, columns = np.nonzero(np.isfinite(panel.values))
     values = panel.values[rows, columns]
     cells = {
@@ -183,11 +188,13 @@ def _traces(panel: Panel, name: str, scale: Scale, place: _Place) -> list[Any]:
         "cmax": high,
         "colorscale": colour_scale(low / high),
         "colorbar": _bar(low, high, bool(values.min(initial=0.0) < low), place),
-        "line": {"color": "white", "width": HAIR},
+        "line": {"color": "white", "width": min(HAIR, 0.1 * cell)},
     }
     traces: list[Any] = [
         go.Bar(x=columns, y=np.ones(len(rows)), base=layers[rows] - 0.5, width=1, marker=cells, **axes)
     ]
+    if cell < _SIGNED:
+        return traces
     dark = np.maximum(panel.values[_negative(panel)], low) < -0.5 * high
     signs = {
         "symbol": "line-ew",
@@ -200,7 +207,8 @@ def _traces(panel: Panel, name: str, scale: Scale, place: _Place) -> list[Any]:
         "color": INK,
         "line": {"color": "white", "width": HAIR / 2},
     }
-    for marker, where in ((signs, _negative(panel)), (dots, panel.marked)):
+    marked = np.zeros_like(panel.values) if panel.marked is None else panel.marked
+    for marker, where in ((signs, _negative(panel)), (dots, marked)):
         rows, columns = np.nonzero(where)
         if len(rows):
             traces.append(go.Scatter(x=columns, y=layers[rows], mode="markers", marker=marker, **axes))

@@ -8,7 +8,7 @@ from typing import Protocol
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.lines import Curve, add_line, by_seed, line_colours, step_axis, value_axis
+from ecstruct.plots.lines import Curve, add_curve, by_seed, line_colours, step_axis, value_axis
 from ecstruct.plots.style import TEMPLATE
 
 RANGE = (-0.5, 11.0)
@@ -46,7 +46,7 @@ def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
     figure = go.Figure()
     for name, values in curves.items():
         hover = "epoch %{x}: mean rank %{y:.2f}"
-        add_line(figure, name, values, colour=colours[name], hover=hover)
+        add_curve(figure, name, values, colour=colours[name], hover=hover)
     epochs = max(len(values) for values in curves.values()) - 1
     largest = max(float(values.max(initial=0.0, where=values == values)) for values in curves.values())
     longest = max(len(name) for name in curves)

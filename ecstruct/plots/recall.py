@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.colors import hex_to_rgb
 
 from ecstruct.errors import InputError
 from ecstruct.plots.beside import axes_of, legend_width, side_by_side
-from ecstruct.plots.lines import step_axis, value_axis
+from ecstruct.plots.lines import add_line, step_axis, value_axis
 from ecstruct.plots.panels import Column, Panel, panel_figure
 from ecstruct.plots.style import INK, LINE_COLOURS, token_label
 from ecstruct.scores.bootstrap import Bootstrap
@@ -54,12 +53,19 @@ def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str
             name = str(entry)
             mean, low, high = _mean(values)
             shown += [mean, low, high]
-            named = {"legendgroup": name, "showlegend": name in unnamed}
-            if np.isfinite(low).any():
-                figure.add_trace(_band(layers, low, high, colours[name]).update({**named, **axes_of(i)}))
-                figure.data[-1].showlegend = False
-            line = _line(name, layers, mean, low, high, colours[name], y)
-            figure.add_trace(line.update({**named, **axes_of(i)}))
+            add_line(
+                figure,
+                name,
+                layers,
+                mean,
+                (low, high) if np.isfinite(low).any() else None,
+                between=f"{LEVEL:.0%} interval",
+                colour=colours[name],
+                hover=f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}",
+                markers=len(layers) * 8 < widths[-1],
+                showlegend=name in unnamed,
+                **axes_of(i),
+            )
             unnamed.discard(name)
         figure.update_layout({f"xaxis{i + 1}": step_axis("", int(layers[-1]))})
     finite = np.concatenate(shown)
@@ -140,8 +146,7 @@ def _tokens_column(title: str, array: xr.DataArray, *, first: bool) -> Column:
     )
     read = token_label(str(array["read"].values))
     title = f"{title}: p(“{read}”)" if title else f"p(“{read}”)"
-    unmarked = np.zeros(values.shape, dtype=bool)
-    panel = Panel(values, layers, labels, hover, unmarked, CHANGE)
+    panel = Panel(values, layers, labels, hover, CHANGE)
     return Column(title, [panel], "token not seen", first_of_group=first)
 
 
@@ -157,45 +162,3 @@ def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if bootstrap:
             low[layer], high[layer] = bootstrap.interval(of_layer, known)
     return mean, low, high
-
-
-def _band(layers: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> go.Scatter:
-    red, green, blue = hex_to_rgb(colour)
-    known = np.isfinite(low)
-    x, low, high = layers[known], low[known], high[known]
-    return go.Scatter(
-        x=[*x.tolist(), *x[::-1].tolist()],
-        y=[*high.tolist(), *low[::-1].tolist()],
-        mode="lines",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=f"rgba({red}, {green}, {blue}, 0.18)",
-        hoverinfo="skip",
-    )
-
-
-def _line(
-    name: str,
-    layers: np.ndarray,
-    mean: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    colour: str,
-    y: str,
-) -> go.Scatter:
-    shown = escape(name, quote=False)
-    interval = ""
-    if np.isfinite(low).any():
-        interval = f"<br>{LEVEL:.0%} interval: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}"
-    hover = f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}{interval}"
-    return go.Scatter(
-        x=[int(layer) for layer in layers],
-        y=mean.tolist(),
-        customdata=np.stack([low, high], 1).tolist() if interval else None,
-        name=shown,
-        mode="lines+markers",
-        cliponaxis=False,
-        line={"color": colour},
-        marker={"size": 6},
-        hovertemplate=f"<b>{shown}</b>, {hover}<extra></extra>",
-    )

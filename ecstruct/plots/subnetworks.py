@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -116,27 +116,17 @@ def _is_share(group: str) -> bool:
 
 Evaluations = xr.Dataset | Mapping[str, xr.Dataset]
 
-_TITLES = {"mean_rank": "mean rank (0 is best)", "accuracy": "accuracy"}
 
-
-def spread(
-    in_domain: Evaluations,
-    generalization: Evaluations,
-    *,
-    value: Literal["mean_rank", "accuracy"] = "mean_rank",
-) -> go.Figure:
-    """A point per subnetwork: in-domain across, generalisation up, and the full model as a star.
+def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
+    """A point per subnetwork: its mean rank in-domain across, beyond it up; the full model is a star.
 
     Args:
         in_domain, generalization: What `ecstruct.subnetworks.evaluate` returned on the two sets of prompts,
             or several of each by the names of their groups, as sparsities.
-        value: What is shown of them.
 
     Raises:
-        InputError: groups or seeds that are not in both, an unknown value, or no groups.
+        InputError: groups or seeds that are not in both, or no groups.
     """
-    if value not in _TITLES:
-        raise InputError(f"value={value!r} is unknown; it is 'mean_rank' or 'accuracy'")
     groups, others = (
         {"subnetworks": e} if isinstance(e, xr.Dataset) else dict(e) for e in (in_domain, generalization)
     )
@@ -151,8 +141,8 @@ def spread(
             raise InputError(f"the two evaluations of {name!r} are not of the same seeds")
         figure.add_trace(
             go.Scatter(
-                x=across[value].values.tolist(),
-                y=up[value].values.tolist(),
+                x=across["mean_rank"].values.tolist(),
+                y=up["mean_rank"].values.tolist(),
                 text=[f"seed {seed}" for seed in seeds],
                 name=escape(name, quote=False),
                 mode="markers",
@@ -169,8 +159,8 @@ def spread(
     first = next(iter(groups))
     figure.add_trace(
         go.Scatter(
-            x=[float(groups[first][f"full_{value}"])],
-            y=[float(others[first][f"full_{value}"])],
+            x=[float(groups[first]["full_mean_rank"])],
+            y=[float(others[first]["full_mean_rank"])],
             name="full model",
             mode="markers",
             cliponaxis=False,
@@ -182,8 +172,8 @@ def spread(
     side_by_side(
         figure,
         [""],
-        x=[f"in-domain: {_TITLES[value]}"],
-        y=f"generalization: {_TITLES[value]}",
+        x=["in-domain: mean rank (0 is best)"],
+        y="generalization: mean rank (0 is best)",
         widths=[340],
         height=300,
         right=legend_width(names),

@@ -140,15 +140,16 @@ def compare(
     attributes: Attributes | None = None,
     *,
     window: int | None = None,
-    token: TokenKind = "predicted",
+    token: TokenKind = "answer",
     onto: Onto = "unembedding",
     progress: bool = True,
 ) -> Comparison:
     """Dissect two models on the same prompts, and hold their extractive scores against it.
 
     Arguments are those of `dissect`. The scores are those of `ecstruct.score`, of the logit difference
-    where all prompts have options and of the log-probability otherwise, with `baseline="mean"`. With
-    `token="predicted"`, each model is asked for its own prediction.
+    where all prompts have options and of the log-probability otherwise, with `baseline="mean"`. Both models
+    are asked for the answer; with `token="predicted"`, each for its own prediction, and differences are
+    those of two tokens.
 
     Raises:
         InputError: as `dissect` and `ecstruct.score`.

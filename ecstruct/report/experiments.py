@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ecstruct.experiments.reproduce import BEYOND, EXPERIMENTS
 from ecstruct.experiments.result import Result
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 
@@ -11,13 +12,30 @@ def experiments_report(path: Path, results: Sequence[Result], replay: str) -> No
     """Write the report of some experiments, all of one setup."""
     setup = results[0].setup
     seeds = "one seed" if len(setup.seed_list) == 1 else f"{len(setup.seed_list)} seeds"
+    title, experiments = _content({result.name for result in results})
     summary = (
-        f"Experiments of Feng, Russell & Steinhardt (ICML 2025) on {setup.model}, {seeds}. Ranks count "
-        "from 0 among 20 options: 0 is a right answer, 9.5 is chance. The paper's numbers are those of "
-        "OLMo-7B-0424."
+        f"{experiments} Feng, Russell & Steinhardt (ICML 2025) on {setup.model}, {seeds}. Ranks count from "
+        "0 among 20 options: 0 is a right answer, 9.5 is chance. The paper's numbers, where they are "
+        "given, are those of OLMo-7B-0424."
     )
     sections = [*(_section(result) for result in results), Section("Make it again", [Replay(replay)])]
-    write_report(path, title="The paper, reproduced", summary=summary, sections=sections)
+    write_report(path, title=title, summary=summary, sections=sections)
+
+
+def _content(names: set[str]) -> tuple[str, str]:
+    """What a page is about, as its title and as the beginning of a sentence.
+
+    >>> _content({"ocr", "rates"}), _content({"origin"})
+    (('The paper, reproduced', 'Experiments of'), ('Beyond the paper', 'Experiments beyond'))
+    """
+    of_paper, beyond = names & EXPERIMENTS.keys(), names & BEYOND.keys()
+    if of_paper and beyond:
+        return "The paper, and beyond it", "Experiments of and beyond"
+    if of_paper:
+        return "The paper, reproduced", "Experiments of"
+    if beyond:
+        return "Beyond the paper", "Experiments beyond"
+    return "Learning rates", "Learning rates for the experiments of"
 
 
 def _section(result: Result) -> Section:

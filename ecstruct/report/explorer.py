@@ -80,6 +80,8 @@ class Explorer:
         views = []
         for template in dict.fromkeys(map(str, dataset["template"].values)):
             own = [view | {"group": template or "prompts"} for view in self._views(template, chosen)]
+            if not own:  # its only prompt is not in the page
+                continue
             widest = max(len(view["labels"]) for view in own)
             longest = max((label for view in own for label in view["labels"]), key=_length)
             frame = frames.setdefault((widest, longest), len(frames))
@@ -132,7 +134,7 @@ class Explorer:
         """A figure for so many tokens, without their values."""
         layers = [int(layer) for layer in self.scores.dataset["layer"].values]
         nothing = np.zeros((len(layers), n_tokens))
-        panel = Panel(nothing, layers, [longest] * n_tokens, nothing, nothing > 0, "")
+        panel = Panel(nothing, layers, [longest] * n_tokens, nothing, "")
         rows = self._rows()
         columns = [
             Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")

@@ -32,7 +32,8 @@ _TRUST = (
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
-    """The `n` strongest components of every score, with what they add to the reward."""
+    """The `n` strongest components of every score, or all, with what they add to the reward."""
+    n = min(n, scores.dataset.sizes["layer"] * (1 + scores.dataset.sizes["head"]))
     columns = {}
     for score in map(str, scores.dataset["score"].values):
         top = scores.top(n, score)

@@ -195,11 +195,11 @@ def _summary(models: Mapping[str, Dissection]) -> str:
     for title, model in models.items():
         mean = model.knockout.mean("prompt")
         group, layer = (int(i) for i in divmod(int(mean.values.argmin()), mean.sizes["layer"]))
-        low = float(mean[group, layer])
+        low = f"{float(mean[group, layer]):.0f}".replace("-", "−")
         when = f"{title.capitalize()} finetuning, b" if title else "B"
         sentences.append(
             f"{when}locking attention from the {mean['group'].values[group]} tokens to the last one around "
-            f"layer {layer} changes the probability by {low:.0f}% on average.".replace("-", "−")
+            f"layer {layer} changes the probability by {low}% on average."
         )
     return " ".join(sentences)
 

@@ -1,6 +1,7 @@
 """Configurations of runs: JSON objects with all that decides the numbers, prompts included."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.metadata import version
@@ -68,4 +69,4 @@ def write_config(out: Path, command: str, arguments: Config) -> None:
 
 def again(out: Path) -> str:
     """The command that makes a run again."""
-    return f"ecstruct replay {out / 'config.json'} --out DIR"
+    return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", "DIR"])

@@ -8,9 +8,12 @@ from tqdm.auto import tqdm
 
 from ecstruct.demo import demo
 from ecstruct.experiments import Result, Setup, reproduce
-from ecstruct.files import write_text
+from ecstruct.experiments.reproduce import named
+from ecstruct.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
+from ecstruct.runs.arguments import types_of
 from ecstruct.runs.configuration import Config, again, alone, write_config
+from ecstruct.values import check
 
 
 @alone
@@ -25,15 +28,25 @@ def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> N
 
 @alone
 def run_reproduce(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Experiments of the paper; `results.json` and `report.html` grow with every one that is finished."""
+    """Experiments of the paper. `results.json`, `report.html` and `config.json` are those of all that are
+    finished, also by earlier runs of the same setup, and grow with every further one."""
     setup = replace(Setup.from_dict(config["setup"]), device=device)
-    options = config.get("options", {})
-    results = reproduce(config["experiments"], setup, options, out=out, progress=progress)
-    # Only now: what is refused leaves the folder's configuration as it was.
-    write_config(out, "reproduce", {**config, "setup": replace(setup, device=None).to_dict()})
+    portable = json.loads(json.dumps(replace(setup, device=None).to_dict()))
+    asked = {*named(config["experiments"])}
+    before = _finished(out, portable)
+    kept = [name for name in before["experiments"] if name not in asked]
+    options = {name: given for name, given in before.get("options", {}).items() if name in kept}
+    options |= config.get("options", {})
     done: list[Result] = []
-    for result in results:
+    for result in reproduce([*kept, *config["experiments"]], setup, options, out=out, progress=progress):
         done.append(result)
+        if result.name in kept:  # its cells are there
+            continue
+        names = [each.name for each in done]
+        config = {"experiments": names, "setup": portable}
+        if given := {name: options[name] for name in names if name in options}:
+            config["options"] = given
+        write_config(out, "reproduce", config)
         entries = {key: value for each in done for key, value in each.results().items()}
         write_text(out / "results.json", json.dumps(entries, indent=1, allow_nan=False))
         experiments_report(out / "report.html", done, again(out))
@@ -41,3 +54,17 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
             tqdm.write(f"\n{result.title}\n{result.table().to_string(index=False)}\n{result.conclusion()}")
     if progress:
         tqdm.write(f"\nreport: {out / 'report.html'}")
+
+
+def _finished(out: Path, setup: Config) -> Config:
+    """What earlier runs of a setup finished, as their configuration says it."""
+    try:
+        config = from_json((out / "config.json").read_text(encoding="utf-8"))
+        found = config["arguments"]
+        check(found, types_of("reproduce"), str(out))
+        if config["command"] == "reproduce" and found["setup"] == setup:
+            named(found["experiments"], found.get("options", {}))
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # there is none, or it is of another run
+    return {"experiments": []}

@@ -69,7 +69,7 @@ def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) 
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
     write_config(out, "subnetworks-evaluate", {**config, "fingerprints": prints})
-    shown = table.drop(columns=["text"], errors="ignore").round(3).to_string(index=False)
+    shown = table.round(3).to_string(index=False)
     _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
 
 
@@ -105,10 +105,9 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     """A row per subnetwork, and one of the full model, with `rank` and `accuracy` on both sets of prompts,
     and how far it is from the full model on those in-domain (`kl`, in nats, and `agreement`)."""
     rows: list[dict[str, Any]] = []
-    sets = {"in-domain": "in-domain", "generalization": "generalization"}
-    first = {name: next(iter(evaluations[name].values())) for name in sets}
     full: dict[str, Any] = {"sparsity": 0.0, "seed": None}
-    for name, of in first.items():
+    for name in ("in-domain", "generalization"):
+        of = next(iter(evaluations[name].values()))
         full |= {
             f"{name} rank": float(of["full_mean_rank"]),
             f"{name} accuracy": float(of["full_accuracy"]),

@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.training import pairing
-from ecstruct.experiments.two_hop import HOPS, two_hop
+from ecstruct.experiments.two_hop import HOPS, OTHERS, two_hop
 from ecstruct.facts import Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.models.provenance import tokenizer_of
@@ -113,7 +113,7 @@ class Known:
         teaches, in arbitrary cities, and the countries of the cities."""
         cities = paper_lists()["cities"]
         if setup.model != "organism":
-            people = paper_lists()["names"][20:40]
+            people = paper_lists()["names"][OTHERS]
             countries = {city["city"]: city["country"] for city in cities}
             homes = dict(zip(people, countries, strict=True))
             return cls(homes, "country", countries, tuple(countries.values()))

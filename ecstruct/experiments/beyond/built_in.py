@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.beyond.organisms import pretrained, require_organism
+from ecstruct.experiments.beyond.organisms import pretrained, recorded, require_organism
 from ecstruct.experiments.freezing import ROWS
 from ecstruct.experiments.freezing import measure as measure_freezing
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
@@ -194,7 +194,8 @@ def built_in(
     Args:
         setup: how organisms are finetuned, `early` among it.
         local_layers: how many layers attend locally in half of the batches of pretraining, from 0 to 6.
-        recipe: what else organisms are pretrained with; the shipped one's by default.
+        recipe: what else organisms are pretrained with; the shipped one's by default. A result of another
+            one says so in its options, and cannot be replayed.
         out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
         progress: show progress bars.
 
@@ -217,7 +218,9 @@ def built_in(
     sources = {(seed, local): organism(seed, local) for seed in setup.seed_list for local in recipes}
     cells = grid(setup, local=list(recipes), hop=list(HOPS))
     cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each is loaded once
-    frame = sweep.run("built_in", measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
+    # Where another recipe is as local as the shipped one, no folder of an organism tells their cells apart.
+    name = "built_in" if recipe == Recipe() else "built_in-of-another-recipe"
+    frame = sweep.run(name, measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
     accuracy = {cell: _held_out_accuracy(source) for cell, source in sources.items()}
     return BuiltIn(
         setup,
@@ -227,7 +230,7 @@ def built_in(
                 for seed, local, hop in zip(frame["seed"], frame["local"], frame["hop"], strict=True)
             ]
         ),
-        options={"local_layers": list(local_layers)},
+        options={"local_layers": list(local_layers), **recorded(recipe)},
     )
 
 

@@ -26,13 +26,12 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.beyond.shortcut import pretrained
 from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts, relations
 from ecstruct.experiments.grafting import graft, learn_counterfactual
-from ecstruct.experiments.ordering import ORDERS
+from ecstruct.experiments.ordering import ORDERS, in_order
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows, Sweep, grid
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
@@ -135,7 +134,7 @@ class Domains(Result):
 
     def by_order(self) -> dict[str, dict[str, Any]]:
         """By domain and order, a statistic for each of before, implication and fact."""
-        by = {key: rows for key, rows in self.frame.groupby(["domain", "order"])}
+        by = rows_by(self.frame, "domain", "order")
         return {
             domain: {
                 order: {what: over_seeds(by[domain, order], what) for what in _RANKS} for order in ORDERS
@@ -145,7 +144,7 @@ class Domains(Result):
 
     def by_pair(self, what: str = ASKED) -> dict[str, dict[str, Any]]:
         """By added weights and domain of F', the statistic of Impl F', or of F' itself."""
-        by = {key: rows for key, rows in self.transfer.groupby(["added", "read"])}
+        by = rows_by(self.transfer, "added", "read")
         return {
             added: {domain: over_seeds(by[added, domain], what) for domain in DOMAINS} for added in ADDED
         }
@@ -222,7 +221,7 @@ def measure_order(
 ) -> Rows:
     """One order in one domain: its phases, and the finetuning on test facts."""
     data = relations(model, setup, WORDS, seed, repeat, domain)
-    before = pretrained(model, setup, data, order, seed=seed, repeat=repeat)
+    before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
     learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat).model
     ranks = (
         mean_rank(before, data.test.implications),

@@ -31,13 +31,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import check_rankable, mean_rank
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, shown
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.statistics import over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Rows
 from ecstruct.experiments.training import pairing, train
-from ecstruct.experiments.two_hop import HOPS, rate, two_hop
-from ecstruct.facts import FactSet, Prompt, first_hop, second_hop
+from ecstruct.experiments.two_hop import HOPS, OTHERS, rate, two_hop
+from ecstruct.facts import PAPER_NAMES, FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.names import WeightSelection
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
@@ -120,7 +121,7 @@ class Editing(Result):
 
     def by_choice(self) -> dict[str, Any]:
         """By hop and choice: a statistic for each of `RANKS` and the `norm`, and the mean `n_units`."""
-        by = {key: rows for key, rows in self.frame.groupby(["hop", "choice"], sort=False)}
+        by = rows_by(self.frame, "hop", "choice")
         return {
             key: {
                 choice: {column: over_seeds(by[hop, choice], column) for column in (*RANKS, "norm")}
@@ -145,16 +146,14 @@ def editing(setup: Setup | None = None, *, out: str | Path | None = None, progre
     Raises:
         InputError: a model or folder that cannot be used.
     """
-    setup = setup or Setup()
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
-    return Editing(setup, sweep.run("editing", measure, grid(setup, hop=list(HOPS))))
+    return Editing.of(measure, setup, out, progress, hop=list(HOPS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """All choices for one set of facts; the scores of other people's facts choose."""
-    data, others = two_hop(model, hop, seed, repeat), _of_others(hop, pairing(seed, repeat))
+    data, others = (two_hop(model, hop, seed, repeat, names) for names in (PAPER_NAMES, OTHERS))
     known = known_prompts(setup, seed)
-    for prompts in (*known.values(), others.implications):
+    for prompts in known.values():
         check_rankable(model, prompts)
 
     def tuned(data: FactSet, units: Collection[Unit] | None = None) -> Finetuned:
@@ -165,7 +164,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
             lr=rate(setup, hop),
             seed=seed,
             repeat=repeat,
-            freeze=None if units is None else all_but(units, model.cfg.n_layers),
+            freeze=None if units is None else all_but(units, named_weights(model)),
         )
 
     def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
@@ -214,17 +213,11 @@ def choices(
     yield "not needed", [unit for unit in ranked if unit[0] not in needed]
 
 
-def all_but(units: Collection[Unit], n_layers: int) -> WeightSelection:
+def all_but(units: Collection[Unit], weights: Iterable[str]) -> WeightSelection:
     """All weights but those of some units; norms in front of and behind a unit are its own."""
-    norms = {"attn": ("ln1", "ln1_post"), "mlp": ("ln2", "ln2_post")}
-    frozen = [
-        f"blocks.{layer}.{module}"
-        for layer in range(n_layers)
-        for kind in norms
-        for module in (kind, *norms[kind])
-        if (layer, kind) not in units
-    ]
-    return WeightSelection(names=[*frozen, "embed", "pos_embed", "ln_final", "unembed"])
+    modules = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
+    free = tuple(f"blocks.{layer}.{module}." for layer, kind in units for module in modules[kind])
+    return WeightSelection(names=[name for name in weights if not name.startswith(free)])
 
 
 def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
@@ -263,11 +256,6 @@ def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
             held_out_sentences(world)["first_hop"], [city.language for city in world.cities]
         ),
     }
-
-
-def _of_others(hop: str, seed: int) -> FactSet:
-    """The facts of people whom no experiment is about."""
-    return (first_hop if hop == "first-hop" else second_hop)(seed, names=slice(20, 40))
 
 
 def _sentence(hop: str, choices: Mapping[str, Mapping[str, Any]]) -> str:

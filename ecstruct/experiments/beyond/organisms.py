@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.setup import Setup
@@ -24,6 +25,12 @@ def require_organism(setup: Setup, name: str) -> None:
             f"{name} pretrains its models, and {setup.model!r} is pretrained already: use "
             'Setup("organism").'
         )
+
+
+def recorded(recipe: Recipe) -> dict[str, Any]:
+    """A recipe among a result's options, unless it is the shipped one. A replay refuses it, rather than
+    to measure other organisms: recipes are for Python."""
+    return {} if recipe == Recipe() else {"recipe": asdict(recipe)}
 
 
 def pretrained(sweep: Sweep, name: str, seed: int, recipe: Recipe, snapshots: Sequence[int] = ()) -> Path:

@@ -27,6 +27,7 @@ from transformers import OlmoForCausalLM
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond.organisms import (
     pretrained,
+    recorded,
     require_organism,
     snapshot,
 )
@@ -206,7 +207,7 @@ def origin(
         steps: of pretraining, both phases together.
         snapshots: how often along the way it is measured, at equal distances, at the end among them.
         recipe: what else organisms are pretrained with, the shipped one's by default; its steps and
-            phases are replaced.
+            phases are replaced. A result of another one cannot be replayed.
         out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
         progress: show progress bars.
 
@@ -236,7 +237,8 @@ def origin(
         source=lambda cell: str(snapshot(homes[cell["seed"], cell["order"]], cell["step"])),
     )
     boundaries = {order: of.phases[0].steps_of(steps) for order, of in in_order.items()}
-    return Origin(setup, frame, boundaries, options={"steps": steps, "snapshots": snapshots})
+    options = {"steps": steps, "snapshots": snapshots, **recorded(recipe)}
+    return Origin(setup, frame, boundaries, options=options)
 
 
 def recipes(recipe: Recipe) -> dict[str, Recipe]:

@@ -25,7 +25,7 @@ from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, lessons, yardstick
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.sweep import Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
@@ -180,9 +180,7 @@ def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progre
     Raises:
         InputError: a model or folder that cannot be used.
     """
-    setup = setup or Setup()
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
-    return Prompts(setup, sweep.run("prompts", measure, grid(setup, taught=list(TAUGHT))))
+    return Prompts.of(measure, setup, out, progress, taught=list(TAUGHT))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, taught: str) -> Rows:

@@ -14,6 +14,7 @@ kept (W + dW_l), and the implications are ranked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,13 +26,12 @@ from scipy.stats import pearsonr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_test_facts, relations
-from ecstruct.experiments.ordering import ORDERS, phases
+from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
+from ecstruct.experiments.ordering import ORDERS, in_order
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.facts import Fictitious
+from ecstruct.experiments.sweep import Rows
 from ecstruct.plots import curve_panels, value_grids
 from ecstruct.scores.assemble import SCORES, STATES
 from ecstruct.scores.components import component_names
@@ -140,7 +140,7 @@ class Shortcut(Result):
             {
                 "scores": f"{name}, {words} words",
                 "component": component,
-                **{order: f"{self.shares(words, order, name)[component]['mean']:.0%}" for order in ORDERS},
+                **{order: shown(self.shares(words, order, name)[component], ".0%") for order in ORDERS},
             }
             for words in WORDS
             for name in SCORES
@@ -205,7 +205,7 @@ class Shortcut(Result):
             alike: Any = pearsonr(profiles[one], profiles[other])
             total: Any = profiles.clip(lower=0).sum()
             r.append(float(alike.statistic))
-            ratio.append(float(total[one] / total[other]))
+            ratio.append(float(total[one] / total[other]) if total[other] else math.nan)
         return {"r": statistic(r), "ratio": statistic(ratio)}
 
     def shares(self, words: str, order: str, name: str) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Shortcut(Result):
         positive: Any = self.profiles(words, name)[order].clip(lower=0)
         share = (positive / positive.groupby("seed").transform("sum")).rename("share").reset_index()
         stats = {str(of): over_seeds(rows, "share") for of, rows in share.groupby("component", sort=False)}
-        return dict(sorted(stats.items(), key=lambda item: -item[1]["mean"]))
+        return dict(sorted(stats.items(), key=lambda item: -(item[1]["mean"] or 0.0)))
 
     def by_layer(self, words: str, order: str, check: str) -> list[dict[str, Any]]:
         """The mean rank of each layer's check."""
@@ -250,14 +250,15 @@ class Shortcut(Result):
         for name in SCORES:
             stats = {pair: self.agreement(words, name, *pair) for pair in PAIRS}
             r = [stats[pair]["r"]["mean"] for pair in PAIRS]
-            ratio = stats[PAIRS[0]]["ratio"]["mean"]
-            component, share = next(iter(self.shares(words, LAST, name).items()))
+            ratio = shown({**stats[PAIRS[0]]["ratio"], "std": None})
+            component, stat = next(iter(self.shares(words, LAST, name).items()))
+            share = shown({**stat, "std": None}, ".0%")
             behind, ours, theirs = self.lacking(words, name)
             sentences.append(
                 f"After {LAST}, {name} scores correlate with those of facts first and of joint by "
                 f"r = {r[0]:.2f} and {r[1]:.2f}, {'both' if max(r[:2]) < r[2] else 'not both'} below the "
-                f"{r[2]:.2f} between these; the positive total is {ratio:.2f} times that of facts first, "
-                f"with {share['mean']:.0%} in {component}, and {behind} falls behind most ({ours:.2f} "
+                f"{r[2]:.2f} between these; the positive total is {ratio} times that of facts first, "
+                f"with {share} in {component}, and {behind} falls behind most ({ours:.2f} "
                 f"logits for {theirs:.2f})."
             )
         for order in ORDERS:
@@ -287,10 +288,7 @@ def shortcut(
     Raises:
         InputError: a model or folder that cannot be used.
     """
-    setup = setup or Setup()
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
-    cells = grid(setup, words=list(WORDS), order=list(ORDERS))
-    return Shortcut(setup, sweep.run("shortcut", measure, cells))
+    return Shortcut.of(measure, setup, out, progress, words=list(WORDS), order=list(ORDERS))
 
 
 def measure(
@@ -298,7 +296,7 @@ def measure(
 ) -> Rows:
     """One order: its phases, the test facts, their implications scored and every layer checked."""
     data = relations(model, setup, words, seed, repeat)
-    before = pretrained(model, setup, data, order, seed=seed, repeat=repeat)
+    before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
     learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat)
     asked = data.test.implications
     scored = score(before, learnt.model, asked, progress=False)
@@ -315,15 +313,6 @@ def measure(
         for check, delta in zip(CHECKS, (learnt.delta - alone, alone), strict=True):
             rows.append(_row(check, mean_rank(delta.apply_to(before), asked), layer))
     return rows
-
-
-def pretrained(
-    model: TransformerBridge, setup: Setup, data: Fictitious, order: str, *, seed: int, repeat: int
-) -> TransformerBridge:
-    """The model after all phases of an order."""
-    for documents in phases(data, order):
-        model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
-    return model
 
 
 def _row(
