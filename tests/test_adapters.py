@@ -145,6 +145,8 @@ def test_damaged_adapters_are_refused(tmp_path):
 def test_what_is_no_adapter_is_refused(tmp_path):
     base, adapter, _ = adapted("llama", tmp_path)
     refused("is no adapter: a folder with an adapter_config.json", base, base)
+    with pytest.raises(InputError, match="is an adapter: give the model that it changes"):
+        ecstruct.load(adapter)
     refused("is no adapter", base, tmp_path / "nowhere" / "at" / "all")
     with pytest.raises(InputError, match="is an adapter, which is merged in memory: save the whole model"):
         ecstruct.score(base, adapter, PROMPTS, offload=True, progress=False)

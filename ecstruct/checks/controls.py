@@ -121,6 +121,13 @@ def controls(
         raise InputError(
             f"tune= has {unknown[0]!r}, which is no option of ecstruct.finetune: leave it out."
         )
+    if unknown := [name for name in options if name not in signature(ScoreEngine).parameters]:
+        where = (
+            f"put it into tune={{{unknown[0]!r}: ...}}"
+            if unknown[0] in signature(finetune).parameters
+            else ("leave it out")
+        )
+        raise InputError(f"{unknown[0]} is no option of ecstruct.score: {where}.")
     if facts is not None and options.get("offload"):
         raise InputError("offload=True leaves no model to finetune on facts=: leave out one of them.")
     shuffled = None if facts is None else facts.shuffled(seed)

@@ -38,7 +38,7 @@ class Derivation:
     new_hops: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FactSet:
     """The facts and the implications of one experiment; both are kept as tuples of `Prompt`.
 
@@ -77,6 +77,17 @@ class FactSet:
                         f"implication {i} follows from {field}[{beyond[0]}], but there are only "
                         f"{len(getattr(self, field))}: count from 0."
                     )
+
+    def __repr__(self) -> str:
+        """
+        >>> FactSet([("Mia lives in", "Tokyo"), ("Al lives in", "Rome")], (), "two")
+        <FactSet two: 2 facts, 0 implications>
+        """
+        name, known = (
+            f" {self.name}" if self.name else "",
+            f", {len(self.known)} known" if self.known else "",
+        )
+        return f"<FactSet{name}: {len(self.facts)} facts, {len(self.implications)} implications{known}>"
 
     def subset(self, implications: Iterable[int]) -> "FactSet":
         """Some of the implications, by their index, with the facts and known facts they follow from.

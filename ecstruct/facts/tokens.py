@@ -210,7 +210,8 @@ def _first_tokens(
             raise InputError(
                 f"the options {owner[first]!r} and {option!r} begin with the same token "
                 f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave one "
-                'out, reword them, or rank whole answers with answer_tokens="all".'
+                'out, reword them, or take whole answers with answer_tokens="all" (--answer-tokens all; in '
+                'scores with the reward "logprob" only).'
             )
         owner[first] = option
     return tuple(owner)

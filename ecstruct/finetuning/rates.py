@@ -25,7 +25,7 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
         return LEARNING_RATE
     n_weights = sum(p.numel() for p in {id(p): p for p in named_weights(model).values()}.values())
     raise InputError(
-        f"no learning rate is known for {source_of(model)}: pass lr=, for example "
+        f"no learning rate is known for {source_of(model)}: pass lr= (--lr), for example "
         f"{starting_learning_rate(n_weights):g}, a starting value for its {n_weights:,} weights."
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from ecstruct.errors import InputError
+from ecstruct.models.adapters import is_adapter
 from ecstruct.models.boot import gist
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.steps import instead, resolved
@@ -103,6 +104,11 @@ def _local_folder(name: str) -> Path | None:
         return organism.checkpoint()
     path = Path(name)
     if path.is_dir():
+        if is_adapter(path) and not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder {name} is an adapter: give the model that it changes with adapter=, or, in a "
+                "command that compares two models, the adapter as --after."
+            )
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
         if not any(path.glob("*.safetensors")):
