@@ -26,7 +26,7 @@
 # 4. Is the core needed, and is it enough?
 # 5. Are these the components with high scores?
 #
-# To take under a minute it prunes six seeds with 150 steps; take `seeds=12, steps=1000` (the defaults) for
+# To take under a minute it prunes six seeds with 150 steps; take `seeds=12, steps=500` (the defaults) for
 # results.
 
 # %%

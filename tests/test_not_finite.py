@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import InputError, causal_scores, recall, score, subnetworks
 from ecstruct.models.bridge import named_weights
+from ecstruct.models.finite import check_weight
 
 MASKS = np.ones((2, N_LAYERS, N_HEADS), bool), np.ones((2, N_LAYERS), bool)
 
@@ -61,3 +62,9 @@ def test_what_overflows_on_the_way_is_refused(run):
         named_weights(model)["blocks.0.attn.o.weight"].mul_(1e30)
     with pytest.raises(InputError, match="NaN or infinite"):
         RUNS[run](model)
+
+
+def test_a_sum_that_no_half_can_hold_is_finite() -> None:
+    check_weight("a model", "w", torch.full((100_000,), 1.0, dtype=torch.float16))
+    with pytest.raises(InputError, match="a model has NaN or infinite values in w"):
+        check_weight("a model", "w", torch.tensor([1.0, torch.inf], dtype=torch.float16))

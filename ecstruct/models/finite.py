@@ -10,7 +10,8 @@ from ecstruct.errors import InputError
 
 def check_weight(source: str, name: str, weight: Tensor) -> None:
     """Raise `InputError` if a weight of a model from `source` has such numbers."""
-    if not torch.isfinite(weight.sum()):  # in one pass, unlike isfinite().all()
+    # In one pass, unlike isfinite().all(); the sum of finite halves may be too large for one.
+    if not torch.isfinite(weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))):
         raise InputError(f"{source} has NaN or infinite values in {name}: use another checkpoint.")
 
 

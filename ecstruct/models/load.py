@@ -20,6 +20,7 @@ from ecstruct.models.adapters import is_adapter, merged
 from ecstruct.models.boot import boot, gist, without_bars
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
+from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
 from ecstruct.models.provenance import Provenance, mark, tokenizer_of
@@ -99,9 +100,7 @@ def load(
             f"{name} is a {type(hf).__name__}, in which heads and MLPs cannot be told apart: use another "
             "architecture."
         ) from error
-    for weight, p in view.named_weights.items():
-        if not torch.isfinite(p).all():
-            raise InputError(f"{name} has NaN or infinite values in {weight}: use another checkpoint.")
+    check_weights(name, view.named_weights)
     return mark(model, Provenance(name, revision, tokenizer, made))
 
 

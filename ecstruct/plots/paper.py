@@ -5,6 +5,7 @@ which plotly draws as shapes (its heatmaps are pixels), and colour bars lie abov
 take no width. There is no title: a caption says what it would. Red and blue of one strength are the same
 grey, so cells that lower the reward by more than a tenth of the panel's largest have a minus sign. Panels
 grow with their layers until they fill a page; cells of less than 3 points have neither signs nor dots.
+Headings that are wider than their panels lose what is in brackets, and labels of tokens are turned.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _CHARACTER = 0.52 * SMALL  # mean width, on the wide side
 _LINE = 1.3 * TYPE
 _LAYERS = 46.0  # what the numbers and the title of layers take, left of a group
 _BETWEEN = 9.0  # columns
+_APART = 4.0  # labels of tokens that stand side by side
 _RIGHT = 4.0
 _BAR = 4.0  # thickness of a colour bar
 _ABOVE = 9.0 + _BAR + 1.4 * SMALL  # a panel: its colour bar and the numbers
@@ -79,37 +81,46 @@ def paper_figure(
     wide = inches(width) * INCH
     sizes = [len(column.panels[0].columns) for column in columns]
     leads = [_LAYERS if i == 0 or column.first_of_group else _BETWEEN for i, column in enumerate(columns)]
-    cell = (wide - sum(leads) - _RIGHT) / sum(sizes)
-    if cell < POINT:
+    room = wide - sum(leads) - _RIGHT
+    if room / sum(sizes) < POINT:
         raise InputError(
             f"width={width!r} has no room for {sum(sizes)} cells side by side; give more inches, or "
             "show less"
         )
-    lefts = np.cumsum(leads) + cell * np.cumsum([0, *sizes[:-1]])
+    widths = _widths(sizes, room, max(_heading_width(_short(column.title)) for column in columns))
+    headings = [column.title for column in columns]
+    if any(_heading_width(heading) > width for heading, width in zip(headings, widths, strict=True)):
+        headings = [_short(heading) for heading in headings]
+    lefts = np.cumsum(leads) + np.cumsum([0, *widths[:-1]])
     layers = max(len(panel.layers) for column in columns for panel in column.panels)
     height = float(np.clip(layers * 9, 66, np.clip(layers * _SIGNED, 112, _TALLEST)))
-    size_of_cell = min(cell, height / layers)
+    size_of_cell = min(*(width / size for width, size in zip(widths, sizes, strict=True)), height / layers)
     canvas = wide, len(rows) * (height + _ABOVE)
-    below = 8 + max(longest_label(column) for column in columns) * _CHARACTER  # the labels of tokens
+    turned = any(
+        longest_label(column) > 2 and longest_label(column) * _CHARACTER + _APART > width / size
+        for column, width, size in zip(columns, widths, sizes, strict=True)
+    )
+    longest = max(longest_label(column) for column in columns) * _CHARACTER
+    below = 8 + (longest if turned else 1.1 * SMALL)  # the labels of tokens
     bottom = below + 2 * _LINE
 
     figure = go.Figure()
-    for i, (column, left, size) in enumerate(zip(columns, lefts, sizes, strict=True)):
+    for i, (column, left, across) in enumerate(zip(columns, lefts, widths, strict=True)):
         for j, panel in enumerate(column.panels):
             low = (len(rows) - 1 - j) * (height + _ABOVE)
-            place = _Place(float(left), low, size * cell, height, canvas)
+            place = _Place(float(left), low, across, height, canvas)
             name = str(i * len(rows) + j + 1)
             figure.add_traces(_traces(panel, name, scale, place, size_of_cell))
             labelled = column if j == len(rows) - 1 else None
             titled = rows[j] if leads[i] == _LAYERS else None
-            figure.update_layout(_axes(panel, name, place, labelled, titled))
-        middle = (left + size * cell / 2) / wide
-        figure.add_annotation(_text(column.title, middle, 1, -4, TYPE, "center"))
+            figure.update_layout(_axes(panel, name, place, labelled, titled, turned))
+        middle = (left + across / 2) / wide
+        figure.add_annotation(_text(headings[i], middle, 1, -4, TYPE, "center"))
         figure.add_annotation(_text(column.column_axis, middle, 0, -below - _LINE, TYPE, "center"))
     first = 0
     for title, n in groups:
         last = first + n - 1
-        middle = (lefts[first] + lefts[last] + sizes[last] * cell) / 2 / wide
+        middle = (lefts[first] + lefts[last] + widths[last]) / 2 / wide
         figure.add_annotation(_text(f"<b>{title}</b>", middle, 1, _LINE - 4, LARGE, "center"))
         first += n
     notes = " &nbsp; ".join(_notes(columns, note, size_of_cell))
@@ -141,6 +152,36 @@ def inches(width: Width) -> float:
             f"{_NARROWEST:g} to {_WIDEST:g}"
         )
     return found
+
+
+def _short(heading: str) -> str:
+    """What is before the brackets.
+
+    >>> _short("attention (heads summed)"), _short("MLP")
+    ('attention', 'MLP')
+    """
+    return heading.split(" (")[0]
+
+
+def _heading_width(heading: str) -> float:
+    return len(heading) * _CHARACTER * TYPE / SMALL
+
+
+def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
+    """The widths of panels of so many cells: all of the room, by cells, but none under `least`.
+
+    >>> _widths([4, 1, 1], 60, 12), _widths([2, 1], 60, 40)
+    ([36.0, 12.0, 12.0], [40.0, 20.0])
+    """
+    if least * len(sizes) > room:
+        least = 0.0
+    narrow = np.zeros(len(sizes), bool)
+    while True:
+        cell = (room - least * narrow.sum()) / np.sum(sizes, where=~narrow)
+        widths = np.where(narrow, least, cell * np.asarray(sizes))
+        if (widths >= least - 1e-9).all():
+            return widths.tolist()
+        narrow |= widths < least
 
 
 def _text(text: str, x: float, y: float, above: float, size: float, anchor: str) -> dict[str, Any]:
@@ -243,14 +284,14 @@ def _bar(low: float, high: float, clipped: bool, place: _Place) -> dict[str, Any
 
 
 def _axes(
-    panel: Panel, name: str, place: _Place, labelled: Column | None, titled: str | None
+    panel: Panel, name: str, place: _Place, labelled: Column | None, titled: str | None, turned: bool
 ) -> dict[str, Any]:
     """Both axes of a panel: with labels of tokens if `labelled`, of layers if `titled`."""
     n_columns, layers = len(panel.columns), list(panel.layers)
     every = step(place.height / len(layers), 1.3 * SMALL)
-    # Upright labels need their height; those that count, their length.
+    # Upright labels need their height; those that count, their length; other level ones have room.
     column_step = step(place.width / n_columns, 1.1 * SMALL)
-    upright = labelled is None or longest_label(labelled) <= 2
+    level = labelled is None or not turned or longest_label(labelled) <= 2
     hair = {"tickwidth": HAIR, "ticklen": 2, "tickfont": {"size": SMALL}}
     hair |= {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
     title = f"<b>{titled}</b><br>layer" if titled else "layer"
@@ -261,7 +302,7 @@ def _axes(
             "range": [-0.5, n_columns - 0.5],
             "tickvals": list(range(0, n_columns, column_step)),
             "ticktext": list(panel.columns[::column_step]),
-            "tickangle": 0 if upright else -90,
+            "tickangle": 0 if level else -90,
             "showticklabels": labelled is not None,
             "ticks": "outside" if labelled else "",
             **hair,
