@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything ran
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, nothing printed but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables; errors are printed.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
