@@ -48,8 +48,8 @@ def until(ready: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 def pieces(place: Place) -> dict[str, int]:
-    """The finished pieces of a cell, and when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in place.setup.glob("cells/ocr/*.json")}
+    """The finished pieces of a cell, and when each was written; not what a killed job began to write."""
+    return {path.name: path.stat().st_mtime_ns for path in place.setup.glob("cells/ocr/[!.]*.json")}
 
 
 def states(folder: Path) -> dict[str, str]:

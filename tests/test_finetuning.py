@@ -267,9 +267,9 @@ def test_the_delta_leads_from_the_model_to_the_tuned_one(model):
     assert source_of(tuned.model) == f"{source_of(model)} (finetuned)"
 
 
-@pytest.mark.parametrize("source", ["organism", "organism (finetuned)"])
-def test_the_organism_has_a_learning_rate(model, source):
-    mark(model, Provenance(source, None, model.tokenizer))
+@pytest.mark.parametrize("made", [(), ("finetuned",)])
+def test_the_organism_has_a_learning_rate(model, made):
+    mark(model, Provenance("organism", None, model.tokenizer, made))
     assert run(model, lr=None, epochs=1).config["lr"] == LEARNING_RATE
 
 
@@ -287,7 +287,7 @@ def test_progress_is_shown_unless_silenced(model, capsys):
         ({"lr": 0.0}, "lr=0.0 is no learning rate"),
         ({"lr": math.nan}, "lr=nan is no learning rate"),
         ({"lr": math.inf}, "lr=inf is no learning rate"),
-        ({"lr": None}, r"no learning rate is known for .*: pass lr=, for example 0\.0001"),
+        ({"lr": None}, r"no learning rate is known for .*: pass lr= .--lr., for example 0\.0001"),
         ({"lr": 1e30, "epochs": 9}, "use a smaller lr="),
         ({"epochs": 0}, "epochs=0 is too few"),
         ({"batch_size": 0}, "batch_size=0 is too few"),
