@@ -6,6 +6,7 @@ import re
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from synthetic_scores import ENTITIES, make_scores, prompts_of
 from ecstruct.errors import InputError
 from ecstruct.plots import heatmap, save_figure
 from ecstruct.plots.style import colour_scale
+from ecstruct.scores.slots import SlotScores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROWS = ("downstream", "informative", "upstream")
@@ -185,6 +187,47 @@ def test_labels_for_which_there_is_no_room_are_left_out() -> None:
     assert step > 1 and len(narrow.layout.xaxis.ticktext) == len(range(0, 45, step))
     low, high = narrow.layout.xaxis.domain
     assert 312 * (high - low) / 45 * step >= 7 * POINT
+
+
+def of_length(words: int, word: str = "w") -> SlotScores:
+    return make_scores(prompts_of([["a"], ["b"]], prefix=[word] * words, suffix=[])).aggregate()
+
+
+def width_of(figure: go.Figure, panel: go.Bar) -> float:
+    low, high = figure.layout[f"xaxis{panel.xaxis[1:]}"].domain
+    return (high - low) * figure.layout.width
+
+
+@pytest.mark.parametrize("width", ["column", "text", 5.5])
+def test_headings_are_as_wide_as_their_panels_at_most(width: Any) -> None:
+    sets = {"long": of_length(30), "short": of_length(3)}
+    figure = heatmap(sets, style="paper", width=width)
+    notes = [note.text for note in figure.layout.annotations]
+    assert notes.count("attention") == 2 and "attention (heads summed)" not in notes
+    # 8 points of Helvetica: half an em a letter.
+    assert min(width_of(figure, panel) for panel in cells(figure)) > 9 * 0.5 * 8 * POINT
+    last = cells(figure)[-1]
+    high = figure.layout[f"xaxis{last.xaxis[1:]}"].domain[1]
+    assert high * figure.layout.width == pytest.approx(figure.layout.width - 4, abs=1)
+    wide = heatmap(sets["short"], style="paper", width="text")
+    assert "attention (heads summed)" in [note.text for note in wide.layout.annotations]
+
+
+def test_labels_are_turned_only_where_they_do_not_fit() -> None:
+    level, turned = (of_length(4, word).heatmap(style="paper") for word in ("word", "Colleagues"))
+    assert level.layout.xaxis3.tickangle == 0 and turned.layout.xaxis3.tickangle == -90
+    assert turned.layout.margin.b > level.layout.margin.b + 25
+    wide = of_length(4, "Colleagues").heatmap(style="paper", width="text")
+    assert wide.layout.xaxis3.tickangle == 0
+    assert len(wide.layout.xaxis3.ticktext) == 5
+    # One long label among short ones has its neighbours' room; two of them have not.
+    prompts = prompts_of([["a"], ["b"]], prefix=["w", "Colleagues", "w"], suffix=["w"])
+    assert make_scores(prompts).heatmap(style="paper", width=4).layout.xaxis3.tickangle == 0
+    prompts = prompts_of([["a"], ["b"]], prefix=["Colleagues", "Colleagues", "w"], suffix=["w"])
+    assert make_scores(prompts).heatmap(style="paper", width=4).layout.xaxis3.tickangle == -90
+    # The figure is all of one kind.
+    both = heatmap({"a": of_length(2, "Colleagues"), "b": of_length(2, "word")}, style="paper")
+    assert {both.layout[f"xaxis{i}"].tickangle for i in (3, 6, 9, 12)} == {-90}
 
 
 def test_layers_from_0_at_the_bottom() -> None:

@@ -89,6 +89,23 @@ def test_labels_of_bars_are_escaped_and_wrapped_and_fit() -> None:
     assert many.layout.width > few.layout.width + 5 * 50
 
 
+def test_the_legend_is_above_the_bars_and_has_the_lines_that_it_needs() -> None:
+    def legend(series: int, groups: int) -> tuple[float, float]:
+        """The pixels above the bars and right of them."""
+        values = {
+            str(g): {f"a series of a long name {s}": [1.0] for s in range(series)} for g in range(groups)
+        }
+        layout = grouped_bars(values, y="y").layout
+        assert (layout.legend.orientation, layout.legend.yref, layout.legend.y) == ("h", "container", 1)
+        assert layout.width - layout.margin.l - layout.margin.r >= 24 * 6
+        return layout.margin.t, layout.margin.r
+
+    assert legend(1, 1)[0] >= 35
+    assert legend(3, 9)[0] == legend(1, 1)[0]
+    assert legend(3, 1)[0] == legend(1, 1)[0] + 2 * 20
+    assert legend(3, 9)[1] < 30
+
+
 def test_bars_of_nothing_and_references_to_nothing() -> None:
     for nothing in ({}, {"a": {}}, {"a": {"b": []}}, {"a": {"b": [NAN]}}):
         with pytest.raises(InputError, match="no bars to show"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,48 @@ def test_points_without_a_place_are_left_out_and_so_is_a_line_of_nothing() -> No
     assert list(dots.y) == [1.0, 5.0] and list(dots.marker.color) == [2, 4]
     alone = scatter({"a": points([1.0], [1.0])}, x="x", y="y").layout.coloraxis
     assert alone.cmin < alone.cmax
+
+
+@pytest.mark.parametrize(
+    ("n", "rows"), [(1, [1]), (2, [2]), (3, [3]), (4, [2, 2]), (5, [3, 2]), (7, [3, 3, 1])]
+)
+def test_rows_of_scatters_fit_a_screen(n: int, rows: list[int]) -> None:
+    frame = points([0.0, 1.0], [1.0, 2.0])
+    titles = [f"upstream, {i}" for i in range(n)]
+    layout = scatter({title: frame for title in titles}, x="x", y="y", fit={titles[-1]: "r = 1"}).layout
+    places = [
+        (layout[f"xaxis{i}"].domain, layout[f"yaxis{i}"].domain, layout[f"yaxis{i}"].title.text)
+        for i in range(1, n + 1)
+    ]
+    tops = sorted({y[1] for _, y, _ in places}, reverse=True)
+    assert [sum(y[1] == top for _, y, _ in places) for top in tops] == rows and tops[0] == 1
+    assert layout.width < 1068  # 1100 without the margins of a page
+    assert [title for *_, title in places] == ["" if i % rows[0] else "y" for i in range(n)]
+    across = layout.width - layout.margin.l - layout.margin.r
+    inner = layout.height - layout.margin.t - layout.margin.b
+    for (_, above, _), (_, below, _) in pairwise(places[:: rows[0]]):
+        assert (above[0] - below[1]) * inner > 56 + 2 * 20  # numbers and title below, two lines above
+    sizes = {(round((x[1] - x[0]) * across), round((y[1] - y[0]) * inner)) for x, y, _ in places}
+    assert sizes == {(250, 250)}
+    notes = {note.text: note for note in layout.annotations}
+    last = notes[f"<b>{titles[-1]}</b>"]
+    assert last.y == places[-1][1][1] == notes["r = 1"].y
+    assert places[-1][0][0] < last.x < places[-1][0][1]
+
+
+def test_mlps_are_squares_and_heads_circles() -> None:
+    mixed = points([0.0, 1.0, 2.0], [1.0, 2.0, 6.0]).assign(name=["MLP 0", "head 0.1", "MLP 12 (core)"])
+    figure = scatter({"a": mixed, "b": points([0.0, 1.0], [1.0, 2.0])}, x="x", y="y")
+    first, second = [trace for trace in figure.data if trace.text is not None]
+    assert list(first.marker.symbol) == ["square", "circle", "square"]
+    assert set(second.marker.symbol) == {"square"}
+    (key,) = [note for note in figure.layout.annotations if "MLPs" in note.text]
+    assert key.text == "■ MLPs &nbsp; ● heads"
+    titles = [note for note in figure.layout.annotations if note is not key]
+    assert all(note.yshift + 18 <= key.yshift <= figure.layout.margin.t - 18 for note in titles)
+    alone = scatter({"b": points([0.0, 1.0], [1.0, 2.0])}, x="x", y="y")
+    assert titles_of(alone) == ["<b>b</b>"]
+    assert figure.layout.margin.t >= alone.layout.margin.t + 20
 
 
 def test_bad_scatters() -> None:

@@ -21,6 +21,7 @@ from ecstruct.plots import head_map, heatmap, rank_curves
 from ecstruct.report import Explorer, Picture, Replay, Section, Table, report_html, write_report
 from ecstruct.report import explorer as explorer_module
 from ecstruct.report.pages import score_report, top_table
+from ecstruct.scores.result import ExtractiveScores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -160,7 +161,7 @@ def test_every_number_of_every_prompt_is_in_the_page() -> None:
     assert data["scores"] == ["downstream", "informative", "upstream"] and data["layers"] == [0, 1]
     labels = [view["label"] for view in data["views"]]
     assert labels == [
-        "mean of 3 prompts",
+        "city: mean of 3 prompts",
         *(f"{i}: {t}" for i, t in enumerate(scores.dataset["text"].values)),
     ]
     for prompt, view in enumerate(data["views"][1:]):
@@ -185,7 +186,7 @@ def test_a_prompt_alone_in_its_template_has_no_mean() -> None:
     prompts = [*prompts_of([["a"], ["b"]]), {"tokens": ["x", "y"], "entity": (0, 1), "template": "alone"}]
     views = embedded(Explorer(make_scores(prompts)).html("x"))["views"]
     assert [(view["group"], view["label"]) for view in views] == [
-        ("city", "mean of 2 prompts"),
+        ("city", "city: mean of 2 prompts"),
         ("city", "0: TheĠcityaĠisĠfromĠspeak"),
         ("city", "1: TheĠcitybĠisĠfromĠspeak"),
         ("alone", "2: xy"),
@@ -203,7 +204,7 @@ def test_a_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
         in page
     )
     labels = [view["label"].split(":")[0] for view in embedded(page)["views"]]
-    assert labels == ["mean of 3 prompts", "0", "1", "mean of 3 prompts", "3", "4"]
+    assert labels == ["city", "0", "1", "other", "3", "4"]
     monkeypatch.setattr(explorer_module, "BYTES", 1)  # one is always there
     assert "1 of 6 prompts are" in Explorer(scores).html("x")
     monkeypatch.undo()
@@ -221,9 +222,50 @@ def test_a_template_of_which_no_prompt_is_chosen_is_left_out(monkeypatch: pytest
     assert [view["group"] for view in views] == ["t0", "t1"]
 
 
+def raising(sign: float = 1.0, **sizes: Any) -> ExtractiveScores:
+    """Scores that all raise the reward; with sign=-1, upstream ones lower it."""
+    scores = make_scores(**sizes)
+    signs = scores.dataset["score"].copy(data=[1.0, sign, 1.0])  # informative, upstream, downstream
+    for part in ("mlp", "heads"):
+        scores.dataset[part] = np.abs(scores.dataset[part]) * signs
+    return scores
+
+
 def test_a_model_of_few_components_has_them_all_in_its_table() -> None:
-    assert len(top_table(make_scores(n_layers=1, n_heads=2))) == 3
-    assert len(top_table(make_scores())) == 5
+    assert len(top_table(raising(n_layers=1, n_heads=2))) == 3
+    assert len(top_table(raising())) == 5
+
+
+def test_what_lowers_the_reward_is_not_among_the_strongest(tmp_path: Path) -> None:
+    scores = make_scores(n_layers=1, n_heads=2)
+    table = top_table(scores)
+    for score in ("informative", "upstream", "downstream"):
+        values = scores.components(score)["value"]
+        listed = [cell for cell in table[score] if cell != "–"]
+        assert len(listed) == (values > 0).sum() and not any("-" in cell for cell in listed)
+    assert len(table) == max((scores.components(score)["value"] > 0).sum() for score in table.columns[1:])
+    assert set(top_table(raising(-1.0))["upstream"]) == {"–"}
+    score_report(tmp_path / "r.html", raising(-1.0), "")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    summary = page[page.index("Strongest by the fast scores (check them with ecstruct fidelity): ") :][:400]
+    assert "(informative: " in summary and "(downstream: " in summary and "(upstream: " not in summary
+    scores = raising()
+    scores.dataset[["mlp", "heads"]] = -np.abs(scores.dataset[["mlp", "heads"]])
+    score_report(tmp_path / "r.html", scores, "")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "By the fast scores (check them with ecstruct fidelity), no component raises it." in page
+
+
+def test_templates_are_named(tmp_path: Path) -> None:
+    score_report(tmp_path / "r.html", make_scores(), "")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<h2>Template city</h2>" in page
+    assert embedded(page)["views"][0]["about"].startswith("Template city: mean of 3 prompts.")
+    plain = make_scores([{**prompt, "template": ""} for prompt in prompts_of([["a"], ["b"]])])
+    score_report(tmp_path / "r.html", plain, "")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<h2>Strongest components</h2>" in page
+    assert embedded(page)["views"][0]["about"].startswith("Mean of 2 prompts.")
 
 
 def test_the_page_of_scores(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_mean_is_shown_first(page: Any, scores: ExtractiveScores) -> None:
         summed = mean.heads.sel(score=score).sum("head").values
         np.testing.assert_allclose(shown[1, row], summed, rtol=1e-5, atol=1e-6)
     options = page.locator("[data-choose=view] option").all_text_contents()
-    assert options[0] == "mean of 3 prompts" and len(options) == 1 + 3 + 1
+    assert options[0] == "city: mean of 3 prompts" and len(options) == 1 + 3 + 1
     groups = page.locator("[data-choose=view] optgroup").evaluate_all("(all) => all.map((g) => g.label)")
     assert groups == ["city", 'odd "<i>']
 

@@ -16,6 +16,7 @@ from ecstruct.plots.style import GREY, INK, LINE_COLOURS, TEMPLATE
 
 _SHARE = 0.8  # of a group's width that its bars take
 _LABEL = 16  # characters of a line of a group's label
+_LINE = 20  # pixels of a line of the legend
 
 
 def grouped_bars(
@@ -142,11 +143,15 @@ def _lay_out(
 ) -> None:
     labels = [textwrap.wrap(group, _LABEL) or [""] for group in groups]
     widest = max(text_width(line) for lines in labels for line in lines)
-    inner = max(len(groups) * max(widest + 14, n_series * 24 + 20, 60), 200)
+    entry = legend_width(legend)
+    inner = max(len(groups) * max(widest + 14, n_series * 24 + 20, 60), 200, entry)
     left, height = 76, max(284, text_width(y) + 20)
     bottom = 24 + 16 * max(map(len, labels))
-    beside = 16 if chance is None else 62  # the word "chance" stands in between
-    right = beside + legend_width(legend)
+    right = 16 if chance is None else 62  # the word "chance"
+    # Above the bars, as what is right of wide figures is off the screen; it breaks into equal columns.
+    together = sum(legend_width([name]) for name in legend)
+    lines = 1 if together <= inner else -(-len(legend) // int(inner // entry))
+    top = 20 + _LINE * lines
     spare = 0.06 * (max(shown) - min(shown)) or 0.5
     low, high = min(shown) - (spare if min(shown) < 0 else 0), max(shown) + spare
     figure.update_layout(
@@ -154,10 +159,18 @@ def _lay_out(
         plot_bgcolor="white",
         barmode="overlay",  # bars stand where they are told to
         width=round(left + inner + right),
-        height=round(20 + height + bottom),
-        margin={"l": left, "r": right, "t": 20, "b": bottom, "autoexpand": False},
+        height=round(top + height + bottom),
+        margin={"l": left, "r": right, "t": top, "b": bottom, "autoexpand": False},
         showlegend=True,
-        legend={"x": 1 + beside / inner, "y": 1, "xanchor": "left", "yanchor": "top", "tracegroupgap": 0},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "tracegroupgap": 0,
+        },
         xaxis={
             "range": [-0.5, len(groups) - 0.5],
             "tickvals": list(range(len(groups))),

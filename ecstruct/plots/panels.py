@@ -199,7 +199,16 @@ def _hang(column: Column) -> float:
 
 def longest_label(column: Column) -> int:
     """Characters of the longest of a column's labels."""
-    return max(len(TAG.sub("", unescape(label))) for label in column.panels[0].columns)
+    return max(map(label_length, column.panels[0].columns))
+
+
+def label_length(label: str) -> int:
+    """The characters of a label that are seen.
+
+    >>> label_length("<i>X</i>"), label_length("&lt;s&gt;")
+    (1, 3)
+    """
+    return len(unescape(TAG.sub("", label)))
 
 
 def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:

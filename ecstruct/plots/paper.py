@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.panels import Column, Panel, Scale, limits, longest_label, step
+from ecstruct.plots.panels import Column, Panel, Scale, label_length, limits, longest_label, step
 from ecstruct.plots.style import GREY, INK, TEMPLATE, colour_scale, number
 
 Width = Literal["column", "text"] | float
@@ -96,9 +97,8 @@ def paper_figure(
     height = float(np.clip(layers * 9, 66, np.clip(layers * _SIGNED, 112, _TALLEST)))
     size_of_cell = min(*(width / size for width, size in zip(widths, sizes, strict=True)), height / layers)
     canvas = wide, len(rows) * (height + _ABOVE)
-    turned = any(
-        longest_label(column) > 2 and longest_label(column) * _CHARACTER + _APART > width / size
-        for column, width, size in zip(columns, widths, sizes, strict=True)
+    turned = not all(
+        _level(column, width / size) for column, width, size in zip(columns, widths, sizes, strict=True)
     )
     longest = max(longest_label(column) for column in columns) * _CHARACTER
     below = 8 + (longest if turned else 1.1 * SMALL)  # the labels of tokens
@@ -167,21 +167,28 @@ def _heading_width(heading: str) -> float:
     return len(heading) * _CHARACTER * TYPE / SMALL
 
 
+def _level(column: Column, cell: float) -> bool:
+    """Whether there is room for all labels of a column from left to right; for numbers, some are enough."""
+    lengths = [_CHARACTER * label_length(label) for label in column.panels[0].columns]
+    between = max(((a + b) / 2 for a, b in pairwise(lengths)), default=0.0)
+    fit = between + _APART <= cell and max(lengths[0], lengths[-1]) <= cell + _APART
+    return fit or longest_label(column) <= 2
+
+
 def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
-    """The widths of panels of so many cells: all of the room, by cells, but none under `least`.
+    """The widths of panels of so many cells: by cells, but none under `least` if it can be.
 
     >>> _widths([4, 1, 1], 60, 12), _widths([2, 1], 60, 40)
-    ([36.0, 12.0, 12.0], [40.0, 20.0])
+    ([36.0, 12.0, 12.0], [30.0, 30.0])
     """
-    if least * len(sizes) > room:
-        least = 0.0
+    least = min(least, room / len(sizes))
     narrow = np.zeros(len(sizes), bool)
     while True:
         cell = (room - least * narrow.sum()) / np.sum(sizes, where=~narrow)
         widths = np.where(narrow, least, cell * np.asarray(sizes))
-        if (widths >= least - 1e-9).all():
+        if (widths > least - 1e-9).all():
             return widths.tolist()
-        narrow |= widths < least
+        narrow |= widths < least - 1e-9
 
 
 def _text(text: str, x: float, y: float, above: float, size: float, anchor: str) -> dict[str, Any]:
@@ -279,6 +286,7 @@ def _bar(low: float, high: float, clipped: bool, place: _Place) -> dict[str, Any
         "tickvals": ticks,
         "ticktext": texts,
         "tickfont": {"size": SMALL},
+        "tickangle": 0,
         "ticks": "",
     }
 

@@ -16,14 +16,18 @@ from ecstruct.plots.style import EMPTY, GREY, INK
 COLUMNS = ("x", "y", "name", "layer")
 """What the frame of a panel has: a point's place, its component and that component's layer."""
 
+_SIDE, _IN_ROW = 250, 3  # pixels of a panel, and panels side by side: a row fits most screens
+_KEY = 24  # pixels above the titles
+
 
 def scatter(
     panels: Mapping[str, pd.DataFrame], *, x: str, y: str, fit: Mapping[str, str] | None = None
 ) -> go.Figure:
     """Points coloured by layer, a panel per frame, each with the line y = a + b x of least squares.
 
-    Points without a finite place are left out; so is the line where x does not vary. Each panel
-    has a scale of its own, and hovering names the component.
+    MLPs are squares, other components circles. Points without a finite place are left out; so is the
+    line where x does not vary. Each panel has a scale of its own, and hovering names the component. Up
+    to three panels are in a row.
 
     Args:
         panels: By title, frames with the columns `COLUMNS`.
@@ -41,9 +45,11 @@ def scatter(
         raise InputError(f"fit= names {unknown[0]!r}, but the panels are {list(panels)}")
     figure = go.Figure()
     layers: list[int] = []
+    kinds: set[bool] = set()
     for i, (title, frame) in enumerate(panels.items()):
         points = _points(title, frame)
         layers += points["layer"].tolist()
+        kinds.update(_are_mlps(points))
         across, up = points["x"].to_numpy(dtype=float), points["y"].to_numpy(dtype=float)
         if (line := _least_squares(across, up)) is not None:
             figure.add_trace(line.update(axes_of(i)))
@@ -56,6 +62,7 @@ def scatter(
                 cliponaxis=False,
                 marker={
                     "size": 8,
+                    "symbol": ["square" if mlp else "circle" for mlp in _are_mlps(points)],
                     "color": points["layer"].tolist(),
                     "coloraxis": "coloraxis",
                     # The scale's yellow would vanish on white.
@@ -75,16 +82,31 @@ def scatter(
             "zerolinecolor": EMPTY,
         }
         figure.update_layout({f"xaxis{i + 1}": axis, f"yaxis{i + 1}": axis})
+    both = len(kinds) == 2
     side_by_side(
         figure,
         list(panels),
         subtitles=[fit.get(title, "") for title in panels],
         x=[x] * len(panels),
         y=y,
-        widths=[300] * len(panels),
-        height=300,
+        widths=[_SIDE] * len(panels),
+        height=_SIDE,
         right=BAR_WIDTH,
+        in_row=-(-len(panels) // -(-len(panels) // _IN_ROW)),
+        above=_KEY if both else 0,
     )
+    if both:
+        figure.add_annotation(
+            text="■ MLPs &nbsp; ● heads",
+            x=0,
+            y=1,
+            xref="paper",
+            yref="paper",
+            xanchor="left",
+            yanchor="bottom",
+            yshift=figure.layout.margin.t - _KEY,
+            showarrow=False,
+        )
     first, last = min(layers), max(layers)
     step = max(1, -(-(last - first) // 8))
     return figure.update_layout(
@@ -96,6 +118,10 @@ def scatter(
             "colorbar": colour_bar("layer", tickvals=list(range(first, last + 1, step))),
         },
     )
+
+
+def _are_mlps(points: pd.DataFrame) -> list[bool]:
+    return [str(name).startswith("MLP") for name in points["name"]]
 
 
 def _points(title: str, frame: pd.DataFrame) -> pd.DataFrame:

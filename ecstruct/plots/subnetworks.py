@@ -178,5 +178,16 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         height=300,
         right=legend_width(names),
     )
-    axis = {"showline": True, "linecolor": INK, "showgrid": True, "gridcolor": EMPTY, "rangemode": "tozero"}
-    return figure.update_layout(xaxis=axis, yaxis=axis, showlegend=True)
+    axis = {"showline": True, "linecolor": INK, "showgrid": True, "gridcolor": EMPTY}
+    across, up = (np.concatenate([getattr(trace, name) for trace in figure.data]) for name in "xy")
+    return figure.update_layout(
+        xaxis={**axis, "range": _from_zero(across)},
+        yaxis={**axis, "range": _from_zero(up)},
+        showlegend=True,
+    )
+
+
+def _from_zero(values: np.ndarray) -> list[float]:
+    """A range that begins a little below 0, so that no point lies on an axis and its numbers."""
+    high = float(np.nanmax(values, initial=0.0)) or 1.0
+    return [-0.05 * high, 1.05 * high]

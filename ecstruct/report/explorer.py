@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ecstruct.plots.heatmap import ROWS, slot_labels
-from ecstruct.plots.panels import TAG, Column, Panel, panel_figure
+from ecstruct.plots.panels import TAG, Column, Panel, label_length, panel_figure
 from ecstruct.plots.style import reward_title
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.result import ExtractiveScores
@@ -83,7 +83,7 @@ class Explorer:
             if not own:  # its only prompt is not in the page
                 continue
             widest = max(len(view["labels"]) for view in own)
-            longest = max((label for view in own for label in view["labels"]), key=_length)
+            longest = max((label for view in own for label in view["labels"]), key=label_length)
             frame = frames.setdefault((widest, longest), len(frames))
             views += [view | {"frame": frame} for view in own]
         return {
@@ -102,8 +102,9 @@ class Explorer:
         of_template = np.flatnonzero(dataset["template"].values.astype(str) == template)
         if len(of_template) > 1:
             mean = aggregate_dataset(small, template=template)
-            label = f"mean of {len(of_template)} prompts"
-            yield self._view(mean, label, f"Mean of {len(of_template)} prompts.")
+            named = f"{template}: " if template else ""
+            label = f"{named}mean of {len(of_template)} prompts"
+            yield self._view(mean, label, f"Template {label}." if template else f"{label.capitalize()}.")
         for prompt in of_template:
             if prompt in chosen:
                 text, answer = (str(dataset[name].values[prompt]) for name in ("text", "answer"))
@@ -148,10 +149,6 @@ class Explorer:
 def explorer_script() -> str:
     """The script that draws the explorers of a page."""
     return (files("ecstruct.report") / "explorer.js").read_text(encoding="utf-8")
-
-
-def _length(label: str) -> int:
-    return len(unescape(TAG.sub("", label)))
 
 
 def _base64(values: np.ndarray) -> str:

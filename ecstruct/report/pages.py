@@ -19,6 +19,7 @@ _MEANING = {
     "upstream": "it writes the query that changed weights answer",
     "downstream": "it decodes what changed weights wrote",
 }
+_MOST = "The components that raise the reward most"
 _ENTITY = "X and Y stand for the last two tokens of what differs between the prompts"
 
 _RANKS = (
@@ -32,33 +33,36 @@ _TRUST = (
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
-    """The `n` strongest components of every score, or all, with what they add to the reward."""
-    n = min(n, scores.dataset.sizes["layer"] * (1 + scores.dataset.sizes["head"]))
-    columns = {}
-    for score in map(str, scores.dataset["score"].values):
-        top = scores.top(n, score)
-        columns[score] = [
-            f"{name} ({value:+.3g})" for name, value in zip(component_names(top), top["value"], strict=True)
-        ]
-    return pd.DataFrame({"rank": range(1, n + 1), **columns})
+    """The `n` components that raise the reward most by every score, or fewer, with what they add to it."""
+    columns = {score: _raising(scores, score, n) for score in map(str, scores.dataset["score"].values)}
+    rows = max(map(len, columns.values()))
+    filled = {score: cells + ["–"] * (rows - len(cells)) for score, cells in columns.items()}
+    return pd.DataFrame({"rank": range(1, rows + 1), **filled})
+
+
+def _raising(scores: ExtractiveScores, score: str, n: int) -> list[str]:
+    top = scores.top(n, score).query("value > 0")
+    return [
+        f"{name} ({value:+.3g})" for name, value in zip(component_names(top), top["value"], strict=True)
+    ]
 
 
 def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
     """Write the report of one set of scores."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
-    strongest = {score: component_names(scores.top(1, score))[0] for score in _MEANING}
     summary = (
         f"Finetuning moved the mean reward of {_prompts(scores)} from "
         f"{before:.3g} to {after:.3g}. ".replace("-", "−")
-        + "Strongest are "
-        + ", ".join(f"{name} ({score}: {_MEANING[score]})" for score, name in strongest.items())
-        + "."
+        + _strongest(scores)
     )
     templates = list(dict.fromkeys(map(str, scores.dataset["template"].values)))
     parts = {template: _of_template(scores, template) for template in templates}
     sections = [
         Section("Which layer, at which token", [_explorer(scores)]),
-        *(Section(template or "Strongest components", [_top(part)]) for template, part in parts.items()),
+        *(
+            Section(f"Template {template}" if template else "Strongest components", [_top(part)])
+            for template, part in parts.items()
+        ),
         Section("What finetuning changed", [_rewards(parts), _RANKS]),
         Section(
             "Outside MLPs and heads",
@@ -76,11 +80,11 @@ def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
         _of_fidelity("Fast scores and interventions", fidelity),
         Section(
             "The fast scores",
-            [Table(top_table(fidelity.linear), f"Strongest components{_unit(fidelity.linear)}.")],
+            [Table(top_table(fidelity.linear), f"{_MOST}{_unit(fidelity.linear)}.")],
         ),
         Section(
             "The interventions",
-            [Table(top_table(fidelity.causal), f"Strongest components{_unit(fidelity.causal)}.")],
+            [Table(top_table(fidelity.causal), f"{_MOST}{_unit(fidelity.causal)}.")],
         ),
         Section("Make it again", [Replay(replay, fidelity.linear.attrs)]),
     ]
@@ -103,7 +107,7 @@ def demo_report(
             f"The {hop} scores, prompt by prompt",
             [
                 _explorer(of_hop),
-                Table(top_table(of_hop), "Strongest: mean over prompts of the sum over tokens, in logits."),
+                Table(top_table(of_hop), f"{_MOST}: mean over prompts, sum over tokens, in logits."),
             ],
         )
         for hop, of_hop in scores.items()
@@ -161,9 +165,20 @@ def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
     return ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
 
 
+def _strongest(scores: ExtractiveScores) -> str:
+    """The first component by each score, if it raises the reward; fast scores may be wrong about it."""
+    named = []
+    for score, meaning in _MEANING.items():
+        top = scores.top(1, score).query("value > 0")
+        named += [f"{name} ({score}: {meaning})" for name in component_names(top)]
+    if not named:
+        return "By the fast scores (check them with ecstruct fidelity), no component raises it."
+    return "Strongest by the fast scores (check them with ecstruct fidelity): " + ", ".join(named) + "."
+
+
 def _top(part: ExtractiveScores) -> Table:
     over = "one prompt" if part.dataset.sizes["prompt"] == 1 else f"mean over {_prompts(part)}"
-    return Table(top_table(part), f"Strongest components: {over}, sum over tokens{_unit(part)}.")
+    return Table(top_table(part), f"{_MOST}: {over}, sum over tokens{_unit(part)}.")
 
 
 def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
