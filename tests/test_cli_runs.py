@@ -144,7 +144,7 @@ def test_a_browser_draws_the_report_of_scores_of_two_templates(inputs, tmp_path)
           "--prompts", tmp_path / "two.jsonl", "--out", tmp_path / "out")  # fmt: skip
     page = drawn(tmp_path / "out" / "report.html", tmp_path / "browser")
     assert page.count('class="main-svg"') >= 4
-    assert "ecstruct replay" in page and "<h2>a</h2>" in page and "<h2>b</h2>" in page
+    assert "ecstruct replay" in page and "<h2>Template a</h2>" in page and "<h2>Template b</h2>" in page
     assert page.count("mean over 3 prompts, sum over tokens, in logits") == 4  # captions and their labels
 
 
