@@ -1,37 +1,57 @@
-"""The demo: the organism learns the paper's facts, generalises, and shows which components did it."""
+"""The demo: a small model learns facts, generalises, and shows which components did it."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from ecstruct.checks.fidelity import Fidelity, fidelity
-from ecstruct.facts import FactSet, first_hop, second_hop
+from ecstruct.errors import InputError
+from ecstruct.facts import FactSet, first_hop, people, second_hop
 from ecstruct.files import write_text
 from ecstruct.finetuning import History, finetune
 from ecstruct.models.load import load
 from ecstruct.report.pages import demo_report, top_table
+from ecstruct.scores.engine import score
 from ecstruct.scores.result import ExtractiveScores
 
-HOPS = ("first-hop", "second-hop")
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a model is shown with: facts by hop and, where interventions on all components and prompts would
+    take too long, how many prompts and components are held against them."""
+
+    hops: Mapping[str, Callable[[int], FactSet]]
+    prompts: int | None = None
+    components: int | None = None
+
+
+PLANS: Mapping[str, _Plan] = MappingProxyType(
+    {
+        "organism": _Plan({"first-hop": first_hop, "second-hop": second_hop}),
+        "smollm2": _Plan({"first-hop": people}, prompts=6, components=40),
+    }
+)
+"""The paper's facts for the organism; for a pretrained model, people whose names are nobody else's."""
+_ROWS, _BYTES = 2, 2**28
+"""Prompts and interventions at once: the demo is to run on a laptop."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured, by hop."""
+    """What the demo measured of a model, by hop; `n_facts` are the facts of a hop, and as many options."""
 
+    model: str
+    n_facts: int
     histories: Mapping[str, History]
+    scores: Mapping[str, ExtractiveScores]
     fidelity: Mapping[str, Fidelity]
     seconds: float
-
-    @property
-    def scores(self) -> dict[str, ExtractiveScores]:
-        """The scores of the implications, by hop."""
-        return {hop: of_hop.linear for hop, of_hop in self.fidelity.items()}
 
     def ranks(self) -> pd.DataFrame:
         """Mean ranks of facts and implications before and after finetuning."""
@@ -50,9 +70,14 @@ class Demo:
         }
         return {**ranks, "seconds": round(self.seconds, 1)}
 
+    @property
+    def scale(self) -> str:
+        """What ranks are among."""
+        return f"among {self.n_facts} options; 0 is best, {(self.n_facts - 1) / 2:.1f} chance"
+
     def table(self) -> str:
         """The short table that the command line prints."""
-        parts = ["mean rank among 20 options (0 is best, 9.5 chance)"]
+        parts = [f"mean rank {self.scale}"]
         parts.append(self.ranks().to_string(index=False, float_format="{:.2f}".format))
         for hop, scores in self.scores.items():
             parts.append(f"\n{hop} implications: strongest components, in logits")
@@ -60,7 +85,7 @@ class Demo:
         return "\n".join(parts)
 
     def write(self, out: Path, replay: str) -> None:
-        """Write `report.html`, `summary.json` and the scores of both hops to a folder."""
+        """Write `report.html`, `summary.json` and the scores of every hop to a folder."""
         for hop, scores in self.scores.items():
             scores.save(out / f"scores-{hop}.nc")
         curves = {
@@ -68,29 +93,57 @@ class Demo:
             for hop, history in self.histories.items()
             for kind, curve in history.ranks.items()
         }
-        text = "The organism, a small language model, was finetuned on 20 facts per hop. " + " ".join(
+        text = f"{self.model} was finetuned on {self.n_facts} facts. " + " ".join(
             f"On {hop} implications, which it never saw, its mean rank went from "
             f"{history.ranks['implication'][0]:.2f} to {history.ranks['implication'][-1]:.2f}."
             for hop, history in self.histories.items()
         )
-        demo_report(out / "report.html", self.ranks(), curves, self.scores, self.fidelity, text, replay)
+        page = out / "report.html"
+        demo_report(page, self.ranks(), self.scale, curves, self.scores, self.fidelity, text, replay)
         write_text(out / "summary.json", json.dumps(self.summary(), indent=1))
 
 
-def demo(*, seed: int = 0, device: str | None = None, progress: bool = True) -> Demo:
-    """Finetune the organism on first- and second-hop facts, score both sets of implications, and hold
-    the scores against interventions.
+def demo(
+    *, model: str = "organism", seed: int = 0, device: str | None = None, progress: bool = True
+) -> Demo:
+    """Finetune a model on facts of one or two hops, score their implications, and hold the scores against
+    interventions.
 
-    `seed` draws which name goes with which city and the order of the facts.
+    Args:
+        model: `"organism"`, on first- and second-hop facts of the paper, or `"smollm2"`, on first-hop facts
+            of people with unusual names.
+        seed: draws who lives where, the names of `ecstruct.facts.people`, and the order of the facts.
+        device: of the model; a GPU if there is one.
+        progress: show progress bars.
+
+    Raises:
+        InputError: another model, or one that cannot be fetched.
     """
-    start = time.perf_counter()
-    organism = load("organism", device=device)
+    if model not in PLANS:
+        raise InputError(f"there is no demo of {model!r}: choose among {', '.join(PLANS)}.")
+    start, plan = time.perf_counter(), PLANS[model]
+    before = load(model, device=device)
+    facts = {hop: make(seed) for hop, make in plan.hops.items()}
     histories: dict[str, History] = {}
+    scores: dict[str, ExtractiveScores] = {}
     checked: dict[str, Fidelity] = {}
-    for hop, make in zip(HOPS, (first_hop, second_hop), strict=True):
-        data: FactSet = make(seed=seed)
+    for hop, data in facts.items():
         asked = {"fact": data.facts, "implication": data.implications}
-        tuned = finetune(organism, data.facts, seed=seed, evaluate=asked, progress=progress)
+        tuned = finetune(before, data.facts, seed=seed, evaluate=asked, progress=progress)
         histories[hop] = tuned.history
-        checked[hop] = fidelity(organism, tuned.model, data.implications, progress=progress)
-    return Demo(histories, checked, time.perf_counter() - start)
+        held = data.implications[: plan.prompts]
+        checked[hop] = fidelity(
+            *(before, tuned.model, held),
+            sample=plan.components,
+            seed=seed,
+            batch_size=_ROWS if plan.prompts else None,
+            memory=_BYTES if plan.prompts else None,
+            progress=progress,
+        )
+        scores[hop] = (
+            checked[hop].linear
+            if len(held) == len(data.implications)
+            else score(before, tuned.model, data.implications, progress=progress)
+        )
+    n_facts = len(next(iter(facts.values())).facts)
+    return Demo(model, n_facts, histories, scores, checked, time.perf_counter() - start)

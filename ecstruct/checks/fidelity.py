@@ -9,12 +9,17 @@ For every component, the mean over prompts of a score (summed over tokens) besid
 Per score and kind of component: Pearson's r and Spearman's rho over components, r over those of single
 prompts too, the slope of the causal score on the fast one (1: sizes are right; 0.5: the fast one is twice
 too large), and the share of the strongest components that both have.
+
+Every intervention costs a run of the model. `sample` asks for some of them only: on the components that
+are strongest by each fast score, and on others drawn at random. Those drawn count for all that were not, so
+that correlations and slopes estimate those over all components, the better the more are drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import pearsonr, spearmanr
+from jaxtyping import Float
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
@@ -59,6 +64,8 @@ class Fidelity:
         path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
             reward.
         top: how many components count as the strongest, no more than half of a kind.
+        weights: how many components each one stands for, in the order of `ExtractiveScores.components`;
+            0 for those on which there was no intervention. 1 for all of them if it is `None`.
     """
 
     linear: ExtractiveScores
@@ -67,17 +74,19 @@ class Fidelity:
     causal: ExtractiveScores
     path_error: Mapping[int, float]
     top: int
+    weights: Float[np.ndarray, " component"] | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per score, estimate and component: its `value`, and the `causal` one."""
+        """A row per score, estimate and component that was intervened on: its `value`, and the `causal`
+        one."""
         frames = []
         for name, estimates in ESTIMATES.items():
             caused = self.causal.components(name).rename(columns={"value": "causal"})
             for estimate in estimates:
                 value = self._scores(estimate).components(name)["value"]
                 frames.append(caused.assign(score=name, estimate=estimate, value=value))
-        frame = pd.concat(frames, ignore_index=True)
+        frame = pd.concat(frames, ignore_index=True).dropna(subset="causal")
         return frame.reindex(columns=["score", "estimate", "kind", "layer", "head", "value", "causal"])
 
     def table(self) -> pd.DataFrame:
@@ -86,11 +95,12 @@ class Fidelity:
         for name, estimates in ESTIMATES.items():
             caused = component_totals(self.causal, name)
             kinds = self.causal.components(name)["kind"].to_numpy()
+            weights = np.ones(len(kinds)) if self.weights is None else self.weights
             for estimate in estimates:
                 fast = component_totals(self._scores(estimate), name)
                 for kind in ("mlp", "head", "all"):
-                    of_kind = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
-                    agreement = _agreement(fast[:, of_kind], caused[:, of_kind], self.top)
+                    chosen = (weights > 0) & ((kinds == kind) | (kind == "all"))
+                    agreement = _agreement(fast[:, chosen], caused[:, chosen], weights[chosen], self.top)
                     rows.append({"score": name, "estimate": estimate, "kind": kind, **agreement})
         return pd.DataFrame(rows)
 
@@ -125,11 +135,18 @@ class Fidelity:
                 if r[best] >= _ORDER_HOLDS > rho:
                     told.append(f"Among {plural} alone their order does not hold (ρ = {rho:.2f}).")
         steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
+        over = "over all components" if self.weights is None else self._sampled
         return (
-            "Against interventions, over all components: "
+            f"Against interventions, {over}: "
             + " ".join(told)
             + f" Informative scores and the rest miss the change of the reward by {steps} path steps."
         )
+
+    @property
+    def _sampled(self) -> str:
+        assert self.weights is not None
+        n, of = np.count_nonzero(self.weights), len(self.weights)
+        return f"on {n} of {of} components, which stand for all"
 
     def results(self) -> dict[str, Any]:
         """The table, the verdict and the path's error, in JSON types."""
@@ -159,6 +176,9 @@ def fidelity(
     baseline: BaselineKind = "counterfactual",
     path_steps: Sequence[int] = (1, 2, 4, 8),
     top: int = 5,
+    sample: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
     memory: int | None = None,
     progress: bool = True,
 ) -> Fidelity:
@@ -168,54 +188,92 @@ def fidelity(
         model_before, model_after, prompts, reward, baseline: as for `ecstruct.score`.
         path_steps: numbers of steps whose error is reported; the scores are those of the largest.
         top: how many components count as the strongest.
+        sample: intervene on so many components only: half of them the strongest by every fast score, the
+            others drawn at random by `seed`. All by default.
+        batch_size: as for `ecstruct.score`.
         memory: as for `ecstruct.causal_scores`.
         progress: show progress bars.
 
     Raises:
-        InputError: no path steps, or less than 1; `top` below 1; and as `ecstruct.causal_scores`.
+        InputError: no path steps, or less than 1; `top` below 1, or `sample` below 2; and as
+            `ecstruct.causal_scores`.
     """
     if not path_steps or min(path_steps) < 1:
         raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
+    if sample is not None and sample < 2:
+        raise InputError(f"sample={sample} has no correlation: give 2 components or more.")
     shared: dict[str, Any] = {"reward": reward, "baseline": baseline, "progress": progress}
+    fast_only: dict[str, Any] = {**shared, "batch_size": batch_size}
     pair = load(model_before) if isinstance(model_before, str | Path) else model_before, model_after
-    causal = causal_scores(*pair, prompts, memory=memory, **shared)  # refuses what cannot be run
-    linear = score(*pair, prompts, **shared)
+    intervened = partial(causal_scores, *pair, prompts, memory=memory, **shared)
+    causal = intervened() if sample is None else None  # first: it refuses what cannot be run
+    linear = score(*pair, prompts, **fast_only)
     by_steps = {
-        k: linear if k == 1 else score(*pair, prompts, path_steps=k, **shared)
+        k: linear if k == 1 else score(*pair, prompts, path_steps=k, **fast_only)
         for k in sorted(set(path_steps))
     }
-    return Fidelity(
-        linear=linear,
-        exact=score(*pair, prompts, upstream="exact", **shared),
-        path=by_steps[max(by_steps)],
-        causal=causal,
-        path_error={k: float(abs(s.completeness).mean()) for k, s in by_steps.items()},
-        top=top,
-    )
+    exact = score(*pair, prompts, upstream="exact", **fast_only)
+    fast = {"linear": linear, "exact": exact, "path": by_steps[max(by_steps)]}
+    weights = None if sample is None else _drawn(fast, sample, seed)
+    if causal is None:
+        rows = linear.components("informative")
+        causal = intervened(components=rows if weights is None else rows[weights > 0])
+    error = {k: float(abs(s.completeness).mean()) for k, s in by_steps.items()}
+    return Fidelity(**fast, causal=causal, path_error=error, top=top, weights=weights)
 
 
-def _agreement(fast: np.ndarray, caused: np.ndarray, top: int) -> dict[str, float]:
+def _drawn(
+    fast: Mapping[str, ExtractiveScores], sample: int, seed: int
+) -> Float[np.ndarray, " component"] | None:
+    """How many components each one of a sample stands for; `None` if it has all of them."""
+    strength = [
+        abs(component_totals(fast[_FROM[estimate]], name).mean(0))
+        for name, estimates in ESTIMATES.items()
+        for estimate in estimates
+    ]
+    n = len(strength[0])
+    if sample >= n:
+        return None
+    in_turn = np.argsort(-np.stack(strength), axis=1, kind="stable").T.ravel()
+    strongest = [*dict.fromkeys(in_turn.tolist())][: sample // 2]
+    others = np.setdiff1d(np.arange(n), strongest)
+    drawn = np.random.default_rng(seed).choice(others, sample - len(strongest), replace=False)
+    weights = np.zeros(n)
+    weights[strongest] = 1
+    weights[drawn] = len(others) / len(drawn)
+    return weights
+
+
+def _agreement(fast: np.ndarray, caused: np.ndarray, weights: np.ndarray, top: int) -> dict[str, float]:
     """How two arrays [prompt, component] agree; what is not defined is NaN."""
     x, y = fast.mean(0), caused.mean(0)
     k = max(1, min(top, len(x) // 2))
     strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
     return {
         "n": len(x),
-        "r": _correlation(pearsonr, x, y),
-        "rho": _correlation(spearmanr, x, y),
-        "r by prompt": _correlation(pearsonr, fast.ravel(), caused.ravel()),
-        "slope": float(x @ y / (x @ x)) if x.any() else float("nan"),
+        "r": _correlation(x, y, weights),
+        "rho": _correlation(_ranked(x, weights), _ranked(y, weights), weights),
+        "r by prompt": _correlation(fast.ravel(), caused.ravel(), np.tile(weights, len(fast))),
+        "slope": float((weights * x) @ y / ((weights * x) @ x)) if x.any() else float("nan"),
         "top": k,
         "of them in both": len(strongest[0] & strongest[1]) / k,
     }
 
 
-def _correlation(of: Any, x: np.ndarray, y: np.ndarray) -> float:
+def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson's r, of pairs that count as often as their weights say."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(of(x, y).statistic)
+    (of_x, of_both), (_, of_y) = np.cov(x, y, aweights=weights)
+    return float(of_both / np.sqrt(of_x * of_y))
+
+
+def _ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How much weight is below each value, equals half."""
+    below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
+    return below @ weights
 
 
 def _cheapest_of_the_best(r: Mapping[str, float]) -> str:

@@ -10,16 +10,20 @@ from ecstruct.cli.words import Debug, Device, Out, Quiet, Seed, Source, session
 
 def demo(
     out: Out = Path("ecstruct-demo"),
+    model: Annotated[
+        Literal["organism", "smollm2"],
+        typer.Option(help="The embedded model, or a pretrained one of 135M weights, which is fetched."),
+    ] = "organism",
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """The embedded model learns facts, generalises, and shows which components did it."""
+    """A small model learns facts, generalises, and shows which components did it."""
     with session(quiet, debug):
         from ecstruct.runs import run_demo
 
-        run_demo({"seed": seed}, out, device, not quiet)
+        run_demo({"model": model, "seed": seed}, out, device, not quiet)
 
 
 def reproduce(

@@ -15,6 +15,7 @@ from ecstruct.cli.words import (
     Prompts,
     Quiet,
     Reward,
+    Seed,
     Source,
     System,
     session,
@@ -109,6 +110,11 @@ def fidelity(
     reward: Reward = "logit_diff",
     baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Intervene on so many components, not on all."),
+    ] = None,
+    seed: Seed = 0,
     memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -125,6 +131,8 @@ def fidelity(
             "reward": reward,
             "baseline": baseline,
             "top": top,
+            "sample": sample,
+            "seed": seed,
             "memory": memory,
         }
         run_fidelity(config, out, device, not quiet)

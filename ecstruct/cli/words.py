@@ -13,7 +13,7 @@ import typer
 from ecstruct.errors import InputError, LostRank
 from ecstruct.interruption import STATUS, Terminated, listening
 
-SOURCE = "'organism', a Hugging Face folder, folder@step, a hub id or id@revision"
+SOURCE = "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, a hub id or id@revision"
 JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
 
 Source = Annotated[str, typer.Option(help=SOURCE)]

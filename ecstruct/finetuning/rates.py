@@ -1,4 +1,4 @@
-"""Learning rates: the organism's, and where to start with any other model."""
+"""Learning rates: those of the models that have a name, and where to start with any other."""
 
 import math
 
@@ -7,6 +7,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, source_of
+
+KNOWN = {"organism": 3e-4, "smollm2": 1e-4}
+"""By source; docs/organism.md and docs/smollm2.md say how they were chosen."""
 
 
 def learning_rate(model: TransformerBridge, lr: float | None) -> float:
@@ -19,10 +22,8 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
         if not (math.isfinite(lr) and lr > 0):
             raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         return float(lr)
-    if provenance(model).source == "organism":  # finetuned or not
-        from ecstruct.organism import LEARNING_RATE  # the organism's package builds on this one
-
-        return LEARNING_RATE
+    if (known := KNOWN.get(provenance(model).source)) is not None:  # finetuned or not
+        return known
     n_weights = sum(p.numel() for p in {id(p): p for p in named_weights(model).values()}.values())
     raise InputError(
         f"no learning rate is known for {source_of(model)}: pass lr= (--lr), for example "

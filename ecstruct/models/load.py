@@ -42,9 +42,11 @@ def load(
     """Load a causal language model as an unprocessed TransformerBridge in eval mode.
 
     Args:
-        source: `"organism"` (the embedded model), a local Hugging Face folder, a hub id, `"id@revision"`,
-            `"folder@step"` (see `ecstruct.checkpoints`), the `.safetensors` file of a `WeightDelta`, which
-            says what model it changes, or a model already in memory. A Hugging Face model is taken over:
+        source: `"organism"` (the embedded model), `"smollm2"` (a pretrained one, which is fetched when it
+            is first asked for), a local Hugging Face folder, a GGUF file or a folder with one (which is
+            dequantised), a hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the
+            `.safetensors` file of a `WeightDelta`, which says what model it changes, or a model already in
+            memory. A Hugging Face model is taken over:
             its modules become part of the hooked model and its weights are shared with it. Of a
             HookedTransformer (of TransformerLens 3) the weights are copied; configuration and tokenizer are
             those of the checkpoint that it was made from, which its `cfg.tokenizer_name` says.
@@ -61,7 +63,7 @@ def load(
             unsupported architecture, an adapter that does not fit, a HookedTransformer whose weights were
             processed.
     """
-    device = device_of(device)
+    device, weights = device_of(device), ""
     if isinstance(source, nn.Module) and revision is not None:
         raise InputError(f"revision={revision!r} goes with a source; a model in memory has none.")
     if is_hooked_transformer(source):
@@ -84,7 +86,7 @@ def load(
         if is_delta(source) and adapter is revision is None:
             return _changed(source, device, dtype)
         at = located(source, revision)
-        name, revision = at.name, at.revision
+        name, revision, weights = at.name, at.revision, at.weights
         hf, tokenizer = _read(at, dtype if adapter is None else torch.float32)
     made: tuple[str, ...] = ()
     if adapter is not None:
@@ -101,7 +103,7 @@ def load(
             "architecture."
         ) from error
     check_weights(name, view.named_weights)
-    return mark(model, Provenance(name, revision, tokenizer, made))
+    return mark(model, Provenance(name, revision, tokenizer, made, weights))
 
 
 def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:

@@ -39,20 +39,20 @@ States = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Offloaded:
-    """A model without weights of its own, and two mappings that read weights when they are asked for."""
+    """A model without weights of its own, two mappings that read weights when they are asked for, and where
+    the latter come from."""
 
     model: TransformerBridge
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
-    after_source: str
-    after_revision: str | None
+    after_described: dict[str, Any]
 
 
 def offloaded(before: Any, after: Any, device: str | torch.device | None = None) -> Offloaded:
     """Open two checkpoints; only configurations, tokenizer and headers are read at once.
 
     Args:
-        before: a local Hugging Face folder, a hub id or `"id@revision"`.
+        before: a source that names a checkpoint, as `ecstruct.load` takes it.
         after: the same, a `WeightDelta` or the path of a saved one.
         device: where weights are put when they are read; a GPU if there is one.
 
@@ -81,20 +81,20 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     check_runs(view)
     base = _FolderWeights(at.name, folder, skeleton)
     if isinstance(after, WeightDelta) or is_delta(after):
-        new, source, revision = _DeltaWeights.of(after, skeleton), _named_delta(after), None
+        new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, tokenizer)
     else:
         other, its_folder = _fetched(after)
         read_config(other)
         new = _FolderWeights(other.name, its_folder, skeleton)
-        source, revision = other.name, other.revision
+        made_from = Provenance(other.name, other.revision, tokenizer, weights=other.weights)
 
     def read(names: Sequence[str]) -> States:
         old = {n: _cast(t, device) for n, t in base.read(names)}
         return old, new.over(old, device)
 
     stream = _Stream(_parts(view), read)
-    mark(skeleton.model, Provenance(at.name, at.revision, tokenizer))
-    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), source, revision)
+    mark(skeleton.model, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
+    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), made_from.described)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:

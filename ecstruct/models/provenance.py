@@ -22,11 +22,18 @@ class Provenance:
     revision: str | None
     tokenizer: Any
     made: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def name(self) -> str:
         """As "organism (finetuned)"; the revision is apart."""
         return "".join([self.source, *(f" ({how})" for how in self.made)])
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a result says of it."""
+        weights = {"weights": self.weights} if self.weights else {}
+        return {"source": self.name, "revision": self.revision, **weights}
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""

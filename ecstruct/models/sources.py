@@ -10,7 +10,12 @@ from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.boot import gist
 from ecstruct.models.delta import base_of, is_delta
+from ecstruct.models.gguf import dequantised, is_gguf, only_gguf
+from ecstruct.models.smollm2 import smollm2
 from ecstruct.models.steps import instead, resolved
+
+NAMED = ("organism", "smollm2")
+"""Models that have a name of their own here."""
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What transformers raises when it reads files that are not what they should be, or too deep."""
@@ -18,11 +23,13 @@ DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeE
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint: its name without the revision, and its folder, or `None` on the hub."""
+    """A checkpoint: its name without the revision, and its folder, or `None` on the hub. `weights` says
+    what was made of them on the way to that folder, or which of several they are."""
 
     name: str
     revision: str | None = None
     folder: Path | None = None
+    weights: str = ""
 
     @property
     def where(self) -> str:
@@ -60,10 +67,14 @@ def located(source: str | Path, revision: str | None = None) -> Located:
         if revision not in (None, at):
             raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
         revision = at
-    if name == "organism" and revision is not None:
-        raise InputError(
-            f"the organism has no revisions, and revision={revision!r} is given: leave it away."
-        )
+    if name in NAMED and revision is not None:
+        raise InputError(f"{name} has no revisions, and revision={revision!r} is given: leave it away.")
+    if name == "smollm2":
+        return Located(name, None, *smollm2())
+    path = Path(name)
+    file = path if is_gguf(path) else only_gguf(path) if path.is_dir() else None
+    if file is not None:
+        return Located(name, None, *dequantised(file))
     return Located(name, revision, _local_folder(name))
 
 
@@ -118,5 +129,8 @@ def _local_folder(name: str) -> Path | None:
             )
         return path
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"{name} is no folder: give a Hugging Face folder, a hub id or 'organism'.")
+        raise InputError(
+            f"{name} is no folder: give a Hugging Face folder, a GGUF file, a hub id, or one of "
+            f"{' and '.join(map(repr, NAMED))}."
+        )
     return None

@@ -107,12 +107,10 @@ class Runs:
 
     def attrs(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """What it takes to compute a result again: model, options, versions."""
-        origin = provenance(self.view.model)
         return {
             "method": method,
             "model": {
-                "source": origin.name,
-                "revision": origin.revision,
+                **provenance(self.view.model).described,
                 "fingerprint": fingerprint(self.view.named_weights),
             },
             "options": dict(options),

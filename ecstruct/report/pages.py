@@ -94,14 +94,15 @@ def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
 def demo_report(
     path: Path,
     ranks: pd.DataFrame,
+    scale: str,
     curves: Mapping[str, list[float]],
     scores: Mapping[str, ExtractiveScores],
     fidelity: Mapping[str, Fidelity],
     summary: str,
     replay: str,
 ) -> None:
-    """Write the report of the demo: `ranks` before and after, `curves` per epoch, the scores, and how far
-    they can be trusted."""
+    """Write the report of the demo: `ranks` before and after, on what `scale`, `curves` per epoch, the
+    scores, and how far they can be trusted."""
     closer = [
         Section(
             f"The {hop} scores, prompt by prompt",
@@ -116,7 +117,7 @@ def demo_report(
         Section(
             "What was learnt",
             [
-                Table(ranks, "Mean rank of the right answer among 20 options; 0 is best, 9.5 chance."),
+                Table(ranks, f"Mean rank of the right answer {scale}."),
                 Picture(rank_curves(curves), "Mean ranks through finetuning."),
             ],
         ),

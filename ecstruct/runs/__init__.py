@@ -48,8 +48,11 @@ RUNS: Mapping[str, Run] = {
 }
 
 _KEYS = {
-    "demo": ({"seed"}, set()),
-    "fidelity": ({"before", "after", "prompts"}, {"reward", "baseline", "top", "memory", "fingerprints"}),
+    "demo": ({"seed"}, {"model"}),
+    "fidelity": (
+        {"before", "after", "prompts"},
+        {"reward", "baseline", "top", "sample", "seed", "memory", "fingerprints"},
+    ),
     "finetune": (
         {"model", "facts", "save_model"},
         {

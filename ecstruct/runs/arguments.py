@@ -64,6 +64,7 @@ _TYPES: Mapping[str, Any] = {
     "recompute": bool,
     "reference": or_none(_Prompts),
     "reward": str,
+    "sample": or_none(Count),
     "save_model": bool,
     "schedule": str,
     "scores": or_none(Text),

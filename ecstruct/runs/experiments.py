@@ -18,8 +18,8 @@ from ecstruct.values import check
 
 @alone
 def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """The organism learns facts and generalises; see `ecstruct.demo`."""
-    result = demo(seed=config["seed"], device=device, progress=progress)
+    """A model learns facts and generalises; see `ecstruct.demo`."""
+    result = demo(**config, device=device, progress=progress)
     result.write(out, replay=again(out))
     write_config(out, "demo", config)
     if progress:

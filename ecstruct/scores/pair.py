@@ -63,8 +63,7 @@ class Pair:
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
         after, described = _weights_after(view, before, model_after)
-        origin = provenance(model)
-        described = {"source": origin.name, "revision": origin.revision}, described
+        described = provenance(model).described, described
         own = (
             view.named_weights,
             (named_weights(model_after) if isinstance(model_after, TransformerBridge) else after),
@@ -79,11 +78,7 @@ class Pair:
             InputError: as `ecstruct.load` does; a model that is in memory already.
         """
         found = offloaded(before, after, device)
-        origin = provenance(found.model)
-        described = (
-            {"source": origin.name, "revision": origin.revision},
-            {"source": found.after_source, "revision": found.after_revision},
-        )
+        described = provenance(found.model).described, found.after_described
         sources = _sources((found.before, found.after), described)
         return cls(HookedView(found.model), found.before, found.after, sources, resident=False)
 
@@ -186,5 +181,4 @@ def _weights_after(
     other = HookedView(after)
     check_same(view.named_weights, other.named_weights)
     weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
-    origin = provenance(after)
-    return weights, {"source": origin.name, "revision": origin.revision}
+    return weights, provenance(after).described

@@ -103,12 +103,10 @@ def described(
     model: TransformerBridge, options: Mapping[str, Any], prompts: Mapping[str, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """What masks depend on, beside their seeds, as it comes back from a file."""
-    origin = provenance(model)
     about = {
         "method": "pruning",
         "model": {
-            "source": origin.name,
-            "revision": origin.revision,
+            **provenance(model).described,
             "fingerprint": fingerprint(named_weights(model)),
         },
         **{
