@@ -135,6 +135,11 @@ def extras() -> Iterator[Finding]:
         yield Finding("extras", "figures", "warning", text)
     else:
         yield Finding("extras", "figures", "ok", f"kaleido {version('kaleido')} with {browser}")
+    if (gguf := _installed("gguf")) is None:
+        text = "not installed, for GGUF files and smollm2: pip install 'ecstruct[gguf]'"
+        yield Finding("extras", "gguf", "warning", text)
+    else:
+        yield Finding("extras", "gguf", "ok", gguf)
     batch = shutil.which("sbatch")
     text = f"submitit {version('submitit')} with {batch or 'no sbatch: sweeps run on this machine'}"
     yield Finding("extras", "slurm", "ok", text)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from chromium import CHROMIUM, drawn
 from command_line import process, works
 from folders import contents
 
-from ecstruct import ExtractiveScores
+from ecstruct import ExtractiveScores, InputError
+from ecstruct import demo as demos
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -32,7 +34,7 @@ def test_the_demo_is_quick_and_writes_what_it_says(demo):
     for words in ("first-hop facts", "second-hop implications", "before", "after", "downstream", "MLP"):
         assert words in result.stdout
     config = json.loads((out / "config.json").read_text())
-    assert config["command"] == "demo" and config["arguments"] == {"seed": 0}
+    assert config["command"] == "demo" and config["arguments"] == {"model": "organism", "seed": 0}
     assert "finetune" in result.stderr and "Warning" not in result.stderr
 
 
@@ -70,3 +72,21 @@ def test_the_demo_again_gives_the_same_scores(demo, tmp_path):
     for hop in ("first-hop", "second-hop"):
         old, new = (ExtractiveScores.load(f / f"scores-{hop}.nc") for f in (demo[0], tmp_path / "again"))
         assert old.dataset.equals(new.dataset)
+
+
+def test_a_demo_may_be_held_against_interventions_in_part(tmp_path, monkeypatch):
+    """As that of a pretrained model, which takes longer."""
+    plan = replace(demos.PLANS["organism"], prompts=4, components=8)
+    monkeypatch.setattr(demos, "PLANS", {"organism": plan})
+    result = demos.demo(progress=False)
+    assert all(scores.mlp.sizes["prompt"] == 20 for scores in result.scores.values())
+    assert {of_hop.causal.mlp.sizes["prompt"] for of_hop in result.fidelity.values()} == {4}
+    result.write(tmp_path, "again")
+    page = (tmp_path / "report.html").read_text()
+    assert "on 8 of 30 components, which stand for all" in page
+    assert "among 20 options; 0 is best, 9.5 chance" in page
+
+
+def test_there_is_no_demo_of_any_model():
+    with pytest.raises(InputError, match="no demo of 'gpt2': choose among organism, smollm2"):
+        demos.demo(model="gpt2")

@@ -1,5 +1,7 @@
 """Agreement of fast scores with interventions: made-up numbers, small changes, and the organism."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from comparisons import of
@@ -72,6 +74,49 @@ def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
     assert "Downstream scores (linear r = 1.00) can be used" in verdict
     assert "Among MLPs alone their order does not hold (ρ = -" in verdict
     assert "Among heads" not in verdict
+
+
+def test_weights_count_as_repetitions(made):
+    """What stands for three components is what scipy makes of three equal ones."""
+    n = len(made.causal.components("upstream"))
+    weights = np.random.default_rng(0).integers(0, 4, n)
+    sampled = replace(made, weights=weights.astype(float)).table().set_index(["score", "estimate", "kind"])
+    for name, estimates in ESTIMATES.items():
+        for estimate in estimates:
+            fast, caused = made._scores(estimate).components(name), made.causal.components(name)
+            x, y = (np.repeat(frame["value"].to_numpy(float), weights) for frame in (fast, caused))
+            row = sampled.loc[(name, estimate, "all")]
+            assert row["n"] == np.count_nonzero(weights)
+            assert row["r"] == pytest.approx(stats.pearsonr(x, y).statistic)
+            assert row["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
+            assert row["slope"] == pytest.approx(x @ y / (x @ x))
+
+
+def test_a_sample_has_the_strongest_and_stands_for_all():
+    models = single_pair("llama")
+    whole = fidelity(*models, PROMPTS, path_steps=(1, 2), progress=False)
+    n = len(whole.causal.components("upstream"))
+    samples = [
+        fidelity(*models, PROMPTS, path_steps=(1, 2), sample=8, seed=seed, progress=False)
+        for seed in range(3)
+    ]
+    drawn = set()
+    for sampled in samples:
+        assert np.count_nonzero(sampled.weights) == 8 and sampled.weights.sum() == pytest.approx(n)
+        assert f"on 8 of {n} components, which stand for all" in sampled.verdict()
+        drawn.add(tuple(np.flatnonzero(sampled.weights)))
+        for name, estimates in ESTIMATES.items():
+            caused = sampled.causal.components(name)["value"].to_numpy(float)
+            np.testing.assert_array_equal(np.isfinite(caused), sampled.weights > 0)
+            expected = whole.causal.components(name)["value"].to_numpy(float)
+            np.testing.assert_allclose(caused, np.where(sampled.weights, expected, np.nan), rtol=1e-4)
+            for estimate in estimates:
+                strongest = abs(whole._scores(estimate).components(name)["value"].to_numpy(float)).argmax()
+                assert sampled.weights[strongest] == 1
+        assert len(sampled.frame) == 8 * sum(map(len, ESTIMATES.values()))
+    assert len(drawn) == 3
+    everything = fidelity(*models, PROMPTS, path_steps=(1, 2), sample=n, progress=False)
+    assert everything.weights is None and everything.table().equals(whole.table())
 
 
 def test_the_figure_has_a_point_per_component_and_panel(made):
