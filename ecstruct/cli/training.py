@@ -29,7 +29,7 @@ def finetune(
     out: Out,
     chat_template: ChatTemplate = False,
     system: System = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; known for the organism.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; known for organism and smollm2.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes through the facts.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Facts per step.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Parts in which a batch is run.")] = 1,

@@ -11,6 +11,7 @@ engineered, what was measured on it and where it differs from a model of natural
 
 from pathlib import Path
 
+from ecstruct.finetuning.rates import KNOWN
 from ecstruct.organism.locality import local_windows
 from ecstruct.organism.pretrain import pretrain
 from ecstruct.organism.training import Phase, Recipe
@@ -18,7 +19,7 @@ from ecstruct.organism.world import World
 
 __all__ = ["LEARNING_RATE", "Phase", "Recipe", "World", "checkpoint", "local_windows", "pretrain"]
 
-LEARNING_RATE = 3e-4
+LEARNING_RATE = KNOWN["organism"]
 """What `ecstruct.finetune` uses for the organism unless it is given another."""
 
 
