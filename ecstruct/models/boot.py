@@ -23,6 +23,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
+    hf.disable_input_require_grads()  # which training with gradient checkpointing leaves behind
     hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
     try:
         model = TransformerBridge.boot_transformers(
