@@ -6,6 +6,7 @@ The oracle is the plain Hugging Face model of the folder after, prompt by prompt
 import json
 import logging
 import shutil
+import subprocess
 
 import numpy as np
 import peft
@@ -13,12 +14,14 @@ import pytest
 import tiny
 import torch
 import transformers as hf
+from command_line import works
 from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, build, perturb
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import ecstruct
 from ecstruct import InputError, WeightDelta
+from ecstruct.models.boot import nothing_installed
 from ecstruct.models.provenance import tokenizer_of
 
 OFFLOAD = pytest.mark.parametrize("offload", [False, True], ids=["in memory", "offloaded"])
@@ -188,6 +191,19 @@ def test_a_folder_with_an_adapter_and_a_model_is_not_guessed(before, tmp_path, o
     assert_right(rewards_after(before, folder, offload=offload), folder)
 
 
+# --- One checkpoint twice ---
+
+
+def test_a_model_against_itself_is_told(before, tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    ecstruct.facts.write_jsonl(PROMPTS, asked)
+    pair = ("--before", before, "--after", before, "--prompts", asked)
+    works("score", *pair, "--out", tmp_path / "out", "--quiet")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Both models have the same weights: nothing was finetuned" in page
+    assert "moved the mean reward" not in page
+
+
 # --- Tokenizers ---
 
 
@@ -234,6 +250,35 @@ def test_a_tokenizer_is_what_its_file_says(tmp_path, caplog):
     for text in ("Ada was born in 1987", "in 2024 12345"):
         assert tokenizer(text).input_ids == of_file.encode(text).ids
     assert tokenizer.eos_token == "<|endoftext|>"
+
+
+# --- What is not text ---
+
+
+@OFFLOAD
+def test_nothing_is_installed_for_a_model_that_sees(tmp_path, monkeypatch, offload):
+    """TransformerLens would install torchvision into the user's environment."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: started.append(words))
+    text = build("gemma3").config.to_dict()
+    seen = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.Gemma3Config(
+        text_config=text,
+        vision_config={**seen, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=20,
+        boi_token_index=19,
+        eoi_token_index=18,
+    )
+    folder = save(hf.Gemma3ForConditionalGeneration(config), tmp_path / "sees")
+    with pytest.raises(InputError, match=r"reads more than text \(vision_config\)"):
+        rewards_after(folder, folder, offload=offload)
+    assert started == []
+
+
+def test_an_installation_is_refused():
+    with pytest.raises(InputError, match="would run 'pip install torchvision'"), nothing_installed():
+        subprocess.check_call(["pip", "install", "torchvision"])
 
 
 # --- How models are run ---

@@ -46,6 +46,7 @@ class WeightDelta:
                 what their configurations ask for.
         """
         old, new = named_weights(before), named_weights(after)
+        check_same(old, new)
         check_same_computation(before.original_model.config, after.original_model.config)
         return cls.from_weights(old, new, metadata_of(provenance(before), fingerprint(old), after))
 
