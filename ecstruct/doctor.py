@@ -180,7 +180,7 @@ def model(source: str, device: str | None = None) -> Iterator[Finding]:
     hooked = load(source, device=device)
     view = HookedView(hooked)
     shape = f"{view.n_layers} layers of {view.n_heads} heads, d_model {hooked.cfg.d_model}"
-    n = sum(p.numel() for p in view.named_weights.values())
+    n = sum(p.numel() for p in {id(p): p for p in view.named_weights.values()}.values())
     yield Finding(source, "loaded", "ok", f"{type(view.hf).__name__}, {shape}, {n:,} weights")
     batch = _batch(view)
     own = _logits(hooked, batch)

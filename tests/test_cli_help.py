@@ -6,6 +6,7 @@ import pytest
 from command_line import works
 from typer.main import get_command
 
+import ecstruct
 from ecstruct.cli import app
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -39,3 +40,7 @@ def test_help_names_every_command():
     text = works("--help").stdout
     for name in ("demo", "finetune", "rank", "score", "replay", "organism"):
         assert name in text
+
+
+def test_the_version_is_told():
+    assert works("--version").stdout == f"ecstruct {ecstruct.__version__}\n"

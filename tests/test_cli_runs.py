@@ -165,6 +165,7 @@ def test_fidelity_is_written_and_replayed(inputs, fidelity, tmp_path):
     assert contents(fidelity) == names
     written = json.loads((fidelity / "fidelity.json").read_text())
     assert set(written) == {"agreement", "path_error", "verdict"}
+    assert (fidelity / "report.html").read_text().count("Against interventions, over all components") == 1
     assert written["verdict"].startswith("Against interventions, over all components: Informative scores (")
     works("replay", fidelity / "config.json", "--out", tmp_path / "twice", "--quiet")
     for how in hows:

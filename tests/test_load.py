@@ -295,9 +295,9 @@ def test_a_device_that_is_not_there(llama, device):
 
 
 def test_a_revision_of_what_has_none_is_refused(llama):
-    with pytest.raises(InputError, match="the organism has no revisions, and revision='v2' is given"):
+    with pytest.raises(InputError, match="organism has no revisions, and revision='v2' is given"):
         load("organism", revision="v2")
-    with pytest.raises(InputError, match="the organism has no revisions"):
+    with pytest.raises(InputError, match="organism has no revisions"):
         load("organism@v2")
     with pytest.raises(InputError, match="revision='v2' goes with a source"):
         load(hugging_face(llama), tokenizer=word_tokenizer(), revision="v2")

@@ -4,8 +4,11 @@ It only turns words into a configuration; `ecstruct.runs` does the work. Bad inp
 and status 2, without a traceback unless `--debug` asks for it.
 """
 
+from typing import Annotated
+
 import typer
 
+from ecstruct import __version__
 from ecstruct.cli.doctor import doctor
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
@@ -16,11 +19,27 @@ from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
 
 app = typer.Typer(
-    help="Which MLPs and attention heads make a finetuned language model generalise.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ecstruct {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Which MLPs and attention heads make a finetuned language model generalise."""
+
+
 for command in (demo, doctor, finetune, rank, score, fidelity, recall, reproduce, sweep, replay):
     app.command()(command)
 app.add_typer(organism_app, name="organism")

@@ -15,8 +15,20 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a folder, or a checkpoint by its step, is an adapter, not a model."""
-    return (Path(resolved(path)) / _CONFIG).is_file()
+    """Whether a folder, or a checkpoint by its step, is an adapter, not a model.
+
+    Raises:
+        InputError: it is both.
+    """
+    folder = Path(resolved(path))
+    if not (folder / _CONFIG).is_file():
+        return False
+    if any(folder.glob("model*.safetensors")):
+        raise InputError(
+            f"the folder {path} has an adapter and the weights of a model, into which it may be merged "
+            f"already: move {_CONFIG} away to take the model, or the model's files to take the adapter."
+        )
+    return True
 
 
 def merged(hf: Any, adapter: str | Path) -> Any:
@@ -34,13 +46,20 @@ def merged(hf: Any, adapter: str | Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", ".*missing adapter keys")
-            adapted = PeftModel.from_pretrained(hf, folder).merge_and_unload(safe_merge=True)
-            return adapted.requires_grad_(True)  # as before it was given an adapter
+            adapted = PeftModel.from_pretrained(hf, folder)
+            unread = adapted.load_adapter(str(folder), "default").unexpected_keys
+            if not unread:
+                merged_in = adapted.merge_and_unload(safe_merge=True)
+                return merged_in.requires_grad_(True)  # as before it was given an adapter
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning, SafetensorError) as error:
         raise InputError(
             f"the adapter {adapter} does not fit this {type(hf).__name__} ({gist(error)}): use the model "
             "that it was trained on."
         ) from error
+    raise InputError(
+        f"the adapter {adapter} has {unread[0]}, for which this {type(hf).__name__} has no place: use the "
+        "model that it was trained on, and the adapter_config.json that was saved with it."
+    )
 
 
 def _fetched(adapter: str | Path) -> Path:

@@ -1,10 +1,12 @@
 """From a Hugging Face model in memory to a hooked one, unprocessed."""
 
 import copy
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -13,6 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
 
+_OTHER_SENSES = ("vision_config", "audio_config")
+"""What a configuration has for other inputs than text. TransformerLens installs packages for these."""
+
 
 def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     """In eval mode; the Hugging Face model becomes part of it.
@@ -20,14 +25,21 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     Raises:
         InputError: TransformerLens does not know the architecture.
     """
+    if others := [key for key in _OTHER_SENSES if getattr(hf.config, key, None) is not None]:
+        raise InputError(
+            f"{name} is a {type(hf).__name__}, which reads more than text ({others[0]}): save its language "
+            "model by itself, as a causal language model, and give that."
+        )
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
+    hf.disable_input_require_grads()  # which training with gradient checkpointing leaves behind
     hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
     try:
-        model = TransformerBridge.boot_transformers(
-            name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
-        )
+        with nothing_installed():
+            model = TransformerBridge.boot_transformers(
+                name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
+            )
     except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {gist(error)}."
@@ -36,6 +48,18 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         _as_buffer(head, "bias")  # TransformerLens 3 would train the zeros that it puts there
     model.eval()
     return model
+
+
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Whatever a library starts to install packages raises `InputError`; no process is started."""
+
+    def refuse(command: Any, *_: Any, **__: Any) -> int:
+        words = command if isinstance(command, str) else " ".join(map(str, command))
+        raise InputError(f"loading this model would run {words!r}: run it yourself if you want to.")
+
+    with patch.object(subprocess, "check_call", refuse):
+        yield
 
 
 def _as_buffer(module: nn.Module, name: str) -> None:

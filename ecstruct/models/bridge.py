@@ -83,11 +83,13 @@ def eval_mode(model: TransformerBridge) -> Iterator[None]:
 
 @contextmanager
 def still(model: TransformerBridge) -> Iterator[None]:
-    """Without dropout, and without TF32, in whose rounding differences of two close states drown."""
+    """Without dropout, and without TF32 and autocast, in whose rounding differences of two close states
+    drown; with gradients, which a notebook may have switched off."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    device = next(model.parameters()).device.type
     try:
-        with eval_mode(model):
+        with eval_mode(model), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

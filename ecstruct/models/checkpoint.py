@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.files import from_json
 
-_INDEX = "model.safetensors.index.json"
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_BUFFERS = re.compile(
+    r"(^|\.)((attn|attention|self_attn|self_attention)\.(attention\.)?(bias|masked_bias)|"
+    r"rotary_emb\.inv_freq|position_ids)$"
+)
+"""What older versions saved beside the weights and makes no difference: masks, frequencies, positions."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -62,11 +69,11 @@ class TensorFiles(Mapping[str, Tensor]):
 
     @classmethod
     def of_folder(cls, folder: Path) -> TensorFiles:
-        """The weights of a Hugging Face folder, in one file or in shards."""
+        """The weights of a Hugging Face folder, in one file or in shards: those that transformers reads,
+        whatever else lies there."""
+        if (folder / _FILE).is_file():
+            return cls.of_file(folder / _FILE)
         index = folder / _INDEX
-        if not index.is_file():
-            files = sorted(folder.glob("*.safetensors"))
-            return cls({name: span for path in files for name, span in _spans(path).items()})
         files = _read_index(index)
         known = {file: _spans(folder / file) for file in dict.fromkeys(files.values())}
         for tensor, file in files.items():
@@ -104,6 +111,32 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._spans)
+
+
+def check_weights_are_there(folder: Path) -> None:
+    """Raise `InputError` for a folder without the files that transformers reads."""
+    if (folder / _FILE).is_file() or (folder / _INDEX).is_file():
+        return
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others:
+        raise InputError(
+            f"the folder {folder} has no *.safetensors weights: save the model with save_pretrained(), "
+            "which writes them."
+        )
+    raise InputError(
+        f"the folder {folder} has {others[0]}, but neither {_FILE} nor {_INDEX}, which transformers reads: "
+        "give the file that name, or fetch the one that is missing."
+    )
+
+
+def check_all_read(name: str, unasked: Iterable[str]) -> None:
+    """Raise `InputError` if a checkpoint has tensors that the model does not ask for; old buffers may be
+    there."""
+    if weights := sorted(tensor for tensor in unasked if not _BUFFERS.search(tensor)):
+        raise InputError(
+            f"{name} has weights in {weights[0]} that its config.json does not ask for: the two belong to "
+            "different models."
+        )
 
 
 def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from ecstruct.errors import InputError
 from ecstruct.files import from_json, write_atomically
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
+from ecstruct.models.configs import check_same_computation
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
@@ -41,9 +42,12 @@ class WeightDelta:
         """W' - W, in float32 or, for float64 models, float64.
 
         Raises:
-            InputError: the models differ in a tensor's name or shape; the first such is named.
+            InputError: the models differ in a tensor's name or shape, of which the first is named, or in
+                what their configurations ask for.
         """
         old, new = named_weights(before), named_weights(after)
+        check_same(old, new)
+        check_same_computation(before.original_model.config, after.original_model.config)
         return cls.from_weights(old, new, metadata_of(provenance(before), fingerprint(old), after))
 
     @classmethod

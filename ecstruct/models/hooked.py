@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.errors import InputError
 from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
+from ecstruct.models.configs import longer_ones_differ_from
 from ecstruct.models.names import layer_of
 from ecstruct.models.shortcuts import shortcuts
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
@@ -128,6 +130,7 @@ class HookedView:
         `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], what is added to attention
         scores; `positions` are those of the tokens where they are not in their order.
         """
+        self._check_treated_alike(mask)
         calls: list[BlockCall] = []
         entering: list[Tensor] = []
 
@@ -148,6 +151,19 @@ class HookedView:
         ):
             self._forward(weights, self.embed_sites, ids, mask, positions)
         return Trace(entering[0], taps), calls
+
+    def _check_treated_alike(self, mask: Tensor) -> None:
+        limit = longer_ones_differ_from(self.hf.config)
+        if limit is None or mask.ndim != 2:
+            return
+        lengths = mask.sum(1)
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest <= limit < longest:
+            raise InputError(
+                f"prompts of {shortest} and of {longest} tokens cannot share a batch: with one of more "
+                f"than {limit} this model rotates all of them otherwise (LongRoPE), so give short and long "
+                "prompts apart, or batch_size=1."
+            )
 
     def block(
         self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]

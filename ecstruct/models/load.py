@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter, merged
 from ecstruct.models.boot import boot, gist, without_bars
+from ecstruct.models.checkpoint import check_all_read
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.finite import check_weights
@@ -178,10 +179,5 @@ def _read(at: Located, dtype: torch.dtype) -> tuple[Any, Any]:
             f"{at.name} has no weights of the right shape for {lacking}, which its config.json asks for: "
             "the folder is incomplete or mixes two models."
         )
-    # Buffers that older versions saved (masks, rotary frequencies) are no loss; a weight is.
-    if unasked := sorted(key for key in info["unexpected_keys"] if key.endswith(".weight")):
-        raise InputError(
-            f"{at.name} has weights in {unasked[0]} that its config.json does not ask "
-            "for: the two belong to different models."
-        )
+    check_all_read(at.name, info["unexpected_keys"])
     return hf, read_tokenizer(at)

@@ -21,7 +21,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
-from ecstruct.models.checkpoint import TensorFiles, pages
+from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
+from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, read_metadata
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.load import device_of
@@ -46,6 +47,7 @@ class Offloaded:
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     after_described: dict[str, Any]
+    tokenizer_after: Any = None
 
 
 def offloaded(before: Any, after: Any, device: str | torch.device | None = None) -> Offloaded:
@@ -81,12 +83,13 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     check_runs(view)
     base = _FolderWeights(at.name, folder, skeleton)
     if isinstance(after, WeightDelta) or is_delta(after):
-        new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, tokenizer)
+        new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
     else:
         other, its_folder = _fetched(after)
-        read_config(other)
+        check_same_computation(view.hf.config, read_config(other))
         new = _FolderWeights(other.name, its_folder, skeleton)
-        made_from = Provenance(other.name, other.revision, tokenizer, weights=other.weights)
+        own = read_tokenizer(other)
+        made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
     def read(names: Sequence[str]) -> States:
         old = {n: _cast(t, device) for n, t in base.read(names)}
@@ -94,7 +97,8 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
     stream = _Stream(_parts(view), read)
     mark(skeleton.model, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
-    return Offloaded(skeleton.model, _State(stream, 0), _State(stream, 1), made_from.described)
+    states = _State(stream, 0), _State(stream, 1)
+    return Offloaded(skeleton.model, *states, made_from.described, made_from.tokenizer)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:
@@ -238,10 +242,5 @@ def _names_in(name: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Skelet
                 "the folder is incomplete, mixes two models or holds its weights in another layout."
             )
     unasked = found.keys() - skeleton.tensors.keys() - skeleton.aliases
-    # Buffers that older versions saved (masks, rotary frequencies) are no loss; a weight is.
-    if weights := sorted(tensor for tensor in unasked if tensor.endswith(".weight")):
-        raise InputError(
-            f"{name} has weights in {weights[0]} that its config.json does not ask for: the two belong to "
-            "different models."
-        )
+    check_all_read(name, unasked)
     return found

@@ -1,14 +1,18 @@
 """What a source names: a folder here or a model on the hub, with its configuration and tokenizer."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.boot import gist
+from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, is_gguf, only_gguf
 from ecstruct.models.smollm2 import smollm2
@@ -16,6 +20,8 @@ from ecstruct.models.steps import instead, resolved
 
 NAMED = ("organism", "smollm2")
 """Models that have a name of their own here."""
+
+_logger = logging.getLogger(__name__)
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What transformers raises when it reads files that are not what they should be, or too deep."""
@@ -95,9 +101,39 @@ def read_config(at: Located) -> Any:
 def read_tokenizer(at: Located) -> Any:
     """The tokenizer beside the weights of a checkpoint."""
     try:
-        return AutoTokenizer.from_pretrained(at.where, trust_remote_code=False, **at.options)
+        tokenizer = AutoTokenizer.from_pretrained(at.where, trust_remote_code=False, **at.options)
+        said = cached_file(
+            at.where, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **at.options
+        )
+        if said is None or (text := _read_otherwise(tokenizer, Tokenizer.from_file(said))) is None:
+            return tokenizer
+        _logger.warning(
+            "transformers makes another tokenizer of %s than its tokenizer.json says (%r differs): the "
+            "file's is used",
+            *(at.name, text),
+        )
+        return PreTrainedTokenizerFast.from_pretrained(at.where, trust_remote_code=False, **at.options)
     except DAMAGED as error:
         raise InputError(f"{at.name} has no usable tokenizer: save it beside the weights.") from error
+
+
+_PROBES = (
+    "Ada was born in 1987",
+    "  two  spaces, 12,345.6!",
+    "It's\n\tCAFÉ naïve",
+    "Tōkyō 東京 ½",
+    "a_b(c)",
+)
+"""Texts in which tokenizers differ: digits, spaces, apostrophes, capitals, accents, other scripts."""
+
+
+def _read_otherwise(tokenizer: Any, of_file: Tokenizer) -> str | None:
+    """The first text of which a tokenizer makes other ids than the file that it was made from."""
+    for text in _PROBES:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids != of_file.encode(text, add_special_tokens=False).ids:
+            return text
+    return None
 
 
 def tokenizer_at(source: str | Path) -> Any:
@@ -122,11 +158,7 @@ def _local_folder(name: str) -> Path | None:
             )
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
-        if not any(path.glob("*.safetensors")):
-            raise InputError(
-                f"the folder {name} has no *.safetensors weights: save the model with "
-                "save_pretrained(), which writes them."
-            )
+        check_weights_are_there(path)
         return path
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(

@@ -10,7 +10,7 @@ import pandas as pd
 from ecstruct.checks.fidelity import Fidelity
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
-from ecstruct.report.page import Picture, Replay, Section, Table, write_report
+from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 
@@ -50,8 +50,11 @@ def _raising(scores: ExtractiveScores, score: str, n: int) -> list[str]:
 def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
     """Write the report of one set of scores."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
+    its = [scores.attrs.get(state, {}).get("fingerprint", state) for state in ("before", "after")]
     summary = (
-        f"Finetuning moved the mean reward of {_prompts(scores)} from "
+        "Both models have the same weights: nothing was finetuned between them, and all scores are zero."
+        if its[0] == its[1]
+        else f"Finetuning moved the mean reward of {_prompts(scores)} from "
         f"{before:.3g} to {after:.3g}. ".replace("-", "−")
         + _strongest(scores)
     )
@@ -77,7 +80,7 @@ def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
 def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
     """Write the report of how far the scores of one set of prompts can be trusted."""
     sections = [
-        _of_fidelity("Fast scores and interventions", fidelity),
+        Section("Fast scores and interventions", _agreement(fidelity)),
         Section(
             "The fast scores",
             [Table(top_table(fidelity.linear), f"{_MOST}{_unit(fidelity.linear)}.")],
@@ -131,13 +134,16 @@ def demo_report(
             ],
         ),
         *closer,
-        *(_of_fidelity(f"Can the {hop} scores be trusted?", of_hop) for hop, of_hop in fidelity.items()),
+        *(
+            Section(f"Can the {hop} scores be trusted?", [of_hop.verdict(), *_agreement(of_hop)])
+            for hop, of_hop in fidelity.items()
+        ),
         Section("Make it again", [Replay(replay)]),
     ]
     write_report(path, title="ecstruct demo", summary=summary, sections=sections)
 
 
-def _of_fidelity(title: str, fidelity: Fidelity) -> Section:
+def _agreement(fidelity: Fidelity) -> list[Item]:
     caption = (
         "A point per component, coloured by layer, mean over prompts: the fast score across, the effect of "
         f"the intervention that it stands for up{_unit(fidelity.linear)}."
@@ -146,10 +152,7 @@ def _of_fidelity(title: str, fidelity: Fidelity) -> Section:
         "Agreement over components: Pearson's r, Spearman's rho, r over components of single prompts; the "
         "slope of interventions on fast scores; the share of the top components that both have."
     )
-    return Section(
-        title,
-        [fidelity.verdict(), Picture(fidelity.figure, caption), Table(fidelity.table().round(3), lists)],
-    )
+    return [Picture(fidelity.figure, caption), Table(fidelity.table().round(3), lists)]
 
 
 def _explorer(scores: ExtractiveScores) -> Explorer:

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.models.bridge import named_weights
+from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
 from ecstruct.models.fingerprint import combined, digest
 from ecstruct.models.finite import check_weight
@@ -46,6 +47,8 @@ class Pair:
     sources: Mapping[str, Mapping[str, Any]]
     resident: bool = True
     """Whether weights are in memory, not read when they are asked for."""
+    tokenizer_after: Any = None
+    """The model's own, if the one after brings one; what is scored are the ids of the one before."""
 
     @classmethod
     def of(cls, model_before: ModelBefore, model_after: ModelAfter, device: str | None = None) -> "Pair":
@@ -62,13 +65,14 @@ class Pair:
         if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
-        after, described = _weights_after(view, before, model_after)
+        after, described, tokenizer_after = _weights_after(view, before, model_after)
         described = provenance(model).described, described
         own = (
             view.named_weights,
             (named_weights(model_after) if isinstance(model_after, TransformerBridge) else after),
         )
-        return cls(view, before, after, _sources((before, after), described, own))
+        sources = _sources((before, after), described, own)
+        return cls(view, before, after, sources, tokenizer_after=tokenizer_after)
 
     @classmethod
     def on_disk(cls, before: Any, after: Any, device: str | None = None) -> "Pair":
@@ -80,7 +84,8 @@ class Pair:
         found = offloaded(before, after, device)
         described = provenance(found.model).described, found.after_described
         sources = _sources((found.before, found.after), described)
-        return cls(HookedView(found.model), found.before, found.after, sources, resident=False)
+        view = HookedView(found.model)
+        return cls(view, found.before, found.after, sources, False, found.tokenizer_after)
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What it takes to compute a result again: sources, options, versions."""
@@ -110,9 +115,22 @@ class Pair:
             prompts, tokenizer, n_ctx=self.view.model.cfg.n_ctx, with_options=reward.needs_options
         )
         lengths = [len(p.ids) for p in tokenized]
+        if self.tokenizer_after is not None:
+            self._compare_tokenizers(tokenized)
         if reward.answer_tokens == "all":
             tokenized = [with_answer(p, tokenizer) for p in tokenized]
         return tokenized, lengths
+
+    def _compare_tokenizers(self, tokenized: list[TokenizedPrompt]) -> None:
+        """Warn in the log of the first text that the tokenizer after reads otherwise."""
+        for prompt in tokenized:
+            ids, text = [*prompt.ids, *prompt.answer_ids], f"{prompt.prompt.text} {prompt.prompt.answer}"
+            if prompt.prompt.wrapper is None and ids != self.tokenizer_after(text)["input_ids"][: len(ids)]:
+                _logger.warning(
+                    "the tokenizer after reads %r otherwise than the one before, whose ids both models get",
+                    text,
+                )
+                return
 
 
 @dataclass(frozen=True)
@@ -169,16 +187,19 @@ def _sources(
 
 def _weights_after(
     view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
-) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+) -> tuple[Mapping[str, Tensor], dict[str, Any], Any]:
+    """W', where it comes from, and its tokenizer if it has one."""
     if isinstance(after, str | Path):
         if is_delta(after):
             change = delta_onto(after, view.model)
-            return change.added_to(before), {"source": str(after), "revision": None}
+            return change.added_to(before), {"source": str(after), "revision": None}, None
         after = load_after(after, view.model, device=view.device, dtype=view.dtype)
     if isinstance(after, WeightDelta):
         source = after.metadata.get("after", "a weight delta")
-        return after.added_to(before), {"source": source, "revision": None}
+        return after.added_to(before), {"source": source, "revision": None}, None
     other = HookedView(after)
     check_same(view.named_weights, other.named_weights)
+    check_same_computation(view.hf.config, other.hf.config)
     weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
-    return weights, provenance(after).described
+    origin = provenance(after)
+    return weights, origin.described, origin.tokenizer

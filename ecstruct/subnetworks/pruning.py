@@ -37,7 +37,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
-from ecstruct.models.bridge import eval_mode
+from ecstruct.models.bridge import still
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
@@ -135,7 +135,7 @@ def prune(
         {**asdict(options), "ablation": ablation},
         {"prompts": prompts, "reference": as_prompts(reference)},
     )
-    with eval_mode(model):
+    with still(model):
         gated = GatedModel(model, values)
         _warn_if_unsolved(model, tokenized)
         state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)

@@ -1,0 +1,85 @@
+"""Whether two configurations stand for the same computation.
+
+Scores run the weights of both checkpoints through one model, that of the checkpoint before. Where the
+configuration after asks for another computation (a rotary base, a norm's epsilon, an activation), the
+weights after would be run in a way in which they were never trained.
+"""
+
+import math
+from typing import Any
+
+from ecstruct.errors import InputError
+
+_SAME_ANYHOW = frozenset(
+    {
+        # How it was made, saved and trained.
+        *(
+            "_name_or_path",
+            "architectures",
+            "dtype",
+            "torch_dtype",
+            "transformers_version",
+            "initializer_range",
+        ),
+        *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"),
+        *("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"),
+        *("initializer_range", "pretraining_tp"),
+        *("router_aux_loss_coef", "output_router_logits", "router_jitter_noise"),
+        # What generation and padding need.
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "use_cache"),
+        # What the tensors themselves say: they are compared by name and shape.
+        *("tie_word_embeddings", "vocab_size"),
+        # Of other kinds of models.
+        *("id2label", "label2id", "problem_type", "return_dict", "output_attentions"),
+        *("output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder"),
+    }
+)
+"""Keys of a configuration that do not change the logits of a prompt."""
+
+
+def check_same_computation(before: Any, after: Any) -> None:
+    """Raise `InputError` naming the keys in which two Hugging Face configurations of one class differ, if
+    the logits depend on these. Keys that the class does not know are no part of the computation."""
+    if type(before) is not type(after):
+        raise InputError(
+            f"the models are a {_model(before)} before and a {_model(after)} after: compare two "
+            "checkpoints of one architecture."
+        )
+    old, new = before.to_dict(), after.to_dict()
+    known = type(before)().to_dict().keys() - _SAME_ANYHOW
+    if _plain_rotary(old) and _plain_rotary(new):
+        known -= {"max_position_embeddings"}  # how long prompts may be, no more
+    if differing := sorted(key for key in known if not _alike(old.get(key), new.get(key))):
+        told = "; ".join(f"{key}: {old.get(key)} before, {new.get(key)} after" for key in differing)
+        raise InputError(
+            f"the configurations of the models ask for different computations ({told}), and scores run "
+            "both weights through one: compare checkpoints that agree in these, or correct the config.json "
+            "that is wrong."
+        )
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Equal, up to the rounding of files that have numbers in 32 bits."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_alike(old[key], new[key]) for key in old)
+    if isinstance(old, float) and isinstance(new, float):
+        return math.isclose(old, new, rel_tol=1e-6)
+    return old == new
+
+
+def longer_ones_differ_from(config: Any) -> int | None:
+    """From how many tokens on a model rotates all prompts of a batch otherwise (LongRoPE), if any do."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if rotary.get("rope_type") != "longrope":
+        return None
+    default = getattr(config, "original_max_position_embeddings", None)
+    return rotary.get("original_max_position_embeddings", default)
+
+
+def _plain_rotary(config: dict[str, Any]) -> bool:
+    rotary = config.get("rope_parameters") or {}
+    return rotary.get("rope_type", "default") == "default"
+
+
+def _model(config: Any) -> str:
+    return str(getattr(config, "model_type", type(config).__name__))
