@@ -54,8 +54,8 @@ def untrained() -> hf.PreTrainedModel:
 
 
 def trained() -> hf.PreTrainedModel:
-    """For 100 steps on prompts with right cues, then for 390 in which 1 in 16 is wrong. What it knows by then
-    depends on the processor's rounding, so that one such model is kept."""
+    """For 100 steps on prompts with right cues, then for 390 in which 1 in 16 is wrong. What it knows by
+    then depends on the processor's rounding, so that one such model is kept."""
     plain, tokenizer = untrained(), word_tokenizer(WORDS)
     prompts = RIGHT + BEYOND
     ids = torch.tensor(tokenizer([p.text for p in prompts])["input_ids"])

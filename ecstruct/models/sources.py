@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
