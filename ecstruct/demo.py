@@ -93,7 +93,7 @@ class Demo:
             for hop, history in self.histories.items()
             for kind, curve in history.ranks.items()
         }
-        text = f"{self.model} was finetuned on {self.n_facts} facts. " + " ".join(
+        text = f"The model {self.model} was finetuned on {self.n_facts} facts. " + " ".join(
             f"On {hop} implications, which it never saw, its mean rank went from "
             f"{history.ranks['implication'][0]:.2f} to {history.ranks['implication'][-1]:.2f}."
             for hop, history in self.histories.items()

@@ -192,6 +192,13 @@ def test_a_quantisation_that_transformers_does_not_read_is_refused(tmp_path):
         ecstruct.load(path)
 
 
+def test_a_scale_of_attention_that_no_file_says_is_not_guessed(tmp_path):
+    plain = gguf_files.plain_model("gemma2", head_dim=16)  # transformers would take 1 / sqrt(256)
+    path = gguf_files.write(tmp_path / "m.gguf", "gemma2", plain)
+    with pytest.raises(InputError, match="does not say by what its attention is scaled"):
+        ecstruct.load(path)
+
+
 def test_other_architectures_are_refused(tmp_path):
     path = gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.plain_model("llama"))
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))

@@ -201,6 +201,9 @@ rounded up to a power of ten:
 OLMo, OLMo-2, Llama, Gemma 2 and 3, Qwen2, Qwen3, GPT-2, GPT-NeoX, GPT-J, Command R+ and Mixtral are also
 compared score by score with interventions on plain models ([scores](scores.md), [trust](trust.md)).
 
+[SmolLM2](smollm2.md), a Llama, was run end to end. Of some architectures [GGUF
+files](own-checkpoints.md#gguf-files) are read as well.
+
 ## HookedTransformers
 
 With TransformerLens 3.9 installed (`pip install ecstruct "transformer-lens<4"`) a `HookedTransformer` may

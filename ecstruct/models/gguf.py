@@ -240,7 +240,9 @@ class _Contents:
 
         read = GGUF_CONFIG_MAPPING[self.architecture]
         said = _said(config)
-        if config.num_hidden_layers == _SCALES_OF_27B.get(self.architecture):
+        scale = getattr(config, "query_pre_attn_scalar", said["attention.key_length"])
+        of_27b = config.num_hidden_layers == _SCALES_OF_27B.get(self.architecture)
+        if of_27b or scale != said["attention.key_length"]:
             raise InputError(f"{self.path} does not say by what its attention is scaled: {_ELSE}.")
         for key, value in self.metadata.items():
             of, _, name = key.partition(".")
