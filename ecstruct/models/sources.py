@@ -1,6 +1,7 @@
 """What a source names: a folder here or a model on the hub, with its configuration and tokenizer."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,16 @@ _PROBES = (
 
 def _read_otherwise(tokenizer: Any, of_file: Tokenizer) -> str | None:
     """The first text of which a tokenizer makes other ids than the file that it was made from."""
+
+    def ids(encode: Callable[[str], list[int]], text: str) -> list[int] | None:
+        try:
+            return encode(text)
+        except Exception:  # tokenizers has no other, where a text has what its vocabulary lacks
+            return None
+
     for text in _PROBES:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids != of_file.encode(text, add_special_tokens=False).ids:
+        ours = ids(lambda t: tokenizer(t, add_special_tokens=False)["input_ids"], text)
+        if ours != ids(lambda t: of_file.encode(t, add_special_tokens=False).ids, text):
             return text
     return None
 
