@@ -105,6 +105,8 @@ def test_sources_of_a_file_and_what_is_saved_of_it(tmp_path, cache):
     }
     assert provenance(by_folder).weights == "dequantised from Q8_0"
     assert len([*(cache / "ecstruct" / "gguf" / "default").glob("*/config.json")]) == 1  # once for both
+    with pytest.raises(InputError, match="a GGUF file has no revisions, and 'v2' is given"):
+        ecstruct.load(path, revision="v2")
     ecstruct.save_model(by_file, tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "float32"

@@ -81,6 +81,8 @@ def located(source: str | Path, revision: str | None = None) -> Located:
     path = Path(name)
     file = path if is_gguf(path) else only_gguf(path) if path.is_dir() else None
     if file is not None:
+        if revision is not None:
+            raise InputError(f"a GGUF file has no revisions, and {revision!r} is given: leave it away.")
         return Located(name, None, *dequantised(file))
     return Located(name, revision, _local_folder(name))
 
