@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from ecstruct.errors import InputError
 from ecstruct.models.boot import gist
 from ecstruct.models.steps import resolved
+from ecstruct.models.tied import join, part
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -49,7 +50,9 @@ def merged(hf: Any, adapter: str | Path) -> Any:
             adapted = PeftModel.from_pretrained(hf, folder)
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
             if not unread:
+                part(hf)  # what an adapter of one of two tied weights adds is not the other's
                 merged_in = adapted.merge_and_unload(safe_merge=True)
+                join(merged_in)
                 return merged_in.requires_grad_(True)  # as before it was given an adapter
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning, SafetensorError) as error:
         raise InputError(
