@@ -35,7 +35,7 @@ from ecstruct.models.support import check_runs
 from ecstruct.scores.engine import score
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import logit_diff
-from ecstruct.scores.walk import Walk
+from ecstruct.scores.walk import Descent, Walk
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 TOLERANCE = 1e-12
@@ -93,10 +93,11 @@ def walk_errors(model: TransformerBridge, plain: PreTrainedModel) -> tuple[float
         logits.append(read[:, 0].detach())
         return logit_diff(read[:, 0], batch)
 
-    walk.read_out(0, batch.lengths[:, None] - 1, reward)
+    descent = Descent(walk)
+    descent.read_out(0, batch.lengths[:, None] - 1, reward)
     for layer in reversed(range(N_LAYERS)):
-        walk.down(layer, 0, [], [])
-    gradients = walk.to_embedding(0).d_output["embed"]
+        descent.down(layer, 0, [], [])
+    gradients = descent.to_embedding(0).d_output["embed"]
     assert_order(view, walk)
 
     of_logits, of_gradient = [], []

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from ecstruct.facts.tokens import collate, tokenize
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores.reward import logit_diff
-from ecstruct.scores.walk import Visit, Walk
+from ecstruct.scores.walk import Descent, Visit, Walk
 
 pytestmark = pytest.mark.tl3
 
@@ -59,10 +59,13 @@ def logits_of(walk: Walk, b: int) -> torch.Tensor:
 
 
 def walked_down(walk: Walk) -> dict[tuple[int, int], Visit]:
+    descent = Descent(walk)
     for b, batch in enumerate(walk.batches):
-        walk.read_out(b, batch.last[:, None], lambda logits, batch=batch: logit_diff(logits[:, 0], batch))
+        descent.read_out(
+            b, batch.last[:, None], lambda logits, batch=batch: logit_diff(logits[:, 0], batch)
+        )
     return {
-        (layer, b): walk.down(layer, b, INPUTS, OUTPUTS)
+        (layer, b): descent.down(layer, b, INPUTS, OUTPUTS)
         for layer in reversed(LAYERS)
         for b in range(len(walk.batches))
     }

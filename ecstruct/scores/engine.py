@@ -16,7 +16,7 @@ from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
-from ecstruct.scores.passes import Passes, Upstream
+from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, logit_diff, logprob
 from ecstruct.scores.shards import Shards
@@ -32,7 +32,8 @@ def score(
     reward: RewardLike = "logit_diff",
     answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
-    upstream: Upstream = "surrogate",
+    upstream: Upstream = "local",
+    propagation: Propagation = "relevance",
     convention: linear.Convention = "definition",
     path_steps: int = 1,
     batch_size: int | None = None,
@@ -81,6 +82,7 @@ def score(
         answer_tokens=answer_tokens,
         baseline=baseline,
         upstream=upstream,
+        propagation=propagation,
         convention=convention,
         path_steps=path_steps,
         batch_size=batch_size,
@@ -106,7 +108,8 @@ class ScoreEngine:
         reward: RewardLike = "logit_diff",
         answer_tokens: AnswerTokens = "first",
         baseline: BaselineKind = "counterfactual",
-        upstream: Upstream = "surrogate",
+        upstream: Upstream = "local",
+        propagation: Propagation = "relevance",
         convention: linear.Convention = "definition",
         path_steps: int = 1,
         batch_size: int | None = None,
@@ -114,8 +117,10 @@ class ScoreEngine:
         device: str | None = None,
         progress: bool = True,
     ) -> None:
-        if upstream not in ("surrogate", "exact"):
-            raise InputError(f"unknown upstream {upstream!r}: choose 'surrogate' or 'exact'.")
+        if upstream not in ("local", "surrogate", "exact"):
+            raise InputError(f"unknown upstream {upstream!r}: choose 'local', 'surrogate' or 'exact'.")
+        if propagation not in ("relevance", "gradient"):
+            raise InputError(f"unknown propagation {propagation!r}: choose 'relevance' or 'gradient'.")
         if convention not in ("definition", "reference"):
             raise InputError(f"unknown convention {convention!r}: choose 'definition' or 'reference'.")
         if path_steps < 1:
@@ -127,7 +132,9 @@ class ScoreEngine:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
             self.pair = Pair.of(model_before, model_after, device)
-        self._passes = Passes(self.pair, self.reward, baseline, upstream, convention, path_steps, progress)
+        self._passes = Passes(
+            self.pair, self.reward, baseline, upstream, propagation, convention, path_steps, progress
+        )
         self.batch_size = batch_size
         self.attrs = self.pair.attrs(
             {
@@ -135,6 +142,7 @@ class ScoreEngine:
                 "answer_tokens": answer_tokens,
                 "baseline": baseline,
                 "upstream": upstream,
+                "propagation": propagation,
                 "convention": convention,
                 "path_steps": path_steps,
                 "batch_size": batch_size,

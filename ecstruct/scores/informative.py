@@ -22,7 +22,7 @@ from ecstruct.scores.assemble import INFORMATIVE, Assembly
 from ecstruct.scores.batching import Job
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.reward import Reward
-from ecstruct.scores.walk import Visit, Walk
+from ecstruct.scores.walk import Descent, Visit, Walk
 
 
 def path_nodes(k: int) -> list[tuple[float, float]]:
@@ -90,16 +90,19 @@ class InformativeScores:
             weights = self.pair.between(a)
             walk = Walk(view, weights, job.batches, keep_graphs)
             walk.up(tick=tick)
+            descent = Descent(walk)
             read = (
-                walk.read_out(b, job.positions[b], reward.of_batch(x))[1] for b, x in enumerate(job.batches)
+                descent.read_out(b, job.positions[b], reward.of_batch(x))[1]
+                for b, x in enumerate(job.batches)
             )
             self.outside(view.head_sites, read, job.rows, share)
             for layer in reversed(range(view.n_layers)):
                 change = self.change(view.block_sites[layer])
                 for b, rows in enumerate(job.rows):
                     outputs = list(view.block_sites[layer])
-                    visit = walk.down(layer, b, ["attn.o"], outputs, retain_graph=bool(change))
+                    visit = descent.down(layer, b, ["attn.o"], outputs, retain_graph=bool(change))
                     self.block(layer, rows, visit, weights, change, share)
+                    walk.let_go(layer, b)
                 tick()
-            embedded = (walk.to_embedding(b) for b in range(len(job.batches)))
+            embedded = (descent.to_embedding(b) for b in range(len(job.batches)))
             self.outside(view.embed_sites, embedded, job.rows, share)

@@ -12,6 +12,7 @@ boundaries run in one growing batch, which a boundary's rows join at its layer; 
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from torch import Tensor
 from ecstruct.models.hooked import HookedView, Part
 from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.scores.pair import Pair
+from ecstruct.scores.relevance import Relevance
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
@@ -28,7 +30,12 @@ WRITERS: Mapping[Part, str] = {"attn": "attn.o", "mlp": "mlp.out"}
 
 
 def late_gradients(
-    pair: Pair, walk: Walk, b: int, tails: Tails, memory: float | None = None
+    pair: Pair,
+    walk: Walk,
+    b: int,
+    tails: Tails,
+    rules: Relevance | None = None,
+    memory: float | None = None,
 ) -> list[dict[str, Float[Tensor, "batch pos d_model"]]]:
     """dR/dy at what attention ("attn.o") and MLP ("mlp.out") of every layer write, before any post-norm.
 
@@ -37,6 +44,7 @@ def late_gradients(
         walk: under W, after its way up.
         b: which of its batches.
         tails: that batch under W'.
+        rules: of relevance, if slopes are to follow these.
         memory: bytes that graphs may take, half of what is free by default; one boundary at a time is run
             however little there is.
     """
@@ -49,7 +57,7 @@ def late_gradients(
         start = end - 1
         while start and of_block * _runs(start - 1, end, n_layers) <= memory:
             start -= 1
-        found = _between(start, end, pair, walk, b, tails) + found
+        found = _between(start, end, pair, walk, b, tails, rules) + found
         end = start
     return found
 
@@ -68,7 +76,9 @@ def _runs(start: int, end: int, n_layers: int) -> int:
     return sum(min(layer, end - 1) - start + 1 for layer in range(start, n_layers))
 
 
-def _between(start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails) -> list[dict[str, Tensor]]:
+def _between(
+    start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails, rules: Relevance | None
+) -> list[dict[str, Tensor]]:
     """The gradients at the layers from `start` to before `end`, whose tails share a batch."""
     view = pair.view
     joined: list[Tensor] = []
@@ -84,8 +94,9 @@ def _between(start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails)
                 trace = view.block(layer, mixed, walk.call(layer, b), leaf)
                 joined.append(trace.output)
                 written += [(layer, WRITERS[p], trace.taps[WRITERS[p]].output) for p in parts]
-        reward = tails.rewards(view.n_layers, torch.cat(joined)).sum()
-    gradients = torch.autograd.grad(reward, [output for _, _, output in written])
+        reward = tails.rewards(view.n_layers, torch.cat(joined), rules).sum()
+    with rules.followed() if rules else nullcontext():
+        gradients = torch.autograd.grad(reward, [output for _, _, output in written])
     found: list[dict[str, Tensor]] = [{} for _ in range(start, end)]
     for (layer, name, _), gradient in zip(written, gradients, strict=True):
         found[layer - start][name] = gradient

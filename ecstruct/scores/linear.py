@@ -236,22 +236,20 @@ def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos som
 
 
 def upstream(
-    view: HookedView, before: Visit, g_after: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, d_written: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """U of one block's MLP and heads; `g_after` is g' at what the MLP writes, `d_z` the change of the
-    gradient as the heads see it at their z."""
-    mlp = dot(g_after - before.d_output["mlp.out"], before.output("mlp.out") - y_star)
+    """U of one block's MLP and heads; `d_written` is the change of the slope at what the MLP writes,
+    `d_z` that which the heads see at their z."""
+    mlp = dot(d_written, before.output("mlp.out") - y_star)
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
 
 
-def pulled_back(
-    sites: Mapping[str, Site], before: Visit, g_after: Mapping[str, Tensor], weights: Weights
-) -> Tensor:
-    """(g'_o - g_o) W_O^T: the change of the gradient at what the heads write, seen at their z through
+def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Tensor:
+    """(g'_o - g_o) W_O^T: the change of the slope at what the heads write, seen at their z through
     the original W_O, [batch, pos, n_heads * d_head]."""
     matrix = sites["attn.o"].matrix(weights)
     assert matrix is not None
-    return (g_after["attn.o"] - before.d_output["attn.o"]) @ matrix
+    return (new.d_output["attn.o"] - old.d_output["attn.o"]) @ matrix
 
 
 def downstream(

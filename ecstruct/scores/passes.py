@@ -25,19 +25,19 @@ from ecstruct.scores.batching import Job, fits_in_memory, rounds
 from ecstruct.scores.informative import InformativeScores
 from ecstruct.scores.late import WRITERS, late_gradients
 from ecstruct.scores.pair import Pair
+from ecstruct.scores.relevance import Relevance
 from ecstruct.scores.reward import Reward
 from ecstruct.scores.shards import Shards
 from ecstruct.scores.tails import Tails
-from ecstruct.scores.walk import Visit, Walk
+from ecstruct.scores.walk import Descent, Visit, Walk
 
-Upstream = Literal["surrogate", "exact"]
+Upstream = Literal["local", "surrogate", "exact"]
+
+Propagation = Literal["relevance", "gradient"]
 
 See = Callable[[int, int, Trace], None]
 
 _logger = logging.getLogger(__name__)
-
-Gradients = Mapping[str, Tensor]
-"""At what a block's attention ("attn.o") and MLP ("mlp.out") write."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Passes:
     reward: Reward
     baseline: BaselineKind
     upstream: Upstream
+    propagation: Propagation
     convention: linear.Convention
     path_steps: int
     progress: bool
@@ -133,40 +134,63 @@ class Passes:
         """The scores of some batches. `seen` is called after the way up if the baseline sees it."""
         view, batches = self.pair.view, range(len(job.batches))
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
-        before = Walk(view, self.pair.before, job.batches, graphs)
-        after = Walk(view, self.pair.after, job.batches, graphs)
+        rules = Relevance() if self.propagation == "relevance" else None
+        before = Walk(view, self.pair.before, job.batches, graphs, rules)
+        after = Walk(view, self.pair.after, job.batches, graphs, rules)
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
         informative = InformativeScores(self.pair, self.convention, out)
         at_before = self.path_steps == 1  # informative scores are of the walk under W itself
         self._up(before, after, baseline.see if seen else None, tick)
         if seen:
             seen()
-        read = self._read_out(before, after, job, out)
+        ways = self._descents(before, after, rules)
+        read = self._read_out(ways, job, out)
         if at_before:
             informative.outside(view.head_sites, read, job.rows)
         else:
             deque(read, maxlen=0)
-        late = [self._late(before, b, job) for b in batches]
+        late = [self._late(before, b, job, rules) for b in batches if self.upstream == "exact"]
+        writers = list(WRITERS.values())
         for layer in reversed(range(view.n_layers)):
             sites = view.block_sites[layer]
             change = informative.change(sites) if at_before else {}
             for b in batches:
-                writers = WRITERS.values()
+                visits = {
+                    way: descent.down(layer, b, writers, writers, retain_graph=True)
+                    for way, descent in ways.items()
+                    if way != "before"
+                }
                 outputs = sites if at_before else writers
-                old = before.down(layer, b, writers, outputs, retain_graph=bool(change))
-                new = after.down(layer, b, ["attn.o"], writers)
+                old = ways["before"].down(layer, b, writers, outputs, retain_graph=bool(change))
                 if at_before:
                     informative.block(layer, job.rows[b], old, self.pair.before, change)
-                g_late = late[b][layer] if self.upstream == "exact" else new.d_output
-                self._score_states(layer, b, job, before, after, old, new, g_late, baseline, out)
-                del old, new  # their graphs hold the weights of this block, of which one is to be in memory
+                early = visits.get("early", old)
+                g_late = Visit({}, {}, late[b][layer]) if late else visits.get("late", visits["after"])
+                self._score_states(
+                    layer, b, job, before, after, old, visits["after"], early, g_late, baseline, out
+                )
+                del old, early, g_late, visits  # their graphs hold the weights of this block
+                before.let_go(layer, b)
+                after.let_go(layer, b)
             tick()
         if at_before:
-            embedded = (before.to_embedding(b) for b in batches)
+            embedded = (ways["before"].to_embedding(b) for b in batches)
             informative.outside(view.embed_sites, embedded, job.rows)
         else:
             informative.along_path(self.path_steps, job, self.reward, graphs, tick)
         return out
+
+    def _descents(self, before: Walk, after: Walk, rules: Relevance | None) -> dict[str, Descent]:
+        """ "before" and "after" follow gradients; the slopes of upstream scores are those of "early" and
+        "late", where they are not these."""
+        ways = {"before": Descent(before), "after": Descent(after)}
+        if rules:
+            ways["early"] = Descent(before, rules=rules)
+        if self.upstream == "local":
+            ways["late"] = Descent(before, self.pair.after, rules)
+        elif self.upstream == "surrogate" and rules:
+            ways["late"] = Descent(after, rules=rules)
+        return ways
 
     def _up(self, before: Walk, after: Walk, see: See | None, tick: Callable[[], object]) -> None:
         """Both walks, a block of one after that of the other: so weights are read once for both."""
@@ -177,20 +201,17 @@ class Passes:
             after.climb(layer)
             tick()
 
-    def _read_out(self, before: Walk, after: Walk, job: Job, out: Assembly) -> Iterator[Visit]:
-        """Read both walks out; the visits are those under W, batch by batch."""
+    def _read_out(self, ways: Mapping[str, Descent], job: Job, out: Assembly) -> Iterator[Visit]:
+        """Begin all descents; the visits are those under W, batch by batch."""
         for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
-            (r_before, visit), (r_after, _) = (
-                walk.read_out(b, job.positions[b], self.reward.of_batch(batch)) for walk in (before, after)
-            )
-            out.put_rewards(rows, r_before, r_after)
-            yield visit
+            reward = self.reward.of_batch(batch)
+            read = {way: descent.read_out(b, job.positions[b], reward) for way, descent in ways.items()}
+            out.put_rewards(rows, read["before"][0], read["after"][0])
+            yield read["before"][1]
 
-    def _late(self, before: Walk, b: int, job: Job) -> list[dict[str, Tensor]]:
-        if self.upstream != "exact":
-            return []
+    def _late(self, before: Walk, b: int, job: Job, rules: Relevance | None) -> list[dict[str, Tensor]]:
         tails = Tails(self.pair.view, self.pair.after, job.batches[b], job.positions[b], self.reward)
-        return late_gradients(self.pair, before, b, tails)
+        return late_gradients(self.pair, before, b, tails, rules)
 
     def _score_states(
         self,
@@ -201,7 +222,8 @@ class Passes:
         after: Walk,
         old: Visit,
         new: Visit,
-        g_late: Gradients,
+        early: Visit,
+        late: Visit,
         baseline: Baseline,
         out: Assembly,
     ) -> None:
@@ -212,15 +234,15 @@ class Passes:
         with torch.no_grad():
             z_at, hidden_at = self._at_new_inputs(layer, b, before, after, new)
             d = linear.downstream(view, old, z_at, hidden_at)
-            d_written = linear.pulled_back(sites, old, new.d_output, self.pair.before)
-            r = linear.attribution(view, old, new, d_written, z_star, y_star)
-            if self.upstream == "exact":  # W_O is not among the later weights: one d_z in both conventions
-                d_z = linear.pulled_back(sites, old, g_late, self.pair.before)
-            elif self.convention == "definition":
-                d_z = d_written
+            r = linear.attribution(
+                view, old, new, linear.pulled_back(sites, old, new, self.pair.before), z_star, y_star
+            )
+            if self.convention == "definition" or self.upstream == "exact":  # W_O is not late
+                d_z = linear.pulled_back(sites, early, late, self.pair.before)
             else:
-                d_z = new.d_input["attn.o"] - old.d_input["attn.o"]
-            u = linear.upstream(view, old, g_late["mlp.out"], d_z, z_star, y_star)
+                d_z = late.d_input["attn.o"] - early.d_input["attn.o"]
+            d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
+            u = linear.upstream(view, old, d_written, d_z, z_star, y_star)
         for name, which, (mlp, heads) in (
             ("", UPSTREAM, u),
             ("", DOWNSTREAM, d),

@@ -18,6 +18,7 @@ from ecstruct.models.calls import BlockCall
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import Weights
 from ecstruct.scores.packing import Packing
+from ecstruct.scores.relevance import Relevance
 
 Rows = Float[Tensor, "rows pos d"]
 """Copies of a batch as they enter a block, copy after copy: [copies * batch, pos, d_model] or, packed,
@@ -65,8 +66,11 @@ class Tails:
         call = self._calls_on(copies)[layer]
         return self.view.through(layer, weights or self.weights, call, rows, written, at)
 
-    def rewards(self, layer: int, rows: Rows) -> Float[Tensor, "copies batch"]:
-        """The rewards of all copies, from what enters block `layer`."""
+    def rewards(
+        self, layer: int, rows: Rows, rules: Relevance | None = None
+    ) -> Float[Tensor, "copies batch"]:
+        """The rewards of all copies, from what enters block `layer`; the graph of the logits has `rules`
+        if any are given."""
         for later in range(layer, self.view.n_layers):
             rows = self.block(later, rows)
         copies = len(rows) // len(self._read)
@@ -75,6 +79,8 @@ class Tails:
             copies * len(self._batch.ids), -1, rows.shape[-1]
         )
         logits = self.view.head(self.weights, read).output
+        if rules:
+            rules.prepare(logits)
         return self._reward(logits, self._batch.repeat(copies)).unflatten(0, (copies, -1))
 
     def _record(self, copies: int) -> list[BlockCall]:

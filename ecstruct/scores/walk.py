@@ -1,15 +1,18 @@
-"""The walk: one set of weights, run up the blocks and back down, over batches of prompts.
+"""The walk: one set of weights, run up the blocks over batches of prompts, and the ways back down.
 
 Up, every block runs on a detached copy of its input, with a small graph of its own; so on the way down
 one block at a time can be differentiated, looked at and let go. Blocks are the outer loop and batches
 the inner one: what one block writes for all prompts is known before any of it is scored. Graphs are
 kept between the ways when memory allows; otherwise a block is run again on its stored input.
 
-One forward and one backward pass in all, with respect to activations only. The numbers are those of the
-model's own forward, bit for bit.
+A descent is one backward pass, with respect to activations only. Several may share the graphs of a walk:
+one follows gradients, another one the rules of relevance. One under other weights than the walk's runs each
+block on what entered it in the walk. The numbers of a walk are those of the model's own forward, bit for
+bit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from ecstruct.facts.tokens import Batch
 from ecstruct.models.hooked import BlockCall, HookedView, Trace
 from ecstruct.models.sites import Tap, Weights
+from ecstruct.scores.relevance import Relevance
 
 RewardOfLogits = Callable[[Tensor], Tensor]
 
@@ -42,20 +46,31 @@ class Visit:
         return self.taps[name].output.detach()
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of one block on `leaf`, what entered it."""
+
+    leaf: Tensor
+    trace: Trace
+
+
 class Walk:
-    """A walk under `weights`. Call `up`, then `read_out`, then `down` for every layer from the last to
-    the first, all batches of a layer before the next, then `to_embedding`."""
+    """A walk under `weights`: `up` it, then descend. `rules` are those that some descents follow."""
 
     def __init__(
-        self, view: HookedView, weights: Weights, batches: Sequence[Batch], keep_graphs: bool
+        self,
+        view: HookedView,
+        weights: Weights,
+        batches: Sequence[Batch],
+        keep_graphs: bool,
+        rules: Relevance | None = None,
     ) -> None:
         self.view, self.weights, self.batches = view, weights, batches
-        self._keep_graphs = keep_graphs
+        self._keep_graphs, self._rules = keep_graphs, rules
         self._embedded: list[Trace] = []
         self._calls: list[list[BlockCall]] = []
         self._resid: list[list[Tensor]] = [[] for _ in range(view.n_layers + 1)]
-        self._traces: dict[tuple[int, int], tuple[Tensor, Trace]] = {}
-        self._d_resid: list[Tensor] = []
+        self._runs: dict[tuple[int, int], Run] = {}
 
     def resid(self, layer: int, batch: int) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream entering block `layer`."""
@@ -88,26 +103,61 @@ class Walk:
     def climb(self, layer: int, see: Callable[[int, int, Trace], None] | None = None) -> None:
         """Run one block, the lower ones before it; `see` is shown every trace as (layer, batch, trace)."""
         for b in range(len(self.batches)):
-            leaf, trace = self._run(layer, b)
+            run = self.run(layer, b)
             if see:
-                see(layer, b, trace)
-            self._resid[layer + 1].append(trace.output.detach())
-            if self._keep_graphs:
-                self._traces[layer, b] = leaf, trace
+                see(layer, b, run.trace)
+            self._resid[layer + 1].append(run.trace.output.detach())
+            if not self._keep_graphs:
+                self.let_go(layer, b)
+
+    def run(self, layer: int, batch: int) -> Run:
+        """The run of a block, which is kept until it is let go."""
+        if (layer, batch) not in self._runs:
+            self._runs[layer, batch] = self.under(self.weights, layer, batch)
+        return self._runs[layer, batch]
+
+    def let_go(self, layer: int, batch: int) -> None:
+        """Forget the run of a block, with its graph."""
+        self._runs.pop((layer, batch), None)
+
+    def under(self, weights: Weights, layer: int, batch: int) -> Run:
+        """A run of a block under `weights`, on what entered it in this walk."""
+        leaf = self._resid[layer][batch].detach().requires_grad_()
+        with torch.enable_grad():
+            trace = self.view.block(layer, weights, self.call(layer, batch), leaf)
+        if self._rules:
+            self._rules.prepare(trace.output)
+        return Run(leaf, trace)
+
+    def embedded(self, batch: int) -> Trace:
+        return self._embedded[batch]
+
+
+class Descent:
+    """A way down a walk, under its weights, or under others on the walk's residual stream; it follows
+    gradients or `rules`, those of the walk. Call `read_out`, then `down` for every layer from the last to
+    the first, all batches of a layer before the next, then `to_embedding`."""
+
+    def __init__(self, walk: Walk, weights: Weights | None = None, rules: Relevance | None = None) -> None:
+        self._walk, self._weights, self._rules = walk, weights, rules
+        self._d_resid: list[Tensor] = []
 
     def read_out(
         self, batch: int, positions: Tensor, reward: RewardOfLogits
     ) -> tuple[Float[Tensor, " batch"], Visit]:
         """The reward of every prompt from the logits at `positions` [batch, read], and the visit of the
         model's head. Batches are read in their order, once."""
-        final = self._resid[-1][batch]
+        walk = self._walk
+        final = walk.resid(walk.view.n_layers, batch)
         rows = torch.arange(len(final), device=final.device)[:, None]
         leaf = final[rows, positions].requires_grad_()
         with torch.enable_grad():
-            trace = self.view.head(self.weights, leaf)
+            trace = walk.view.head(walk.weights if self._weights is None else self._weights, leaf)
             rewards = reward(trace.output)
+        if self._rules:
+            self._rules.prepare(trace.output)
         outputs = list(trace.taps)
-        grads = torch.autograd.grad(rewards.sum(), [leaf, *(trace.taps[name].output for name in outputs)])
+        grads = self._grads(rewards.sum(), [leaf, *(trace.taps[name].output for name in outputs)])
         d_final = torch.zeros_like(final)
         d_final.index_put_((rows.expand_as(positions), positions), grads[0], accumulate=True)
         self._d_resid.append(d_final)
@@ -122,36 +172,41 @@ class Walk:
         retain_graph: bool = False,
     ) -> Visit:
         """Differentiate one block: gradients with respect to the inputs and outputs of the named
-        components, and on to the block's own input."""
-        leaf, trace = self._traces.pop((layer, batch), None) or self._run(layer, batch)
+        components, and on to the block's own input. The walk keeps its run until it lets it go."""
+        walk = self._walk
+        weights = self._weights
+        run = walk.run(layer, batch) if weights is None else walk.under(weights, layer, batch)
         inputs, outputs = list(inputs), list(outputs)
-        wanted = [leaf]
-        wanted += [trace.taps[name].input for name in inputs]
-        wanted += [trace.taps[name].output for name in outputs]
-        grads = torch.autograd.grad(
-            trace.output, wanted, grad_outputs=self._d_resid[batch], retain_graph=retain_graph
-        )
+        taps = run.trace.taps
+        wanted = [
+            run.leaf,
+            *(taps[name].input for name in inputs),
+            *(taps[name].output for name in outputs),
+        ]
+        grads = self._grads(run.trace.output, wanted, self._d_resid[batch], retain_graph)
         self._d_resid[batch] = grads[0]
         n = len(inputs)
         return Visit(
-            trace.taps,
+            taps,
             dict(zip(inputs, grads[1 : 1 + n], strict=True)),
             dict(zip(outputs, grads[1 + n :], strict=True)),
         )
 
     def to_embedding(self, batch: int) -> Visit:
         """The visit of the embedding, after all blocks."""
-        trace = self._embedded[batch]
+        trace = self._walk.embedded(batch)
         outputs = list(trace.taps)
-        grads = torch.autograd.grad(
-            trace.output,
-            [trace.taps[name].output for name in outputs],
-            grad_outputs=self._d_resid[batch],
+        grads = self._grads(
+            trace.output, [trace.taps[name].output for name in outputs], self._d_resid[batch]
         )
         return Visit(trace.taps, {}, dict(zip(outputs, grads, strict=True)))
 
-    def _run(self, layer: int, batch: int) -> tuple[Tensor, Trace]:
-        leaf = self._resid[layer][batch].detach().requires_grad_()
-        with torch.enable_grad():
-            trace = self.view.block(layer, self.weights, self.call(layer, batch), leaf)
-        return leaf, trace
+    def _grads(
+        self,
+        output: Tensor,
+        of: Sequence[Tensor],
+        d_output: Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> tuple[Tensor, ...]:
+        with self._rules.followed() if self._rules else nullcontext():
+            return torch.autograd.grad(output, of, grad_outputs=d_output, retain_graph=retain_graph)
