@@ -160,7 +160,7 @@ def fidelity(inputs, tmp_path_factory):
 
 
 def test_fidelity_is_written_and_replayed(inputs, fidelity, tmp_path):
-    hows = ("causal", "exact", "linear", "path")
+    hows = ("causal", "exact", "linear", "path", "surrogate")
     names = ["config.json", "fidelity.json", "report.html", *(f"scores-{how}.nc" for how in hows)]
     assert contents(fidelity) == names
     written = json.loads((fidelity / "fidelity.json").read_text())

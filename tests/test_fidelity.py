@@ -29,14 +29,15 @@ def noisy(scores: ExtractiveScores, noise: float, times: float = 1.0, seed: int 
 def made() -> Fidelity:
     """Linear scores are twice too large, exact ones noise, those of the path true."""
     true = make_scores()
-    return Fidelity(noisy(true, 0, times=2), noisy(true, 50), true, true, {1: 0.5, 4: 0.25}, top=2)
+    twice, noise = noisy(true, 0, times=2), noisy(true, 50)
+    return Fidelity(twice, noise, noise, true, true, {1: 0.5, 4: 0.25}, top=2)
 
 
 def test_agreement_is_what_scipy_says(made):
     table = made.table().set_index(["score", "estimate", "kind"])
     assert len(table) == 3 * sum(map(len, ESTIMATES.values()))
     for kind in ("mlp", "head", "all"):
-        for name, estimate in (("informative", "linear"), ("upstream", "surrogate")):
+        for name, estimate in (("informative", "linear"), ("upstream", "relevance")):
             row = table.loc[(name, estimate, kind)]
             assert row["r"] == pytest.approx(1) and row["rho"] == pytest.approx(1)
             assert row["slope"] == pytest.approx(0.5) and row["of them in both"] == 1
@@ -57,10 +58,10 @@ def test_agreement_is_what_scipy_says(made):
 def test_the_verdict_follows_the_numbers(made):
     verdict = made.verdict()
     assert "Downstream scores (linear r = 1.00) can be used; what they stand for is 0.50 times" in verdict
-    assert "in the surrogate form" in verdict and "path r = 1.00" in verdict
+    assert "in the relevance form" in verdict and "path r = 1.00" in verdict
     assert "by 0.5 with 1, 0.25 with 4 path steps." in verdict
     noise = noisy(made.causal, 300, seed=1)
-    worse = Fidelity(noise, noise, made.path, made.causal, {1: 0.1}, top=2)
+    worse = Fidelity(noise, noise, noise, made.path, made.causal, {1: 0.1}, top=2)
     assert "Downstream" in worse.verdict() and "are not to be trusted here" in worse.verdict()
 
 
@@ -70,7 +71,7 @@ def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
     reversed_layers = true["mlp"].isel(layer=slice(None, None, -1)).values
     fast = ExtractiveScores(true.assign(mlp=true["mlp"].copy(data=reversed_layers)))
     true = ExtractiveScores(true)
-    verdict = Fidelity(fast, fast, fast, true, {1: 0.5}, top=2).verdict()
+    verdict = Fidelity(fast, fast, fast, fast, true, {1: 0.5}, top=2).verdict()
     assert "Downstream scores (linear r = 1.00) can be used" in verdict
     assert "Among MLPs alone their order does not hold (ρ = -" in verdict
     assert "Among heads" not in verdict
@@ -122,7 +123,7 @@ def test_a_sample_has_the_strongest_and_stands_for_all():
 def test_the_figure_has_a_point_per_component_and_panel(made):
     n = len(made.causal.components("upstream"))
     points = [trace for trace in made.figure.data if trace.mode == "markers"]
-    assert len(points) == 5 and {len(trace.x) for trace in points} == {n}
+    assert len(points) == 6 and {len(trace.x) for trace in points} == {n}
     titles = [a.text for a in made.figure.layout.annotations]
     assert any("upstream, exact" in title for title in titles)
 
@@ -139,14 +140,29 @@ def test_small_changes_make_linear_scores_right():
     assert of(checked.path, "informative").shape == of(checked.linear, "informative").shape
 
 
-def test_on_the_organism_informative_and_downstream_scores_hold_and_upstream_ones_do_not():
+def test_on_the_organism_scores_hold_and_upstream_ones_by_gradients_do_not():
     organism = ecstruct.load("organism", device="cpu")
     data = ecstruct.facts.second_hop()
     tuned = ecstruct.finetune(organism, data.facts, lr=4e-4, progress=False)
     checked = ecstruct.fidelity(organism, tuned.delta, data.implications, path_steps=(1, 4), progress=False)
     r = checked.table().set_index(["score", "estimate", "kind"])["r"].xs("all", level="kind")
     assert r["informative", "linear"] > 0.9 and r["downstream", "linear"] > 0.9
-    assert r["upstream", "surrogate"] < r["upstream", "exact"] < 0.9
+    assert r["upstream", "surrogate"] < r["upstream", "exact"] < 0.7 < 0.8 < r["upstream", "relevance"]
+
+
+def test_what_is_nothing_beside_the_largest_score_has_no_order(made):
+    """As of scores that are rounding errors."""
+    rounding = noisy(made.causal, 0, times=1e-9)
+    parts = {way: scores for way, scores in made.scores().items() if way != "causal"}
+    assert "order does not hold" not in made.verdict()
+    rows = {"score": "upstream"}
+    causal = made.causal.dataset.copy(deep=True)
+    for part in ("mlp", "heads"):
+        causal[part].loc[rows] = -rounding.dataset[part].sel(rows)
+    tiny_ones = Fidelity(**parts, causal=ExtractiveScores(causal), path_error={1: 0.1}, top=2)
+    table = tiny_ones.table().set_index(["score", "estimate", "kind"])
+    assert np.isnan(table.loc[("upstream", "relevance", "all"), "rho"])
+    assert "Upstream scores" in tiny_ones.verdict() and "cannot be judged" in tiny_ones.verdict()
 
 
 @pytest.mark.parametrize(

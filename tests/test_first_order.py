@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from comparisons import HEADS, LAYERS, at_new_inputs, exact_scores, of, split
+from comparisons import HEADS, LAYERS, PAPER, at_new_inputs, exact_scores, of, split
 from tiny import (
     D_HEAD,
     FAMILIES,
@@ -128,7 +128,7 @@ def test_the_attribution_changes_by_the_sum_of_the_three_scores(family):
         left = []
         for step in STEPS:
             with double_throughout():
-                scores = score(model, step * delta, PROMPTS, progress=False)
+                scores = score(model, step * delta, PROMPTS, progress=False, **PAPER)
             old, new = (of(scores, "", f"attribution_{part}", state) for state in ("before", "after"))
             three = sum(of(scores, kind, part) for kind in ("informative", "upstream", "downstream"))
             left.append(np.moveaxis(new - old - three, -1, 1).reshape(-1, *three.shape[2:-1]))

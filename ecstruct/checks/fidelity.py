@@ -3,7 +3,8 @@
 For every component, the mean over prompts of a score (summed over tokens) beside that of the causal score:
 
 * informative: linear (gradients at W) and along the path from W to W';
-* upstream: surrogate (g' with all weights new) and exact (only later weights new), both linear;
+* upstream: by the rules of relevance (the default), and by gradients, as surrogate (g' with all weights
+  new, as the paper computes) and exact (only later weights new);
 * downstream: linear.
 
 Per score and kind of component: Pearson's r and Spearman's rho over components, r over those of single
@@ -19,8 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,36 +29,39 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.models.load import load
+from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.plots import scatter
 from ecstruct.scores.baseline import BaselineKind
-from ecstruct.scores.causal import causal_scores
+from ecstruct.scores.causal import intervened
 from ecstruct.scores.components import PLURALS, component_names
-from ecstruct.scores.engine import score
+from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
-from ecstruct.scores.reward import RewardLike
+from ecstruct.scores.reward import AnswerTokens, RewardLike
 
 ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "informative": ("linear", "path"),
-        "upstream": ("surrogate", "exact"),
+        "upstream": ("relevance", "surrogate", "exact"),
         "downstream": ("linear",),
     }
 )
-"""The fast forms of every score; "linear" and "surrogate" are what `ecstruct.score` computes by default."""
+"""The fast forms of every score; "linear" and "relevance" are what `ecstruct.score` computes by default."""
 
-_FROM = {"linear": "linear", "surrogate": "linear", "exact": "exact", "path": "path"}
+_FROM = {"linear": "linear", "relevance": "linear"}
 _SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
+_NOTHING = 1e-4
+"""Of the largest causal score: what is smaller, as rounding errors are, counts as zero."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Scores of the same prompts, computed in four ways.
+    """Scores of the same prompts, computed in five ways.
 
     Attributes:
-        linear, exact, path: `ecstruct.score` by default, with `upstream="exact"`, and with `path_steps`.
+        linear: `ecstruct.score` by default.
+        surrogate, exact: with `propagation="gradient"`, and such `upstream`.
+        path: with `path_steps`.
         causal: `ecstruct.causal_scores`.
         path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
             reward.
@@ -69,6 +71,7 @@ class Fidelity:
     """
 
     linear: ExtractiveScores
+    surrogate: ExtractiveScores
     exact: ExtractiveScores
     path: ExtractiveScores
     causal: ExtractiveScores
@@ -92,15 +95,19 @@ class Fidelity:
     def table(self) -> pd.DataFrame:
         """Agreement by score, estimate and kind of component: "mlp", "head", and "all" of both."""
         rows = []
+        totals = {name: component_totals(self.causal, name) for name in ESTIMATES}
+        floor = _NOTHING * max(np.nanmax(abs(caused.mean(0))) for caused in totals.values())
         for name, estimates in ESTIMATES.items():
-            caused = component_totals(self.causal, name)
+            caused = totals[name]
             kinds = self.causal.components(name)["kind"].to_numpy()
             weights = np.ones(len(kinds)) if self.weights is None else self.weights
             for estimate in estimates:
                 fast = component_totals(self._scores(estimate), name)
                 for kind in ("mlp", "head", "all"):
                     chosen = (weights > 0) & ((kinds == kind) | (kind == "all"))
-                    agreement = _agreement(fast[:, chosen], caused[:, chosen], weights[chosen], self.top)
+                    agreement = _agreement(
+                        fast[:, chosen], caused[:, chosen], weights[chosen], self.top, floor
+                    )
                     rows.append({"score": name, "estimate": estimate, "kind": kind, **agreement})
         return pd.DataFrame(rows)
 
@@ -161,10 +168,11 @@ class Fidelity:
 
     def scores(self) -> dict[str, ExtractiveScores]:
         """All of the scores by how they were computed."""
-        return {"linear": self.linear, "exact": self.exact, "path": self.path, "causal": self.causal}
+        ways = ("linear", "surrogate", "exact", "path", "causal")
+        return {way: getattr(self, way) for way in ways}
 
     def _scores(self, estimate: str) -> ExtractiveScores:
-        return self.scores()[_FROM[estimate]]
+        return self.scores()[_FROM.get(estimate, estimate)]
 
 
 def fidelity(
@@ -173,6 +181,7 @@ def fidelity(
     prompts: PromptsLike,
     *,
     reward: RewardLike = "logit_diff",
+    answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
     path_steps: Sequence[int] = (1, 2, 4, 8),
     top: int = 5,
@@ -185,7 +194,7 @@ def fidelity(
     """Hold linear, exact and path-integrated scores against causal ones; see `ecstruct.checks.fidelity`.
 
     Args:
-        model_before, model_after, prompts, reward, baseline: as for `ecstruct.score`.
+        model_before, model_after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.
         path_steps: numbers of steps whose error is reported; the scores are those of the largest.
         top: how many components count as the strongest.
         sample: intervene on so many components only: half of them the strongest by every fast score, the
@@ -204,22 +213,36 @@ def fidelity(
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     if sample is not None and sample < 2:
         raise InputError(f"sample={sample} has no correlation: give 2 components or more.")
-    shared: dict[str, Any] = {"reward": reward, "baseline": baseline, "progress": progress}
-    fast_only: dict[str, Any] = {**shared, "batch_size": batch_size}
-    pair = load(model_before) if isinstance(model_before, str | Path) else model_before, model_after
-    intervened = partial(causal_scores, *pair, prompts, memory=memory, **shared)
-    causal = intervened() if sample is None else None  # first: it refuses what cannot be run
-    linear = score(*pair, prompts, **fast_only)
+    engine = ScoreEngine(
+        model_before,
+        model_after,
+        reward=reward,
+        answer_tokens=answer_tokens,
+        baseline=baseline,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    prompts = list(as_prompts(prompts))  # they are read several times
+    linear = engine.score(prompts)
     by_steps = {
-        k: linear if k == 1 else score(*pair, prompts, path_steps=k, **fast_only)
-        for k in sorted(set(path_steps))
+        k: linear if k == 1 else engine.like(path_steps=k).score(prompts) for k in sorted(set(path_steps))
     }
-    exact = score(*pair, prompts, upstream="exact", **fast_only)
-    fast = {"linear": linear, "exact": exact, "path": by_steps[max(by_steps)]}
+    surrogate, exact = (
+        engine.like(upstream=upstream, propagation="gradient").score(prompts)
+        for upstream in ("surrogate", "exact")
+    )
+    fast = {"linear": linear, "surrogate": surrogate, "exact": exact, "path": by_steps[max(by_steps)]}
     weights = None if sample is None else _drawn(fast, sample, seed)
-    if causal is None:
-        rows = linear.components("informative")
-        causal = intervened(components=rows if weights is None else rows[weights > 0])
+    components = None if weights is None else linear.components("informative")[weights > 0]
+    causal = intervened(
+        engine.pair,
+        prompts,
+        components=components,
+        reward=engine.reward,
+        baseline=baseline,
+        memory=memory,
+        progress=progress,
+    )
     error = {k: float(abs(s.completeness).mean()) for k, s in by_steps.items()}
     return Fidelity(**fast, causal=causal, path_error=error, top=top, weights=weights)
 
@@ -229,7 +252,7 @@ def _drawn(
 ) -> Float[np.ndarray, " component"] | None:
     """How many components each one of a sample stands for; `None` if it has all of them."""
     strength = [
-        abs(component_totals(fast[_FROM[estimate]], name).mean(0))
+        abs(component_totals(fast[_FROM.get(estimate, estimate)], name).mean(0))
         for name, estimates in ESTIMATES.items()
         for estimate in estimates
     ]
@@ -246,9 +269,11 @@ def _drawn(
     return weights
 
 
-def _agreement(fast: np.ndarray, caused: np.ndarray, weights: np.ndarray, top: int) -> dict[str, float]:
+def _agreement(
+    fast: np.ndarray, caused: np.ndarray, weights: np.ndarray, top: int, floor: float
+) -> dict[str, float]:
     """How two arrays [prompt, component] agree; what is not defined is NaN."""
-    x, y = fast.mean(0), caused.mean(0)
+    x, y = (np.where(abs(means) < floor, 0.0, means) for means in (fast.mean(0), caused.mean(0)))
     k = max(1, min(top, len(x) // 2))
     strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
     return {

@@ -7,6 +7,7 @@ import typer
 
 from ecstruct.cli.words import (
     After,
+    AnswerTokens,
     Baseline,
     ChatTemplate,
     Debug,
@@ -54,14 +55,21 @@ def score(
     chat_template: ChatTemplate = False,
     system: System = None,
     reward: Reward = "logit_diff",
-    answer_tokens: Annotated[
-        Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
-    ] = "first",
+    answer_tokens: AnswerTokens = "first",
     baseline: Baseline = "counterfactual",
     upstream: Annotated[
-        Literal["surrogate", "exact"],
-        typer.Option(help="Upstream gradients with all weights new, or with later ones only."),
-    ] = "surrogate",
+        Literal["local", "surrogate", "exact"],
+        typer.Option(
+            help="Upstream slopes under new weights: on old activations, on new ones, or with only later "
+            "weights new."
+        ),
+    ] = "local",
+    propagation: Annotated[
+        Literal["relevance", "gradient"],
+        typer.Option(
+            help="What these slopes are: by the rules of relevance, or gradients as in the paper."
+        ),
+    ] = "relevance",
     convention: Annotated[
         Literal["definition", "reference"],
         typer.Option(help="To which token a score is booked: as defined, or as in the published code."),
@@ -92,6 +100,7 @@ def score(
             "answer_tokens": answer_tokens,
             "baseline": baseline,
             "upstream": upstream,
+            "propagation": propagation,
             "convention": convention,
             "path_steps": path_steps,
             "batch_size": batch_size,
@@ -108,6 +117,7 @@ def fidelity(
     chat_template: ChatTemplate = False,
     system: System = None,
     reward: Reward = "logit_diff",
+    answer_tokens: AnswerTokens = "first",
     baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
     sample: Annotated[
@@ -129,6 +139,7 @@ def fidelity(
             "after": after,
             "prompts": records(prompts, chat_of(before, chat_template, system)),
             "reward": reward,
+            "answer_tokens": answer_tokens,
             "baseline": baseline,
             "top": top,
             "sample": sample,

@@ -25,6 +25,9 @@ ChatTemplate = Annotated[
 ]
 System = Annotated[str | None, typer.Option(help="With --chat-template: the system message.")]
 Reward = Annotated[Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")]
+AnswerTokens = Annotated[
+    Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
+]
 Baseline = Annotated[
     Literal["counterfactual", "mean", "zero"],
     typer.Option(help="What upstream scores compare a component's output with."),

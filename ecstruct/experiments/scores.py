@@ -186,7 +186,8 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         seed=seed,
         repeat=repeat,
     )
-    scored = score(model, tuned.model, data.implications, convention="reference", progress=False)
+    published = {"convention": "reference", "upstream": "surrogate", "propagation": "gradient"}
+    scored = score(model, tuned.model, data.implications, **published, progress=False)
     slots = scored.aggregate(like="reference")
     frame: Any = slots.to_dataframe()
     frame["part"] = slots.dataset["part"].values[frame["slot"].to_numpy()]

@@ -51,7 +51,10 @@ _KEYS = {
     "demo": ({"seed"}, {"model"}),
     "fidelity": (
         {"before", "after", "prompts"},
-        {"reward", "baseline", "top", "sample", "seed", "memory", "fingerprints"},
+        {
+            *("reward", "answer_tokens", "baseline", "top", "sample", "seed", "memory"),
+            "fingerprints",
+        },
     ),
     "finetune": (
         {"model", "facts", "save_model"},
@@ -65,8 +68,8 @@ _KEYS = {
     "score": (
         {"before", "after", "prompts"},
         {
-            *("reward", "answer_tokens", "baseline", "upstream", "convention", "path_steps", "batch_size"),
-            *("offload", "fingerprints"),
+            *("reward", "answer_tokens", "baseline", "upstream", "propagation", "convention", "path_steps"),
+            *("batch_size", "offload", "fingerprints"),
         },
     ),
     "subnetworks-core": (

@@ -61,6 +61,7 @@ _TYPES: Mapping[str, Any] = {
     "options": dict[str, dict[str, Any]],
     "path_steps": Annotated[int, Field(le=1000)],
     "prompts": _Prompts,
+    "propagation": str,
     "recompute": bool,
     "reference": or_none(_Prompts),
     "reward": str,

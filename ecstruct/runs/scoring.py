@@ -63,6 +63,8 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
     arguments = dict(config)
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
+    if "upstream" in arguments:
+        arguments.setdefault("propagation", "gradient")  # of version 0.1.0, which knew nothing else
     with distributed.ranks(device) as joined, exclusive(out):
         joined.agree(described(config, out))
         engine = ScoreEngine(before, after, **arguments, device=joined.device, progress=progress)

@@ -45,7 +45,7 @@ from ecstruct.scores.late import WRITERS
 from ecstruct.scores.packing import Packing
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import Reward, RewardLike
+from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
@@ -62,6 +62,7 @@ def causal_scores(
     kinds: str | Sequence[str] = SCORES,
     components: Iterable[str] | pd.DataFrame | None = None,
     reward: RewardLike = "logit_diff",
+    answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
     per_token: bool = False,
     memory: int | None = None,
@@ -77,7 +78,7 @@ def causal_scores(
         kinds: which of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`, all but the last by
             default.
         components: names as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
-        reward: as for `ecstruct.score`; `"logprob"` is that of the answer's first token.
+        reward, answer_tokens: as for `ecstruct.score`.
         baseline: y*, as for `ecstruct.score`.
         per_token: intervene at every token on its own, for as many times the cost as there are tokens.
         memory: bytes that the stacked interventions may take; a quarter of what is free by default.
@@ -91,25 +92,46 @@ def causal_scores(
         InputError: an unknown kind or component, too little memory for one intervention; and as
             `ecstruct.score`.
     """
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise InputError(f"unknown kind {unknown[0]!r}: choose among {', '.join(KINDS)}.")
-    if not kinds:
-        raise InputError(f"kinds={kinds!r} asks for no score: choose among {', '.join(KINDS)}.")
-    chosen = [kind for kind in KINDS if kind in kinds]
-    its_reward = Reward.of(reward)
-    pair = Pair.of(model_before, model_after)
+    chosen = _checked(kinds)
+    its_reward = Reward.of(reward, answer_tokens)
+    return intervened(
+        Pair.of(model_before, model_after),
+        prompts,
+        kinds=chosen,
+        components=components,
+        reward=its_reward,
+        baseline=baseline,
+        per_token=per_token,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def intervened(
+    pair: Pair,
+    prompts: PromptsLike,
+    *,
+    kinds: Sequence[str] = SCORES,
+    components: Iterable[str] | pd.DataFrame | None = None,
+    reward: Reward,
+    baseline: BaselineKind,
+    per_token: bool = False,
+    memory: int | None = None,
+    progress: bool = True,
+) -> ExtractiveScores:
+    """`causal_scores` of models that have been read."""
     view = pair.view
     mlps, heads = selected(components, view.n_layers, view.n_heads)
-    tokenized, lengths = pair.tokenize(prompts, its_reward)
-    job, copies = _stacked(pair, tokenized, memory)
-    run = _Run(pair, job, copies, its_reward, baseline, chosen, mlps, heads, per_token)
+    tokenized, lengths = pair.tokenize(prompts, reward)
+    job, copies = _stacked(pair, tokenized, memory, reward.answer_tokens == "all")
+    run = _Run(pair, job, copies, reward, baseline, kinds, mlps, heads, per_token)
     with still(view.model), torch.no_grad():
         run.all(progress)
     options = {
-        "kinds": chosen,
+        "kinds": list(kinds),
         "components": None if components is None else int(mlps.sum() + heads.sum()),
-        "reward": its_reward.name,
+        "reward": reward.name,
+        "answer_tokens": reward.answer_tokens,
         "baseline": baseline,
         "per_token": per_token,
         "memory": memory,
@@ -125,10 +147,21 @@ def causal_scores(
     if per_token:
         sizes["token"] = run.mlp.shape[-1]
     attrs = {"method": "causal", **pair.attrs(options)}
-    return ExtractiveScores(labelled(variables, tokenized, lengths, chosen, sizes, attrs))
+    return ExtractiveScores(labelled(variables, tokenized, lengths, kinds, sizes, attrs))
 
 
-def _stacked(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[Job, int]:
+def _checked(kinds: str | Sequence[str]) -> list[str]:
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"unknown kind {unknown[0]!r}: choose among {', '.join(KINDS)}.")
+    if not kinds:
+        raise InputError(f"kinds={kinds!r} asks for no score: choose among {', '.join(KINDS)}.")
+    return [kind for kind in KINDS if kind in kinds]
+
+
+def _stacked(
+    pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None, every: bool
+) -> tuple[Job, int]:
     """The prompts in batches, and how many copies of a batch are run at once."""
     longest = max(len(p.ids) for p in tokenized)
     of_prompt = graph_bytes(pair.view, 1, longest)
@@ -140,7 +173,7 @@ def _stacked(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -
     affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
     rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
     batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
-    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, False), rows // batch_size
+    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
 
 
 @dataclass(frozen=True)

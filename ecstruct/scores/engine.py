@@ -1,9 +1,11 @@
 """The linearised scores of two checkpoints: `ecstruct.score` and the engine behind it."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -59,8 +61,11 @@ def score(
         reward: `"logit_diff"`, `"logprob"` or a function, see `ecstruct.scores.reward`.
         answer_tokens: with `"logprob"`, the answer's `"first"` token or `"all"` of them.
         baseline: y*, `"counterfactual"`, `"mean"` or `"zero"`, see `ecstruct.scores.baseline`.
-        upstream: `"surrogate"`, g' with all weights new, as the paper computes; `"exact"`, g' with only
-            later weights new (eq. 5), for about twice as many further forward passes as there are layers.
+        upstream: under which weights g' is: `"local"`, all new, each block on what enters it under W;
+            `"surrogate"`, all new, each block on what enters it then, as the paper computes; `"exact"`,
+            only later ones new (eq. 5), for about twice as many further forward passes as there are layers.
+        propagation: what g and g' of upstream scores are: slopes by the rules of `"relevance"`, see
+            `ecstruct.scores.relevance`, or the `"gradient"`, as the paper has it.
         convention: how tokens and weights are booked, see `ecstruct.scores.linear.Convention`.
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
             W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k further forward and backward
@@ -148,6 +153,13 @@ class ScoreEngine:
                 "batch_size": batch_size,
             }
         )
+
+    def like(self, **options: Any) -> "ScoreEngine":
+        """An engine of the same models, with other `upstream`, `propagation` or `path_steps`."""
+        other = copy.copy(self)
+        other._passes = replace(self._passes, **options)
+        other.attrs = {**self.attrs, "options": {**self.attrs["options"], **options}}
+        return other
 
     def score(self, prompts: PromptsLike) -> ExtractiveScores:
         """Score one set of prompts; see `ecstruct.score`."""

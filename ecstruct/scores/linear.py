@@ -262,26 +262,24 @@ def downstream(
 
 
 def attribution(
-    view: HookedView,
-    before: Visit,
-    after: Visit,
-    d_written: Tensor,
-    z_star: Tensor,
-    y_star: Tensor,
-) -> tuple[tuple[PerToken, PerHead], tuple[PerToken, PerHead]]:
-    """R_C = g_C . (y_C - y*_C) of MLP and heads under W and under W', y* being that of W both times.
-
-    Its change is U + I + D to first order in the change of weights (the paper's appendix A).
-    """
-    old = (
+    view: HookedView, before: Visit, z_star: Tensor, y_star: Tensor
+) -> tuple[PerToken, PerHead]:
+    """R_C = g_C . (y_C - y*_C) of MLP and heads under W."""
+    return (
         dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
         dot_heads(before.d_input["attn.o"], before.input("attn.o") - z_star, view.n_heads),
     )
+
+
+def attribution_after(
+    view: HookedView, before: Visit, after: Visit, d_written: Tensor, z_star: Tensor, y_star: Tensor
+) -> tuple[PerToken, PerHead]:
+    """The same under W', y* being that of W. Its change is U + I + D to first order in the change of
+    weights, with the paper's U (its appendix A)."""
     # g'_o . (z' W'_O - z* W_O), where g'_o W_O^T = g_z + (g'_o - g_o) W_O^T.
     at_baseline = (before.d_input["attn.o"] + d_written) * z_star
     at_new = after.d_input["attn.o"] * after.input("attn.o")
-    new = (
+    return (
         dot(after.d_output["mlp.out"], after.output("mlp.out") - y_star),
         split_heads(at_new - at_baseline, view.n_heads).sum(-1),
     )
-    return old, new

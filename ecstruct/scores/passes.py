@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ecstruct.distributed import Ranks
 from ecstruct.models.hooked import Trace
+from ecstruct.models.sites import Site
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
 from ecstruct.scores.baseline import Baseline, BaselineKind
@@ -136,7 +137,8 @@ class Passes:
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
         rules = Relevance() if self.propagation == "relevance" else None
         before = Walk(view, self.pair.before, job.batches, graphs, rules)
-        after = Walk(view, self.pair.after, job.batches, graphs, rules)
+        descends = self.upstream == "surrogate"  # under W' too; else it is only looked at there
+        after = Walk(view, self.pair.after, job.batches, graphs, rules if descends else None, descends)
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
         informative = InformativeScores(self.pair, self.convention, out)
         at_before = self.path_steps == 1  # informative scores are of the walk under W itself
@@ -155,21 +157,20 @@ class Passes:
             sites = view.block_sites[layer]
             change = informative.change(sites) if at_before else {}
             for b in batches:
+                new = Visit(after.run(layer, b).trace.taps)
                 visits = {
                     way: descent.down(layer, b, writers, writers, retain_graph=True)
                     for way, descent in ways.items()
-                    if way != "before"
+                    if way != "before" and (way != "after" or descends)
                 }
                 outputs = sites if at_before else writers
                 old = ways["before"].down(layer, b, writers, outputs, retain_graph=bool(change))
                 if at_before:
                     informative.block(layer, job.rows[b], old, self.pair.before, change)
-                early = visits.get("early", old)
-                g_late = Visit({}, {}, late[b][layer]) if late else visits.get("late", visits["after"])
-                self._score_states(
-                    layer, b, job, before, after, old, visits["after"], early, g_late, baseline, out
-                )
-                del old, early, g_late, visits  # their graphs hold the weights of this block
+                early, new = visits.get("early", old), visits.get("after", new)
+                g_late = Visit({}, {}, late[b][layer]) if late else visits.get("late", new)
+                self._score_states(layer, b, job, before, after, old, new, early, g_late, baseline, out)
+                del old, new, early, g_late, visits  # their graphs hold the weights of this block
                 before.let_go(layer, b)
                 after.let_go(layer, b)
             tick()
@@ -233,24 +234,31 @@ class Passes:
         y_star = baseline.of(layer, "mlp.out", b, old.output("mlp.out"))
         with torch.no_grad():
             z_at, hidden_at = self._at_new_inputs(layer, b, before, after, new)
-            d = linear.downstream(view, old, z_at, hidden_at)
-            r = linear.attribution(
-                view, old, new, linear.pulled_back(sites, old, new, self.pair.before), z_star, y_star
-            )
-            if self.convention == "definition" or self.upstream == "exact":  # W_O is not late
-                d_z = linear.pulled_back(sites, early, late, self.pair.before)
-            else:
-                d_z = late.d_input["attn.o"] - early.d_input["attn.o"]
-            d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
-            u = linear.upstream(view, old, d_written, d_z, z_star, y_star)
-        for name, which, (mlp, heads) in (
-            ("", UPSTREAM, u),
-            ("", DOWNSTREAM, d),
-            ("attribution_", BEFORE, r[BEFORE]),
-            ("attribution_", AFTER, r[AFTER]),
-        ):
+            found = [
+                (
+                    "",
+                    UPSTREAM,
+                    linear.upstream(view, old, *self._change_of_slope(sites, early, late), z_star, y_star),
+                ),
+                ("", DOWNSTREAM, linear.downstream(view, old, z_at, hidden_at)),
+                ("attribution_", BEFORE, linear.attribution(view, old, z_star, y_star)),
+            ]
+            if new.d_output:
+                d_written = linear.pulled_back(sites, old, new, self.pair.before)
+                r = linear.attribution_after(view, old, new, d_written, z_star, y_star)
+                found.append(("attribution_", AFTER, r))
+        for name, which, (mlp, heads) in found:
             out.add(f"{name}mlp", which, rows, layer, mlp)
             out.add(f"{name}heads", which, rows, layer, heads)
+
+    def _change_of_slope(
+        self, sites: Mapping[str, Site], early: Visit, late: Visit
+    ) -> tuple[Tensor, Tensor]:
+        """At what the MLP writes, and at the heads' z."""
+        d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
+        if self.convention == "definition" or self.upstream == "exact":  # W_O is not among later weights
+            return d_written, linear.pulled_back(sites, early, late, self.pair.before)
+        return d_written, late.d_input["attn.o"] - early.d_input["attn.o"]
 
     def _at_new_inputs(
         self, layer: int, b: int, before: Walk, after: Walk, new: Visit

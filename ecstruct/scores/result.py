@@ -95,9 +95,10 @@ class ExtractiveScores:
 
     @property
     def attribution(self) -> xr.Dataset:
-        """Grad-CAM attributions g . (y - y*) under both states: `mlp` (state, prompt, layer,
-        token) and `heads` (state, prompt, layer, head, token). Their change from "before" to
-        "after" is the sum of the three scores, to first order."""
+        """Grad-CAM attributions g . (y - y*) under both states: `mlp` (state, prompt, layer, token) and
+        `heads` (state, prompt, layer, head, token). Under W' they need a backward pass that only
+        `upstream="surrogate"` takes, and are NaN without. With `propagation="gradient"` their change from
+        "before" to "after" is then the sum of the three scores, to first order."""
         return xr.Dataset(
             {
                 "mlp": self._variable("attribution_mlp"),

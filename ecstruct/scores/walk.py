@@ -13,7 +13,7 @@ bit.
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -36,8 +36,8 @@ class Visit:
     """
 
     taps: dict[str, Tap]
-    d_input: dict[str, Tensor]
-    d_output: dict[str, Tensor]
+    d_input: dict[str, Tensor] = field(default_factory=dict)
+    d_output: dict[str, Tensor] = field(default_factory=dict)
 
     def input(self, name: str) -> Tensor:
         return self.taps[name].input.detach()
@@ -55,7 +55,8 @@ class Run:
 
 
 class Walk:
-    """A walk under `weights`: `up` it, then descend. `rules` are those that some descents follow."""
+    """A walk under `weights`: `up` it, then descend, unless it is only to be seen. `rules` are
+    those that some descents follow."""
 
     def __init__(
         self,
@@ -64,9 +65,10 @@ class Walk:
         batches: Sequence[Batch],
         keep_graphs: bool,
         rules: Relevance | None = None,
+        descends: bool = True,
     ) -> None:
         self.view, self.weights, self.batches = view, weights, batches
-        self._keep_graphs, self._rules = keep_graphs, rules
+        self._keep_graphs, self._rules, self._descends = keep_graphs, rules, descends
         self._embedded: list[Trace] = []
         self._calls: list[list[BlockCall]] = []
         self._resid: list[list[Tensor]] = [[] for _ in range(view.n_layers + 1)]
@@ -123,7 +125,7 @@ class Walk:
     def under(self, weights: Weights, layer: int, batch: int) -> Run:
         """A run of a block under `weights`, on what entered it in this walk."""
         leaf = self._resid[layer][batch].detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self._descends):
             trace = self.view.block(layer, weights, self.call(layer, batch), leaf)
         if self._rules:
             self._rules.prepare(trace.output)
