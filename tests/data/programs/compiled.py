@@ -1,0 +1,153 @@
+"""Programs as the weights of a plain GPT-2, by Tracr (Lindner et al. 2023, arXiv 2301.05062).
+
+Tracr's transformers have no norms, and heads and MLPs as wide as a program needs. Here they are put into a
+GPT-2 of a fixed width, with ReLU. Beside the dimensions that the program uses, its residual stream has three:
+
+* one holds minus the sum of all the others that are written, so that the mean of the stream is 0;
+* two hold C and -C, beside which everything else is small, so that its variance is 2 C² / d_model.
+
+A LayerNorm with gain C sqrt(2 / d_model) and epsilon 0 is then the identity, up to |x|² / (4 C²) of x. At the
+sizes chosen here every weight is a whole number.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tracr.compiler import (
+    assemble,
+    basis_inference,
+    craft_graph_to_model,
+    craft_model_to_transformer,
+    expr_to_craft_graph,
+    nodes,
+    rasp_to_graph,
+)
+from tracr.craft import bases
+from tracr.rasp import rasp
+
+BOS, PAD = "<bos>", "<pad>"
+D_MODEL, N_HEADS, C = 128, 2, 10_000
+D_HEAD = D_MODEL // N_HEADS
+BALANCE, PLUS, MINUS = D_MODEL - 3, D_MODEL - 2, D_MODEL - 1
+
+
+@dataclass(frozen=True)
+class Component:
+    """A head or the MLP of a layer, and the labels of the values that it writes. Its `place` is the layer, and
+    in it 0 for heads and 1 for the MLP."""
+
+    name: str
+    place: tuple[int, int]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program as a transformer: its expressions by their labels, the components that compute them, the words
+    that are tokens, and the weights by the names that they have in GPT-2."""
+
+    expressions: Mapping[str, rasp.RASPExpr]
+    sink: str
+    components: Sequence[Component]
+    vocabulary: Sequence[str]
+    weights: Mapping[str, np.ndarray]
+
+
+def start_labels() -> None:
+    """Number expressions from 1 again: the same program, made again, has the same labels."""
+    rasp.RASPExpr._ids = itertools.count(1)
+
+
+def compiled(sink: rasp.SOp, words: Sequence[str], length: int) -> Compiled:
+    """A program as a transformer that reads up to `length` of these words."""
+    extracted = rasp_to_graph.extract_rasp_graph(sink)
+    graph, sources = extracted.graph, extracted.sources
+    basis_inference.infer_bases(graph, extracted.sink, set(words), length)
+    bos = bases.BasisDirection(rasp.tokens.label, BOS)
+    expr_to_craft_graph.add_craft_components_to_rasp_graph(graph, bos_dir=bos)
+    craft = craft_graph_to_model.craft_graph_to_model(graph, sources)
+    model = craft_model_to_transformer.craft_model_to_transformer(
+        craft, graph, extracted.sink, length, BOS, PAD, causal=True
+    )
+    said = [str(value) for value in model.output_encoder.encoding_map]
+    vocabulary = list(dict.fromkeys((PAD, BOS, *words, *said)))
+    return Compiled(
+        {label: node[nodes.EXPR] for label, node in graph.nodes.items()},
+        sink.label,
+        _components(graph, sources, craft),
+        vocabulary,
+        _weights(model, vocabulary, sink.label),
+    )
+
+
+def _components(graph, sources, craft) -> list[Component]:
+    """The compiler gives every value a half layer, and these the first fitting places in the model."""
+    half_layer = craft_graph_to_model._allocate_modules_to_layers(graph, sources)
+    _, modules = assemble._get_model_config_and_module_names(craft)
+    places = dict(zip(sorted(set(half_layer.values())), modules, strict=True))
+    labels: dict[str, list[str]] = {}
+    place_of, n_heads = {}, Counter()
+    for label, half in half_layer.items():
+        _, layer, part = places[half].split("/")
+        layer, is_mlp = int(layer.removeprefix("layer_")), part == "mlp"
+        name = f"MLP {layer}" if is_mlp else f"head {layer}.{n_heads[layer]}"
+        n_heads[layer] += not is_mlp
+        labels.setdefault(name, []).append(label)
+        place_of[name] = layer, int(is_mlp)
+    return [Component(name, place_of[name], tuple(of_it)) for name, of_it in labels.items()]
+
+
+def _weights(model, vocabulary: Sequence[str], sink: str) -> dict[str, np.ndarray]:
+    config = model.model_config
+    tokens = np.asarray(model.params["token_embed"]["embeddings"])
+    n_used, n_inner = tokens.shape[1], config.mlp_hidden_size
+    if config.num_heads > N_HEADS or config.key_size > D_HEAD or n_used > BALANCE:
+        raise ValueError(f"the program needs more than {N_HEADS} heads of {D_HEAD}, or {BALANCE} dimensions")
+
+    def written(rows: np.ndarray) -> np.ndarray:
+        """[any, used] to [any, d_model], each row with a sum of 0."""
+        wide = np.zeros((len(rows), D_MODEL))
+        wide[:, :n_used], wide[:, BALANCE] = rows, -rows.sum(1)
+        return wide
+
+    embedding, unembedding = np.zeros((2, len(vocabulary), D_MODEL))
+    embedding[:, PLUS], embedding[:, MINUS] = C, -C
+    for word, row in model.input_encoder.encoding_map.items():
+        embedding[vocabulary.index(word)] += written(tokens[row : row + 1])[0]
+    for value in model.output_encoder.encoding_map:
+        unembedding[vocabulary.index(str(value)), model.residual_labels.index(f"{sink}:{value}")] = 1
+    gain = np.full(D_MODEL, C * math.sqrt(2 / D_MODEL))
+    weights = {
+        "transformer.wte.weight": embedding,
+        "transformer.wpe.weight": written(np.asarray(model.params["pos_embed"]["embeddings"])),
+        "transformer.ln_f.weight": gain,
+        "lm_head.weight": unembedding,
+    }
+    for layer in range(config.num_layers):
+        ours, theirs = f"transformer.h.{layer}", f"transformer/layer_{layer}"
+        of = {
+            name: np.asarray(model.params[f"{theirs}/{name}"]["w"])
+            for name in ("attn/query", "attn/key", "attn/value", "attn/linear", "mlp/linear_1", "mlp/linear_2")
+        }
+        read, merged = np.zeros((3, D_MODEL, N_HEADS, D_HEAD)), np.zeros((N_HEADS, D_HEAD, D_MODEL))
+        for which, name in enumerate(("attn/query", "attn/key", "attn/value")):
+            by_head = of[name].reshape(n_used, config.num_heads, config.key_size)
+            read[which, :n_used, : config.num_heads, : config.key_size] = by_head
+        read[0] *= math.sqrt(D_HEAD)  # by which GPT-2 divides: scores are 100, and 50 for the first token
+        by_head = written(of["attn/linear"]).reshape(config.num_heads, config.key_size, D_MODEL)
+        merged[: config.num_heads, : config.key_size] = by_head
+        into = np.zeros((D_MODEL, n_inner))
+        into[:n_used] = of["mlp/linear_1"]
+        weights |= {
+            f"{ours}.ln_1.weight": gain,
+            f"{ours}.attn.c_attn.weight": np.moveaxis(read, 0, 1).reshape(D_MODEL, -1),
+            f"{ours}.attn.c_proj.weight": merged.reshape(D_MODEL, D_MODEL),
+            f"{ours}.ln_2.weight": gain,
+            f"{ours}.mlp.c_fc.weight": into,
+            f"{ours}.mlp.c_proj.weight": written(of["mlp/linear_2"]),
+        }
+    return {name: value.astype(np.float32) for name, value in weights.items()}

@@ -1,0 +1,436 @@
+"""The programs, in RASP: what each computes, what it is taught, and which of its parts has which role.
+
+A program reads a prompt about a subject and answers at the last token. One of its tables is taught three
+entries, which said "?" or another value before. The roles are stated here by hand, from what the program
+does; `roles.py` derives them from the definitions, and `make.py` refuses a program of which the two differ.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tracr.rasp import rasp
+
+INFORMATIVE, UPSTREAM, DOWNSTREAM = "informative", "upstream", "downstream"
+SUBJECT = "{}"
+
+Facts = Mapping[str, str]
+Stated = tuple[str, str, str, str]
+"""A role, the value that has it, the word of the text at which it does (`SUBJECT` for the last word of the
+subject), and why."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """`build` makes the program from the facts of the table that is taught. Its inputs are the `text` with each
+    of the subjects, and the prompts are those of which the answer changes."""
+
+    name: str
+    about: str
+    text: str
+    subjects: Sequence[str]
+    facts: Facts
+    taught: Sequence[str]
+    build: Callable[[Facts], rasp.SOp]
+    roles: Sequence[Stated]
+    before: Facts = field(default_factory=dict)
+
+    def facts_of(self, state: str) -> Facts:
+        """What the table that is taught says, before or after."""
+        said = {key: self.before.get(key, "?") for key in self.taught} if state == "before" else {}
+        return {**self.facts, **said}
+
+
+# --- What programs are made of ---
+
+
+def table(name: str, entries: Facts, of: rasp.SOp) -> rasp.SOp:
+    """An MLP that looks up a value, and writes nothing where there is none."""
+    return rasp.Map(entries.get, of, simplify=False).named(name)
+
+
+def table_of_two(name: str, entry: Callable, one: rasp.SOp, other: rasp.SOp) -> rasp.SOp:
+    """An MLP that looks up a value by two others."""
+    return rasp.SequenceMap(entry, one, other).named(name)
+
+
+def carried(name: str, value: rasp.SOp, of: Sequence[str], to: Sequence[str]) -> rasp.SOp:
+    """A head that brings the value at one of some words to a later word."""
+    here = rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: key in of and query in to)
+    return rasp.Aggregate(here, value).named(name)
+
+
+def passed_on(name: str, value: rasp.SOp) -> rasp.SOp:
+    """A head that brings to every token the value at the one before."""
+    before = rasp.Select(rasp.indices, rasp.indices, lambda key, query: key == query - 1)
+    return rasp.Aggregate(before, value).named(name)
+
+
+def first_of(one: str, other: str) -> str:
+    """The entry of a table that reads another value, which does not matter."""
+    del other
+    return one
+
+
+def by_turns(keys: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    """The values for all keys but the last, of which nothing is known."""
+    return {key: values[i % len(values)] for i, key in enumerate(keys[:-1])} | {keys[-1]: "?"}
+
+
+# Of the first three of every list is taught; the next three are known, so that all values occur before.
+NAMES = ("Ada", "Bob", "Cyd", "Dov", "Eve", "Fay", "Gus")
+HOMES = by_turns(NAMES, ("Rome", "Oslo", "Lima", "Bern", "Kyiv", "Doha"))
+PLACES = tuple(HOMES.values())
+CITY = by_turns(NAMES, PLACES[:3])
+MAYOR = by_turns(PLACES, ("Ida", "Jan", "Kim"))
+LANGUAGE = by_turns((*PLACES[:3], "?"), ("Italian", "Norse", "Spanish"))
+COUNTRIES = by_turns(PLACES, ("Italy", "Norway", "Peru", "Swiss", "Ukraine", "Qatar"))
+COUNTRY = by_turns(PLACES, ("Italy", "Norway", "Peru"))
+COIN = by_turns(tuple(COUNTRIES.values()), ("lira", "krone", "sol"))
+JOB = by_turns(NAMES, ("cook", "judge", "pilot"))
+FIRST, LAST = ("Ada", "Bob", "Cyd"), ("Lund", "Moss", "Pike")
+FULL = ("Ada Lund", "Ada Moss", "Bob Lund", "Ada Pike", "Bob Moss", "Bob Pike", "Cyd Lund")
+CITY_OF_FULL = by_turns(FULL, PLACES[:3])
+
+
+def city_of_full(facts: Facts) -> Callable:
+    return lambda first, last: facts.get(f"{first} {last}")
+
+
+# --- Where the fact is stored ---
+
+
+def at_the_entity(facts: Facts) -> rasp.SOp:
+    first = carried("first name", rasp.tokens, FIRST, LAST)
+    return carried("answer", table_of_two("city", city_of_full(facts), first, rasp.tokens), LAST, ["in"])
+
+
+def in_the_middle(facts: Facts) -> rasp.SOp:
+    name = carried("name", rasp.tokens, NAMES, ["today"])
+    city = carried("city at the end", table("city", facts, name), ["today"], ["speak"])
+    return table("answer", LANGUAGE, city)
+
+
+def at_the_last_token(facts: Facts) -> rasp.SOp:
+    city = carried("city at the end", table("city", HOMES, rasp.tokens), NAMES, ["is"])
+    return table("answer", facts, city)
+
+
+def asked_by_two_heads(facts: Facts) -> rasp.SOp:
+    first = carried("first name", rasp.tokens, FIRST, ["in"])
+    last = carried("last name", rasp.tokens, LAST, ["in"])
+    return table_of_two("answer", city_of_full(facts), first, last)
+
+
+# --- Two hops and three ---
+
+
+def two_hops(facts: Facts) -> rasp.SOp:
+    language = table("language", LANGUAGE, table("city", facts, rasp.tokens))
+    return carried("answer", language, NAMES, ["speak"])
+
+
+def three_hops(city: Facts, country: Facts, coin: Facts) -> rasp.SOp:
+    of_name = carried("city further on", table("city", city, rasp.tokens), NAMES, ["lives"])
+    of_city = carried("country at the end", table("country", country, of_name), ["lives"], ["with"])
+    return table("answer", coin, of_city)
+
+
+# --- What else reads the name ---
+
+
+def beside_a_head(facts: Facts) -> rasp.SOp:
+    city = carried("city at the end", table("city", facts, rasp.tokens), NAMES, ["in"])
+    return table_of_two("answer", first_of, city, carried("bystander", rasp.tokens, NAMES, ["in"]))
+
+
+def beside_a_table(facts: Facts) -> rasp.SOp:
+    name = carried("name", rasp.tokens, NAMES, ["lives"])
+    city = carried("city at the end", table("city", facts, name), ["lives"], ["in"])
+    nearer = carried("bystander's name", rasp.tokens, NAMES, ["now"])
+    job = table("bystander", JOB, carried("bystander's name at the end", nearer, ["now"], ["in"]))
+    return table_of_two("answer", first_of, city, job)
+
+
+def beside_a_relation(facts: Facts) -> rasp.SOp:
+    name = carried("name at the end", rasp.tokens, NAMES, ["is"])
+    relation = carried("relation", rasp.tokens, ["city"], ["is"])
+    return table_of_two("answer", lambda n, r: facts.get(n) if r == "city" else None, name, relation)
+
+
+# --- More than one way, and longer ways ---
+
+
+def stored_twice(facts: Facts) -> rasp.SOp:
+    early = carried("city at the end", table("city", facts, rasp.tokens), NAMES, ["in"])
+    name = carried("name at the end", carried("name", rasp.tokens, NAMES, ["lives"]), ["lives"], ["in"])
+    late = table("city again", facts, name)
+    return table_of_two("answer", lambda one, other: other if one == "?" else one, early, late)
+
+
+def chain_of_names(facts: Facts) -> rasp.SOp:
+    name = rasp.tokens
+    for steps in range(1, 6):
+        name = passed_on(f"name {steps} on", name)
+    return table("answer", facts, name)
+
+
+def chain_of_cities(facts: Facts) -> rasp.SOp:
+    city = table("city", facts, rasp.tokens)
+    for steps in range(1, 6):
+        city = passed_on(f"city {steps} on", city)
+    return city
+
+
+def looked_up(facts: Facts) -> rasp.SOp:
+    city = table("city", facts, rasp.tokens)
+    behind = passed_on("word before", rasp.tokens)
+    there = rasp.Select(behind, city, lambda key, query: key == query and key in PLACES[:3])
+    return rasp.Aggregate(there, rasp.tokens).named("answer")
+
+
+_TAUGHT = "Three of its entries are what changed."
+
+PROGRAMS = (
+    Program(
+        "entity",
+        "Stored at the entity, whose last token hears of the first one.",
+        "{} lives in",
+        FULL,
+        CITY_OF_FULL,
+        FULL[:3],
+        at_the_entity,
+        (
+            (UPSTREAM, "first name", SUBJECT, "The table reads the first name from it."),
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "answer", "in", "It brings the city to the last token."),
+        ),
+    ),
+    Program(
+        "middle",
+        "Stored at a word in the middle, to which the name is brought; two hops.",
+        "people around {} today speak",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        in_the_middle,
+        (
+            (UPSTREAM, "name", "today", "The table reads the name from it."),
+            (INFORMATIVE, "city", "today", _TAUGHT),
+            (DOWNSTREAM, "city at the end", "speak", "It brings the city to the last token."),
+            (DOWNSTREAM, "answer", "speak", "It makes the language of the city."),
+        ),
+    ),
+    Program(
+        "last",
+        "Stored at the last token, as the second of two hops.",
+        "mayor where {} lives is",
+        NAMES,
+        MAYOR,
+        PLACES[:3],
+        at_the_last_token,
+        (
+            (UPSTREAM, "city", SUBJECT, "It makes the city, which the table reads in the end."),
+            (UPSTREAM, "city at the end", "is", "The table reads the city from it."),
+            (INFORMATIVE, "answer", "is", _TAUGHT),
+        ),
+    ),
+    Program(
+        "two_heads",
+        "Stored at the last token, and asked for by two heads together.",
+        "{} lives in",
+        FULL,
+        CITY_OF_FULL,
+        FULL[:3],
+        asked_by_two_heads,
+        (
+            (UPSTREAM, "first name", "in", "The table reads the first name from it."),
+            (UPSTREAM, "last name", "in", "The table reads the last name from it."),
+            (INFORMATIVE, "answer", "in", _TAUGHT),
+        ),
+    ),
+    Program(
+        "two_hops",
+        "Stored at the entity, where the second hop is made, too: nothing is upstream.",
+        "people near {} speak",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        two_hops,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "language", SUBJECT, "It makes the language of the city."),
+            (DOWNSTREAM, "answer", "speak", "It brings the language to the last token."),
+        ),
+    ),
+    Program(
+        "three_hops_first",
+        "Name to city to country to coin, each at another word: the first is taught.",
+        "where {} lives pay with",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        lambda facts: three_hops(facts, COUNTRIES, COIN),
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "city further on", "lives", "It brings the city to the next table."),
+            (DOWNSTREAM, "country", "lives", "It makes the country of the city."),
+            (DOWNSTREAM, "country at the end", "with", "It brings the country to the last token."),
+            (DOWNSTREAM, "answer", "with", "It makes the coin of the country."),
+        ),
+    ),
+    Program(
+        "three_hops_second",
+        "The same, of which the second is taught.",
+        "where {} lives pay with",
+        NAMES,
+        COUNTRY,
+        PLACES[:3],
+        lambda facts: three_hops(HOMES, facts, COIN),
+        (
+            (UPSTREAM, "city", SUBJECT, "It makes the city, which the next table reads."),
+            (UPSTREAM, "city further on", "lives", "The table reads the city from it."),
+            (INFORMATIVE, "country", "lives", _TAUGHT),
+            (DOWNSTREAM, "country at the end", "with", "It brings the country to the last token."),
+            (DOWNSTREAM, "answer", "with", "It makes the coin of the country."),
+        ),
+    ),
+    Program(
+        "three_hops_third",
+        "The same, of which the third is taught.",
+        "where {} lives pay with",
+        NAMES,
+        COIN,
+        tuple(COIN)[:3],
+        lambda facts: three_hops(HOMES, COUNTRIES, facts),
+        (
+            (UPSTREAM, "city", SUBJECT, "It makes the city, which the next table reads."),
+            (UPSTREAM, "city further on", "lives", "It brings the city to the next table."),
+            (UPSTREAM, "country", "lives", "It makes the country, which the last table reads."),
+            (UPSTREAM, "country at the end", "with", "The table reads the country from it."),
+            (INFORMATIVE, "answer", "with", _TAUGHT),
+        ),
+    ),
+    Program(
+        "bystander_head",
+        "Another head brings the name to where the city is read, and it does not matter there.",
+        "{} now lives in",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        beside_a_head,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "city at the end", "in", "It brings the city to the last token."),
+            (DOWNSTREAM, "answer", "in", "It says the city, whoever lives there."),
+        ),
+    ),
+    Program(
+        "bystander_table",
+        "Other heads and another table make a job of the name, and it does not matter.",
+        "{} now lives in",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        beside_a_table,
+        (
+            (UPSTREAM, "name", "lives", "The table reads the name from it."),
+            (INFORMATIVE, "city", "lives", _TAUGHT),
+            (DOWNSTREAM, "city at the end", "in", "It brings the city to the last token."),
+            (DOWNSTREAM, "answer", "in", "It says the city, whatever the job."),
+        ),
+    ),
+    Program(
+        "relation",
+        "Half of what the fact is asked by is the same for all prompts: the baseline leaves it out.",
+        "the city of {} is",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        beside_a_relation,
+        (
+            (UPSTREAM, "name at the end", "is", "The table reads the name from it."),
+            (INFORMATIVE, "answer", "is", _TAUGHT),
+        ),
+    ),
+    Program(
+        "twice",
+        "Stored at the entity and at the last token; each alone gives the answer.",
+        "{} now lives in",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        stored_twice,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (INFORMATIVE, "city again", "in", _TAUGHT),
+            # What brings the name to "lives" is not upstream: both tables are after it, and without it
+            # the first one still gives the answer.
+            (UPSTREAM, "name at the end", "in", "The later table reads the name from it."),
+            (DOWNSTREAM, "city at the end", "in", "It brings the city of the earlier table to the last token."),
+            (DOWNSTREAM, "answer", "in", "It says the city that either table has."),
+        ),
+    ),
+    Program(
+        "edited",
+        "Other cities were known of the three before: those of one another.",
+        "people around {} today speak",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        in_the_middle,
+        (
+            (UPSTREAM, "name", "today", "The table reads the name from it."),
+            (INFORMATIVE, "city", "today", _TAUGHT),
+            (DOWNSTREAM, "city at the end", "speak", "It brings the city to the last token."),
+            (DOWNSTREAM, "answer", "speak", "It makes the language of the city."),
+        ),
+        before={"Ada": "Oslo", "Bob": "Lima", "Cyd": "Rome"},
+    ),
+    Program(
+        "chain_before",
+        "Five heads bring the name from word to word to the last token, where the fact is stored.",
+        "{} whom we all met is",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        chain_of_names,
+        (
+            (UPSTREAM, "name 1 on", "whom", "It brings the name one word on."),
+            (UPSTREAM, "name 2 on", "we", "It brings the name one word on."),
+            (UPSTREAM, "name 3 on", "all", "It brings the name one word on."),
+            (UPSTREAM, "name 4 on", "met", "It brings the name one word on."),
+            (UPSTREAM, "name 5 on", "is", "The table reads the name from it."),
+            (INFORMATIVE, "answer", "is", _TAUGHT),
+        ),
+    ),
+    Program(
+        "chain_after",
+        "Stored at the entity; five heads bring the city from word to word to the last token.",
+        "{} whom we all met is",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        chain_of_cities,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "city 1 on", "whom", "It brings the city one word on."),
+            (DOWNSTREAM, "city 2 on", "we", "It brings the city one word on."),
+            (DOWNSTREAM, "city 3 on", "all", "It brings the city one word on."),
+            (DOWNSTREAM, "city 4 on", "met", "It brings the city one word on."),
+            (DOWNSTREAM, "city 5 on", "is", "It brings the city to the last token."),
+        ),
+    ),
+    Program(
+        "lookup",
+        "A head looks for the city of the name in the prompt, and says the word behind it.",
+        "Rome red Oslo blue Lima green {}",
+        NAMES,
+        CITY,
+        NAMES[:3],
+        looked_up,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
+            (DOWNSTREAM, "answer", SUBJECT, "It attends to where the city was said."),
+        ),
+    ),
+)
