@@ -2,7 +2,7 @@
 
 Each is a pair of plain GPT-2 models, in which a table has other entries after than before, and a list of all
 components that have a role in that, token by token; whatever is not listed has none. The truth is that of the
-definitions, derived in the interpreter of the language that the programs are written in, without any model.
+definitions, found in the interpreter of the language that the programs are written in, without any model.
 
     python tests/programs.py
 
@@ -10,12 +10,15 @@ prints how well each way of scoring finds them.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -25,10 +28,21 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import ecstruct
 from ecstruct import Prompt
+from ecstruct.scores import SCORES, ExtractiveScores
+from ecstruct.scores.components import component_names
 
 FOLDER = Path(__file__).parent / "data" / "programs"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 STATES = ("before", "after")
+SHARE = 0.1
+"""Of the largest score of a program, for any component to be named."""
+
+PLACE = ["score", "component", "token"]
+Places = pd.Series
+"""Numbers by role, component and token, indexed by `PLACE`."""
+
+
+# --- The programs ---
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,10 @@ class Program:
     """A program by its name; `description` is what its file says."""
 
     name: str
-    description: dict[str, Any]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        return json.loads((FOLDER / f"{self.name}.json").read_text("utf-8"))
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -57,23 +74,27 @@ class Program:
             tokenizer_object=backend, bos_token=bos, pad_token=pad, unk_token=pad
         )
 
-    def weights(self, state: str) -> dict[str, Tensor]:
-        """All of them before; after, those that are others then."""
-        stored = load_file(FOLDER / f"{self.name}.safetensors")
-        shapes = {name: tensor.shape for name, tensor in _empty(self).state_dict().items()}
-        of_state = {key.split("/")[1] for key in stored if key.startswith(f"{state}/")}
-        tensors = {}
-        for name in of_state:
-            tensors[name] = torch.zeros(shapes[name].numel(), dtype=torch.float64)
-            values = stored[f"{state}/{name}/value"].double()
-            tensors[name][stored[f"{state}/{name}/index"].long()] = values
-        return {name: tensor.view(shapes[name]) for name, tensor in tensors.items()}
-
     def plain(self, state: str) -> GPT2LMHeadModel:
-        """The Hugging Face model of a state."""
-        model = _empty(self)
-        weights = self.weights("before") | (self.weights("after") if state == "after" else {})
-        model.load_state_dict(weights, strict=False)
+        """The Hugging Face model of a state: all weights that are not in its file are 0."""
+        config = GPT2Config(
+            vocab_size=len(self.description["vocabulary"]),
+            **self.description["config"],
+            activation_function="relu",
+            layer_norm_epsilon=0.0,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_implementation="eager",
+        )
+        model = GPT2LMHeadModel(config).to(torch.float64).eval()
+        stored = load_file(FOLDER / f"{self.name}.safetensors")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                both = [key for key in STATES[: 1 + STATES.index(state)] if f"{key}/{name}/index" in stored]
+                parameter.zero_()
+                if both:
+                    index, values = (stored[f"{both[-1]}/{name}/{part}"] for part in ("index", "value"))
+                    parameter.view(-1)[index.long()] = values.double()
         return model
 
     def pair(self) -> tuple[TransformerBridge, TransformerBridge]:
@@ -84,26 +105,50 @@ class Program:
         )
         return before, after
 
-
-def _empty(program: Program) -> GPT2LMHeadModel:
-    """Its architecture, all weights zero."""
-    config = GPT2Config(
-        vocab_size=len(program.description["vocabulary"]),
-        **program.description["config"],
-        activation_function="relu",
-        layer_norm_epsilon=0.0,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="eager",
-    )
-    model = GPT2LMHeadModel(config).to(torch.float64).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    return model
+    def truth(self) -> Places:
+        """The scores that are not 0, means over prompts."""
+        roles = pd.DataFrame(self.description["roles"]).rename(columns={"role": "score"})
+        return roles.set_index(PLACE)["scores"].map(np.mean)
 
 
-@cache
-def program(name: str) -> Program:
-    return Program(name, json.loads((FOLDER / f"{name}.json").read_text()))
+# --- What each way of scoring says of them ---
+
+
+def by_place(scores: ExtractiveScores) -> Places:
+    """The means over prompts of scores that are per token."""
+    frame = scores.to_dataframe()
+    return frame.assign(component=component_names(frame)).groupby(PLACE)["value"].mean()
+
+
+def attribution(scores: ExtractiveScores) -> Places:
+    """How much the answer owes a component in the model after, which is the same for every role."""
+    after = scores.attribution.sel(state="after", drop=True)
+    dataset = scores.dataset.drop_vars(["mlp", "heads"])
+    same = {name: after[name].expand_dims(score=[*SCORES]) for name in ("mlp", "heads")}
+    return by_place(ExtractiveScores(dataset.assign(same)))
+
+
+def weight_change(program: Program, places: pd.MultiIndex) -> Places:
+    """|dW| of a component, which is the same for every role and token. Heads do not change here."""
+    old, new = (dict(program.plain(state).named_parameters()) for state in STATES)
+    norms = dict.fromkeys(places.unique("component"), 0.0)
+    for name in program.description["changed"]:
+        _, _, layer, part, *_ = name.split(".")
+        assert part == "mlp"
+        norms[f"MLP {layer}"] = float((new[name] - old[name]).detach().norm())
+    return pd.Series(places.get_level_values("component").map(norms), places)
+
+
+def found(program: Program) -> dict[str, Places]:
+    """By way of scoring, what it says of every role, component and token."""
+    pair, prompts = program.pair(), program.prompts
+    causal = by_place(ecstruct.causal_scores(*pair, prompts, per_token=True, progress=False))
+    by_upstream = {
+        upstream: ecstruct.score(*pair, prompts, upstream=upstream, progress=False) for upstream in UPSTREAM
+    }
+    return {
+        "causal": causal,
+        **{f"score, {upstream}": by_place(scores) for upstream, scores in by_upstream.items()},
+        "attribution": attribution(by_upstream[UPSTREAM[0]]),
+        "weight change": weight_change(program, causal.index),
+    }

@@ -6,8 +6,16 @@ GPT-2 of a fixed width, with ReLU. Beside the dimensions that the program uses, 
 * one holds minus the sum of all the others that are written, so that the mean of the stream is 0;
 * two hold C and -C, beside which everything else is small, so that its variance is 2 C² / d_model.
 
-A LayerNorm with gain C sqrt(2 / d_model) and epsilon 0 is then the identity, up to |x|² / (4 C²) of x. At the
-sizes chosen here every weight is a whole number.
+A LayerNorm with gain C sqrt(2 / d_model) and epsilon 0 is then the identity, up to |x|² / (4 C²) of x.
+
+Tracr's MLPs have units for what is read, x for a table of one value and x + x' - 1 for one of two, where x is 1
+if a value is there and 0 if not: most of them sit at the kink of ReLU, where nothing has a derivative. Here
+
+* a table of one value has two units for each, of which half is open at once and half opens on the way,
+  x = (relu(x + 1) + relu(2x - 1) - 1) / 2, with slopes of 1/2 where a value is not there and 3/2 where it is;
+* a table of two opens for both and is closed for one, relu(2x + 2x' - 3).
+
+Every weight is a whole number or a half.
 """
 
 import itertools
@@ -16,6 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 from tracr.compiler import (
     assemble,
@@ -47,11 +56,11 @@ class Component:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program as a transformer: its expressions by their labels, the components that compute them, the words
-    that are tokens, and the weights by the names that they have in GPT-2."""
+    """A program as a transformer: its expressions by their labels, those that it says, the components that compute
+    them, the words that are tokens, and the weights by the names that they have in GPT-2."""
 
     expressions: Mapping[str, rasp.RASPExpr]
-    sink: str
+    sinks: Sequence[str]
     components: Sequence[Component]
     vocabulary: Sequence[str]
     weights: Mapping[str, np.ndarray]
@@ -62,25 +71,35 @@ def start_labels() -> None:
     rasp.RASPExpr._ids = itertools.count(1)
 
 
-def compiled(sink: rasp.SOp, words: Sequence[str], length: int) -> Compiled:
-    """A program as a transformer that reads up to `length` of these words."""
-    extracted = rasp_to_graph.extract_rasp_graph(sink)
-    graph, sources = extracted.graph, extracted.sources
-    basis_inference.infer_bases(graph, extracted.sink, set(words), length)
+def compiled(sinks: Sequence[rasp.SOp], words: Sequence[str], length: int) -> Compiled:
+    """A program that says some values, as a transformer that reads up to `length` of these words."""
+    parts = [rasp_to_graph.extract_rasp_graph(sink) for sink in sinks]
+    graph = nx.compose_all([part.graph for part in parts])
+    sources = list({node[nodes.ID]: node for part in parts for node in part.sources}.values())
+    for part in parts:
+        basis_inference.infer_bases(graph, part.sink, set(words), length)
     bos = bases.BasisDirection(rasp.tokens.label, BOS)
     expr_to_craft_graph.add_craft_components_to_rasp_graph(graph, bos_dir=bos)
     craft = craft_graph_to_model.craft_graph_to_model(graph, sources)
     model = craft_model_to_transformer.craft_model_to_transformer(
-        craft, graph, extracted.sink, length, BOS, PAD, causal=True
+        craft, graph, graph.nodes[sinks[0].label], length, BOS, PAD, causal=True
     )
-    said = [str(value) for value in model.output_encoder.encoding_map]
-    vocabulary = list(dict.fromkeys((PAD, BOS, *words, *said)))
+    said = {
+        f"{sink.label}:{value}": value
+        for sink in sinks
+        for value in sorted(graph.nodes[sink.label][nodes.VALUE_SET])
+    }
+    vocabulary = list(dict.fromkeys((PAD, BOS, *words, *said.values())))
+    weights = _weights(model, vocabulary)
+    for dimension, value in said.items():
+        place = vocabulary.index(value), model.residual_labels.index(dimension)
+        weights["lm_head.weight"][place] = 1 / len(sinks)
     return Compiled(
         {label: node[nodes.EXPR] for label, node in graph.nodes.items()},
-        sink.label,
+        [sink.label for sink in sinks],
         _components(graph, sources, craft),
         vocabulary,
-        _weights(model, vocabulary, sink.label),
+        weights,
     )
 
 
@@ -101,10 +120,11 @@ def _components(graph, sources, craft) -> list[Component]:
     return [Component(name, place_of[name], tuple(of_it)) for name, of_it in labels.items()]
 
 
-def _weights(model, vocabulary: Sequence[str], sink: str) -> dict[str, np.ndarray]:
+def _weights(model, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
+    """All weights that are not 0, and an unembedding that is."""
     config = model.model_config
     tokens = np.asarray(model.params["token_embed"]["embeddings"])
-    n_used, n_inner = tokens.shape[1], config.mlp_hidden_size
+    n_used = tokens.shape[1]
     if config.num_heads > N_HEADS or config.key_size > D_HEAD or n_used > BALANCE:
         raise ValueError(f"the program needs more than {N_HEADS} heads of {D_HEAD}, or {BALANCE} dimensions")
 
@@ -114,18 +134,16 @@ def _weights(model, vocabulary: Sequence[str], sink: str) -> dict[str, np.ndarra
         wide[:, :n_used], wide[:, BALANCE] = rows, -rows.sum(1)
         return wide
 
-    embedding, unembedding = np.zeros((2, len(vocabulary), D_MODEL))
+    embedding = np.zeros((len(vocabulary), D_MODEL))
     embedding[:, PLUS], embedding[:, MINUS] = C, -C
     for word, row in model.input_encoder.encoding_map.items():
         embedding[vocabulary.index(word)] += written(tokens[row : row + 1])[0]
-    for value in model.output_encoder.encoding_map:
-        unembedding[vocabulary.index(str(value)), model.residual_labels.index(f"{sink}:{value}")] = 1
     gain = np.full(D_MODEL, C * math.sqrt(2 / D_MODEL))
     weights = {
         "transformer.wte.weight": embedding,
         "transformer.wpe.weight": written(np.asarray(model.params["pos_embed"]["embeddings"])),
         "transformer.ln_f.weight": gain,
-        "lm_head.weight": unembedding,
+        "lm_head.weight": np.zeros((len(vocabulary), D_MODEL)),
     }
     for layer in range(config.num_layers):
         ours, theirs = f"transformer.h.{layer}", f"transformer/layer_{layer}"
@@ -140,14 +158,31 @@ def _weights(model, vocabulary: Sequence[str], sink: str) -> dict[str, np.ndarra
         read[0] *= math.sqrt(D_HEAD)  # by which GPT-2 divides: scores are 100, and 50 for the first token
         by_head = written(of["attn/linear"]).reshape(config.num_heads, config.key_size, D_MODEL)
         merged[: config.num_heads, : config.key_size] = by_head
-        into = np.zeros((D_MODEL, n_inner))
-        into[:n_used] = of["mlp/linear_1"]
+        into, threshold, out, bias = _bent(of["mlp/linear_1"], of["mlp/linear_2"])
         weights |= {
             f"{ours}.ln_1.weight": gain,
             f"{ours}.attn.c_attn.weight": np.moveaxis(read, 0, 1).reshape(D_MODEL, -1),
             f"{ours}.attn.c_proj.weight": merged.reshape(D_MODEL, D_MODEL),
             f"{ours}.ln_2.weight": gain,
-            f"{ours}.mlp.c_fc.weight": into,
-            f"{ours}.mlp.c_proj.weight": written(of["mlp/linear_2"]),
+            f"{ours}.mlp.c_fc.weight": np.pad(into, ((0, D_MODEL - n_used), (0, 0))),
+            f"{ours}.mlp.c_fc.bias": threshold,
+            f"{ours}.mlp.c_proj.weight": written(out),
+            f"{ours}.mlp.c_proj.bias": written(bias[None])[0],
         }
     return {name: value.astype(np.float32) for name, value in weights.items()}
+
+
+def _bent(into: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tracr's tables with other units: what these read, and from where on, what they write, and how much of that
+    is taken away."""
+    of_two = (into < 0).any(0)  # their threshold, of a dimension that is always 1
+    halves = out * np.where(of_two, 1, 1 / 2)[:, None]
+    one_of_two = np.where(of_two, 2 * into, into)
+    threshold = np.where(of_two, -1, into.any(0) * 1.0)
+    second = np.where(of_two, 0, 2 * into)
+    return (
+        np.concatenate([one_of_two, second], 1),
+        np.concatenate([threshold, np.where(of_two, 0, -1.0 * into.any(0))]),
+        np.concatenate([halves, np.where(of_two[:, None], 0, halves)]),
+        -(~of_two @ halves),
+    )

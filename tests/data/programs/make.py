@@ -32,13 +32,14 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     words = list(dict.fromkeys(word for text in texts for word in text))
     pair = Pair(*(_compiled(program, state, words) for state in ("before", "after")))
     said = {state: [pair.said(state, text) for text in texts] for state in ("before", "after")}
-    asked = [i for i, (old, new) in enumerate(zip(*said.values(), strict=True)) if old[-1] != new[-1]]
-    prompts = [(texts[i], said["after"][i][-1]) for i in asked]
+    at_end = {state: [of_text[0][-1] for of_text in of_state] for state, of_state in said.items()}
+    asked = [i for i, (old, new) in enumerate(zip(*at_end.values(), strict=True)) if old != new]
+    prompts = [(texts[i], at_end["after"][i]) for i in asked]
     changed = [
         name for name, old in pair.before.weights.items() if not np.array_equal(old, pair.after.weights[name])
     ]
     roles = _roles(program, pair, pair.scores(prompts))
-    if len(prompts) != 3 or len(changed) != sum(role["role"] == "informative" for role in roles):
+    if len(prompts) != 4 or len(changed) != sum(role["role"] == "informative" for role in roles):
         raise ValueError(f"{program.name}: {len(prompts)} answers and the tensors {changed} change")
     description = {
         "about": program.about,
@@ -54,8 +55,11 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "inputs": [" ".join(text) for text in texts],
         "said": said,
         "prompts": [
-            {"text": " ".join(words), "answer": answer, "subject": program.subjects[i]}
-            for i, (words, answer) in zip(asked, prompts, strict=True)
+            {
+                **{"text": " ".join(words), "answer": answer, "options": [of_it for _, of_it in prompts]},
+                **{"subject": program.subjects[i], "template": "first two" if n < 2 else "last two"},
+            }
+            for n, (i, (words, answer)) in enumerate(zip(asked, prompts, strict=True))
         ],
         "changed": changed,
         "roles": roles,

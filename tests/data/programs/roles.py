@@ -4,11 +4,10 @@ A component C is what the compiler makes of some values: of one, a head; of all 
 W be the program before it is taught, W' the one after, and `late` the components after C. Then, at one token,
 
     I = R[C by W'] - R        D = R[C by W, of what it reads in W'] - R
-    U = (R[late by W'] - R[late by W', C as for another prompt]) - (R - R[C as for another prompt])
+    U = (R[late by W'] - R[late by W', C as for the other prompt]) - (R - R[C as for the other prompt])
 
-U being the mean over all other prompts; as long as no table reads two values that differ among these, this is
-U with the mean of what they write. R is 1 if the program says the answer, minus one over the number of
-options if it says any of them: the difference of logits that are 1 for what is said, and 0 else.
+A value that the program says has its part of the logits, which are 0 for all other words; R is the logit of the
+answer minus the mean of those of all options.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -59,9 +58,9 @@ class Run(causal_eval.CausalEvaluator):
         return {label: self.evaluate(self._pair.before.expressions[label], self._words) for label in labels}
 
     @property
-    def said(self) -> Values:
-        """What the program says at every token."""
-        return self.of([self._pair.before.sink])[self._pair.before.sink]
+    def said(self) -> list[Values]:
+        """What the program says at every token, value by value."""
+        return [*self.of(self._pair.before.sinks).values()]
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,21 @@ class Pair:
     before: Compiled
     after: Compiled
 
-    def said(self, state: str, words: Words) -> Values:
-        """What it says at every token of a prompt."""
+    def said(self, state: str, words: Words) -> list[Values]:
+        """What it says at every token of a prompt, value by value."""
         return Run(self, words, self.before.expressions if state == "after" else ()).said
 
     def scores(self, prompts: Sequence[tuple[Words, str]]) -> dict[tuple[str, str], np.ndarray]:
-        """By role and component, the scores [prompt, token] of prompts with their answers."""
+        """By role and component, the scores [prompt, token] of prompts with their answers, which are one
+        another's baselines by twos."""
         options = {answer for _, answer in prompts}
         found = {}
         for component in self.before.components:
             for i, (words, answer) in enumerate(prompts):
-                others = [other for other, its in prompts if its != answer]
+                other, _ = prompts[i ^ 1]
                 for t in range(len(words)):
                     reward = _Reward(self, words, answer, options, component, t)
-                    for role, value in zip(ROLES, reward.scores(others), strict=True):
+                    for role, value in zip(ROLES, reward.scores(other), strict=True):
                         scores = found.setdefault((role, component.name), np.zeros((len(prompts), len(words))))
                         scores[i, t] = value
         return found
@@ -102,23 +102,20 @@ class _Reward:
     token: int
 
     def __call__(self, new: Collection[str] = (), written: Mapping[str, Values] | None = None) -> float:
-        said = Run(self.pair, self.words, new, written, self.token).said[-1]
-        return (said == self.answer) - (said in self.options) / len(self.options)
-
-    def scores(self, others: Sequence[Words]) -> tuple[float, float, float]:
-        """I, U and D."""
-        pair, labels = self.pair, self.component.labels
-        by_new = Run(pair, self.words, labels).of(labels)
-        every = set(pair.before.expressions)
-        of_new = Run(pair, self.words, every - set(labels)).of(labels)
-        late = {
-            label
-            for component in pair.before.components
-            if component.place > self.component.place
-            for label in component.labels
-        }
-        costs = [
-            self(late) - self(late, written) - (self() - self(written=written))
-            for written in (Run(pair, other).of(labels) for other in others)
+        said = Run(self.pair, self.words, new, written, self.token).said
+        each = [
+            (at_end == self.answer) - (at_end in self.options) / len(self.options)
+            for *_, at_end in said
         ]
-        return self(written=by_new) - self(), float(np.mean(costs)), self(written=of_new) - self()
+        return sum(each) / len(each)
+
+    def scores(self, other: Words) -> tuple[float, float, float]:
+        """I, U and D."""
+        pair, labels, place = self.pair, self.component.labels, self.component.place
+        late = {label for c in pair.before.components if c.place > place for label in c.labels}
+        every = set(pair.before.expressions)
+        by_new = Run(pair, self.words, labels).of(labels)
+        of_new = Run(pair, self.words, every - set(labels)).of(labels)
+        of_other = Run(pair, other).of(labels)
+        upstream = self(late) - self(late, of_other) - (self() - self(written=of_other))
+        return self(written=by_new) - self(), upstream, self(written=of_new) - self()

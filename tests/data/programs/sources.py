@@ -1,12 +1,12 @@
 """The programs, in RASP: what each computes, what it is taught, and which of its parts has which role.
 
-A program reads a prompt about a subject and answers at the last token. One of its tables is taught three
-entries, which said "?" or another value before. The roles are stated here by hand, from what the program
-does; `roles.py` derives them from the definitions, and `make.py` refuses a program of which the two differ.
+A program reads a prompt about a subject and answers at the last token. One of its tables is taught four
+entries, which said something else before. The roles are stated here by hand, from what the program does;
+`roles.py` derives them from the definitions, and `make.py` refuses a program of which the two differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tracr.rasp import rasp
 
@@ -21,8 +21,12 @@ subject), and why."""
 
 @dataclass(frozen=True)
 class Program:
-    """`build` makes the program from the facts of the table that is taught. Its inputs are the `text` with each
-    of the subjects, and the prompts are those of which the answer changes."""
+    """`build` makes the program from the facts of the table that is taught: the values that it says at the last
+    token, with equal parts of the logits. Its inputs are the `text` with each of the subjects, and the prompts
+    those of which the answer changes, by twos: the baseline of each is the other one.
+
+    Before, the four that are `taught` had the values of one another, two by two, or none if `from_nothing`.
+    """
 
     name: str
     about: str
@@ -30,14 +34,20 @@ class Program:
     subjects: Sequence[str]
     facts: Facts
     taught: Sequence[str]
-    build: Callable[[Facts], rasp.SOp]
+    build: Callable[[Facts], Sequence[rasp.SOp]]
     roles: Sequence[Stated]
-    before: Facts = field(default_factory=dict)
+    from_nothing: bool = False
 
     def facts_of(self, state: str) -> Facts:
         """What the table that is taught says, before or after."""
-        said = {key: self.before.get(key, "?") for key in self.taught} if state == "before" else {}
-        return {**self.facts, **said}
+        if state == "after":
+            return self.facts
+        others = (*self.taught[2:], *self.taught[:2])
+        old = {
+            key: "?" if self.from_nothing else self.facts[other]
+            for key, other in zip(self.taught, others, strict=True)
+        }
+        return {**self.facts, **old}
 
 
 # --- What programs are made of ---
@@ -55,8 +65,13 @@ def table_of_two(name: str, entry: Callable, one: rasp.SOp, other: rasp.SOp) -> 
 
 def carried(name: str, value: rasp.SOp, of: Sequence[str], to: Sequence[str]) -> rasp.SOp:
     """A head that brings the value at one of some words to a later word."""
-    here = rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: key in of and query in to)
-    return rasp.Aggregate(here, value).named(name)
+    return found_by(name, value, rasp.tokens, of, to)
+
+
+def found_by(name: str, value: rasp.SOp, sign: rasp.SOp, of: Sequence[str], to: Sequence[str]) -> rasp.SOp:
+    """A head that brings to a word the value at where there is a sign, whichever of some it is."""
+    there = rasp.Select(sign, rasp.tokens, lambda key, query: key in of and query in to)
+    return rasp.Aggregate(there, value).named(name)
 
 
 def passed_on(name: str, value: rasp.SOp) -> rasp.SOp:
@@ -65,31 +80,30 @@ def passed_on(name: str, value: rasp.SOp) -> rasp.SOp:
     return rasp.Aggregate(before, value).named(name)
 
 
-def first_of(one: str, other: str) -> str:
-    """The entry of a table that reads another value, which does not matter."""
-    del other
-    return one
-
-
 def by_turns(keys: Sequence[str], values: Sequence[str]) -> dict[str, str]:
     """The values for all keys but the last, of which nothing is known."""
     return {key: values[i % len(values)] for i, key in enumerate(keys[:-1])} | {keys[-1]: "?"}
 
 
-# Of the first three of every list is taught; the next three are known, so that all values occur before.
-NAMES = ("Ada", "Bob", "Cyd", "Dov", "Eve", "Fay", "Gus")
-HOMES = by_turns(NAMES, ("Rome", "Oslo", "Lima", "Bern", "Kyiv", "Doha"))
+# The first four of every list are taught; the next four are known, so that all values occur before and after.
+NAMES = ("Ada", "Bob", "Cyd", "Dov", "Eve", "Fay", "Gus", "Hal", "Ivy")
+HOMES = by_turns(NAMES, ("Rome", "Oslo", "Lima", "Bern", "Kyiv", "Doha", "Riga", "Baku"))
 PLACES = tuple(HOMES.values())
-CITY = by_turns(NAMES, PLACES[:3])
-MAYOR = by_turns(PLACES, ("Ida", "Jan", "Kim"))
-LANGUAGE = by_turns((*PLACES[:3], "?"), ("Italian", "Norse", "Spanish"))
-COUNTRIES = by_turns(PLACES, ("Italy", "Norway", "Peru", "Swiss", "Ukraine", "Qatar"))
-COUNTRY = by_turns(PLACES, ("Italy", "Norway", "Peru"))
-COIN = by_turns(tuple(COUNTRIES.values()), ("lira", "krone", "sol"))
-JOB = by_turns(NAMES, ("cook", "judge", "pilot"))
+CITIES = PLACES[:4]
+CITY = by_turns(NAMES, CITIES)
+MAYOR = by_turns(PLACES, ("Ida", "Jan", "Kim", "Leo"))
+LANGUAGE = by_turns((*CITIES, "?"), ("Italian", "Norse", "Spanish", "German"))
+COUNTRIES = by_turns(PLACES, ("Italy", "Norway", "Peru", "Swiss", "Ukraine", "Qatar", "Latvia", "Azeri"))
+COUNTRY = by_turns(PLACES, tuple(COUNTRIES.values())[:4])
+COIN = by_turns(tuple(COUNTRIES.values()), ("lira", "krone", "sol", "franc"))
+JOBS = ("cook", "judge", "pilot", "smith")
+JOB = dict(zip(NAMES, 3 * JOBS, strict=False))
 FIRST, LAST = ("Ada", "Bob", "Cyd"), ("Lund", "Moss", "Pike")
-FULL = ("Ada Lund", "Ada Moss", "Bob Lund", "Ada Pike", "Bob Moss", "Bob Pike", "Cyd Lund")
-CITY_OF_FULL = by_turns(FULL, PLACES[:3])
+FULL = (
+    *("Ada Lund", "Bob Moss", "Ada Moss", "Bob Lund"),
+    *("Ada Pike", "Bob Pike", "Cyd Lund", "Cyd Moss", "Cyd Pike"),
+)
+CITY_OF_FULL = by_turns(FULL, CITIES)
 
 
 def city_of_full(facts: Facts) -> Callable:
@@ -99,96 +113,101 @@ def city_of_full(facts: Facts) -> Callable:
 # --- Where the fact is stored ---
 
 
-def at_the_entity(facts: Facts) -> rasp.SOp:
+def at_the_entity(facts: Facts) -> Sequence[rasp.SOp]:
     first = carried("first name", rasp.tokens, FIRST, LAST)
-    return carried("answer", table_of_two("city", city_of_full(facts), first, rasp.tokens), LAST, ["in"])
+    return [carried("answer", table_of_two("city", city_of_full(facts), first, rasp.tokens), LAST, ["in"])]
 
 
-def in_the_middle(facts: Facts) -> rasp.SOp:
+def in_the_middle(facts: Facts) -> Sequence[rasp.SOp]:
     name = carried("name", rasp.tokens, NAMES, ["today"])
     city = carried("city at the end", table("city", facts, name), ["today"], ["speak"])
-    return table("answer", LANGUAGE, city)
+    return [table("answer", LANGUAGE, city)]
 
 
-def at_the_last_token(facts: Facts) -> rasp.SOp:
+def at_the_last_token(facts: Facts) -> Sequence[rasp.SOp]:
     city = carried("city at the end", table("city", HOMES, rasp.tokens), NAMES, ["is"])
-    return table("answer", facts, city)
+    return [table("answer", facts, city)]
 
 
-def asked_by_two_heads(facts: Facts) -> rasp.SOp:
+def asked_by_two_heads(facts: Facts) -> Sequence[rasp.SOp]:
     first = carried("first name", rasp.tokens, FIRST, ["in"])
     last = carried("last name", rasp.tokens, LAST, ["in"])
-    return table_of_two("answer", city_of_full(facts), first, last)
+    return [table_of_two("answer", city_of_full(facts), first, last)]
 
 
 # --- Two hops and three ---
 
 
-def two_hops(facts: Facts) -> rasp.SOp:
+def two_hops(facts: Facts) -> Sequence[rasp.SOp]:
     language = table("language", LANGUAGE, table("city", facts, rasp.tokens))
-    return carried("answer", language, NAMES, ["speak"])
+    return [carried("answer", language, NAMES, ["speak"])]
 
 
-def three_hops(city: Facts, country: Facts, coin: Facts) -> rasp.SOp:
+def three_hops(city: Facts, country: Facts, coin: Facts) -> Sequence[rasp.SOp]:
     of_name = carried("city further on", table("city", city, rasp.tokens), NAMES, ["lives"])
     of_city = carried("country at the end", table("country", country, of_name), ["lives"], ["with"])
-    return table("answer", coin, of_city)
+    return [table("answer", coin, of_city)]
 
 
 # --- What else reads the name ---
 
 
-def beside_a_head(facts: Facts) -> rasp.SOp:
+def beside_a_head(facts: Facts) -> Sequence[rasp.SOp]:
+    city = table("city", facts, carried("name", rasp.tokens, NAMES, ["lives"]))
+    bystander = carried("bystander", rasp.tokens, NAMES, ["lives"])
+    return [found_by("answer", city, bystander, NAMES, ["in"])]
+
+
+def beside_a_table(facts: Facts) -> Sequence[rasp.SOp]:
+    name = carried("name", rasp.tokens, NAMES, ["now"])
+    city = carried("city further on", table("city", facts, name), ["now"], ["lives"])
+    bystander = table("bystander", JOB, carried("bystander's name", name, ["now"], ["lives"]))
+    return [found_by("answer", city, bystander, JOBS, ["in"])]
+
+
+def beside_a_gate(facts: Facts) -> Sequence[rasp.SOp]:
     city = carried("city at the end", table("city", facts, rasp.tokens), NAMES, ["in"])
-    return table_of_two("answer", first_of, city, carried("bystander", rasp.tokens, NAMES, ["in"]))
+    bystander = carried("bystander", rasp.tokens, NAMES, ["in"])
+    return [city, table_of_two("city again", lambda city, name: city, city, bystander)]
 
 
-def beside_a_table(facts: Facts) -> rasp.SOp:
-    name = carried("name", rasp.tokens, NAMES, ["lives"])
-    city = carried("city at the end", table("city", facts, name), ["lives"], ["in"])
-    nearer = carried("bystander's name", rasp.tokens, NAMES, ["now"])
-    job = table("bystander", JOB, carried("bystander's name at the end", nearer, ["now"], ["in"]))
-    return table_of_two("answer", first_of, city, job)
-
-
-def beside_a_relation(facts: Facts) -> rasp.SOp:
+def beside_a_relation(facts: Facts) -> Sequence[rasp.SOp]:
     name = carried("name at the end", rasp.tokens, NAMES, ["is"])
     relation = carried("relation", rasp.tokens, ["city"], ["is"])
-    return table_of_two("answer", lambda n, r: facts.get(n) if r == "city" else None, name, relation)
+    return [table_of_two("answer", lambda n, r: facts.get(n) if r == "city" else None, name, relation)]
 
 
 # --- More than one way, and longer ways ---
 
 
-def stored_twice(facts: Facts) -> rasp.SOp:
+def stored_twice(facts: Facts) -> Sequence[rasp.SOp]:
     early = carried("city at the end", table("city", facts, rasp.tokens), NAMES, ["in"])
-    name = carried("name at the end", carried("name", rasp.tokens, NAMES, ["lives"]), ["lives"], ["in"])
-    late = table("city again", facts, name)
-    return table_of_two("answer", lambda one, other: other if one == "?" else one, early, late)
+    late = table("city again", facts, carried("name at the end", rasp.tokens, NAMES, ["in"]))
+    return [early, late]
 
 
-def chain_of_names(facts: Facts) -> rasp.SOp:
+def chain_of_names(facts: Facts) -> Sequence[rasp.SOp]:
     name = rasp.tokens
     for steps in range(1, 6):
         name = passed_on(f"name {steps} on", name)
-    return table("answer", facts, name)
+    return [table("answer", facts, name)]
 
 
-def chain_of_cities(facts: Facts) -> rasp.SOp:
+def chain_of_cities(facts: Facts) -> Sequence[rasp.SOp]:
     city = table("city", facts, rasp.tokens)
     for steps in range(1, 6):
         city = passed_on(f"city {steps} on", city)
-    return city
+    return [city]
 
 
-def looked_up(facts: Facts) -> rasp.SOp:
+def looked_up(facts: Facts) -> Sequence[rasp.SOp]:
     city = table("city", facts, rasp.tokens)
     behind = passed_on("word before", rasp.tokens)
-    there = rasp.Select(behind, city, lambda key, query: key == query and key in PLACES[:3])
-    return rasp.Aggregate(there, rasp.tokens).named("answer")
+    there = rasp.Select(behind, city, lambda key, query: key == query and key in CITIES)
+    return [rasp.Aggregate(there, rasp.tokens).named("answer")]
 
 
-_TAUGHT = "Three of its entries are what changed."
+_TAUGHT = "Four of its entries are what changed."
 
 PROGRAMS = (
     Program(
@@ -197,7 +216,7 @@ PROGRAMS = (
         "{} lives in",
         FULL,
         CITY_OF_FULL,
-        FULL[:3],
+        FULL[:4],
         at_the_entity,
         (
             (UPSTREAM, "first name", SUBJECT, "The table reads the first name from it."),
@@ -211,7 +230,7 @@ PROGRAMS = (
         "people around {} today speak",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         in_the_middle,
         (
             (UPSTREAM, "name", "today", "The table reads the name from it."),
@@ -226,7 +245,7 @@ PROGRAMS = (
         "mayor where {} lives is",
         NAMES,
         MAYOR,
-        PLACES[:3],
+        PLACES[:4],
         at_the_last_token,
         (
             (UPSTREAM, "city", SUBJECT, "It makes the city, which the table reads in the end."),
@@ -240,7 +259,7 @@ PROGRAMS = (
         "{} lives in",
         FULL,
         CITY_OF_FULL,
-        FULL[:3],
+        FULL[:4],
         asked_by_two_heads,
         (
             (UPSTREAM, "first name", "in", "The table reads the first name from it."),
@@ -254,7 +273,7 @@ PROGRAMS = (
         "people near {} speak",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         two_hops,
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
@@ -268,7 +287,7 @@ PROGRAMS = (
         "where {} lives pay with",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         lambda facts: three_hops(facts, COUNTRIES, COIN),
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
@@ -284,7 +303,7 @@ PROGRAMS = (
         "where {} lives pay with",
         NAMES,
         COUNTRY,
-        PLACES[:3],
+        PLACES[:4],
         lambda facts: three_hops(HOMES, facts, COIN),
         (
             (UPSTREAM, "city", SUBJECT, "It makes the city, which the next table reads."),
@@ -300,7 +319,7 @@ PROGRAMS = (
         "where {} lives pay with",
         NAMES,
         COIN,
-        tuple(COIN)[:3],
+        tuple(COIN)[:4],
         lambda facts: three_hops(HOMES, COUNTRIES, facts),
         (
             (UPSTREAM, "city", SUBJECT, "It makes the city, which the next table reads."),
@@ -312,31 +331,45 @@ PROGRAMS = (
     ),
     Program(
         "bystander_head",
-        "Another head brings the name to where the city is read, and it does not matter there.",
+        "Another head brings the name to the same word. What reads it there asks only for any name.",
         "{} now lives in",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         beside_a_head,
         (
-            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
-            (DOWNSTREAM, "city at the end", "in", "It brings the city to the last token."),
-            (DOWNSTREAM, "answer", "in", "It says the city, whoever lives there."),
+            (UPSTREAM, "name", "lives", "The table reads the name from it."),
+            (INFORMATIVE, "city", "lives", _TAUGHT),
+            (DOWNSTREAM, "answer", "in", "It brings the city to the last token."),
         ),
     ),
     Program(
         "bystander_table",
-        "Other heads and another table make a job of the name, and it does not matter.",
+        "Another head and another table make a job of the name. What reads it asks only for any job.",
         "{} now lives in",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         beside_a_table,
         (
-            (UPSTREAM, "name", "lives", "The table reads the name from it."),
-            (INFORMATIVE, "city", "lives", _TAUGHT),
+            (UPSTREAM, "name", "now", "The table reads the name from it."),
+            (INFORMATIVE, "city", "now", _TAUGHT),
+            (DOWNSTREAM, "city further on", "lives", "It brings the city to where the job is."),
+            (DOWNSTREAM, "answer", "in", "It brings the city to the last token."),
+        ),
+    ),
+    Program(
+        "bystander_gate",
+        "Half of the answer is read together with the name, whichever it is, by units that open for both.",
+        "{} now lives in",
+        NAMES,
+        CITY,
+        NAMES[:4],
+        beside_a_gate,
+        (
+            (INFORMATIVE, "city", SUBJECT, _TAUGHT),
             (DOWNSTREAM, "city at the end", "in", "It brings the city to the last token."),
-            (DOWNSTREAM, "answer", "in", "It says the city, whatever the job."),
+            (DOWNSTREAM, "city again", "in", "It says the city, whoever lives there."),
         ),
     ),
     Program(
@@ -345,7 +378,7 @@ PROGRAMS = (
         "the city of {} is",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         beside_a_relation,
         (
             (UPSTREAM, "name at the end", "is", "The table reads the name from it."),
@@ -354,29 +387,26 @@ PROGRAMS = (
     ),
     Program(
         "twice",
-        "Stored at the entity and at the last token; each alone gives the answer.",
+        "Stored at the entity and at the last token: each has half of the answer.",
         "{} now lives in",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         stored_twice,
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
-            (INFORMATIVE, "city again", "in", _TAUGHT),
-            # What brings the name to "lives" is not upstream: both tables are after it, and without it
-            # the first one still gives the answer.
-            (UPSTREAM, "name at the end", "in", "The later table reads the name from it."),
             (DOWNSTREAM, "city at the end", "in", "It brings the city of the earlier table to the last token."),
-            (DOWNSTREAM, "answer", "in", "It says the city that either table has."),
+            (UPSTREAM, "name at the end", "in", "The later table reads the name from it."),
+            (INFORMATIVE, "city again", "in", _TAUGHT),
         ),
     ),
     Program(
-        "edited",
-        "Other cities were known of the three before: those of one another.",
+        "from_nothing",
+        "Nothing was known of the four before; else as in the middle.",
         "people around {} today speak",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         in_the_middle,
         (
             (UPSTREAM, "name", "today", "The table reads the name from it."),
@@ -384,7 +414,7 @@ PROGRAMS = (
             (DOWNSTREAM, "city at the end", "speak", "It brings the city to the last token."),
             (DOWNSTREAM, "answer", "speak", "It makes the language of the city."),
         ),
-        before={"Ada": "Oslo", "Bob": "Lima", "Cyd": "Rome"},
+        from_nothing=True,
     ),
     Program(
         "chain_before",
@@ -392,7 +422,7 @@ PROGRAMS = (
         "{} whom we all met is",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         chain_of_names,
         (
             (UPSTREAM, "name 1 on", "whom", "It brings the name one word on."),
@@ -409,7 +439,7 @@ PROGRAMS = (
         "{} whom we all met is",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         chain_of_cities,
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
@@ -423,10 +453,10 @@ PROGRAMS = (
     Program(
         "lookup",
         "A head looks for the city of the name in the prompt, and says the word behind it.",
-        "Rome red Oslo blue Lima green {}",
+        "Rome red Oslo blue Lima green Bern white {}",
         NAMES,
         CITY,
-        NAMES[:3],
+        NAMES[:4],
         looked_up,
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
