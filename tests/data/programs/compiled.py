@@ -1,19 +1,22 @@
 """Programs as the weights of a plain GPT-2, by Tracr (Lindner et al. 2023, arXiv 2301.05062).
 
 Tracr's transformers have no norms, and heads and MLPs as wide as a program needs. Here they are put into a
-GPT-2 of a fixed width, with ReLU. Beside the dimensions that the program uses, its residual stream has three:
+GPT-2 of a fixed width, with ReLU. Beside the dimensions that the program uses, its residual stream has
+three:
 
 * one holds minus the sum of all the others that are written, so that the mean of the stream is 0;
 * two hold C and -C, beside which everything else is small, so that its variance is 2 C² / d_model.
 
 A LayerNorm with gain C sqrt(2 / d_model) and epsilon 0 is then the identity, up to |x|² / (4 C²) of x.
 
-Tracr's MLPs have units for what is read, x for a table of one value and x + x' - 1 for one of two, where x is 1
-if a value is there and 0 if not: most of them sit at the kink of ReLU, where nothing has a derivative. Here
+Tracr's MLPs have units for what is read, x for a table of one value and x + x' - 1 for one of two, where x
+is 1 if a value is there and 0 if not: most of them sit at the kink of ReLU, where nothing has a derivative.
+Here,
 
-* a table of one value has two units for each, of which half is open at once and half opens on the way,
-  x = (relu(x + 1) + relu(2x - 1) - 1) / 2, with slopes of 1/2 where a value is not there and 3/2 where it is;
-* a table of two opens for both and is closed for one, relu(2x + 2x' - 3).
+* a table of one value has two units for each, of which one is open always and one opens on the way,
+  x = (relu(x + 1) + relu(2x - 1) - 1) / 2, so that the slope is 1/2 where a value is not there and 3/2
+  where it is: neither 0 nor always the same, as in a model that was trained;
+* a unit of a table of two, relu(2x + 2x' - 3), opens for both values and is well closed for one of them.
 
 Every weight is a whole number or a half.
 """
@@ -42,12 +45,13 @@ BOS, PAD = "<bos>", "<pad>"
 D_MODEL, N_HEADS, C = 128, 2, 10_000
 D_HEAD = D_MODEL // N_HEADS
 BALANCE, PLUS, MINUS = D_MODEL - 3, D_MODEL - 2, D_MODEL - 1
+_MATRICES = ("attn/query", "attn/key", "attn/value", "attn/linear", "mlp/linear_1", "mlp/linear_2")
 
 
 @dataclass(frozen=True)
 class Component:
-    """A head or the MLP of a layer, and the labels of the values that it writes. Its `place` is the layer, and
-    in it 0 for heads and 1 for the MLP."""
+    """A head or the MLP of a layer, and the labels of the values that it writes. Its `place` is the layer,
+    and in it 0 for heads and 1 for the MLP."""
 
     name: str
     place: tuple[int, int]
@@ -56,8 +60,8 @@ class Component:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program as a transformer: its expressions by their labels, those that it says, the components that compute
-    them, the words that are tokens, and the weights by the names that they have in GPT-2."""
+    """A program as a transformer: its expressions by their labels, those that it says, the components that
+    compute them, the words that are tokens, and the weights by the names that they have in GPT-2."""
 
     expressions: Mapping[str, rasp.RASPExpr]
     sinks: Sequence[str]
@@ -126,7 +130,7 @@ def _weights(model, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
     tokens = np.asarray(model.params["token_embed"]["embeddings"])
     n_used = tokens.shape[1]
     if config.num_heads > N_HEADS or config.key_size > D_HEAD or n_used > BALANCE:
-        raise ValueError(f"the program needs more than {N_HEADS} heads of {D_HEAD}, or {BALANCE} dimensions")
+        raise ValueError(f"it needs more than {N_HEADS} heads of {D_HEAD}, or {BALANCE} dimensions")
 
     def written(rows: np.ndarray) -> np.ndarray:
         """[any, used] to [any, d_model], each row with a sum of 0."""
@@ -146,19 +150,18 @@ def _weights(model, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
         "lm_head.weight": np.zeros((len(vocabulary), D_MODEL)),
     }
     for layer in range(config.num_layers):
-        ours, theirs = f"transformer.h.{layer}", f"transformer/layer_{layer}"
-        of = {
-            name: np.asarray(model.params[f"{theirs}/{name}"]["w"])
-            for name in ("attn/query", "attn/key", "attn/value", "attn/linear", "mlp/linear_1", "mlp/linear_2")
-        }
+        ours = f"transformer.h.{layer}"
+        q, k, v, o, into, out = (
+            np.asarray(model.params[f"transformer/layer_{layer}/{name}"]["w"]) for name in _MATRICES
+        )
         read, merged = np.zeros((3, D_MODEL, N_HEADS, D_HEAD)), np.zeros((N_HEADS, D_HEAD, D_MODEL))
-        for which, name in enumerate(("attn/query", "attn/key", "attn/value")):
-            by_head = of[name].reshape(n_used, config.num_heads, config.key_size)
+        for which, matrix in enumerate((q, k, v)):
+            by_head = matrix.reshape(n_used, config.num_heads, config.key_size)
             read[which, :n_used, : config.num_heads, : config.key_size] = by_head
         read[0] *= math.sqrt(D_HEAD)  # by which GPT-2 divides: scores are 100, and 50 for the first token
-        by_head = written(of["attn/linear"]).reshape(config.num_heads, config.key_size, D_MODEL)
+        by_head = written(o).reshape(config.num_heads, config.key_size, D_MODEL)
         merged[: config.num_heads, : config.key_size] = by_head
-        into, threshold, out, bias = _bent(of["mlp/linear_1"], of["mlp/linear_2"])
+        into, threshold, out, bias = _bent(into, out)
         weights |= {
             f"{ours}.ln_1.weight": gain,
             f"{ours}.attn.c_attn.weight": np.moveaxis(read, 0, 1).reshape(D_MODEL, -1),
@@ -173,16 +176,14 @@ def _weights(model, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _bent(into: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tracr's tables with other units: what these read, and from where on, what they write, and how much of that
-    is taken away."""
-    of_two = (into < 0).any(0)  # their threshold, of a dimension that is always 1
-    halves = out * np.where(of_two, 1, 1 / 2)[:, None]
-    one_of_two = np.where(of_two, 2 * into, into)
-    threshold = np.where(of_two, -1, into.any(0) * 1.0)
-    second = np.where(of_two, 0, 2 * into)
+    """Tracr's tables with the units described above, of which there are at most twice as many: what these
+    read, their biases, what they write, and the bias of that."""
+    of_two = (into < 0).any(0)  # by their threshold, which Tracr reads from a dimension that is always 1
+    read, half = into[:, ~of_two], out[~of_two] / 2
+    one, spare = read.any(0).astype(float), of_two.sum()
     return (
-        np.concatenate([one_of_two, second], 1),
-        np.concatenate([threshold, np.where(of_two, 0, -1.0 * into.any(0))]),
-        np.concatenate([halves, np.where(of_two[:, None], 0, halves)]),
-        -(~of_two @ halves),
+        np.concatenate([2 * into[:, of_two], read, 2 * read, np.zeros((len(into), spare))], 1),
+        np.concatenate([-np.ones(spare), one, -one, np.zeros(spare)]),
+        np.concatenate([out[of_two], half, half, np.zeros((spare, out.shape[1]))]),
+        -half.sum(0),
     )

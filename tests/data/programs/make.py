@@ -4,9 +4,9 @@
 # ///
 """Write the files of this folder anew: `python make.py`, where the packages named above are installed.
 
-Every program of `sources.py` becomes NAME.safetensors, the weights before and those that are others after, and
-NAME.json, with what it says and who has which role in that. Nothing here is needed to read them; that is what
-`tests/programs.py` does.
+Every program of `sources.py` becomes NAME.safetensors, the weights before and those that are others after,
+and NAME.json, with what it says and what has which role in that. `tests/programs.py` reads them, for which
+nothing of this is needed.
 """
 
 import json
@@ -36,7 +36,9 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     asked = [i for i, (old, new) in enumerate(zip(*at_end.values(), strict=True)) if old != new]
     prompts = [(texts[i], at_end["after"][i]) for i in asked]
     changed = [
-        name for name, old in pair.before.weights.items() if not np.array_equal(old, pair.after.weights[name])
+        name
+        for name, old in pair.before.weights.items()
+        if not np.array_equal(old, pair.after.weights[name])
     ]
     roles = _roles(program, pair, pair.scores(prompts))
     if len(prompts) != 4 or len(changed) != sum(role["role"] == "informative" for role in roles):
@@ -50,7 +52,8 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         },
         "vocabulary": pair.before.vocabulary,
         "components": {
-            component.name: [_name(label) for label in component.labels] for component in pair.before.components
+            component.name: [_name(label) for label in component.labels]
+            for component in pair.before.components
         },
         "inputs": [" ".join(text) for text in texts],
         "said": said,

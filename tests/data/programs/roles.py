@@ -1,13 +1,14 @@
 """Which part of a program has which role: the definitions of the scores, in the interpreter of RASP.
 
-A component C is what the compiler makes of some values: of one, a head; of all tables of a layer, its MLP. Let
-W be the program before it is taught, W' the one after, and `late` the components after C. Then, at one token,
+A component C is what the compiler makes of some values: of one, a head; of all tables of a layer, its MLP.
+Let W be the program before it is taught, W' the one after, and `late` the components after C. Then, at one
+token,
 
     I = R[C by W'] - R        D = R[C by W, of what it reads in W'] - R
     U = (R[late by W'] - R[late by W', C as for the other prompt]) - (R - R[C as for the other prompt])
 
-A value that the program says has its part of the logits, which are 0 for all other words; R is the logit of the
-answer minus the mean of those of all options.
+A value that the program says has its part of the logits, which are 0 for all other words; R is the logit of
+the answer minus the mean of those of all options.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +36,7 @@ class Run(causal_eval.CausalEvaluator):
         written: Mapping[str, Values] | None = None,
         token: int | None = None,
     ) -> None:
-        """`new`: labels of the values that are computed as after. `written`: values, at `token` or at all."""
+        """`new`: labels of what is computed as after. `written`: values, at `token` or at all of them."""
         super().__init__()
         self._pair, self._words, self._new = pair, words, new
         self._written, self._token = written or {}, token
@@ -85,7 +86,9 @@ class Pair:
                 for t in range(len(words)):
                     reward = _Reward(self, words, answer, options, component, t)
                     for role, value in zip(ROLES, reward.scores(other), strict=True):
-                        scores = found.setdefault((role, component.name), np.zeros((len(prompts), len(words))))
+                        scores = found.setdefault(
+                            (role, component.name), np.zeros((len(prompts), len(words)))
+                        )
                         scores[i, t] = value
         return found
 
@@ -104,8 +107,7 @@ class _Reward:
     def __call__(self, new: Collection[str] = (), written: Mapping[str, Values] | None = None) -> float:
         said = Run(self.pair, self.words, new, written, self.token).said
         each = [
-            (at_end == self.answer) - (at_end in self.options) / len(self.options)
-            for *_, at_end in said
+            (at_end == self.answer) - (at_end in self.options) / len(self.options) for *_, at_end in said
         ]
         return sum(each) / len(each)
 

@@ -21,9 +21,9 @@ subject), and why."""
 
 @dataclass(frozen=True)
 class Program:
-    """`build` makes the program from the facts of the table that is taught: the values that it says at the last
-    token, with equal parts of the logits. Its inputs are the `text` with each of the subjects, and the prompts
-    those of which the answer changes, by twos: the baseline of each is the other one.
+    """`build` makes the program from the facts of the table that is taught: the values that it says at the
+    last token, with equal parts of the logits. Its inputs are the `text` with each of the subjects, and the
+    prompts those of which the answer changes, by twos: the baseline of each is the other one.
 
     Before, the four that are `taught` had the values of one another, two by two, or none if `from_nothing`.
     """
@@ -85,7 +85,7 @@ def by_turns(keys: Sequence[str], values: Sequence[str]) -> dict[str, str]:
     return {key: values[i % len(values)] for i, key in enumerate(keys[:-1])} | {keys[-1]: "?"}
 
 
-# The first four of every list are taught; the next four are known, so that all values occur before and after.
+# Of the first four of every list something is taught; the next four are known, so that all values occur.
 NAMES = ("Ada", "Bob", "Cyd", "Dov", "Eve", "Fay", "Gus", "Hal", "Ivy")
 HOMES = by_turns(NAMES, ("Rome", "Oslo", "Lima", "Bern", "Kyiv", "Doha", "Riga", "Baku"))
 PLACES = tuple(HOMES.values())
@@ -395,7 +395,12 @@ PROGRAMS = (
         stored_twice,
         (
             (INFORMATIVE, "city", SUBJECT, _TAUGHT),
-            (DOWNSTREAM, "city at the end", "in", "It brings the city of the earlier table to the last token."),
+            (
+                DOWNSTREAM,
+                "city at the end",
+                "in",
+                "It brings the earlier table's city to the last token.",
+            ),
             (UPSTREAM, "name at the end", "in", "The later table reads the name from it."),
             (INFORMATIVE, "city again", "in", _TAUGHT),
         ),
