@@ -148,12 +148,17 @@ def weight_change(program: Program, places: pd.MultiIndex) -> Places:
 def found(program: Program) -> dict[str, Places]:
     """By way of scoring, what it says of every role, component and token."""
     pair, prompts = program.pair(), program.prompts
-    linear = {kind: ecstruct.score(*pair, prompts, upstream=kind, progress=False) for kind in UPSTREAM}
-    causal = ecstruct.causal_scores(*pair, prompts, per_token=True, progress=False)
-    fast = {f"linear, {kind} upstream": by_place(scores) for kind, scores in linear.items()}
-    some, *_ = linear.values()
-    changed = weight_change(program, fast[f"linear, {UPSTREAM[0]} upstream"].index)
-    return {"causal": by_place(causal), **fast, "attribution": attribution(some), "|dW|": changed}
+    causal = by_place(ecstruct.causal_scores(*pair, prompts, per_token=True, progress=False))
+    linear = {
+        f"linear, {kind} upstream": ecstruct.score(*pair, prompts, upstream=kind, progress=False)
+        for kind in UPSTREAM
+    }
+    return {
+        "causal": causal,
+        **{way: by_place(scores) for way, scores in linear.items()},
+        "attribution": attribution(next(iter(linear.values()))),
+        "|dW|": weight_change(program, causal.index),
+    }
 
 
 # --- How right that is ---

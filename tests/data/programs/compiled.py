@@ -38,7 +38,7 @@ from tracr.compiler import (
     nodes,
     rasp_to_graph,
 )
-from tracr.craft import bases
+from tracr.craft import bases, transformers
 from tracr.rasp import rasp
 
 BOS, PAD = "<bos>", "<pad>"
@@ -107,7 +107,9 @@ def compiled(sinks: Sequence[rasp.SOp], words: Sequence[str], length: int) -> Co
     )
 
 
-def _components(graph, sources, craft) -> list[Component]:
+def _components(
+    graph: nx.DiGraph, sources: Sequence[nodes.Node], craft: transformers.SeriesWithResiduals
+) -> list[Component]:
     """The compiler gives every value a half layer, and these the first fitting places in the model."""
     half_layer = craft_graph_to_model._allocate_modules_to_layers(graph, sources)
     _, modules = assemble._get_model_config_and_module_names(craft)
@@ -124,7 +126,7 @@ def _components(graph, sources, craft) -> list[Component]:
     return [Component(name, place_of[name], tuple(of_it)) for name, of_it in labels.items()]
 
 
-def _weights(model, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
+def _weights(model: assemble.AssembledTransformerModel, vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
     """All weights that are not 0, and an unembedding that is."""
     config = model.model_config
     tokens = np.asarray(model.params["token_embed"]["embeddings"])

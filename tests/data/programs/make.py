@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from compiled import D_MODEL, N_HEADS, Compiled, compiled, start_labels
+from parts import SUBJECT, Program
 from roles import Pair
 from safetensors.numpy import save_file
-from sources import PROGRAMS, SUBJECT, Program
+from sources import PROGRAMS
 
 HERE = Path(__file__).parent
 
@@ -77,6 +78,18 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, description
 
 
+def as_text(description: dict[str, Any]) -> str:
+    """JSON with a line per entry, and per item of those that are lists of entries."""
+
+    def lines(value: Any) -> str:
+        if not isinstance(value, list) or not isinstance(value[0], dict):
+            return json.dumps(value)
+        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+
+    entries = [f"{json.dumps(key)}: {lines(value)}" for key, value in description.items()]
+    return "{\n " + ",\n ".join(entries) + "\n}\n"
+
+
 def _compiled(program: Program, state: str, words: list[str]) -> Compiled:
     start_labels()
     # Tracr makes heads as wide as what they compare: with a position for every word, words fit in.
@@ -117,6 +130,5 @@ if __name__ == "__main__":
     for program in PROGRAMS:
         tensors, description = make(program)
         save_file(tensors, HERE / f"{program.name}.safetensors")
-        text = json.dumps(description, indent=1)
-        (HERE / f"{program.name}.json").write_text(f"{text}\n")
+        (HERE / f"{program.name}.json").write_text(as_text(description))
         print(program.name, {name: len(tensors[f"after/{name}/index"]) for name in description["changed"]})

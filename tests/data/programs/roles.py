@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from compiled import Compiled, Component
-from sources import DOWNSTREAM, INFORMATIVE, UPSTREAM
+from parts import DOWNSTREAM, INFORMATIVE, UPSTREAM
 from tracr.rasp import causal_eval, rasp
 
 ROLES = (INFORMATIVE, UPSTREAM, DOWNSTREAM)
