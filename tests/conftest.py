@@ -18,6 +18,9 @@ import huggingface_hub.constants
 import torch
 from tiny import UNHOOKED, double_throughout
 
+collect_ignore = ["data"]
+"""Doctests are looked for in every file, but what makes the data needs packages of its own."""
+
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
 
 
