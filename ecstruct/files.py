@@ -4,6 +4,7 @@ reading the JSON that comes back, whatever has become of it."""
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from ecstruct.errors import InputError
 
+_HALF = ".writing-"
+"""Begins the name of what is not whole yet."""
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file of another name in the same folder, then rename it to `path`.
@@ -31,7 +35,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers choose the format by it.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_HALF, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -50,7 +54,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_HALF) as temporary:
             whole = Path(temporary) / folder.name
             fill(whole)
             for weights in whole.rglob("*.safetensors"):
@@ -131,7 +135,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Be the only process that writes to a folder, which is made if it is not there; if that comes to
-    nothing, it is gone again.
+    nothing, it is gone again. What a process that was killed had half written there is removed.
 
     The lock is the operating system's: it ends with the process, whatever ends that. A process may take
     it again within. The ranks of a distributed job are one writer, for which the first holds the lock.
@@ -154,6 +158,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         ) from error
     try:
         with locked(folder / ".lock", of=folder):
+            for half in folder.glob(f"{_HALF}????????*"):  # as tempfile names them
+                shutil.rmtree(half) if half.is_dir() else half.unlink()
             yield
     except BaseException:
         with suppress(OSError):  # it holds something

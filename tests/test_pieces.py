@@ -113,9 +113,7 @@ def test_the_log_says_what_is_computed_again(tmp_path: Path, caplog: pytest.LogC
 def test_what_the_system_refuses_is_told(tmp_path: Path, how: str) -> None:
     path = json_piece(tmp_path)
     PLACED[how](path)
-    with pytest.raises(
-        InputError, match=r"^cannot read .*piece\.json .*: delete it to compute it"
-    ):
+    with pytest.raises(InputError, match=r"^cannot read .*piece\.json .*: delete it to compute it"):
         pieces.if_whole(pieces.read_json, path)
 
 
