@@ -1,4 +1,4 @@
-"""A finetuning that was stopped while it wrote its results goes on, and they are those of one that was not."""
+"""A finetuning that was stopped while it wrote its results goes on, and the results are the same bytes."""
 
 from __future__ import annotations
 

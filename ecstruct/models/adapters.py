@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 
 from ecstruct.errors import InputError
+from ecstruct.models.adapter_config import check_config
 from ecstruct.models.boot import gist
 from ecstruct.models.steps import resolved
 
@@ -42,6 +42,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
     folder = _fetched(adapter)
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
+    check_config(folder / _CONFIG, folder / _WEIGHTS, hf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -51,7 +52,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
             if not unread:
                 merged_in = adapted.merge_and_unload(safe_merge=True)
                 return merged_in.requires_grad_(True)  # as before it was given an adapter
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning, SafetensorError) as error:
+    except Exception as error:  # peft has errors of all kinds for what it does not know
         raise InputError(
             f"the adapter {adapter} does not fit this {type(hf).__name__} ({gist(error)}): use the model "
             "that it was trained on."
