@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ecstruct.errors import InputError
+from ecstruct.launch import writes
 
 _HALF = ".writing-"
 """Begins the name of what is not whole yet."""
@@ -143,7 +144,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process writes to the folder, or nobody can.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not writes():
         yield
         return
     made: list[Path] = []

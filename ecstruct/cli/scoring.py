@@ -82,7 +82,7 @@ def score(
     Goes on where it was stopped. Under torchrun all processes share the prompts.
     """
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_score
+        from ecstruct.runs import chat_of, records, start
 
         config: dict[str, Any] = {
             "before": before,
@@ -97,7 +97,7 @@ def score(
             "batch_size": batch_size,
             "offload": offload,
         }
-        run_score(config, out, device, not quiet)
+        start("score", config, out, device, not quiet)
 
 
 def fidelity(
@@ -122,7 +122,7 @@ def fidelity(
 ) -> None:
     """How far the scores can be trusted: each beside the intervention it stands for."""
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_fidelity
+        from ecstruct.runs import chat_of, records, start
 
         config: dict[str, Any] = {
             "before": before,
@@ -135,4 +135,4 @@ def fidelity(
             "seed": seed,
             "memory": memory,
         }
-        run_fidelity(config, out, device, not quiet)
+        start("fidelity", config, out, device, not quiet)
