@@ -174,17 +174,23 @@ def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterato
     """Hold a lock by the name of a file, which is gone afterwards; the folder must be there.
 
     Raises:
-        InputError: another process holds it, and this one does not `wait`. The message says so `of` what
-            it stands for.
+        InputError: another process holds it, and this one does not `wait`; the message says so `of` what
+            it stands for. Or the system does not let it be taken.
     """
-    # One per file and process, for all threads, so that a process may take what it has.
-    lock = FileLock(file.absolute(), is_singleton=True, thread_local=False)
+    # One per file and process, for all threads, so that a process may take what it has; and for all users
+    # of a folder, so that what a process that was killed left there is in nobody's way.
+    lock = FileLock(file.absolute(), mode=0o666, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=-1 if wait else 0.3)  # who only asks whether it is held, has it for a moment
     except Timeout:
         raise InputError(
             f"{of or file} is being written by {_holder(file)}: wait for it, or choose another folder."
         ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot take the lock {file} ({error.strerror or error}): if no other user is writing there, "
+            "delete it, or choose another folder."
+        ) from error
     try:
         if lock.lock_counter == 1:
             note = {"process": os.getpid(), "host": socket.gethostname(), "since": _now()}

@@ -9,7 +9,7 @@ from ecstruct.errors import InputError
 
 Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Count = Annotated[int, Field(lt=10**6)]
+Count = Annotated[int, Field(le=10**6)]
 """How often something is done: what is too small has a better message where it is used."""
 Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
 """Neither NaN nor infinite."""

@@ -80,7 +80,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Experiments on a grid of models, rates, epochs and seeds, each cell a job; see docs/sweeps.md."""
-    with session(quiet, debug, again="run it again with --resume"):
+    with session(quiet, debug, again="run it again with --resume", prints=status):
         from ecstruct.grids import run_sweep, show_status
 
         if status:

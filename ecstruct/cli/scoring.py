@@ -36,7 +36,7 @@ def rank(
     debug: Debug = False,
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
-    with session(quiet, debug):
+    with session(quiet, debug, prints=out is None):
         from ecstruct.runs import chat_of, rank_table
 
         chat = chat_of(model, chat_template, system)
