@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
+from yaml.composer import ComposerError
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import named
@@ -213,9 +214,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             name = self.peek_event().anchor
-            raise yaml.composer.ComposerError(
-                None, None, f"*{name} stands for something else: write it out"
-            )
+            raise ComposerError(None, None, f"*{name} stands for something else: write it out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
