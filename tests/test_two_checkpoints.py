@@ -179,6 +179,19 @@ def test_all_tensors_of_an_adapter_find_their_module(before, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_another_base_is_named(before, tmp_path, caplog):
+    folder = tmp_path / "adapter"
+    adapted(llama(), ["q_proj"]).save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, is_told in ((None, False), (f"elsewhere/{before.name}", False), ("another/model", True)):
+        named = config | {"base_model_name_or_path": base}
+        (folder / "adapter_config.json").write_text(json.dumps(named))
+        caplog.clear()
+        rewards_after(before, folder)
+        assert ("is of another/model" in caplog.text) == is_told
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @OFFLOAD
 def test_a_folder_with_an_adapter_and_a_model_is_not_guessed(before, tmp_path, offload):
     folder, tuned = tmp_path / "both", adapted(perturb(llama()), ["q_proj"])

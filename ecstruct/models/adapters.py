@@ -1,5 +1,6 @@
 """Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ecstruct.errors import InputError
+from ecstruct.files import from_json
 from ecstruct.models.adapter_config import check_config
 from ecstruct.models.boot import gist
 from ecstruct.models.steps import resolved
+from ecstruct.models.tied import join, part
+
+_logger = logging.getLogger(__name__)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -43,6 +48,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
     check_config(folder / _CONFIG, folder / _WEIGHTS, hf)
+    _warn_of_another_base(adapter, folder, hf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -50,7 +56,9 @@ def merged(hf: Any, adapter: str | Path) -> Any:
             adapted = PeftModel.from_pretrained(hf, folder)
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
             if not unread:
+                part(hf)  # what an adapter of one of two tied weights adds is not the other's
                 merged_in = adapted.merge_and_unload(safe_merge=True)
+                join(merged_in)
                 return merged_in.requires_grad_(True)  # as before it was given an adapter
     except Exception as error:  # peft has errors of all kinds for what it does not know
         raise InputError(
@@ -61,6 +69,18 @@ def merged(hf: Any, adapter: str | Path) -> Any:
         f"the adapter {adapter} has {unread[0]}, for which this {type(hf).__name__} has no place: use the "
         "model that it was trained on, and the adapter_config.json that was saved with it."
     )
+
+
+def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:
+    try:
+        base = from_json((folder / _CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # peft says what is wrong with it, or it names no base
+    here = str(hf.config.name_or_path)
+    if base and here and Path(str(base)).name.lower() != Path(here).name.lower():
+        _logger.warning(
+            "the adapter %s is of %s by its %s, and is merged into %s", adapter, base, _CONFIG, here
+        )
 
 
 def _fetched(adapter: str | Path) -> Path:

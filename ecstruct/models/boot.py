@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
+from ecstruct.models.tied import note_what_is_tied
 
 _OTHER_SENSES = ("vision_config", "audio_config")
 """What a configuration has for other inputs than text. TransformerLens installs packages for these."""
@@ -31,6 +32,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             "model by itself, as a causal language model, and give that."
         )
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
+    note_what_is_tied(hf)
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
     hf.disable_input_require_grads()  # which training with gradient checkpointing leaves behind

@@ -21,6 +21,7 @@ from ecstruct.models.configs import check_same_computation
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
+from ecstruct.models.tied import part_hooked
 
 _FORMAT = "ecstruct-delta-1"
 
@@ -162,8 +163,13 @@ class WeightDelta:
 
     def apply_to(self, model: TransformerBridge) -> TransformerBridge:
         """A copy of `model` with the change added; `model` itself stays as it is."""
-        moved = self.added_to({n: p.detach() for n, p in named_weights(model).items()})
+        weights = named_weights(model)
+        moved = self.added_to({name: p.detach() for name, p in weights.items()})
         new = copy_of(model)
+        embed, unembed = "embed.weight", "unembed.weight"
+        tied = weights[embed] is weights.get(unembed)
+        if tied and not torch.equal(moved[embed], moved[unembed]):
+            part_hooked(new)
         with torch.no_grad():
             for name, p in named_weights(new).items():
                 if name in self.tensors:

@@ -30,6 +30,7 @@ from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer
 from ecstruct.models.support import check_runs
+from ecstruct.models.tied import parted, second_names
 
 Source = str | Path
 """What `ecstruct.load` takes as text."""
@@ -78,16 +79,18 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     device = device_of(device)
     at, folder = _fetched(before)
     tokenizer = read_tokenizer(at)
-    skeleton = Skeleton.of(at.name, read_config(at), tokenizer, device)
+    config = read_config(at)
+    skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
     view = HookedView(skeleton.model)
     check_runs(view)
-    base = _FolderWeights(at.name, folder, skeleton)
+    base = _FolderWeights(at.name, folder, config, skeleton)
     if isinstance(after, WeightDelta) or is_delta(after):
         new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
     else:
         other, its_folder = _fetched(after)
-        check_same_computation(view.hf.config, read_config(other))
-        new = _FolderWeights(other.name, its_folder, skeleton)
+        its_config = read_config(other)
+        check_same_computation(config, its_config)
+        new = _FolderWeights(other.name, its_folder, its_config, skeleton)
         own = read_tokenizer(other)
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
@@ -174,9 +177,9 @@ class _State(Mapping[str, Tensor]):
 class _FolderWeights:
     """The weights of a Hugging Face folder by the names that they have in a hooked model."""
 
-    def __init__(self, name: str, folder: Path, skeleton: Skeleton) -> None:
+    def __init__(self, name: str, folder: Path, config: Any, skeleton: Skeleton) -> None:
         self._tensors = TensorFiles.of_folder(folder)
-        self._names = _names_in(name, self._tensors.shapes, skeleton)
+        self._names = _names_in(name, self._tensors.shapes, config, skeleton)
         self._places = skeleton.places
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -232,15 +235,21 @@ def _fetched(source: Source) -> tuple[Located, Path]:
         raise at.unreadable(error) from error
 
 
-def _names_in(name: str, shapes: Mapping[str, tuple[int, ...]], skeleton: Skeleton) -> dict[str, str]:
-    """What the tensors that a skeleton asks for are called in a checkpoint."""
+def _names_in(
+    name: str, shapes: Mapping[str, tuple[int, ...]], config: Any, skeleton: Skeleton
+) -> dict[str, str]:
+    """What the tensors that a skeleton asks for are called in a checkpoint. One of two tied tensors may be
+    missing; if both are there, each is read."""
     found = {skeleton.name_of(here): here for here in shapes}
+    for one, other in second_names(config).items():
+        for missing, there in ((one, other), (other, one)):
+            if missing not in found and there in found:
+                found[missing] = found[there]
     for tensor, shape in skeleton.tensors.items():
         if tensor not in found or shapes[found[tensor]] != shape:
             raise InputError(
                 f"{name} has no weights of the right shape for {tensor}, which its config.json asks for: "
                 "the folder is incomplete, mixes two models or holds its weights in another layout."
             )
-    unasked = found.keys() - skeleton.tensors.keys() - skeleton.aliases
-    check_all_read(name, unasked)
+    check_all_read(name, found.keys() - skeleton.tensors.keys())
     return found

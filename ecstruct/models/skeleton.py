@@ -65,13 +65,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`tensors` are the shapes of the checkpoint's tensors by name, `aliases` the names of tied ones that
-    may be saved too; `places` are those of the weights; `name_of` gives the name of a tensor that is saved
-    under an older one, or without the prefix of the decoder."""
+    """`tensors` are the shapes of the checkpoint's tensors by name, `places` those of the weights;
+    `name_of` gives the name of a tensor that is saved under an older one, or without the prefix of the
+    decoder."""
 
     model: TransformerBridge
     tensors: dict[str, tuple[int, ...]]
-    aliases: frozenset[str]
     places: dict[str, Place]
     name_of: Callable[[str], str]
 
@@ -101,8 +100,7 @@ class Skeleton:
             for weight in weights.keys() - places.keys():
                 tensor = list(named)[int(weights[weight].flatten()[0])]
                 places[weight] = _part(tensor, named[tensor], rows[weight], columns[weight])
-        aliases = frozenset(n for n, _ in empty.named_parameters(remove_duplicate=False)) - named.keys()
-        return cls(model, named, aliases, places, _renaming(empty))
+        return cls(model, named, places, _renaming(empty))
 
 
 def _renaming(plain: Any) -> Callable[[str], str]:
