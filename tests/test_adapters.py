@@ -139,7 +139,7 @@ def test_damaged_adapters_are_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-20])
     refused(r"adapter_model\.safetensors cannot be read \(it has \d+ bytes of", base, adapter)
     (adapter / "adapter_config.json").write_text("{")
-    refused("does not fit this LlamaForCausalLM", base, adapter)
+    refused(r"adapter_config\.json is no configuration of an adapter: save", base, adapter)
 
 
 def test_what_is_no_adapter_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from cli_inputs import save_inputs
 from command_line import assert_refused, refused, run
 from folders import contents
 
-from ecstruct.cli import app
+from ecstruct.cli import main
 from ecstruct.errors import InputError
 from ecstruct.files import locked
 
@@ -110,8 +110,9 @@ def test_streams_that_are_closed_or_full(
     monkeypatch.setattr(sys, "stdout", stream)
     codes = []
     for words in (["facts", "show"], ["facts", "show", "--out", tmp_path / "out"]):
+        monkeypatch.setattr(sys, "argv", ["ecstruct", *map(str, words), str(inputs / "prompts.jsonl")])
         with pytest.raises(SystemExit) as ended:
-            app([*map(str, words), str(inputs / "prompts.jsonl")])
+            main()
         codes.append(ended.value.code)
     pipe = isinstance(stream, Failing) and stream._number == errno.EPIPE
     assert codes == [0 if pipe else 2, 0]

@@ -16,6 +16,7 @@ from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
 from ecstruct.cli.recall import recall
 from ecstruct.cli.scoring import fidelity, rank, score
+from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
 
@@ -52,7 +53,8 @@ def main() -> None:
     if why := _cannot_start():
         typer.echo(f"error: {why}", err=True)
         sys.exit(2)
-    app()
+    with enduring():
+        app()
 
 
 def _cannot_start() -> str:

@@ -42,13 +42,17 @@ class Stream:
 
 
 @contextmanager
-def enduring() -> Iterator[Stream]:
-    """Standard output and error endure all in this block; gives the first."""
+def enduring() -> Iterator[None]:
+    """Standard output and error endure all in this block."""
     before: Any = (sys.stdout, sys.stderr)
-    out = Stream(sys.stdout)
-    new: Any = (out, Stream(sys.stderr))
+    new: Any = (Stream(sys.stdout), Stream(sys.stderr))
     sys.stdout, sys.stderr = new
     try:
-        yield out
+        yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def lost() -> str:
+    """Why not all that was written to standard output arrived, if so."""
+    return sys.stdout.lost if isinstance(sys.stdout, Stream) else ""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ecstruct.cli.streams import enduring
+from ecstruct.cli.streams import lost
 from ecstruct.errors import InputError, LostRank
 from ecstruct.interruption import STATUS, Terminated, listening
 
@@ -48,12 +48,12 @@ def session(
     `prints` says that what a command is for goes to standard output. Of others, what is finished is not
     undone by one that is closed or full.
     """
-    with enduring() as out, _told(debug, again):
+    with _told(debug, again):
         _settle(quiet, debug)
         with listening():
             yield
-        if prints and out.lost:
-            raise InputError(f"cannot write to standard output: {out.lost}.")
+        if prints and (why := lost()):
+            raise InputError(f"cannot write to standard output: {why}.")
 
 
 def _settle(quiet: bool, debug: bool) -> None:
