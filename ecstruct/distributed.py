@@ -37,10 +37,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ecstruct.errors import InputError, LostRank
+from ecstruct.launch import NEEDED, launched
 
 T = TypeVar("T")
-
-_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _BEAT = 0.5
 """Seconds between two beats."""
@@ -54,13 +53,10 @@ _PATIENCE = 12.0
 _TIMEOUT = timedelta(hours=6)
 """Of collectives. The dead are found otherwise; and a rank may have long work that the others have not."""
 
+_MEETING = timedelta(minutes=10)
+"""Until all ranks have to be there."""
+
 _uses = itertools.count()
-
-
-def launched() -> bool:
-    """Whether this process is one of several that a launcher started."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return all(name in os.environ for name in _ENVIRONMENT) and size.isdecimal() and int(size) > 1
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     own, backend = _own_device(device)
-    store, rank, size = next(iter(rendezvous("env://")))
+    store, rank, size = _met()
     joined = Ranks(rank, size, own)
     use = f"ecstruct/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_uses)}"
     with _Heart(joined, use) as heart:
@@ -186,6 +182,18 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
+def _met() -> tuple[Any, int, int]:
+    try:
+        return next(iter(rendezvous("env://", timeout=_MEETING)))
+    except (dist.DistError, OSError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"the {os.environ['WORLD_SIZE']} processes that WORLD_SIZE says do not meet at {place} within "
+            f"{_MEETING.total_seconds() / 60:g} minutes: start them with torchrun, or unset "
+            f"{', '.join(NEEDED)}."
+        ) from error
+
+
 def _deaf(lost: Callable[[], str]) -> str:
     """Ask who is lost while the launcher, which has noticed too, terminates this rank: it is ending anyway,
     and has time to say why."""
@@ -201,7 +209,9 @@ def _own_device(device: str | None) -> tuple[str, str]:
     """The device of this rank, and the backend."""
     gpus = torch.cuda.device_count()
     if not (device or ("cuda" if gpus else "cpu")).startswith("cuda"):
-        return device or "cpu", "gloo"
+        if device not in (None, "cpu"):
+            raise InputError(f"several processes share GPUs or the CPU, not {device!r}: use cuda or cpu.")
+        return "cpu", "gloo"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= gpus:
         raise InputError(

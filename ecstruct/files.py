@@ -4,17 +4,24 @@ reading the JSON that comes back, whatever has become of it."""
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ecstruct.errors import InputError
+from ecstruct.launch import writes
+
+_HALF = ".writing-"
+"""Begins the name of what is not whole yet."""
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -29,7 +36,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers choose the format by it.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_HALF, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -48,7 +55,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_HALF) as temporary:
             whole = Path(temporary) / folder.name
             fill(whole)
             for weights in whole.rglob("*.safetensors"):
@@ -92,6 +99,18 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; the same tensors and metadata give the same bytes."""
+    save_file(dict(tensors), path, dict(metadata))
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        # The library writes it in an order of chance.
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
+
+
 def from_json(text: str) -> Any:
     """What a text of JSON stands for.
 
@@ -117,7 +136,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Be the only process that writes to a folder, which is made if it is not there; if that comes to
-    nothing, it is gone again.
+    nothing, it is gone again. What a process that was killed had half written there is removed.
 
     The lock is the operating system's: it ends with the process, whatever ends that. A process may take
     it again within. The ranks of a distributed job are one writer, for which the first holds the lock.
@@ -125,7 +144,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process writes to the folder, or nobody can.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not writes():
         yield
         return
     made: list[Path] = []
@@ -140,6 +159,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         ) from error
     try:
         with locked(folder / ".lock", of=folder):
+            for half in folder.glob(f"{_HALF}????????*"):  # as tempfile names them
+                shutil.rmtree(half) if half.is_dir() else half.unlink()
             yield
     except BaseException:
         with suppress(OSError):  # it holds something
@@ -153,17 +174,23 @@ def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterato
     """Hold a lock by the name of a file, which is gone afterwards; the folder must be there.
 
     Raises:
-        InputError: another process holds it, and this one does not `wait`. The message says so `of` what
-            it stands for.
+        InputError: another process holds it, and this one does not `wait`; the message says so `of` what
+            it stands for. Or the system does not let it be taken.
     """
-    # One per file and process, for all threads, so that a process may take what it has.
-    lock = FileLock(file.absolute(), is_singleton=True, thread_local=False)
+    # One per file and process, for all threads, so that a process may take what it has; and for all users
+    # of a folder, so that what a process that was killed left there is in nobody's way.
+    lock = FileLock(file.absolute(), mode=0o666, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=-1 if wait else 0.3)  # who only asks whether it is held, has it for a moment
     except Timeout:
         raise InputError(
             f"{of or file} is being written by {_holder(file)}: wait for it, or choose another folder."
         ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot take the lock {file} ({error.strerror or error}): if no other user is writing there, "
+            "delete it, or choose another folder."
+        ) from error
     try:
         if lock.lock_counter == 1:
             note = {"process": os.getpid(), "host": socket.gethostname(), "since": _now()}

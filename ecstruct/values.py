@@ -9,10 +9,16 @@ from ecstruct.errors import InputError
 
 Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Count = Annotated[int, Field(lt=10**6)]
+Count = Annotated[int, Field(le=10**6)]
 """How often something is done: what is too small has a better message where it is used."""
 Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
 """Neither NaN nor infinite."""
+FASTEST = 1e30
+"""Of learning rates: what an optimiser makes of a larger one is beyond numbers of 32 bits."""
+Rate = Annotated[float, Field(strict=True, ge=-FASTEST, le=FASTEST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(lt=2**10)]
+"""With far more of them, a process dies."""
 
 
 def or_none(of: Any) -> Any:

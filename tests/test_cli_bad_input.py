@@ -171,7 +171,7 @@ def test_a_bad_model_is_refused_in_one_sentence(inputs, tmp_path, what):
 
 ARGUMENTS = {
     "negative rate": ("finetune", ["--lr", "-1"], "lr=-1.0 is no learning rate"),
-    "rate is nan": ("finetune", ["--lr", "nan"], "lr=nan is no learning rate"),
+    "rate is nan": ("finetune", ["--lr", "nan"], "lr=nan: it should be"),
     "no rate": ("finetune", [], "no learning rate is known for .*: pass lr="),
     "no epochs": ("finetune", ["--lr", "1", "--epochs", "0"], "epochs=0 is too few"),
     "no such kind": ("finetune", ["--lr", "1", "--freeze-kinds", "mpl"], "unknown kind of weight 'mpl'"),

@@ -253,11 +253,11 @@ def test_files_that_are_no_delta(saved, what):
 def test_a_failing_write_leaves_the_old_file_and_no_other(saved, monkeypatch):
     was = saved.read_bytes()
 
-    def fails(_tensors, path, _header):
+    def fails(path, _tensors, _header):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ecstruct.models.delta.save_file", fails)
+    monkeypatch.setattr("ecstruct.models.delta.write_tensors", fails)
     with pytest.raises(InputError, match=r"cannot write .*delta\.safetensors: No space left on device\."):
         WeightDelta({"w": torch.zeros(1)}).save(saved)
     assert saved.read_bytes() == was
@@ -265,11 +265,11 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(saved, monkeypatch):
 
 
 def test_an_exception_of_any_kind_leaves_no_half_file(saved, monkeypatch):
-    def stopped(_tensors, path, _header):
+    def stopped(path, _tensors, _header):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ecstruct.models.delta.save_file", stopped)
+    monkeypatch.setattr("ecstruct.models.delta.write_tensors", stopped)
     with pytest.raises(KeyboardInterrupt):
         WeightDelta({"w": torch.zeros(1)}).save(saved)
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]

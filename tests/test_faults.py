@@ -202,8 +202,13 @@ def test_a_process_may_take_its_lock_again_and_ranks_are_one_writer(
             assert (tmp_path / "mine" / ".lock").exists()
         assert (tmp_path / "mine" / ".lock").exists()
     assert not (tmp_path / "mine" / ".lock").exists()
-    monkeypatch.setenv("RANK", "1")
+    world = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
     with exclusive(holder[0]):
+        pass
+    monkeypatch.delenv("WORLD_SIZE")  # a rank of no world is nobody's
+    with pytest.raises(InputError, match="is being written by"), exclusive(holder[0]):
         pass
 
 

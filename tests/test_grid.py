@@ -55,6 +55,23 @@ class TestGrid:
                 "no 'learning_rate' in a grid: it takes models, lea",
             ),
             ("experiments: [ocr]\nrates: {}", "no 'rates' in a grid"),
+            ("experiments: [ocr]\nseeds: &a [1]\nepochs: *a", r"is no YAML: \*a stands for something else"),
+            (
+                f"experiments: [ocr]\nseeds: {list(range(4000))}\nepochs: {list(range(1, 2501))}",
+                "it has 10,000,000 cells, and a grid at most 100,000",
+            ),
+            (
+                f"experiments: [ocr]\nseeds: {list(range(4000))}\nepochs: {[*range(1, 20), 0]}",
+                "epochs=0 runs nothing",
+            ),
+            (
+                "experiments: [ocr]\nmodels: [organism, some/model]\nlearning_rates: [0.1, null]",
+                "no learning rates are known for some/model",
+            ),
+            (
+                "experiments: [sensitivity]\noptions: {sensitivity: {words: ..}}",
+                "sensitivity has words='..'",
+            ),
             ("experiments: [ocr]\nepochs: []", "epochs is empty: name at least one value"),
             ("experiments: [ocr]\nepochs: 8", r"epochs is 8, not a list: write \[8\]"),
             ("experiments: [ocr]\nepochs: [2.5]", "epochs has 2.5, which is not a whole number"),
@@ -137,3 +154,12 @@ class TestWords:
         words = ["sweep", str(path), "--out", str(tmp_path / "out"), "--slurm", "time=5"]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2 and "--slurm is for --executor slurm" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["..", ".", "/", "no/such/model", "./none", "organism/../x"])
+def test_a_model_that_is_not_there_is_refused_before_the_work(tmp_path: Path, model: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"models: [organism, '{model}']\nlearning_rates: [0.1]\nexperiments: [ocr]\n")
+    result = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out"), "--quiet"])
+    assert result.exit_code == 2 and model in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "grid.json").exists()

@@ -14,6 +14,8 @@ import pytest
 import torch
 from folders import contents, truncate
 from parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, single_pair
 from typer.testing import CliRunner
 
@@ -250,13 +252,32 @@ def test_parts_of_another_run_are_refused(died, options, prompts, message):
     assert contents(died) == before
 
 
-def test_a_damaged_part_is_named(died):
-    truncate(next(died.glob("part-*")))
-    with pytest.raises(InputError, match=r"part-.*\.safetensors is no finished part: delete it"):
-        engine().shared(TWO_TEMPLATES, Ranks(), died)
-    next(died.glob("part-*")).write_text("foreign")
-    with pytest.raises(InputError, match=r"part-.*\.safetensors is no finished part: delete it"):
-        engine().shared(TWO_TEMPLATES, Ranks(), died)
+@pytest.mark.parametrize("file", ["part-*", "baseline*"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop(sorted(tensors)[0]),
+        lambda tensors: tensors.update({name: t.half() for name, t in tensors.items()}),
+        lambda tensors: tensors.update({name: t[:1].clone() for name, t in tensors.items()}),
+        lambda tensors: tensors.update({name: t + 100 for name, t in tensors.items()}),
+        None,
+    ],
+)
+def test_a_damaged_part_is_computed_again(died, monkeypatch, caplog, file, change):
+    expected = engine().score(TWO_TEMPLATES)
+    path = next(died.glob(file))
+    if change is None:
+        truncate(path)
+    else:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata)
+    computed = recorded(monkeypatch)
+    assert_same_scores(engine().shared(TWO_TEMPLATES, Ranks(), died), expected, 1e-6)
+    assert [m for m in caplog.messages if m.startswith(f"{path} is damaged")]
+    assert len(computed) == (4 if file.startswith("part") else 3)
 
 
 def test_a_run_of_one_round_keeps_nothing(tmp_path):

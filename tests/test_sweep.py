@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,16 +119,25 @@ def test_another_setup_is_refused_with_every_difference(tmp_path: Path) -> None:
     "content",
     ['{"cell": {"see', "[]", '{"rows": []}', '{"cell": {"seed": 7}, "rows": []}', "", '{"cell": null}'],
 )
-def test_a_corrupt_cell_is_refused_by_name(tmp_path: Path, content: str) -> None:
-    run(Measure(), tmp_path)
+def test_a_damaged_cell_is_computed_again(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run(Measure(), tmp_path)
     path = tmp_path / "cells" / "it" / "seed=0-repeat=1-hop=a.json"
     assert path.exists()
     path.write_text(content)
     measure = Measure()
-    with pytest.raises(InputError, match="is no finished cell: delete it") as raised:
-        run(measure, tmp_path)
-    assert str(path) in str(raised.value) and measure.asked == []
-    path.unlink()
+    pd.testing.assert_frame_equal(run(measure, tmp_path), expected)
+    assert measure.asked == [{"seed": 0, "repeat": 1, "hop": "a"}]
+    (said,) = caplog.messages
+    assert said == f"{path} is damaged (it has no checksum): it is computed again"
+
+
+def test_the_rows_of_another_cell_are_not_its_own(tmp_path: Path) -> None:
+    run(Measure(), tmp_path)
+    cells = tmp_path / "cells" / "it"
+    shutil.copy(cells / "seed=0-repeat=0-hop=a.json", cells / "seed=0-repeat=1-hop=a.json")
+    measure = Measure()
     run(measure, tmp_path)
     assert measure.asked == [{"seed": 0, "repeat": 1, "hop": "a"}]
 

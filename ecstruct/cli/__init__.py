@@ -4,6 +4,7 @@ It only turns words into a configuration; `ecstruct.runs` does the work. Bad inp
 and status 2, without a traceback unless `--debug` asks for it.
 """
 
+import sys
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
 from ecstruct.cli.recall import recall
 from ecstruct.cli.scoring import fidelity, rank, score
+from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
 
@@ -48,4 +50,19 @@ app.add_typer(subnetworks_app, name="subnetworks")
 
 
 def main() -> None:
-    app()
+    if why := _cannot_start():
+        typer.echo(f"error: {why}", err=True)
+        sys.exit(2)
+    with enduring():
+        app()
+
+
+def _cannot_start() -> str:
+    """What no command could work with."""
+    if sys.flags.optimize > 1:
+        return "python -OO removes texts that transformers reads: start python without it, or with -O."
+    for word in sys.argv[1:]:
+        if word.encode("utf-8", "ignore").decode() != word:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            return f"{shown} is not in UTF-8, as names of files have to be here: rename it."
+    return ""

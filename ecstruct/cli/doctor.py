@@ -22,7 +22,7 @@ def doctor(
 
     Ends with status 1 if there is a problem.
     """
-    with session(True, debug):
+    with session(True, debug, prints=True):
         from ecstruct.doctor import examine
 
         findings = examine(model, device)

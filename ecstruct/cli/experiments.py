@@ -21,9 +21,9 @@ def demo(
 ) -> None:
     """A small model learns facts, generalises, and shows which components did it."""
     with session(quiet, debug):
-        from ecstruct.runs import run_demo
+        from ecstruct.runs import start
 
-        run_demo({"model": model, "seed": seed}, out, device, not quiet)
+        start("demo", {"model": model, "seed": seed}, out, device, not quiet)
 
 
 def reproduce(
@@ -51,14 +51,14 @@ def reproduce(
     """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
     with session(quiet, debug):
         from ecstruct.experiments import Rates, Setup
-        from ecstruct.runs import run_reproduce
+        from ecstruct.runs import start
 
         given: dict[str, Any] = {"rates": None if lr is None else Rates.same(lr), "early": early}
         setup = Setup(
             model=model, seeds=seeds, repeats=repeats, epochs=epochs, batch_size=batch_size, **given
         )
         config = {"experiments": experiments, "setup": setup.to_dict()}
-        run_reproduce(config, out, device, not quiet)
+        start("reproduce", config, out, device, not quiet)
 
 
 def sweep(
@@ -80,7 +80,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Experiments on a grid of models, rates, epochs and seeds, each cell a job; see docs/sweeps.md."""
-    with session(quiet, debug, again="run it again with --resume"):
+    with session(quiet, debug, again="run it again with --resume", prints=status):
         from ecstruct.grids import run_sweep, show_status
 
         if status:

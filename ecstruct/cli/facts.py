@@ -35,7 +35,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """What is understood of a file of facts: counts, examples, and the records that are left out."""
-    with session(True, debug):  # the records left out are part of what is printed
+    with session(True, debug, prints=out is None):  # the records left out are part of what is printed
         from ecstruct.facts import understand
 
         understood = understand(file, format, hop=hop, strict=strict)

@@ -57,7 +57,7 @@ def recall(
     Prompts need a subject. With --after, both models side by side, and beside their extractive scores.
     """
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_recall
+        from ecstruct.runs import chat_of, records, start
 
         config: dict[str, Any] = {
             "model": model,
@@ -69,4 +69,4 @@ def recall(
         }
         if after is not None:
             config["after"] = after
-        run_recall(config, out, device, not quiet)
+        start("recall", config, out, device, not quiet)

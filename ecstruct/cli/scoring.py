@@ -37,7 +37,7 @@ def rank(
     debug: Debug = False,
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
-    with session(quiet, debug):
+    with session(quiet, debug, prints=out is None):
         from ecstruct.runs import chat_of, rank_table
 
         chat = chat_of(model, chat_template, system)
@@ -90,7 +90,7 @@ def score(
     Goes on where it was stopped. Under torchrun all processes share the prompts.
     """
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_score
+        from ecstruct.runs import chat_of, records, start
 
         config: dict[str, Any] = {
             "before": before,
@@ -106,7 +106,7 @@ def score(
             "batch_size": batch_size,
             "offload": offload,
         }
-        run_score(config, out, device, not quiet)
+        start("score", config, out, device, not quiet)
 
 
 def fidelity(
@@ -132,7 +132,7 @@ def fidelity(
 ) -> None:
     """How far the scores can be trusted: each beside the intervention it stands for."""
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_fidelity
+        from ecstruct.runs import chat_of, records, start
 
         config: dict[str, Any] = {
             "before": before,
@@ -146,4 +146,4 @@ def fidelity(
             "seed": seed,
             "memory": memory,
         }
-        run_fidelity(config, out, device, not quiet)
+        start("fidelity", config, out, device, not quiet)

@@ -56,7 +56,7 @@ def prune(
     Goes on where it was stopped.
     """
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_prune
+        from ecstruct.runs import chat_of, records, start
 
         chat = chat_of(model, chat_template, system)
         config: dict[str, Any] = {
@@ -70,7 +70,7 @@ def prune(
             "reference": records(reference, chat) if reference else None,
             "batch_size": batch_size,
         }
-        run_prune(config, out, device, not quiet)
+        start("subnetworks-prune", config, out, device, not quiet)
 
 
 @subnetworks_app.command()
@@ -88,7 +88,7 @@ def evaluate(
 ) -> None:
     """Ranks and accuracy of every subnetwork; writes evaluation.json, all ranks and report.html."""
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_evaluate
+        from ecstruct.runs import chat_of, records, start
 
         chat = chat_of(model, chat_template, system)
         config: dict[str, Any] = {
@@ -97,7 +97,7 @@ def evaluate(
             "prompts": records(prompts, chat),
             "generalization": records(generalization, chat),
         }
-        run_evaluate(config, out, device, not quiet)
+        start("subnetworks-evaluate", config, out, device, not quiet)
 
 
 @subnetworks_app.command()
@@ -120,7 +120,7 @@ def core(
 ) -> None:
     """What all subnetworks keep, and what is left without it; writes core.nc, core.json and report.html."""
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_core
+        from ecstruct.runs import chat_of, records, start
 
         chat = chat_of(model, chat_template, system)
         config: dict[str, Any] = {
@@ -132,4 +132,4 @@ def core(
             "draws": draws,
             "seed": seed,
         }
-        run_core(config, out, device, not quiet)
+        start("subnetworks-core", config, out, device, not quiet)

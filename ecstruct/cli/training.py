@@ -62,7 +62,7 @@ def finetune(
     Goes on where it was stopped. Under torchrun all processes share the model.
     """
     with session(quiet, debug):
-        from ecstruct.runs import chat_of, records, run_finetune
+        from ecstruct.runs import chat_of, records, start
 
         chat = chat_of(model, chat_template, system)
         layers, kinds = _layers(freeze_layers), [k for k in freeze_kinds.split(",") if k] or None
@@ -83,7 +83,7 @@ def finetune(
             "checkpoint_every": checkpoint_every,
             "save_model": save_model,
         }
-        run_finetune(config, out, device, not quiet)
+        start("finetune", config, out, device, not quiet)
 
 
 def _layers(text: str) -> list[int] | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ecstruct.cli.streams import lost
 from ecstruct.errors import InputError, LostRank
 from ecstruct.interruption import STATUS, Terminated, listening
 
@@ -42,8 +43,29 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @contextmanager
-def session(quiet: bool, debug: bool, again: str = "run the same command again") -> Iterator[None]:
-    """Library chatter off, and errors that are the user's to mend as one sentence."""
+def session(
+    quiet: bool, debug: bool, *, again: str = "run the same command again", prints: bool = False
+) -> Iterator[None]:
+    """Library chatter off, and errors that are the user's to mend as one sentence.
+
+    `prints` says that what a command is for goes to standard output. Of others, what is finished is not
+    undone by one that is closed or full.
+    """
+    with _told(debug, again):
+        _settle(quiet, debug)
+        with listening():
+            yield
+        if prints and (why := lost()):
+            raise InputError(f"cannot write to standard output: {why}.")
+
+
+def _settle(quiet: bool, debug: bool) -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working directory cannot be used ({error.strerror}): change to another one."
+        ) from error
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
@@ -53,13 +75,21 @@ def session(quiet: bool, debug: bool, again: str = "run the same command again")
     transformers_logging.disable_progress_bar()
     if not debug:
         warnings.simplefilter("ignore")
+
+
+@contextmanager
+def _told(debug: bool, again: str) -> Iterator[None]:
     try:
-        with listening():
-            yield
+        yield
     except InputError as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        typer.echo(f"error: cannot use {error.filename} ({error.strerror}): choose another.", err=True)
         raise typer.Exit(2) from None
     except LostRank as error:
         if debug:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -59,7 +59,7 @@ OPTIONS: Mapping[str, Any] = MappingProxyType(
         "local_layers": Annotated[Sequence[Count], _AT_LEAST_ONE],
         "snapshots": Count,
         "steps": Count,
-        "words": str,
+        "words": Literal["known", "novel"],
     }
 )
 """The types of the experiments' own arguments, which mean the same wherever they are."""

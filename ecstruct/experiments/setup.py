@@ -6,13 +6,12 @@ the paper's own model. A setup is made of JSON types, so that it replays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.values import Count, Number, Text, Whole, check, or_none
+from ecstruct.values import FASTEST, Count, Number, Rate, Text, Whole, check, or_none
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
 """The model of the paper's main text, at step 477000 of its pretraining."""
@@ -69,7 +68,7 @@ _TYPES: Mapping[str, Any] = {
     "model": Text,
     "seeds": Count | Sequence[Whole],
     "repeats": Count,
-    "rates": dict[str, Number] | None,
+    "rates": dict[str, Rate] | None,
     "own_rates": bool | None,
     "epochs": Count,
     "batch_size": Whole,
@@ -138,7 +137,7 @@ class Setup:
                 )
             object.__setattr__(self, "rates", RATES[source])
         for lr in asdict(self.rates).values():
-            if not (math.isfinite(lr) and lr > 0):
+            if not 0 < lr <= FASTEST:
                 raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         if self.early is None:
             object.__setattr__(self, "early", 3 / 4 if source == PAPER_MODEL else 2 / 3)

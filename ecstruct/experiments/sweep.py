@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
@@ -109,9 +110,15 @@ class Sweep:
     ) -> pd.DataFrame:
         if len({_slug(cell) for cell in cells}) < len(cells):
             raise InputError(f"two cells of {name} are the same: give every value once.")
-        with self._alone(name, cells, wait):
+        paths = [path for cell in cells if (path := self._path(name, cell)) is not None]
+        with ExitStack() as held:
+            # Nobody writes where all are finished; what others computed meanwhile is read.
+            if not (all_there := all(path.exists() for path in paths)):
+                held.enter_context(_alone(paths[0].parent, wait))
             kept = {_slug(cell): self._read(name, cell) for cell in cells}
             missing = [cell for cell in cells if kept[_slug(cell)] is None]
+            if missing and paths and all_there:  # damaged ones
+                held.enter_context(_alone(paths[0].parent, wait))
             setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
             bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
             for cell in bar:
@@ -121,19 +128,6 @@ class Sweep:
                     rows = measure(model, setups[cell["seed"]], **cell)
                     kept[_slug(cell)] = self._write(name, cell, rows)
         return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
-
-    @contextmanager
-    def _alone(self, name: str, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
-        """No other process computes cells of an experiment; nobody writes where all are finished."""
-        paths = [path for cell in cells if (path := self._path(name, cell)) is not None]
-        if all(path.exists() for path in paths):
-            yield
-            return
-        home = paths[0].parent
-        with writing(home):
-            home.mkdir(parents=True, exist_ok=True)
-        with locked(home / ".lock", of=home, wait=wait):
-            yield
 
     def model(self, source: str) -> TransformerBridge:
         """The model of a source; only the last one is kept in memory."""
@@ -178,22 +172,20 @@ class Sweep:
         return None if self.folder is None else self.folder / "cells" / name / f"{_slug(cell)}.json"
 
     def _read(self, name: str, cell: Cell) -> Rows | None:
-        path = self._path(name, cell)
-        if path is None or not path.exists():
-            return None
-        try:
-            found = from_json(path.read_text(encoding="utf-8"))
+        def rows(path: Path) -> Rows:
+            found = pieces.read_json(path)
             if found["cell"] != dict(cell):
-                raise ValueError("the rows of another cell")
-            return [dict(row) for row in found["rows"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no finished cell: delete it to compute it again.") from error
+                raise pieces.Damaged("it has the rows of another cell")
+            return found["rows"]
+
+        path = self._path(name, cell)
+        return None if path is None else pieces.if_whole(rows, path)
 
     def _write(self, name: str, cell: Cell, rows: Rows) -> Rows:
         """The rows as they will be read again: what is not finite is missing."""
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
         if (path := self._path(name, cell)) is not None:
-            write_text(path, json.dumps({"cell": dict(cell), "rows": finite}, allow_nan=False))
+            pieces.save_json(path, {"cell": dict(cell), "rows": finite})
         return finite
 
 
@@ -207,6 +199,15 @@ def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
     for axis, values in {"seed": setup.seed_list, "repeat": range(setup.repeats), **axes}.items():
         cells = [{**cell, axis: value} for cell in cells for value in values]
     return cells
+
+
+@contextmanager
+def _alone(home: Path, wait: bool) -> Iterator[None]:
+    """No other process computes cells of an experiment."""
+    with writing(home):
+        home.mkdir(parents=True, exist_ok=True)
+    with locked(home / ".lock", of=home, wait=wait):
+        yield
 
 
 def _finite(value: Any) -> Any:

@@ -2,8 +2,10 @@
 
 A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
 `torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks reads
-it. What it belongs to, and the history so far, are in its `run.json`. It appears under its name when it is
-whole, and its predecessor goes only then.
+it. What it belongs to, and the history so far, are in its `run.json`, with the checksums of all (see
+`ecstruct.pieces`). It appears under its name when it is whole, and its predecessor goes only then.
+
+Beside it lies, from when training has ended until all results are written, a note of whose these are.
 """
 
 import json
@@ -18,17 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from typing_extensions import TypedDict
 
+from ecstruct import pieces
 from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
-from ecstruct.files import from_json
 from ecstruct.finetuning.result import History
 
 SECONDS = 600.0
@@ -41,17 +41,7 @@ _NAME = re.compile(r"(step|\.writing)-\d+")
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 
-
-class _Past(TypedDict):
-    loss: list[float]
-    ranks: dict[str, list[float]]
-    steps_per_epoch: int
-
-
-class _Described(TypedDict):
-    run: dict[str, Any]
-    history: _Past
-    with_state: list[str]
+_RUN, _NOTE = "run.json", "results.json"
 
 
 class Checkpoint:
@@ -82,29 +72,35 @@ class Checkpoint:
         def prepare() -> None:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
-            described = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
-            (writing / "run.json").write_text(json.dumps(described), encoding="utf-8")
 
         def finish() -> None:
+            described = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
+            pieces.save_sums(writing, _RUN, described)
+            if whole.exists():
+                shutil.rmtree(whole)  # damaged, or it would have been gone on from
             writing.replace(whole)
             for old in _written_in(self.folder):
                 if old != whole:
                     shutil.rmtree(old)
 
-        self._across.on_first(lambda: self._on_disk(prepare))
-        state = _tensors(weights, optimizer, with_state)
-        with _quiet():
-            try:
-                save(state, storage_writer=_writer(writing, state), no_dist=self._across.size == 1)
-            except CheckpointException as error:
-                raise InputError(f"cannot write to {self.folder}: is the disk full?") from error
-        self._across.on_first(lambda: self._on_disk(finish))
+        try:
+            self._across.on_first(lambda: self._on_disk(prepare))
+            state = _tensors(weights, optimizer, with_state)
+            with _quiet():
+                try:
+                    save(state, storage_writer=_writer(writing, state), no_dist=self._across.size == 1)
+                except CheckpointException as error:
+                    raise InputError(f"cannot write to {self.folder}: is the disk full?") from error
+            self._across.on_first(lambda: self._on_disk(finish))
+        finally:
+            if self._across.first:
+                shutil.rmtree(writing, ignore_errors=True)
         self._written = time.monotonic()
 
     def load(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
     ) -> bool:
-        """Fill weights, optimiser and history from the last checkpoint; whether there was one.
+        """Fill weights, optimiser and history from the last whole checkpoint; whether there was one.
 
         Raises:
             InputError: it is that of another run.
@@ -114,10 +110,6 @@ class Checkpoint:
             return False
         path, described = found
         step = len(described["history"]["loss"])
-        if set(described["with_state"]) - set(weights) or set(described["history"]["ranks"]) - set(
-            history.ranks
-        ):
-            raise _damaged(path)
         for name in described["with_state"]:
             averages = {key: torch.zeros_like(weights[name].detach()) for key in _AVERAGES}
             optimizer.state[weights[name]] = {"step": torch.tensor(float(step)), **averages}
@@ -127,7 +119,7 @@ class Checkpoint:
                 reader = HuggingFaceStorageReader(str(path))
                 load(state, storage_reader=reader, no_dist=self._across.size == 1)
             except CheckpointException as error:
-                raise _damaged(path) from error
+                raise InputError(f"the checkpoint {path} cannot be read: remove the folder.") from error
         history.loss[:] = described["history"]["loss"]
         for name, values in described["history"]["ranks"].items():
             history.ranks[name][:] = values
@@ -135,16 +127,14 @@ class Checkpoint:
 
     def _found(self) -> tuple[Path, dict[str, Any]] | None:
         steps = {int(p.name.partition("-")[2]): p for p in _written_in(self.folder) if p.name[0] != "."}
-        if not steps:
-            return None
-        path = steps[max(steps)]
-        try:
-            text = (path / "run.json").read_text(encoding="utf-8")
-            described: Any = TypeAdapter(_Described).validate_python(from_json(text), strict=True)
-        except (OSError, ValueError) as error:
-            raise _damaged(path) from error
-        theirs = described["run"]
-        for key in self._run | theirs:
+        for _, path in sorted(steps.items(), reverse=True):
+            if described := pieces.if_whole(_read, path):
+                self._check_run(described["run"])
+                return path, described
+        return None
+
+    def _check_run(self, theirs: Mapping[str, Any]) -> None:
+        for key in {**self._run, **theirs}:
             if theirs.get(key) != self._run.get(key):
                 one, other = _shortened(theirs.get(key)), _shortened(self._run.get(key))
                 what = f"{key}={one}, not {other}" if one != other else f"other {key}"
@@ -152,7 +142,6 @@ class Checkpoint:
                     f"{self.folder} has a checkpoint of a run with {what}: give the same to go on, or "
                     "remove the folder."
                 )
-        return path, described
 
     def _on_disk(self, work: Callable[[], None]) -> None:
         try:
@@ -163,19 +152,37 @@ class Checkpoint:
 
 def discard(folder: str | Path) -> None:
     """Remove the checkpoints of a run whose results are written; what others put there stays."""
-    for path in _written_in(Path(folder)):
+    folder = Path(folder)
+    (folder / _NOTE).unlink(missing_ok=True)  # before those from which the results could be made again
+    for path in _written_in(folder):
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):  # it holds something, or was never made
-        Path(folder).rmdir()
+        folder.rmdir()
+
+
+def note_results(folder: Path, run: Mapping[str, Any]) -> None:
+    """Before any result is written: what appears under the results' names from now on is of this run."""
+    pieces.save_json(folder / _NOTE, run)
+
+
+def has_results(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether this run had begun to write results, and was stopped before all of them were there."""
+    try:
+        return pieces.read_json(folder / _NOTE) == run
+    except (OSError, pieces.Damaged):
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return pieces.read_sums(path, _RUN)
+    except pieces.Foreign as error:
+        raise InputError(f"{path} is no checkpoint: remove it to begin anew.") from error
 
 
 def _written_in(folder: Path) -> list[Path]:
     """Checkpoints, and what a run that was killed began to write."""
     return [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"the checkpoint {path} cannot be read: remove the folder.")
 
 
 @contextmanager

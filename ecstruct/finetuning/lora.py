@@ -94,6 +94,8 @@ def _adapted(plain: Any, targets: list[str], lora: Lora, revision: str | None) -
 
 def save_adapter(adapter: Any, folder: Path) -> None:
     """Write peft's own folder, config and safetensors; it appears when it is whole."""
+    config = adapter.peft_config["default"]
+    config.target_modules = sorted(config.target_modules)  # a set, in an order of chance
     write_folder(folder, lambda whole: adapter.save_pretrained(whole, save_embedding_layers=False))
 
 

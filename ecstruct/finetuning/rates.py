@@ -1,12 +1,11 @@
 """Learning rates: those of the models that have a name, and where to start with any other."""
 
-import math
-
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, source_of
+from ecstruct.values import FASTEST
 
 KNOWN = {"organism": 3e-4, "smollm2": 1e-4}
 """By source; docs/organism.md and docs/smollm2.md say how they were chosen."""
@@ -19,7 +18,7 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
         InputError: it is no rate, or none is known.
     """
     if lr is not None:
-        if not (math.isfinite(lr) and lr > 0):
+        if not 0 < lr <= FASTEST:
             raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         return float(lr)
     if (known := KNOWN.get(provenance(model).source)) is not None:  # finetuned or not

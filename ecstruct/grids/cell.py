@@ -24,8 +24,8 @@ from typing import Any
 import submitit
 import torch
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
 
+from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import reproduce
 from ecstruct.files import from_json, is_held, locked, write_text, writing
@@ -35,14 +35,6 @@ from ecstruct.interruption import Terminated, listening
 Attempt = dict[str, Any]
 """`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
 done. `stopped` is whether the attempt got on with the cell before it was asked to end."""
-
-
-class _Result(TypedDict):
-    """As much of a result as is asked for again."""
-
-    cell: dict[str, Any]
-    rows: list[dict[str, Any]]
-    results: Any
 
 
 KILLED = "ended without a word: killed, or out of memory or time"
@@ -65,10 +57,10 @@ class Place:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None before the cell is finished."""
-        return read_json(self.home / "result.json", _Result)
+        return pieces.if_whole(pieces.read_json, self.home / "result.json")
 
     def done(self) -> bool:
-        return (self.home / "result.json").exists()
+        return self.result() is not None
 
     def attempts(self) -> list[Attempt]:
         return read_json(self.home / "attempts.json", list[Attempt]) or []
@@ -154,7 +146,7 @@ def _compute(place: Place, grid: Grid, device: str | None) -> None:
         "conclusion": result.conclusion(),
         "config": result.config,
     }
-    write_text(place.home / "result.json", json.dumps(found, indent=1, allow_nan=False))
+    pieces.save_json(place.home / "result.json", found)
 
 
 def _share_organisms(place: Place) -> None:
@@ -189,4 +181,4 @@ def read_json(path: Path, of: Any = dict[str, Any]) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: delete it to compute it again.") from error
+        raise InputError(f"{path} is damaged: delete it to go on without it.") from error

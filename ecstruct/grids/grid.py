@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import yaml
+from yaml.composer import ComposerError
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import named
@@ -30,6 +31,9 @@ from ecstruct.experiments.setup import Rates, Setup
 AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
 LONGEST = 160
 """Characters of a cell's name; file systems take 255, and programs put something to it."""
+
+MOST = 100_000
+"""Cells of a grid."""
 
 _LONGEST_FILE = 1_000_000
 """Characters: what is far longer is no grid, and would take minutes to be parsed."""
@@ -113,12 +117,24 @@ class Grid:
                 raise InputError(f"{axis} names {twice} twice: once is enough.")
             object.__setattr__(self, axis, values)
         object.__setattr__(self, "experiments", tuple(named(self.experiments, self.options)))
-        for cell in {cell.setup_name: cell for cell in self.cells()}.values():
+        n_cells = math.prod(len(getattr(self, axis)) for axis in AXES)
+        if n_cells > MOST:
+            raise InputError(f"it has {n_cells:,} cells, and a grid at most {MOST:,}: make several of it.")
+        for cell in self._some_of_all():
             self.setup(cell)
 
     def cells(self) -> list[Cell]:
         """All cells, experiments fastest."""
         return [Cell(*point) for point in itertools.product(*(getattr(self, axis) for axis in AXES))]
+
+    def _some_of_all(self) -> Iterator[Cell]:
+        """Cells in which every value is once, and every model with and without known learning rates."""
+        axes = [getattr(self, axis) for axis in AXES]
+        first = Cell(*(values[0] for values in axes))
+        for name, values in zip(first.columns(), axes, strict=True):
+            yield from (replace(first, **{name: value}) for value in values)
+        for rate in {rate is None: rate for rate in self.learning_rates}.values():
+            yield from (replace(first, model=model, learning_rate=rate) for model in self.models)
 
     def setup(self, cell: Cell, device: str | None = None) -> Setup:
         """The setup of a cell."""
@@ -192,7 +208,14 @@ class Grid:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which one would be lost."""
+    """Refuses a key that is there twice, of which one would be lost, and aliases, of which a few lines make
+    more than fits into memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            name = self.peek_event().anchor
+            raise ComposerError(None, None, f"*{name} stands for something else: write it out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

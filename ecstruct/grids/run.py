@@ -27,6 +27,7 @@ from ecstruct.grids.combine import combine
 from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
 from ecstruct.grids.grid import AXES, Grid
 from ecstruct.grids.status import read_queue, status
+from ecstruct.models.sources import check_there
 
 
 def sweep(
@@ -51,13 +52,15 @@ def sweep(
         The table of `ecstruct.grids.status`; what failed is in it.
 
     Raises:
-        InputError: the folder holds another sweep, or one and `resume` is not set, or another process
-            is at it; the executor cannot run jobs.
+        InputError: a model that is not there; the folder holds another sweep, or one and `resume` is not
+            set, or another process is at it; the executor cannot run jobs.
         Terminated: SIGTERM, where somebody listens; the jobs of this machine have ended.
     """
     folder = Path(folder)
     if retries < 0:
         raise InputError(f"retries={retries} cannot be: use 0 or more.")
+    for model in grid.models:  # a job would find it out later, as often as it is tried
+        check_there(model)
     with exclusive(folder):
         _claim(folder, grid, resume)
         work = _Work(grid, folder, executor, retries, progress)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 
 from ecstruct.errors import InputError
 from ecstruct.files import from_json
+from ecstruct.models.adapter_config import check_config
 from ecstruct.models.boot import gist
 from ecstruct.models.steps import resolved
 from ecstruct.models.tied import join, part
@@ -47,6 +47,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
     folder = _fetched(adapter)
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
+    check_config(folder / _CONFIG, folder / _WEIGHTS, hf)
     _warn_of_another_base(adapter, folder, hf)
     try:
         with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                 merged_in = adapted.merge_and_unload(safe_merge=True)
                 join(merged_in)
                 return merged_in.requires_grad_(True)  # as before it was given an adapter
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning, SafetensorError) as error:
+    except Exception as error:  # peft has errors of all kinds for what it does not know
         raise InputError(
             f"the adapter {adapter} does not fit this {type(hf).__name__} ({gist(error)}): use the model "
             "that it was trained on."

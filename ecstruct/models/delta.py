@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, write_atomically
+from ecstruct.files import from_json, write_atomically, write_tensors
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.configs import check_same_computation
@@ -187,7 +186,7 @@ class WeightDelta:
             # Of tied embeddings both may be one tensor, which safetensors refuses.
             tensors[name] = t.clone() if t.data_ptr() in stored else t
             stored.add(tensors[name].data_ptr())
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+        write_atomically(path, lambda temporary: write_tensors(temporary, tensors, header))
 
     @classmethod
     def load(cls, path: str | Path) -> "WeightDelta":

@@ -144,8 +144,10 @@ def device_of(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        made = torch.zeros(1, device=name)
+        made.cpu()  # some only pretend to hold numbers
+        return made.device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(
             f"there is no device {str(name)!r} here: use 'cpu', or 'cuda' with a GPU."
         ) from error

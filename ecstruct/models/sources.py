@@ -87,6 +87,15 @@ def located(source: str | Path, revision: str | None = None) -> Located:
     return Located(name, revision, _local_folder(name))
 
 
+def check_there(source: str) -> None:
+    """Raise `InputError` if a source is neither a checkpoint here nor, by its name, one on the hub; nothing
+    is fetched or read."""
+    name = resolved(source)
+    path = Path(name)
+    if not is_gguf(path) and not (path.is_dir() and only_gguf(path)):
+        _local_folder(name if path.exists() else name.partition("@")[0])
+
+
 def read_config(at: Located) -> Any:
     """The configuration of a checkpoint, unless its weights are quantised."""
     try:

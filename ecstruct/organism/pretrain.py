@@ -29,8 +29,10 @@ from ecstruct.organism.sentences import MIXTURE, vocabulary
 from ecstruct.organism.tokenizer import word_tokenizer
 from ecstruct.organism.training import CONTEXT, Recipe, held_out_accuracy, train
 from ecstruct.organism.world import World
+from ecstruct.values import Count, Seed, Threads, check, or_none
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
+_TYPES: Mapping[str, Any] = {"seed": Seed, "steps": Count, "threads": or_none(Threads)}
 
 
 def pretrain(
@@ -62,6 +64,7 @@ def pretrain(
     """
     out = Path(out)
     check_free(out)
+    check({"seed": seed, "steps": recipe.steps, "threads": threads}, _TYPES, "the organism")
     for name, value in {"steps": recipe.steps, "threads": threads}.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value} cannot pretrain an organism; use 1 or more.")

@@ -19,21 +19,7 @@ from ecstruct.runs.subnetworks import run_core, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
 from ecstruct.values import check
 
-__all__ = [
-    "chat_of",
-    "rank_table",
-    "records",
-    "replay",
-    "run_core",
-    "run_demo",
-    "run_evaluate",
-    "run_fidelity",
-    "run_finetune",
-    "run_prune",
-    "run_recall",
-    "run_reproduce",
-    "run_score",
-]
+__all__ = ["chat_of", "rank_table", "records", "replay", "start"]
 
 RUNS: Mapping[str, Run] = {
     "demo": run_demo,
@@ -86,6 +72,17 @@ _KEYS = {
     ),
 }
 """What a configuration must and may have."""
+
+
+def start(command: str, config: Config, out: Path, device: str | None, progress: bool) -> None:
+    """Run what the words of the command line describe.
+
+    Raises:
+        InputError: an option is of another type, or too large or small to mean anything; what the run
+            itself raises.
+    """
+    check(config, types_of(command), "the command")
+    RUNS[command](config, out, device, progress)
 
 
 def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:

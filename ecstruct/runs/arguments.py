@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from ecstruct.values import Count, Number, Text, Whole, or_none
+from ecstruct.values import Count, Number, Rate, Seed, Text, Whole, or_none
 
 _Prompts = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
@@ -52,7 +52,7 @@ _TYPES: Mapping[str, Any] = {
     "generalization": _Prompts,
     "kinds": list[str],
     "lora": or_none(_Lora),
-    "lr": or_none(Number),
+    "lr": or_none(Rate),
     "masks": Annotated[list[Text], Field(min_length=1)],
     "memory": or_none(Whole),
     "model": Text,
@@ -69,7 +69,7 @@ _TYPES: Mapping[str, Any] = {
     "save_model": bool,
     "schedule": str,
     "scores": or_none(Text),
-    "seed": Annotated[int, Field(ge=0, lt=2**63)],
+    "seed": Seed,
     "seeds": Count,
     "setup": dict[str, Any],
     "sparsity": Number,

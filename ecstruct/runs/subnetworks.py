@@ -135,7 +135,7 @@ def _given(
     masks, prints = {}, {}
     for path in config["masks"]:
         its = Masks.load(path)
-        sparsity = (its.attrs.get("options") or {}).get("sparsity", float(its.sparsity.mean()))
+        sparsity = its.attrs.get("options", {}).get("sparsity", float(its.sparsity.mean()))
         if str(sparsity) in masks:
             raise InputError(
                 f"two files have masks of the sparsity {sparsity}: give one for each sparsity."

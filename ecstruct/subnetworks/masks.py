@@ -10,22 +10,38 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ecstruct import netcdf
 from ecstruct.errors import InputError
 from ecstruct.subnetworks.reference import Reference
+from ecstruct.values import Number, check
 
 FORMAT = "ecstruct masks 1"
 """What a file of masks says of itself; the number changes with the file's layout."""
 
 _DIMS = {"heads": ("seed", "layer", "head"), "mlp": ("seed", "layer")}
 _REFERENCE = {"heads_reference": ("layer", "head", "d_head"), "mlp_reference": ("layer", "d_model")}
+
+
+class _Options(TypedDict, total=False):
+    kinds: Annotated[list[Literal["heads", "mlp"]], Field(min_length=1)]
+    sparsity: Annotated[Number, Field(gt=0, lt=1)]
+
+
+class _Model(TypedDict, total=False):
+    fingerprint: str
+
+
+_ATTRS = {"options": _Options, "model": _Model}
+"""What is read of the attributes that `prune` gives masks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,27 +53,43 @@ class Masks:
     and `mlp_reference`. `len(masks)` is the number of seeds.
 
     Raises:
-        InputError: variables of other names, dimensions or types, no seeds, or two with one number.
+        InputError: variables, coordinates or attributes of other names, dimensions or types, values that
+            are not finite, no seeds, or two with one number.
     """
 
     dataset: xr.Dataset
 
     def __post_init__(self) -> None:
         for name, dims in _DIMS.items():
-            if name not in self.dataset.data_vars:
-                raise InputError(f"this is no dataset of masks: it has no variable {name!r}.")
-            found = self.dataset[name]
-            if found.dims != dims or found.dtype != bool:
-                raise InputError(
-                    f"this is no dataset of masks: {name!r} is {found.dtype} with dimensions "
-                    f"{found.dims}, not bool with {dims}."
-                )
+            self._check(name, dims, "b", "bool")
+        if any(name in self.dataset.data_vars for name in _REFERENCE):
+            for name, dims in _REFERENCE.items():
+                self._check(name, dims, "f", "floating point")
+                if not np.isfinite(self.dataset[name].values).all():
+                    raise InputError(f"this is no dataset of masks: {name!r} has NaN or infinite values.")
+        for name in _DIMS["heads"]:
+            self._check(name, (name,), "iu", "whole numbers")
+            if name != "seed" and (self.dataset[name] != np.arange(self.dataset.sizes[name])).any():
+                raise InputError(f"this is no dataset of masks: {name!r} does not count from 0.")
+        check(self.dataset.attrs, _ATTRS, "this dataset of masks")
         seeds = self.seeds
         if not seeds:
             raise InputError("there are no masks: give at least one seed.")
         if len(set(seeds)) < len(seeds):
             twice = next(seed for seed in seeds if seeds.count(seed) > 1)
             raise InputError(f"two masks have the seed {twice}: each needs one of its own.")
+
+    def _check(self, name: str, dims: tuple[str, ...], kinds: str, of: str) -> None:
+        """A variable, or a coordinate, has these dimensions, none of them empty, and a type of these kinds
+        of numpy's."""
+        if name not in self.dataset.variables and dims != (name,):
+            raise InputError(f"this is no dataset of masks: it has no variable {name!r}.")
+        found = self.dataset[name]
+        if found.dims != dims or found.dtype.kind not in kinds or 0 in found.shape[1:]:
+            raise InputError(
+                f"this is no dataset of masks: {name!r} is {found.dtype} of the sizes {dict(found.sizes)}, "
+                f"not {of} of {dims}."
+            )
 
     @classmethod
     def of(
@@ -138,7 +170,7 @@ class Masks:
     @property
     def kinds(self) -> list[str]:
         """The kinds of components that were pruned: "heads" and "mlp", unless `attrs` say otherwise."""
-        return list((self.dataset.attrs.get("options") or {}).get("kinds") or _DIMS)
+        return list(dict.fromkeys(self.dataset.attrs.get("options", {}).get("kinds", _DIMS)))
 
     @property
     def attrs(self) -> dict[str, Any]:

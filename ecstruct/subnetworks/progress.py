@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
-from ecstruct.files import write_atomically
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import provenance, versions
@@ -47,7 +45,7 @@ class Progress:
     def begin(
         cls, seeds: list[int], n_gates: int, checkpoint: str | Path | None, about: Mapping[str, Any]
     ) -> "Progress":
-        """At the first step or, if there is one, where the checkpoint was written.
+        """At the first step or, if there is a checkpoint that is whole, where that was written.
 
         Raises:
             InputError: it is of another run, or no checkpoint.
@@ -61,9 +59,8 @@ class Progress:
         tensors |= {**averages, "done": torch.zeros(len(seeds), dtype=torch.long)}
         run = {**about, "seeds": seeds}
         path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and path.exists():
-            tensors = _read(path, run)
-        return cls(seeds, tensors, path, run)
+        found = None if path is None else pieces.if_whole(lambda path: _read(path, run), path)
+        return cls(seeds, found or tensors, path, run)
 
     @property
     def done(self) -> list[int]:
@@ -94,8 +91,7 @@ class Progress:
         """Write a checkpoint, if there is to be one."""
         if self.path is None:
             return
-        about = {"run": json.dumps(self.about)}
-        write_atomically(self.path, lambda temporary: save_file(self.tensors, temporary, about))
+        pieces.save_tensors(self.path, self.tensors, self.about)
         self._saved = time.monotonic()
 
 
@@ -121,10 +117,8 @@ def described(
 
 def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            theirs = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        theirs, tensors = pieces.read_tensors(path)
+    except pieces.Foreign as error:
         raise InputError(f"{path} is no checkpoint of pruning: delete it to begin anew.") from error
     mine, other = _flat(run), _flat(theirs)
     for key in {**mine, **other}:

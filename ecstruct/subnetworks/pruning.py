@@ -45,6 +45,7 @@ from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
+from ecstruct.values import FASTEST
 
 Kind = Literal["heads", "mlp"]
 
@@ -78,7 +79,7 @@ class Options:
             raise InputError(f"kinds= has {unknown[0]!r}: it may have 'heads' and 'mlp'.")
         if not self.kinds:
             raise InputError("kinds= is empty, so there is nothing to prune: give 'heads', 'mlp' or both.")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
+        if not 0 < self.lr <= FASTEST:
             raise InputError(f"lr={self.lr} is no learning rate: use a number above 0.")
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} is no number of prompts: use 1 or more.")

@@ -58,11 +58,11 @@ class GatedModel:
         self.weights = self.view.weights()
         check_weights(source_of(model), self.weights)
         self.reference = reference.to(self.view.device, self.view.dtype)
-        found = (*reference.heads.shape[:2], reference.mlp.shape[-1])
-        wanted = (self.view.n_layers, self.view.n_heads, model.cfg.d_model)
+        found = (*reference.heads.shape, reference.mlp.shape[-1])
+        wanted = (self.view.n_layers, self.view.n_heads, self.view.d_head, model.cfg.d_model)
         if found != wanted:
             raise InputError(
-                "the reference values are of a model with (layers, heads, d_model) = "
+                "the reference values are of a model with (layers, heads, d_head, d_model) = "
                 f"{found}, and this one has {wanted}: compute them with this model."
             )
 

@@ -1,4 +1,4 @@
-"""What runs go on from: checkpoints, parts of scores, and sweeps."""
+"""What lies in the place of what runs go on from; damaged contents are computed again, see test_pieces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from damage import PLACED
+
+from ecstruct import pieces
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
 from fuzz.cases import Case, Make, Words, damages
@@ -33,14 +36,14 @@ def resumed(source: str, pattern: str, change: Callable[[Path], object], words: 
 def resumed_cases() -> list[Case]:
     cases = []
     for file in ("run.json", "*.safetensors"):
-        for name, change in damages(file):
-            if name == "NUL bytes at the end" and file != "run.json":
-                continue  # bytes that nothing asks for
+        for name, change in PLACED.items():
+            if name in LINKS and file != "run.json":
+                continue  # a file that is missing
             made = resumed("begun", f"checkpoint/step-*/{file}", change, "finetune")
             cases.append(Case(f"{file} of a checkpoint: {name}", made))
     for file in ("part-*.safetensors", "baseline.safetensors"):
-        for name, change in damages(file):
-            if name in LINKS and file.startswith("baseline"):
+        for name, change in PLACED.items():
+            if name == "a dangling link":
                 continue  # then there is none
             cases.append(
                 Case(f"{file} of a scoring: {name}", resumed("parts", f"shards/{file}", change, "score"))
@@ -52,7 +55,6 @@ SWEPT: dict[str, tuple[str, tuple[str, ...]]] = {
     "grid.json": ("--status", ()),
     "queue.json": ("--status", LINKS[:1]),
     "cells/*/attempts.json": ("--status", ("an empty list", *LINKS[:1])),
-    "cells/*/result.json": ("--resume", LINKS),
 }
 """Files of a sweep, what reads them, and damage that means that there is no such file."""
 
@@ -69,7 +71,7 @@ def swept(pattern: str, change: Callable[[Path], object], option: str) -> Make:
         (out / "queue.json").write_text('{"waiting": [], "jobs": {}, "slurm": false}')
         (place.home / "attempts.json").write_text('[{"job": "1", "started": 1.0, "seconds": 2.0}]')
         result = {"cell": place.cell.columns(), "rows": [{"rank": 1.0}], "results": {}}
-        (place.home / "result.json").write_text(json.dumps(result))
+        pieces.save_json(place.home / "result.json", result)
         change(next(iter(out.glob(pattern))))
         return ["sweep", "--out", out, option, "--quiet"], (Path(pattern).name, "out holds")
 

@@ -1,0 +1,105 @@
+"""Files of masks that others wrote: their types and sizes are checked when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from damage import VALUES, put, ways
+from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, hooked_pair
+
+from ecstruct import netcdf
+from ecstruct.errors import InputError
+from ecstruct.runs import subnetworks as runs
+from ecstruct.subnetworks import Masks, Reference, core, evaluate, reference_values
+from ecstruct.subnetworks.masks import FORMAT
+
+ATTRS = {
+    "method": "pruning",
+    "model": {"source": "a", "fingerprint": "0"},
+    "options": {"sparsity": 0.5, "kinds": ["heads", "mlp"], "steps": 1},
+    "seeds": [0, 1],
+}
+
+
+def masks() -> Masks:
+    rng = np.random.default_rng(0)
+    reference: Reference = reference_values(hooked_pair("llama")[0], PROMPTS)
+    heads, mlp = rng.random((2, N_LAYERS, N_HEADS)) < 0.5, rng.random((2, N_LAYERS)) < 0.5
+    return Masks.of(heads, mlp, reference=reference, attrs=ATTRS)
+
+
+def use(path: Path) -> None:
+    """All that the commands do with a file of masks."""
+    model = hooked_pair("llama")[0]
+    found = Masks.load(path)
+    repr(found)
+    evaluate(model, found, PROMPTS, progress=False)
+    core({0.5: found})
+    config = {"masks": [str(path)], "model": "none", "fingerprints": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_model", lambda *_: (model, "print"))
+        runs._given(config, None)
+
+
+def test_a_good_file_is_used(tmp_path: Path) -> None:
+    masks().save(tmp_path / "masks.nc")
+    use(tmp_path / "masks.nc")
+
+
+@pytest.mark.parametrize(
+    "way", [("options",), ("model",), *ways(ATTRS)], ids=lambda way: ".".join(map(str, way))
+)
+def test_attributes_of_other_types_are_refused_or_not_read(tmp_path: Path, way: tuple[Any, ...]) -> None:
+    good, read = masks(), way[0] in ("options", "model") and (len(way) == 1 or way[1] != "steps")
+    refused = []
+    for i, value in enumerate(VALUES.values()):
+        path = tmp_path / f"{i}.nc"
+        netcdf.write(good.dataset.assign_attrs(put(ATTRS, way, value)), path, FORMAT)
+        try:
+            use(path)
+        except InputError as error:
+            assert str(error).endswith(".") and str(way[-1]) in str(error), str(error)
+            refused.append(value)
+    assert bool(refused) == (read and way != ("model", "source"))
+
+
+DATASETS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+    "no heads": lambda d: d.drop_vars("heads"),
+    "half of a reference": lambda d: d.drop_vars("mlp_reference"),
+    "masks of numbers": lambda d: d.assign(heads=d["heads"].astype(float)),
+    "masks turned round": lambda d: d.assign(mlp=d["mlp"].T),
+    "a reference of text": lambda d: d.assign(mlp_reference=d["mlp_reference"].astype(str)),
+    "a reference of whole numbers": lambda d: d.assign(mlp_reference=d["mlp_reference"].astype(int)),
+    "a reference that is NaN": lambda d: d.assign(mlp_reference=d["mlp_reference"] * np.nan),
+    "a reference without layers": lambda d: d.assign(heads_reference=d["heads_reference"][0]),
+    "a reference of other widths": lambda d: d.isel(d_head=slice(D_HEAD - 1)),
+    "a reference of no width": lambda d: d.isel(d_model=slice(0)),
+    "no layers": lambda d: d.isel(layer=slice(0)),
+    "no heads of a layer": lambda d: d.isel(head=slice(0)),
+    "other layers": lambda d: d.isel(layer=[2, 1, 0]),
+    "some layers": lambda d: d.isel(layer=[0, 2]),
+    "layers of text": lambda d: d.assign_coords(layer=list("abc")),
+    "seeds of text": lambda d: d.assign_coords(seed=["a", "b"]),
+    "seeds that are NaN": lambda d: d.assign_coords(seed=[np.nan, 1.0]),
+    "one seed twice": lambda d: d.assign_coords(seed=[1, 1]),
+    "no seeds": lambda d: d.isel(seed=slice(0)),
+}
+
+
+@pytest.mark.parametrize("how", DATASETS)
+def test_arrays_of_other_types_and_sizes_are_refused(tmp_path: Path, how: str) -> None:
+    netcdf.write(DATASETS[how](masks().dataset), tmp_path / "masks.nc", FORMAT)
+    with pytest.raises(InputError) as raised:
+        use(tmp_path / "masks.nc")
+    assert str(raised.value).endswith(".")
+
+
+@pytest.mark.parametrize("name", ["seed", "layer", "head"])
+def test_coordinates_that_are_not_there_count_from_0(tmp_path: Path, name: str) -> None:
+    netcdf.write(masks().dataset.drop_vars(name), tmp_path / "masks.nc", FORMAT)
+    use(tmp_path / "masks.nc")
