@@ -34,7 +34,12 @@ STATES = ("before", "after")
 SHARE = 0.1
 """What share of the largest score of a program a score has that names its component."""
 
-UPSTREAM = ("surrogate", "exact")
+UPSTREAM = {
+    "relevance": {},
+    "surrogate": {"upstream": "surrogate", "propagation": "gradient"},
+    "exact": {"upstream": "exact", "propagation": "gradient"},
+}
+"""Forms of upstream scores; the first is the default."""
 PLACE = ["score", "component", "token"]
 Places = pd.Series
 """A number by role, component and token, which `PLACE` indexes."""
@@ -150,13 +155,13 @@ def found(program: Program) -> dict[str, Places]:
     pair, prompts = program.pair(), program.prompts
     causal = by_place(ecstruct.causal_scores(*pair, prompts, per_token=True, progress=False))
     linear = {
-        f"linear, {kind} upstream": ecstruct.score(*pair, prompts, upstream=kind, progress=False)
-        for kind in UPSTREAM
+        f"linear, {form} upstream": ecstruct.score(*pair, prompts, **options, progress=False)
+        for form, options in UPSTREAM.items()
     }
     return {
         "causal": causal,
         **{way: by_place(scores) for way, scores in linear.items()},
-        "attribution": attribution(next(iter(linear.values()))),
+        "attribution": attribution(linear["linear, surrogate upstream"]),
         "|dW|": weight_change(program, causal.index),
     }
 

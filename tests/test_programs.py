@@ -8,7 +8,9 @@ from programs import (
     NAMES,
     PLACE,
     STATES,
+    UPSTREAM,
     Program,
+    by_place,
     by_prompt,
     found,
     judged,
@@ -64,6 +66,20 @@ def test_causal_scores_are_the_definitions_in_the_programs_own_language(program)
     assert (right.loc[right["right"] == 0, "share"].abs() < 0.1).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_name_what_has_a_role_at_its_token_and_nothing_else(name):
+    """By default. The informative score of `lookup` is 0: its attention is saturated."""
+    program = Program(name)
+    scores = by_place(score(*program.pair(), program.prompts, progress=False))
+    found = judged(program, {"linear": scores}, PLACE).loc["linear"]
+    missed = [("informative", "MLP 0", 9)] if name == "lookup" else []
+    assert [*found[found["named"] != found["right"]].index] == missed
+    for role, of_role in found.groupby(level="score"):
+        right = of_role["right"] == 1
+        if right.any() and (role != "informative" or not missed):
+            assert of_role[right]["share"].min() > of_role[~right]["share"].max()
+
+
 def test_precision_and_recall_by_hand():
     """`middle` has four components, six tokens, and MLP 0 at 4, head 0.0 at 4, head 1.0 and MLP 1 at 5."""
     program = Program("middle")
@@ -101,6 +117,7 @@ def test_the_ways_of_scoring_are_told_apart():
     (change,) = delta.tensors.values()
     assert ways["|dW|"]["informative", "MLP 0"].unique() == pytest.approx([change.norm().item()])
     assert (ways["|dW|"].drop("MLP 0", level="component") == 0).all()
-    after = score(*program.pair(), program.prompts, progress=False).attribution.sel(state="after")
+    surrogate = score(*program.pair(), program.prompts, **UPSTREAM["surrogate"], progress=False)
+    after = surrogate.attribution.sel(state="after")
     of_head = after["heads"].sel(layer=2, head=0, token=4).mean().item()
     assert ways["attribution"]["upstream", "head 2.0", 4] == pytest.approx(of_head) and of_head > 0.1
