@@ -124,7 +124,7 @@ class Pair:
     def _compare_tokenizers(self, tokenized: list[TokenizedPrompt]) -> None:
         """Warn in the log of the first text that the tokenizer after reads otherwise."""
         for prompt in tokenized:
-            ids, text = [*prompt.ids, *prompt.answer_ids], f"{prompt.prompt.text} {prompt.prompt.answer}"
+            ids, text = [*prompt.ids, *prompt.answer_ids], prompt.prompt.answered(prompt.prompt.answer)
             if prompt.prompt.wrapper is None and ids != self.tokenizer_after(text)["input_ids"][: len(ids)]:
                 _logger.warning(
                     "the tokenizer after reads %r otherwise than the one before, whose ids both models get",
