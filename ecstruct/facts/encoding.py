@@ -78,6 +78,13 @@ def split(
         ids, whole = ids[:-1], whole[:-1]
     if not ids:
         raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
+    last = ids[-1]
+    if last == whole[-1] and last in tokenizer.all_special_ids and whole[: len(ids) - 1] == ids[:-1]:
+        raise InputError(
+            f"the tokenizer ends every text with {tokenizer.convert_ids_to_tokens(last)!r}, which is not "
+            f"its eos_token ({tokenizer.eos_token!r}), so that no answer can follow: make it that, "
+            "or take it out of the post_processor of tokenizer.json."
+        )
     if whole[: len(ids)] != ids:
         raise InputError(
             f"the tokens of {prompt.answered(answer)!r} do not begin with those of {prompt.asked!r}, so "
