@@ -138,6 +138,7 @@ def test_damaged_adapters_are_refused(tmp_path):
     refused("does not fit this LlamaForCausalLM", base, adapter)
     file.write_bytes(file.read_bytes()[:-20])
     refused(r"adapter_model\.safetensors cannot be read \(it has", base, adapter)
+    save_file(tensors, file)
     (adapter / "adapter_config.json").write_text("{")
     refused("does not fit this LlamaForCausalLM", base, adapter)
 
