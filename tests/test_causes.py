@@ -222,7 +222,7 @@ CONFIGS = {
     "an architecture": ({"model_type": "nothing"}, "has model type `nothing`"),
     "no architecture": ({"model_type": None}, "has model type `None`"),
     "an encoder": ({"model_type": "clip"}, "Unrecognized configuration class"),
-    "architectures": ({"architectures": 3}, r"\(TypeError: "),
+    "architectures": ({"architectures": 3}, "TypeError: "),
     "padding": ({"pad_token_id": 999}, "Padding_idx must be within num_embeddings"),
     "a dtype": ({"dtype": "float3"}, "no attribute 'float3'|no weights"),
     "code": ({"auto_map": 3}, "TypeError: argument of type 'int'"),

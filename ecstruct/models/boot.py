@@ -47,8 +47,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         raise
     except Exception as error:  # of whatever kind its adapters of architectures raise
         raise InputError(
-            f"TransformerLens cannot hook {name}, a {type(hf).__name__} ({cause(error)}): use another "
-            "architecture, or see whether its configuration is the one that its weights were trained with."
+            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {cause(error)}."
         ) from error
     if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
         _as_buffer(head, "bias")  # TransformerLens 3 would train the zeros that it puts there
