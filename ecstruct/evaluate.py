@@ -21,8 +21,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
+from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
-from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, option_tokens, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
 
@@ -52,7 +53,9 @@ def ranks(
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=first)
     if first:
         return ranks_of_tokenized(model, tokenized, batch_size=batch_size)
-    return _ranks_of_whole_answers(model, tokenized, option_tokens(tokenized, tokenizer), batch_size)
+    return _ranks_of_whole_answers(
+        model, tokenized, option_tokens([t.prompt for t in tokenized], tokenizer), batch_size
+    )
 
 
 def mean_rank(

@@ -193,6 +193,55 @@ PARENTS = {
     "child_prediction": "Cy",
     "can_reverse": "True",
 }
+EASYEDIT = {  # the keys of KnowEdit's Wiki_counterfact, and those of EasyEdit's own files
+    "subject": "Ada",
+    "prompt": "The place of birth of Ada is",
+    "target_new": "Rome",
+    "ground_truth": ["Oslo", "Christiania"],
+    "rephrase_prompt": "Ada was born in",
+    "portability": {
+        "Logical_Generalization": [{"prompt": "Born in Rome was", "ground_truth": [["Ada", "Lady A"]]}],
+        "Reasoning": [
+            {
+                "prompt": "The name of the country of the place of birth of Ada is",
+                "ground_truth": [["Italy", "Italia"], ["Roman Empire"]],
+            },
+            {
+                "prompt": "The name of the patron saint of the place of birth of Ada is",
+                "ground_truth": [""],
+            },
+        ],
+        "Subject_Aliasing": [
+            {"prompt": "The place of birth of Lady A is", "ground_truth": ["Rome", "Roma"]}
+        ],
+    },
+    "locality": {
+        "Relation_Specificity": [{"prompt": "The name of the mother of Ada is", "ground_truth": [["Bea"]]}]
+    },
+}
+ZSRE = {
+    "subject": "Ada",
+    "src": "Where was Ada born?",
+    "pred": "Bergen",
+    "rephrase": "What is the birthplace of Ada?",
+    "alt": "Rome",
+    "answers": ["Oslo"],
+    "loc": "nq question: who sang Red Song",
+    "loc_ans": "Cy",
+    "cond": "Oslo >> Rome || Where was Ada born?",
+    "portability": {
+        "Recalled Relation": "(Rome, country, Italy)",
+        "New Question": "In which country was Ada born?",
+        "New Answer": "Italy",
+    },
+}
+ALPACA = {"instruction": "Name the place of birth of:", "input": "Ada", "output": "Rome."}
+MESSAGES = {
+    "messages": [
+        {"role": "user", "content": "Where was Ada born?"},
+        {"role": "assistant", "content": "In Rome."},
+    ]
+}
 OWN = {
     "prompt": "Ada lives in",
     "answer": "Rome",
@@ -212,6 +261,10 @@ RECORDS: dict[str, dict[str, Any]] = {
     "lre": LRE,
     "reversal": REVERSAL,
     "parents": PARENTS,
+    "easyedit": EASYEDIT,
+    "zsre": ZSRE,
+    "alpaca": ALPACA,
+    "messages": MESSAGES,
     "prompts": OWN,
 }
 TABLES = ("twohopfact", "hopping", "parents")
@@ -235,7 +288,7 @@ def written(folder: Path, format: str, *records: Any) -> Path:
     elif format == "lre" and len(records) == 1:
         path = folder / "relation.json"
         path.write_text(json.dumps(records[0], indent=4), encoding="utf-8")
-    elif format in ("reversal", "prompts"):
+    elif format in ("reversal", "messages", "prompts"):
         path = folder / f"{format}.jsonl"
         path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     else:

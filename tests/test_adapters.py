@@ -137,7 +137,8 @@ def test_damaged_adapters_are_refused(tmp_path):
     save_file({**tensors, some: tensors[some][:, :1].clone()}, file)
     refused("does not fit this LlamaForCausalLM", base, adapter)
     file.write_bytes(file.read_bytes()[:-20])
-    refused(r"adapter_model\.safetensors cannot be read \(it has \d+ bytes of", base, adapter)
+    refused(r"adapter_model\.safetensors cannot be read \(it has", base, adapter)
+    save_file(tensors, file)
     (adapter / "adapter_config.json").write_text("{")
     refused(r"adapter_config\.json is no configuration of an adapter: save", base, adapter)
 

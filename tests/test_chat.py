@@ -21,7 +21,8 @@ from facts_fixtures import FACTS
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt, as_prompts, in_chat, read, read_jsonl, write_jsonl
-from ecstruct.facts.tokens import option_tokens, tokenize
+from ecstruct.facts.options import option_tokens
+from ecstruct.facts.tokens import tokenize
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
@@ -54,7 +55,7 @@ def test_options_and_aliases_are_what_an_assistant_says(tokenizer):
     assert list(t.option_ids) == [answer_ids(option)[0] for option in prompt.options]
     for alias, ids in zip(prompt.aliases, t.alias_ids, strict=True):
         assert list(ids) == answer_ids(alias)[: len(ids)]
-    for option, ids in zip(prompt.options, option_tokens([t], tokenizer)[0], strict=True):
+    for option, ids in zip(prompt.options, option_tokens([t.prompt], tokenizer)[0], strict=True):
         assert tokenizer.decode(ids).strip() == option
         assert list(ids) == answer_ids(option)[: len(ids)]
 

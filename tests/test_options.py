@@ -1,150 +1,99 @@
-"""Options and environments that no run can make sense of: one sentence, at once."""
+"""The tokens of options: those of the tokenizer itself, read no more often than is needed."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import pytest
-import torch
-from cli_inputs import save_inputs
-from command_line import assert_refused, run
-from tiny import PROMPTS, hooked_pair
+from facts_fixtures import byte_tokenizer, with_ends, word_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from ecstruct import distributed
 from ecstruct.errors import InputError
-from ecstruct.finetuning import finetune
-from ecstruct.models.load import device_of
-from ecstruct.organism import pretrain
-from ecstruct.subnetworks import prune
+from ecstruct.facts import Prompt, first_hop, second_hop
+from ecstruct.facts.options import option_tokens
+from ecstruct.facts.tokens import tokenize
 
-pytestmark = pytest.mark.usefixtures("offline")
-
-MANY, LATE = 10**22, 2**64
+TWO_HOP = [p for s in (first_hop(), second_hop()) for p in (*s.facts, *s.implications)]
+TEXT = " ".join(f"{p.text} {p.answer}" for p in TWO_HOP)
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_inputs(tmp_path_factory.mktemp("inputs"))
+def whole_text_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
+    """A BPE of characters that reads a text as one piece, as Llama 2's does."""
+    signs = sorted({*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789", *TEXT})
+    vocab = ["<unk>", *signs, *("".join(merge) for merge in merges)]
+    backend = Tokenizer(models.BPE({v: i for i, v in enumerate(vocab)}, list(merges), unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="0")
 
 
-COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]]]] = {
-    "demo": ((), {"seed": [LATE]}),
-    "finetune": (
-        ("model", "facts"),
-        {
-            **{"lr": [1e31, 1e38, 1e39, 1e308, "nan", "inf"], "epochs": [MANY, 10**400]},
-            **{"batch-size": [MANY], "accumulate": [MANY], "checkpoint-every": [MANY]},
-            **{"seed": [LATE], "lora": [f"r={MANY}", f"r=2,alpha=1{'0' * 310}"]},
-        },
-    ),
-    "score": (("before", "after", "prompts"), {"path-steps": [MANY], "batch-size": [MANY]}),
-    "fidelity": (
-        ("before", "after", "prompts"),
-        {"top": [MANY], "sample": [MANY], "memory": [MANY], "seed": [LATE]},
-    ),
-    "recall": (("model", "prompts"), {"window": [MANY]}),
-    "reproduce": (
-        (),
-        {
-            "lr": [1e31, 1e38, 1e308],
-            "seeds": [MANY],
-            "repeats": [MANY],
-            "epochs": [MANY],
-            "batch-size": [MANY],
-        },
-    ),
-    "subnetworks prune": (
-        ("model", "prompts"),
-        {"seeds": [MANY], "steps": [MANY], "batch-size": [MANY], "sparsity": ["nan", "1e308"]},
-    ),
-    "organism pretrain": ((), {"seed": [LATE], "steps": [MANY], "threads": [1024, 100_000, MANY]}),
-}
-CASES = [
-    pytest.param(command, option, value, id=f"{command} {option} {str(value)[:25]}")
-    for command, (_, options) in COMMANDS.items()
-    for option, values in options.items()
-    for value in values
-]
+def counted(tokenizer):
+    """How many texts a tokenizer reads from here on, and how many calls that takes."""
+    texts, read = [], type(tokenizer).__call__
 
+    def reading(self, given, *args, **kwargs):
+        texts.extend(given)
+        return read(self, given, *args, **kwargs)
 
-@pytest.mark.parametrize(("command", "option", "value"), CASES)
-def test_what_is_too_large_is_refused(
-    inputs: Path, tmp_path: Path, command: str, option: str, value: Any
-) -> None:
-    files = {"model": "model", "before": "model", "after": "after"}
-    words = command.split() + ["ocr"] * (command == "reproduce")
-    for name in COMMANDS[command][0]:
-        words += [f"--{name}", str(inputs / files.get(name, "prompts.jsonl"))]
-    assert_refused(run(*words, f"--{option}", value, "--out", tmp_path / "out"), option.replace("-", "."))
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_largest_rate_is_no_traceback(inputs: Path, tmp_path: Path) -> None:
-    words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--out", tmp_path / "out")
-    assert_refused(run("finetune", *words, "--lr", 1e30, "--quiet"), "the loss became nan .* smaller lr=")
-
-
-def test_rates_of_callers() -> None:
-    model = hooked_pair("llama")[0]
-    for lr in (1e31, 1e308, float("inf"), float("nan")):
-        with pytest.raises(InputError, match="is no learning rate"):
-            finetune(model, PROMPTS, lr=lr, progress=False)
-        with pytest.raises(InputError, match="is no learning rate"):
-            prune(model, PROMPTS, lr=lr, progress=False)
-
-
-def test_threads_of_callers(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(InputError, match="the organism has threads=100000: it should be less than 1024"):
-        pretrain(tmp_path / "out", threads=100_000)
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("name", ["meta", "privateuseone", "hpu", "lazy", "x", "", "cpu:-1"])
-def test_devices_that_cannot_compute_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"there is no device '{name}' here: use 'cpu'"):
-        device_of(name)
-
-
-WORLD = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    return texts, patch.object(type(tokenizer), "__call__", reading)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "tokenizer",
     [
-        *[("RANK", value) for value in ("2", "-1", "x", "1" * 30)],
-        *[("WORLD_SIZE", value) for value in ("x", "-2", "0", "1" * 30, "2.0")],
-        *[("MASTER_PORT", value) for value in ("x", "0", "65536")],
-        ("LOCAL_RANK", "7"),
+        word_tokenizer(TEXT),
+        with_ends(word_tokenizer(TEXT, bos_token="<bos>"), "<bos> $A <eos>"),
+        byte_tokenizer(TEXT, vocab_size=330),
+        whole_text_tokenizer(("T", "o"), (" ", "To")),
     ],
+    ids=["words", "words with ends", "bytes", "whole texts"],
 )
-def test_a_world_that_cannot_be_is_refused(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    for key, given in (WORLD | {name: value}).items():
-        monkeypatch.setenv(key, given)
-    words = (
-        "--before",
-        inputs / "model",
-        "--after",
-        inputs / "after",
-        "--prompts",
-        inputs / "prompts.jsonl",
-    )
-    message = f"the environment says {name}='{value}', which is no number from"
-    assert_refused(run("score", *words, "--out", tmp_path / "out"), message)
-    assert_refused(run("demo", "--out", tmp_path / "out"), message)
+def test_they_are_what_comes_after_the_prompt(tokenizer):
+    chat = [Prompt(p.text, p.answer, p.options, wrapper=("Q: ", "\nA: ")) for p in TWO_HOP[:3]]
+    tight = [Prompt(f"{p.text}\n", p.answer, p.options, space=False) for p in TWO_HOP[:3]]
+    prompts = [*TWO_HOP[:4], *chat, *tight, *TWO_HOP[60:64]]
+    for prompt, options in zip(prompts, option_tokens(prompts, tokenizer), strict=True):
+        special = prompt.wrapper is None
+        for option, ids in zip(prompt.options, options, strict=True):
+            asked, answered = (
+                tokenizer(text, add_special_tokens=special)["input_ids"]
+                for text in (prompt.asked, prompt.answered(option))
+            )
+            if special and tokenizer.eos_token == "<eos>" and asked[-1] == tokenizer.eos_token_id:
+                asked, answered = asked[:-1], answered[:-1]
+            assert list(ids) == answered[len(asked) :]
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_ranks_that_nobody_meets_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
-    for key, given in (WORLD | {"RANK": rank, "MASTER_PORT": "29517"}).items():
-        monkeypatch.setenv(key, given)
-    monkeypatch.setattr(distributed, "_MEETING", distributed.timedelta(seconds=1))
-    message = "the 2 processes that WORLD_SIZE says do not meet at localhost:29517 within"
-    with pytest.raises(InputError, match=message), distributed.ranks("cpu"):
-        pass
-    shared = "several processes share GPUs or the CPU, not 'meta'"
-    with pytest.raises(InputError, match=shared), distributed.ranks("meta"):
-        pass
+def numbered(n):
+    options = tuple(f"a{i}" for i in range(n))
+    return [Prompt(f"p{i} is", option, options) for i, option in enumerate(options)]
+
+
+def test_texts_to_read_grow_with_prompts_and_options_not_with_their_product():
+    words = " ".join(f"p{i} is a{i}" for i in range(80))
+    texts, counting = counted(tokenizer := word_tokenizer(words))
+    n_texts = []
+    for n in (40, 80):
+        texts.clear()
+        with counting:
+            found = tokenize(numbered(n), tokenizer)
+        assert [t.option_ids[i] for i, t in enumerate(found)] == [t.answer_ids[0] for t in found]
+        n_texts.append(len(texts))
+    assert n_texts[1] == 2 * n_texts[0] <= 80 * 5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_options_that_begin_alike_are_refused_before_the_other_prompts_are_read_with_theirs(whole):
+    texts, counting = counted(tokenizer := whole_text_tokenizer() if whole else byte_tokenizer(TEXT))
+    with counting, pytest.raises(InputError, match="the options 'a0' and 'a1' begin with the same token"):
+        tokenize(numbered(100), tokenizer)
+    assert len(texts) <= 400  # every prompt twice or so, one of them with every option
+
+
+def test_an_option_that_melts_into_one_of_the_prompts_is_refused():
+    """Its tokens after the other prompt, where it does not, say nothing."""
+    options = ("Tokyo", "Rome")
+    prompts = [Prompt("Ada lives in", "Rome", options), Prompt("Bo was last at", "Rome", options)]
+    tokenizer = whole_text_tokenizer(("t", " "), ("t ", "T"))
+    assert len(option_tokens(prompts[:1], tokenizer)[0]) == 2
+    with pytest.raises(InputError, match="'Bo was last at Tokyo' do not begin"):
+        option_tokens([prompts[0], Prompt("Bo was last at", "Tokyo", options)], tokenizer)
+    with pytest.raises(InputError, match=r"'Bo was last at (Tokyo|Rome)' do not begin"):
+        option_tokens(prompts, tokenizer)

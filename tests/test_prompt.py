@@ -237,3 +237,14 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         write_jsonl([Prompt("a b", "c")], file / "below-a-file.jsonl")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_prompt_may_end_in_a_line_break_where_no_space_follows():
+    prompt = Prompt("Q: where?\nA:\n", "Rome", space=False)
+    assert (prompt.asked, prompt.answered("Oslo")) == ("Q: where?\nA:\n", "Q: where?\nA:\nOslo")
+    assert Prompt.from_record(prompt.to_record()) == prompt
+    with pytest.raises(InputError, match="or say space=False"):
+        Prompt("Q: where?\nA:\n", "Rome")
+    for wrong in ({"text": "where is "}, {"space": "no"}):
+        with pytest.raises(InputError, match=r"leave space=False out|must be True or False"):
+            Prompt(**{"text": "where is", "answer": "Rome", "space": False, **wrong})

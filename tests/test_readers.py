@@ -10,17 +10,22 @@ import json
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 from readers_records import (
+    ALPACA,
     COUNTERFACT,
+    EASYEDIT,
     HOPPING,
     LRE,
+    MESSAGES,
     MQUAKE,
     PARENTS,
     RECORDS,
     REVERSAL,
     RIPPLEEDITS,
     TWO_HOP_FACT,
+    ZSRE,
     renamed,
     written,
 )
@@ -222,6 +227,90 @@ def test_parents_of_celebrities(tmp_path):
     assert said(data.facts) == [("Ada's mother is", "Bea"), ("Di's mother is", "Cy")]
     assert said(data.implications) == [("A child of Bea is", "Ada"), ("A child of Cy is", "Di")]
     assert data.facts[0].options == ("Bea", "Cy")
+
+
+def test_easyedit(tmp_path):
+    data = read(written(tmp_path, "easyedit", EASYEDIT), "knowedit")
+    assert said(data.facts) == [("The place of birth of Ada is", "Rome")]
+    assert data.facts[0].options == ("Rome", "Oslo") and data.facts[0].subject == "Ada"
+    found = zip(said(data.implications), data.derivations, strict=True)
+    assert {asked: derivation for asked, derivation in found} == {
+        ("Ada was born in", "Rome"): Derivation((0,), (), (1,)),
+        ("Born in Rome was", "Ada"): Derivation((0,)),
+        ("The name of the country of the place of birth of Ada is", "Italy"): Derivation((0,)),
+        ("The place of birth of Lady A is", "Rome"): Derivation((0,), (), (1,)),
+    }
+    aliases = {p.text.split()[0]: p.aliases for p in data.implications if p.aliases}
+    assert aliases["Born"] == ("Lady A",)
+    assert ("Italia", "Roman Empire") in [p.aliases for p in data.implications]
+    assert data.implications[-1].options == ("Ada", "Rome")  # of those without the subject
+
+
+def test_edits_without_a_subject_compete_with_one_another(tmp_path):
+    edits = [
+        {"prompt": "Ada lives in", "target_new": "Rome", "ground_truth": "Oslo"},
+        {"prompt": "The best city is", "target_new": "Bonn", "ground_truth": "<|endoftext|>"},
+        {"prompt": "{} lives in", "subject": "Bea", "target_new": "Bern", "portability": {}},
+    ]
+    data = read(written(tmp_path, "easyedit", *edits))
+    assert said(data.facts) == [
+        ("Ada lives in", "Rome"),
+        ("The best city is", "Bonn"),
+        ("Bea lives in", "Bern"),
+    ]
+    assert data.facts[0].options == data.facts[1].options == ("Rome", "Bonn", "Oslo")
+    assert data.implications == ()
+
+
+def test_zsre_of_easyedit(tmp_path):
+    data = read(written(tmp_path, "zsre", ZSRE))
+    assert said(data.facts) == [("Where was Ada born?", "Rome")]
+    assert data.facts[0].options == ("Rome", "Oslo")
+    assert said(data.implications) == [
+        ("What is the birthplace of Ada?", "Rome"),
+        ("In which country was Ada born?", "Italy"),
+    ]
+    assert data.derivations == (Derivation((0,), (), (1,)), Derivation((0,)))
+
+
+def test_instructions_and_conversations(tmp_path):
+    bare = {"instruction": "Say hello.\n", "input": "", "output": " Hello\n"}
+    data = read(written(tmp_path, "alpaca", ALPACA, bare))
+    assert said(data.facts) == [("Name the place of birth of:\nAda", "Rome."), ("Say hello.", "Hello")]
+    assert data.facts[0].options == ("Rome.", "Hello") and data.implications == ()
+    data = read(
+        written(tmp_path, "messages", MESSAGES, renamed(renamed(MESSAGES, "Ada", "Bea"), "Rome", "Bonn"))
+    )
+    assert said(data.facts)[1] == ("Where was Bea born?", "In Bonn.")
+
+
+@pytest.mark.parametrize("columns", [{"case": [1.0, 1.0]}, {"case": ["1", "1"], "new_hops": ["", "1"]}])
+def test_numbers_as_pandas_writes_them(columns, tmp_path):
+    own = {
+        "prompt": ["Ada lives in", "Ada speaks"],
+        "answer": ["Rome", "Italian"],
+        "options": ["Rome|Oslo", "Italian|Norse"],
+        "role": ["fact", "implication"],
+        "new_hops": [float("nan"), 1.0],
+        **columns,
+    }
+    frame = pd.DataFrame(own)
+    frame.to_json(tmp_path / "p.jsonl", orient="records", lines=True, double_precision=1)
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    whole = datasets.Dataset.from_list(frame.to_dict("records"))
+    for source in (tmp_path / "p.jsonl", whole):
+        assert read(source).derivations == (Derivation((0,), (), (1,)),)
+    assert read(tmp_path / "p.csv").derivations == (Derivation((0,), (), (1,)),)
+
+
+def test_answers_that_follow_without_a_space(tmp_path):
+    (tmp_path / "p.csv").write_text(
+        "prompt,answer,space\n米娅住在,东京,False\n诺亚住在,巴黎,false\nBo says,hi,\n"
+    )
+    data = read(tmp_path / "p.csv")
+    assert [p.answered(p.answer) for p in data.facts] == ["米娅住在东京", "诺亚住在巴黎", "Bo says hi"]
+    assert FactSet.from_dataset(data.to_dataset()) == data
+    assert [p.to_record().get("space") for p in data.facts] == [False, False, None]
 
 
 OURS = [

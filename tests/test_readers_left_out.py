@@ -99,3 +99,35 @@ def test_unknown_records_are_named(tmp_path):
         with pytest.raises(InputError) as error:
             read(nothing)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        (("system", "user", "assistant"), r"give it to ecstruct.facts.in_chat\(..., system=...\)"),
+        (
+            ("user", "assistant", "user", "assistant"),
+            "from user, assistant, user, assistant: a fact is one of",
+        ),
+        ((), "from nobody"),
+    ],
+)
+def test_conversations_that_are_no_facts(roles, reason, tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([{"messages": [{"role": role, "content": "Hi"} for role in roles]}]))
+    with pytest.raises(InputError, match=reason):
+        read(path)
+
+
+def test_texts_that_look_the_same_are_told_apart_in_words(tmp_path):
+    path = tmp_path / "p.jsonl"
+    composed, apart = "Jos\u00e9", "Jose\u0301"
+    for record in (
+        {"prompt": f"{apart} lives in", "answer": "Rome", "subject": composed},
+        {"prompt": "His name is", "answer": composed, "options": [apart, "Ada"]},
+        {"prompt": "His name is", "answer": composed, "options": [composed, apart]},
+    ):
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=r"Unicode normal form only.*'NFC'") as error:
+            read(path)
+        assert r"'Jos\xe9'" in str(error.value) and r"'Jose\u0301" in str(error.value)

@@ -22,6 +22,7 @@ _FEATURES = datasets.Features(
         "template": datasets.Value("string"),
         "aliases": datasets.Sequence(datasets.Value("string")),
         "wrapper": datasets.Sequence(datasets.Value("string")),
+        "space": datasets.Value("bool"),
     }
 )
 _INDICES = ("from_facts", "from_known", "new_hops")
@@ -150,7 +151,7 @@ class FactSet:
 
     def to_dataset(self) -> datasets.DatasetDict:
         """The splits `facts`, `implications` and `known` with columns prompt, answer, options, subject,
-        template, aliases and wrapper (null where a prompt has none); the name is the datasets'
+        template, aliases, wrapper and space (null where a prompt has none); the name is the datasets'
         description. Implications with derivations have the columns from_facts, from_known and new_hops,
         too. There is no split without prompts.
         """

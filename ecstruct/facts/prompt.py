@@ -1,13 +1,13 @@
 """A prompt, its answer, and the answers it is told apart from.
 
-A prompt is a text that a language model is to continue with an answer, after one space: "Grace
+A prompt is a text that a language model is to continue with an answer, as a rule after one space: "Grace
 Miller lives in", "Tokyo". Its `options` are the answers the right one is ranked among, the right
 one included.
 
 Everywhere in ecstruct, prompts may be given as `Prompt`s, as (text, answer) pairs, as a
 `datasets.Dataset`, or as a JSONL file; `as_prompts` makes one of them all. A record, that is a row
 of a dataset or a line of a file, has the keys `prompt` and `answer` and optionally `options`,
-`subject`, `template`, `aliases` and `wrapper`; other keys are ignored.
+`subject`, `template`, `aliases`, `wrapper` and `space`; other keys are ignored.
 """
 
 import json
@@ -23,8 +23,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.soundness import check_prompt, enumerated, shown, sound
 from ecstruct.files import from_json, write_atomically
 
-_KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapper")
-_PLAIN = ("", " ")  # nothing before a text, a space before its answer
+_KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapper", "space")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Prompt:
     around the subject. `aliases`: other wordings of the answer, none of them an option; a rank is the
     best of the answer's and theirs, and all else is about the answer.
     `wrapper`: what a chat template puts before the text, and between it and the answer, see
-    `ecstruct.facts.in_chat`.
+    `ecstruct.facts.in_chat`. `space`: whether a space comes between the text and the answer, as it does in
+    languages that part words by spaces, but not after a line break; a wrapper says it itself.
 
     Raises:
         InputError: a value is empty, of the wrong type or does not go with the others.
@@ -54,10 +54,20 @@ class Prompt:
     template: str | None = None
     aliases: Sequence[str] = ()
     wrapper: tuple[str, str] | None = None
+    space: bool = True
 
     def __post_init__(self) -> None:
         check_prompt(
-            *(self.text, self.answer, self.options, self.subject, self.template, self.aliases, self.wrapper)
+            *(
+                self.text,
+                self.answer,
+                self.options,
+                self.subject,
+                self.template,
+                self.aliases,
+                self.wrapper,
+            ),
+            space=self.space,
         )
         if self.options is not None:
             object.__setattr__(self, "options", tuple(self.options))
@@ -66,19 +76,28 @@ class Prompt:
             object.__setattr__(self, "wrapper", tuple(self.wrapper))
 
     @property
+    def between(self) -> str:
+        """What comes between the text and the answer."""
+        if self.wrapper is not None:
+            return self.wrapper[1]
+        return " " if self.space else ""
+
+    @property
     def asked(self) -> str:
         """All that a model reads before the answer. Spaces before an answer are part of its first token.
 
         >>> Prompt("Mia lives in", "Tokyo", wrapper=("[INST] ", " [/INST] ")).asked
         '[INST] Mia lives in [/INST]'
         """
-        before, after = self.wrapper or _PLAIN
-        return f"{before}{self.text}{after.rstrip(' ')}"
+        return f"{self.wrapper[0] if self.wrapper else ''}{self.text}{self.between.rstrip(' ')}"
 
     def answered(self, answer: str) -> str:
-        """That, and an answer."""
-        before, after = self.wrapper or _PLAIN
-        return f"{before}{self.text}{after}{answer}"
+        """That, and an answer.
+
+        >>> Prompt("米娅住在", "东京", space=False).answered("东京")
+        '米娅住在东京'
+        """
+        return f"{self.wrapper[0] if self.wrapper else ''}{self.text}{self.between}{answer}"
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Prompt":
@@ -89,16 +108,15 @@ class Prompt:
                 raise InputError(
                     f"there is no {key!r} among the keys {keys}: it needs 'prompt' and 'answer'."
                 )
-        values: list[Any] = [record.get(key) for key in _KEYS]
-        aliases = _KEYS.index("aliases")
-        values[aliases] = () if values[aliases] is None else values[aliases]
-        return cls(*values)
+        given = {key: value for key in _KEYS[2:] if (value := record.get(key)) is not None}
+        return cls(record["prompt"], record["answer"], **given)
 
     def to_record(self) -> dict[str, Any]:
         """The prompt as a record; what it was not given is left out."""
         lists = (list(v) if v else None for v in (self.options, self.aliases, self.wrapper))
         options, aliases, wrapper = lists
-        values = (self.text, self.answer, options, self.subject, self.template, aliases, wrapper)
+        space = None if self.space else False
+        values = (self.text, self.answer, options, self.subject, self.template, aliases, wrapper, space)
         return {k: v for k, v in zip(_KEYS, values, strict=True) if v is not None}
 
 

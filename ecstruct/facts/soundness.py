@@ -1,5 +1,6 @@
 """Whether a prompt can be used, and one sentence of what is wrong with it otherwise."""
 
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -8,13 +9,27 @@ from ecstruct.errors import InputError
 
 
 def check_prompt(
-    text: Any, answer: Any, options: Any, subject: Any, template: Any, aliases: Any, wrapper: Any
+    text: Any,
+    answer: Any,
+    options: Any,
+    subject: Any,
+    template: Any,
+    aliases: Any,
+    wrapper: Any,
+    *,
+    space: Any = True,
 ) -> None:
     _check_string(text, "the text of a prompt")
-    if text != text.rstrip():
+    if not isinstance(space, bool):
+        raise InputError(f"space of the prompt {shown(text)} is {shown(space)}: it must be True or False.")
+    if text != text.rstrip() and (space or text.endswith(" ")):
+        other = "" if text.endswith(" ") else ", or say space=False if the answer follows without one"
         raise InputError(
             f"the prompt {shown(text)} ends with whitespace, but a space is put before its answer "
-            f"anyway: write {shown(text.rstrip())}."
+            f"anyway: write {shown(text.rstrip())}{other}."
+            if space
+            else f"the prompt {shown(text)} ends with a space, which is part of the answer's first token: "
+            f"write {shown(text.rstrip(' '))}, and leave space=False out."
         )
     where = f"of the prompt {shown(text)}"
     _check_answer(answer, f"the answer {where}")
@@ -22,6 +37,11 @@ def check_prompt(
         _check_options(options, answer, where)
     if subject is not None:
         _check_string(subject, f"the subject {where}")
+        if subject not in text and composed(subject) in composed(text):
+            raise InputError(
+                f"the subject {_ascii(subject)} occurs in the prompt {_ascii(text)} in another Unicode "
+                f"normal form only, which looks the same: {_NORMALISE}."
+            )
         if subject not in text:
             raise InputError(
                 f"the subject {shown(subject)} does not occur in the prompt {shown(text)}: write it as "
@@ -42,6 +62,8 @@ def _check_options(options: Any, answer: str, where: str) -> None:
     if not sound(options):
         _check_each_option(options, where)
     if answer not in sound(options):
+        if other := next((option for option in options if composed(option) == composed(answer)), None):
+            raise InputError(_in_two_forms(f"the answer {{}} {where} and its option", answer, other))
         raise InputError(
             f"the answer {shown(answer)} {where} is not among its options {enumerated(options)}: add it to "
             "options=."
@@ -74,6 +96,10 @@ def _check_each_option(options: tuple[Any, ...], where: str) -> None:
             "none to take all answers of the set."
         )
     _check_once(options, f"the option {{}} {where}")
+    by_form: dict[str, str] = {}
+    for option in options:
+        if (other := by_form.setdefault(composed(option), option)) != option:
+            raise InputError(_in_two_forms(f"the option {{}} {where} and", option, other))
 
 
 def _check_aliases(aliases: Any, answer: str, options: Any, where: str) -> None:
@@ -116,8 +142,8 @@ def _check_answer(value: Any, what: str) -> None:
     _check_string(value, what)
     if value != value.strip():
         raise InputError(
-            f"{what}, {shown(value)}, begins or ends with whitespace, but a space is put before it "
-            f"anyway: write {shown(value.strip())}."
+            f"{what}, {shown(value)}, begins or ends with whitespace, which is no part of it: write "
+            f"{shown(value.strip())}; what comes before it is the prompt's to say."
         )
 
 
@@ -136,6 +162,23 @@ def _check_text(value: Any, what: str) -> None:
         raise InputError(
             f"{what}, {shown(value)}, holds half of a surrogate pair, which is no character: remove it."
         ) from error
+
+
+_NORMALISE = "write all texts in one form, as unicodedata.normalize('NFC', text) does"
+
+
+def composed(text: str) -> str:
+    """In the normal form NFC. Texts that look the same may differ in characters, as an accent by itself."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _in_two_forms(what: str, value: str, other: str) -> str:
+    told = f"{what.replace('{}', _ascii(value), 1)} {_ascii(other)}"
+    return f"{told} differ in their Unicode normal form only, and look the same: {_NORMALISE}."
+
+
+def _ascii(text: str, most: int = 200) -> str:
+    return ascii(text if len(text) <= most else f"{text[:most]}...")
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -4,13 +4,13 @@ The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, speci
 the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
 the tokenizer appends to every text is stripped from both. A prompt in the wrapper of a chat template
 brings its special tokens, and is given no others. Options are told apart by their first token, so these
-must differ, or, with `option_tokens`, by all of their tokens.
+must differ, or by all of their tokens, see `ecstruct.facts.options`.
 
 A `Batch` is a set of tokenised prompts as tensors, right padded.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span, entity_spans, subject_span
-from ecstruct.facts.encoding import WORDS, encode, offsets, split
+from ecstruct.facts.encoding import WORDS, check_known, encode, has_unknown, offsets, readable, split
+from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 
 MISSING = -1
@@ -80,19 +81,18 @@ def tokenize(
     wholes = encode(prompts, [prompt.answered(prompt.answer) for prompt in prompts], tokenizer)
     options: Sequence[tuple[int, ...]] = [()] * len(prompts)
     if with_options:
-        whole_options = _options(prompts, encoded, tokenizer)
-        options = [_first_tokens(*o, tokenizer) for o in zip(prompts, whole_options, strict=True)]
+        options = first_tokens(prompts, encoded, tokenizer)
     tokenized = []
     for prompt, text_ids, whole, option_ids in zip(prompts, encoded, wholes, options, strict=True):
         ids, answer_ids = split(prompt, prompt.answer, text_ids, whole, tokenizer)
-        _check_known(prompt.answer, answer_ids, tokenizer)
+        check_known(prompt.answer, answer_ids, tokenizer)
         n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
         if n_ctx is not None and n_read > n_ctx:
             raise InputError(
                 f"the prompt {_shortened(prompt.text)} and its answer {_shortened(prompt.answer)} "
                 f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
             )
-        tokens = tuple(_readable(ids, tokenizer))
+        tokens = tuple(readable(ids, tokenizer))
         label, everything = prompt.template or "", (0, len(ids))
         alias_ids = _alias_ids(prompt, text_ids, tokenizer)
         tokenized.append(
@@ -100,23 +100,6 @@ def tokenize(
         )
     _warn_of_unknown_words(tokenized, tokenizer)
     return _with_entities(tokenized, tokenizer)
-
-
-def option_tokens(
-    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[tuple[int, ...], ...]]:
-    """All tokens of every option of every prompt: these may begin alike.
-
-    Raises:
-        InputError: there are fewer than two options, or one has unknown tokens or none of its own.
-    """
-    prompts = [t.prompt for t in tokenized]
-    encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
-    options = _options(prompts, encoded, tokenizer)
-    for prompt, of_prompt in zip(prompts, options, strict=True):
-        for option, ids in zip(prompt.options or (), of_prompt, strict=True):
-            _check_known(option, ids, tokenizer)
-    return options
 
 
 @dataclass(frozen=True)
@@ -179,44 +162,6 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return pad_id if isinstance(pad_id, int) else 0
 
 
-def _options(
-    prompts: Sequence[Prompt],
-    encoded: Sequence[tuple[int, ...]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[tuple[tuple[int, ...], ...]]:
-    """All tokens of every option of every prompt; `encoded` as the tokenizer gave the texts."""
-    for prompt in prompts:
-        if prompt.options is None:
-            raise InputError(
-                f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
-                "pass at least two with options=."
-            )
-    pairs = [(prompt, option) for prompt in prompts for option in prompt.options or ()]
-    wholes = iter(encode([p for p, _ in pairs], [p.answered(option) for p, option in pairs], tokenizer))
-    return [
-        tuple(split(p, option, ids, next(wholes), tokenizer)[1] for option in p.options or ())
-        for p, ids in zip(prompts, encoded, strict=True)
-    ]
-
-
-def _first_tokens(
-    prompt: Prompt, options: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """The first token of every option, by which they must be told apart."""
-    owner: dict[int, str] = {}
-    for option, (first, *_) in zip(prompt.options or (), options, strict=True):
-        _check_known(option, (first,), tokenizer)
-        if first in owner:
-            raise InputError(
-                f"the options {owner[first]!r} and {option!r} begin with the same token "
-                f"{_readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave one "
-                'out, reword them, or take whole answers with answer_tokens="all" (--answer-tokens all; in '
-                'scores with the reward "logprob" only).'
-            )
-        owner[first] = option
-    return tuple(owner)
-
-
 def _alias_ids(
     prompt: Prompt, text_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], ...]:
@@ -229,23 +174,15 @@ def _alias_ids(
     for alias, whole in zip(prompt.aliases, wholes, strict=True):
         with suppress(InputError):
             ids = split(prompt, alias, text_ids, whole, tokenizer)[1]
-            _check_known(alias, ids, tokenizer)
+            check_known(alias, ids, tokenizer)
             read.append(ids)
     return tuple(read)
-
-
-def _check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    if _has_unknown(answer, ids, tokenizer):
-        raise InputError(
-            f"{answer!r} is not in the vocabulary of this tokenizer, which reads "
-            f"{tokenizer.unk_token} for it: use an answer that it knows."
-        )
 
 
 def _warn_of_unknown_words(
     tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    unknown = [t.prompt.text for t in tokenized if _has_unknown(t.prompt.text, t.ids, tokenizer)]
+    unknown = [t.prompt.text for t in tokenized if has_unknown(t.prompt.text, t.ids, tokenizer)]
     if unknown:
         _log.warning(
             "%d of %d prompts have words that are not in the vocabulary of this tokenizer, among "
@@ -255,14 +192,6 @@ def _warn_of_unknown_words(
             _shortened(unknown[0]),
             tokenizer.unk_token,
         )
-
-
-def _has_unknown(text: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    unknown = tokenizer.unk_token_id
-    # Some tokenizers name as "unknown" a token that they never need and use for something else.
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        return False
-    return any(token == unknown for token in ids) and str(tokenizer.unk_token) not in text
 
 
 def _with_entities(
@@ -317,16 +246,6 @@ def _subject_spans(
     for i, prompt, offset in zip(with_subject, prompts, offsets(prompts, tokenizer), strict=True):
         spans[i] = subject_span(prompt.text, str(prompt.subject), offset[: len(tokenized[i].ids)])
     return spans
-
-
-def _readable(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Token strings as one would print them: no marker of a leading space, bytes decoded."""
-    readable = []
-    for token in tokenizer.convert_ids_to_tokens(list(ids)):
-        text = tokenizer.convert_tokens_to_string([token]).strip()
-        # A token of spaces, or of a part of a character, is shown as the tokenizer writes it.
-        readable.append(text if text and "\ufffd" not in text else token)
-    return readable
 
 
 def _shortened(text: str, most: int = 60) -> str:

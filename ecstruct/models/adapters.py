@@ -1,6 +1,7 @@
 """Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from huggingface_hub import snapshot_download
 from ecstruct.errors import InputError
 from ecstruct.files import from_json
 from ecstruct.models.adapter_config import check_config
-from ecstruct.models.boot import gist
+from ecstruct.models.boot import cause, gist
+from ecstruct.models.checkpoint import TensorFiles
 from ecstruct.models.steps import resolved
 from ecstruct.models.tied import join, part
 
@@ -36,6 +38,17 @@ def is_adapter(path: str | Path) -> bool:
     return True
 
 
+def check_no_adapter(hf: Any) -> None:
+    """Raise `InputError` for a model in memory with an adapter that is not merged."""
+    peft = sys.modules.get("peft")  # without which there is none
+    if peft and any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in hf.modules()):
+        raise InputError(
+            f"this {type(hf).__name__} has an adapter that is not merged: give what merge_and_unload() of "
+            "its PeftModel returns or, after add_adapter(), save it with save_pretrained(), which writes "
+            "the adapter alone, and load the model with adapter=FOLDER."
+        )
+
+
 def merged(hf: Any, adapter: str | Path) -> Any:
     """A Hugging Face model with an adapter, of a local folder or the hub, in its weights: W + dW.
 
@@ -49,26 +62,51 @@ def merged(hf: Any, adapter: str | Path) -> Any:
         raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
     check_config(folder / _CONFIG, folder / _WEIGHTS, hf)
     _warn_of_another_base(adapter, folder, hf)
+    _check_vocabulary(adapter, folder, hf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", ".*missing adapter keys")
             adapted = PeftModel.from_pretrained(hf, folder)
+            if not hasattr(adapted, "merge_and_unload"):
+                kind = adapted.peft_config["default"].peft_type
+                raise InputError(
+                    f"the adapter {adapter} ({getattr(kind, 'value', kind)}) adds to what a model "
+                    "reads, and changes no weight of it, which could be compared: use one that peft "
+                    "merges, as LoRA."
+                )
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
             if not unread:
                 part(hf)  # what an adapter of one of two tied weights adds is not the other's
                 merged_in = adapted.merge_and_unload(safe_merge=True)
                 join(merged_in)
                 return merged_in.requires_grad_(True)  # as before it was given an adapter
-    except Exception as error:  # peft has errors of all kinds for what it does not know
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind peft raises on what it does not know
         raise InputError(
-            f"the adapter {adapter} does not fit this {type(hf).__name__} ({gist(error)}): use the model "
-            "that it was trained on."
+            f"the adapter {adapter} does not fit this {type(hf).__name__} ({cause(error)}): use the model "
+            "that it was trained on, and the adapter_config.json that was saved with it."
         ) from error
     raise InputError(
         f"the adapter {adapter} has {unread[0]}, for which this {type(hf).__name__} has no place: use the "
         "model that it was trained on, and the adapter_config.json that was saved with it."
     )
+
+
+def _check_vocabulary(adapter: str | Path, folder: Path, hf: Any) -> None:
+    """An adapter of a model that got more tokens before it was trained brings its embeddings whole."""
+    n_here = hf.get_input_embeddings().weight.shape[0]
+    ends = {hf.get_input_embeddings(), hf.get_output_embeddings()}
+    names = {name for name, module in hf.named_modules() if module in ends}
+    for tensor, shape in TensorFiles.of_file(folder / _WEIGHTS).shapes.items():
+        name = tensor.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+        if name in names and shape[:1] not in ((), (n_here,)):
+            raise InputError(
+                f"the adapter {adapter} was trained on a vocabulary of {shape[0]} tokens, and this "
+                f"{type(hf).__name__} has {n_here}: give the model as many, with its "
+                f"resize_token_embeddings({shape[0]}), save it, and use that."
+            )
 
 
 def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:

@@ -36,15 +36,18 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
     hf.disable_input_require_grads()  # which training with gradient checkpointing leaves behind
+    hf.config.return_dict = True  # blocks and heads are read by the names of what they return
     hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
     try:
         with nothing_installed():
             model = TransformerBridge.boot_transformers(
                 name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
             )
-    except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind its adapters of architectures raise
         raise InputError(
-            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {gist(error)}."
+            f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {cause(error)}."
         ) from error
     if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
         _as_buffer(head, "bias")  # TransformerLens 3 would train the zeros that it puts there
@@ -94,5 +97,16 @@ def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def gist(error: Exception) -> str:
     """The first sentence of an error's message, shortened: some libraries tell all they know."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    sentence = lines[0].removeprefix("Error while deserializing header: ").partition(". ")[0]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    sentence = first.removeprefix("Error while deserializing header: ").partition(". ")[0]
     return textwrap.shorten(sentence.rstrip("."), 200, placeholder=" ...")
+
+
+def cause(error: Exception) -> str:
+    """The gist of an error, and its kind where that is an accident within a library, whose message need not
+    say much: a KeyError has the key alone."""
+    told = (
+        isinstance(error, OSError | ValueError | RuntimeError | Warning)
+        or "Validation" in type(error).__name__
+    )
+    return gist(error) if told else f"{type(error).__name__}: {gist(error)}"

@@ -6,6 +6,7 @@ the memory may be refused, and what was read through one counts as memory in use
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import re
@@ -20,6 +21,8 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.files import from_json
 
+_logger = logging.getLogger(__name__)
+
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _BUFFERS = re.compile(
@@ -27,6 +30,9 @@ _BUFFERS = re.compile(
     r"rotary_emb\.inv_freq|position_ids)$"
 )
 """What older versions saved beside the weights and makes no difference: masks, frequencies, positions."""
+
+_WRAPPER = re.compile(r"_orig_mod\.|module\.")
+"""What torch.compile and DistributedDataParallel put before the names of weights."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -70,9 +76,15 @@ class TensorFiles(Mapping[str, Tensor]):
     @classmethod
     def of_folder(cls, folder: Path) -> TensorFiles:
         """The weights of a Hugging Face folder, in one file or in shards: those that transformers reads,
-        whatever else lies there."""
+        whatever else lies there. Names are those of the model, without what it was wrapped in."""
+        spans = cls._of_folder(folder)
+        wrapper = wrapper_of(str(folder), spans)
+        return cls({name.removeprefix(wrapper): span for name, span in spans.items()})
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> Mapping[str, _Span]:
         if (folder / _FILE).is_file():
-            return cls.of_file(folder / _FILE)
+            return _spans(folder / _FILE)
         index = folder / _INDEX
         files = _read_index(index)
         known = {file: _spans(folder / file) for file in dict.fromkeys(files.values())}
@@ -82,7 +94,7 @@ class TensorFiles(Mapping[str, Tensor]):
                     f"{index} places {tensor} in {file}, where it is not: fetch or save the checkpoint "
                     "again."
                 )
-        return cls({tensor: known[file][tensor] for tensor, file in files.items()})
+        return {tensor: known[file][tensor] for tensor, file in files.items()}
 
     @classmethod
     def of_file(cls, path: Path) -> TensorFiles:
@@ -127,6 +139,19 @@ def check_weights_are_there(folder: Path) -> None:
         f"the folder {folder} has {others[0]}, but neither {_FILE} nor {_INDEX}, which transformers reads: "
         "give the file that name, or fetch the one that is missing."
     )
+
+
+def wrapper_of(name: str, tensors: Iterable[str]) -> str:
+    """What the names of all tensors of a checkpoint begin with because the model was compiled, or trained
+    on several devices, when its weights were saved ("" as a rule); tells in the log that it is left out."""
+    tensors, wrapper = list(tensors), ""
+    while tensors and (found := _WRAPPER.match(tensors[0], len(wrapper))):
+        if not all(tensor.startswith(found[0], len(wrapper)) for tensor in tensors):
+            break
+        wrapper += found[0]
+    if wrapper:
+        _logger.warning("the names of all weights of %s begin with %r, which is left out", name, wrapper)
+    return wrapper
 
 
 def check_all_read(name: str, unasked: Iterable[str]) -> None:

@@ -27,8 +27,8 @@ _SAME_ANYHOW = frozenset(
         *("router_aux_loss_coef", "output_router_logits", "router_jitter_noise"),
         # What generation and padding need.
         *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "use_cache"),
-        # What the tensors themselves say: they are compared by name and shape.
-        *("tie_word_embeddings", "vocab_size"),
+        "tie_word_embeddings",  # the tensors themselves say it
+        "vocab_size",  # is compared apart
         # Of other kinds of models.
         *("id2label", "label2id", "problem_type", "return_dict", "output_attentions"),
         *("output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder"),
@@ -46,6 +46,12 @@ def check_same_computation(before: Any, after: Any) -> None:
             "checkpoints of one architecture."
         )
     old, new = before.to_dict(), after.to_dict()
+    n_before, n_after = (config.get("vocab_size") for config in (old, new))
+    if n_before != n_after:
+        raise InputError(
+            f"the vocabularies of the models differ, {n_before} tokens before and {n_after} after: give "
+            "the model before as many, with its resize_token_embeddings(), save it, and compare with that."
+        )
     known = type(before)().to_dict().keys() - _SAME_ANYHOW
     if _plain_rotary(old) and _plain_rotary(new):
         known -= {"max_position_embeddings"}  # how long prompts may be, no more

@@ -6,6 +6,7 @@ local works without a network.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
-from ecstruct.models.adapters import is_adapter, merged
-from ecstruct.models.boot import boot, gist, without_bars
-from ecstruct.models.checkpoint import check_all_read
+from ecstruct.models.adapters import check_no_adapter, is_adapter, merged
+from ecstruct.models.boot import boot, cause, gist, without_bars
+from ecstruct.models.checkpoint import check_all_read, wrapper_of
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
 from ecstruct.models.provenance import Provenance, mark, tokenizer_of
-from ecstruct.models.sources import DAMAGED, Located, located, read_config, read_tokenizer
+from ecstruct.models.sources import DAMAGED, Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
 
 _logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def load(
         hf: Any = plain_of(source, read_config(Located(name)))
         tokenizer = tokenizer or read_tokenizer(Located(name))
     elif isinstance(source, PreTrainedModel):
+        check_no_adapter(source)
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
         name = source.config.name_or_path or type(source).__name__
@@ -79,7 +81,7 @@ def load(
     elif isinstance(source, nn.Module):
         raise InputError(
             f"a {type(source).__name__} is no Hugging Face model: give the path of a checkpoint, or a "
-            "PreTrainedModel with its tokenizer."
+            "PreTrainedModel with its tokenizer; of a PeftModel, what its merge_and_unload() returns."
         )
     else:
         if tokenizer is not None:
@@ -88,23 +90,35 @@ def load(
             return _changed(source, device, dtype)
         at = located(source, revision)
         name, revision, weights = at.name, at.revision, at.weights
-        hf, tokenizer = _read(at, dtype if adapter is None else torch.float32)
+        hf = _read(at, dtype if adapter is None else torch.float32)
+        tokenizer = read_tokenizer(at)
     made: tuple[str, ...] = ()
     if adapter is not None:
         hf = merged(hf, adapter)
         made = (f"with the adapter {adapter}",)
-    hf = hf.to(device, dtype)
-    model = boot(name, hf, tokenizer)
+    return _hooked(hf.to(device, dtype), Provenance(name, revision, tokenizer, made, weights))
+
+
+def _hooked(hf: Any, origin: Provenance) -> TransformerBridge:
+    """A Hugging Face model, hooked, if it can be scored."""
+    model, name = boot(origin.source, hf, origin.tokenizer), origin.source
     try:
         view = HookedView(model)  # refuses an architecture that could not be scored later
         check_runs(view)
+    except InputError:
+        raise
     except (AttributeError, KeyError) as error:
         raise InputError(
             f"{name} is a {type(hf).__name__}, in which heads and MLPs cannot be told apart: use another "
             "architecture."
         ) from error
+    except DAMAGED as error:
+        raise InputError(
+            f"{name} is a {type(hf).__name__} that cannot be run ({cause(error)}): see "
+            "whether its configuration is the one that its weights were trained with."
+        ) from error
     check_weights(name, view.named_weights)
-    return mark(model, Provenance(name, revision, tokenizer, made, weights))
+    return mark(model, origin)
 
 
 def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
@@ -122,13 +136,17 @@ def load_after(
     source: str | Path, before: TransformerBridge, *, device: Any = None, dtype: torch.dtype = torch.float32
 ) -> TransformerBridge:
     """The model that `before` was finetuned to: the file of a change of its weights, the folder of an
-    adapter of it, or a source of its own."""
+    adapter of it, or a source of its own, which may lack a tokenizer: both get the ids of that of `before`.
+    """
     if is_delta(source):
         return delta_onto(source, before).apply_to(before)
     if is_adapter(source):
         plain, tokenizer = to_hugging_face(before), tokenizer_of(before)
         return load(plain, adapter=source, tokenizer=tokenizer, device=device, dtype=dtype)
-    return load(source, device=device, dtype=dtype)
+    at = located(source)
+    hf = _read(at, dtype).to(device_of(device), dtype)
+    tokenizer = usable_tokenizer(at) or tokenizer_of(before)
+    return _hooked(hf, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
 
 
 def delta_onto(path: str | Path, model: TransformerBridge) -> WeightDelta:
@@ -153,10 +171,26 @@ def device_of(name: str | torch.device | None) -> torch.device:
         ) from error
 
 
-def _read(at: Located, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read(at: Located, dtype: torch.dtype) -> Any:
+    """The Hugging Face model of a checkpoint, each of its weights read, and nothing left in its files."""
     read_config(at)
+    hf, info = _from_pretrained(at, dtype)
+    nothing_read = all(name in info["missing_keys"] for name, _ in hf.named_parameters())
+    if nothing_read and (wrapper := wrapper_of(at.name, info["unexpected_keys"])):
+        hf, info = _from_pretrained(at, dtype, key_mapping={f"^{re.escape(wrapper)}": ""})
+    if info["missing_keys"] or info["mismatched_keys"]:
+        lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
+        raise InputError(
+            f"{at.name} has no weights of the right shape for {lacking}, which its config.json asks for: "
+            "the folder is incomplete or mixes two models."
+        )
+    check_all_read(at.name, info["unexpected_keys"])
+    return hf
+
+
+def _from_pretrained(at: Located, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
     try:
-        with without_bars():
+        with at.understood(), without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 at.where,
                 dtype=dtype,
@@ -166,20 +200,11 @@ def _read(at: Located, dtype: torch.dtype) -> tuple[Any, Any]:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **at.options,
+                **options,
             )
-        hf, info = loaded
+        return loaded
     except SafetensorError as error:
         raise InputError(
             f"a safetensors file of {at.name} is corrupt or truncated ({gist(error)}): fetch or save it "
             "again."
         ) from error
-    except DAMAGED as error:
-        raise at.unreadable(error) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
-        raise InputError(
-            f"{at.name} has no weights of the right shape for {lacking}, which its config.json asks for: "
-            "the folder is incomplete or mixes two models."
-        )
-    check_all_read(at.name, info["unexpected_keys"])
-    return hf, read_tokenizer(at)

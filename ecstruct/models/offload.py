@@ -28,7 +28,7 @@ from ecstruct.models.hooked import HookedView
 from ecstruct.models.load import device_of
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
-from ecstruct.models.sources import Located, located, read_config, read_tokenizer
+from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
 from ecstruct.models.tied import parted, second_names
 
@@ -78,11 +78,12 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
             )
     device = device_of(device)
     at, folder = _fetched(before)
-    tokenizer = read_tokenizer(at)
     config = read_config(at)
-    skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
-    view = HookedView(skeleton.model)
-    check_runs(view)
+    tokenizer = read_tokenizer(at)
+    with at.understood():
+        skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
+        view = HookedView(skeleton.model)
+        check_runs(view)
     base = _FolderWeights(at.name, folder, config, skeleton)
     if isinstance(after, WeightDelta) or is_delta(after):
         new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
@@ -91,7 +92,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         its_config = read_config(other)
         check_same_computation(config, its_config)
         new = _FolderWeights(other.name, its_folder, its_config, skeleton)
-        own = read_tokenizer(other)
+        own = usable_tokenizer(other)
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
     def read(names: Sequence[str]) -> States:

@@ -1,18 +1,21 @@
 """What a source names: a folder here or a model on the hub, with its configuration and tokenizer."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
-from ecstruct.models.boot import gist
+from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, is_gguf, only_gguf
@@ -24,8 +27,19 @@ NAMED = ("organism", "smollm2")
 
 _logger = logging.getLogger(__name__)
 
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(ArithmeticError, AssertionError, ImportError, MemoryError, StrictDataclassError),
+)
 """What transformers raises when it reads files that are not what they should be, or too deep."""
+
+_SIZES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 10_000),
+    **dict.fromkeys(("head_dim", "num_local_experts", "num_experts", "num_experts_per_tok"), 10_000),
+}
+"""Numbers of a configuration that are at least 1, and the largest that is no mistake: to build modules for
+more takes hours."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,23 @@ class Located:
         """What transformers takes beside that."""
         return {} if self.folder else {"revision": self.revision}
 
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """What libraries raise on its files is an `InputError`."""
+        try:
+            yield
+        except InputError:
+            raise
+        except DAMAGED as error:
+            raise self.unreadable(error) from error
+
     def unreadable(self, error: Exception) -> InputError:
         """Why it could not be loaded, in a sentence."""
         if self.folder:
             return InputError(
-                f"the folder {self.name} cannot be loaded as a causal language model: {gist(error)}."
+                f"the folder {self.name} cannot be loaded as a causal language model ({cause(error)}): see "
+                "whether its config.json is the one that was saved with its weights, and whether this "
+                "version of transformers knows what it asks for."
             )
         return InputError(
             f"{self.name!r} is no local folder and could not be loaded from the hub: check the spelling, "
@@ -98,10 +124,14 @@ def check_there(source: str) -> None:
 
 def read_config(at: Located) -> Any:
     """The configuration of a checkpoint, unless its weights are quantised."""
-    try:
+    with at.understood():
         config = AutoConfig.from_pretrained(at.where, trust_remote_code=False, **at.options)
-    except DAMAGED as error:
-        raise at.unreadable(error) from error
+    for key, most in _SIZES.items():
+        if isinstance(size := getattr(config, key, None), int) and not 0 < size <= most:
+            raise InputError(
+                f"the config.json of {at.name} says that {key} is {size}, but it must be between 1 and "
+                f"{most}: correct it, or fetch the checkpoint again."
+            )
     if getattr(config, "quantization_config", None):
         raise InputError(
             f"{at.name} is quantised, and what changed in its weights cannot be told: use the checkpoint "
@@ -126,7 +156,29 @@ def read_tokenizer(at: Located) -> Any:
         )
         return PreTrainedTokenizerFast.from_pretrained(at.where, trust_remote_code=False, **at.options)
     except DAMAGED as error:
+        if _needs_code(at):
+            raise InputError(
+                f"the tokenizer of {at.name} needs code of its own (auto_map in its "
+                "tokenizer_config.json), which is never run: save a PreTrainedTokenizerFast of it beside "
+                "the weights."
+            ) from error
         raise InputError(f"{at.name} has no usable tokenizer: save it beside the weights.") from error
+
+
+def usable_tokenizer(at: Located) -> Any:
+    """The tokenizer of a checkpoint or, where another one can do its work, `None` and a line in the log."""
+    try:
+        return read_tokenizer(at)
+    except InputError as error:
+        _logger.warning("%s The tokenizer of the model before reads all prompts.", error)
+        return None
+
+
+def _needs_code(at: Located) -> bool:
+    try:
+        return "AutoTokenizer" in get_tokenizer_config(at.where, **at.options).get("auto_map", ())
+    except DAMAGED:
+        return False
 
 
 _PROBES = (

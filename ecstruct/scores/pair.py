@@ -124,7 +124,7 @@ class Pair:
     def _compare_tokenizers(self, tokenized: list[TokenizedPrompt]) -> None:
         """Warn in the log of the first text that the tokenizer after reads otherwise."""
         for prompt in tokenized:
-            ids, text = [*prompt.ids, *prompt.answer_ids], f"{prompt.prompt.text} {prompt.prompt.answer}"
+            ids, text = [*prompt.ids, *prompt.answer_ids], prompt.prompt.answered(prompt.prompt.answer)
             if prompt.prompt.wrapper is None and ids != self.tokenizer_after(text)["input_ids"][: len(ids)]:
                 _logger.warning(
                     "the tokenizer after reads %r otherwise than the one before, whose ids both models get",
@@ -157,31 +157,46 @@ def _as_bridge(model: Any) -> Any:
     return model
 
 
+_STATES = "before", "after"
+_ROUNDINGS = [(state, dtype) for state in (1, 0) for dtype in (torch.bfloat16, torch.float16)]
+"""Which of two weights may be the other one rounded, and to what."""
+
 _States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
 def _sources(
     weights: _States, described: tuple[dict[str, Any], dict[str, Any]], own: _States | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What is known of both states, with fingerprints; warns in the log when their weights are the same.
-    `own` are the weights as the models have them, where those were cast up.
+    """What is known of both states, with fingerprints; warns in the log when their weights are the same, or
+    those of one are the other's, rounded. `own` are the weights as the models have them, where those were
+    cast up.
 
     Raises:
         InputError: NaN or infinite values.
     """
     digests: tuple[dict[str, str], dict[str, str]] = {}, {}
-    same = True
+    same, roundings = True, list(_ROUNDINGS)
     for name in weights[0]:  # both states in turn: they may be read together
         pair = [its[name] for its in weights]
-        same = same and torch.equal(*pair)
+        if not torch.equal(*pair):
+            same = False
+            roundings = [
+                (s, d) for s, d in roundings if torch.equal(pair[1 - s].to(d).to(pair[s]), pair[s])
+            ]
         for state, weight in enumerate(pair):
             check_weight(described[state]["source"], name, weight)
             digests[state][name] = digest(weight if own is None else own[state][name])
     if same:
         _logger.warning("both models have the same weights: informative, upstream and downstream are zero")
+    elif roundings:
+        state, dtype = roundings[0]
+        _logger.warning(
+            "the weights %s are those %s rounded to %s: nothing else differs, and scores are of rounding",
+            *(_STATES[state], _STATES[1 - state], str(dtype).removeprefix("torch.")),
+        )
     return {
         state: {**its, "fingerprint": combined(of)}
-        for state, its, of in zip(("before", "after"), described, digests, strict=True)
+        for state, its, of in zip(_STATES, described, digests, strict=True)
     }
 
 

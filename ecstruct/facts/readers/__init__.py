@@ -25,6 +25,8 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.readers.assemble import Skipped, assemble
 from ecstruct.facts.readers.case import Case, Format, Hop
+from ecstruct.facts.readers.easyedit import EASYEDIT, ZSRE
+from ecstruct.facts.readers.instructions import ALPACA, MESSAGES
 from ecstruct.facts.readers.lre import LRE
 from ecstruct.facts.readers.mquake import MQUAKE
 from ecstruct.facts.readers.own import OWN
@@ -46,6 +48,10 @@ FORMATS = {
         LRE,
         REVERSAL,
         PARENTS,
+        EASYEDIT,
+        ZSRE,
+        ALPACA,
+        MESSAGES,
         OWN,
     )
 }
@@ -164,7 +170,7 @@ def _opened(path: Source) -> tuple[Path | datasets.Dataset | datasets.DatasetDic
 
 def _chosen(rows: list[Row], name: str, wanted: str | None) -> Format:
     if wanted is not None:
-        aliases = {**FORMATS, "socrates": TWO_HOP_FACT}
+        aliases = {**FORMATS, "socrates": TWO_HOP_FACT, "knowedit": EASYEDIT}
         if wanted.lower() not in aliases:
             raise InputError(f"the format {wanted!r} is unknown: choose among {', '.join(FORMATS)}.")
         return aliases[wanted.lower()]

@@ -1,9 +1,10 @@
 """Our own records, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally `options`, `subject`,
-`template`, `aliases` and `wrapper`, as everywhere in ecstruct.
+`template`, `aliases`, `wrapper` and `space`, as everywhere in ecstruct.
 
 `role` says what a record is: `fact` (when nothing is said), `implication` or `known`. Records with the same
 `case` belong together: an implication follows from the facts and the known facts of its case. `new_hops` of
-an implication are numbers from 1. Prompts with the same template share their options.
+an implication are numbers from 1. Prompts with the same template share their options. Tables have texts for
+all of these, and pandas numbers such as 1.0 and NaN.
 """
 
 from collections.abc import Mapping
@@ -18,9 +19,13 @@ _ROLES = ("fact", "implication", "known")
 
 
 def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
-    given = {key: value for key, value in record.items() if value not in (None, "")}
+    given = {
+        key: _whole(value) for key, value in record.items() if value not in (None, "") and value == value
+    }
     keys = ("options", "aliases", "wrapper")
     lists = {key: found for key in keys if (found := string_list(given, key)) is not None}
+    if isinstance(space := given.get("space"), str | int):
+        given["space"] = _TRUTHS.get(str(space).lower(), space)
     prompt = Prompt.from_record({**given, **lists})
     label, role = given.get("case"), given.get("role", "fact")
     if label is not None and not isinstance(label, str | int):
@@ -33,13 +38,21 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     return Case((said,), label=label) if role == "fact" else Case(known=(said,), label=label)
 
 
+def _whole(value: Any) -> Any:
+    """1.0 as 1: pandas has no whole numbers in a column with gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _new_hops(value: Any) -> tuple[int, ...]:
-    hops = value.replace(",", " ").split() if isinstance(value, str) else value
-    hops = [hops] if isinstance(hops, int) else hops or []
+    hops = (
+        [h.removesuffix(".0") for h in value.replace(",", " ").split()] if isinstance(value, str) else value
+    )
+    hops = [hops] if isinstance(hops, int) else list(map(_whole, hops or []))
     if isinstance(hops, list | tuple) and len(hops) <= 100 and all(str(h) in _NUMBERS for h in hops):
         return tuple(sorted(map(int, hops)))
     raise InputError(f"'new_hops' is {str(value)[:50]!r}, but must be numbers from 1 to {len(_NUMBERS)}.")
 
 
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = frozenset(map(str, range(1, 101)))
 OWN = Format("prompts", "prompts of ecstruct", frozenset({"prompt", "answer"}), _case)

@@ -1,0 +1,106 @@
+"""The tokens of options, by which a prompt's answers are told apart.
+
+Prompts often share hundreds of options, and to read every prompt with every option takes minutes. What a
+tokenizer makes of an option depends on the prompt only where the two are read as one piece. Where the
+prompt ends with a piece of its own, an option has the tokens that it has after any other such prompt, and
+is read once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ecstruct.errors import InputError
+from ecstruct.facts.encoding import InPieces, check_known, encode, encode_in_pieces, readable, split
+from ecstruct.facts.prompt import Prompt
+
+_Tokens = tuple[int, ...]
+
+
+def first_tokens(
+    prompts: Sequence[Prompt], encoded: Sequence[_Tokens], tokenizer: PreTrainedTokenizerBase
+) -> list[_Tokens]:
+    """The first token of every option of every prompt; `encoded` as the tokenizer gave the texts.
+
+    Raises:
+        InputError: there are fewer than two options, one has no tokens of its own or begins with an unknown
+            one, or two begin with the same.
+    """
+    found = []
+    for prompt, options in zip(prompts, _options(prompts, encoded, tokenizer), strict=True):
+        firsts = tuple(ids[0] for ids in options)
+        if tokenizer.unk_token_id in firsts:
+            for option, first in zip(prompt.options or (), firsts, strict=True):
+                check_known(option, (first,), tokenizer)
+        if len(set(firsts)) < len(firsts):
+            raise _alike(prompt, firsts, tokenizer)
+        found.append(firsts)
+    return found
+
+
+def option_tokens(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[_Tokens, ...]]:
+    """All tokens of every option of every prompt: these may begin alike.
+
+    Raises:
+        InputError: there are fewer than two options, or one has unknown tokens or none of its own.
+    """
+    encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
+    found = []
+    for prompt, options in zip(prompts, _options(prompts, encoded, tokenizer), strict=True):
+        for option, ids in zip(prompt.options or (), options, strict=True):
+            if tokenizer.unk_token_id in ids:
+                check_known(option, ids, tokenizer)
+        found.append(options)
+    return found
+
+
+def _options(
+    prompts: Sequence[Prompt], encoded: Sequence[_Tokens], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[_Tokens, ...]]:
+    """All tokens of every option, prompt by prompt: the first that cannot be used is told before the
+    others are read."""
+    for prompt in prompts:
+        if prompt.options is None:
+            raise InputError(
+                f"the prompt {prompt.text!r} has no other option than its answer {prompt.answer!r}: "
+                "pass at least two with options=."
+            )
+    known: dict[tuple[str, str], _Tokens] = {}
+    wholes = encode_in_pieces(prompts, [p.answered(p.answer) for p in prompts], tokenizer)
+    for prompt, ids, whole in zip(prompts, encoded, wholes, strict=True):
+        _, apart = _of_answer(prompt, prompt.answer, ids, whole, tokenizer)
+        own, between = dict[str, _Tokens](), prompt.between
+        options = prompt.options or ()
+        unread = [o for o in options if not apart or (o, between) not in known]
+        texts = [prompt.answered(option) for option in unread]
+        read = encode_in_pieces([prompt] * len(texts), texts, tokenizer)
+        for option, found in zip(unread, read, strict=True):
+            own[option], its_apart = _of_answer(prompt, option, ids, found, tokenizer)
+            if apart and its_apart:
+                known[option, between] = own[option]
+        yield tuple(own[o] if o in own else known[o, between] for o in options)
+
+
+def _of_answer(
+    prompt: Prompt, answer: str, ids: _Tokens, whole: InPieces, tokenizer: PreTrainedTokenizerBase
+) -> tuple[_Tokens, bool]:
+    """The tokens of an answer, and whether they begin with a piece of their own."""
+    before, of_answer = split(prompt, answer, ids, whole.ids, tokenizer)
+    left, right = whole.pieces[len(before) - 1 : len(before) + 1]
+    return of_answer, left is not None and right is not None and left != right
+
+
+def _alike(prompt: Prompt, firsts: _Tokens, tokenizer: PreTrainedTokenizerBase) -> InputError:
+    """Which options begin alike."""
+    owner: dict[int, str] = {}
+    for option, first in zip(prompt.options or (), firsts, strict=True):
+        if (other := owner.setdefault(first, option)) != option:
+            return InputError(
+                f"the options {other!r} and {option!r} begin with the same token "
+                f"{readable((first,), tokenizer)[0]!r}, by which they cannot be told apart: leave one "
+                'out, reword them, or take whole answers with answer_tokens="all" (--answer-tokens all; in '
+                'scores with the reward "logprob" only).'
+            )
+    raise AssertionError("every option begins with another token")

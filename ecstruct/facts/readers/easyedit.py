@@ -1,0 +1,77 @@
+"""The layout of EasyEdit (Wang et al. 2024), which KnowEdit (Zhang et al. 2024) has too, and the older one
+of its ZsRE files: an edit, and what else has to change with it.
+
+The edit is the fact, and the answer that it replaces (the first of `ground_truth`) is a rival. Its other
+wordings are one hop, which is new; so are questions under `Subject_Aliasing`. What else `portability` asks
+follows from the edit in a way that the file does not name. `locality` is about what must stay, and is not
+read.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ecstruct.errors import InputError
+from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.fields import aliases, objects, text
+
+_NO_ANSWER = ("", "<|endoftext|>")
+"""What EasyEdit has in the place of an answer that is not known."""
+
+
+def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    subject = text(record, "subject").strip() if record.get("subject") else None
+    new, true = text(record, "target_new").strip(), _answers(record, "ground_truth")
+    prompt = text(record, "prompt")
+    edit = said(
+        prompt.replace("{}", subject) if subject else prompt,
+        new,
+        subject=subject,
+        relation=None if subject else "edits without a subject",
+        rivals=[answer for answer in true[:1] if answer != new],
+    )
+    implied = [
+        Implied(said(wording, new, subject=subject, relation=edit.relation), (1,))
+        for wording in _answers(record, "rephrase_prompt")
+    ]
+    for axis, question in _questions(record):
+        # Several answers are right, each by several names: one is enough.
+        if answers := _answers(question, "ground_truth"):
+            asked = said(text(question, "prompt"), answers[0], subject=subject, aliases=answers[1:])
+            implied.append(Implied(asked, (1,) if axis == "Subject_Aliasing" else ()))
+    return Case((edit,), tuple(implied))
+
+
+def _questions(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    portability = record.get("portability") or {}
+    if not isinstance(portability, Mapping):
+        raise InputError(f"'portability' is of type {type(portability).__name__}, but must be an object.")
+    if "New Question" in portability:
+        yield "", {"prompt": portability["New Question"], "ground_truth": portability.get("New Answer")}
+        return
+    for axis, questions in portability.items():
+        of_axis = [questions] if isinstance(questions, Mapping) else questions
+        for question in objects({axis: of_axis}, axis) if of_axis else ():
+            yield axis, question
+
+
+def _answers(record: Mapping[str, Any], key: str) -> list[str]:
+    """A text, or those of a list, of lists too, that say something."""
+    value = record.get(key)
+    found = [value] if isinstance(value, str) else aliases(record, key)
+    return [stripped for text in found if (stripped := text.strip()) not in _NO_ANSWER]
+
+
+_MEND = {
+    "src": "prompt",
+    "alt": "target_new",
+    "answers": "ground_truth",
+    "rephrase": "rephrase_prompt",
+}
+
+
+def _mend(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    return _case({_MEND.get(key, key): value for key, value in record.items()}, file, hop)
+
+
+EASYEDIT = Format("easyedit", "EasyEdit or KnowEdit", frozenset({"prompt", "target_new"}), _case)
+ZSRE = Format("zsre", "ZsRE as in EasyEdit", frozenset({"src", "alt", "rephrase"}), _mend)

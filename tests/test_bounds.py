@@ -1,0 +1,150 @@
+"""Options and environments that no run can make sense of: one sentence, at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_inputs import save_inputs
+from command_line import assert_refused, run
+from tiny import PROMPTS, hooked_pair
+
+from ecstruct import distributed
+from ecstruct.errors import InputError
+from ecstruct.finetuning import finetune
+from ecstruct.models.load import device_of
+from ecstruct.organism import pretrain
+from ecstruct.subnetworks import prune
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+MANY, LATE = 10**22, 2**64
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]]]] = {
+    "demo": ((), {"seed": [LATE]}),
+    "finetune": (
+        ("model", "facts"),
+        {
+            **{"lr": [1e31, 1e38, 1e39, 1e308, "nan", "inf"], "epochs": [MANY, 10**400]},
+            **{"batch-size": [MANY], "accumulate": [MANY], "checkpoint-every": [MANY]},
+            **{"seed": [LATE], "lora": [f"r={MANY}", f"r=2,alpha=1{'0' * 310}"]},
+        },
+    ),
+    "score": (("before", "after", "prompts"), {"path-steps": [MANY], "batch-size": [MANY]}),
+    "fidelity": (
+        ("before", "after", "prompts"),
+        {"top": [MANY], "sample": [MANY], "memory": [MANY], "seed": [LATE]},
+    ),
+    "recall": (("model", "prompts"), {"window": [MANY]}),
+    "reproduce": (
+        (),
+        {
+            "lr": [1e31, 1e38, 1e308],
+            "seeds": [MANY],
+            "repeats": [MANY],
+            "epochs": [MANY],
+            "batch-size": [MANY],
+        },
+    ),
+    "subnetworks prune": (
+        ("model", "prompts"),
+        {"seeds": [MANY], "steps": [MANY], "batch-size": [MANY], "sparsity": ["nan", "1e308"]},
+    ),
+    "organism pretrain": ((), {"seed": [LATE], "steps": [MANY], "threads": [1024, 100_000, MANY]}),
+}
+CASES = [
+    pytest.param(command, option, value, id=f"{command} {option} {str(value)[:25]}")
+    for command, (_, options) in COMMANDS.items()
+    for option, values in options.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("command", "option", "value"), CASES)
+def test_what_is_too_large_is_refused(
+    inputs: Path, tmp_path: Path, command: str, option: str, value: Any
+) -> None:
+    files = {"model": "model", "before": "model", "after": "after"}
+    words = command.split() + ["ocr"] * (command == "reproduce")
+    for name in COMMANDS[command][0]:
+        words += [f"--{name}", str(inputs / files.get(name, "prompts.jsonl"))]
+    assert_refused(run(*words, f"--{option}", value, "--out", tmp_path / "out"), option.replace("-", "."))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_rate_is_no_traceback(inputs: Path, tmp_path: Path) -> None:
+    words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--out", tmp_path / "out")
+    assert_refused(run("finetune", *words, "--lr", 1e30, "--quiet"), "the loss became nan .* smaller lr=")
+
+
+def test_rates_of_callers() -> None:
+    model = hooked_pair("llama")[0]
+    for lr in (1e31, 1e308, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="is no learning rate"):
+            finetune(model, PROMPTS, lr=lr, progress=False)
+        with pytest.raises(InputError, match="is no learning rate"):
+            prune(model, PROMPTS, lr=lr, progress=False)
+
+
+def test_threads_of_callers(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(InputError, match="the organism has threads=100000: it should be less than 1024"):
+        pretrain(tmp_path / "out", threads=100_000)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["meta", "privateuseone", "hpu", "lazy", "x", "", "cpu:-1"])
+def test_devices_that_cannot_compute_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"there is no device '{name}' here: use 'cpu'"):
+        device_of(name)
+
+
+WORLD = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("RANK", value) for value in ("2", "-1", "x", "1" * 30)],
+        *[("WORLD_SIZE", value) for value in ("x", "-2", "0", "1" * 30, "2.0")],
+        *[("MASTER_PORT", value) for value in ("x", "0", "65536")],
+        ("LOCAL_RANK", "7"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for key, given in (WORLD | {name: value}).items():
+        monkeypatch.setenv(key, given)
+    words = (
+        "--before",
+        inputs / "model",
+        "--after",
+        inputs / "after",
+        "--prompts",
+        inputs / "prompts.jsonl",
+    )
+    message = f"the environment says {name}='{value}', which is no number from"
+    assert_refused(run("score", *words, "--out", tmp_path / "out"), message)
+    assert_refused(run("demo", "--out", tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ranks_that_nobody_meets_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    for key, given in (WORLD | {"RANK": rank, "MASTER_PORT": "29517"}).items():
+        monkeypatch.setenv(key, given)
+    monkeypatch.setattr(distributed, "_MEETING", distributed.timedelta(seconds=1))
+    message = "the 2 processes that WORLD_SIZE says do not meet at localhost:29517 within"
+    with pytest.raises(InputError, match=message), distributed.ranks("cpu"):
+        pass
+    shared = "several processes share GPUs or the CPU, not 'meta'"
+    with pytest.raises(InputError, match=shared), distributed.ranks("meta"):
+        pass
