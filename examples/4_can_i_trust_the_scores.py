@@ -100,10 +100,11 @@ fidelity.table().round(2)
 # **What to look at.** Points on a rising line: the order of the components, which is what one reads off a
 # heatmap, is that of the interventions. A slope other than one only means that sizes are off.
 #
-# **What disagreement looks like.** Look at the *upstream* panels: a cloud. The components to which the
-# interventions give the most are not those to which the fast scores do. The linearisation fails there
-# because $y - y^*$ is no small step: taking away what an early component writes changes everything after
-# it. Exact gradients do not mend that. Here are the upstream components by either method:
+# **What disagreement looks like.** Look at the *upstream* panels by gradients, surrogate and exact: a cloud.
+# The components to which the interventions give the most are not those to which these scores do, because
+# $y - y^*$ is no small step: taking away what an early component writes changes everything after it. Slopes
+# by the rules of relevance, the default, are those of a step of that size. Here are the upstream components
+# by them and by intervention:
 
 # %%
 names = {"fast": scores, "by intervention": fidelity.causal}
@@ -111,8 +112,8 @@ top = {name: of.top(5, "upstream")[["kind", "layer", "head", "value"]] for name,
 pd.concat(top, axis=1).round(2)
 
 # %% [markdown]
-# So say nothing about upstream components from fast scores on a pair like this one. Use
-# `ecstruct.causal_scores(..., kinds=["upstream"])`, which costs an intervention per component.
+# The same five, in another order. For sizes use `ecstruct.causal_scores(..., kinds=["upstream"])`, which
+# costs an intervention per component.
 #
 # ## 4. Are they larger than where there is nothing to be found?
 #
