@@ -14,7 +14,7 @@ WORTH_SAYING = 60.0
 
 
 class Bar(tqdm):
-    """A bar over all of a computation: `phase` names what it is at, and what an earlier run has `done` counts
+    """A bar over all of a computation: `phase` names what it is at. What an earlier run has `done` counts
     as done, but not as fast."""
 
     def __init__(
@@ -26,6 +26,12 @@ class Bar(tqdm):
     def phase(self, name: str) -> None:
         """What the computation is at."""
         self.set_description(name)
+
+    def step(self, n: int, *, new: bool) -> None:
+        """So much is finished, now or by an earlier run."""
+        if not (new or self.disable):
+            self.initial += n
+        self.update(n)
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)

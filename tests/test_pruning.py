@@ -89,7 +89,9 @@ def test_masks_of_too_few_steps_are_refused_by_all_that_builds_on_them(
     assert not few.converged.any() and (few.dataset["expected_sparsity"] < 0.01).all()
     assert "3 of the seeds did not converge" in repr(few)
     few.save(tmp_path / "masks.nc")
-    message = r"did not converge for 3 of 3 seeds \(0, 1, 2\): after 40 steps their gates expect 0% .* not 80%"
+    message = (
+        r"did not converge for 3 of 3 seeds \(0, 1, 2\): after 40 steps their gates expect 0% .* not 80%"
+    )
     for use in (
         subnetworks.core,
         lambda masks: subnetworks.core({0.8: masks}),

@@ -55,6 +55,7 @@ def recall(
     """Attention knockout, subject enrichment and attribute extraction; writes arrays and report.html.
 
     Prompts need a subject. With --after, both models side by side, and beside their extractive scores.
+    Goes on where it was stopped.
     """
     with session(quiet, debug):
         from ecstruct.runs import chat_of, records, run_recall

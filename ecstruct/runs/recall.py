@@ -1,5 +1,6 @@
 """Recall dissected, of one model or of two."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ecstruct.runs.configuration import Config, again, alone, check_weights, wri
 @alone
 def run_recall(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Dissect recall and write an array per part and model, `report.html`, and of two models
-    `agreement.csv` and `scores.nc`."""
+    `agreement.csv` and `scores.nc`; goes on from the folder `unfinished`."""
     arguments = dict(config)
     source, after_source = arguments.pop("model"), arguments.pop("after", None)
     prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
@@ -35,7 +36,8 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     for state, found in weights.items():
         check_weights(after_source if state == AFTER else source, found, expected.get(state))
     attributes = _attributes(arguments.pop("attributes", "facts"), prompts, model)
-    options: dict[str, Any] = {**arguments, "progress": progress}
+    unfinished = out / "unfinished"
+    options: dict[str, Any] = {**arguments, "folder": unfinished, "progress": progress}
     if after_source:
         result = compare(model, models[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}
@@ -55,6 +57,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     shown = {key: value for key, value in whole.items() if key not in ("prompts", "attributes")}
     recall_report(out / "report.html", result, tokens, again(out), shown)
     write_config(out, "recall", whole)
+    shutil.rmtree(unfinished, ignore_errors=True)
     if progress:
         tqdm.write(f"report: {out / 'report.html'}")
 

@@ -74,8 +74,8 @@ class Masks:
         expected: Float[np.ndarray, " seed"] | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> Masks:
-        """Masks from arrays, True where a component is kept; `seeds` are 0, 1, ... if not given, `reference`
-        is needed to run them, and `expected` is the sparsity that gates expect, of masks that come of these.
+        """Masks from arrays, True where a component is kept; `seeds` are 0, 1, ... if not given, and
+        `reference` is needed to run them. `expected` is the sparsity that gates expect, if there were any.
 
         >>> masks = Masks.of(np.ones((2, 3, 4)), np.zeros((2, 3)))
         >>> masks.heads.sizes["head"], masks.sparsity.values.tolist()
@@ -164,8 +164,8 @@ class Masks:
 
     @property
     def converged(self) -> xr.DataArray:
-        """Whether each seed's optimisation came as near to the sparsity asked for as `TOLERANCE` (seed); true
-        of masks that no optimisation found."""
+        """Whether each seed's optimisation came as near to the sparsity asked for as `TOLERANCE` (seed);
+        true of masks that no optimisation found."""
         expected = self.dataset.get("expected_sparsity", self.sparsity)
         return (abs(expected - self.sparsity) <= TOLERANCE).rename("converged")
 
@@ -183,8 +183,8 @@ class Masks:
         expected = self.dataset["expected_sparsity"].values[failed.values].mean()
         steps = (self.dataset.attrs.get("options") or {}).get("steps", "its")
         raise InputError(
-            f"pruning did not converge for {len(which)} of {len(self)} seeds ({listed}): after {steps} steps "
-            f"their gates expect {expected:.0%} of the components to be ablated on average, not "
+            f"pruning did not converge for {len(which)} of {len(self)} seeds ({listed}): after {steps} "
+            f"steps their gates expect {expected:.0%} of the components to be ablated on average, not "
             f"{float(self.sparsity.mean()):.0%}, so that their masks mean nothing; prune again with more "
             "steps (500 are ample at the default rate for most models), or ask for another sparsity."
         )

@@ -12,11 +12,11 @@ expected to be, all others to one.
 
 s is 1 - mean(z) with P(z = 0) in the place of a draw of z, as in Louizos et al.: at log alpha = 10, where
 gates begin, one draw in 4,600 has a gradient. What optimisation leaves between the expected number of zeros
-and the number asked for is made up by the gates with the next log alpha: no more than a tenth of all, or the
-seed has not *converged*, and its masks say so (`Masks.converged`).
+and the number asked for is made up by the gates with the next log alpha: no more than a tenth of all, or
+the seed has not *converged*, and its masks say so (`Masks.converged`).
 
-Log alpha moves by about the learning rate in a step, from 10 to below 0 and on, so that at 0.1 nothing is
-ablated before some 60 steps, and the sparsity settles after about 150. The 500 steps of the default let gates
+Log alpha moves by about the learning rate in a step, from 10 to 0 and below, so that at 0.1 nothing is
+ablated in the first steps, and the sparsity settles after about 150. The 500 steps of the default let gates
 change sides while the target grows.
 
 Seeds differ in their draws (and, where there are more prompts than `batch_size`, in their batches). They
@@ -123,8 +123,8 @@ def prune(
         sparsity: The share of components that is ablated, among all of `kinds` together; it is reached to
             within one component.
         seeds: How many, or which.
-        steps: Of optimisation; each runs `batch_size` prompts (all, if there are fewer) for every seed. Fewer
-            than about 15 / lr do not converge; 500 is ample at the default rate (see `Masks.converged`).
+        steps: Of optimisation; each runs `batch_size` prompts (all, if there are fewer) for every seed.
+            Fewer than about 15 / lr do not converge; 500 is ample at the default rate.
         kinds: What may be ablated; the other kind is kept.
         ablation: Whether an ablated component writes its mean over `reference` (the prompts themselves, if
             not given) or zero.
@@ -154,8 +154,8 @@ def prune(
         _warn_if_unsolved(model, tokenized)
         if steps < options.settled:
             _log.warning(
-                "%d steps at lr=%g will hardly converge: gates begin at log alpha %g and move by about lr in a "
-                "step, so that about %d are needed, and 500 are ample at lr=0.1.",
+                "%d steps at lr=%g will hardly converge: gates begin at log alpha %g and move by about lr "
+                "in a step, so that about %d are needed, and 500 are ample at lr=0.1.",
                 *(steps, lr, INITIAL, options.settled),
             )
         state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)
