@@ -153,4 +153,13 @@ def test_one_bar_over_both_models(inputs, tmp_path):
     ).stderr
     for phase in ("after finetuning: ", "before finetuning: extraction heads", "scoring"):
         assert phase in shown
-    assert shown.count("100%") == 2
+    assert shown.count("\n") == 2  # one bar of recall, one of the scores
+
+
+def test_answers_of_one_word_are_no_attributes(inputs, tmp_path):
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--out", tmp_path)
+    result = run(*command, "--attributes", "facts", "--quiet")
+    assert result.exit_code == 2
+    assert "hardly more than one attribute each" in result.stderr
+    result = works(*command, "--device", "cpu")
+    assert (tmp_path / "knockout.nc").exists() and not (tmp_path / "rate.nc").exists()

@@ -38,10 +38,11 @@ def recall(
     attributes: Annotated[
         str,
         typer.Option(
-            help="What there is to know of subjects: 'facts' (the prompts' answers), a JSONL file with the "
-            "keys subject and text, 'world' for the organism, or 'none'."
+            help="What there is to know of subjects: a JSONL file with the keys subject and text, 'facts' "
+            "(the prompts' answers; refused where these are one word each), 'answers' (the same; left out "
+            "there), 'world' for the organism, or 'none'."
         ),
-    ] = "facts",
+    ] = "answers",
     onto: Annotated[
         Literal["unembedding", "embedding"],
         typer.Option(help="What hidden states are projected with to look for attributes."),
