@@ -24,7 +24,7 @@ def recall(
     out: Out,
     after: Annotated[
         str | None,
-        typer.Option(help=f"The finetuned model to compare with: {SOURCE} or adapter's folder"),
+        typer.Option(help=f"The finetuned model to compare with: {SOURCE}"),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="Layers blocked at once; 9, or all of a model that has fewer.")

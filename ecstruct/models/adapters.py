@@ -1,5 +1,6 @@
 """Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from ecstruct.errors import InputError
+from ecstruct.files import from_json
 from ecstruct.models.boot import gist
 from ecstruct.models.steps import resolved
 
@@ -29,6 +31,47 @@ def is_adapter(path: str | Path) -> bool:
             f"already: move {_CONFIG} away to take the model, or the model's files to take the adapter."
         )
     return True
+
+
+def adapted_by(adapter: str | Path) -> str:
+    """The model that an adapter of a local folder says it changes.
+
+    Raises:
+        InputError: it does not say so.
+    """
+    path = Path(resolved(adapter)) / _CONFIG
+    try:
+        base = from_json(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"the folder {adapter} is an adapter: give the model that it changes, which its {_CONFIG} does "
+            "not name, and this folder as adapter= (of ecstruct rank: --adapter)."
+        )
+    return base
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether a model in memory is one that peft has wrapped, told without importing peft."""
+    return any(
+        of.__module__ == "peft.peft_model" and of.__name__ == "PeftModel" for of in type(model).__mro__
+    )
+
+
+def merged_copy(model: Any) -> Any:
+    """The Hugging Face model under a peft model, with the active adapter in its weights; a copy.
+
+    Raises:
+        InputError: an adapter that is no change of weights.
+    """
+    try:
+        return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the adapter of this {type(model).__name__} cannot be merged into the weights "
+            f"({gist(error)}): give a model with LoRA."
+        ) from error
 
 
 def merged(hf: Any, adapter: str | Path) -> Any:

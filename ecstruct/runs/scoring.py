@@ -36,19 +36,22 @@ def rank_table(
     out: Path | None,
     chat: Chat = tuple,
     answer_tokens: AnswerTokens = "first",
+    adapter: str | None = None,
 ) -> pd.DataFrame:
     """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
     prompts = chat(read_jsonl(path))
+    model = load(source, adapter=adapter, device=device)
     table = pd.DataFrame(
         {
             "prompt": [prompt.text for prompt in prompts],
             "answer": [prompt.answer for prompt in prompts],
-            "rank": ranks(load(source, device=device), prompts, answer_tokens=answer_tokens),
+            "rank": ranks(model, prompts, answer_tokens=answer_tokens),
         }
     )
     if out:
         result = {
             "model": source,
+            "adapter": adapter,
             "answer_tokens": answer_tokens,
             "mean_rank": np.mean(table["rank"]).item(),
             "ranks": table.to_dict("records"),
