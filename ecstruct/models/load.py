@@ -50,7 +50,7 @@ def load(
             change, or a model already in memory. A Hugging Face model is taken over: its modules become
             part of the hooked model and its weights are shared with it. Of a peft model a copy is merged.
             Of a HookedTransformer (of TransformerLens 3) the weights are copied; configuration and
-            tokenizer are those of the checkpoint that it was made from, which its `cfg.tokenizer_name` says.
+            tokenizer are those of the checkpoint that it was made from, which `cfg.tokenizer_name` says.
         revision: branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they get their `dtype`.
