@@ -220,3 +220,9 @@ def test_finetuning_and_scoring_say_whether_it_worked(inputs, tmp_path):
         assert "informative" in shown and f"miss its change by {float(missed):.3g}" in shown
     # What is scored is beside the scores, so that the command of the report can be pasted.
     assert read_jsonl(tmp_path / "scores" / "prompts.jsonl") == read_jsonl(inputs / "prompts.jsonl")
+    # A single prompt's figure says which it is.
+    scores = ExtractiveScores.load(tmp_path / "scores" / "scores.nc")
+    (text, answer), before, after = FACTS[2], *(float(of) for of in scores.reward[2])
+    title = f"“{text}” → “{answer}”<br>reward {before:.3g} → {after:.3g}".replace("-", "−")
+    title += f", rank {of['before'][2]:g} → {of['after'][2]:g}"
+    assert f"<b>{title}</b>" in [note.text for note in scores.heatmap(prompt=2).layout.annotations]

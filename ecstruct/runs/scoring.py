@@ -32,6 +32,7 @@ from ecstruct.runs.configuration import (
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up
 
 
@@ -81,7 +82,7 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         scores = engine.shared(prompts, joined, out / "shards")
         if scores is None:
             return
-        ranked = _ranked(engine, prompts)
+        scores, ranked = _ranked(scores, engine, prompts)
         scores.save(out / "scores.nc")
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
@@ -94,20 +95,24 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         tqdm.write("\n\n".join([*tables, f"{adding_up(scores)}\nreport: {out / 'report.html'}"]))
 
 
-def _ranked(engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
-    """Ranks before and after; none of models on disk, which are read block by block, and of prompts that
-    have no options to rank among."""
+def _ranked(
+    scores: ExtractiveScores, engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]
+) -> tuple[ExtractiveScores, pd.DataFrame | None]:
+    """The scores with the prompts' ranks as the coordinate `rank` (prompt, state), and these in short; none
+    of models on disk, which are read block by block, and of prompts that have no options to rank among."""
     pair = engine.pair
     if not pair.resident:
-        return None
+        return scores, None
     try:
         asked = [Prompt.from_record(record) for record in prompts]
         tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
     except InputError:  # they can be scored, by their log-probability
-        return None
+        return scores, None
     weights = {"before": pair.before, "after": pair.after}
     found = {state: ranks_under(pair.view, its, tokenized) for state, its in weights.items()}
-    return rank_summary(tokenized, found)
+    by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
+    dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
+    return ExtractiveScores(dataset), rank_summary(tokenized, found)
 
 
 @alone

@@ -53,6 +53,8 @@ def summary_html(scores: ExtractiveScores) -> str:
 def adding_up(scores: ExtractiveScores) -> str:
     """Whether informative scores can be read as shares of what finetuning changed."""
     change = float((scores.reward.sel(state="after") - scores.reward.sel(state="before")).mean())
+    if not change:
+        return "The reward did not change: there is nothing that the scores could be shares of."
     left = float(abs(scores.completeness).mean())
     said = (
         f"The reward changed by {change:+.3g} on average, and the informative scores of a prompt miss its "
