@@ -159,6 +159,7 @@ class Work:
             "extraction heads", lambda: extraction_heads(model, self.prompts, attributes, **of_all)
         )
         bar.step(len(model.blocks), new=new)
+        assert isinstance(heads, xr.Dataset)
         return Dissection(blocked, events, rate, sublayers, heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
@@ -180,7 +181,7 @@ def _checksum(value: Any) -> str:
     return xxhash.xxh3_64_hexdigest(repr(value).encode())
 
 
-def _joined(found: Sequence[Result]) -> Result:
+def _joined(found: Sequence[Any]) -> Result:
     """Results of some prompts each as one of all."""
     if len(found) == 1:
         return found[0]

@@ -65,10 +65,10 @@ def _knockout(
         Table(_probabilities(models), f"How likely the {_token(options['token'])} is when all is seen."),
     ]
     panels = {title: effect for title, effect in _effects(models).items() if effect.notnull().any()}
-    if len(panels) < len(models):
+    if any((model.knockout["probability"] < LIKELY).any() for model in models.values()):
         items.append(
             f"What blocking makes of a probability below {LIKELY:.0%} is noise: such prompts are left out, "
-            f"and {'a model' if panels else 'every model'} that has no others."
+            "and a model that has no others."
         )
     if panels:
         if isinstance(found, Comparison) and len(panels) == len(models):
