@@ -9,11 +9,12 @@ tokens. Of an answer with aliases the best counts; an alias that begins like ano
 where first tokens are compared.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, get_args, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,8 +25,10 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
-from ecstruct.models.bridge import eval_mode
+from ecstruct.models.bridge import eval_mode, still
+from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.models.sites import Weights
 
 AnswerTokens = Literal["first", "all"]
 
@@ -175,6 +178,35 @@ def ranks_by(
             for i, of_prompt in zip(chosen, last, strict=True):
                 result[i] = rank_of(tokenized[i], of_prompt)
     return result
+
+
+def ranks_under(
+    view: HookedView, weights: Weights, tokenized: Sequence[TokenizedPrompt], *, batch_size: int = 64
+) -> Float[np.ndarray, " prompt"]:
+    """`ranks_of_tokenized` of a hooked model under other weights than its own."""
+    result, device = np.empty(len(tokenized)), view.device
+    with still(view.model), torch.no_grad():
+        for chosen, batch in _batches(tokenized, batch_size, pad_id_of(tokenizer_of(view.model)), device):
+            embedded, calls = view.embed(weights, batch.ids, batch.mask)
+            resid = embedded.output
+            for layer, call in enumerate(calls):
+                resid = view.through(layer, weights, call, resid)
+            for i, logits in zip(chosen, view.logits_at(weights, resid, batch.last).cpu(), strict=True):
+                result[i] = rank_of(tokenized[i], logits)
+    return result
+
+
+def rank_summary(
+    tokenized: Sequence[TokenizedPrompt], found: Mapping[str, Float[np.ndarray, " prompt"]]
+) -> pd.DataFrame:
+    """Mean rank and accuracy (the share of rank 0) of ranks by name, and what chance has."""
+    n_options = np.array([len(t.option_ids) for t in tokenized])
+    rows = [
+        {"model": name, "mean rank": float(of.mean()), "accuracy": float((of == 0).mean())}
+        for name, of in found.items()
+    ]
+    chance = {"mean rank": float((n_options - 1).mean() / 2), "accuracy": float((1 / n_options).mean())}
+    return pd.DataFrame([*rows, {"model": "chance", **chance}])
 
 
 def _batches(

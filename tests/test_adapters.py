@@ -9,9 +9,13 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, plain_pair, tokenizer
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import ecstruct
 from ecstruct import InputError
+from ecstruct.cli import app
+from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import to_hugging_face
 from ecstruct.models.bridge import named_weights
 
@@ -160,3 +164,45 @@ def test_quantised_checkpoints_are_refused(tmp_path):
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
     with pytest.raises(InputError, match="is quantised, and what changed in its weights cannot be told"):
         ecstruct.load(base, device="cpu")
+
+
+def test_an_adapters_folder_is_its_base_with_it(tmp_path, monkeypatch):
+    base, adapter, merged = adapted("llama", tmp_path)
+    adapter.rename(tmp_path / "checkpoint-20")
+    config = json.loads((tmp_path / "checkpoint-20" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (tmp_path / "checkpoint-20" / "adapter_config.json").write_text(json.dumps(config))
+    expected = dict(merged.named_parameters())
+    for source in (tmp_path / "checkpoint-20", f"{tmp_path}@20"):
+        found = dict(to_hugging_face(ecstruct.load(source, device="cpu")).named_parameters())
+        for name, p in expected.items():
+            torch.testing.assert_close(found[name], p, rtol=0, atol=1e-6)
+    write_jsonl(PROMPTS, tmp_path / "prompts.jsonl")
+    words = ("--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "ranks.json", "--device", "cpu")
+    ranks = ecstruct.ranks(ecstruct.load(base, adapter=tmp_path / "checkpoint-20", device="cpu"), PROMPTS)
+    for model in (("--model", f"{tmp_path}@20"), ("--model", base, "--adapter", f"{tmp_path}@20")):
+        result = CliRunner().invoke(app, [str(word) for word in ("rank", *model, *words)])
+        assert result.exit_code == 0, result.output
+        rows = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
+        assert [row["rank"] for row in rows] == list(ranks)
+    del config["base_model_name_or_path"]
+    (tmp_path / "checkpoint-20" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is an adapter: give the model that it changes, which"):
+        ecstruct.load(tmp_path / "checkpoint-20")
+
+
+def test_a_model_that_peft_has_wrapped_is_merged_into_a_copy(tmp_path):
+    base, adapter, merged = adapted("llama", tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wrapped = peft.PeftModel.from_pretrained(plain, adapter)
+    before = {name: p.clone() for name, p in wrapped.state_dict().items()}
+    with pytest.raises(InputError, match="needs its tokenizer"):
+        ecstruct.load(wrapped)
+    found = dict(
+        to_hugging_face(ecstruct.load(wrapped, tokenizer=tokenizer(), device="cpu")).named_parameters()
+    )
+    for name, p in merged.named_parameters():
+        torch.testing.assert_close(found[name], p, rtol=0, atol=1e-6)
+    assert wrapped.state_dict().keys() == before.keys()
+    for name, p in wrapped.state_dict().items():
+        assert torch.equal(p, before[name])

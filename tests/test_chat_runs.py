@@ -1,6 +1,7 @@
 """Models that answer in chat templates: scores, training and the command line."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -89,7 +90,17 @@ def test_scores_tell_tokens_of_the_wrapper(folders, tmp_path):
     assert labels["X"] == (False, "<i>X</i>")
     inside = np.array(slots.slot_text)[~np.array(slots.in_wrapper)].tolist()
     assert inside[:2] == ["X", "Y"] and "".join(inside[2:]) == "livesin"
-    assert any("im_start" in label for label in scores.heatmap().layout.xaxis.ticktext)
+    every, folded = scores.heatmap(fold=False), scores.heatmap()
+    assert any("im_start" in label for label in every.layout.xaxis.ticktext)
+    # Runs of the template's tokens are one column each, their sum; the last token has its own.
+    labels, all_labels = folded.layout.xaxis.ticktext, every.layout.xaxis.ticktext
+    runs = [label for label in labels if "template tokens" in label]
+    assert len(runs) == 2 and labels[-1] == all_labels[-1] and not labels[1].startswith("<span")
+    first = int(re.findall(r"(\d+) template tokens", runs[0])[0])
+    values, summed = (np.asarray(figure.data[0].z, dtype=float) for figure in (every, folded))
+    np.testing.assert_allclose(summed[:, 0], values[:, :first].sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(summed[:, 1], values[:, first])
+    np.testing.assert_allclose(summed.sum(), values.sum(), rtol=1e-4)
     scores.save(tmp_path / "scores.nc")
     loaded = ecstruct.ExtractiveScores.load(tmp_path / "scores.nc")
     assert loaded.dataset["wrapper"].dtype == bool
@@ -156,7 +167,7 @@ def test_command_line_and_replay(folders, facts, tmp_path):
     expected = ecstruct.score(model, str(tmp_path / "tuned/delta.safetensors"), wrapped, progress=False)
     found = ecstruct.ExtractiveScores.load(tmp_path / "scores/scores.nc")
     np.testing.assert_array_equal(found.mlp.values, expected.mlp.values)
-    assert "im_start" in (tmp_path / "scores/report.html").read_text()
+    assert "template tokens" in (tmp_path / "scores/report.html").read_text()
 
     works("fidelity", *pair, *words, "--out", tmp_path / "fidelity", *QUIET)
     assert json.loads((tmp_path / "fidelity/config.json").read_text())["arguments"]["prompts"] == records

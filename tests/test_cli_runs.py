@@ -2,6 +2,7 @@
 when it is replayed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from facts_fixtures import FACTS
 from folders import contents, edit_weights
 from safetensors.torch import load_file
 
-from ecstruct import ExtractiveScores, mean_rank
-from ecstruct.facts import first_hop
+from ecstruct import ExtractiveScores, mean_rank, ranks
+from ecstruct.facts import first_hop, read_jsonl
 from ecstruct.models import WeightDelta, load
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -102,7 +103,7 @@ def test_scores_are_those_of_a_folder_and_of_a_delta(inputs, tmp_path):
     WeightDelta.between(before, after).save(tmp_path / "d.safetensors")
     assert scored(inputs, tmp_path / "folder").output == ""
     scored(inputs, tmp_path / "delta", after=tmp_path / "d.safetensors")
-    assert contents(tmp_path / "folder") == ["config.json", "report.html", "scores.nc"]
+    assert contents(tmp_path / "folder") == ["config.json", "prompts.jsonl", "report.html", "scores.nc"]
     a, b = (ExtractiveScores.load(tmp_path / kind / "scores.nc") for kind in ("folder", "delta"))
     assert float(np.abs(a.mlp).max()) > 0
     np.testing.assert_allclose(a.mlp, b.mlp, rtol=1e-3, atol=1e-5)
@@ -192,3 +193,36 @@ def test_a_run_is_not_replayed_with_other_weights(inputs, tmp_path, command):
     result = run("replay", tmp_path / "once" / "config.json", "--out", tmp_path / "twice")
     assert "are not those that this configuration was run with" in refused(result)
     assert contents(tmp_path / "twice") == []
+
+
+# Did it work?
+
+
+def test_finetuning_and_scoring_say_whether_it_worked(inputs, tmp_path):
+    words = ("--facts", inputs / "prompts.jsonl", "--epochs", 2, "--lr", 0.01, "--device", "cpu")
+    said = works("finetune", "--model", inputs / "model", *words, "--out", tmp_path / "tuned").output
+    delta = tmp_path / "tuned" / "delta.safetensors"
+    before = load(inputs / "model", device="cpu")
+    models = {"before": before, "after": WeightDelta.load(delta).apply_to(before)}
+    of = {state: ranks(model, inputs / "prompts.jsonl") for state, model in models.items()}
+    rows = {state: (its.mean(), (its == 0).mean()) for state, its in of.items()}
+    n = len({answer for _, answer in FACTS})  # all answers are options where none are given
+    rows["chance"] = ((n - 1) / 2, 1 / n)
+    both = ("--before", inputs / "model", "--after", delta, "--prompts", inputs / "prompts.jsonl")
+    scoring = works("score", *both, "--device", "cpu", "--out", tmp_path / "scores").output
+    page = (tmp_path / "scores" / "report.html").read_text()
+    for name, (rank, accuracy) in rows.items():
+        for shown in (said, scoring):
+            assert re.search(rf"{name} +{rank:.2f} +{accuracy:.2f}\n", shown)
+        assert f'<th scope="row">{name}</th><td class="number">{rank:.4g}</td>' in page
+    missed = abs(ExtractiveScores.load(tmp_path / "scores" / "scores.nc").completeness).mean()
+    for shown in (scoring, page):
+        assert "informative" in shown and f"miss its change by {float(missed):.3g}" in shown
+    # What is scored is beside the scores, so that the command of the report can be pasted.
+    assert read_jsonl(tmp_path / "scores" / "prompts.jsonl") == read_jsonl(inputs / "prompts.jsonl")
+    # A single prompt's figure says which it is.
+    scores = ExtractiveScores.load(tmp_path / "scores" / "scores.nc")
+    (text, answer), before, after = FACTS[2], *(float(of) for of in scores.reward[2])
+    title = f"“{text}” → “{answer}”<br>reward {before:.3g} → {after:.3g}".replace("-", "−")
+    title += f", rank {of['before'][2]:g} → {of['after'][2]:g}"
+    assert f"<b>{title}</b>" in [note.text for note in scores.heatmap(prompt=2).layout.annotations]

@@ -16,7 +16,9 @@ from ecstruct.runs.configuration import again
 
 
 def test_a_replay_of_a_folder_with_spaces() -> None:
-    assert again(Path("my runs/one")) == "ecstruct replay 'my runs/one/config.json' --out DIR"
+    assert (
+        again(Path("my runs/one")) == "ecstruct replay 'my runs/one/config.json' --out 'my runs/one-again'"
+    )
 
 
 def test_a_sweep_is_gone_on_with_from_its_folder_alone(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
     whole = ExtractiveScores.load(tmp_path / "whole" / "scores.nc")
     assert two[0].returncode == 0, two[0].stderr
     for out in (one, two[1]):
-        assert contents(out) == ["config.json", "report.html", "scores.nc"]
+        assert contents(out) == ["config.json", "prompts.jsonl", "report.html", "scores.nc"]
         assert_same_scores(ExtractiveScores.load(out / "scores.nc"), whole)
 
 

@@ -15,7 +15,7 @@ from tiny import PROMPTS, assert_unchanged, hooked_pair, state_of, tokenizer
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import Prompt, interruption
+from ecstruct import Prompt, interruption, subnetworks
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import tokenize
 from ecstruct.subnetworks import Masks, prune, pruning, reference_values
@@ -79,6 +79,36 @@ def test_the_optimisation_itself_ends_near_the_target(tmp_path: Path) -> None:
     prune(hooked_pair("llama")[0], PROMPTS, seeds=2, steps=300, checkpoint=file, progress=False)
     expected = probability_of_zero(load_file(file)["log_alpha"]).mean(1)
     np.testing.assert_allclose(expected, 0.5, atol=1.5 / 15)
+
+
+def test_masks_of_too_few_steps_are_refused_by_all_that_builds_on_them(
+    circuit: TransformerBridge, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    few = prune(circuit, PLANTED, sparsity=0.8, seeds=3, steps=40, progress=False)
+    assert "40 steps at lr=0.1 will hardly converge" in caplog.text
+    assert not few.converged.any() and (few.dataset["expected_sparsity"] < 0.01).all()
+    assert "3 of the seeds did not converge" in repr(few)
+    few.save(tmp_path / "masks.nc")
+    message = (
+        r"did not converge for 3 of 3 seeds \(0, 1, 2\): after 40 steps their gates expect 0% .* not 80%"
+    )
+    for use in (
+        subnetworks.core,
+        lambda masks: subnetworks.core({0.8: masks}),
+        lambda masks: subnetworks.evaluate(circuit, masks, PLANTED, progress=False),
+        lambda masks: subnetworks.ablate_core(circuit, masks, PLANTED, PLANTED, progress=False),
+        lambda masks: subnetworks.dependence(circuit, masks, PLANTED, progress=False),
+        lambda masks: subnetworks.generalising(masks, np.zeros(3)),
+    ):
+        for masks in (few, few.select([0, 1, 2]), Masks.load(tmp_path / "masks.nc")):
+            with pytest.raises(InputError, match=message):
+                use(masks)
+    caplog.clear()
+    enough = prune(circuit, PLANTED, sparsity=0.8, seeds=2, steps=200, progress=False)
+    assert enough.converged.all() and "converge" not in caplog.text + repr(enough)
+    subnetworks.core(enough)
+    # Masks that no optimisation found have nothing that could fail to converge.
+    subnetworks.core(few.like(few.heads.values, few.mlp.values))
 
 
 def test_log_alpha_says_which_are_kept() -> None:
@@ -260,7 +290,7 @@ def test_a_model_that_does_not_solve_the_prompts(
     wrong = [Prompt(p.text, PLANTED[(i + 1) % 4].answer, p.options) for i, p in enumerate(PLANTED)]
     with caplog.at_level(logging.WARNING):
         prune(circuit, PLANTED, seeds=1, steps=1, progress=False)
-        assert not caplog.records
+        assert "solves" not in caplog.text
         prune(circuit, wrong, seeds=1, steps=1, progress=False)
     assert "solves 0% of 4 prompts (mean rank " in caplog.text
 
@@ -268,4 +298,4 @@ def test_a_model_that_does_not_solve_the_prompts(
 def test_progress_is_shown(circuit: TransformerBridge, capsys: pytest.CaptureFixture[str]) -> None:
     prune(circuit, PLANTED, seeds=2, steps=3)
     shown = capsys.readouterr().err
-    assert "prune: 100%" in shown and "6/6" in shown
+    assert "pruning: 100%" in shown and "6/6" in shown

@@ -1,6 +1,7 @@
 """`ecstruct recall`: what it writes, how it is run again, and what it says of bad input."""
 
 import json
+import signal
 
 import pytest
 import xarray as xr
@@ -12,6 +13,7 @@ from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import WeightDelta
 from ecstruct.models.bridge import named_weights
+from ecstruct.recall import dissection, storage
 
 PROMPTS = first_hop().facts[:4]
 
@@ -105,3 +107,59 @@ def test_prompts_without_subjects(tmp_path):
     result = run(*command, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")
+
+
+@pytest.mark.parametrize("part", ["attention knockout", "sublayer knockout"])
+def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(dissection, "AT_ONCE", 3)
+    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
+    works(*command, tmp_path / "whole")
+    result, measured = storage.Kept.result, []
+
+    def terminated(self, name, measure):
+        key = (self.folder.name, name)
+
+        def noted():
+            stop = key == ("before", f"{part} 3") and key not in measured
+            measured.append(key)
+            if stop:
+                signal.raise_signal(signal.SIGTERM)
+            return measure()
+
+        return result(self, name, noted)
+
+    monkeypatch.setattr(storage.Kept, "result", terminated)
+    assert run(*command, tmp_path / "out").exit_code == 143
+    assert not (tmp_path / "out" / "report.html").exists()
+    damaged = tmp_path / "out" / "unfinished" / "after" / "attributes-rate-0.nc"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    first = len(measured)
+    other = run(*command, tmp_path / "out", "--window", "2")
+    assert "holds a part of another run (window was None, now 2)" in other.stderr
+    works(*command, tmp_path / "out")
+    again = {("before", f"{part} 3"), ("after", "attributes rate 0")}
+    assert set(measured[:first]) & set(measured[first:]) == again
+    files = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert files == {path.name for path in (tmp_path / "out").iterdir()}
+    for name in files - {"report.html"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_one_bar_over_both_models(inputs, tmp_path):
+    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu")
+    shown = works(
+        "recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out", tmp_path
+    ).stderr
+    for phase in ("after finetuning: ", "before finetuning: extraction heads", "scoring"):
+        assert phase in shown
+    assert shown.count("\n") == 2  # one bar of recall, one of the scores
+
+
+def test_answers_of_one_word_are_no_attributes(inputs, tmp_path):
+    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--out", tmp_path)
+    result = run(*command, "--attributes", "facts", "--quiet")
+    assert result.exit_code == 2
+    assert "hardly more than one attribute each" in result.stderr
+    result = works(*command, "--device", "cpu")
+    assert (tmp_path / "knockout.nc").exists() and not (tmp_path / "rate.nc").exists()

@@ -192,15 +192,34 @@ def test_report(compared: recall.Comparison, tmp_path) -> None:
 
 def test_the_summary_names_a_group_as_it_is_called() -> None:
     changes = xr.DataArray(
-        [[[-1.0, -2.0], [-3.0, -40.0]]],
+        # Of the second prompt the token is so unlikely that any change of it is one by many times.
+        [[[-1.0, -2.0], [-3.0, -40.0]], [[9e5, 9e5], [-9e5, 9e5]]],
         dims=("prompt", "group", "layer"),
-        coords={"group": ["subject", "non-subject"]},
+        coords={"group": ["subject", "non-subject"], "probability": ("prompt", [0.5, 1e-6])},
+        attrs={"options": {"token": "answer"}},
     )
-    said = _summary({"": SimpleNamespace(knockout=changes)})  # pyright: ignore[reportArgumentType]
-    assert said == (
+
+    def said(knockout: xr.DataArray) -> str:
+        return _summary({"": SimpleNamespace(knockout=knockout)})  # pyright: ignore[reportArgumentType]
+
+    assert said(changes) == (
         "Blocking attention from the non-subject tokens to the last one around layer 1 changes the "
-        "probability by −40% on average."
+        "token's probability (0.25 on average) by −40%."
     )
+    assert said(changes[1:]) == (
+        "The answer's first token has a probability of 1e-06 on average: what blocking attention changes "
+        "of it is noise."
+    )
+
+
+def test_panels_of_knockout_have_a_scale_each_and_fit_a_page(compared: recall.Comparison) -> None:
+    one = compared.after.knockout
+    figure = knockout_lines({"before": one, "after": 1000 * one, "more": one.isel(layer=[0] * 30)})
+    assert figure.layout.yaxis2.range[1] > 50 * figure.layout.yaxis.range[1]
+    assert figure.layout.width <= 1250
+    assert figure.layout.yaxis2.showticklabels
+    shared = layer_lines({"before": one, "after": 1000 * one}, lines="group", y="y")
+    assert shared.layout.yaxis.range == shared.layout.yaxis2.range
 
 
 def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() -> None:

@@ -279,8 +279,17 @@ def test_the_page_of_scores(tmp_path: Path) -> None:
     assert f"{after - before:.4g}".replace("-", "−") in text
     assert (
         "ecstruct fidelity --before organism --after 'my org/tuned@v2' --reward logit_diff "
-        "--baseline counterfactual --prompts PROMPTS.jsonl --out DIR"
+        f"--baseline counterfactual --prompts {tmp_path}/prompts.jsonl --out {tmp_path}/fidelity"
     ) in text
+    assert "Ranks take passes of their own" in text
+    missed = float(abs(scores.completeness).mean())
+    assert f"miss its change by {missed:.3g}, which is more than half: do not read them as shares" in text
+    ranks = pd.DataFrame(
+        {"model": ["before", "chance"], "mean rank": [7.25, 9.5], "accuracy": [0.125, 0.05]}
+    )
+    score_report(tmp_path / "report.html", scores, "", ranks)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "7.25" in page and "0.125" in page and "Ranks take passes" not in page
     assert "ecstruct replay config.json --out DIR" in text and '"fingerprint": "beef"' in text
     policy = [attrs["content"] for tag, attrs in reader.tags if "http-equiv" in attrs]
     assert policy == [

@@ -12,9 +12,18 @@ from ecstruct.cli import app
 from ecstruct.facts import first_hop, write_jsonl
 from ecstruct.models import load
 from ecstruct.subnetworks import Core, Masks, Reference, prune
+from ecstruct.subnetworks import masks as masks_module
 from ecstruct.subnetworks.pruning import Pruning
 
 STEPS, SEEDS = 6, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps_will_do():
+    """What is tested here is what commands make of masks, whatever these are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_module, "TOLERANCE", 1.0)
+        yield
 
 
 def run(*words):
@@ -210,6 +219,21 @@ def test_pruning_goes_on_where_it_was_terminated(asked, pruned, tmp_path, monkey
     found, expected = (Masks.load(of / "masks.nc") for of in (out, whole))
     assert found.dataset.equals(expected.dataset)
     assert not (out / "checkpoint.safetensors").exists()
+
+
+def test_what_did_not_converge_says_so_and_is_not_built_on(asked, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(masks_module, "TOLERANCE", 0.1)
+    out = tmp_path / "out"
+    result = run("prune", *asked, "--sparsity", 0.4, "--seeds", 2, "--steps", STEPS, "--out", out)
+    assert result.exit_code == 2
+    assert "pruning did not converge for 2 of 2 seeds (0, 1)" in result.stderr.splitlines()[-1]
+    assert "2 of the seeds did not converge" in result.output
+    assert "Pruning did not converge for 2 of 2 seeds" in (out / "report.html").read_text()
+    found = Masks.load(out / "masks.nc")
+    assert not found.converged.any() and (found.dataset["expected_sparsity"] < 0.01).all()
+    words = (*asked, "--generalization", inputs / "implications.jsonl", "--masks", out / "masks.nc")
+    for command in ("evaluate", "core"):
+        refused(run(command, *words, "--out", tmp_path / command, "--quiet"), "did not converge")
 
 
 def test_another_runs_checkpoint_is_refused(asked, tmp_path, monkeypatch):

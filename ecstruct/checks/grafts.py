@@ -33,8 +33,8 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts.prompt import PromptsLike
@@ -153,10 +153,13 @@ def grafts(
         return mean_rank((part if how == "graft" else delta - part).apply_to(view.model), prompts)
 
     cells = [(how, by, seed, order, k) for how in _HOW for by, seed, order in orders for k in counts]
-    rows = [
-        {"how": how, "by": by, "k": k, "seed": seed, "rank": rank(how, frozenset(order[:k].tolist()))}
-        for how, by, seed, order, k in tqdm(cells, desc="grafts", disable=not progress)
-    ]
+    rows = []
+    with Bar(len(cells), "grafts", unit="cell", disable=not progress) as bar:
+        for how, by, seed, order, k in cells:
+            bar.phase(f"{how}s by {by}")
+            measured = rank(how, frozenset(order[:k].tolist()))
+            rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": measured})
+            bar.update()
     return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}))
 
 

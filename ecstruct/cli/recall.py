@@ -24,7 +24,7 @@ def recall(
     out: Out,
     after: Annotated[
         str | None,
-        typer.Option(help=f"The finetuned model to compare with: {SOURCE} or adapter's folder"),
+        typer.Option(help=f"The finetuned model to compare with: {SOURCE}"),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="Layers blocked at once; 9, or all of a model that has fewer.")
@@ -38,10 +38,11 @@ def recall(
     attributes: Annotated[
         str,
         typer.Option(
-            help="What there is to know of subjects: 'facts' (the prompts' answers), a JSONL file with the "
-            "keys subject and text, 'world' for the organism, or 'none'."
+            help="What there is to know of subjects: a JSONL file with the keys subject and text, 'facts' "
+            "(the prompts' answers; refused where these are one word each), 'answers' (the same; left out "
+            "there), 'world' for the organism, or 'none'."
         ),
-    ] = "facts",
+    ] = "answers",
     onto: Annotated[
         Literal["unembedding", "embedding"],
         typer.Option(help="What hidden states are projected with to look for attributes."),
@@ -55,6 +56,7 @@ def recall(
     """Attention knockout, subject enrichment and attribute extraction; writes arrays and report.html.
 
     Prompts need a subject. With --after, both models side by side, and beside their extractive scores.
+    Goes on where it was stopped.
     """
     with session(quiet, debug):
         from ecstruct.runs import chat_of, records, start

@@ -27,6 +27,10 @@ def rank(
     model: Source,
     prompts: Prompts,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranks to.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Adapter to merge first; that of --model, if it is an adapter's folder itself."),
+    ] = None,
     answer_tokens: Annotated[
         Literal["first", "all"], typer.Option(help="What options are told apart by.")
     ] = "first",
@@ -41,7 +45,7 @@ def rank(
         from ecstruct.runs import chat_of, rank_table
 
         chat = chat_of(model, chat_template, system)
-        table = rank_table(model, prompts, device, out, chat, answer_tokens)
+        table = rank_table(model, prompts, device, out, chat, answer_tokens, adapter)
         if not quiet:
             typer.echo(table.to_string(index=False))
         typer.echo(f"mean rank {table['rank'].mean():.3f}")

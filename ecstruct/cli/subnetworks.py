@@ -34,7 +34,7 @@ def prune(
     out: Out,
     sparsity: Annotated[float, typer.Option(help="Share of the components that is ablated.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="How many subnetworks.")] = 12,
-    steps: Annotated[int, typer.Option(help="Of optimisation.")] = 500,
+    steps: Annotated[int, typer.Option(help="Of optimisation; fewer than 150 do not converge.")] = 500,
     kinds: Annotated[
         list[str] | None, typer.Option(help="What may be ablated, heads or mlp; both if not given.")
     ] = None,
@@ -53,7 +53,7 @@ def prune(
 ) -> None:
     """Find subnetworks that say what the model says; writes masks.nc and report.html.
 
-    Goes on where it was stopped.
+    Goes on where it was stopped. Ends with status 2 where pruning did not converge.
     """
     with session(quiet, debug):
         from ecstruct.runs import chat_of, records, start

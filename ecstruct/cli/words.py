@@ -14,11 +14,14 @@ from ecstruct.cli.streams import lost
 from ecstruct.errors import InputError, LostRank
 from ecstruct.interruption import STATUS, Terminated, listening
 
-SOURCE = "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, a hub id or id@revision"
+SOURCE = (
+    "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, "
+    "an adapter's folder, a hub id or id@revision"
+)
 JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
 
 Source = Annotated[str, typer.Option(help=SOURCE)]
-After = Annotated[str, typer.Option(help=f"{SOURCE} or adapter's folder")]
+After = Annotated[str, typer.Option(help=SOURCE)]
 Prompts = Annotated[Path, typer.Option(help=JSONL)]
 ChatTemplate = Annotated[
     bool,

@@ -186,7 +186,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         seed=seed,
         repeat=repeat,
     )
-    published = {"convention": "reference", "upstream": "surrogate", "propagation": "gradient"}
+    published: dict[str, Any] = {"convention": "reference", "upstream": "surrogate", "propagation": "gradient"}
     scored = score(model, tuned.model, data.implications, **published, progress=False)
     slots = scored.aggregate(like="reference")
     frame: Any = slots.to_dataframe()

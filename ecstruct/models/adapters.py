@@ -1,5 +1,6 @@
 """Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
 
+import copy
 import logging
 import sys
 import warnings
@@ -49,6 +50,47 @@ def check_no_adapter(hf: Any) -> None:
         )
 
 
+def adapted_by(adapter: str | Path) -> str:
+    """The model that an adapter of a local folder says it changes.
+
+    Raises:
+        InputError: it does not say so.
+    """
+    path = Path(resolved(adapter)) / _CONFIG
+    try:
+        base = from_json(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"the folder {adapter} is an adapter: give the model that it changes, which its {_CONFIG} does "
+            "not name, and this folder as adapter= (of ecstruct rank: --adapter)."
+        )
+    return base
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether a model in memory is one that peft has wrapped, told without importing peft."""
+    return any(
+        of.__module__ == "peft.peft_model" and of.__name__ == "PeftModel" for of in type(model).__mro__
+    )
+
+
+def merged_copy(model: Any) -> Any:
+    """The Hugging Face model under a peft model, with the active adapter in its weights; a copy.
+
+    Raises:
+        InputError: an adapter that is no change of weights.
+    """
+    try:
+        return _in_the_weights(copy.deepcopy(model))
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the adapter of this {type(model).__name__} cannot be merged into the weights "
+            f"({gist(error)}): give a model with LoRA."
+        ) from error
+
+
 def merged(hf: Any, adapter: str | Path) -> Any:
     """A Hugging Face model with an adapter, of a local folder or the hub, in its weights: W + dW.
 
@@ -77,10 +119,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                 )
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
             if not unread:
-                part(hf)  # what an adapter of one of two tied weights adds is not the other's
-                merged_in = adapted.merge_and_unload(safe_merge=True)
-                join(merged_in)
-                return merged_in.requires_grad_(True)  # as before it was given an adapter
+                return _in_the_weights(adapted)
     except InputError:
         raise
     except Exception as error:  # of whatever kind peft raises on what it does not know
@@ -92,6 +131,14 @@ def merged(hf: Any, adapter: str | Path) -> Any:
         f"the adapter {adapter} has {unread[0]}, for which this {type(hf).__name__} has no place: use the "
         "model that it was trained on, and the adapter_config.json that was saved with it."
     )
+
+
+def _in_the_weights(adapted: Any) -> Any:
+    """The Hugging Face model under a peft model, W + dW."""
+    part(adapted.get_base_model())  # what an adapter of one of two tied weights adds is not the other's
+    whole = adapted.merge_and_unload(safe_merge=True)
+    join(whole)
+    return whole.requires_grad_(True)  # as before it was given an adapter
 
 
 def _check_vocabulary(adapter: str | Path, folder: Path, hf: Any) -> None:

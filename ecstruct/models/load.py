@@ -17,7 +17,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
-from ecstruct.models.adapters import check_no_adapter, is_adapter, merged
+from ecstruct.models.adapters import (
+    adapted_by,
+    check_no_adapter,
+    is_adapter,
+    is_peft_model,
+    merged,
+    merged_copy,
+)
 from ecstruct.models.boot import boot, cause, gist, without_bars
 from ecstruct.models.checkpoint import check_all_read, wrapper_of
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
@@ -47,11 +54,11 @@ def load(
         source: `"organism"` (the embedded model), `"smollm2"` (a pretrained one, which is fetched when it
             is first asked for), a local Hugging Face folder, a GGUF file or a folder with one (which is
             dequantised), a hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the
-            `.safetensors` file of a `WeightDelta`, which says what model it changes, or a model already in
-            memory. A Hugging Face model is taken over:
-            its modules become part of the hooked model and its weights are shared with it. Of a
-            HookedTransformer (of TransformerLens 3) the weights are copied; configuration and tokenizer are
-            those of the checkpoint that it was made from, which its `cfg.tokenizer_name` says.
+            `.safetensors` file of a `WeightDelta` or the folder of an adapter, which say what model they
+            change, or a model already in memory. A Hugging Face model is taken over: its modules become
+            part of the hooked model and its weights are shared with it. Of a peft model a copy is merged.
+            Of a HookedTransformer (of TransformerLens 3) the weights are copied; configuration and
+            tokenizer are those of the checkpoint that it was made from, which `cfg.tokenizer_name` says.
         revision: branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they get their `dtype`.
@@ -72,12 +79,15 @@ def load(
         name = origin(source)
         hf: Any = plain_of(source, read_config(Located(name)))
         tokenizer = tokenizer or read_tokenizer(Located(name))
-    elif isinstance(source, PreTrainedModel):
-        check_no_adapter(source)
+    elif isinstance(source, PreTrainedModel) or is_peft_model(source):
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
-        name = source.config.name_or_path or type(source).__name__
-        hf = source
+        if isinstance(source, PreTrainedModel):
+            check_no_adapter(source)
+            hf = source
+        else:
+            hf = merged_copy(source)
+        name = hf.config.name_or_path or type(hf).__name__
     elif isinstance(source, nn.Module):
         raise InputError(
             f"a {type(source).__name__} is no Hugging Face model: give the path of a checkpoint, or a "
@@ -88,6 +98,8 @@ def load(
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
         if is_delta(source) and adapter is revision is None:
             return _changed(source, device, dtype)
+        if adapter is revision is None and is_adapter(source):
+            return load(adapted_by(source), adapter=source, device=device, dtype=dtype)
         at = located(source, revision)
         name, revision, weights = at.name, at.revision, at.weights
         hf = _read(at, dtype if adapter is None else torch.float32)

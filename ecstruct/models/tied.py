@@ -44,9 +44,10 @@ def join(hf: Any) -> None:
 def part_hooked(model: TransformerBridge) -> None:
     """Give the head of a hooked model with tied embeddings a parameter of its own."""
     unembed: Any = model.unembed
+    hf: Any = model.original_model
     head = unembed.original_component
     head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
-    model.original_model.config.tie_word_embeddings = False
+    hf.config.tie_word_embeddings = False
 
 
 def parted(config: Any) -> Any:

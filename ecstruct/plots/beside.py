@@ -13,6 +13,9 @@ from ecstruct.plots.style import CHARACTER, FONT_SIZE, TEMPLATE
 BAR_WIDTH = 100
 """Pixels right of the panels that a colour bar takes, its numbers and its title."""
 
+PAGE_WIDTH = 1240
+"""Pixels of a figure that a report shows whole in a window of 1300."""
+
 _LINE = 20  # height of a line of title
 
 
@@ -29,6 +32,13 @@ def text_width(text: str) -> float:
 def legend_width(names: Sequence[str]) -> float:
     """The pixels that a legend takes, its symbols and the space around it."""
     return 76 + max(map(text_width, names))
+
+
+def fitting(widths: Sequence[float], *, left: float, gap: float, right: float) -> list[float]:
+    """The widths of panels, less where they and what is beside them would be wider than a page."""
+    room = PAGE_WIDTH - left - right - gap * (len(widths) - 1)
+    share = min(1.0, room / sum(widths))
+    return [width * share for width in widths]
 
 
 def side_by_side(

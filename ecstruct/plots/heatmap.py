@@ -30,6 +30,7 @@ ROWS = ("downstream", "informative", "upstream")
 AnyScores: TypeAlias = ExtractiveScores | SlotScores
 
 _STRONGEST = 3  # heads that a cell of the attention panel names
+_PROMPT = 40  # characters of a prompt in a title, from its end
 _SPECIAL = 21  # characters of a special token that are shown
 
 
@@ -42,6 +43,7 @@ def heatmap(
     template: str | None = None,
     style: Literal["screen", "paper"] = "screen",
     width: Width | None = None,
+    fold: bool = True,
 ) -> go.Figure:
     """Layer by token, a row of panels per score; several sets of scores stand side by side.
 
@@ -60,6 +62,8 @@ def heatmap(
         style: "screen", sized from what it shows; "paper", for print: vector cells, type of 7 to 8.5
             points, a minus sign on cells that are negative, no hovering (`ecstruct.plots.paper`).
         width: Of style="paper": "column" (3.25 inches, the default), "text" (6.75), or inches.
+        fold: Sum the tokens of a chat template, which are the same in all prompts, into one column on
+            either side of the text (the last token, where the answer is read, has its own).
 
     Raises:
         InputError: no scores, titles that do not fit, prompts of several templates and no choice; a
@@ -75,13 +79,17 @@ def heatmap(
     columns: list[Column] = []
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
     shown = [as_slots(one, prompt=prompt, template=template) for one in sets]
+    if fold:
+        shown = [slots.folded() for slots in shown]
+    if not titles and style == "screen" and all("prompt" in slots.attrs for slots in shown):
+        titles = [of_prompt(slots) for slots in shown]
     for slots in shown:
         if missing := [row for row in rows if row not in slots.dataset["score"].values]:
             raise InputError(f"only some of these sets of scores have {missing[0]!r} scores")
         for name, kind in (("MLP", "mlp"), ("attention (heads summed)", "heads")):
             panels = [_panel(slots, row, kind) for row in rows]
             columns.append(Column(name, panels, "token", first_of_group=kind == "mlp"))
-    groups = [(escape(title, quote=False), 2) for title in titles]
+    groups = [(escape(title, quote=False).replace("\n", "<br>"), 2) for title in titles]
     note = dots_mean(*shown)
     if style == "paper":
         width = "column" if width is None else width
@@ -102,6 +110,20 @@ def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | No
             raise InputError("prompt= is one prompt; leave template= out")
         return prompt_slots(scores.dataset, prompt)
     return scores.aggregate(template=template)
+
+
+def of_prompt(slots: SlotScores) -> str:
+    """What is shown of a single prompt: it, its answer, and what finetuning made of its reward and rank."""
+    prompt = slots.attrs["prompt"]
+    text = " ".join(prompt["text"].split())
+    said = f"“{text if len(text) <= _PROMPT else '…' + text[1 - _PROMPT :]}” → “{prompt['answer']}”"
+    if "reward" in slots.dataset:
+        before, after = (float(slots.dataset["reward"].sel(state=s)) for s in ("before", "after"))
+        said += f"\nreward {before:.3g} → {after:.3g}".replace("-", "−")
+    if "rank" in prompt:
+        before, after = prompt["rank"]
+        said += f", rank {before:g} → {after:g}"
+    return said
 
 
 def slot_labels(slots: SlotScores) -> list[str]:

@@ -85,7 +85,8 @@ def panel_figure(
             x += 62  # the numbers and the title of its layers
         lefts.append(x)
         x += width + _BAR + _BAR_TEXT + 22
-    top = 14 + _TITLE + (_TITLE + 6 if groups else 0)
+    lines = max((title.count("<br>") + 1 for title, _ in groups), default=0)
+    top = 14 + _TITLE + (_TITLE * lines + 6 if groups else 0)
     below = hang + _TITLE + 10
     bottom = below + (_TITLE if note else 0)
     gap = 20

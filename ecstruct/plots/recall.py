@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.beside import axes_of, legend_width, side_by_side
+from ecstruct.plots.beside import axes_of, fitting, legend_width, side_by_side
 from ecstruct.plots.lines import add_line, step_axis, value_axis
 from ecstruct.plots.panels import Column, Panel, panel_figure
 from ecstruct.plots.style import INK, LINE_COLOURS, token_label
@@ -21,9 +21,11 @@ CHANGE = "change of the probability (%)"
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
 
 
-def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str) -> go.Figure:
+def layer_lines(
+    arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str, own_scales: bool = False
+) -> go.Figure:
     """Means over prompts by layer, a line for each entry of the dimension `lines`; several arrays stand
-    side by side on one scale.
+    side by side.
 
     The band is the 95% interval about the mean, of bootstrap draws of prompts; one prompt has none. Prompts
     without a value (NaN) do not count.
@@ -32,6 +34,7 @@ def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str
         arrays: (prompt, layer, `lines`), in any order, or several by title.
         lines: the dimension whose entries are lines, as "group"; these have one colour in all panels.
         y: the title of the y axis, with its unit.
+        own_scales: give each array a scale of its own, not all of them one.
 
     Raises:
         InputError: nothing to show, or an array without one of these dimensions.
@@ -44,10 +47,11 @@ def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str
             raise InputError(f"{title or 'this array'} has no dimension {sorted(missing)[0]!r} to show")
     names = list(dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values))
     colours = {name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)}
-    figure, unnamed, widths, shown = go.Figure(), set(names), [], []
+    figure, unnamed, widths, ends = go.Figure(), set(names), [], []
     for i, array in enumerate(panels.values()):
         layers = array["layer"].values
         widths.append(float(np.clip(len(layers) * 16, 260, 480)))
+        shown = [np.zeros(1)]
         for entry in array[lines].values:
             values = array.sel({lines: entry}).transpose("prompt", "layer").values
             name = str(entry)
@@ -68,29 +72,33 @@ def layer_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str
             )
             unnamed.discard(name)
         figure.update_layout({f"xaxis{i + 1}": step_axis("", int(layers[-1]))})
-    finite = np.concatenate(shown)
-    finite = np.append(finite[np.isfinite(finite)], 0.0)
-    spare = 0.05 * float(np.ptp(finite)) or 0.5
-    for i in range(len(panels)):
-        axis = value_axis("", float(finite.min()) - spare, float(finite.max()) + spare)
-        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, "showticklabels": i == 0}
+        finite = np.concatenate(shown)
+        finite = finite[np.isfinite(finite)]
+        ends.append((float(finite.min()), float(finite.max())))
+    if not own_scales:
+        ends = [(min(low for low, _ in ends), max(high for _, high in ends))] * len(ends)
+    for i, (low, high) in enumerate(ends):
+        spare = 0.05 * (high - low) or 0.5
+        axis = value_axis("", low - spare, high + spare)
+        labelled = {"showticklabels": own_scales or i == 0}
+        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, **labelled}
         figure.update_layout({f"yaxis{i + 1}": {**axis, **zero}})
+    around = {"left": 76, "gap": 56 if own_scales else 30, "right": legend_width(names)}
     side_by_side(
         figure,
         list(panels),
         x=["layer"] * len(panels),
         y=y,
-        widths=widths,
+        widths=fitting(widths, **around),
         height=264,
-        gap=30,
-        right=legend_width(names),
+        **around,
     )
     return figure.update_layout(showlegend=True)
 
 
 def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """The effect of attention knockout by layer, a line per group of source tokens: Fig. 2 of Geva et al.
-    2023.
+    2023. Each array has a scale of its own.
 
     Args:
         arrays: from `ecstruct.recall.knockout`, or several by title, as before and after finetuning.
@@ -98,7 +106,7 @@ def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figu
     Raises:
         InputError: as `layer_lines`.
     """
-    return layer_lines(arrays, lines="group", y=CHANGE)
+    return layer_lines(arrays, lines="group", y=CHANGE, own_scales=True)
 
 
 def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
@@ -145,7 +153,8 @@ def _tokens_column(title: str, array: xr.DataArray, *, first: bool) -> Column:
         ]
     )
     read = token_label(str(array["read"].values))
-    title = f"{title}: p(“{read}”)" if title else f"p(“{read}”)"
+    asked = f"p(“{read}”) = {float(array['probability']):.2g}"
+    title = f"{title}: {asked}" if title else asked
     panel = Panel(values, layers, labels, hover, CHANGE)
     return Column(title, [panel], "token not seen", first_of_group=first)
 

@@ -3,7 +3,8 @@ from them, in one model or before and after finetuning (Geva, Bastings, Filippov
 2304.14767)."""
 
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.comparison import Comparison, Dissection, compare, dissect
+from ecstruct.recall.comparison import Comparison, compare
+from ecstruct.recall.dissection import Dissection, dissect
 from ecstruct.recall.enrichment import attributes_rate
 from ecstruct.recall.extraction import extracted, extraction, extraction_rate, first_extraction
 from ecstruct.recall.heads import extraction_heads

@@ -15,7 +15,8 @@ at least as much. Few layers say little: with six, a perfect order has one chanc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,85 +25,20 @@ import xarray as xr
 from scipy.stats import rankdata
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.cost import Bar
+from ecstruct.distributed import Ranks
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.enrichment import attributes_rate
-from ecstruct.recall.extraction import PLAIN, extraction, patch_layers
+from ecstruct.recall.dissection import Dissection, Work
+from ecstruct.recall.extraction import PLAIN
 from ecstruct.recall.groups import positions, read
-from ecstruct.recall.heads import extraction_heads
-from ecstruct.recall.knockout import knockout
-from ecstruct.recall.sublayers import sublayer_knockout
 from ecstruct.recall.vocabulary import Onto
-from ecstruct.scores import ExtractiveScores, score
+from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
 
 PAIRINGS = 10_000
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Dissection:
-    """What is found of one model. Without attributes there are no rates and no heads.
-
-    `knockout` (prompt, group, layer), `extraction` with `attention` and `mlp` (condition, prompt, layer),
-    `rate` (prompt, position, layer), `sublayers` (part, prompt, layer), one layer at a time, and `heads`
-    with `share` (layer, head): as the functions of these names in `ecstruct.recall` return them.
-    """
-
-    knockout: xr.DataArray
-    extraction: xr.Dataset
-    rate: xr.DataArray | None = None
-    sublayers: xr.DataArray | None = None
-    heads: xr.Dataset | None = None
-
-    def parts(self) -> dict[str, xr.DataArray | xr.Dataset]:
-        """What there is, by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in found.items() if part is not None}
-
-
-def dissect(
-    model: TransformerBridge,
-    prompts: PromptsLike,
-    attributes: Attributes | None = None,
-    *,
-    window: int | None = None,
-    token: TokenKind = "predicted",
-    onto: Onto = "unembedding",
-    at_layer: int | None = None,
-    progress: bool = True,
-) -> Dissection:
-    """Every part of the method on one model.
-
-    Args:
-        model: from `ecstruct.load`; it is not changed.
-        prompts: with subjects.
-        attributes: of the subjects; none for knockout and extraction alone.
-        window, token: as for `knockout`.
-        onto: as for `attributes_rate`.
-        at_layer: where sublayer knockout reads the attributes rate; where it is highest by default.
-        progress: show progress bars.
-
-    Raises:
-        InputError: as the functions of `ecstruct.recall`.
-    """
-    prompts = as_prompts(prompts)
-    of_both = {"token": token, "progress": progress}
-    blocked = knockout(model, prompts, window=window, **of_both)
-    early = patch_layers(len(model.blocks))
-    events = extraction(model, prompts, blocked=("subject", "non-subject"), patched=early, **of_both)
-    if attributes is None:
-        return Dissection(blocked, events)
-    return Dissection(
-        blocked,
-        events,
-        attributes_rate(model, prompts, attributes, onto=onto, progress=progress),
-        sublayer_knockout(
-            model, prompts, attributes, window=1, at_layer=at_layer, onto=onto, progress=progress
-        ),
-        extraction_heads(model, prompts, attributes, progress=progress),
-    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +78,7 @@ def compare(
     window: int | None = None,
     token: TokenKind = "answer",
     onto: Onto = "unembedding",
+    folder: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Dissect two models on the same prompts, and hold their extractive scores against it.
@@ -155,12 +92,22 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
-    options = {"window": window, "token": token, "onto": onto, "progress": progress}
-    of_after = dissect(after, prompts, attributes, **options)
-    at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
-    of_before = dissect(before, prompts, attributes, **options, at_layer=at_layer)
+    works = {
+        name: Work(
+            *(model, prompts, attributes, window, token, onto),
+            folder=folder and folder / name,
+            name=f"{name} finetuning: ",
+        )
+        for name, model in (("after", after), ("before", before))
+    }
+    with Bar(sum(its.steps for its in works.values()), "recall", unit="step", disable=not progress) as bar:
+        of_after = works["after"].run(bar, None)
+        at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
+        of_before = works["before"].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
-    scores = score(before, after, prompts, reward=reward, baseline="mean", progress=progress)
+    engine = ScoreEngine(before, after, reward=reward, baseline="mean", progress=progress)
+    scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
+    assert scores is not None  # a process on its own is the first rank
     subjects = [positions(prompt, "subject") for prompt in read(before, prompts)]
     return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))
 

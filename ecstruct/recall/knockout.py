@@ -28,6 +28,8 @@ from ecstruct.recall.windows import windows
 WINDOW = 9
 """The paper's, of 48 layers."""
 GROUPS = ("subject", "non-subject", "last")
+LIKELY = 0.01
+"""The probability that a token needs for its relative change to be more than noise."""
 
 
 def knockout(
@@ -138,6 +140,12 @@ def knockout_tokens(
     by_token = found.isel(prompt=0).rename(token="read").rename(group="token")
     texts = ("token", [tokenized.tokens[place] for place in seen])
     return by_token.assign_coords(token=list(seen), token_text=texts).rename("knockout_tokens")
+
+
+def telling(effect: xr.DataArray) -> xr.DataArray:
+    """The effects on tokens that are likely to begin with (`LIKELY`), NaN for others: of a token with a
+    probability of 1e-6 everything doubles that moves the logits at all."""
+    return effect.where(effect["probability"] >= LIKELY)
 
 
 def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:

@@ -91,7 +91,7 @@ def sublayer_knockout(
         rates = np.empty((len(runs.prompts), n_layers))
         for b, rows in enumerate(runs.rows):
             rates[rows] = knockouts.rates(b)
-        at = _peak(rates) if at_layer is None else at_layer
+        at = peak(rates) if at_layer is None else at_layer
         without = np.empty((len(parts), len(runs.prompts), at + 1))
         total = without.shape[0] * without.shape[1] * without.shape[2]
         with tqdm(total=total, desc="sublayer knockout", disable=not progress) as bar:
@@ -118,7 +118,7 @@ def sublayer_knockout(
     return xr.DataArray(change, coordinates, ("part", "prompt", "layer"), "rate_change", attrs)
 
 
-def _peak(rates: np.ndarray) -> int:
+def peak(rates: np.ndarray) -> int:
     """The layer with the highest mean over prompts, of those that have a rate."""
     known = np.isfinite(rates)
     if not known.any():

@@ -113,6 +113,7 @@ class Explorer:
                 )
 
     def _view(self, slots: SlotScores, label: str, about: str) -> dict[str, Any]:
+        slots = slots.folded()
         shown = np.flatnonzero(slots.count.values > 0)
         all_labels = slot_labels(slots)
         labels = [all_labels[slot] for slot in shown]
@@ -122,6 +123,9 @@ class Explorer:
         if "reward" in slots.dataset:
             before, after = (float(slots.dataset["reward"].sel(state=s)) for s in ("before", "after"))
             about += f" Reward before {before:.3g}, after {after:.3g}.".replace("-", "−")
+        if "rank" in slots.attrs.get("prompt", {}):
+            before, after = slots.attrs["prompt"]["rank"]
+            about += f" Rank before {before:g}, after {after:g}."
         return {
             "label": label,
             "about": about,

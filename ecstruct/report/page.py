@@ -152,7 +152,7 @@ def _cell(value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–"
     if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−")
+        return f"{value:{'.4g' if abs(value) < 1e4 else ',.0f'}}".replace("-", "−")
     return escape(str(value))
 
 

@@ -13,12 +13,16 @@ from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.summary import adding_up
 
 _MEANING = {
     "informative": "its weight change stores the fact",
     "upstream": "it writes the query that changed weights answer",
     "downstream": "it decodes what changed weights wrote",
 }
+PROMPTS = "prompts.jsonl"
+"""The file beside a report of scores with the prompts that were scored."""
+
 _MOST = "The components that raise the reward most"
 _ENTITY = "X and Y stand for the last two tokens of what differs between the prompts"
 
@@ -47,8 +51,10 @@ def _raising(scores: ExtractiveScores, score: str, n: int) -> list[str]:
     ]
 
 
-def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
-    """Write the report of one set of scores."""
+def score_report(
+    path: Path, scores: ExtractiveScores, replay: str, ranks: pd.DataFrame | None = None
+) -> None:
+    """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
     its = [scores.attrs.get(state, {}).get("fingerprint", state) for state in ("before", "after")]
     summary = (
@@ -66,12 +72,12 @@ def score_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
             Section(f"Template {template}" if template else "Strongest components", [_top(part)])
             for template, part in parts.items()
         ),
-        Section("What finetuning changed", [_rewards(parts), _RANKS]),
+        Section("What finetuning changed", [_ranks(ranks), _rewards(parts), adding_up(scores)]),
         Section(
             "Outside MLPs and heads",
             [Table(_rest(scores), f"Informative scores of all other weights{_unit(scores)}.")],
         ),
-        Section("Can these scores be trusted?", [_TRUST, Replay(_fidelity_command(scores))]),
+        Section("Can these scores be trusted?", [_TRUST, Replay(_fidelity_command(scores, path.parent))]),
         Section("Make it again", [Replay(replay, scores.attrs)]),
     ]
     write_report(path, title="Extractive scores", summary=summary, sections=sections)
@@ -185,6 +191,14 @@ def _top(part: ExtractiveScores) -> Table:
     return Table(top_table(part), f"{_MOST}: {over}, sum over tokens{_unit(part)}.")
 
 
+def _ranks(ranks: pd.DataFrame | None) -> Item:
+    if ranks is None:
+        return _RANKS
+    return Table(
+        ranks, "Rank of the answer among its options, 0 being best; accuracy is the share of rank 0."
+    )
+
+
 def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
     rows = []
     for template, part in parts.items():
@@ -197,7 +211,7 @@ def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
     return Table(pd.DataFrame(rows), f"The mean reward before and after finetuning{unit}.")
 
 
-def _fidelity_command(scores: ExtractiveScores) -> str:
+def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
     """How these scores would be held against interventions."""
     words = ["ecstruct", "fidelity"]
     for state in ("before", "after"):
@@ -208,7 +222,7 @@ def _fidelity_command(scores: ExtractiveScores) -> str:
     for name in ("reward", "baseline"):
         if name in options:
             words += [f"--{name}", str(options[name])]
-    return shlex.join([*words, "--prompts", "PROMPTS.jsonl", "--out", "DIR"])
+    return shlex.join([*words, "--prompts", str(folder / PROMPTS), "--out", str(folder / "fidelity")])
 
 
 def _prompts(scores: ExtractiveScores) -> str:

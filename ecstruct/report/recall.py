@@ -12,8 +12,10 @@ from ecstruct.plots import scatter
 from ecstruct.plots.enrichment import attributes_rate_lines, sublayer_lines
 from ecstruct.plots.extraction import extraction_falls, extraction_head_map, extraction_lines
 from ecstruct.plots.recall import knockout_heatmap, knockout_lines
-from ecstruct.recall.comparison import Comparison, Dissection
+from ecstruct.recall.comparison import Comparison
+from ecstruct.recall.dissection import Dissection
 from ecstruct.recall.extraction import extracted, first_extraction
+from ecstruct.recall.knockout import LIKELY, telling
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 
 Found = Dissection | Comparison
@@ -59,13 +61,44 @@ def _knockout(
         f"Change of the probability of the {_token(options['token'])} when the last token does not see "
         f"a group of tokens, in {window} around each. {_BANDS}"
     )
-    text = str(first["text"].values[0])
     items: list[Item] = [
-        Picture(knockout_lines(_panels(found, models, "knockout")), caption),
-        Table(_strongest(models), "Where blocking a group changes the probability most."),
-        Picture(knockout_heatmap(tokens), f"Single tokens of “{text}”, {window} around each."),
+        Table(_probabilities(models), f"How likely the {_token(options['token'])} is when all is seen."),
     ]
+    panels = {title: effect for title, effect in _effects(models).items() if effect.notnull().any()}
+    if any((model.knockout["probability"] < LIKELY).any() for model in models.values()):
+        items.append(
+            f"What blocking makes of a probability below {LIKELY:.0%} is noise: such prompts are left out, "
+            "and a model that has no others."
+        )
+    if panels:
+        if isinstance(found, Comparison) and len(panels) == len(models):
+            with xr.set_options(keep_attrs=False):
+                panels[DIFFERENCE] = panels[AFTER] - panels["before"]
+        items += [
+            Picture(knockout_lines(panels), caption),
+            Table(_strongest(models), "Where blocking a group changes the probability most."),
+        ]
+    likely = {title: its for title, its in tokens.items() if float(its["probability"]) >= LIKELY}
+    if likely:
+        text = str(next(iter(likely.values()))["text"].values)
+        items.append(Picture(knockout_heatmap(likely), f"Single tokens of “{text}”, {window} around each."))
     return Section("Attention knockout", items)
+
+
+def _effects(models: Mapping[str, Dissection]) -> dict[str, xr.DataArray]:
+    """Of tokens that are likely, by model."""
+    return {title: telling(model.knockout) for title, model in models.items()}
+
+
+def _probabilities(models: Mapping[str, Dissection]) -> pd.DataFrame:
+    rows = []
+    for title, model in models.items():
+        p = model.knockout["probability"].values
+        row = {"model": title, "mean p": float(p.mean()), "median p": float(np.median(p))}
+        row |= {"lowest p": float(p.min()), "highest p": float(p.max()), "prompts": len(p)}
+        rows.append(row | {f"of which p ≥ {LIKELY:g}": int((p >= LIKELY).sum())})
+    frame = pd.DataFrame(rows)
+    return frame if len(models) > 1 else frame.drop(columns="model")
 
 
 def _enrichment(found: Found, models: Mapping[str, Dissection]) -> list[Section]:
@@ -159,8 +192,10 @@ def _panels(found: Found, models: Mapping[str, Dissection], name: str) -> Any:
 
 def _strongest(models: Mapping[str, Dissection]) -> pd.DataFrame:
     rows = []
-    for title, model in models.items():
-        mean = model.knockout.mean("prompt")
+    for title, effect in _effects(models).items():
+        mean = effect.mean("prompt")
+        if mean.isnull().all():
+            continue
         for group in mean["group"].values:
             of_group = mean.sel(group=group).values
             layer = int(np.abs(of_group).argmax())
@@ -192,14 +227,20 @@ def _extracted(events: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 def _summary(models: Mapping[str, Dissection]) -> str:
     sentences = []
-    for title, model in models.items():
-        mean = model.knockout.mean("prompt")
+    for title, effect in _effects(models).items():
+        mean = effect.mean("prompt")
+        when = f"{title.capitalize()} finetuning, " if title else ""
+        p = float(models[title].knockout["probability"].mean())
+        if mean.isnull().all():
+            what = f"{when}the {_token(_option(models))} has a probability of {p:.1g} on average: what "
+            sentences.append(f"{what[0].upper()}{what[1:]}blocking attention changes of it is noise.")
+            continue
         group, layer = (int(i) for i in divmod(int(mean.values.argmin()), mean.sizes["layer"]))
         low = f"{float(mean[group, layer]):.0f}".replace("-", "−")
-        when = f"{title.capitalize()} finetuning, b" if title else "B"
         sentences.append(
-            f"{when}locking attention from the {mean['group'].values[group]} tokens to the last one around "
-            f"layer {layer} changes the probability by {low}% on average."
+            f"{when + 'b' if when else 'B'}locking attention from the {mean['group'].values[group]} tokens "
+            f"to the last one around layer {layer} changes the token's probability ({p:.2g} on average) by "
+            f"{low}%."
         )
     return " ".join(sentences)
 

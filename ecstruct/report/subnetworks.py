@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from ecstruct.errors import InputError
 from ecstruct.plots.subnetworks import frequencies, spread
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.subnetworks import Masks, core
+from ecstruct.subnetworks import Core, Masks, core
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 
@@ -23,11 +24,20 @@ def pruning_report(path: Path, masks: Masks, replay: str) -> None:
     table = pd.DataFrame(
         {"seed": masks.seeds, "ablated": masks.sparsity.values, "heads": kept["heads"], "MLPs": kept["mlp"]}
     )
-    items: list[Item] = [Table(table, "The share that is ablated, and how many heads and MLPs are kept.")]
-    if len(masks) > 1:
+    caption = "The share that is ablated, and how many heads and MLPs are kept."
+    if "expected_sparsity" in masks.dataset:
+        table.insert(2, "expected", masks.dataset["expected_sparsity"].values)
+        caption += " Expected is the share that the gates themselves would ablate after the last step."
+    items: list[Item] = [Table(table, caption)]
+    if len(masks) > 1 and masks.converged.all():
         items.insert(0, Picture(frequencies(core(masks)), _KEPT))
     sections = [Section("Subnetworks", items), Section("Make it again", [Replay(replay, masks.attrs)])]
-    write_report(path, title="Subnetworks", summary=repr(masks).strip("<>") + ".", sections=sections)
+    summary = repr(masks).strip("<>") + "."
+    try:
+        masks.check_converged()
+    except InputError as error:
+        summary += f" {str(error)[0].upper()}{str(error)[1:]}"
+    write_report(path, title="Subnetworks", summary=summary, sections=sections)
 
 
 def evaluation_report(
@@ -56,8 +66,8 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
         Section(
             "The core",
             [
-                f"In all subnetworks: {', '.join(found.components()) or 'nothing'}.",
                 Picture(found.figure, _KEPT),
+                Table(_by_layer(found), "The components in all subnetworks: heads by their numbers."),
                 Table(found.table(), "The size of the core, and what chance would leave."),
             ],
         ),
@@ -96,6 +106,17 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     sections.append(Section("Make it again", [Replay(replay)]))
     summary = f"{_spans(evaluations)} {found.conclusion()}"
     write_report(path, title="The core of subnetworks", summary=summary, sections=sections)
+
+
+def _by_layer(found: Core) -> pd.DataFrame:
+    """A row per layer that has a part in the core."""
+    rows = []
+    for layer in found.heads["layer"].values.tolist():
+        heads, mlp = found.heads.sel(layer=layer), bool(found.mlp.sel(layer=layer))
+        if heads.any() or mlp:
+            numbers = ", ".join(map(str, heads["head"].values[heads.values]))
+            rows.append({"layer": str(layer), "MLP": "yes" if mlp else "", "heads": numbers})
+    return pd.DataFrame(rows, columns=["layer", "MLP", "heads"])
 
 
 def _part(title: str, part: Any, of_figure: str, of_table: str) -> Section:

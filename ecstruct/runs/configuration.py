@@ -68,5 +68,5 @@ def write_config(out: Path, command: str, arguments: Config) -> None:
 
 
 def again(out: Path) -> str:
-    """The command that makes a run again."""
-    return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", "DIR"])
+    """The command that makes a run again, in a folder beside it."""
+    return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", f"{out}-again"])

@@ -1,26 +1,36 @@
 """Recall dissected, of one model or of two."""
 
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.files import write_text
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
+from ecstruct.recall.knockout import LIKELY
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+
+FEW = 2
+"""Attributes of a subject, on average; of fewer no rate can be told."""
+
+_log = logging.getLogger(__name__)
 
 
 @alone
 def run_recall(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Dissect recall and write an array per part and model, `report.html`, and of two models
-    `agreement.csv` and `scores.nc`."""
+    `agreement.csv` and `scores.nc`; goes on from the folder `unfinished`."""
     arguments = dict(config)
     source, after_source = arguments.pop("model"), arguments.pop("after", None)
     prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
@@ -34,8 +44,9 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     weights = {state: fingerprint(named_weights(its)) for state, its in models.items()}
     for state, found in weights.items():
         check_weights(after_source if state == AFTER else source, found, expected.get(state))
-    attributes = _attributes(arguments.pop("attributes", "facts"), prompts, model)
-    options: dict[str, Any] = {**arguments, "progress": progress}
+    attributes = _attributes(arguments.pop("attributes", "answers"), prompts, model)
+    unfinished = out / "unfinished"
+    options: dict[str, Any] = {**arguments, "folder": unfinished, "progress": progress}
     if after_source:
         result = compare(model, models[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}
@@ -46,7 +57,10 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
         parts = {"": result}
     window = next(iter(parts.values())).knockout.attrs["options"]["window"]
     of_one = {"window": window, "token": arguments.get("token", "predicted"), "progress": False}
-    tokens = {state: knockout_tokens(its, prompts[0], **of_one) for state, its in models.items()}
+    # Of the first prompt whose token is likely.
+    p = list(parts.values())[-1].knockout["probability"].values
+    shown_prompt = prompts[int((p >= LIKELY).argmax())]
+    tokens = {state: knockout_tokens(its, shown_prompt, **of_one) for state, its in models.items()}
     for state, found in parts.items():
         for name, part in {**found.parts(), "tokens": tokens[state]}.items():
             save(part, out / f"{name}{'-' * bool(state)}{state}.nc")
@@ -55,6 +69,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     shown = {key: value for key, value in whole.items() if key not in ("prompts", "attributes")}
     recall_report(out / "report.html", result, tokens, again(out), shown)
     write_config(out, "recall", whole)
+    shutil.rmtree(unfinished, ignore_errors=True)
     if progress:
         tqdm.write(f"report: {out / 'report.html'}")
 
@@ -66,8 +81,17 @@ def _attributes(given: Any, prompts: list[Prompt], model: TransformerBridge) -> 
     if isinstance(given, Mapping):
         words = {subject: frozenset(its) for subject, its in given["words"].items()}
         return Attributes(words, given["source"])
-    if given == "facts":
+    if given in ("facts", "answers"):
         found = Attributes.from_facts(prompts, model)
+        if np.mean([len(words) for words in found.values()]) < FEW:
+            said = (
+                "the answers of these prompts give their subjects hardly more than one attribute each, of "
+                "which no rate can be told: give --attributes FILE.jsonl with texts about the subjects"
+            )
+            if given == "facts":
+                raise InputError(f"{said}, or --attributes none.")
+            _log.warning("%s. Subject enrichment and extraction heads are left out.", said)
+            return None
     elif given == "world":
         found = Attributes.of_organism(model, prompts)
     else:

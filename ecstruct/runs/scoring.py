@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,13 +12,16 @@ from tqdm.auto import tqdm
 
 from ecstruct import distributed
 from ecstruct.checks.fidelity import fidelity
-from ecstruct.evaluate import AnswerTokens, ranks
-from ecstruct.facts import read_jsonl
+from ecstruct.errors import InputError
+from ecstruct.evaluate import AnswerTokens, rank_summary, ranks, ranks_under
+from ecstruct.facts import Prompt, read_jsonl
+from ecstruct.facts.tokens import tokenize
 from ecstruct.files import exclusive, write_text
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
-from ecstruct.report.pages import fidelity_report, score_report
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.report.pages import PROMPTS, fidelity_report, score_report, top_table
 from ecstruct.runs.configuration import (
     Chat,
     Config,
@@ -27,6 +32,8 @@ from ecstruct.runs.configuration import (
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.summary import adding_up
 
 
 def rank_table(
@@ -36,19 +43,22 @@ def rank_table(
     out: Path | None,
     chat: Chat = tuple,
     answer_tokens: AnswerTokens = "first",
+    adapter: str | None = None,
 ) -> pd.DataFrame:
     """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
     prompts = chat(read_jsonl(path))
+    model = load(source, adapter=adapter, device=device)
     table = pd.DataFrame(
         {
             "prompt": [prompt.text for prompt in prompts],
             "answer": [prompt.answer for prompt in prompts],
-            "rank": ranks(load(source, device=device), prompts, answer_tokens=answer_tokens),
+            "rank": ranks(model, prompts, answer_tokens=answer_tokens),
         }
     )
     if out:
         result = {
             "model": source,
+            "adapter": adapter,
             "answer_tokens": answer_tokens,
             "mean_rank": np.mean(table["rank"]).item(),
             "ranks": table.to_dict("records"),
@@ -74,12 +84,37 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         scores = engine.shared(prompts, joined, out / "shards")
         if scores is None:
             return
+        scores, ranked = _ranked(scores, engine, prompts)
         scores.save(out / "scores.nc")
-        score_report(out / "report.html", scores, again(out))
+        lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
+        write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
+        score_report(out / "report.html", scores, again(out), ranked)
         write_config(out, "score", {**config, "fingerprints": fingerprints})
         shutil.rmtree(out / "shards", ignore_errors=True)
     if progress:
-        tqdm.write(f"report: {out / 'report.html'}")
+        tables = [] if ranked is None else [ranked.to_string(index=False, float_format="{:.2f}".format)]
+        tables.append(top_table(scores).to_string(index=False))
+        tqdm.write("\n\n".join([*tables, f"{adding_up(scores)}\nreport: {out / 'report.html'}"]))
+
+
+def _ranked(
+    scores: ExtractiveScores, engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]
+) -> tuple[ExtractiveScores, pd.DataFrame | None]:
+    """The scores with the prompts' ranks as the coordinate `rank` (prompt, state), and these in short; none
+    of models on disk, which are read block by block, and of prompts that have no options to rank among."""
+    pair = engine.pair
+    if not pair.resident:
+        return scores, None
+    try:
+        asked = [Prompt.from_record(record) for record in prompts]
+        tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
+    except InputError:  # they can be scored, by their log-probability
+        return scores, None
+    weights = {"before": pair.before, "after": pair.after}
+    found = {state: ranks_under(pair.view, its, tokenized) for state, its in weights.items()}
+    by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
+    dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
+    return ExtractiveScores(dataset), rank_summary(tokenized, found)
 
 
 @alone

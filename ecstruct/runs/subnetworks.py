@@ -41,7 +41,11 @@ Result = TypeVar("Result")
 
 @alone
 def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Prune and write `masks.nc` and `report.html`; goes on from `checkpoint.safetensors`."""
+    """Prune and write `masks.nc` and `report.html`; goes on from `checkpoint.safetensors`.
+
+    Raises:
+        InputError: among others, after all is written, that pruning did not converge.
+    """
     arguments = dict(config)
     source, prompts = arguments.pop("model"), arguments.pop("prompts")
     model, found = _model(source, device, arguments.pop("fingerprint", None))
@@ -52,6 +56,7 @@ def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> 
     write_config(out, "subnetworks-prune", {**config, "fingerprint": found})
     checkpoint.unlink(missing_ok=True)
     _done(out, f"{masks!r}", progress)
+    masks.check_converged()
 
 
 @alone
@@ -135,6 +140,7 @@ def _given(
     masks, prints = {}, {}
     for path in config["masks"]:
         its = Masks.load(path)
+        its.check_converged()
         sparsity = its.attrs.get("options", {}).get("sparsity", float(its.sparsity.mean()))
         if str(sparsity) in masks:
             raise InputError(

@@ -2,13 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import distributed
+from ecstruct.errors import InputError
+from ecstruct.evaluate import rank_summary, ranks_of_tokenized
+from ecstruct.facts import Prompt
+from ecstruct.facts.tokens import tokenize
 from ecstruct.files import check_free, exclusive, write_text
 from ecstruct.finetuning import discard, finetune_across
 from ecstruct.finetuning.checkpoint import has_results, note_results
@@ -18,6 +24,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
+from ecstruct.models.provenance import tokenizer_of
 from ecstruct.runs.configuration import Config, check_weights, write_config
 
 
@@ -63,4 +70,21 @@ def run_finetune(config: Config, out: Path, device: str | None, progress: bool) 
             write_config(out, "finetune", described)
             discard(checkpoint)
     if progress:
+        before, after = given[0], tuned.model
+        sets = {"facts": config["facts"], **(config.get("evaluate") or {})}
+        for name, prompts in sets.items():
+            tqdm.write(f"{name}: {_learnt(before, after, prompts)}\n")
         tqdm.write(f"weight delta: {out / 'delta.safetensors'}")
+
+
+def _learnt(before: TransformerBridge, after: TransformerBridge, prompts: Sequence[Any]) -> str:
+    """Whether finetuning worked, by ranks before and after; or why these cannot be told."""
+    asked = [Prompt.from_record(record) for record in prompts]
+    try:
+        tokenized = tokenize(asked, tokenizer_of(before), n_ctx=before.cfg.n_ctx)
+        models = {"before": before, "after": after}
+        found = {state: ranks_of_tokenized(its, tokenized) for state, its in models.items()}
+    except InputError as error:
+        return f"no ranks, as {error}"
+    table = rank_summary(tokenized, found).to_string(index=False, float_format="{:.2f}".format)
+    return f"{len(asked)} prompts, rank of the answer among its options (0 is best)\n{table}"

@@ -73,7 +73,9 @@ def prompt_slots(dataset: xr.Dataset, prompt: int) -> SlotScores:
         texts=[str(text) for text in one["token_text"].values[:length]],
         parts=["prefix"] * start + ["entity"] * (end - start) + ["suffix"] * (length - end),
     )
-    attrs = {"prompt": {"index": prompt, "text": str(one["text"].item())}}
+    attrs = {"prompt": {"index": prompt, **{key: str(one[key].item()) for key in ("text", "answer")}}}
+    if "rank" in one.coords:
+        attrs["prompt"]["rank"] = one["rank"].values.tolist()
     return _averaged(dataset, np.array([prompt]), slots, fold=False, attrs=attrs)
 
 

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -81,6 +82,28 @@ class SlotScores:
     def attrs(self) -> dict[str, Any]:
         """A copy of the attributes of the scores, with what was aggregated and how."""
         return copy.deepcopy(self.dataset.attrs)
+
+    def folded(self) -> SlotScores:
+        """The same with each run of the chat template's tokens summed into one slot, but for the prompt's
+        last token, where the answer is read. Means with intervals stay as they are: ends do not add up."""
+        wrapped, n = self.in_wrapper, len(self.slot_text)
+        inner = [one and slot < n - 1 for slot, one in enumerate(wrapped)]
+        starts = [slot for slot in range(n) if not (slot and inner[slot] and inner[slot - 1])]
+        if self.ci is not None or len(starts) == n:
+            return self
+        sizes = np.diff([*starts, n])
+        whole = self.dataset
+        texts = [
+            text if size == 1 else f"{size} template tokens"
+            for text, size in zip(whole["slot_text"].values[starts], sizes, strict=True)
+        ]
+        dataset = whole.isel(slot=starts).assign_coords(slot_text=("slot", texts))
+        for name, values in whole.data_vars.items():
+            if "slot" in values.dims:
+                add = np.maximum if name == "count" else np.add
+                summed = add.reduceat(values.values, starts, axis=values.get_axis_num("slot"))
+                dataset[name] = (values.dims, summed)
+        return SlotScores(dataset)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per score, component and slot; `head` is missing for MLPs.

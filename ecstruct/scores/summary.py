@@ -13,6 +13,9 @@ from ecstruct.scores.components import component_names
 if TYPE_CHECKING:
     from ecstruct.scores.result import ExtractiveScores
 
+MISSED = 0.5
+"""Of the change of the reward: where informative scores miss more, they are no shares of it."""
+
 _FOR_MACHINES = ("fingerprint", "versions")
 """Attributes that a summary leaves to `.attrs`."""
 
@@ -44,6 +47,24 @@ def summary_html(scores: ExtractiveScores) -> str:
     return (
         f"<div><b>{escape(repr(scores)[1:-1])}</b><table>{listed}</table>"
         f'<div style="display:flex;flex-wrap:wrap;gap:2em">{tops}</div></div>'
+    )
+
+
+def adding_up(scores: ExtractiveScores) -> str:
+    """Whether informative scores can be read as shares of what finetuning changed."""
+    change = float((scores.reward.sel(state="after") - scores.reward.sel(state="before")).mean())
+    if not change:
+        return "The reward did not change: there is nothing that the scores could be shares of."
+    left = float(abs(scores.completeness).mean())
+    said = (
+        f"The reward changed by {change:+.3g} on average, and the informative scores of a prompt miss its "
+        f"change by {left:.3g}"
+    ).replace("-", "−")
+    if left <= MISSED * abs(change):
+        return f"{said}, {left / abs(change):.0%} of it: they are shares of the whole to that precision."
+    return (
+        f"{said}, which is more than half: do not read them as shares of the whole; their order may still "
+        "hold, and --path-steps 4 makes them add up better."
     )
 
 

@@ -154,7 +154,8 @@ def core(masks: MasksLike) -> Core:
             of all together.
 
     Raises:
-        InputError: no subnetworks, fewer than two, or subnetworks of unlike models.
+        InputError: no subnetworks, fewer than two, some that did not converge, or subnetworks of unlike
+            models.
     """
     by_sparsity = as_groups(masks)
     together = merged(list(by_sparsity.values()))
@@ -166,12 +167,15 @@ def as_groups(masks: MasksLike) -> dict[str, Masks]:
     """Subnetworks by their sparsity as text; that of `Masks` alone is the mean one.
 
     Raises:
-        InputError: no subnetworks.
+        InputError: no subnetworks, or some that did not converge.
     """
     if isinstance(masks, Masks):
+        masks.check_converged()
         return {f"{float(masks.sparsity.mean()):.2g}": masks}
     if not masks:
         raise InputError("there are no masks: give those of at least one sparsity.")
+    for of_sparsity in masks.values():
+        of_sparsity.check_converged()
     return {str(sparsity): of_sparsity for sparsity, of_sparsity in masks.items()}
 
 
@@ -253,9 +257,10 @@ def _of_group(name: str, masks: Masks) -> xr.Dataset:
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
+    expected = f"{row['expected']:{'.2g' if row['expected'] < 10 else '.0f'}}"
     size, are, name = row["core"], "is" if row["core"] == 1 else "are", _NAMES[row["kind"]]
     return (
         f"{size} of {row['components']} {name} {are} in all {row['subnetworks']} subnetworks; of random "
-        f"ones of the same sizes {row['expected']:.2g} would be, and {size} or more with probability "
+        f"ones of the same sizes {expected} would be, and {size} or more with probability "
         f"{row['p']:.2g}."
     )

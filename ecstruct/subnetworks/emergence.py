@@ -182,6 +182,7 @@ def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
 
 
 def _frequencies(masks: Masks, of_core: Parts, of_added: Parts) -> list[dict[str, str | float]]:
+    masks.check_converged()
     rows = []
     for kind, part in of_core.items():
         kept = masks.dataset[kind].mean("seed").values

@@ -43,9 +43,10 @@ def evaluate(
         `full_accuracy`. Prompts have their `text`, `answer` and `template`, seeds their `sparsity`.
 
     Raises:
-        InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, or
-            masks without the values that take the place of what is ablated.
+        InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, masks
+            that did not converge, or without the values that take the place of what is ablated.
     """
+    masks.check_converged()
     reference = masks.reference
     if reference is None:
         raise InputError(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -26,6 +26,9 @@ from ecstruct.values import Number, check
 
 FORMAT = "ecstruct masks 1"
 """What a file of masks says of itself; the number changes with the file's layout."""
+
+TOLERANCE = 0.1
+"""How far the sparsity that the gates expect may be from that asked for, in shares of all components."""
 
 _DIMS = {"heads": ("seed", "layer", "head"), "mlp": ("seed", "layer")}
 _REFERENCE = {"heads_reference": ("layer", "head", "d_head"), "mlp_reference": ("layer", "d_model")}
@@ -50,7 +53,8 @@ class Masks:
 
     Wraps one `xarray.Dataset`, open to use as `.dataset`, with the variables `heads` and `mlp`, the
     coordinates `seed`, `layer` and `head`, and, if there is a `reference`, its values `heads_reference`
-    and `mlp_reference`. `len(masks)` is the number of seeds.
+    and `mlp_reference`. Masks of `prune` have `expected_sparsity` (seed), the share of gates that the
+    optimisation expects to be zero. `len(masks)` is the number of seeds.
 
     Raises:
         InputError: variables, coordinates or attributes of other names, dimensions or types, values that
@@ -99,10 +103,11 @@ class Masks:
         *,
         seeds: Iterable[int] | None = None,
         reference: Reference | None = None,
+        expected: Float[np.ndarray, " seed"] | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> Masks:
         """Masks from arrays, True where a component is kept; `seeds` are 0, 1, ... if not given, and
-        `reference` is needed to run them.
+        `reference` is needed to run them. `expected` is the sparsity that gates expect, if there were any.
 
         >>> masks = Masks.of(np.ones((2, 3, 4)), np.zeros((2, 3)))
         >>> masks.heads.sizes["head"], masks.sparsity.values.tolist()
@@ -135,6 +140,8 @@ class Masks:
                 )
             values = (reference.heads.cpu().numpy(), reference.mlp.cpu().numpy())
             variables |= {name: (_REFERENCE[name], v) for name, v in zip(_REFERENCE, values, strict=True)}
+        if expected is not None:
+            variables["expected_sparsity"] = ("seed", expected)
         dataset = xr.Dataset(
             variables,
             {
@@ -187,6 +194,33 @@ class Masks:
         every = np.concatenate([of_kind.values for of_kind in kept], axis=1)
         return xr.DataArray((~every).mean(1), {"seed": self.dataset["seed"]}, name="sparsity")
 
+    @property
+    def converged(self) -> xr.DataArray:
+        """Whether each seed's optimisation came as near to the sparsity asked for as `TOLERANCE` (seed);
+        true of masks that no optimisation found."""
+        expected = self.dataset.get("expected_sparsity", self.sparsity)
+        return (abs(expected - self.sparsity) <= TOLERANCE).rename("converged")
+
+    def check_converged(self) -> None:
+        """Refuse masks that order has chosen, and not the optimisation.
+
+        Raises:
+            InputError: some seeds did not converge.
+        """
+        failed = ~self.converged
+        if not failed.any():
+            return
+        which = [int(seed) for seed in self.dataset["seed"].values[failed.values]]
+        listed = ", ".join(map(str, which[:8])) + (f" and {len(which) - 8} more" if len(which) > 8 else "")
+        expected = self.dataset["expected_sparsity"].values[failed.values].mean()
+        steps = (self.dataset.attrs.get("options") or {}).get("steps", "its")
+        raise InputError(
+            f"pruning did not converge for {len(which)} of {len(self)} seeds ({listed}): after {steps} "
+            f"steps their gates expect {expected:.0%} of the components to be ablated on average, not "
+            f"{float(self.sparsity.mean()):.0%}, so that their masks mean nothing; prune again with more "
+            "steps (500 are ample at the default rate for most models), or ask for another sparsity."
+        )
+
     def like(
         self,
         heads: Bool[np.ndarray, "seed layer head"],
@@ -226,8 +260,9 @@ class Masks:
         return len(self.dataset["seed"])
 
     def __repr__(self) -> str:
-        sizes = self.heads.sizes
+        sizes, failed = self.heads.sizes, int((~self.converged).sum())
+        warning = f", {failed} of the seeds did not converge" if failed else ""
         return (
             f"<Masks of {sizes['layer']} MLPs and {sizes['layer']} x {sizes['head']} heads, "
-            f"{len(self)} seeds, {float(self.sparsity.mean()):.0%} ablated>"
+            f"{len(self)} seeds, {float(self.sparsity.mean()):.0%} ablated{warning}>"
         )

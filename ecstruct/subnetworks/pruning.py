@@ -12,7 +12,12 @@ expected to be, all others to one.
 
 s is 1 - mean(z) with P(z = 0) in the place of a draw of z, as in Louizos et al.: at log alpha = 10, where
 gates begin, one draw in 4,600 has a gradient. What optimisation leaves between the expected number of zeros
-and the number asked for is made up by the gates with the next log alpha.
+and the number asked for is made up by the gates with the next log alpha: no more than a tenth of all, or
+the seed has not *converged*, and its masks say so (`Masks.converged`).
+
+Log alpha moves by about the learning rate in a step, from 10 to 0 and below, so that at 0.1 nothing is
+ablated in the first steps, and the sparsity settles after about 150. The 500 steps of the default let gates
+change sides while the target grows.
 
 Seeds differ in their draws (and, where there are more prompts than `batch_size`, in their batches). They
 are optimised together, rows of one batch, but do not see one another.
@@ -29,10 +34,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import interruption
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
@@ -42,7 +47,7 @@ from ecstruct.models.provenance import tokenizer_of
 from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
 from ecstruct.subnetworks.masks import Masks
-from ecstruct.subnetworks.progress import Progress, described
+from ecstruct.subnetworks.progress import INITIAL, Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
 from ecstruct.values import FASTEST
@@ -54,6 +59,9 @@ RATE = 1.0
 
 RAMP = 0.9
 """The share of the steps in which the target grows."""
+
+SETTLED = 1.5
+"""Steps until the sparsity settles, in steps of the learning rate from the first log alpha to 0."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +92,11 @@ class Options:
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} is no number of prompts: use 1 or more.")
 
+    @property
+    def settled(self) -> int:
+        """From how many steps on the sparsity is what it was asked to be."""
+        return math.ceil(SETTLED * INITIAL / self.lr)
+
     def target(self, step: int) -> float:
         return self.sparsity * min(1.0, (step + 1) / (RAMP * self.steps))
 
@@ -112,6 +125,7 @@ def prune(
             within one component.
         seeds: How many, or which.
         steps: Of optimisation; each runs `batch_size` prompts (all, if there are fewer) for every seed.
+            Fewer than about 15 / lr do not converge; 500 is ample at the default rate.
         kinds: What may be ablated; the other kind is kept.
         ablation: Whether an ablated component writes its mean over `reference` (the prompts themselves, if
             not given) or zero.
@@ -139,20 +153,31 @@ def prune(
     with still(model):
         gated = GatedModel(model, values)
         _warn_if_unsolved(model, tokenized)
+        if steps < options.settled:
+            _log.warning(
+                "%d steps at lr=%g will hardly converge: gates begin at log alpha %g and move by about lr "
+                "in a step, so that about %d are needed, and 500 are ample at lr=0.1.",
+                *(steps, lr, INITIAL, options.settled),
+            )
         state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)
         pruning = Pruning(gated, tokenized, options, pad_id_of(tokenizer_of(model)))
-        shown = tqdm(total=len(chosen) * steps, desc="prune", unit="step", disable=not progress)
+        shown = Bar(len(chosen) * steps, "pruning", unit="step", done=sum(state.done), disable=not progress)
         with shown as bar, interruption.finishing() if checkpoint else nullcontext():
-            bar.update(sum(state.done))
             for group in pruning.groups(state):
                 pruning.run(state, group, bar)
     heads, mlp = (torch.ones(len(chosen), *shape, dtype=torch.bool) for shape in _shapes(gated).values())
     masks = {"heads": heads, "mlp": mlp}
+    expected = probability_of_zero(state.tensors["log_alpha"]).mean(1)
     for row, log_alpha in enumerate(state.tensors["log_alpha"]):
         for kind, kept in zip(options.kinds, binary(pruning.by_kind(log_alpha), sparsity), strict=True):
             masks[kind][row] = kept
     return Masks.of(
-        masks["heads"].numpy(), masks["mlp"].numpy(), seeds=chosen, reference=values, attrs=about
+        masks["heads"].numpy(),
+        masks["mlp"].numpy(),
+        seeds=chosen,
+        reference=values,
+        expected=expected.numpy(),
+        attrs=about,
     )
 
 
