@@ -186,8 +186,15 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         seed=seed,
         repeat=repeat,
     )
-    published: dict[str, Any] = {"convention": "reference", "upstream": "surrogate", "propagation": "gradient"}
-    scored = score(model, tuned.model, data.implications, **published, progress=False)
+    scored = score(
+        model,
+        tuned.model,
+        data.implications,
+        upstream="surrogate",
+        propagation="gradient",
+        convention="reference",
+        progress=False,
+    )
     slots = scored.aggregate(like="reference")
     frame: Any = slots.to_dataframe()
     frame["part"] = slots.dataset["part"].values[frame["slot"].to_numpy()]
