@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ecstruct.checks.fidelity import Fidelity, fidelity
+from ecstruct.checks.agreement import Fidelity
+from ecstruct.checks.fidelity import fidelity
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, first_hop, people, second_hop
 from ecstruct.files import write_text

@@ -1,5 +1,6 @@
 """Agreement of fast scores with interventions: made-up numbers, small changes, and the organism."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,14 @@ from synthetic_scores import make_scores
 from tiny import PROMPTS, single_pair
 
 import ecstruct
-from ecstruct.checks.fidelity import ESTIMATES, Fidelity, fidelity
+from ecstruct.checks.agreement import ESTIMATES, Fidelity
+from ecstruct.checks.fidelity import fidelity, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import ExtractiveScores
+from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.result import component_totals
 
 
 def noisy(scores: ExtractiveScores, noise: float, times: float = 1.0, seed: int = 0) -> ExtractiveScores:
@@ -57,9 +62,12 @@ def test_agreement_is_what_scipy_says(made):
 
 def test_the_verdict_follows_the_numbers(made):
     verdict = made.verdict()
-    assert "Downstream scores (linear r = 1.00) can be used; what they stand for is 0.50 times" in verdict
+    assert (
+        "Downstream scores (linear r = 1.00 [1.00, 1.00]) can be used; what they stand for is 0.50 times"
+        in verdict
+    )
     assert "in the relevance form" in verdict and "path r = 1.00" in verdict
-    assert "by 0.5 with 1, 0.25 with 4 path steps." in verdict
+    assert "by 0.5 with 1, 0.25 with 4 path steps. That is of 3 prompts, and others may say" in verdict
     noise = noisy(made.causal, 300, seed=1)
     worse = Fidelity(noise, noise, noise, made.path, made.causal, {1: 0.1}, top=2)
     assert "Downstream" in worse.verdict() and "are not to be trusted here" in worse.verdict()
@@ -72,9 +80,21 @@ def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
     fast = ExtractiveScores(true.assign(mlp=true["mlp"].copy(data=reversed_layers)))
     true = ExtractiveScores(true)
     verdict = Fidelity(fast, fast, fast, fast, true, {1: 0.5}, top=2).verdict()
-    assert "Downstream scores (linear r = 1.00) can be used" in verdict
+    assert "Downstream scores (linear r = 1.00 [1.00, 1.00]) can be used" in verdict
     assert "Among MLPs alone their order does not hold (ρ = -" in verdict
     assert "Among heads" not in verdict
+
+
+def test_the_interval_of_r_is_over_prompts(made):
+    """As percentiles over resampled prompts, by a loop."""
+    fast, caused = (component_totals(scores, "upstream") for scores in (made.exact, made.causal))
+    draws = Bootstrap(len(fast), ci=0.95, resamples=1000, seed=0).weights
+    r = []
+    for draw in draws:
+        taken = np.repeat(np.arange(len(fast)), draw)
+        r.append(stats.pearsonr(fast[taken].mean(0), caused[taken].mean(0)).statistic)
+    row = made.table().set_index(["score", "estimate", "kind"]).loc[("upstream", "exact", "all")]
+    assert [row["r low"], row["r high"]] == pytest.approx(np.quantile(r, [0.025, 0.975]))
 
 
 def test_weights_count_as_repetitions(made):
@@ -84,7 +104,7 @@ def test_weights_count_as_repetitions(made):
     sampled = replace(made, weights=weights.astype(float)).table().set_index(["score", "estimate", "kind"])
     for name, estimates in ESTIMATES.items():
         for estimate in estimates:
-            fast, caused = made._scores(estimate).components(name), made.causal.components(name)
+            fast, caused = made.of(estimate).components(name), made.causal.components(name)
             x, y = (np.repeat(frame["value"].to_numpy(float), weights) for frame in (fast, caused))
             row = sampled.loc[(name, estimate, "all")]
             assert row["n"] == np.count_nonzero(weights)
@@ -112,7 +132,7 @@ def test_a_sample_has_the_strongest_and_stands_for_all():
             expected = whole.causal.components(name)["value"].to_numpy(float)
             np.testing.assert_allclose(caused, np.where(sampled.weights, expected, np.nan), rtol=1e-4)
             for estimate in estimates:
-                strongest = abs(whole._scores(estimate).components(name)["value"].to_numpy(float)).argmax()
+                strongest = abs(whole.of(estimate).components(name)["value"].to_numpy(float)).argmax()
                 assert sampled.weights[strongest] == 1
         assert len(sampled.frame) == 8 * sum(map(len, ESTIMATES.values()))
     assert len(drawn) == 3
@@ -126,6 +146,33 @@ def test_the_figure_has_a_point_per_component_and_panel(made):
     assert len(points) == 6 and {len(trace.x) for trace in points} == {n}
     titles = [a.text for a in made.figure.layout.annotations]
     assert any("upstream, exact" in title for title in titles)
+
+
+def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
+    fidelity_module = sys.modules["ecstruct.checks.fidelity"]
+    engine = ScoreEngine(*single_pair("llama"), progress=False)
+    how = {"path_steps": (1, 2), "progress": False}
+    whole = fidelity_of(engine, PROMPTS, **how)
+    interrupted, n = fidelity_module.intervened, []
+
+    def dies_in_the_last_layer(*args, **kwargs):
+        n.append(kwargs["components"])
+        if len(n) == 3:
+            raise KeyboardInterrupt
+        return interrupted(*args, **kwargs)
+
+    monkeypatch.setattr(fidelity_module, "intervened", dies_in_the_last_layer)
+    with pytest.raises(KeyboardInterrupt):
+        fidelity_of(engine, PROMPTS, **how, folder=tmp_path / "unfinished")
+    monkeypatch.setattr(ScoreEngine, "score", lambda self, prompts: pytest.fail("scored again"))
+    again = fidelity_of(engine, PROMPTS, **how, folder=tmp_path / "unfinished")
+    assert len(n) == 4 and n[3] == n[2]
+    for way, scores in whole.scores().items():
+        for part in ("mlp", "heads", "reward"):
+            np.testing.assert_array_equal(again.scores()[way].dataset[part], scores.dataset[part])
+    assert again.results() == whole.results()
+    with pytest.raises(InputError, match="holds a part of another run"):
+        fidelity_of(engine, PROMPTS[:4], **how, folder=tmp_path / "unfinished")
 
 
 def test_small_changes_make_linear_scores_right():

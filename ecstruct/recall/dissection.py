@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.kept import Kept, Result
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import versions
@@ -23,7 +24,6 @@ from ecstruct.recall.enrichment import attributes_rate
 from ecstruct.recall.extraction import extraction, patch_layers
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout
-from ecstruct.recall.storage import Kept, Result
 from ecstruct.recall.sublayers import peak, sublayer_knockout
 from ecstruct.recall.vocabulary import Onto
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ecstruct.checks.fidelity import Fidelity
+from ecstruct.checks.agreement import Fidelity
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report

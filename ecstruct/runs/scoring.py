@@ -11,14 +11,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct import distributed
-from ecstruct.checks.fidelity import fidelity
+from ecstruct.checks.fidelity import fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.evaluate import AnswerTokens, rank_summary, ranks, ranks_under
 from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.files import exclusive, write_text
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.report.pages import PROMPTS, fidelity_report, score_report, top_table
@@ -120,19 +118,22 @@ def _ranked(
 @alone
 def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) -> None:
     """Hold fast scores against interventions; write `fidelity.json`, `report.html` and all scores."""
-    arguments = dict(config)
+    of_engine = ("reward", "answer_tokens", "baseline")
+    arguments = {key: value for key, value in config.items() if key not in of_engine}
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
-    model = load(before, device=device)
-    check_weights(before, fingerprint(named_weights(model)), expected.get("before"))
-    result = fidelity(model, after, prompts, **arguments, progress=progress)
-    fingerprints = {state: result.linear.attrs[state]["fingerprint"] for state in ("before", "after")}
-    check_weights(after, fingerprints["after"], expected.get("after"))
+    options = {key: config[key] for key in of_engine if key in config}
+    engine = ScoreEngine(before, after, **options, device=device, progress=False)
+    fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
+    for state, source in (("before", before), ("after", after)):
+        check_weights(source, fingerprints[state], expected.get(state))
+    result = fidelity_of(engine, prompts, **arguments, folder=out / "unfinished", progress=progress)
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
     fidelity_report(out / "report.html", result, again(out))
     write_config(out, "fidelity", {**config, "fingerprints": fingerprints})
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     if progress:
         table = result.table().to_string(index=False, float_format="{:.2f}".format)
         tqdm.write(f"{table}\n{result.verdict()}\nreport: {out / 'report.html'}")

@@ -133,6 +133,7 @@ class ScoreEngine:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {batch_size}.")
         self.reward = Reward.of(reward, answer_tokens)
+        self.baseline: BaselineKind = baseline
         if offload:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
@@ -211,6 +212,10 @@ class ScoreEngine:
                     ) from error
                 batch_size = smaller
                 _logger.warning("out of memory: trying again with batch_size=%d", batch_size)
+
+    def identity(self, prompts: PromptsLike) -> dict[str, str]:
+        """What scores of these prompts depend on, by names that are fit for a message."""
+        return self._identity(self.pair.tokenize(prompts, self.reward)[0])
 
     def _shards(self, folder: Path | None, identity: Mapping[str, str]) -> Shards | None:
         if folder is None:

@@ -1,0 +1,242 @@
+"""How far fast scores agree with the interventions that they stand for, component by component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+from ecstruct.plots import scatter
+from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.scores.components import PLURALS, component_names
+from ecstruct.scores.result import ExtractiveScores, component_totals
+
+ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "informative": ("linear", "path"),
+        "upstream": ("relevance", "surrogate", "exact"),
+        "downstream": ("linear",),
+    }
+)
+"""The fast forms of every score; "linear" and "relevance" are what `ecstruct.score` computes by default."""
+
+FORM_OF = {"linear": "linear", "relevance": "linear"}
+"""Of estimates that have another name than the scores that they are read from."""
+
+_SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
+_FEW = 10
+"""Prompts, with fewer of which intervals over prompts are much too narrow."""
+
+_NOTHING = 1e-4
+"""Of the largest causal score: what is smaller, as rounding errors are, counts as zero."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Scores of the same prompts, computed in five ways.
+
+    Attributes:
+        linear: `ecstruct.score` by default.
+        surrogate, exact: with `propagation="gradient"`, and such `upstream`.
+        path: with `path_steps`.
+        causal: `ecstruct.causal_scores`.
+        path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
+            reward.
+        top: how many components count as the strongest, no more than half of a kind.
+        weights: how many components each one stands for, in the order of `ExtractiveScores.components`;
+            0 for those on which there was no intervention. 1 for all of them if it is `None`.
+    """
+
+    linear: ExtractiveScores
+    surrogate: ExtractiveScores
+    exact: ExtractiveScores
+    path: ExtractiveScores
+    causal: ExtractiveScores
+    path_error: Mapping[int, float]
+    top: int
+    weights: Float[np.ndarray, " component"] | None = None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per score, estimate and component that was intervened on: its `value`, and the `causal`
+        one."""
+        frames = []
+        for name, estimates in ESTIMATES.items():
+            caused = self.causal.components(name).rename(columns={"value": "causal"})
+            for estimate in estimates:
+                value = self.of(estimate).components(name)["value"]
+                frames.append(caused.assign(score=name, estimate=estimate, value=value))
+        frame = pd.concat(frames, ignore_index=True).dropna(subset="causal")
+        return frame.reindex(columns=["score", "estimate", "kind", "layer", "head", "value", "causal"])
+
+    def table(self) -> pd.DataFrame:
+        """Agreement by score, estimate and kind of component: "mlp", "head", and "all" of both."""
+        rows = []
+        n_prompts = self.causal.dataset.sizes["prompt"]
+        draws = None if n_prompts < 2 else Bootstrap(n_prompts, ci=0.95, resamples=1000, seed=0).weights
+        totals = {name: component_totals(self.causal, name) for name in ESTIMATES}
+        floor = _NOTHING * max(np.nanmax(abs(caused.mean(0))) for caused in totals.values())
+        for name, estimates in ESTIMATES.items():
+            caused = totals[name]
+            kinds = self.causal.components(name)["kind"].to_numpy()
+            weights = np.ones(len(kinds)) if self.weights is None else self.weights
+            for estimate in estimates:
+                fast = component_totals(self.of(estimate), name)
+                for kind in ("mlp", "head", "all"):
+                    chosen = (weights > 0) & ((kinds == kind) | (kind == "all"))
+                    agreement = _agreement(
+                        fast[:, chosen], caused[:, chosen], weights[chosen], self.top, floor, draws
+                    )
+                    rows.append({"score": name, "estimate": estimate, "kind": kind, **agreement})
+        return pd.DataFrame(rows)
+
+    @property
+    def figure(self) -> go.Figure:
+        """A point per component: the fast score across, the causal one up, a panel per estimate."""
+        table = self.table().set_index(["score", "estimate", "kind"])
+        panels, fits = {}, {}
+        groups: Any = self.frame.groupby(["score", "estimate"], sort=False)
+        for (name, estimate), rows in groups:
+            title = f"{name}, {estimate}"
+            points = rows.rename(columns={"value": "x", "causal": "y"})
+            panels[title] = points.assign(name=component_names(points))
+            all_of_it = table.loc[(name, estimate, "all")]
+            fits[title] = f"r = {all_of_it['r']:.2f}, ρ = {all_of_it['rho']:.2f}"
+        return scatter(panels, x="fast score", y="causal score", fit=fits)
+
+    def verdict(self) -> str:
+        """What of the fast scores can be used here, in a paragraph that holds whatever was found."""
+        by_kind = self.table().set_index(["kind", "score", "estimate"])
+        table = by_kind.loc["all"]
+        told = []
+        for name, estimates in ESTIMATES.items():
+            r = {estimate: float(table.loc[(name, estimate), "r"]) for estimate in estimates}
+            best = _cheapest_of_the_best(r)
+            values = ", ".join(self._said(table.loc[(name, estimate)], estimate) for estimate in r)
+            slope = float(table.loc[(name, best), "slope"])
+            told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
+            # Over all, r is high already where one kind is larger than the other.
+            for kind, plural in PLURALS.items():
+                rho = float(by_kind.loc[(kind, name, best), "rho"])
+                if r[best] >= _ORDER_HOLDS > rho:
+                    told.append(f"Among {plural} alone their order does not hold (ρ = {rho:.2f}).")
+        steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
+        over = "over all components" if self.weights is None else self._sampled
+        n_prompts = self.causal.dataset.sizes["prompt"]
+        few = (
+            f" That is of {n_prompts} prompts, and others may say otherwise: take {_FEW} or more."
+            if n_prompts < _FEW
+            else ""
+        )
+        return (
+            f"Against interventions, {over}: "
+            + " ".join(told)
+            + f" Informative scores and the rest miss the change of the reward by {steps} path steps.{few}"
+        )
+
+    @staticmethod
+    def _said(row: pd.Series, estimate: str) -> str:
+        within = f" [{row['r low']:.2f}, {row['r high']:.2f}]" if np.isfinite(row["r low"]) else ""
+        return f"{estimate} r = {row['r']:.2f}{within}"
+
+    @property
+    def _sampled(self) -> str:
+        assert self.weights is not None
+        n, of = np.count_nonzero(self.weights), len(self.weights)
+        return f"on {n} of {of} components, which stand for all"
+
+    def results(self) -> dict[str, Any]:
+        """The table, the verdict and the path's error, in JSON types."""
+        return {
+            "agreement": [
+                {key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()}
+                for row in self.table().to_dict("records")
+            ],
+            "path_error": {str(k): error for k, error in self.path_error.items()},
+            "verdict": self.verdict(),
+        }
+
+    def scores(self) -> dict[str, ExtractiveScores]:
+        """All of the scores by how they were computed."""
+        ways = ("linear", "surrogate", "exact", "path", "causal")
+        return {way: getattr(self, way) for way in ways}
+
+    def of(self, estimate: str) -> ExtractiveScores:
+        return self.scores()[FORM_OF.get(estimate, estimate)]
+
+
+def _agreement(
+    fast: np.ndarray,
+    caused: np.ndarray,
+    weights: np.ndarray,
+    top: int,
+    floor: float,
+    draws: np.ndarray | None,
+) -> dict[str, float]:
+    """How two arrays [prompt, component] agree; what is not defined is NaN. `draws` are of prompts."""
+    x, y = (np.where(abs(means) < floor, 0.0, means) for means in (fast.mean(0), caused.mean(0)))
+    k = max(1, min(top, len(x) // 2))
+    strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
+    return {
+        "n": len(x),
+        "r": _correlation(x, y, weights),
+        **_interval(fast, caused, weights, draws if np.ptp(x) and np.ptp(y) else None),
+        "rho": _correlation(_ranked(x, weights), _ranked(y, weights), weights),
+        "r by prompt": _correlation(fast.ravel(), caused.ravel(), np.tile(weights, len(fast))),
+        "slope": float((weights * x) @ y / ((weights * x) @ x)) if x.any() else float("nan"),
+        "top": k,
+        "of them in both": len(strongest[0] & strongest[1]) / k,
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson's r, of pairs that count as often as their weights say."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    (of_x, of_both), (_, of_y) = np.cov(x, y, aweights=weights)
+    return float(of_both / np.sqrt(of_x * of_y))
+
+
+def _interval(
+    fast: np.ndarray, caused: np.ndarray, weights: np.ndarray, draws: np.ndarray | None
+) -> dict[str, float]:
+    """Where 95% of r lie when other prompts are drawn, see `ecstruct.scores.bootstrap`."""
+    if draws is None or len(weights) < 2:
+        return {"r low": float("nan"), "r high": float("nan")}
+    centred = []
+    for values in (fast, caused):
+        means = draws @ values / len(values)
+        centred.append(means - np.average(means, axis=1, weights=weights)[:, None])
+    x, y = centred
+    r = (x * y) @ weights / np.sqrt(((x * x) @ weights) * ((y * y) @ weights))
+    low, high = np.quantile(r, [0.025, 0.975])
+    return {"r low": float(low), "r high": float(high)}
+
+
+def _ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How much weight is below each value, equals half."""
+    below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
+    return below @ weights
+
+
+def _cheapest_of_the_best(r: Mapping[str, float]) -> str:
+    """The first estimate, which costs least, unless a later one agrees noticeably better."""
+    known = {estimate: value if np.isfinite(value) else -1.0 for estimate, value in r.items()}
+    return next(estimate for estimate, value in known.items() if value >= max(known.values()) - 0.02)
+
+
+def _use(r: float, slope: float, best: str, among: Mapping[str, float]) -> str:
+    form = f" in the {best} form" if len(among) > 1 else ""
+    if not np.isfinite(r):
+        return "cannot be judged, as they do not vary"
+    if r < _ORDER_HOLDS:
+        return "are not to be trusted here: use causal scores"
+    if r < _SIZES_HOLD:
+        return f"tell the strongest components{form}, but not how strong they are"
+    return f"can be used{form}; what they stand for is {slope:.2f} times as large"

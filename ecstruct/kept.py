@@ -1,0 +1,99 @@
+"""Finished results of a run that goes on, as netCDF files in a folder."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from ecstruct import netcdf
+from ecstruct.errors import InputError
+from ecstruct.files import from_json, write_text, writing
+from ecstruct.interruption import finishing
+
+Result = xr.DataArray | xr.Dataset
+
+_FORMAT = "ecstruct part 1"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Finished results of one run in a folder, until all of them are there; without a folder none is kept.
+
+    DIR/identity.json    what the numbers depend on, by names that are fit for a message
+    DIR/NAME.nc          a result
+
+    Raises:
+        InputError: the folder holds results of another run.
+    """
+
+    folder: Path | None
+    identity: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / "identity.json"
+        if path.exists():
+            try:
+                found = dict(from_json(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise InputError(f"{path} is damaged: delete {self.folder} to begin anew.") from error
+            for key in [*self.identity, *(key for key in found if key not in self.identity)]:
+                one, other = found.get(key), self.identity.get(key)
+                if one != other:
+                    raise InputError(
+                        f"{self.folder} holds a part of another run ({key} was {one}, now {other}): finish "
+                        "that run by its own command, or delete the folder."
+                    )
+        else:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(dict(self.identity), indent=1))
+
+    def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
+        """What is kept under a name, or what is measured now, and whether it is new."""
+        path = self.folder and self.folder / f"{name.replace(' ', '-')}.nc"
+        if path and path.exists():
+            try:
+                return read_result(path, _FORMAT, "part of a run"), False
+            except InputError as error:
+                _log.warning("%s It is computed again.", error)
+        found = measure()
+        if path:
+            with finishing():
+                write_result(found, path, _FORMAT)
+            # As it is read again: what is kept and what is new are alike to the bit.
+            found = read_result(path, _FORMAT, "part of a run")
+        return found, True
+
+
+def write_result(result: Result, path: str | os.PathLike[str], format_name: str) -> None:
+    """Write an array or a dataset, with all of its labels and attributes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    alone = isinstance(result, xr.DataArray)
+    dataset = result.to_dataset(name=result.name or "value") if alone else result.copy()
+    if alone:
+        dataset[result.name or "value"].attrs = {}
+    dataset.attrs = {"alone": alone, "attrs": result.attrs}
+    netcdf.write(dataset, path, format_name)
+
+
+def read_result(path: str | os.PathLike[str], format_name: str, what: str) -> Result:
+    """Read what `write_result` wrote.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that holds something else.
+    """
+    dataset = netcdf.read(path, format_name, what)
+    result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
+    result.attrs = dataset.attrs["attrs"]
+    return result
