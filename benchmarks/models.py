@@ -22,6 +22,9 @@ from ecstruct.facts import Prompt
 from ecstruct.models.load import load
 
 N_WORDS, N_HEADS, LENGTH = 2000, 8, 11
+PAPER: dict[str, Any] = {"upstream": "surrogate", "propagation": "gradient"}
+"""Upstream scores of two backward passes by gradients."""
+
 FAMILIES = {"olmo": (OlmoConfig, OlmoForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 
 

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from benchmarks.agreement import check_equal
 from benchmarks.command import main
-from benchmarks.models import N_HEADS, Shape, hooked_pair, ids_of, logit_diff, make_prompts
+from benchmarks.models import N_HEADS, PAPER, Shape, hooked_pair, ids_of, logit_diff, make_prompts
 from benchmarks.setup import Setup
 from benchmarks.table import Row
 from benchmarks.timing import Side
@@ -164,7 +164,7 @@ def sides(setup: Setup, shape: Shape) -> dict[str, Side]:
     """Checked against one another."""
     prompts = make_prompts(setup.n_prompts)
     ids, answers = ids_of(prompts, setup.device)
-    engine = ScoreEngine(*hooked_pair(shape, setup.device), progress=False)
+    engine = ScoreEngine(*hooked_pair(shape, setup.device), **PAPER, progress=False)
     naive = Naive(*hooked_pair(shape, setup.device))
     ways = {
         "TransformerLens, a prompt at a time": partial(naive.scores, ids, answers, 1),

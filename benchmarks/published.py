@@ -30,7 +30,16 @@ from transformers import PreTrainedModel
 
 from benchmarks.agreement import check_equal
 from benchmarks.command import main
-from benchmarks.models import N_HEADS, Shape, hooked_pair, ids_of, logit_diff, make_prompts, plain_pair
+from benchmarks.models import (
+    N_HEADS,
+    PAPER,
+    Shape,
+    hooked_pair,
+    ids_of,
+    logit_diff,
+    make_prompts,
+    plain_pair,
+)
 from benchmarks.setup import Setup
 from benchmarks.table import Measured, Row
 from benchmarks.timing import Side, alternate
@@ -198,7 +207,7 @@ def check(setup: Setup, shape: Shape) -> None:
     prompts = make_prompts(N_COUNTERFACTUALS + 1)
     ids, answers = ids_of(prompts, setup.device)
     published = Published(*plain_pair(shape, setup.device))
-    engine = ScoreEngine(*hooked_pair(shape, setup.device), convention="reference", progress=False)
+    engine = ScoreEngine(*hooked_pair(shape, setup.device), **PAPER, convention="reference", progress=False)
     ours = engine.score(prompts)
     for name, (mlp, heads) in published.scores(1, ids, answers, np.random.default_rng(0)).items():
         of_prompt = (part.sel(score=name).isel(prompt=1).values for part in (ours.mlp, ours.heads))
@@ -222,7 +231,7 @@ def rows(setup: Setup) -> Iterator[Row]:
         prompts = make_prompts(20)
         ids, answers = ids_of(prompts, setup.device)
         published = Published(*plain_pair(shape, setup.device))
-        engine = ScoreEngine(*hooked_pair(shape, setup.device), progress=False)
+        engine = ScoreEngine(*hooked_pair(shape, setup.device), **PAPER, progress=False)
         ours = partial(engine.score, prompts)
         published.scores(0, ids, answers, np.random.default_rng(0))
         yield Row(

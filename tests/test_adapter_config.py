@@ -57,7 +57,7 @@ def test_modules_may_be_named_by_a_pattern(saved: Any, tmp_path: Path, pattern: 
         ({"trainable_token_indices": [-1]}, "should be greater than or equal to 0"),
         ({"r": 10**9}, "has the rank 1000000000, and no weight of the adapter is larger than"),
         ({"rank_pattern": {"q_proj": 10**9}}, "has the rank 1000000000"),
-        ({"r": 0}, "r=0: it should be greater"),
+        ({"r": 0}, "`r` should be a positive integer"),
     ],
 )
 def test_what_cannot_be_is_refused(saved: Any, tmp_path: Path, values: Any, message: str) -> None:

@@ -43,7 +43,7 @@ def written(tmp_path_factory):
 def test_every_question_has_its_rows(written):
     found = [row["what"] for row in written["rows"]]
     for what, n in (
-        ("three scores / bare passes", 3),
+        ("three scores / bare passes", 4),
         ("causal scores, 72 interventions", 6),
         ("slope of log time", 3),
         ("three scores written with TransformerLens", 2),

@@ -159,9 +159,8 @@ def test_a_model_in_memory_with_an_adapter_that_is_not_merged():
     for plain in (added, wrapped):
         with pytest.raises(InputError, match=r"an adapter that is not merged: .*merge_and_unload\(\)"):
             ecstruct.load(plain, tokenizer=tiny.tokenizer())
-    with pytest.raises(InputError, match=r"of a PeftModel, what its merge_and_unload\(\) returns"):
-        ecstruct.load(of_peft, tokenizer=tiny.tokenizer())
-    ecstruct.load(of_peft.merge_and_unload(), tokenizer=tiny.tokenizer())
+    for whole in (of_peft, of_peft.merge_and_unload()):
+        ecstruct.load(whole, tokenizer=tiny.tokenizer())
 
 
 @OFFLOAD
@@ -299,7 +298,7 @@ def test_adapters_that_change_no_weight_are_refused(before, tmp_path, kind):
     ("values", "said"),
     [
         ({"peft_type": "ZZ"}, r"KeyError: 'ZZ'"),
-        ({"peft_type": ["LORA"]}, "TypeError: unhashable"),
+        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\]: it should be a valid string"),
         ({"megatron_config": {"a": 1}}, "ModuleNotFoundError: No module named 'megatron'"),
     ],
 )

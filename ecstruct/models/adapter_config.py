@@ -36,7 +36,7 @@ _TYPES: Mapping[str, Any] = {
     "lora_dropout": Number,
     "modules_to_save": or_none(list[str]),
     "peft_type": str,
-    "r": _Rank,
+    "r": _Index,  # 0 of OFT, which has blocks instead
     "rank_pattern": dict[str, _Rank] | None,
     "revision": or_none(str),
     "target_parameters": or_none(list[str]),

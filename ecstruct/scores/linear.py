@@ -272,12 +272,12 @@ def attribution(
 
 
 def attribution_after(
-    view: HookedView, before: Visit, after: Visit, d_written: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, after: Visit, d_z: Tensor, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
     """The same under W', y* being that of W. Its change is U + I + D to first order in the change of
     weights, with the paper's U (its appendix A)."""
     # g'_o . (z' W'_O - z* W_O), where g'_o W_O^T = g_z + (g'_o - g_o) W_O^T.
-    at_baseline = (before.d_input["attn.o"] + d_written) * z_star
+    at_baseline = (before.d_input["attn.o"] + d_z) * z_star
     at_new = after.d_input["attn.o"] * after.input("attn.o")
     return (
         dot(after.d_output["mlp.out"], after.output("mlp.out") - y_star),

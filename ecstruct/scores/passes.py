@@ -234,18 +234,15 @@ class Passes:
         y_star = baseline.of(layer, "mlp.out", b, old.output("mlp.out"))
         with torch.no_grad():
             z_at, hidden_at = self._at_new_inputs(layer, b, before, after, new)
+            d_written, d_z = self._change_of_slope(sites, early, late)
             found = [
-                (
-                    "",
-                    UPSTREAM,
-                    linear.upstream(view, old, *self._change_of_slope(sites, early, late), z_star, y_star),
-                ),
+                ("", UPSTREAM, linear.upstream(view, old, d_written, d_z, z_star, y_star)),
                 ("", DOWNSTREAM, linear.downstream(view, old, z_at, hidden_at)),
                 ("attribution_", BEFORE, linear.attribution(view, old, z_star, y_star)),
             ]
             if new.d_output:
-                d_written = linear.pulled_back(sites, old, new, self.pair.before)
-                r = linear.attribution_after(view, old, new, d_written, z_star, y_star)
+                d_z = linear.pulled_back(sites, old, new, self.pair.before)
+                r = linear.attribution_after(view, old, new, d_z, z_star, y_star)
                 found.append(("attribution_", AFTER, r))
         for name, which, (mlp, heads) in found:
             out.add(f"{name}mlp", which, rows, layer, mlp)
