@@ -61,8 +61,8 @@ def extraction_heads(
         tokens of the row of the first of the positions.
 
     Raises:
-        InputError: as `attributes_rate`, a layer that is not there, and an embedding that is not as wide as the
-            residual stream.
+        InputError: as `attributes_rate`, a layer that is not there, and an embedding that is not as wide
+            as the residual stream.
     """
     runs = Runs.of(model, prompts)
     view = runs.view
