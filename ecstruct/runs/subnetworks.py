@@ -93,7 +93,7 @@ def run_core(config: Config, out: Path, device: str | None, progress: bool) -> N
     scores = ExtractiveScores.load(config["scores"]) if config.get("scores") else None
     by_sparsity = {float(name): its for name, its in masks.items()}
     found = core(by_sparsity)
-    draw: dict[str, int] = {"draws": config.get("draws", 20), "seed": config.get("seed", 0)}
+    draw: dict[str, Any] = {"draws": config.get("draws", 20), "seed": config.get("seed", 0)}
     networks = _if_any(lambda: networks_of(by_sparsity, **draw))
     asked = _asked(config)
     ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
