@@ -6,17 +6,22 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import xarray as xr
 
 from ecstruct import netcdf
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, write_text, writing
+from ecstruct.files import from_json, write_text
 from ecstruct.interruption import finishing
 
 Result = xr.DataArray | xr.Dataset
 
+T = TypeVar("T", bound=Result)
+
 _FORMAT = "ecstruct part 1"
+_IDENTITY = "identity.json"
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class Kept:
     def __post_init__(self) -> None:
         if self.folder is None:
             return
-        path = self.folder / "identity.json"
+        path = self.folder / _IDENTITY
         if path.exists():
             try:
                 found = dict(from_json(path.read_text(encoding="utf-8")))
@@ -51,10 +56,6 @@ class Kept:
                         f"{self.folder} holds a part of another run ({key} was {one}, now {other}): finish "
                         "that run by its own command, or delete the folder."
                     )
-        else:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(dict(self.identity), indent=1))
 
     def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
         """What is kept under a name, or what is measured now, and whether it is new."""
@@ -67,10 +68,27 @@ class Kept:
         found = measure()
         if path:
             with finishing():
+                # Not before: what is refused at once leaves nothing behind.
+                if not (identity := path.parent / _IDENTITY).exists():
+                    write_text(identity, json.dumps(dict(self.identity), indent=1))
                 write_result(found, path, _FORMAT)
             # As it is read again: what is kept and what is new are alike to the bit.
             found = read_result(path, _FORMAT, "part of a run")
         return found, True
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run: what each of them finds is kept, and the bar goes on."""
+
+    bar: Bar
+    kept: Kept = Kept(None, {})
+
+    def take(self, name: str, measure: Callable[[], T], cost: int = 1) -> T:
+        """What is kept under a name, or what is measured now; `cost` is that of the bar."""
+        found, new = self.kept.result(name, measure)
+        self.bar.step(cost, new=new)
+        return cast(T, found)
 
 
 def write_result(result: Result, path: str | os.PathLike[str], format_name: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from recall_cases import SUBJECTS, span_of, unembedding, value_output
 from tiny import (
     FAMILIES,
@@ -66,6 +67,13 @@ def test_rows_are_those_of_plain_weights(family, position):
 def test_the_paper_s_number_of_tokens_is_scaled_to_the_vocabulary():
     assert found_in("llama").attrs["options"]["top"] == 1  # of 21
     assert found_in("llama", top=21).share.min() == 100
+
+
+def test_some_layers_are_as_among_all():
+    whole, some = found_in("gpt2"), found_in("gpt2", layers=[2, 0])
+    xr.testing.assert_identical(some, whole.sel(layer=[2, 0]))
+    with pytest.raises(InputError, match=r"layers=\[0, 3\]: there is no layer 3, but 0 to 2"):
+        found_in("gpt2", layers=[0, 3])
 
 
 def test_models_are_what_they_were():

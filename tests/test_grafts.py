@@ -272,6 +272,36 @@ def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked(monke
     assert all(any(few < more for few in chosen[2]) for more in chosen[5])
 
 
+def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
+    pair, options = hooked_pair("gpt2"), {"ks": [2, 5], "random_seeds": 2, "progress": False}
+    whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options).frame
+    calls, left = [], [9]
+
+    def stopped(model, prompts):
+        if len(calls) == left[0]:
+            raise KeyboardInterrupt
+        calls.append(mean_rank(model, prompts))
+        return calls[-1]
+
+    monkeypatch.setattr(MODULE, "mean_rank", stopped)
+    folder = tmp_path / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder)
+    kept, left[0] = len([*folder.glob("*.nc")]), None
+    assert kept >= 9
+    calls.clear()
+    pd.testing.assert_frame_equal(
+        grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame, whole
+    )
+    n_cells = len(whole)
+    assert 0 < len(calls) <= n_cells - kept
+    calls.clear()
+    grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder)
+    assert not calls
+    with pytest.raises(InputError, match="holds a part of another run \\(the prompts was"):
+        grafts(*pair, PROMPTS[:1], ranking("gpt2"), **options, folder=folder)
+
+
 # --- What to make of them ---
 
 

@@ -11,9 +11,10 @@ from ecstruct import load, recall
 from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
+from ecstruct.kept import Kept
 from ecstruct.models import WeightDelta
 from ecstruct.models.bridge import named_weights
-from ecstruct.recall import dissection, storage
+from ecstruct.recall import dissection
 
 PROMPTS = first_hop().facts[:4]
 
@@ -109,13 +110,13 @@ def test_prompts_without_subjects(tmp_path):
     assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")
 
 
-@pytest.mark.parametrize("part", ["attention knockout", "sublayer knockout"])
+@pytest.mark.parametrize("part", ["attention knockout", "sublayer knockout", "extraction heads"])
 def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
     monkeypatch.setattr(dissection, "AT_ONCE", 3)
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
     command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
     works(*command, tmp_path / "whole")
-    result, measured = storage.Kept.result, []
+    result, measured = Kept.result, []
 
     def terminated(self, name, measure):
         key = (self.folder.name, name)
@@ -129,7 +130,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
 
         return result(self, name, noted)
 
-    monkeypatch.setattr(storage.Kept, "result", terminated)
+    monkeypatch.setattr(Kept, "result", terminated)
     assert run(*command, tmp_path / "out").exit_code == 143
     assert not (tmp_path / "out" / "report.html").exists()
     damaged = tmp_path / "out" / "unfinished" / "after" / "attributes-rate-0.nc"

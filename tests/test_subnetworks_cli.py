@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import ecstruct
 from ecstruct.cli import app
 from ecstruct.facts import first_hop, write_jsonl
+from ecstruct.kept import Kept
 from ecstruct.models import load
 from ecstruct.subnetworks import Core, Masks, Reference, prune
 from ecstruct.subnetworks import masks as masks_module
@@ -219,6 +220,64 @@ def test_pruning_goes_on_where_it_was_terminated(asked, pruned, tmp_path, monkey
     found, expected = (Masks.load(of / "masks.nc") for of in (out, whole))
     assert found.dataset.equals(expected.dataset)
     assert not (out / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [
+        ("evaluate", "generalization 0.2 0 0"),
+        ("core", "ablation in-domain 0 0"),
+        ("core", "dependence 0 2"),
+    ],
+)
+def test_goes_on_where_it_was_terminated(compared, tmp_path, monkeypatch, command, last):
+    words = (command, *compared, *(("--draws", 2) if command == "core" else ()), "--quiet", "--out")
+    works(*words, tmp_path / "whole")
+    result, measured = Kept.result, []
+
+    def terminated(self, name, measure):
+        def noted():
+            if name == last and name not in measured:
+                measured.append(name)
+                signal.raise_signal(signal.SIGTERM)
+            measured.append(name)
+            return measure()
+
+        return result(self, name, noted)
+
+    monkeypatch.setattr(Kept, "result", terminated)
+    assert run(*words, tmp_path / "out").exit_code == 143
+    assert not (tmp_path / "out" / "report.html").exists()
+    first = measured[:-1]
+    assert first
+    works(*words, tmp_path / "out")
+    assert len(measured) == len(set(measured)) + 1
+    files = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert "unfinished" not in files
+    assert files == {path.name for path in (tmp_path / "out").iterdir()}
+    for name in files - {"report.html"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_parts_of_another_run_are_refused(compared, tmp_path, monkeypatch):
+    words = ("core", *compared, "--quiet", "--out", tmp_path)
+    monkeypatch.setattr("ecstruct.runs.subnetworks.generalising", lambda *_, **__: signal.raise_signal(15))
+    assert run(*words, "--draws", 2).exit_code == 143
+    refused(run(*words, "--draws", 3), "holds a part of another run (draws was 2, now 3)")
+
+
+def test_one_bar_whose_phases_have_names(compared, tmp_path):
+    shown = run("core", *compared, "--draws", 1, "--out", tmp_path).stderr
+    sets = ("in-domain", "generalization")
+    for phase in (
+        *(f"{what}, {of}" for what in ("evaluation", "core ablation") for of in sets),
+        "dependence",
+    ):
+        assert f"{phase}:" in shown
+    # 6 subnetworks; the full model, with and without the core, 3 draws, and 3 of each subnetwork; 3 sets.
+    n = 12 * 6 + 12 * (3 + 3 + 3 * 6) + 6 * 3
+    assert f"| {n}/{n} [" in shown
+    assert shown.count("\n") == 1
 
 
 def test_what_did_not_converge_says_so_and_is_not_built_on(asked, inputs, tmp_path, monkeypatch):

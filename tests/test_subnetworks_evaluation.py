@@ -103,7 +103,7 @@ def test_what_cannot_be_evaluated(caplog: pytest.LogCaptureFixture) -> None:
     shallow = Masks.of(
         np.ones((1, 2, 4)), np.ones((1, 2)), reference=Reference(values.heads[:2], values.mlp[:2])
     )
-    with pytest.raises(InputError, match=r"\(2, 4, 32\), and this one has \(3, 4, 32\)"):
+    with pytest.raises(InputError, match=r"\(2, 4, 8, 32\), and this one has \(3, 4, 8, 32\)"):
         evaluate(model, shallow, PROMPTS)
     with pytest.raises(InputError, match="no other option"):
         evaluate(model, masks_of(), [Prompt(PROMPTS[0].text, "Thai")])

@@ -23,14 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 
 from ecstruct.checks.agreement import ESTIMATES, FORM_OF, Fidelity
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.kept import Kept
+from ecstruct.kept import Kept, Steps
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.components import component_names
@@ -114,13 +113,11 @@ def fidelity_of(
     n_components = n_layers * (1 + engine.pair.view.n_heads)
     total = sum(passes.values()) + 2 * min(sample or n_components, n_components)
     with Bar(total, "fidelity", unit="pass", disable=not progress) as bar:
+        steps = Steps(bar, kept)
 
         def step(name: str, cost: int, measure: Callable[[], ExtractiveScores]) -> ExtractiveScores:
             bar.phase(name)
-            found, is_new = kept.result(name, lambda: measure().dataset)
-            bar.step(cost, new=is_new)
-            assert isinstance(found, xr.Dataset)
-            return ExtractiveScores(found)
+            return ExtractiveScores(steps.take(name, lambda: measure().dataset, cost))
 
         forms = {
             "linear": engine,

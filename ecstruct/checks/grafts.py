@@ -25,21 +25,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+import xarray as xr
+import xxhash
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.kept import Kept, Steps
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.provenance import versions
 from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
@@ -111,6 +116,7 @@ def grafts(
     *,
     ks: Sequence[int] | None = None,
     random_seeds: int = 5,
+    folder: Path | None = None,
     progress: bool = True,
 ) -> Grafts:
     """The mean rank of prompts when the top components' weight changes are grafted, and when they are
@@ -123,11 +129,13 @@ def grafts(
             without a score come last.
         ks: how many components; 1, 2, 4, 8... by default. None and all are always among them.
         random_seeds: how often components are drawn. A draw is an order: its first 4 are among its first 8.
+        folder: where finished ranks are kept; what is there already is not computed again. Delete it when
+            the result is safe.
         progress: show a progress bar.
 
     Raises:
         InputError: no numbers of components, or one that the model does not have, a ranking of another
-            model; and as `ecstruct.score` and `ecstruct.mean_rank`.
+            model, a folder with a part of another run; and as `ecstruct.score` and `ecstruct.mean_rank`.
     """
     pair = Pair.of(before, after)
     view = pair.view
@@ -147,19 +155,30 @@ def grafts(
         orders.append(("random", seed, drawn))
         orders.append(("same kinds", seed, _of_same_kinds(drawn, informative, view.n_layers)))
 
+    prompts = as_prompts(prompts)
+    identity = {
+        **{f"the weights {state}": str(its["fingerprint"]) for state, its in pair.sources.items()},
+        "dtype": str(view.dtype),
+        "the prompts": xxhash.xxh3_64_hexdigest(repr(prompts).encode()),
+        "the ranking": xxhash.xxh3_64_hexdigest(informative.tobytes()),
+        **{f"{name}'s version": found for name, found in versions().items()},
+    }
+
     @cache
-    def rank(how: str, chosen: frozenset[int]) -> float:
+    def rank(how: str, chosen: frozenset[int]) -> xr.DataArray:
         part = of_components(view, delta, *_selected(view, chosen))
-        return mean_rank((part if how == "graft" else delta - part).apply_to(view.model), prompts)
+        model = (part if how == "graft" else delta - part).apply_to(view.model)
+        return xr.DataArray(mean_rank(model, prompts))
 
     cells = [(how, by, seed, order, k) for how in _HOW for by, seed, order in orders for k in counts]
     rows = []
     with Bar(len(cells), "grafts", unit="cell", disable=not progress) as bar:
+        steps = Steps(bar, Kept(folder, identity))
         for how, by, seed, order, k in cells:
             bar.phase(f"{how}s by {by}")
-            measured = rank(how, frozenset(order[:k].tolist()))
-            rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": measured})
-            bar.update()
+            measure = partial(rank, how, frozenset(order[:k].tolist()))
+            measured = steps.take(f"{how} {by} {seed} {k}", measure)
+            rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": float(measured)})
     return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}))
 
 

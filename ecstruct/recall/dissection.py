@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
-from ecstruct.kept import Kept, Result
+from ecstruct.kept import Kept, Result, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import versions
@@ -28,7 +29,7 @@ from ecstruct.recall.sublayers import peak, sublayer_knockout
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 8
-"""Prompts that are kept together: a step of the bar, and what an interruption costs."""
+"""Prompts, or layers of heads, that are kept together: what an interruption costs."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,16 @@ class Work:
         of_both = {"token": self.token, **of_all}
         early = patch_layers(len(self.model.blocks))
         model, attributes, onto = self.model, self.attributes, self.onto
-        kept = Kept(self.folder, self._identity(at_layer) if self.folder else {})
+        steps = Steps(bar, Kept(self.folder, self._identity(at_layer) if self.folder else {}))
 
         def each(part: str, measure: Callable[[Sequence[Prompt]], Result]) -> Any:
             bar.phase(f"{self.name}{part}")
             found = []
             for start in range(0, len(self.prompts), AT_ONCE):
                 some = self.prompts[start : start + AT_ONCE]
-                result, new = kept.result(f"{part} {start}", lambda some=some: measure(some))
-                found.append(result)
-                bar.step(self._costs[part], new=new)
-            return _joined(found)
+                found.append(steps.take(f"{part} {start}", partial(measure, some), self._costs[part]))
+            together = _joined(found, "prompt")
+            return together.assign_coords(prompt=np.arange(together.sizes["prompt"]))
 
         blocked = each(
             "attention knockout", lambda some: knockout(model, some, window=self.window, **of_both)
@@ -154,13 +154,17 @@ class Work:
             ),
         )
         bar.phase(f"{self.name}extraction heads")
-        # One product per head, whatever the number of prompts: these are not cut.
-        heads, new = kept.result(
-            "extraction heads", lambda: extraction_heads(model, self.prompts, attributes, **of_all)
-        )
-        bar.step(len(model.blocks), new=new)
-        assert isinstance(heads, xr.Dataset)
-        return Dissection(blocked, events, rate, sublayers, heads)
+        # One product per head, whatever the number of prompts: it is layers that these are cut into.
+        heads, n_layers = [], len(model.blocks)
+        for start in range(0, n_layers, AT_ONCE):
+            layers = range(start, min(start + AT_ONCE, n_layers))
+            measure = partial(
+                extraction_heads, model, self.prompts, attributes, layers=layers, progress=False
+            )
+            heads.append(steps.take(f"extraction heads {start}", measure, len(layers)))
+        of_heads = _joined(heads, "layer")
+        assert isinstance(of_heads, xr.Dataset)
+        return Dissection(blocked, events, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""
@@ -181,8 +185,8 @@ def _checksum(value: Any) -> str:
     return xxhash.xxh3_64_hexdigest(repr(value).encode())
 
 
-def _joined(found: Sequence[Any]) -> Result:
-    """Results of some prompts each as one of all."""
+def _joined(found: Sequence[Any], dim: str) -> Any:
+    """Results of some prompts or layers each as one of all."""
     if len(found) == 1:
         return found[0]
     options: Any = {
@@ -193,5 +197,4 @@ def _joined(found: Sequence[Any]) -> Result:
     }
     if isinstance(found[0], xr.Dataset):
         options["data_vars"] = "minimal"
-    together: Any = xr.concat(found, "prompt", **options)
-    return together.assign_coords(prompt=np.arange(together.sizes["prompt"]))
+    return xr.concat(found, dim, **options)

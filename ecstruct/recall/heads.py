@@ -10,6 +10,8 @@ the shares against those with `Attributes.shuffled`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import xarray as xr
@@ -36,6 +38,7 @@ def extraction_heads(
     *,
     position: str = "subject-last",
     top: int | None = None,
+    layers: Sequence[int] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """The heads whose weights map the prompts' subjects to attributes of theirs.
@@ -48,6 +51,7 @@ def extraction_heads(
             that holds an attribute is enough.
         top: how many tokens of a row are searched: 500, or a hundredth of a vocabulary of fewer than
             50,000.
+        layers: whose heads; all by default.
         progress: show a progress bar.
 
     Returns:
@@ -57,10 +61,16 @@ def extraction_heads(
         tokens of the row of the first of the positions.
 
     Raises:
-        InputError: as `attributes_rate`, and an embedding that is not as wide as the residual stream.
+        InputError: as `attributes_rate`, a layer that is not there, and an embedding that is not as wide
+            as the residual stream.
     """
     runs = Runs.of(model, prompts)
     view = runs.view
+    chosen = range(view.n_layers) if layers is None else layers
+    if outside := [layer for layer in chosen if layer not in range(view.n_layers)]:
+        raise InputError(
+            f"layers={list(chosen)}: there is no layer {outside[0]}, but 0 to {view.n_layers - 1}."
+        )
     embedding, unembedding = (
         tokens_matrix(view, runs.weights, which) for which in ("embedding", "unembedding")
     )
@@ -71,24 +81,24 @@ def extraction_heads(
     ids = sorted({p.ids[at] for p, its in zip(runs.prompts, places, strict=True) for at in its})
     row_of = {token: i for i, token in enumerate(ids)}
     tokens = [[row_of[p.ids[at]] for at in its] for p, its in zip(runs.prompts, places, strict=True)]
-    shape = (len(runs.prompts), view.n_layers, view.n_heads)
+    shape = (len(runs.prompts), len(chosen), view.n_heads)
     maps, hits = np.zeros(shape, dtype=bool), np.zeros(shape)
     shown = np.empty((*shape, min(_SHOWN, n_top)), dtype=object)
     names = np.array(reader.vocabulary.words, dtype=object)
-    with runs.still(), tqdm(total=view.n_layers, desc="extraction heads", disable=not progress) as bar:
+    with runs.still(), tqdm(total=len(chosen), desc="extraction heads", disable=not progress) as bar:
         looked_up = embedding[torch.tensor(ids, device=view.device)]
-        for layer in range(view.n_layers):
+        for at, layer in enumerate(chosen):
             for head, w_vo in enumerate(_value_output(runs, layer)):
                 found = (looked_up @ w_vo @ unembedding.T).topk(n_top).indices
                 for i, (rows, subject) in enumerate(zip(tokens, reader.subjects, strict=True)):
                     its = reader.members[subject][found[rows]]
-                    maps[i, layer, head] = bool(its.any())
-                    hits[i, layer, head] = 100 * its.double().mean().item()
-                    shown[i, layer, head] = names[found[rows[0], :_SHOWN].cpu().numpy()]
+                    maps[i, at, head] = bool(its.any())
+                    hits[i, at, head] = 100 * its.double().mean().item()
+                    shown[i, at, head] = names[found[rows[0], :_SHOWN].cpu().numpy()]
             bar.update()
     coordinates = {
         **runs.coordinates(),
-        "layer": np.arange(view.n_layers),
+        "layer": np.array(chosen),
         "head": np.arange(view.n_heads),
         "place": np.arange(shown.shape[-1]),
     }

@@ -1,6 +1,7 @@
 """Subnetworks: pruned, evaluated, and what they share."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,26 +13,28 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import netcdf
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.files import write_text
+from ecstruct.kept import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
+from ecstruct.models.provenance import versions
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Masks,
-    ablate_core,
     core,
-    dependence,
     effective_size,
-    evaluate,
     generalising,
     prune,
     with_scores,
 )
-from ecstruct.subnetworks.ablation import NothingToAblate
+from ecstruct.subnetworks.ablation import NothingToAblate, ablated, networks_of
+from ecstruct.subnetworks.dependence import depending, n_ablated
+from ecstruct.subnetworks.evaluation import evaluated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 """By set of prompts, "in-domain" and "generalization", and by sparsity."""
@@ -61,9 +64,12 @@ def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> 
 
 @alone
 def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`."""
+    """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`; goes on from the folder
+    `unfinished`."""
     model, masks, prints = _given(config, device)
-    evaluations = _evaluations(config, model, masks, progress)
+    kept = Kept(out / "unfinished", _identity(config, masks, prints))
+    with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
+        evaluations = _evaluations(config, model, masks, Steps(bar, kept))
     table = evaluation_table(evaluations)
     in_domain = {float(name): of for name, of in evaluations["in-domain"].items()}
     size = effective_size(in_domain)
@@ -74,34 +80,48 @@ def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) 
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
     write_config(out, "subnetworks-evaluate", {**config, "fingerprints": prints})
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     shown = table.round(3).to_string(index=False)
     _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
 
 
 @alone
 def run_core(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`."""
+    """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`; goes on from the folder
+    `unfinished`."""
     model, masks, prints = _given(config, device)
     scores = ExtractiveScores.load(config["scores"]) if config.get("scores") else None
-    evaluations = _evaluations(config, model, masks, progress)
     by_sparsity = {float(name): its for name, its in masks.items()}
     found = core(by_sparsity)
-    ranks = {float(name): of["mean_rank"] for name, of in evaluations["generalization"].items()}
-    seed, draws = config.get("seed", 0), config.get("draws", 20)
-    thirds = generalising(by_sparsity, ranks, seed=seed)
-    prompts, generalization = config["prompts"], config["generalization"]
-    options: dict[str, Any] = {"draws": draws, "seed": seed, "progress": progress}
-    parts: dict[str, Any] = {"core": found, "generalising": thirds}
-    parts["ablation"] = _if_any(lambda: ablate_core(model, by_sparsity, prompts, generalization, **options))
-    parts["dependence"] = _if_any(
-        lambda: dependence(model, by_sparsity, generalization, added=thirds.heads, **options)
-    )
+    draw: dict[str, Any] = {"draws": config.get("draws", 20), "seed": config.get("seed", 0)}
+    networks = _if_any(lambda: networks_of(by_sparsity, **draw))
+    asked = _asked(config)
+    ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
+    dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
+    n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
+    kept = Kept(out / "unfinished", _identity(config, masks, prints))
+    with Bar(n_runs, "evaluation", unit="run", disable=not progress) as bar:
+        steps = Steps(bar, kept)
+        evaluations = _evaluations(config, model, masks, steps)
+        ranks = {float(name): of["mean_rank"] for name, of in evaluations["generalization"].items()}
+        thirds = generalising(by_sparsity, ranks, seed=draw["seed"])
+        parts: dict[str, Any] = {"core": found, "generalising": thirds, "ablation": networks}
+        if not isinstance(networks, str):
+            parts["ablation"] = ablated(model, by_sparsity, networks, asked, steps)
+        bar.phase("dependence")
+        options: dict[str, Any] = {"added": thirds.heads, **draw}
+        parts["dependence"] = _if_any(
+            lambda: depending(model, by_sparsity, asked["generalization"], steps, **options)
+        )
+        if isinstance(parts["dependence"], str):
+            bar.total -= dependence_runs
     if scores is not None:
-        parts["scores"] = with_scores(found, scores, added=thirds, seed=seed)
+        parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
     write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
     core_report(out / "report.html", evaluations, parts, again(out))
     write_config(out, "subnetworks-core", {**config, "fingerprints": prints})
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
     _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
 
@@ -165,15 +185,40 @@ def _model(source: str, device: str | None, expected: str | None) -> tuple[Trans
     return model, found
 
 
+def _asked(config: Config) -> dict[str, Any]:
+    return {"in-domain": config["prompts"], "generalization": config["generalization"]}
+
+
+def _evaluation_runs(config: Config, masks: Mapping[str, Masks]) -> int:
+    """Of a prompt under a mask."""
+    return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
+
+
 def _evaluations(
-    config: Config, model: TransformerBridge, masks: Mapping[str, Masks], progress: bool
+    config: Config, model: TransformerBridge, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
-    sets = {"in-domain": config["prompts"], "generalization": config["generalization"]}
-    return {
-        name: {
-            sparsity: evaluate(model, its, prompts, progress=progress) for sparsity, its in masks.items()
+    found: dict[str, dict[str, xr.Dataset]] = {}
+    for name, prompts in _asked(config).items():
+        steps.bar.phase(f"evaluation, {name}")
+        found[name] = {
+            sparsity: evaluated(model, its, prompts, steps, f"{name} {sparsity}")
+            for sparsity, its in masks.items()
         }
-        for name, prompts in sets.items()
+    return found
+
+
+def _identity(config: Config, masks: Mapping[str, Masks], prints: Mapping[str, str]) -> dict[str, str]:
+    """What the numbers depend on, by names that are fit for a message."""
+    values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
+    checksums = {
+        "the masks": b"".join(values),
+        **{f"the prompts {name}": repr(prompts).encode() for name, prompts in _asked(config).items()},
+    }
+    return {
+        "the weights": prints["model"],
+        **{name: xxhash.xxh3_64_hexdigest(content) for name, content in checksums.items()},
+        **{name: str(config[name]) for name in ("draws", "seed") if name in config},
+        **{f"{name}'s version": found for name, found in versions().items()},
     }
 
 

@@ -20,11 +20,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.kept import Steps
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core
-from ecstruct.subnetworks.evaluation import evaluate
+from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks
 
 Parts = Mapping[str, np.ndarray]
@@ -122,22 +124,43 @@ def ablate_core(
         NothingToAblate: no component of these kinds is in the core, or all are.
         InputError: masks of another model; prompts that cannot be ranked; no draws.
     """
-    check_draws(draws)
-    groups = as_groups(masks)
-    of_core = parts_of(core(masks), kinds)
-    networks = list(_networks(groups, of_core, draws, np.random.default_rng(seed)))
-    every = next(iter(groups.values())).like(
+    asked = {"in-domain": prompts} | ({} if generalization is None else {"generalization": generalization})
+    asked = {name: as_prompts(its) for name, its in asked.items()}
+    networks = networks_of(masks, kinds=kinds, draws=draws, seed=seed)
+    n_runs = len(networks) * sum(map(len, asked.values()))
+    with Bar(n_runs, "core ablation", unit="run", disable=not progress) as bar:
+        return ablated(model, masks, networks, asked, Steps(bar))
+
+
+def ablated(
+    model: TransformerBridge,
+    masks: MasksLike,
+    networks: Sequence[_Network],
+    asked: Mapping[str, PromptsLike],
+    steps: Steps,
+) -> CoreAblation:
+    """`ablate_core`, in steps."""
+    every = next(iter(as_groups(masks).values())).like(
         *(np.stack([network.kept[kind] for network in networks]) for kind in ("heads", "mlp"))
     )
-    asked = {"in-domain": prompts} | ({} if generalization is None else {"generalization": generalization})
     rows = []
     for name, its in asked.items():
-        measured = evaluate(model, every, its, progress=progress)
+        steps.bar.phase(f"core ablation, {name}")
+        measured = evaluated(model, every, its, steps, f"ablation {name}")
         ranks, accuracy = (measured[what].values.tolist() for what in ("mean_rank", "accuracy"))
         for network, rank, right in zip(networks, ranks, accuracy, strict=True):
             rows.append({**network.labels, "prompts": name, "rank": rank, "accuracy": right})
     rows.sort(key=lambda row: _ORDER.index(row["of"]))
     return CoreAblation(pd.DataFrame(rows))
+
+
+def networks_of(
+    masks: MasksLike, *, kinds: str | Sequence[str] = ("heads",), draws: int = 20, seed: int = 0
+) -> list[_Network]:
+    """All that `ablate_core` measures, and raises of its arguments."""
+    check_draws(draws)
+    of_core = parts_of(core(masks), kinds)
+    return list(_networks(as_groups(masks), of_core, draws, np.random.default_rng(seed)))
 
 
 def check_draws(draws: int) -> None:

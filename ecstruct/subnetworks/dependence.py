@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,13 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import pad_id_of, tokenize
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
+from ecstruct.kept import Steps
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.edits import editing
 from ecstruct.models.finite import finite
@@ -125,6 +127,31 @@ def dependence(
         InputError: masks of another model, or without reference values; prompts that cannot be read; no
             draws.
     """
+    prompts = as_prompts(prompts)
+    n_runs = len(prompts) * n_ablated(draws)
+    with Bar(n_runs, "dependence", unit="run", disable=not progress) as bar:
+        return depending(
+            *(model, masks, prompts, Steps(bar)), added=added, kinds=kinds, draws=draws, seed=seed
+        )
+
+
+def n_ablated(draws: int) -> int:
+    """How many sets of components `dependence` ablates in turn."""
+    return 1 + 2 * draws
+
+
+def depending(
+    model: TransformerBridge,
+    masks: MasksLike,
+    prompts: PromptsLike,
+    steps: Steps,
+    *,
+    added: xr.DataArray | None = None,
+    kinds: str | Sequence[str] = ("heads",),
+    draws: int = 20,
+    seed: int = 0,
+) -> Dependence:
+    """`dependence`, in steps; the cost is one for each prompt and set of components."""
     check_draws(draws)
     found = core(masks)
     of_core = parts_of(found, kinds)
@@ -142,7 +169,7 @@ def dependence(
     if reference is None:
         raise InputError("these masks do not say what takes the place of ablated components: prune anew.")
     gated = GatedModel(model, reference)
-    changes = _changes(model, gated, prompts, [parts for _, _, parts in ablated], progress)
+    changes = _changes(model, gated, prompts, [parts for _, _, parts in ablated], steps)
     rows = []
     for (name, draw, parts), change in zip(ablated, changes, strict=True):
         row = {"ablated": name, "components": sum(int(part.sum()) for part in parts.values()), "draw": draw}
@@ -158,27 +185,47 @@ def _changes(
     gated: GatedModel,
     prompts: PromptsLike,
     ablated: Sequence[Parts],
-    progress: bool,
+    steps: Steps,
 ) -> list[Float[Tensor, "layer head"]]:
     """The relative change of every head, for each of what is ablated."""
     tokenizer = tokenizer_of(model)
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
     changes: list[Tensor] = [torch.zeros(())] * len(ablated)
     at_once = max(1, _TOKENS // max(len(t.ids) for t in tokenized))
-    batches = cut(tokenized, at_once, gated.view.device, pad_id_of(tokenizer), False).batches
-    bar = tqdm(total=len(batches) * len(ablated), desc="dependence", disable=not progress)
-    with torch.no_grad(), eval_mode(model), bar:
-        for batch in batches:
-            embedded, real = gated.embed(batch), batch.mask.to(gated.view.dtype)
-            weight = real / real.sum(1, keepdim=True) / len(tokenized)
-            whole = _z(gated, embedded, {})
+    job = cut(tokenized, at_once, gated.view.device, pad_id_of(tokenizer), False)
+    with torch.no_grad(), eval_mode(model):
+        for b, batch in enumerate(job.batches):
+            run = _Batch(gated, batch, len(tokenized))
             for i, parts in enumerate(ablated):
-                moved = _z(gated, embedded, parts)
-                change = (moved - whole).norm(dim=-1) / whole.norm(dim=-1)
-                mean = torch.einsum("lbth,bt->lh", change, weight)
-                changes[i] = changes[i] + mean.double().cpu()
-                bar.update()
+                found = steps.take(f"dependence {b} {i}", partial(run.change, parts), len(job.rows[b]))
+                changes[i] = changes[i] + torch.from_numpy(found.values)
     return changes
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some of the prompts, of `n_prompts`."""
+
+    gated: GatedModel
+    batch: Batch
+    n_prompts: int
+
+    @cached_property
+    def _embedded(self) -> Embedded:
+        return self.gated.embed(self.batch)
+
+    @cached_property
+    def _whole(self) -> Float[Tensor, "layer batch pos head d_head"]:
+        return _z(self.gated, self._embedded, {})
+
+    def change(self, ablated: Parts) -> xr.DataArray:
+        """The relative change of every head: what these prompts add to its mean over all."""
+        real = self.batch.mask.to(self.gated.view.dtype)
+        weight = real / real.sum(1, keepdim=True) / self.n_prompts
+        moved = _z(self.gated, self._embedded, ablated)
+        change = (moved - self._whole).norm(dim=-1) / self._whole.norm(dim=-1)
+        mean = torch.einsum("lbth,bt->lh", change, weight)
+        return xr.DataArray(mean.double().cpu().numpy(), dims=("layer", "head"))
 
 
 def _z(

@@ -7,19 +7,22 @@ after a prompt's last token; they agree where these have the same maximum.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_of
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.kept import Steps
 from ecstruct.models.bridge import eval_mode, named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import tokenizer_of
@@ -46,6 +49,15 @@ def evaluate(
         InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, masks
             that did not converge, or without the values that take the place of what is ablated.
     """
+    n_runs = len(masks) * len(prompts := as_prompts(prompts))
+    with Bar(n_runs, "evaluate", unit="run", disable=not progress) as bar:
+        return evaluated(model, masks, prompts, Steps(bar))
+
+
+def evaluated(
+    model: TransformerBridge, masks: Masks, prompts: PromptsLike, steps: Steps, name: str = "evaluation"
+) -> xr.Dataset:
+    """`evaluate` in steps, whose names begin with `name`; their cost is one for each prompt and mask."""
     masks.check_converged()
     reference = masks.reference
     if reference is None:
@@ -62,27 +74,23 @@ def evaluate(
     shape, dims = (len(masks), len(tokenized)), ("seed", "prompt")
     rank, kl, agrees = np.empty(shape), np.empty(shape), np.empty(shape, dtype=bool)
     full_rank = np.empty(len(tokenized))
-    device, pad_id = gated.view.device, pad_id_of(tokenizer)
+    pad_id = pad_id_of(tokenizer)
     heads, mlp = (
-        torch.from_numpy(part.values).to(device, gated.view.dtype) for part in (masks.heads, masks.mlp)
+        torch.from_numpy(part.values).to(gated.view.device, gated.view.dtype)
+        for part in (masks.heads, masks.mlp)
     )
-    bar = tqdm(total=rank.size, desc="evaluate", unit="prompt", disable=not progress)
-    with torch.no_grad(), eval_mode(model), bar:
-        for rows, seeds in _chunks(tokenized, len(masks)):
-            members = [tokenized[i] for i in rows]
-            batch = collate(members, device, pad_id)
-            full = gated.logits(gated.embed(batch))
-            full_rank[rows] = _ranks(full, members)
-            log_full = full.double().log_softmax(-1)
+    with torch.no_grad(), eval_mode(model):
+        for c, (rows, seeds) in enumerate(_chunks(tokenized, len(masks))):
+            chunk = _Chunk(gated, [tokenized[i] for i in rows], pad_id)
             for some in seeds:
-                gates = Gates(heads[some], mlp[some]).each(len(rows))
-                logits = gated.logits(gated.embed(batch.repeat(len(some))), gates)
+                gates = Gates(heads[some], mlp[some])
+                found = steps.take(
+                    f"{name} {c} {some[0]}", partial(chunk.measured, gates), len(some) * len(rows)
+                )
                 here = np.ix_(some, rows)
-                rank[here] = _ranks(logits, members * len(some)).reshape(len(some), -1)
-                its = logits.double().log_softmax(-1).unflatten(0, (len(some), -1))
-                kl[here] = (log_full.exp() * (log_full - its)).sum(-1).cpu().numpy()
-                agrees[here] = (its.argmax(-1) == log_full.argmax(-1)).cpu().numpy()
-                bar.update(len(some) * len(rows))
+                for part, of_all in (("rank", rank), ("kl", kl), ("agrees", agrees)):
+                    of_all[here] = found[part].values
+                full_rank[rows] = found["full_rank"].values
     variables = {
         "rank": (dims, rank),
         "kl": (dims, kl),
@@ -104,6 +112,43 @@ def evaluate(
         "template": ("prompt", [t.template for t in tokenized]),
     }
     return xr.Dataset(variables, coordinates, {"masks": masks.attrs})
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Prompts that are run together, under some masks at a time."""
+
+    gated: GatedModel
+    prompts: list[TokenizedPrompt]
+    pad_id: int
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return collate(self.prompts, self.gated.view.device, self.pad_id)
+
+    @cached_property
+    def _full(self) -> tuple[Float[np.ndarray, " prompt"], Float[Tensor, "prompt d_vocab"]]:
+        """Ranks and log-probabilities of the full model."""
+        logits = self.gated.logits(self.gated.embed(self._batch))
+        return _ranks(logits, self.prompts), logits.double().log_softmax(-1)
+
+    def measured(self, masks: Gates) -> xr.Dataset:
+        """`rank`, `kl` and `agrees` (seed, prompt), and `full_rank` (prompt)."""
+        n = len(masks.heads)
+        gates = masks.each(len(self.prompts))
+        logits = self.gated.logits(self.gated.embed(self._batch.repeat(n)), gates)
+        its = logits.double().log_softmax(-1).unflatten(0, (n, -1))
+        full_rank, log_full = self._full
+        kl, agrees = (log_full.exp() * (log_full - its)).sum(-1), its.argmax(-1) == log_full.argmax(-1)
+        dims = ("seed", "prompt")
+        return xr.Dataset(
+            {
+                "rank": (dims, _ranks(logits, self.prompts * n).reshape(n, -1)),
+                "kl": (dims, kl.cpu().numpy()),
+                "agrees": (dims, agrees.cpu().numpy()),
+                "full_rank": ("prompt", full_rank),
+            }
+        )
 
 
 def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0.03) -> float:
