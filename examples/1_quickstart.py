@@ -132,8 +132,8 @@ ecstruct.plots.heatmap({"first hop new": scores, "second hop new": scores_second
 #
 # **What would make you doubt it.** A panel that is strong everywhere alike, or strongest at the first
 # token, is not about the fact. And linear scores are approximations: the *upstream* ones are not to be
-# trusted here. [Notebook 4](4_can_i_trust_the_scores.py) shows how to find that out, which you should do
-# for every new pair of models.
+# trusted in their sizes. [Notebook 4](4_can_i_trust_the_scores.py) shows how to find that out, which you
+# should do for every new pair of models.
 #
 # ## Keep it
 #

@@ -100,11 +100,11 @@ fidelity.table().round(2)
 # **What to look at.** Points on a rising line: the order of the components, which is what one reads off a
 # heatmap, is that of the interventions. A slope other than one only means that sizes are off.
 #
-# **What disagreement looks like.** Look at the *upstream* panels by gradients, surrogate and exact: a cloud.
-# The components to which the interventions give the most are not those to which these scores do, because
-# $y - y^*$ is no small step: taking away what an early component writes changes everything after it. Slopes
-# by the rules of relevance, the default, are those of a step of that size. Here are the upstream components
-# by them and by intervention:
+# **What disagreement looks like.** Look at the *upstream* panels by gradients, surrogate and exact: a
+# cloud. The components to which the interventions give the most are not those to which these scores do,
+# because $y - y^*$ is no small step: taking away what an early component writes changes everything after
+# it. Slopes by the rules of relevance, the default, are those of a step of that size. Here are the upstream
+# components by them and by intervention:
 
 # %%
 names = {"fast": scores, "by intervention": fidelity.causal}
