@@ -112,7 +112,7 @@ def fidelity_of(
     passes |= {"exact": 6 + 2 * n_layers}
     n_components = n_layers * (1 + engine.pair.view.n_heads)
     total = sum(passes.values()) + 2 * min(sample or n_components, n_components)
-    with Bar(total, "fidelity", unit="pass", disable=not progress) as bar:
+    with Bar(total, "fidelity", unit="run", disable=not progress) as bar:
         steps = Steps(bar, kept)
 
         def step(name: str, cost: int, measure: Callable[[], ExtractiveScores]) -> ExtractiveScores:
