@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from comparisons import PAPER
 from facts_fixtures import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -116,7 +117,7 @@ def at(scores: ExtractiveScores, kind: str, head: int | None = None, token: int 
 
 @pytest.mark.parametrize("convention", ["definition", "reference"])
 def test_a_model_solved_by_hand(pair_by_hand, convention):
-    scores = score(*pair_by_hand, BY_HAND, convention=convention, progress=False)
+    scores = score(*pair_by_hand, BY_HAND, convention=convention, progress=False, **PAPER)
     assert_is(scores.reward, [[4 / 5, 12 / 13], [3 / 5, 4 / 5]])
     # I of the MLP: dm times the unit's value. Of the head: V and O each add a quarter to c:
     # dV O / 2 = 1/3 · 3/2 / 2, V dO / 2 = 1/2 / 2.
@@ -147,7 +148,7 @@ def test_a_model_solved_by_hand(pair_by_hand, convention):
 
 def test_baselines_by_hand(pair_by_hand):
     for baseline, y_star in (("zero", 0), ("mean", 7 / 24)):  # the mean of 7/12 and 0; of ± 3/4 it is 0
-        scores = score(*pair_by_hand, BY_HAND, baseline=baseline, progress=False)
+        scores = score(*pair_by_hand, BY_HAND, baseline=baseline, progress=False, **PAPER)
         assert_is(at(scores, "upstream"), (G_NEW - G) * [7 / 12 - y_star, 0 - y_star])
         assert_is(at(scores, "upstream", 0), (G_O_NEW - G_O) * SIGN * 3 / 4)
 
