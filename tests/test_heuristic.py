@@ -80,7 +80,7 @@ def model() -> TransformerBridge:
 
 def accuracies(model: TransformerBridge, sparsity: float) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Of six subnetworks in-domain and beyond, and of the full model."""
-    masks = prune(model, IN_DOMAIN, sparsity=sparsity, seeds=6, steps=150, batch_size=16, progress=False)
+    masks = prune(model, IN_DOMAIN, sparsity=sparsity, seeds=6, steps=250, batch_size=16, progress=False)
     inside, beyond = (evaluate(model, masks, its, progress=False) for its in (IN_DOMAIN, BEYOND))
     full = float(inside["full_accuracy"]), float(beyond["full_accuracy"])
     return inside["accuracy"].values, beyond["accuracy"].values, *full
@@ -88,7 +88,7 @@ def accuracies(model: TransformerBridge, sparsity: float) -> tuple[np.ndarray, n
 
 def test_pruned_in_domain_a_model_falls_back_on_its_heuristic(model: TransformerBridge) -> None:
     # Measured: 0.95 in-domain and 0.69 beyond in the full model; of six subnetworks five are as good
-    # in-domain, and of these three at 0.25, 0.25 and 0.42 beyond.
+    # in-domain, and of these four at 0.25 beyond, and one at 0.56.
     inside, beyond, full_inside, full_beyond = accuracies(model, 0.4)
     assert full_inside > 0.9 and full_beyond > 0.65
     good = inside > full_inside - 0.08

@@ -31,7 +31,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.kept import Kept, Steps
 from ecstruct.scores.baseline import BaselineKind
-from ecstruct.scores.causal import intervened
+from ecstruct.scores.causal import check_memory, intervened
 from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
@@ -105,6 +105,7 @@ def fidelity_of(
     if sample is not None and sample < 2:
         raise InputError(f"sample={sample} has no correlation: give 2 components or more.")
     prompts = as_prompts(prompts)  # they are read several times
+    check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], memory)
     identity = {**engine.identity(prompts), "path steps": str(path_steps), "sample": f"{sample} by {seed}"}
     kept, n_layers = Kept(folder, identity), engine.pair.view.n_layers
     of_path = [k for k in sorted({*path_steps}) if k > 1]

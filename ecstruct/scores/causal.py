@@ -163,6 +163,17 @@ def _stacked(
     pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None, every: bool
 ) -> tuple[Job, int]:
     """The prompts in batches, and how many copies of a batch are run at once."""
+    check_memory(pair, tokenized, memory)
+    longest = max(len(p.ids) for p in tokenized)
+    of_prompt = graph_bytes(pair.view, 1, longest)
+    affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
+    rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
+    batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
+    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
+
+
+def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int | None) -> None:
+    """Raise `InputError` if so many bytes are too few for one intervention."""
     longest = max(len(p.ids) for p in tokenized)
     of_prompt = graph_bytes(pair.view, 1, longest)
     if memory is not None and memory < of_prompt:
@@ -170,10 +181,6 @@ def _stacked(
             f"memory={memory} bytes are too few for one intervention on a prompt of {longest} tokens: give "
             f"at least {of_prompt}."
         )
-    affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
-    rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
-    batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
-    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
 
 
 @dataclass(frozen=True)

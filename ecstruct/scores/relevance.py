@@ -96,6 +96,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Node], Callable[[Tensor], Tensor]]] = Mappi
         "Hardswish": lambda node: functional.hardswish,
         "Pow": lambda node: partial(torch.pow, exponent=node._saved_exponent),
         "Tanh": lambda node: torch.tanh,
+        "GeLUFunction": lambda node: partial(functional.gelu, approximate="tanh"),  # of transformers' Bloom
     }
 )
 """From a node to the function that it is of."""
@@ -250,7 +251,10 @@ def _is_function_of(edge: Edge, x: Edge) -> bool:
 
 
 def _activation(node: Node, f: Callable[[Tensor], Tensor]) -> Rule:
-    x = torch.atanh(node._saved_result.detach()) if _kind(node) == "Tanh" else node._saved_self.detach()
+    if _kind(node) == "Tanh":
+        x = torch.atanh(node._saved_result.detach())
+    else:
+        x = (node.saved_tensors[0] if hasattr(node, "saved_tensors") else node._saved_self).detach()
 
     def rule(d_inputs: Grads, d_outputs: Grads) -> Grads:
         return (torch.where(x == 0, d_inputs[0], d_outputs[0] * f(x) / x), *d_inputs[1:])
