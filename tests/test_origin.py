@@ -143,7 +143,8 @@ def test_a_row_is_measured_on_its_snapshot(run):
             mean_rank(tuned, data.facts),
         )
         if hop == "first-hop":
-            scores = score(model, tuned, data.implications, convention="reference", progress=False)
+            published = {"upstream": "surrogate", "propagation": "gradient", "convention": "reference"}
+            scores = score(model, tuned, data.implications, **published, progress=False)
             slots = scores.aggregate(like="reference")
             for mass in ("informative", "upstream", "downstream"):
                 positive = [

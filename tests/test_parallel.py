@@ -165,6 +165,7 @@ def test_the_command_offloads(checkpoints, tmp_path):
     resident, *others = (
         ExtractiveScores.load(tmp_path / out / "scores.nc") for out in ("resident", "offloaded", "again")
     )
+    resident = ExtractiveScores(resident.dataset.drop_vars("rank"))  # which take the whole model
     for found in others:
         assert_same_scores(found, resident, 1e-5)
 

@@ -181,7 +181,9 @@ def test_reference_bad_input() -> None:
         reference_values(model, [])
     with pytest.raises(InputError, match="ablation='median' is unknown"):
         reference_values(model, PROMPTS, ablation="median")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"of a model with .*\(2, 4, 32\), and this one has \(3, 4, 32\)"):
+    with pytest.raises(
+        InputError, match=r"of a model with .*\(2, 4, 8, 32\), and this one has \(3, 4, 8, 32\)"
+    ):
         GatedModel(model, Reference(torch.zeros(2, 4, 8), torch.zeros(2, 32)))
 
 

@@ -151,18 +151,20 @@ def fidelity_of(
             )
             pieces.append(step(f"interventions in layer {layer}", 2 * len(names), measure))
     error = {k: float(abs(s.completeness).mean()) for k, s in by_steps.items()}
-    return Fidelity(**parts, causal=_joined(pieces), path_error=error, top=top, weights=weights)
+    return Fidelity(
+        **parts, causal=_joined(pieces, whole=weights is None), path_error=error, top=top, weights=weights
+    )
 
 
-def _joined(pieces: Sequence[ExtractiveScores]) -> ExtractiveScores:
-    """Causal scores of some components each, as those of all."""
-    whole = pieces[0].dataset.copy(deep=True)
+def _joined(pieces: Sequence[ExtractiveScores], whole: bool) -> ExtractiveScores:
+    """Causal scores of some components each, as those of all of these; `whole` if there are no others."""
+    joined = pieces[0].dataset.copy(deep=True)
     for piece in pieces[1:]:
         for part in ("mlp", "heads"):
-            whole[part] = whole[part].fillna(piece.dataset[part])
-    n = sum(piece.attrs["options"]["components"] for piece in pieces)
-    whole.attrs["options"] = {**whole.attrs["options"], "components": n}
-    return ExtractiveScores(whole)
+            joined[part] = joined[part].fillna(piece.dataset[part])
+    n = None if whole else sum(piece.attrs["options"]["components"] for piece in pieces)
+    joined.attrs["options"] = {**joined.attrs["options"], "components": n}
+    return ExtractiveScores(joined)
 
 
 def _drawn(
