@@ -15,6 +15,7 @@ from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.files import from_json, write_text
 from ecstruct.interruption import finishing
+from ecstruct.pieces import check_same_run
 
 Result = xr.DataArray | xr.Dataset
 
@@ -49,13 +50,7 @@ class Kept:
                 found = dict(from_json(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:
                 raise InputError(f"{path} is damaged: delete {self.folder} to begin anew.") from error
-            for key in [*self.identity, *(key for key in found if key not in self.identity)]:
-                one, other = found.get(key), self.identity.get(key)
-                if one != other:
-                    raise InputError(
-                        f"{self.folder} holds a part of another run ({key} was {one}, now {other}): finish "
-                        "that run by its own command, or delete the folder."
-                    )
+            check_same_run(self.folder, found, self.identity)
 
     def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
         """What is kept under a name, or what is measured now, and whether it is new."""

@@ -55,6 +55,18 @@ def if_whole(read: Callable[[Path], T], path: Path) -> T | None:
         return None
 
 
+def check_same_run(folder: Path, found: Mapping[str, str], identity: Mapping[str, str]) -> None:
+    """Raise `InputError` naming the first thing in which what `folder` holds parts of, as it was `found`
+    there, is another run than this one. Both are what numbers depend on, by names fit for a message."""
+    for key in [*identity, *(key for key in found if key not in identity)]:
+        one, other = found.get(key), identity.get(key)
+        if one != other:
+            raise InputError(
+                f"{folder} holds a part of another run ({key} was {one}, now {other}): finish that run by its "
+                "own command, or delete the folder."
+            )
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a piece of JSON, whole or not at all."""
     write_text(path, json.dumps(_sealed(content), indent=1, allow_nan=False))

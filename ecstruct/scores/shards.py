@@ -17,7 +17,6 @@ import xxhash
 from torch import Tensor
 
 from ecstruct import pieces
-from ecstruct.errors import InputError
 from ecstruct.interruption import finishing
 from ecstruct.scores.assemble import Part
 from ecstruct.scores.baseline import Sums
@@ -43,13 +42,7 @@ class Shards:
                 found = pieces.read_about(path)["identity"]
             except (pieces.Damaged, OSError):
                 continue  # told where it would be read
-            for key in [*self.identity, *(key for key in found if key not in self.identity)]:
-                one, other = found.get(key), self.identity.get(key)
-                if one != other:
-                    raise InputError(
-                        f"{self.folder} holds a part of another run ({key} was {one}, now {other}): finish "
-                        "that run by its own command, or delete the folder."
-                    )
+            pieces.check_same_run(self.folder, found, self.identity)
 
     def parts(self) -> Iterator[Part]:
         """The scores that are finished."""
