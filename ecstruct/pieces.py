@@ -62,8 +62,8 @@ def check_same_run(folder: Path, found: Mapping[str, str], identity: Mapping[str
         one, other = found.get(key), identity.get(key)
         if one != other:
             raise InputError(
-                f"{folder} holds a part of another run ({key} was {one}, now {other}): finish that run by its "
-                "own command, or delete the folder."
+                f"{folder} holds a part of another run ({key} was {one}, now {other}): finish that run by "
+                "its own command, or delete the folder."
             )
 
 
