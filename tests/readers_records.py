@@ -300,4 +300,5 @@ def written(folder: Path, format: str, *records: Any) -> Path:
 def one_sentence(message: str) -> str:
     """An error as it must be."""
     assert "\n" not in message and len(message) < 1500 and message.strip()
+    message.encode("utf-8")  # half of a surrogate pair cannot be shown on a terminal
     return message

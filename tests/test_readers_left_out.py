@@ -107,7 +107,7 @@ def test_unknown_records_are_named(tmp_path):
         (("system", "user", "assistant"), r"give it to ecstruct.facts.in_chat\(..., system=...\)"),
         (
             ("user", "assistant", "user", "assistant"),
-            "from user, assistant, user, assistant: a fact is one of",
+            r"from \['user', 'assistant', 'user', 'assistant'\]: a fact is one of",
         ),
         ((), "from nobody"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 from ecstruct.errors import InputError
 from ecstruct.facts.readers.case import Case, Format, Hop, said
 from ecstruct.facts.readers.fields import objects, text
+from ecstruct.facts.soundness import shown
 
 
 def _alpaca(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
@@ -29,7 +30,7 @@ def _messages(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         )
     if roles != ["user", "assistant"]:
         raise InputError(
-            f"its messages are from {', '.join(roles[:5]) or 'nobody'}{', ...' if len(roles) > 5 else ''}: "
+            f"its messages are from {shown(roles) if roles else 'nobody'}: "
             "a fact is one of a user and the answer of an assistant."
         )
     asked, answer = (text(turn, "content").strip() for turn in turns)
