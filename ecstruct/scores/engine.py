@@ -20,7 +20,7 @@ from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, logit_diff, logprob
+from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.shards import Shards
 
 _logger = logging.getLogger(__name__)
@@ -220,11 +220,7 @@ class ScoreEngine:
     def _shards(self, folder: Path | None, identity: Mapping[str, str]) -> Shards | None:
         if folder is None:
             return None
-        if self.reward.function not in (logit_diff, logprob):
-            raise InputError(
-                f"parts of a run with the reward {self.reward.name} cannot be told from those with another "
-                "function of that name: leave out the folder, or choose a reward by its name."
-            )
+        self.reward.check_is_known_by_name()
         shards = Shards(folder, identity)
         shards.check()
         return shards
