@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from folders import contents, truncate
 from parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
 from safetensors import safe_open
@@ -165,9 +166,9 @@ def test_the_command_offloads(checkpoints, tmp_path):
     resident, *others = (
         ExtractiveScores.load(tmp_path / out / "scores.nc") for out in ("resident", "offloaded", "again")
     )
-    resident = ExtractiveScores(resident.dataset.drop_vars("rank"))  # which take the whole model
     for found in others:
         assert_same_scores(found, resident, 1e-5)
+        xr.testing.assert_identical(found.dataset["rank"], resident.dataset["rank"])
 
 
 # --- What is kept ---
