@@ -22,6 +22,9 @@ from ecstruct.cli.words import (
     session,
 )
 
+VERIFIED = 3
+"""Of the strongest by each score: their interventions cost less than the scores."""
+
 
 def rank(
     model: Source,
@@ -81,6 +84,13 @@ def score(
     path_steps: Annotated[
         int, typer.Option(help="Points between both models at which informative gradients are taken.")
     ] = 1,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            help="Run the interventions on so many of the strongest components by each score; "
+            f"{VERIFIED} by default, 0 with --offload.",
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="Leave both models on disk, and read one block at a time.")
@@ -107,6 +117,7 @@ def score(
             "propagation": propagation,
             "convention": convention,
             "path_steps": path_steps,
+            "verify": (0 if offload else VERIFIED) if verify is None else verify,
             "batch_size": batch_size,
             "offload": offload,
         }

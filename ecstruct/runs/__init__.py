@@ -55,7 +55,7 @@ _KEYS = {
         {"before", "after", "prompts"},
         {
             *("reward", "answer_tokens", "baseline", "upstream", "propagation", "convention", "path_steps"),
-            *("batch_size", "offload", "fingerprints"),
+            *("verify", "batch_size", "offload", "fingerprints"),
         },
     ),
     "subnetworks-core": (

@@ -78,6 +78,7 @@ _TYPES: Mapping[str, Any] = {
     "top": Whole,
     "train_embeddings": bool,
     "upstream": str,
+    "verify": Whole,
     "window": or_none(Whole),
 }
 _OF_TRAINING: Mapping[str, Any] = {"batch_size": Whole}
