@@ -157,7 +157,7 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
 
 
 def test_the_command_offloads(checkpoints, tmp_path):
-    for out, more in (("resident", ()), ("offloaded", ("--offload",))):
+    for out, more in (("resident", ("--verify", 0)), ("offloaded", ("--offload",))):
         works(words(checkpoints, tmp_path / out, *more))
     again = ["replay", str(tmp_path / "offloaded" / "config.json"), "--out", str(tmp_path / "again")]
     works([*again, "--device", "cpu", "--quiet"])
