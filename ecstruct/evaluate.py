@@ -27,10 +27,12 @@ from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.values import bounded
 
 AnswerTokens = Literal["first", "all"]
 
 
+@bounded
 def ranks(
     model: TransformerBridge,
     prompts: PromptsLike,

@@ -42,6 +42,7 @@ from ecstruct.scores.engine import ScoreEngine, score
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.values import NUMBERS, bounded, check
 
 _RUNS = 6
 """What scoring a prompt costs, in runs forward or backward of the model on one."""
@@ -57,6 +58,7 @@ class Controls:
     scores: ExtractiveScores
     controls: Mapping[str, ExtractiveScores]
 
+    @bounded
     def above(self, score: str, *, permutations: int = 10_000, seed: int = 0) -> pd.DataFrame:
         """One score of every component, tested against every control.
 
@@ -98,6 +100,7 @@ class Controls:
         )
 
 
+@bounded
 def controls(
     before: ModelBefore,
     after: ModelAfter,
@@ -146,6 +149,7 @@ def controls(
         raise InputError(f"{unknown[0]} is no option of ecstruct.score: {where}.")
     if facts is not None and options.get("offload"):
         raise InputError("offload=True leaves no model to finetune on facts=: leave out one of them.")
+    check(tune or {}, NUMBERS, "tune=")
     shuffled = None if facts is None else facts.shuffled(seed).facts
     prompts = as_prompts(prompts)  # they are read several times
     unrelated = None if unrelated is None else as_prompts(unrelated)
@@ -186,7 +190,7 @@ def controls(
         "seed": str(seed),
         "the shuffled facts": xxhash.xxh3_64_hexdigest(repr(shuffled).encode()),
         "the unrelated prompts": xxhash.xxh3_64_hexdigest(repr(unrelated).encode()),
-        **{f"the {name} of finetuning": str(value) for name, value in how.items() if name not in _NO_MATTER},
+        **{f"the {name} of finetuning": str(how[name]) for name in how if name not in _NO_MATTER},
     }
     found = {}
     total = sum(runs for _, runs in parts.values())

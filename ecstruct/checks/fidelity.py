@@ -37,8 +37,10 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
+from ecstruct.values import NUMBERS, bounded, check
 
 
+@bounded
 def fidelity(
     model_before: ModelBefore,
     model_after: ModelAfter,
@@ -100,6 +102,8 @@ def fidelity_of(
     computed again."""
     if not path_steps or min(path_steps) < 1:
         raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
+    for k in path_steps:
+        check({"path_steps": k}, NUMBERS, "the call")
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     if sample is not None and sample < 2:

@@ -24,6 +24,7 @@ from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.shards import Shards
+from ecstruct.values import bounded
 
 _logger = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class ScoreEngine:
     engine saves that time.
     """
 
+    @bounded
     def __init__(
         self,
         model_before: ModelBefore,
@@ -169,6 +171,7 @@ class ScoreEngine:
             }
         )
 
+    @bounded
     def like(self, **options: Any) -> "ScoreEngine":
         """An engine of the same models, with other `upstream`, `propagation` or `path_steps`."""
         other = copy.copy(self)
