@@ -135,10 +135,12 @@ def fidelity(
     answer_tokens: AnswerTokens = "first",
     baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
-    sample: Annotated[
-        int | None,
-        typer.Option(help="Intervene on so many components, not on all."),
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="Another way to score, to compare: path, surrogate or exact; repeatable."),
     ] = None,
+    sample: Annotated[int, typer.Option(help="Intervene on so many components.")] = 12,
+    whole: Annotated[bool, typer.Option("--whole", help="Intervene on all components.")] = False,
     seed: Seed = 0,
     memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
     device: Device = None,
@@ -157,7 +159,8 @@ def fidelity(
             "answer_tokens": answer_tokens,
             "baseline": baseline,
             "top": top,
-            "sample": sample,
+            "forms": form or [],
+            "sample": None if whole else sample,
             "seed": seed,
             "memory": memory,
         }

@@ -38,7 +38,7 @@ _KEYS = {
     "fidelity": (
         {"before", "after", "prompts"},
         {
-            *("reward", "answer_tokens", "baseline", "top", "sample", "seed", "memory"),
+            *("reward", "answer_tokens", "baseline", "forms", "top", "sample", "seed", "memory"),
             "fingerprints",
         },
     ),

@@ -47,6 +47,7 @@ _TYPES: Mapping[str, Any] = {
     "facts": _Prompts,
     "fingerprint": str | None,
     "fingerprints": dict[str, str] | None,
+    "forms": list[str],
     "freeze": or_none(_Freeze),
     "generalization": _Prompts,
     "kinds": list[str],

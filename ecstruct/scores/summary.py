@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MISSED = 0.5
 """Of the change of the reward: where informative scores miss more, they are no shares of it."""
 
-_BY = {True: "by intervention", False: "refuted by intervention:"}
+_BY = {True: "causal", False: "refuted: causal"}
 
 _FOR_MACHINES = ("fingerprint", "versions")
 """Attributes that a summary leaves to `.attrs`."""
