@@ -33,6 +33,7 @@ NUMBERS: Mapping[str, Any] = {
     "path_steps": Annotated[int, Field(le=1000)],
     "permutations": Count,
     "random_seeds": Count,
+    "repeats": Count,
     "resamples": Count,
     "sample": Count,
     "seed": Seed,
@@ -49,16 +50,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def check_numbers(values: Mapping[str, Any], of: str = "the call") -> None:
+    """Check those values that are whole numbers; all others are for others to check.
+
+    Raises:
+        InputError: a number that an option of its name, among `NUMBERS`, cannot be.
+    """
+    check({name: int(v) for name, v in values.items() if isinstance(v, Integral)}, NUMBERS, of)
+
+
 def bounded(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which refuses whole numbers that its options, by their names among `NUMBERS`, cannot
-    be. Other values are for itself to check."""
+    """The function, its arguments being checked by `check_numbers` first."""
     names = [*signature(function).parameters]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        numbers = {name: int(value) for name, value in given.items() if isinstance(value, Integral)}
-        check(numbers, NUMBERS, "the call")
+        check_numbers({**dict(zip(names, args, strict=False)), **kwargs})
         return function(*args, **kwargs)
 
     return checked

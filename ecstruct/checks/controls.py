@@ -42,7 +42,7 @@ from ecstruct.scores.engine import ScoreEngine, score
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.values import NUMBERS, bounded, check
+from ecstruct.values import bounded, check_numbers
 
 _RUNS = 6
 """What scoring a prompt costs, in runs forward or backward of the model on one."""
@@ -149,7 +149,7 @@ def controls(
         raise InputError(f"{unknown[0]} is no option of ecstruct.score: {where}.")
     if facts is not None and options.get("offload"):
         raise InputError("offload=True leaves no model to finetune on facts=: leave out one of them.")
-    check(tune or {}, NUMBERS, "tune=")
+    check_numbers(tune or {}, "tune=")
     shuffled = None if facts is None else facts.shuffled(seed).facts
     prompts = as_prompts(prompts)  # they are read several times
     unrelated = None if unrelated is None else as_prompts(unrelated)

@@ -41,7 +41,7 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
-from ecstruct.values import NUMBERS, bounded, check
+from ecstruct.values import bounded, check_numbers
 
 Form = Literal["path", "surrogate", "exact"]
 
@@ -129,7 +129,7 @@ def fidelity_of(
     if not path_steps or min(path_steps) < 1:
         raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
     for k in path_steps:
-        check({"path_steps": k}, NUMBERS, "the call")
+        check_numbers({"path_steps": k})
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     if sample is not None and sample < 2:
