@@ -36,7 +36,8 @@ _READ_FROM = {"relevance": "linear"}
 _SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
 _DRAWS = 1000
 _FEW = 10
-"""Prompts, with fewer of which intervals over prompts are much too narrow."""
+"""Prompts, with fewer of which intervals over prompts are much too narrow; and drawn components of a
+kind, whose order says little then."""
 
 _NOTHING = 1e-4
 """Of the largest causal score: what is smaller, as rounding errors are, counts as zero."""
@@ -139,8 +140,8 @@ class Fidelity:
             told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
             # Over all, r is high already where one kind is larger than the other.
             for kind, plural in PLURALS.items():
-                rho = float(by_kind.loc[(kind, name, best), "rho"])
-                if r[best] >= _ORDER_HOLDS > rho:
+                n, rho = by_kind.loc[(kind, name, best), ["n", "rho"]]
+                if (self.weights is None or n >= _FEW) and r[best] >= _ORDER_HOLDS > rho:
                     told.append(f"Among {plural} alone their order does not hold (ρ = {rho:.2f}).")
         steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
         steps += " path steps" if max(self.path_error) > 1 else " path step"

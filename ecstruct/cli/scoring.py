@@ -22,7 +22,7 @@ from ecstruct.cli.words import (
     session,
 )
 
-VERIFIED = 3
+VERIFIED = 2
 """Of the strongest by each score: their interventions cost less than the scores."""
 
 
