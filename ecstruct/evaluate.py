@@ -25,14 +25,14 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
-from ecstruct.models.bridge import eval_mode, still
-from ecstruct.models.hooked import HookedView
+from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.models.sites import Weights
+from ecstruct.values import bounded
 
 AnswerTokens = Literal["first", "all"]
 
 
+@bounded
 def ranks(
     model: TransformerBridge,
     prompts: PromptsLike,
@@ -177,22 +177,6 @@ def ranks_by(
             last = logits[torch.arange(len(chosen), device=device), batch.last].cpu()
             for i, of_prompt in zip(chosen, last, strict=True):
                 result[i] = rank_of(tokenized[i], of_prompt)
-    return result
-
-
-def ranks_under(
-    view: HookedView, weights: Weights, tokenized: Sequence[TokenizedPrompt], *, batch_size: int = 64
-) -> Float[np.ndarray, " prompt"]:
-    """`ranks_of_tokenized` of a hooked model under other weights than its own."""
-    result, device = np.empty(len(tokenized)), view.device
-    with still(view.model), torch.no_grad():
-        for chosen, batch in _batches(tokenized, batch_size, pad_id_of(tokenizer_of(view.model)), device):
-            embedded, calls = view.embed(weights, batch.ids, batch.mask)
-            resid = embedded.output
-            for layer, call in enumerate(calls):
-                resid = view.through(layer, weights, call, resid)
-            for i, logits in zip(chosen, view.logits_at(weights, resid, batch.last).cpu(), strict=True):
-                result[i] = rank_of(tokenized[i], logits)
     return result
 
 

@@ -1,7 +1,10 @@
-"""Values that come from files, by name, against the types that they must have."""
+"""Values that come from files and callers, by name, against the types that they must have."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import signature
+from numbers import Integral
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -19,6 +22,53 @@ Rate = Annotated[float, Field(strict=True, ge=-FASTEST, le=FASTEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Annotated[int, Field(lt=2**10)]
 """With far more of them, a process dies."""
+
+NUMBERS: Mapping[str, Any] = {
+    "accumulate": Whole,
+    "batch_size": Whole,
+    "checkpoint_every": Whole,
+    "draws": Count,
+    "epochs": Count,
+    "memory": Whole,
+    "path_steps": Annotated[int, Field(le=1000)],
+    "permutations": Count,
+    "random_seeds": Count,
+    "repeats": Count,
+    "resamples": Count,
+    "sample": Count,
+    "seed": Seed,
+    "seeds": Count,
+    "snapshots": Count,
+    "steps": Count,
+    "top": Whole,
+    "verify": Whole,
+    "window": Whole,
+}
+"""Of options that are whole numbers, by name: they mean the same wherever they are."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_numbers(values: Mapping[str, Any], of: str = "the call") -> None:
+    """Check those values that are whole numbers; all others are for others to check.
+
+    Raises:
+        InputError: a number that an option of its name, among `NUMBERS`, cannot be.
+    """
+    check({name: int(v) for name, v in values.items() if isinstance(v, Integral)}, NUMBERS, of)
+
+
+def bounded(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, its arguments being checked by `check_numbers` first."""
+    names = [*signature(function).parameters]
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_numbers({**dict(zip(names, args, strict=False)), **kwargs})
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def or_none(of: Any) -> Any:

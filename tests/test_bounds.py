@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cli_inputs import save_inputs
 from command_line import assert_refused, run
 from tiny import PROMPTS, hooked_pair
 
+import ecstruct
 from ecstruct import distributed
+from ecstruct.checks import controls
 from ecstruct.errors import InputError
+from ecstruct.experiments.setup import Setup
+from ecstruct.facts import FactSet
 from ecstruct.finetuning import finetune
 from ecstruct.models.load import device_of
 from ecstruct.organism import pretrain
+from ecstruct.recall import knockout
 from ecstruct.subnetworks import prune
+from ecstruct.values import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("offline")
 
 MANY, LATE = 10**22, 2**64
+FACTS = FactSet(PROMPTS, PROMPTS[:2])
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +104,79 @@ def test_rates_of_callers() -> None:
             finetune(model, PROMPTS, lr=lr, progress=False)
         with pytest.raises(InputError, match="is no learning rate"):
             prune(model, PROMPTS, lr=lr, progress=False)
+
+
+def documented() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Functions and methods of the pages on Python, and what makes an engine."""
+    for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            found = pydoc.locate(name)
+            if inspect.isclass(found):
+                methods = inspect.getmembers(found, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
+                yield from ((f"{name}.{n}", method) for n, method in methods if n[0] != "_")
+            elif callable(found):
+                yield name, found
+    yield "ecstruct.ScoreEngine", ecstruct.ScoreEngine
+
+
+def too_large(option: str) -> int:
+    return LATE if option == "seed" else MANY
+
+
+OF_OTHERS = ("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organism.training.")
+"""Where the model has a limit of its own, or such a name is of something else."""
+
+OPTIONS = [
+    pytest.param(function, option, id=f"{name} {option}")
+    for name, function in documented()
+    for option in inspect.signature(function).parameters.keys() & NUMBERS.keys()
+    if not name.startswith(OF_OTHERS) and (name, option) != ("ecstruct.fidelity", "path_steps")
+]
+
+
+@pytest.mark.parametrize(("function", "option"), OPTIONS)
+def test_what_is_too_large_is_refused_of_callers(function: Callable[..., Any], option: str) -> None:
+    given = {"data": PROMPTS, "prompts": PROMPTS}
+    required = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    value = too_large(option)
+    with pytest.raises(InputError, match=f" has {option}={value}: it should be less than"):
+        function(**{**{name: given.get(name) for name in required}, option: value})
+    if option == "seed":
+        with pytest.raises(InputError, match=" has seed=-1: it should be greater than or equal to 0"):
+            function(**{**{name: given.get(name) for name in required}, "seed": np.int64(-1)})
+
+
+def test_the_options_of_callers_are_found() -> None:
+    names = {param.id for param in OPTIONS}
+    assert len(names) > 35
+    assert {"ecstruct.score path_steps", "ecstruct.subnetworks.prune seeds"} <= names
+    assert {"ecstruct.scores.result.ExtractiveScores.aggregate resamples"} <= names
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda *pair: ecstruct.fidelity(*pair, PROMPTS, path_steps=(1, MANY)), f"path_steps={MANY}"),
+        (lambda *pair: ecstruct.ScoreEngine(*pair).like(path_steps=MANY), f"path_steps={MANY}"),
+        (lambda *pair: prune(pair[0], PROMPTS, seeds=[0, LATE]), f"seed={LATE}"),
+        (lambda *pair: finetune(pair[0], PROMPTS, lr=0.1, lora=MANY), f"rank r={MANY}"),
+        (
+            lambda *pair: controls(*pair, PROMPTS, facts=FACTS, tune={"lr": 0.1, "epochs": MANY}),
+            f"tune= has epochs={MANY}",
+        ),
+        (lambda *pair: FACTS.shuffled(LATE), f"seed={LATE}"),
+        (lambda *pair: Setup(seeds=MANY), f"seeds={MANY}"),
+        (lambda *pair: Setup(seeds=[0, LATE]), f"seed={LATE}"),
+        (lambda *pair: knockout(pair[0], PROMPTS, window=MANY), f"window={MANY}"),
+    ],
+)
+def test_other_ways_to_give_what_is_too_large(call: Callable[..., Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(*hooked_pair("llama"))
 
 
 def test_threads_of_callers(tmp_path: Path) -> None:

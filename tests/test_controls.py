@@ -1,11 +1,13 @@
 """Noise of the same size, facts with other answers, and the scores under either."""
 
+import sys
 from collections import Counter
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from comparisons import scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from scipy.stats import chisquare, kstest
 from tiny import PROMPTS, hooked_pair
 
 import ecstruct
-from ecstruct import FactSet, InputError, Prompt, WeightDelta, finetune, score
+from ecstruct import FactSet, InputError, Prompt, ScoreEngine, WeightDelta, finetune, finetuning, score
 from ecstruct.checks.controls import Controls, controls
 from ecstruct.facts import first_hop
 from ecstruct.scores.permutation import above_control
@@ -201,6 +203,64 @@ def test_controls_are_the_scores_of_other_changes_and_other_prompts(checked, pai
         )
     source = checked.controls["random change"].attrs["after"]["source"]
     assert source.startswith("noise of the norms of ") and source.endswith("(seed 3)")
+
+
+def test_what_is_finished_is_not_computed_again(pair, checked, tmp_path, monkeypatch, capsys):
+    folder, calls = tmp_path / "unfinished", Counter()
+    how = {"facts": FACTS, "unrelated": PROMPTS[1:4], "seed": 3, "tune": {**TUNE, "checkpoint_every": 1}}
+    how |= {"baseline": "mean", "folder": folder}
+
+    def dies(key, module, name, at):
+        """The `at`-th call dies; all are counted under a key."""
+        real = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            calls[key] += 1
+            if calls[key] == at:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    dies("steps", finetuning.loop, "add_gradient", at=2)  # of two epochs of one step each
+    dies("other changes", sys.modules["ecstruct.checks.controls"], "score", at=2)  # the first is random
+    dies("scored", ScoreEngine, "score", at=-1)
+    for expected in (
+        {"scored": 2, "other changes": 1, "steps": 2},  # died in the second step of finetuning
+        {"scored": 2, "other changes": 2, "steps": 3},  # only that step again; died before its scores
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            controls(*pair, PROMPTS, progress=False, **how)
+        assert calls == expected
+    again = controls(*pair, PROMPTS, **how)
+    assert calls == {"scored": 4, "other changes": 3, "steps": 3}
+    bar = capsys.readouterr().err
+    assert "unrelated prompts: 100%" in bar and "block" not in bar and "step" not in bar  # one of all
+    for name, scores in {"finetuned": checked.scores, **checked.controls}.items():
+        found = again.scores if name == "finetuned" else again.controls[name]
+        xr.testing.assert_identical(found.dataset.drop_attrs(), scores.dataset.drop_attrs())
+        assert found.attrs == scores.attrs
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", *[".nc"] * 4]  # no checkpoint is left
+    before = calls.copy()
+    controls(*pair, PROMPTS, progress=False, **how)
+    assert calls == before
+
+    others = {
+        "the prompts": {"prompts": PROMPTS[:4]},
+        "the weights after": {"after": pair[0]},
+        "baseline": {"baseline": "zero"},
+        "seed": {"seed": 4},
+        "the shuffled facts": {"facts": FactSet(FACTS.facts[:4], ())},
+        "the unrelated prompts": {"unrelated": PROMPTS[:3]},
+        "the lr of finetuning": {"tune": {**TUNE, "lr": 2e-2}},
+        "the seed of finetuning": {"tune": {**TUNE, "seed": 4}},
+    }
+    given = {"before": pair[0], "after": pair[1], "prompts": PROMPTS, **how, "progress": False}
+    for what, other in others.items():
+        with pytest.raises(InputError, match=f"holds a part of another run .{what} was "):
+            controls(**{**given, **other})
+    with pytest.raises(InputError, match="leave out the folder, or choose a reward by its name"):
+        controls(**given, reward=lambda logits, batch: logits[:, 0])
 
 
 def test_only_the_noise_is_always_there(pair):

@@ -294,7 +294,7 @@ def test_progress_is_shown_unless_silenced(model, capsys):
         ({"accumulate": 0}, "accumulate=0 is too few"),
         ({"accumulate": 9}, "accumulate=9 parts cannot be made of batch_size=8"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine': choose among constant, linear"),
-        ({"seed": -1}, "seed=-1 is negative"),
+        ({"seed": -1}, "seed=-1: it should be greater than or equal to 0"),
         ({"freeze": [2]}, "no layer 2: this model has 0 to 1"),
         ({"freeze": [-1]}, "layer -1"),
         ({"freeze": {"layer": [1]}}, "'layer' selects no weights"),

@@ -18,9 +18,14 @@ from tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
 
 import ecstruct
 from ecstruct import InputError
+from ecstruct.facts.tokens import tokenize
 from ecstruct.models import offload
 from ecstruct.models.checkpoint import TensorFiles
+from ecstruct.models.provenance import tokenizer_of
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.ranks import ranks_of_pair
 
+STATES = ("before", "after")
 SAVED = [family for family in FAMILIES if family != "qwen2"]  # transformers saves its tokenizer as another
 
 
@@ -62,6 +67,10 @@ def score(before, after, **options):
     return ecstruct.score(before, after, PROMPTS, progress=False, device="cpu", **options)
 
 
+def asked_of(pair):
+    return tokenize(PROMPTS, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
+
+
 def assert_equal(found: xr.Dataset, expected: xr.Dataset) -> None:
     for name in expected.data_vars:
         scale = float(abs(expected[name]).max())
@@ -76,6 +85,15 @@ def test_numbers_are_those_of_models_in_memory(folders):
     resident, streamed = score(*folders), score(*folders, offload=True)
     assert_equal(streamed.dataset, resident.dataset)
     assert streamed.attrs == resident.attrs  # fingerprints among them
+
+
+def test_ranks_are_those_of_models_in_memory(folders):
+    models = {state: ecstruct.load(at, device="cpu") for state, at in zip(STATES, folders, strict=True)}
+    expected = {state: ecstruct.ranks(model, PROMPTS).tolist() for state, model in models.items()}
+    for pair in (Pair.on_disk(*folders, "cpu"), Pair.of(*folders, "cpu")):
+        for batch_size in (None, 2):
+            found = ranks_of_pair(pair, asked_of(pair), batch_size)
+            assert {state: its.tolist() for state, its in found.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -129,12 +147,16 @@ def test_a_walk_reads_a_block_for_both_ways_and_one_part_ahead(llamas, monkeypat
             return found
 
     monkeypatch.setattr(offload, "_Stream", Watched)
-    score(*llamas, offload=True)
+    engine = ecstruct.ScoreEngine(*llamas, offload=True, progress=False, device="cpu")
+    engine.score(PROMPTS)
     n_blocks = 3
     for block in range(1, n_blocks + 1):
         # To see what is there, up and down; the next one is sometimes read in vain where walks turn.
         assert 3 <= read.count(block) <= 6
     assert len(read) <= 3 * (n_blocks + 2) + 6
+    read.clear()
+    ranks_of_pair(engine.pair, asked_of(engine.pair), 2)  # up once, for both states and all batches
+    assert len(read) <= n_blocks + 2 + 2
     assert all(len(parts) == 1 for parts in at_once)
 
 
@@ -142,6 +164,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import ecstruct
+from ecstruct.scores.ranks import ranks_of_pair
 
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
@@ -149,9 +172,16 @@ def peak():
 small, folder = sys.argv[1:]
 prompts = [(f"people that {name} knows speak", answer) for name, answer in
            (("Ada", "Dutch"), ("Bo Li", "Thai"), ("Di", "Zulu"))]
-ecstruct.score(f"{small}/before", f"{small}/after", prompts, offload=True, progress=False, device="cpu")
+
+def score_and_rank(folder):
+    how = {"offload": True, "progress": False, "device": "cpu"}
+    engine = ecstruct.ScoreEngine(f"{folder}/before", f"{folder}/after", **how)
+    engine.score(prompts)
+    ranks_of_pair(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0])
+
+score_and_rank(small)
 start = peak()
-ecstruct.score(f"{folder}/before", f"{folder}/after", prompts, offload=True, progress=False, device="cpu")
+score_and_rank(folder)
 print(peak() - start)
 """
 

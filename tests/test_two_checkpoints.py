@@ -23,6 +23,7 @@ import ecstruct
 from ecstruct import InputError, WeightDelta
 from ecstruct.models.boot import nothing_installed
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.scores.ranks import ranks_of_pair
 
 OFFLOAD = pytest.mark.parametrize("offload", [False, True], ids=["in memory", "offloaded"])
 
@@ -312,6 +313,10 @@ def test_long_and_short_prompts_do_not_share_a_batch_of_longrope(tmp_path):
     ):
         rewards_after(before, after)
     assert_right(rewards_after(before, after, batch_size=1), after)
+    engine = ecstruct.ScoreEngine(before, after, batch_size=1, device="cpu", progress=False)
+    found = ranks_of_pair(engine.pair, engine.pair.tokenize(PROMPTS, engine.reward)[0], engine.batch_size)
+    of_each = [ecstruct.ranks(ecstruct.load(after, device="cpu"), [prompt])[0] for prompt in PROMPTS]
+    assert found["after"].tolist() == of_each
 
 
 def test_gradients_and_autocast_may_be_whatever_the_notebook_wants():

@@ -17,16 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+import xxhash
 
+from ecstruct.cost import Bar
+from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.finetuning import finetune
+from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.finetuning import discard, finetune, finetune_across
+from ecstruct.kept import Kept, Steps
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.plots.style import reward_title
@@ -36,6 +42,13 @@ from ecstruct.scores.engine import ScoreEngine, score
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.values import bounded, check_numbers
+
+_RUNS = 6
+"""What scoring a prompt costs, in runs forward or backward of the model on one."""
+
+_NO_MATTER = ("facts", "evaluate", "progress", "checkpoint", "checkpoint_every")
+"""Options of finetuning that decide about no number, or that are told apart by a checksum."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Controls:
     scores: ExtractiveScores
     controls: Mapping[str, ExtractiveScores]
 
+    @bounded
     def above(self, score: str, *, permutations: int = 10_000, seed: int = 0) -> pd.DataFrame:
         """One score of every component, tested against every control.
 
@@ -86,6 +100,7 @@ class Controls:
         )
 
 
+@bounded
 def controls(
     before: ModelBefore,
     after: ModelAfter,
@@ -95,6 +110,7 @@ def controls(
     unrelated: PromptsLike | None = None,
     seed: int = 0,
     tune: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Controls:
@@ -108,12 +124,15 @@ def controls(
         seed: of the noise and of the new answers.
         tune: options of `ecstruct.finetune`, those that `after` was finetuned with: `Finetuned.config`, or
             some of them.
-        progress: show progress bars.
+        folder: where finished scores, and how far finetuning has come, are kept; what is there already is
+            not computed again. Delete it when the result is safe.
+        progress: show a progress bar.
         options: all further options are those of `ecstruct.score`.
 
     Raises:
         InputError: facts whose answers cannot be dealt out anew, options without facts or that `finetune`
-            does not have; and as `ecstruct.score` and `ecstruct.finetune`.
+            does not have, a folder with a part of another run, or with a function as the reward; and as
+            `ecstruct.score` and `ecstruct.finetune`.
     """
     if tune is not None and facts is None:
         raise InputError("tune= is how to finetune on shuffled facts: give the facts as well, as facts=.")
@@ -130,19 +149,56 @@ def controls(
         raise InputError(f"{unknown[0]} is no option of ecstruct.score: {where}.")
     if facts is not None and options.get("offload"):
         raise InputError("offload=True leaves no model to finetune on facts=: leave out one of them.")
-    shuffled = None if facts is None else facts.shuffled(seed)
+    check_numbers(tune or {}, "tune=")
+    shuffled = None if facts is None else facts.shuffled(seed).facts
+    prompts = as_prompts(prompts)  # they are read several times
+    unrelated = None if unrelated is None else as_prompts(unrelated)
 
-    options |= {"progress": progress}
+    options |= {"progress": False}
     engine = ScoreEngine(before, after, **options)
+    if folder is not None:
+        engine.reward.check_is_known_by_name()
     model = engine.pair.view.model
     original = before if options.get("offload") else model
-    scores = engine.score(prompts)
-    sources = {state: str(source["source"]) for state, source in engine.pair.sources.items()}
-    change = WeightDelta.from_weights(engine.pair.before, engine.pair.after, sources)
-    found = {"random change": score(original, change.random_like(seed), prompts, **options)}
+
+    def of_random_change() -> ExtractiveScores:
+        sources = {state: str(source["source"]) for state, source in engine.pair.sources.items()}
+        change = WeightDelta.from_weights(engine.pair.before, engine.pair.after, sources)
+        return score(original, change.random_like(seed), prompts, **options)
+
+    parts = {
+        "finetuned": (partial(engine.score, prompts), _RUNS * len(prompts)),
+        "random change": (of_random_change, _RUNS * len(prompts)),
+    }
+    how = {**(tune or {}), "facts": shuffled, "evaluate": None, "progress": False}
+    if folder is not None:
+        how["checkpoint"] = folder / "finetuning"
     if shuffled is not None:
-        how = {**(tune or {}), "facts": shuffled.facts, "evaluate": None, "progress": progress}
-        found["shuffled facts"] = score(model, finetune(model, **how).model, prompts, **options)
+
+        def of_shuffled_facts() -> ExtractiveScores:
+            tuned = finetune_across(Ranks(), model, **how)
+            assert tuned is not None  # a process on its own is the first rank
+            return score(model, tuned.model, prompts, **options)
+
+        epochs = how.get("epochs", signature(finetune).parameters["epochs"].default)
+        parts["shuffled facts"] = of_shuffled_facts, _RUNS * len(prompts) + 2 * epochs * len(shuffled)
     if unrelated is not None:
-        found["unrelated prompts"] = engine.score(unrelated)
-    return Controls(scores, found)
+        parts["unrelated prompts"] = partial(engine.score, unrelated), _RUNS * len(unrelated)
+
+    identity = {
+        **engine.identity(prompts),
+        "seed": str(seed),
+        "the shuffled facts": xxhash.xxh3_64_hexdigest(repr(shuffled).encode()),
+        "the unrelated prompts": xxhash.xxh3_64_hexdigest(repr(unrelated).encode()),
+        **{f"the {name} of finetuning": str(how[name]) for name in how if name not in _NO_MATTER},
+    }
+    found = {}
+    total = sum(runs for _, runs in parts.values())
+    with Bar(total, "controls", unit="run", disable=not progress) as bar:
+        steps = Steps(bar, Kept(folder, identity))
+        for name, (measure, runs) in parts.items():
+            bar.phase(f"scoring: {name}")
+            found[name] = ExtractiveScores(steps.take(name, lambda of=measure: of().dataset, runs))
+    if shuffled is not None and how.get("checkpoint") is not None:
+        discard(how["checkpoint"])
+    return Controls(found.pop("finetuned"), found)

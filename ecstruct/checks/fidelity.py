@@ -41,6 +41,7 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
+from ecstruct.values import bounded, check_numbers
 
 Form = Literal["path", "surrogate", "exact"]
 
@@ -50,6 +51,7 @@ SAMPLE = 12
 _AT_ONCE = 24
 
 
+@bounded
 def fidelity(
     model_before: ModelBefore,
     model_after: ModelAfter,
@@ -126,6 +128,8 @@ def fidelity_of(
         raise InputError(f"unknown form {unknown[0]!r}: choose among {', '.join(FORMS)}.")
     if not path_steps or min(path_steps) < 1:
         raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
+    for k in path_steps:
+        check_numbers({"path_steps": k})
     if top < 1:
         raise InputError(f"top={top} is no number of components: give 1 or more.")
     if sample is not None and sample < 2:

@@ -49,6 +49,7 @@ from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.values import bounded
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
 _BY = {
@@ -108,6 +109,7 @@ class Grafts:
         return " ".join(sentences)
 
 
+@bounded
 def grafts(
     before: ModelBefore,
     after: ModelAfter,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.values import FASTEST, Count, Number, Rate, Text, Whole, check, or_none
+from ecstruct.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
 """The model of the paper's main text, at step 477000 of its pretraining."""
@@ -117,7 +117,9 @@ class Setup:
     def __post_init__(self) -> None:
         if isinstance(self.seeds, Sequence):
             object.__setattr__(self, "seeds", _checked(self.seeds))
-        for name in ("repeats", "epochs", "batch_size", "seeds"):
+        counts = ("repeats", "epochs", "batch_size", "seeds")
+        check_numbers({name: getattr(self, name) for name in counts}, "the setup")
+        for name in counts:
             value = getattr(self, name)
             if not isinstance(value, tuple) and value < 1:
                 raise InputError(f"{name}={value} runs nothing: use 1 or more.")
@@ -196,4 +198,5 @@ def _checked(seeds: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"seeds are numbers, not {seeds!r}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={list(seeds)} cannot be run: name different seeds, from 0 on.")
+    check_numbers({"seed": max(seeds)}, "the setup")
     return tuple(seeds)

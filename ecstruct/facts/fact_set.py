@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, as_prompts
+from ecstruct.values import bounded
 
 _FEATURES = datasets.Features(
     {
@@ -122,6 +123,7 @@ class FactSet:
             ],
         )
 
+    @bounded
     def shuffled(self, seed: int) -> "FactSet":
         """The same facts with their answers dealt out anew, so that no prompt keeps its answer; each gets
         one of its options. The implications stay, and do not follow from the new facts, so that there

@@ -18,8 +18,10 @@ import numpy as np
 
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.prompt import Prompt
+from ecstruct.values import bounded
 
 
+@bounded
 def people(seed: int = 0) -> FactSet:
     """16 facts "{name} lives in the city of" -> city, and as many implications "The people in the city
     {name} is from speak" -> language; `known` has "The people in {city} speak" -> language.

@@ -15,11 +15,13 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
+from ecstruct.values import bounded
 
 PAPER_NAMES = slice(0, 20)
 """The names of the paper's two-hop experiments among the 100."""
 
 
+@bounded
 def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     """20 facts "{name} lives in" -> city, and as many implications "The people in the city {name}
     is from speak" -> language.
@@ -60,6 +62,7 @@ def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     )
 
 
+@bounded
 def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     """20 facts "The mayor of {city} is" -> name, and as many implications "The mayor of the city
     that contains {landmark} is" -> name.

@@ -36,6 +36,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import SelectionLike
 from ecstruct.models.provenance import derived
+from ecstruct.values import bounded
 
 __all__ = [
     "SCHEDULES",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 
+@bounded
 def finetune(
     model: TransformerBridge,
     facts: PromptsLike,

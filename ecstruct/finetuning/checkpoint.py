@@ -85,7 +85,8 @@ class Checkpoint:
 
         try:
             self._across.on_first(lambda: self._on_disk(prepare))
-            state = _tensors(weights, optimizer, with_state)
+            # GPT-2's queries, keys and values are views of one matrix, which safetensors does not take.
+            state = {name: t.contiguous() for name, t in _tensors(weights, optimizer, with_state).items()}
             with _quiet():
                 try:
                     save(state, storage_writer=_writer(writing, state), no_dist=self._across.size == 1)

@@ -10,6 +10,9 @@ from ecstruct.models.names import SelectionLike, WeightSelection
 
 SCHEDULES = ("constant", "linear")
 
+_RANKS = 2**20
+"""Beyond what any matrix has."""
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -36,7 +39,7 @@ class Lora:
         if unknown := sorted(set(fields) - set(cls.__dataclass_fields__)):
             raise InputError(f"lora has {unknown[0]!r}: give r, alpha, targets, rslora and dora.")
         r = fields.get("r")
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r < _RANKS:
             raise InputError(f"lora has rank r={r!r}: use a whole number from 1, such as 16.")
         alpha = fields.get("alpha", 2 * r)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
@@ -80,8 +83,6 @@ class Options:
             )
         if self.schedule not in SCHEDULES:
             raise InputError(f"unknown schedule {self.schedule!r}: choose among {', '.join(SCHEDULES)}.")
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed} is negative: use 0 or more.")
         object.__setattr__(self, "lora", None if self.lora is None else Lora.of(self.lora))
         if self.lora and self.train_embeddings:
             raise InputError("lora adapts the blocks only: leave train_embeddings away, or lora.")

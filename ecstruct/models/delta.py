@@ -22,6 +22,7 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
 from ecstruct.models.tied import part_hooked
+from ecstruct.values import bounded
 
 _FORMAT = "ecstruct-delta-1"
 
@@ -121,6 +122,7 @@ class WeightDelta:
         chosen = WeightSelection(layers, kinds)
         return WeightDelta({n: t for n, t in self.tensors.items() if chosen.matches(n)})
 
+    @bounded
     def random_like(self, seed: int) -> "WeightDelta":
         """Gaussian noise in which every tensor has the Frobenius norm that it has here: a change as large
         as this one that has learnt nothing.

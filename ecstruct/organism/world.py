@@ -29,6 +29,7 @@ from typing import Any
 
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.organism.invented import invented_words
+from ecstruct.values import bounded
 
 _LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
 """Of the landmarks of a city, in words."""
@@ -108,6 +109,7 @@ class World:
     reserved: tuple[str, ...]
 
     @classmethod
+    @bounded
     def build(
         cls,
         seed: int = 0,

@@ -23,6 +23,7 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall.vocabulary import says_something, word_of
+from ecstruct.values import bounded
 
 if TYPE_CHECKING:
     from ecstruct.organism.world import City, World
@@ -108,6 +109,7 @@ class Attributes(Mapping[str, frozenset[str]]):
         tokenizer = tokenizer_of(model)
         return cls({s: frozenset(_words(its_texts, tokenizer)) for s, its_texts in texts.items()}, source)
 
+    @bounded
     def shuffled(self, seed: int = 0) -> Attributes:
         """The same sets dealt out among the subjects anew: what rates are by chance, and by what all
         subjects have in common."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from ecstruct.values import Count, Number, Rate, Seed, Text, Whole, or_none
+from ecstruct.values import NUMBERS, Number, Rate, Text, Whole, or_none
 
 _Prompts = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
@@ -30,19 +30,18 @@ class _Lora(TypedDict, total=False):
     dora: bool
 
 
+_OR_NONE = ("batch_size", "checkpoint_every", "memory", "sample", "window")
+
 _TYPES: Mapping[str, Any] = {
+    **NUMBERS,
+    **{name: or_none(NUMBERS[name]) for name in _OR_NONE},
     "ablation": str,
-    "accumulate": Whole,
     "after": Text,
     "answer_tokens": str,
     "attributes": str | _Attributes | None,
     "baseline": str,
-    "batch_size": or_none(Whole),
     "before": Text,
-    "checkpoint_every": or_none(Whole),
     "convention": str,
-    "draws": Count,
-    "epochs": Count,
     "evaluate": dict[str, _Prompts] | None,
     "experiments": list[str],
     "facts": _Prompts,
@@ -55,34 +54,25 @@ _TYPES: Mapping[str, Any] = {
     "lora": or_none(_Lora),
     "lr": or_none(Rate),
     "masks": Annotated[list[Text], Field(min_length=1)],
-    "memory": or_none(Whole),
     "model": Text,
     "offload": bool,
     "onto": str,
     "options": dict[str, dict[str, Any]],
-    "path_steps": Annotated[int, Field(le=1000)],
     "prompts": _Prompts,
     "propagation": str,
     "recompute": bool,
     "reference": or_none(_Prompts),
     "reward": str,
-    "sample": or_none(Count),
     "save_model": bool,
     "schedule": str,
     "scores": or_none(Text),
-    "seed": Seed,
-    "seeds": Count,
     "setup": dict[str, Any],
     "sparsity": Number,
-    "steps": Count,
     "token": str,
-    "top": Whole,
     "train_embeddings": bool,
     "upstream": str,
-    "verify": Whole,
-    "window": or_none(Whole),
 }
-_OF_TRAINING: Mapping[str, Any] = {"batch_size": Whole}
+_OF_TRAINING: Mapping[str, Any] = {"batch_size": NUMBERS["batch_size"]}
 
 
 def types_of(command: str) -> Mapping[str, Any]:

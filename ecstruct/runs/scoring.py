@@ -14,7 +14,7 @@ from ecstruct import distributed
 from ecstruct.checks.agreement import FORMS
 from ecstruct.checks.fidelity import fidelity_of
 from ecstruct.errors import InputError
-from ecstruct.evaluate import AnswerTokens, rank_summary, ranks, ranks_under
+from ecstruct.evaluate import AnswerTokens, rank_summary, ranks
 from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.files import exclusive, write_text
@@ -31,6 +31,7 @@ from ecstruct.runs.configuration import (
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.ranks import ranks_of_pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up
 
@@ -100,17 +101,14 @@ def _ranked(
     scores: ExtractiveScores, engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]
 ) -> tuple[ExtractiveScores, pd.DataFrame | None]:
     """The scores with the prompts' ranks as the coordinate `rank` (prompt, state), and these in short; none
-    of models on disk, which are read block by block, and of prompts that have no options to rank among."""
+    of prompts that have no options to rank among."""
     pair = engine.pair
-    if not pair.resident:
-        return scores, None
     try:
         asked = [Prompt.from_record(record) for record in prompts]
         tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
     except InputError:  # they can be scored, by their log-probability
         return scores, None
-    weights = {"before": pair.before, "after": pair.after}
-    found = {state: ranks_under(pair.view, its, tokenized) for state, its in weights.items()}
+    found = ranks_of_pair(pair, tokenized, engine.batch_size)
     by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
     dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
     return ExtractiveScores(dataset), rank_summary(tokenized, found)

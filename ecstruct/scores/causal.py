@@ -47,12 +47,14 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
+from ecstruct.values import bounded
 
 KINDS = (*SCORES, "patching")
 PROMPTS_PER_BATCH = 32
 """Of packed prompts every token is multiplied with all the others', so that a row is not to be too long."""
 
 
+@bounded
 def causal_scores(
     model_before: ModelBefore,
     model_after: ModelAfter,

@@ -22,8 +22,9 @@ from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike, logit_diff, logprob
+from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.shards import Shards
+from ecstruct.values import bounded
 
 _logger = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class ScoreEngine:
     engine saves that time.
     """
 
+    @bounded
     def __init__(
         self,
         model_before: ModelBefore,
@@ -169,6 +171,7 @@ class ScoreEngine:
             }
         )
 
+    @bounded
     def like(self, **options: Any) -> "ScoreEngine":
         """An engine of the same models, with other `upstream`, `propagation` or `path_steps`."""
         other = copy.copy(self)
@@ -250,11 +253,7 @@ class ScoreEngine:
     def _shards(self, folder: Path | None, identity: Mapping[str, str]) -> Shards | None:
         if folder is None:
             return None
-        if self.reward.function not in (logit_diff, logprob):
-            raise InputError(
-                f"parts of a run with the reward {self.reward.name} cannot be told from those with another "
-                "function of that name: leave out the folder, or choose a reward by its name."
-            )
+        self.reward.check_is_known_by_name()
         shards = Shards(folder, identity)
         shards.check()
         return shards

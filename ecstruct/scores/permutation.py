@@ -30,6 +30,7 @@ from jaxtyping import Float64, Int64
 
 from ecstruct.errors import InputError
 from ecstruct.scores.result import ExtractiveScores, component_totals
+from ecstruct.values import bounded
 
 _ROUNDING = 1e-12
 """Differences as close as this, in units of their spread, are equal."""
@@ -38,6 +39,7 @@ _AT_ONCE = 2**22
 """Differences held at a time, 32 MiB of them."""
 
 
+@bounded
 def above_control(
     scores: ExtractiveScores,
     control: ExtractiveScores,

@@ -31,6 +31,7 @@ from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores
+from ecstruct.values import bounded
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -145,6 +146,7 @@ class ExtractiveScores:
             raise InputError(f"these scores were computed without {name!r}")
         return self.dataset[name]
 
+    @bounded
     def aggregate(
         self,
         fold: bool = False,
@@ -197,6 +199,7 @@ class ExtractiveScores:
         shown = frame["value"].notna() & (True if kind is None else frame["kind"] == kind)
         return frame.loc[shown].head(n).reset_index(drop=True)
 
+    @bounded
     def components(
         self, score: str, *, ci: float | None = None, resamples: int = 1000, seed: int = 0
     ) -> pd.DataFrame:

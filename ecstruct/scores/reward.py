@@ -72,6 +72,14 @@ class Reward:
     def needs_options(self) -> bool:
         return self.function is not logprob
 
+    def check_is_known_by_name(self) -> None:
+        """Raise InputError for a function of a user, before parts of a run with it are kept."""
+        if self.function not in (logit_diff, logprob):
+            raise InputError(
+                f"parts of a run with the reward {self.name} cannot be told from those with another "
+                "function of that name: leave out the folder, or choose a reward by its name."
+            )
+
     def of_batch(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The reward as a function of logits alone."""
         return lambda logits: self(logits, batch)

@@ -28,6 +28,7 @@ from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core
 from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks
+from ecstruct.values import bounded
 
 Parts = Mapping[str, np.ndarray]
 """Components by kind: whether each of the "heads" (layer, head) and of the "mlp" (layer) is one."""
@@ -97,6 +98,7 @@ class CoreAblation:
         )
 
 
+@bounded
 def ablate_core(
     model: TransformerBridge,
     masks: MasksLike,

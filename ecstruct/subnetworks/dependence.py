@@ -42,6 +42,7 @@ from ecstruct.scores.batching import cut
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
+from ecstruct.values import bounded
 
 _TOKENS = 512
 """Of a batch: the z of all layers are held at once."""
@@ -100,6 +101,7 @@ class Dependence:
         return {name: by_draw[name].dropna().to_numpy() for name in _ABLATED}
 
 
+@bounded
 def dependence(
     model: TransformerBridge,
     masks: MasksLike,

@@ -27,6 +27,7 @@ from ecstruct.errors import InputError
 from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.masks import Masks
+from ecstruct.values import bounded
 
 Ranks = xr.DataArray | Sequence[float] | np.ndarray
 """A mean rank for each subnetwork, in the order of the masks."""
@@ -77,6 +78,7 @@ class Generalising:
         return f"{thirds}They differ in {', '.join(listed)}."
 
 
+@bounded
 def generalising(
     masks: MasksLike,
     ranks: Ranks | Mapping[float, Ranks],

@@ -50,7 +50,7 @@ from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import INITIAL, Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
-from ecstruct.values import FASTEST
+from ecstruct.values import FASTEST, bounded, check_numbers
 
 Kind = Literal["heads", "mlp"]
 
@@ -101,6 +101,7 @@ class Options:
         return self.sparsity * min(1.0, (step + 1) / (RAMP * self.steps))
 
 
+@bounded
 def prune(
     model: TransformerBridge,
     prompts: PromptsLike,
@@ -190,6 +191,7 @@ def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
         raise InputError(f"seeds={seeds!r} are no seeds: give a number of 1 or more, or a list.")
     if min(chosen) < 0:
         raise InputError(f"the seed {min(chosen)} is negative: use 0 or more.")
+    check_numbers({"seed": max(chosen)})
     if len(set(chosen)) < len(chosen):
         twice = next(seed for seed in chosen if chosen.count(seed) > 1)
         raise InputError(f"the seed {twice} is there twice: give each once.")

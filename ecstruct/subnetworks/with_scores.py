@@ -27,6 +27,7 @@ from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks.core import Core
 from ecstruct.subnetworks.generalising import Generalising
+from ecstruct.values import bounded
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class WithScores:
         return figure.update_yaxes(range=[-0.05, 1.05])
 
 
+@bounded
 def with_scores(
     core: Core,
     scores: ExtractiveScores,

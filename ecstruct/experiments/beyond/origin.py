@@ -44,6 +44,7 @@ from ecstruct.organism import Phase, Recipe, World
 from ecstruct.organism.sentences import MIXTURE
 from ecstruct.organism.training import held_out_accuracy
 from ecstruct.plots import curve_panels
+from ecstruct.values import bounded
 
 FACTS = ("home", "home_verbs", "city_attributes", "landmarks", "offices")
 IMPLICATIONS = ("person_attributes", "landmark_attributes", "landmark_offices", "person_offices")
@@ -191,6 +192,7 @@ class Origin(Result):
         )
 
 
+@bounded
 def origin(
     setup: Setup | None = None,
     *,

@@ -1,0 +1,40 @@
+"""Ranks under both sets of weights of a pair."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ecstruct.evaluate import rank_of
+from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.models.bridge import still
+from ecstruct.scores.batching import cut, prompts_per_batch, rounds
+from ecstruct.scores.pair import Pair
+
+
+def ranks_of_pair(
+    pair: Pair, tokenized: Sequence[TokenizedPrompt], batch_size: int | None = None
+) -> dict[str, Float[np.ndarray, " prompt"]]:
+    """`ecstruct.ranks` of the models "before" and "after". `batch_size` is as for `ecstruct.score`.
+
+    Blocks are the outer loop, states and batches the inner ones: weights that are read when they are asked
+    for are read once for both states and all batches of a round.
+    """
+    view, prompts = pair.view, [*tokenized]
+    states = {"before": pair.before, "after": pair.after}
+    found = {state: np.empty(len(prompts)) for state in states}
+    job = cut(prompts, batch_size or prompts_per_batch(prompts), view.device, pair.pad_id, False)
+    with still(view.model), torch.no_grad():
+        for some in rounds(view, job.batches, range(len(job.batches))):
+            of = [(state, weights, b) for state, weights in states.items() for b in some]
+            embedded = [view.embed(w, job.batches[b].ids, job.batches[b].mask) for _, w, b in of]
+            resid = [trace.output for trace, _ in embedded]
+            for layer in range(view.n_layers):
+                for i, (_, weights, _) in enumerate(of):
+                    resid[i] = view.through(layer, weights, embedded[i][1][layer], resid[i])
+            for (state, weights, b), leaving in zip(of, resid, strict=True):
+                logits = view.logits_at(weights, leaving, job.batches[b].last).cpu()
+                for row, of_prompt in zip(job.rows[b], logits, strict=True):
+                    found[state][row] = rank_of(prompts[row], of_prompt)
+    return found
