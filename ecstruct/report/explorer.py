@@ -30,7 +30,7 @@ BYTES = 20_000_000
 MOST_PROMPTS = 500
 """More cannot be chosen from in one list."""
 
-_KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar", "xgap", "ygap", "hoverongaps")
+_KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Explorer:
         """A figure for so many tokens, without their values."""
         layers = [int(layer) for layer in self.scores.dataset["layer"].values]
         nothing = np.zeros((len(layers), n_tokens))
-        panel = Panel(nothing, layers, [longest] * n_tokens, nothing, "")
+        panel = Panel(nothing, layers, [longest] * n_tokens)
         rows = self._rows()
         columns = [
             Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")

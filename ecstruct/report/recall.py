@@ -9,9 +9,15 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.plots import scatter
-from ecstruct.plots.enrichment import attributes_rate_lines, sublayer_lines
-from ecstruct.plots.extraction import extraction_falls, extraction_head_map, extraction_lines
-from ecstruct.plots.recall import knockout_heatmap, knockout_lines
+from ecstruct.plots.recall import (
+    attributes_rate_lines,
+    extraction_falls,
+    extraction_head_map,
+    extraction_lines,
+    knockout_heatmap,
+    knockout_lines,
+    sublayer_lines,
+)
 from ecstruct.recall.comparison import Comparison
 from ecstruct.recall.dissection import Dissection
 from ecstruct.recall.extraction import extracted, first_extraction
