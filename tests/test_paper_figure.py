@@ -242,7 +242,9 @@ def test_layers_from_0_at_the_bottom() -> None:
     figure = make_scores(n_layers=32).heatmap(style="paper")
     assert list(figure.layout.yaxis.range) == [-0.5, 31.5]
     assert figure.layout.yaxis.title.text == "<b>downstream</b><br>layer"
-    assert axis_of(figure, cells(figure)[0], "y").domain[1] > axis_of(figure, cells(figure)[2], "y").domain[1]
+    assert (
+        axis_of(figure, cells(figure)[0], "y").domain[1] > axis_of(figure, cells(figure)[2], "y").domain[1]
+    )
 
 
 def test_what_cannot_be() -> None:
