@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
@@ -59,7 +59,7 @@ def curve_panels(
     lines = {title: {n: _over_seeds(n, c) for n, c in curves.items()} for title, curves in panels.items()}
     if not any(line.extent() for by_name in lines.values() for line in by_name.values()):
         raise InputError("there are no curves to show; none has a finite value")
-    figure = _curves(lines, x=x, y=y, hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}")
+    figure: Any = _curves(lines, x=x, y=y, hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}")
     for i, title in enumerate(panels):
         for step in boundaries.get(title, ()):
             line = {"color": GREY, "width": 1, "dash": "dot"}
@@ -115,7 +115,7 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
         add_line(figure, name, line, "", colour, "lr %{x:.3~g}: %{y:.3~g}")
         dots = [(lr, value) for lr in rates for value in values[lr] if len(values[lr]) > 1]
         if dots:
-            shown = figure.data[-1].name
+            shown = escape(name, quote=False)
             figure.add_scatter(
                 x=[lr for lr, _ in dots],
                 y=[value for _, value in dots],

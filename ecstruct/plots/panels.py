@@ -126,7 +126,7 @@ def panel_figure(
     if meaning:
         style = {"xanchor": "left", "yanchor": "top", "yshift": -below, "font_size": FONT_SIZE - 1}
         figure.add_annotation(note(f"● {meaning}", x=0, y=0, **style))
-    for column, panel, place in panels_of(columns):
+    for column, panel, row, place in panels_of(columns, rows):
         (subplot,) = figure.select_xaxes(**place)
         (up,) = figure.select_yaxes(**place)
         bar = _colour_bar(panel, scale, subplot.domain[1], sum(up.domain) / 2, height)
@@ -145,7 +145,7 @@ def panel_figure(
             labelled=lowest,
             angle=0 if level else -45,
             layered=first or column.first_of_group,
-            row_title=rows[place["row"] - 1] if first else "",
+            row_title=row if first else "",
         )
         standoff = 6 + hang - _hang(column)
         title = {"text": column.column_axis, "standoff": standoff} if lowest else {}
@@ -154,11 +154,13 @@ def panel_figure(
     return figure
 
 
-def panels_of(columns: Sequence[Column]) -> Iterator[tuple[Column, Panel, dict[str, int]]]:
-    """Every panel with its column and its place in plotly's grid, column by column."""
+def panels_of(
+    columns: Sequence[Column], rows: Sequence[str]
+) -> Iterator[tuple[Column, Panel, str, dict[str, Any]]]:
+    """Every panel with its column, the name of its row and its place in plotly's grid, column by column."""
     for i, column in enumerate(columns):
-        for j, panel in enumerate(column.panels):
-            yield column, panel, {"row": j + 1, "col": i + 1}
+        for j, (panel, row) in enumerate(zip(column.panels, rows, strict=True)):
+            yield column, panel, row, {"row": j + 1, "col": i + 1}
 
 
 def add_group_titles(

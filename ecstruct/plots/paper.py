@@ -109,7 +109,7 @@ def paper_figure(
     )
     figure.update_annotations(font_size=TYPE, yshift=_ABOVE - 4, borderpad=0)
     add_group_titles(figure, groups, yshift=_ABOVE + _LINE - 4, size=LARGE)
-    for column, panel, place in panels_of(columns):
+    for column, panel, row, place in panels_of(columns, rows):
         (x_axis,), (y_axis,) = figure.select_xaxes(**place), figure.select_yaxes(**place)
         across, lowest = widths[place["col"] - 1], place["row"] == len(rows)
         inner_height = len(rows) * (height + _ABOVE) - _ABOVE
@@ -125,9 +125,8 @@ def paper_figure(
             step(across / len(panel.columns), 1.1 * SMALL),
         )
         level = not turned or column.longest_label <= UPRIGHT
-        row_title = rows[place["row"] - 1]
         axes = cell_axes(
-            panel, steps, labelled=lowest, angle=0 if level else -90, layered=layered, row_title=row_title
+            panel, steps, labelled=lowest, angle=0 if level else -90, layered=layered, row_title=row
         )
         frame = {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
         frame |= {"tickwidth": HAIR, "ticklen": 2, "tickfont_size": SMALL}

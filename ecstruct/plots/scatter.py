@@ -93,8 +93,8 @@ def scatter(
         above = figure.layout.margin.t - _KEY
         style = {"xanchor": "left", "yanchor": "bottom", "yshift": above}
         figure.add_annotation(note("■ MLPs &nbsp; ● heads", x=0, y=1, **style))
-    layers = pd.concat([points["layer"] for points in frames.values()])
-    first, last = int(layers.min()), int(layers.max())
+    layers = [layer for points in frames.values() for layer in points["layer"].tolist()]
+    first, last = min(layers), max(layers)
     step = max(1, -(-(last - first) // 8))
     return figure.update_layout(
         showlegend=False,

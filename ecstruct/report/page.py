@@ -36,7 +36,7 @@ class Table:
     frame: pd.DataFrame
     caption: str = ""
 
-    def html(self, name: str) -> Markup:
+    def html(self) -> Markup:
         """The table as a part of a page."""
         frame = self.frame
         columns = [
@@ -68,7 +68,7 @@ class Replay:
     command: str
     config: Mapping[str, Any] | None = None
 
-    def html(self, name: str) -> Markup:
+    def html(self) -> Markup:
         """The command and the configuration as a part of a page."""
         config = [] if self.config is None else [json.dumps(self.config, indent=2, ensure_ascii=False)]
         return render("replay.html", blocks=[self.command, *config])
@@ -106,7 +106,7 @@ def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str
     """The page of `write_report`; the same input makes the same page, to the letter."""
     numbers = count(1)
     contents = [
-        {"title": section.title, "contents": [_html(item, next(numbers)) for item in section.items]}
+        {"title": section.title, "contents": [_html(item, numbers) for item in section.items]}
         for section in sections
     ]
     kinds = {type(item) for section in sections for item in section.items}
@@ -116,13 +116,19 @@ def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str
     return str(render("page.html", title=title, summary=summary, sections=contents, scripts=scripts))
 
 
-def _html(item: Item, number: int) -> Markup:
-    """An item of a section, the `number`th of its page, as HTML."""
-    if isinstance(item, str):
-        return Markup("<p>{}</p>").format(item) if item else Markup("")
-    if isinstance(item, Item):
-        return item.html(f"{type(item).__name__.lower()}-{number}")
-    raise TypeError(f"a report has no place for a {type(item).__name__}")
+def _html(item: Item, numbers: count[int]) -> Markup:
+    """An item of a section as HTML; figures and explorers are numbered through the page."""
+    match item:
+        case str():
+            return Markup("<p>{}</p>").format(item) if item else Markup("")
+        case Picture():
+            return item.html(f"figure-{next(numbers)}")
+        case Explorer():
+            return item.html(f"explorer-{next(numbers)}")
+        case Table() | Replay():
+            return item.html()
+        case _:
+            raise TypeError(f"a report has no place for a {type(item).__name__}")
 
 
 def _cell(value: Any) -> str:
