@@ -25,7 +25,9 @@ class RankHistory(Protocol):
     """What a finetuning run keeps: the mean rank per epoch of each set of prompts."""
 
     @property
-    def ranks(self) -> Mapping[str, Curve]: ...
+    def ranks(self) -> Mapping[str, Curve]:
+        """Mean ranks by the name of the prompts."""
+        ...
 
 
 def curve_panels(

@@ -168,8 +168,11 @@ def _prompt_title(slots: SlotScores) -> str:
 
 
 def slot_labels(slots: SlotScores) -> list[str]:
-    """The slots' labels as HTML; those of averaged entities, which are no tokens, in italics, and those of
-    a chat template in grey, at the length of its special tokens."""
+    """The labels of the slots as HTML.
+
+    Averaged entities, which are no tokens, are in italics; tokens of a chat template are in grey, and so
+    long that its special tokens are whole.
+    """
     averaged = "aggregate" in slots.attrs
     parts = slots.dataset["part"].values
     labels = []
@@ -187,6 +190,7 @@ def _sets_and_titles(
     scores: AnyScores | Sequence[AnyScores] | Mapping[str, AnyScores],
     titles: Sequence[str] | None,
 ) -> tuple[list[AnyScores], list[str]]:
+    """The sets of scores, and their titles if there are any."""
     if isinstance(scores, ExtractiveScores | SlotScores):
         sets: list[AnyScores] = [scores]
     elif isinstance(scores, Mapping):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from ecstruct.plots.heatmap import ROWS, slot_labels
 from ecstruct.plots.panels import TAG, Column, Panel, label_length, panel_figure
@@ -42,7 +41,7 @@ class Explorer:
     scores: ExtractiveScores
     caption: str = ""
 
-    def html(self, name: str) -> Markup:
+    def html(self, name: str) -> str:
         """The explorer as a part of a page; `name` is unique there."""
         chosen, total = self._chosen(), self.scores.dataset.sizes["prompt"]
         caption = self.caption

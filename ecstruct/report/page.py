@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ecstruct.files import write_text
@@ -36,7 +35,7 @@ class Table:
     frame: pd.DataFrame
     caption: str = ""
 
-    def html(self) -> Markup:
+    def html(self) -> str:
         """The table as a part of a page."""
         frame = self.frame
         columns = [
@@ -53,12 +52,12 @@ class Picture:
     figure: go.Figure
     caption: str = ""
 
-    def html(self, name: str) -> Markup:
+    def html(self, name: str) -> str:
         """The figure as a part of a page; `name` is unique there."""
         drawing = self.figure.to_html(
             full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=_CONFIG
         )
-        return render("picture.html", drawing=Markup(drawing), caption=self.caption)
+        return render("picture.html", drawing=drawing, caption=self.caption)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Replay:
     command: str
     config: Mapping[str, Any] | None = None
 
-    def html(self) -> Markup:
+    def html(self) -> str:
         """The command and the configuration as a part of a page."""
         config = [] if self.config is None else [json.dumps(self.config, indent=2, ensure_ascii=False)]
         return render("replay.html", blocks=[self.command, *config])
@@ -112,15 +111,14 @@ def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str
     kinds = {type(item) for section in sections for item in section.items}
     scripts = [get_plotlyjs()] if kinds & {Picture, Explorer} else []
     scripts += [explorer_script()] if Explorer in kinds else []
-    scripts = [Markup(script) for script in scripts]
-    return str(render("page.html", title=title, summary=summary, sections=contents, scripts=scripts))
+    return render("page.html", title=title, summary=summary, sections=contents, scripts=scripts)
 
 
-def _html(item: Item, numbers: count[int]) -> Markup:
+def _html(item: Item, numbers: count[int]) -> str:
     """An item of a section as HTML; figures and explorers are numbered through the page."""
     match item:
         case str():
-            return Markup("<p>{}</p>").format(item) if item else Markup("")
+            return render("paragraph.html", text=item)
         case Picture():
             return item.html(f"figure-{next(numbers)}")
         case Explorer():
