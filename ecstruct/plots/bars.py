@@ -25,7 +25,7 @@ def grouped_bars(
     reference: Mapping[str, Mapping[str, float]] | None = None,
     chance: float | None = None,
 ) -> go.Figure:
-    """A bar per series in each group: the mean over seeds; dots are the seeds, if there are several.
+    """Draw a bar per series in each group, which is the mean over seeds; dots are the seeds, if several.
 
     Every group has a place for every series; one without values is left empty.
 
@@ -115,7 +115,7 @@ def grouped_bars(
 
 
 def _empty(groups: list[str], legend: list[str], n_series: int, y: str, *, right: float) -> go.Figure:
-    """A figure with room for the bars of all groups and series, for their labels and for the legend."""
+    """Return an empty figure with room for the bars of all groups and series, labels and the legend."""
     labels = [textwrap.wrap(group, _LABEL) or [""] for group in groups]
     widest = max(text_width(line) for lines in labels for line in lines)
     entry = legend_width(legend)
@@ -150,7 +150,7 @@ def _empty(groups: list[str], legend: list[str], n_series: int, y: str, *, right
 def _compared(
     reference: Mapping[str, Mapping[str, float]], groups: list[str], series: list[str]
 ) -> dict[tuple[int, int], float]:
-    """The reference values by the numbers of their group and series."""
+    """Return the reference values by the indices of their group and series."""
     compared = {}
     for group, of_group in reference.items():
         for name, value in of_group.items():

@@ -37,7 +37,7 @@ def curve_panels(
     y: str,
     boundaries: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Panels of curves that share the y axis; a line is the mean over seeds, its band their range.
+    """Draw panels of curves that share the y axis; a line is the mean over seeds, its band their range.
 
     Names that end in "implications" are drawn dashed; names that differ only in "facts" and
     "implications" share a colour. A name looks the same in every panel. Where a seed is missing (NaN), line
@@ -70,7 +70,7 @@ def curve_panels(
 
 
 def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
-    """Mean rank of the answers per epoch, a line per set of prompts.
+    """Draw the mean rank of the answers per epoch, a line per set of prompts.
 
     Names that end in "implications" are drawn dashed, all others (facts) solid; names that differ only
     in "facts" and "implications" share a colour. Ranks are counted from 0, so that lower is
@@ -96,7 +96,9 @@ def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
 
 
 def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: str = "value") -> go.Figure:
-    """Lines through the means over seeds by learning rate, and a dot per seed; implications are dashed.
+    """Draw lines through the means over seeds by learning rate, and a dot per seed.
+
+    Lines of implications are dashed.
 
     Args:
         series: By name, the values of the seeds at each learning rate.
@@ -135,13 +137,13 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
 
 
 def _curves(panels: Mapping[str, Mapping[str, Line]], *, x: str, y: str, hover: str) -> go.Figure:
-    """Panels of lines that are means over seeds, with the colours of their names."""
+    """Draw panels of lines that are means over seeds, in the colours of their names."""
     colours = line_colours(dict.fromkeys(name for lines in panels.values() for name in lines))
     return line_panels(panels, x=x, y=y, hover=hover, between="seeds", colours=colours)
 
 
 def _over_seeds(name: str, values: Curve) -> Line:
-    """The mean over seeds at the steps 0, 1, 2..., and the range of the seeds about it.
+    """Return the mean over seeds at the steps 0, 1, 2..., and the range of the seeds about it.
 
     Raises:
         InputError: There are no values, or not the same number of seeds at each step.

@@ -41,7 +41,7 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
 
 
 def _picture(fig: go.Figure, file_format: str, scale: float) -> bytes:
-    """The bytes of a picture that kaleido draws."""
+    """Return the bytes of a picture that kaleido draws."""
     try:
         importlib.import_module("kaleido")
         errors = importlib.import_module("kaleido.errors")

@@ -21,7 +21,7 @@ COLOURS = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6")
 def value_grids(
     panels: Mapping[str, pd.DataFrame], *, x: str, y: str, value: str, reversed_scale: bool = False
 ) -> go.Figure:
-    """A table per frame, its first row on top, with the number in each cell.
+    """Draw a table per frame, its first row on top, with the number in each cell.
 
     All panels share one scale, from 0 to the largest value of them all; what is negative has the
     colour of 0. Cells without a value are grey.
@@ -88,7 +88,7 @@ def value_grids(
 
 
 def named_axis(labels: Sequence[str], shown: Sequence[int] | None = None) -> dict[str, Any]:
-    """An axis of cells with their labels, or with those at the places `shown` only."""
+    """Return an axis of cells with their labels, or with those at the places `shown` only."""
     shown = range(len(labels)) if shown is None else shown
     return {
         "range": [-0.5, len(labels) - 0.5],
@@ -99,7 +99,7 @@ def named_axis(labels: Sequence[str], shown: Sequence[int] | None = None) -> dic
 
 
 def blues(top: float, title: str, *, reversescale: bool = False, **bar: Any) -> dict[str, Any]:
-    """The colours that all panels share, from 0 to `top`; `bar` has options of the colour bar."""
+    """Return the colours that all panels share, from 0 to `top`; `bar` has options of the colour bar."""
     return {
         "colorscale": COLOURS,
         "reversescale": reversescale,
@@ -110,12 +110,12 @@ def blues(top: float, title: str, *, reversescale: bool = False, **bar: Any) -> 
 
 
 def _text(value: float, decimals: int) -> str:
-    """The number in a cell, or nothing if it has none."""
+    """Return the number in a cell as text, or nothing if it has none."""
     return "" if np.isnan(value) else f"{value:.{decimals}f}".replace("-", "−")
 
 
 def _labels(index: pd.Index) -> list[str]:
-    """The names of rows or columns as HTML, 1e-05 rather than 0.00001."""
+    """Return the names of rows or columns as HTML, 1e-05 rather than 0.00001."""
     return [
         f"{label:g}" if isinstance(label, float) else escape(str(label), quote=False) for label in index
     ]

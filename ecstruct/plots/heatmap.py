@@ -45,7 +45,7 @@ def heatmap(
     width: Width | None = None,
     fold: bool = True,
 ) -> go.Figure:
-    """Layer by token, a row of panels per score; several sets of scores stand side by side.
+    """Draw scores by layer and token, a row of panels per score, and several sets side by side.
 
     Scores of several prompts are averaged onto the slots of their template first
     (`ExtractiveScores.aggregate()`; aggregate them yourself for other settings); one prompt is
@@ -105,7 +105,7 @@ def head_map(
     prompt: int | None = None,
     template: str | None = None,
 ) -> go.Figure:
-    """Layer by head at one token or slot, a panel per score; layer 0 is at the bottom.
+    """Draw scores by layer and head at one token or slot, a panel per score; layer 0 is at the bottom.
 
     A cell is how much a head raised the reward by what it writes at this token, the mean over
     prompts, in the reward's unit; red raises, blue lowers it, white is zero. With intervals, cells whose
@@ -139,7 +139,7 @@ def head_map(
 
 
 def _as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
-    """Scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
+    """Return scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
     if isinstance(scores, SlotScores):
         if prompt is not None or template is not None:
             raise InputError("aggregated scores have no prompt= or template= to choose from")
@@ -154,7 +154,7 @@ def _as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | N
 
 
 def _prompt_title(slots: SlotScores) -> str:
-    """A single prompt and its answer, and what finetuning did to its reward and rank, as a title."""
+    """Return a title with a prompt, its answer, and what finetuning did to its reward and rank."""
     prompt = slots.attrs["prompt"]
     text = " ".join(prompt["text"].split())
     title = f"“{text if len(text) <= _PROMPT else '…' + text[1 - _PROMPT :]}” → “{prompt['answer']}”"
@@ -168,7 +168,7 @@ def _prompt_title(slots: SlotScores) -> str:
 
 
 def slot_labels(slots: SlotScores) -> list[str]:
-    """The labels of the slots as HTML.
+    """Return the labels of the slots as HTML.
 
     Averaged entities, which are no tokens, are in italics; tokens of a chat template are in grey, and so
     long that its special tokens are whole.
@@ -190,7 +190,7 @@ def _sets_and_titles(
     scores: AnyScores | Sequence[AnyScores] | Mapping[str, AnyScores],
     titles: Sequence[str] | None,
 ) -> tuple[list[AnyScores], list[str]]:
-    """The sets of scores, and their titles if there are any."""
+    """Return the sets of scores, and their titles if there are any."""
     if isinstance(scores, ExtractiveScores | SlotScores):
         sets: list[AnyScores] = [scores]
     elif isinstance(scores, Mapping):
@@ -210,7 +210,7 @@ def _sets_and_titles(
 
 
 def _position(slots: SlotScores, slot: int | str) -> int:
-    """The position of a slot that is given as a position or as a text."""
+    """Return the position of a slot that is given as a position or as a text."""
     texts = [plain_token(text) for text in slots.slot_text]
     if isinstance(slot, str):
         found = [i for i, text in enumerate(texts) if text == plain_token(slot)]
@@ -228,12 +228,12 @@ def _position(slots: SlotScores, slot: int | str) -> int:
 
 
 def _mlp_panel(slots: SlotScores, score: str) -> Panel:
-    """The MLPs, layer by slot."""
+    """Return a panel of the MLPs, layer by slot."""
     return _token_panel(slots, score, slots.mlp.sel(score=score).transpose("layer", "slot").values, "mlp")
 
 
 def _attention_panel(slots: SlotScores, score: str) -> Panel:
-    """The heads of each layer summed, layer by slot; hovering names the strongest of them."""
+    """Return a panel of the heads of each layer summed, whose hover text names the strongest heads."""
     heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values
     names = slots.dataset["head"].values
 
@@ -253,7 +253,9 @@ def _token_panel(
     name: str,
     more: Callable[[int, int], str] = lambda layer, slot: "",
 ) -> Panel:
-    """A panel of `values` (layer, slot) at the slots that some prompt fills; hovering ends with `more`."""
+    """Return a panel of `values` (layer, slot) at the slots that some prompt fills.
+
+    The hover text of a cell ends with `more`."""
     counts, labels = slots.count.values, slot_labels(slots)
     shown = np.flatnonzero(counts > 0)
 
@@ -280,7 +282,7 @@ def _score_panel(
     *,
     ends: tuple[str, Mapping[str, str | int | np.ndarray]],
 ) -> Panel:
-    """A panel of scores (layer, column), with their intervals if there are any.
+    """Return a panel of scores (layer, column), with their intervals if there are any.
 
     Args:
         place: What hovering calls a cell, from its layer and its column's label.
@@ -306,7 +308,7 @@ def _score_panel(
 
 
 def _meaning_of_dots(sets: Sequence[SlotScores]) -> str:
-    """What the dots of a figure say; nothing if none of its sets of scores has intervals."""
+    """Say what the dots of a figure mean, or nothing if none of its sets of scores has intervals."""
     levels = sorted({slots.ci for slots in sets if slots.ci is not None})
     if not levels:
         return ""
@@ -315,5 +317,5 @@ def _meaning_of_dots(sets: Sequence[SlotScores]) -> str:
 
 
 def _percent(level: float | None) -> str:
-    """A level of confidence in percent."""
+    """Write a level of confidence in percent."""
     return f"{100 * (level or 0):.4g}%"

@@ -38,7 +38,7 @@ def pixel_grid(
     panels: int | None = None,
     template: go.layout.Template = LINES,
 ) -> go.Figure:
-    """An empty figure with a grid of subplots; all sizes are in pixels.
+    """Return an empty figure with a grid of subplots; all sizes are in pixels.
 
     Args:
         widths: The width of each column of panels.
@@ -92,7 +92,7 @@ def side_by_side(
     above: float = 0,
     template: go.layout.Template = LINES,
 ) -> go.Figure:
-    """An empty figure with a panel per title, whose axes are called as the panels are counted.
+    """Return an empty figure with a panel per title; axes have the numbers of their panels.
 
     All text is escaped here. Panels grow where a title needs more room.
 
@@ -138,27 +138,27 @@ def side_by_side(
 
 
 def axes_of(panel: int) -> dict[str, str]:
-    """The axes of a panel, counted from 0 and row by row, as a trace names them."""
+    """Name the axes of a panel, counted from 0 and row by row, for a trace."""
     return {"xaxis": f"x{panel + 1}", "yaxis": f"y{panel + 1}"}
 
 
 def text_width(text: str) -> float:
-    """The width of a text in pixels, estimated on the wide side."""
+    """Return the width of a text in pixels, estimated on the wide side."""
     return CHARACTER * len(text)
 
 
 def legend_width(names: Sequence[str]) -> float:
-    """The pixels that a legend takes, with its symbols and the space around it."""
+    """Return the pixels that a legend takes, with its symbols and the space around it."""
     return 76 + max(map(text_width, names))
 
 
 def note(text: str, *, x: float, y: float, **options: Any) -> dict[str, Any]:
-    """An annotation without an arrow, placed in shares of the area within the margins."""
+    """Return an annotation without an arrow, placed in shares of the area within the margins."""
     return {"text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "showarrow": False, **options}
 
 
 def colour_bar(title: str, **options: Any) -> dict[str, Any]:
-    """A colour bar on the right of the last panel and as high; it needs `BAR_WIDTH`."""
+    """Return a colour bar on the right of the last panel and as high; it needs `BAR_WIDTH`."""
     return {
         "title": {"text": escape(title, quote=False), "side": "right"},
         "x": 1,

@@ -18,14 +18,14 @@ from ecstruct.plots.style import LINE_COLOURS
 
 @dataclass(frozen=True)
 class Line:
-    """The values `y` at `x`, and the ends of the band about them (NaN where there is none)."""
+    """A line has values `y` at `x`, and the ends of a band about them, NaN where there is none."""
 
     x: np.ndarray
     y: np.ndarray
     ends: tuple[np.ndarray, np.ndarray] | None = None
 
     def extent(self) -> list[float]:
-        """The finite values of the line and of its band."""
+        """Return the finite values of the line and of its band."""
         values = np.concatenate([self.y, *(self.ends or ())])
         return values[np.isfinite(values)].tolist()
 
@@ -41,7 +41,7 @@ def line_panels(
     own_scales: bool = False,
     include: tuple[float, ...] = (),
 ) -> go.Figure:
-    """A panel of lines per title; a name looks the same in every panel and is once in the legend.
+    """Draw a panel of lines per title; a name looks the same in every panel and is once in the legend.
 
     Args:
         panels: Lines by name, by the title of their panel.
@@ -135,14 +135,14 @@ def add_line(
 
 
 def line_colours(names: Iterable[str]) -> Mapping[str, str]:
-    """A colour for each name; names that differ only in "facts" and "implications" share one."""
+    """Choose a colour for each name; names that differ only in "facts" and "implications" share one."""
     names = list(names)
     settings = list(dict.fromkeys(map(_setting, names)))
     return {name: LINE_COLOURS[settings.index(_setting(name)) % len(LINE_COLOURS)] for name in names}
 
 
 def is_implication(name: str) -> bool:
-    """Whether a name ends in "implication", "implications" or "impl".
+    """Say whether a name ends in "implication", "implications" or "impl".
 
     >>> is_implication("first-hop implications"), is_implication("implications first")
     (True, False)
@@ -151,7 +151,7 @@ def is_implication(name: str) -> bool:
 
 
 def _setting(name: str) -> str:
-    """What is left of a name without "facts" or "implications" at its end.
+    """Return what is left of a name without "facts" or "implications" at its end.
 
     >>> _setting("first-hop facts") == _setting("first-hop implications")
     True
@@ -160,6 +160,6 @@ def _setting(name: str) -> str:
 
 
 def _step_axis(last: int) -> dict[str, Any]:
-    """An axis of the steps 0 to `last`, of which a dozen at most have numbers."""
+    """Return an axis of the steps 0 to `last`, of which a dozen at most have numbers."""
     every = next((n for n in (1, 2, 3, 5, 10, 20, 50) if last <= 12 * n), 100 * (last // 1200 + 1))
     return {"range": [-0.2, last + 0.2], "dtick": every}

@@ -36,7 +36,7 @@ TAG = re.compile("</?(i|span[^>]*)>")
 
 @dataclass(frozen=True)
 class Panel:
-    """One grid of values, and how to speak of it.
+    """A panel is one grid of values with the words for them.
 
     Attributes:
         values: (layer, column), NaN where there is none.
@@ -55,7 +55,7 @@ class Panel:
     marked: np.ndarray | None = None
 
     def hover(self) -> list[list[str]]:
-        """What hovering says of every cell, (layer, column)."""
+        """Return the hover text of every cell, (layer, column)."""
         return [
             [
                 self.describe(layer, column, float(self.values[i, j]), i, j)
@@ -83,7 +83,7 @@ class Column:
 
     @property
     def longest_label(self) -> int:
-        """The characters of the longest of the labels."""
+        """Count the characters of the longest of the labels."""
         return max(map(label_length, self.panels[0].columns))
 
 
@@ -95,7 +95,7 @@ def panel_figure(
     groups: Sequence[tuple[str, int]] = (),
     meaning: str = "",
 ) -> go.Figure:
-    """A figure of `columns` side by side; `rows` name the panels of each from top to bottom.
+    """Draw `columns` of panels side by side; `rows` name the panels of each from top to bottom.
 
     Args:
         scale: "symmetric": from minus the panel's largest absolute value to plus it. "paper":
@@ -132,7 +132,7 @@ def panel_figure(
         bar = _colour_bar(panel, scale, subplot.domain[1], sum(up.domain) / 2, height)
         figure.add_trace(_cells(panel, scale, bar), **place)
         if panel.marked is not None and panel.marked.any():
-            figure.add_trace(_dots(panel, panel.marked), **place)
+            figure.add_trace(dots(panel.marked, panel.layers, _DOT), **place)
         lowest, first = place["row"] == len(rows), place["col"] == 1
         tick_steps = step(height / len(panel.layers), 13), 1
         if column.numbered:
@@ -157,7 +157,7 @@ def panel_figure(
 def panels_of(
     columns: Sequence[Column], rows: Sequence[str]
 ) -> Iterator[tuple[Column, Panel, str, dict[str, Any]]]:
-    """Every panel with its column, the name of its row and its place in plotly's grid, column by column."""
+    """Yield every panel with its column, the name of its row and its place in the grid, by columns."""
     for i, column in enumerate(columns):
         for j, (panel, row) in enumerate(zip(column.panels, rows, strict=True)):
             yield column, panel, row, {"row": j + 1, "col": i + 1}
@@ -185,7 +185,7 @@ def cell_axes(
     layered: bool,
     row_title: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The x and y axis of a panel, with labels of columns if `labelled`, and of layers if `layered`.
+    """Return the x and y axis of a panel, with labels of columns if `labelled`, of layers if `layered`.
 
     `tick_steps` says of every how many layers, and columns, there is a label.
     """
@@ -210,8 +210,21 @@ def cell_axes(
     return x_axis, y_axis
 
 
+def dots(marked: np.ndarray, layers: Sequence[int], size: float) -> go.Scatter:
+    """Draw a dot of `size` pixels on every cell (layer, column) that is marked."""
+    rows, columns = np.nonzero(marked)
+    return go.Scatter(
+        x=columns,
+        y=np.array(layers)[rows],
+        mode="markers",
+        marker={"size": size, "color": INK, "line": {"color": "white", "width": 1}},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
 def label_length(label: str) -> int:
-    """The characters of a label that are seen.
+    """Count the characters of a label that are seen.
 
     >>> label_length("<i>X</i>"), label_length("&lt;s&gt;")
     (1, 3)
@@ -220,7 +233,7 @@ def label_length(label: str) -> int:
 
 
 def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:
-    """The lower and upper end of a panel's colour scale."""
+    """Return the lower and upper end of a panel's colour scale."""
     if scale not in ("symmetric", "paper"):
         raise InputError(f"scale={scale!r} is unknown; it is 'symmetric' or 'paper'")
     finite = values[np.isfinite(values)]
@@ -233,31 +246,31 @@ def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:
 
 
 def lowest_text(panel: Panel, low: float) -> str:
-    """The number at the lower end of a colour bar, which says whether values below it are clipped."""
+    """Return the number at the lower end of a colour bar, with ≤ if values below it are clipped."""
     clipped = panel.values[np.isfinite(panel.values)].min(initial=0.0) < low
     return f"≤ {number(low)}" if clipped else number(low)
 
 
 def step(pixels: float, needed: float) -> int:
-    """Every how many cells there is room for a label."""
+    """Return every how many cells there is room for a label."""
     return next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 50) if step * pixels > needed), 100)
 
 
 def _panel_width(column: Column) -> float:
-    """The width of a column's panels in pixels; few columns get wider cells."""
+    """Return the width of a column's panels in pixels; few columns get wider cells."""
     n_columns = len(column.panels[0].columns)
     narrowest = 10 if column.numbered else 16  # what labels at 45 degrees need
     return float(np.clip(n_columns * 24, 130, max(290, n_columns * narrowest)))
 
 
 def _hang(column: Column) -> float:
-    """How far the labels of a column reach below its lowest panel, and to the left of it."""
+    """Return how far the labels of a column reach below its lowest panel, and to the left of it."""
     longest = column.longest_label
     return 16 + (longest * CHARACTER * 0.71 if longest > UPRIGHT else 4)
 
 
 def _cells(panel: Panel, scale: Scale, bar: dict[str, Any]) -> go.Heatmap:
-    """The cells of a panel with their colour bar."""
+    """Draw the cells of a panel with their colour bar."""
     low, high = limits(panel.values, scale)
     return go.Heatmap(
         z=panel.values,
@@ -273,7 +286,7 @@ def _cells(panel: Panel, scale: Scale, bar: dict[str, Any]) -> go.Heatmap:
 
 
 def _colour_bar(panel: Panel, scale: Scale, edge: float, middle: float, height: float) -> dict[str, Any]:
-    """The colour bar on the right of a panel that ends at `edge`, of the panel's height."""
+    """Return the colour bar on the right of a panel that ends at `edge`, of the panel's height."""
     low, high = limits(panel.values, scale)
     ticks = [low, 0.0, high / 2, high] if scale == "paper" else [low, low / 2, 0.0, high / 2, high]
     return {
@@ -294,16 +307,3 @@ def _colour_bar(panel: Panel, scale: Scale, edge: float, middle: float, height: 
         "ticklen": 2,
         "title": {"text": panel.bar_title, "side": "right", "font": {"size": FONT_SIZE - 2}},
     }
-
-
-def _dots(panel: Panel, marked: np.ndarray) -> go.Scatter:
-    """A dot on every cell that is marked."""
-    rows, columns = np.nonzero(marked)
-    return go.Scatter(
-        x=columns,
-        y=np.array(panel.layers)[rows],
-        mode="markers",
-        marker={"size": _DOT, "color": INK, "line": {"color": "white", "width": 1}},
-        hoverinfo="skip",
-        showlegend=False,
-    )

@@ -67,7 +67,7 @@ def paper_figure(
     meaning: str = "",
     width: Width = "column",
 ) -> go.Figure:
-    """The figure of `panel_figure` for print, `width` wide: "column", "text", or a number of inches.
+    """Draw the figure of `panel_figure` for print, `width` wide: "column", "text", or a number of inches.
 
     Labels of tokens for which there is no room are left out.
 
@@ -141,7 +141,7 @@ def paper_figure(
 
 
 def inches(width: Width) -> float:
-    """A width by its name, or as a number of inches.
+    """Return a width, given by its name or as a number of inches, in inches.
 
     >>> inches("column"), inches(5.5)
     (3.25, 5.5)
@@ -157,7 +157,7 @@ def inches(width: Width) -> float:
 
 
 def _short(heading: str) -> str:
-    """What is before the brackets.
+    """Return what is before the brackets of a heading.
 
     >>> _short("attention (heads summed)"), _short("MLP")
     ('attention', 'MLP')
@@ -166,12 +166,12 @@ def _short(heading: str) -> str:
 
 
 def _heading_width(heading: str) -> float:
-    """The width of a heading in pixels."""
+    """Return the width of a heading in pixels."""
     return len(heading) * _CHARACTER * TYPE / SMALL
 
 
 def _level(column: Column, cell: float) -> bool:
-    """Whether there is room for all labels of a column from left to right; for numbers, some are enough."""
+    """Say whether all labels of a column fit from left to right; of numbers, some are enough."""
     lengths = [_CHARACTER * label_length(label) for label in column.panels[0].columns]
     between = max(((a + b) / 2 for a, b in pairwise(lengths)), default=0.0)
     fit = between + _APART <= cell and max(lengths[0], lengths[-1]) <= cell + _APART
@@ -179,7 +179,7 @@ def _level(column: Column, cell: float) -> bool:
 
 
 def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
-    """The widths of panels of so many cells: by cells, but none under `least` if it can be.
+    """Divide `room` among panels by their numbers of cells, but give each at least `least` if it can be.
 
     >>> _widths([4, 1, 1], 60, 12), _widths([2, 1], 60, 40)
     ([36.0, 12.0, 12.0], [30.0, 30.0])
@@ -195,13 +195,13 @@ def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
 
 
 def _below(text: str, x: float, shift: float, size: float, anchor: str) -> dict[str, Any]:
-    """A line of text below the panels, `shift` pixels from their lower edge (negative: downwards)."""
+    """Return a line of text below the panels, `shift` pixels above their lower edge."""
     style = {"xanchor": anchor, "yanchor": "bottom", "borderpad": 0, "font_size": size}
     return note(text, x=x, y=0, yshift=shift, **style)
 
 
 def _meanings(columns: Sequence[Column], meaning: str, cell: float) -> list[str]:
-    """What the colours, the signs and the dots say, as far as there are any."""
+    """Say what the colours, the signs and the dots mean, as far as there are any."""
     panels = [panel for column in columns for panel in column.panels]
     meanings = [" / ".join(dict.fromkeys(panel.bar_title for panel in panels))]
     if cell < _SIGNED:
@@ -212,13 +212,13 @@ def _meanings(columns: Sequence[Column], meaning: str, cell: float) -> list[str]
 
 
 def _negative(panel: Panel) -> np.ndarray:
-    """Which cells have a minus sign, (layer, column)."""
+    """Return which cells have a minus sign, (layer, column)."""
     values = np.nan_to_num(panel.values)
     return values < -_NEGATIVE * np.abs(values).max()
 
 
 def _traces(panel: Panel, scale: Scale, bar: dict[str, Any], cell: float) -> list[Any]:
-    """A panel's cells, whose lesser side is `cell`, with their colour bar, and signs and dots on them."""
+    """Draw a panel's cells, whose lesser side is `cell`, with their colour bar, signs and dots."""
     low, high = limits(panel.values, scale)
     layers = np.asarray(panel.layers)
     rows, columns = np.nonzero(np.isfinite(panel.values))
@@ -259,7 +259,7 @@ def _traces(panel: Panel, scale: Scale, bar: dict[str, Any], cell: float) -> lis
 
 
 def _colour_bar(panel: Panel, scale: Scale, width: float) -> dict[str, Any]:
-    """A colour bar as wide as its panel, with numbers below it that stay within that width."""
+    """Return a colour bar as wide as its panel, with numbers below it that stay within that width."""
     low, high = limits(panel.values, scale)
     ends = [lowest_text(panel, low), number(high)]
     per_pixel = (high - low) / width

@@ -28,8 +28,8 @@ _Labelled = TypeVar("_Labelled", xr.DataArray, xr.Dataset)
 def layer_lines(
     arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str, own_scales: bool = False
 ) -> go.Figure:
-    """Means over prompts by layer, a line for each entry of the dimension `lines`; several arrays stand
-    side by side.
+    """Draw means over prompts by layer, a line for each entry of the dimension `lines`; several arrays
+    stand side by side.
 
     The band is the 95% interval about the mean, of bootstrap draws of prompts; one prompt has none. Prompts
     without a value (NaN) do not count.
@@ -65,8 +65,8 @@ def layer_lines(
 
 
 def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """The effect of attention knockout by layer, a line per group of source tokens: Fig. 2 of Geva et al.
-    2023. Each array has a scale of its own.
+    """Draw the effect of attention knockout by layer, a line per group of source tokens, as Fig. 2 of Geva
+    et al. (2023). Each array has a scale of its own.
 
     Args:
         arrays: What `ecstruct.recall.knockout` returns, or several by title.
@@ -78,7 +78,7 @@ def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figu
 
 
 def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """The attributes rate of hidden states by layer, a line per position.
+    """Draw the attributes rate of hidden states by layer, a line per position.
 
     Args:
         rates: What `ecstruct.recall.attributes_rate` returns, or several by title.
@@ -90,8 +90,8 @@ def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> g
 
 
 def sublayer_lines(changes: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """How the attributes rate changes without the attention or the MLPs of a window of layers, by the first
-    layer of the window.
+    """Draw how the attributes rate changes without the attention or the MLPs of a window of layers, by the
+    first layer of the window.
 
     Args:
         changes: What `ecstruct.recall.sublayer_knockout` returns, or several by title.
@@ -104,7 +104,7 @@ def sublayer_lines(changes: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Fig
 
 
 def extraction_lines(events: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
-    """The extraction rate by layer without interventions, a line for attention and one for the MLPs.
+    """Draw the extraction rate by layer without interventions, for attention and for the MLPs.
 
     Args:
         events: What `ecstruct.recall.extraction` returns, or several by title.
@@ -117,8 +117,8 @@ def extraction_lines(events: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure
 
 
 def extraction_falls(events: xr.Dataset) -> go.Figure:
-    """The extraction rate by layer under every intervention, a line each: by attention on the left, by the
-    MLPs on the right.
+    """Draw the extraction rate by layer under every intervention, a line each: by attention on the left, by
+    the MLPs on the right.
 
     Args:
         events: What `ecstruct.recall.extraction` returns.
@@ -133,7 +133,7 @@ def extraction_falls(events: xr.Dataset) -> go.Figure:
 
 
 def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
-    """Layer by head: for which share of the prompts a head's weights map the subject to an attribute;
+    """Draw for which share of the prompts a head's weights map the subject to an attribute, layer by head;
     layer 0 is at the bottom. Hovering shows what the head makes of the first prompt's subject.
 
     Args:
@@ -161,8 +161,8 @@ def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figu
 
 
 def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """The effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at the
-    bottom, and blue where the probability falls.
+    """Draw the effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at
+    the bottom, and cells are blue where the probability falls.
 
     Args:
         arrays: What `ecstruct.recall.knockout_tokens` returns, or several by title.
@@ -199,7 +199,7 @@ def _three_digits(trace: Any) -> None:
 
 
 def _by_title(found: _Labelled | Mapping[str, _Labelled], what: str = "arrays") -> dict[str, _Labelled]:
-    """One or several labelled results as several by title; the title of one is empty."""
+    """Return one or several labelled results by title; the title of one alone is empty."""
     panels = {"": found} if isinstance(found, xr.DataArray | xr.Dataset) else dict(found)
     if not panels:
         raise InputError(f"there are no {what} to show; give at least one{' array' * (what != 'arrays')}")
@@ -207,12 +207,12 @@ def _by_title(found: _Labelled | Mapping[str, _Labelled], what: str = "arrays") 
 
 
 def _percent(events: xr.Dataset) -> xr.DataArray:
-    """Events of extraction (part, condition, prompt, layer), in percent: 100 or 0."""
+    """Return events of extraction (part, condition, prompt, layer) in percent: 100 or 0."""
     return 100 * events[list(_PARTS)].to_dataarray("part").astype(float)
 
 
 def _mean_line(array: xr.DataArray) -> Line:
-    """The mean (prompt, layer) over the prompts that have a value, and the interval about it."""
+    """Return the mean by layer over the prompts that have a value, and the interval about it."""
     values = array.transpose("prompt", "layer").values
     mean, low, high = np.full((3, values.shape[1]), np.nan)
     several = len(values) > 1

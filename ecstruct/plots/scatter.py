@@ -24,7 +24,7 @@ _KEY = 24  # pixels above the titles
 def scatter(
     panels: Mapping[str, pd.DataFrame], *, x: str, y: str, fit: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Points coloured by layer, a panel per frame, each with the line y = a + b x of least squares.
+    """Draw points coloured by layer, a panel per frame, with the line y = a + b x of least squares.
 
     MLPs are squares, other components circles. Points without a finite place are left out; so is the
     line where x does not vary. Each panel has a scale of its own, and hovering names the component. Up
@@ -108,12 +108,12 @@ def scatter(
 
 
 def _are_mlps(points: pd.DataFrame) -> list[bool]:
-    """Whether each point is an MLP, by its name."""
+    """Say whether each point is an MLP, by its name."""
     return [str(name).startswith("MLP") for name in points["name"]]
 
 
 def _points(title: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a frame that have a finite place."""
+    """Return the rows of a frame that have a finite place."""
     if missing := [column for column in COLUMNS if column not in frame]:
         raise InputError(f"the frame of {title!r} has no column {missing[0]!r}; it needs {list(COLUMNS)}")
     points = frame.loc[np.isfinite(frame[["x", "y"]].to_numpy(dtype=float)).all(1)]

@@ -56,7 +56,7 @@ LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 
 
 def colour_scale(lowest: float = -1.0) -> list[tuple[float, str]]:
-    """The diverging scale from `lowest` to 1 (in units of the maximum), white at zero.
+    """Return the diverging scale from `lowest` to 1 (in units of the maximum), white at zero.
 
     A value has the same colour whatever `lowest` is, so that clipped and full pictures compare.
     """
@@ -67,14 +67,14 @@ def colour_scale(lowest: float = -1.0) -> list[tuple[float, str]]:
 
 
 def _mix(value: float) -> str:
-    """The colour of a value between -1 and 1, mixed from its two neighbours on the diverging scale."""
+    """Return the colour of a value between -1 and 1, mixed from its neighbours on the diverging scale."""
     places = np.linspace(-1.0, 1.0, len(_DIVERGING))
     channels = zip(*map(hex_to_rgb, _DIVERGING), strict=True)
     return "#" + "".join(f"{round(np.interp(value, places, channel)):02x}" for channel in channels)
 
 
 def number(value: float) -> str:
-    """A number as text: its sign, a real minus, and two digits or all those before the point.
+    """Write a number with its sign, a real minus, and two digits or all those before the point.
 
     >>> number(0.1234), number(-2.0), number(100.2), number(0.0)
     ('+0.12', '−2', '+100', '0')
@@ -84,7 +84,7 @@ def number(value: float) -> str:
 
 
 def token_label(text: str, longest: int = 16) -> str:
-    """A token as an axis shows it, shortened and escaped, because plotly reads text as HTML.
+    """Write a token for an axis, shortened and escaped, because plotly reads text as HTML.
 
     >>> token_label("Ġ<s>"), token_label("\\n"), token_label("ĊĊ"), token_label("  "), token_label("a" * 20)
     ('&lt;s&gt;', '\\\\n', '\\\\n\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
@@ -97,7 +97,7 @@ def token_label(text: str, longest: int = 16) -> str:
 
 
 def reward_title(attrs: Mapping[str, Any]) -> str:
-    """The title of a colour bar: the change of the reward, with the unit of the reward."""
+    """Return the title of a colour bar: the change of the reward, with the unit of the reward."""
     units = {"logit_diff": "logits", "logprob": "nats"}
     names = _reward_names(attrs)
     if len(names) > 1:
@@ -107,7 +107,7 @@ def reward_title(attrs: Mapping[str, Any]) -> str:
 
 
 def _reward_names(attrs: Mapping[str, Any]) -> set[str]:
-    """The names of the rewards in the options of scores, or of the parts of a difference or a mean."""
+    """Return the names of the rewards in the options of scores, or of the parts of a difference or mean."""
     parts: Sequence[Mapping[str, Any]] = attrs.get("difference") or attrs.get("mean") or ()
     if parts:
         return set().union(*(_reward_names(part) for part in parts))

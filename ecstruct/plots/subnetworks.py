@@ -13,6 +13,7 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.plots.grids import blues, named_axis
 from ecstruct.plots.layout import BAR_WIDTH, axes_of, legend_width, side_by_side
+from ecstruct.plots.panels import dots
 from ecstruct.plots.style import CELLS, INK, LINE_COLOURS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _MOST = 640  # of a panel
 
 
 def frequencies(core: Core) -> go.Figure:
-    """The share of the subnetworks that keep each head (layer by head) and each MLP, the last column.
+    """Draw the share of the subnetworks that keep each head, layer by head, and each MLP, the last column.
 
     A panel per sparsity, and one of all. Layer 0 is at the bottom; what all subnetworks keep has a dot.
     """
@@ -67,23 +68,14 @@ def frequencies(core: Core) -> go.Figure:
             coloraxis="coloraxis",
             **axes_of(i),
         )
-        layers, places = np.nonzero(values == 1)
-        figure.add_scatter(
-            x=places.tolist(),
-            y=layers.tolist(),
-            mode="markers",
-            marker={"size": 6, "color": INK, "line": {"color": "white", "width": 1}},
-            hoverinfo="skip",
-            showlegend=False,
-            **axes_of(i),
-        )
+        figure.add_trace(dots(values == 1, range(n_layers), 6).update(axes_of(i)))
         axes = {f"xaxis{i + 1}": x_axis, f"yaxis{i + 1}": {**y_axis, "showticklabels": i == 0}}
         figure.update_layout(axes)
     return figure.update_layout(coloraxis=blues(1, "share that keeps it", tickformat=".0%"))
 
 
 def _is_share(group: str) -> bool:
-    """Whether the name of a group is a sparsity."""
+    """Say whether the name of a group is a sparsity."""
     try:
         return 0 < float(group) < 1
     except ValueError:
@@ -94,8 +86,8 @@ Evaluations = xr.Dataset | Mapping[str, xr.Dataset]
 
 
 def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
-    """A point per subnetwork: its mean rank in-domain across, its mean rank beyond it up; the full model
-    is a star.
+    """Draw a point per subnetwork, its mean rank in-domain across and beyond it up; the full model is a
+    star.
 
     Args:
         in_domain, generalization: What `ecstruct.subnetworks.evaluate` returned on the two sets of prompts,
@@ -156,6 +148,6 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
 
 
 def _from_zero(values: np.ndarray) -> list[float]:
-    """A range that begins a little below 0, so that no point lies on an axis or its numbers."""
+    """Return a range that begins a little below 0, so that no point lies on an axis or its numbers."""
     high = float(np.nanmax(values, initial=0.0)) or 1.0
     return [-0.05 * high, 1.05 * high]

@@ -36,13 +36,13 @@ _KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar")
 
 @dataclass(frozen=True)
 class Explorer:
-    """The scores of all prompts, layer by token, one at a time, with the heads behind every cell."""
+    """An explorer shows the scores of one prompt at a time, layer by token, and the heads of any cell."""
 
     scores: ExtractiveScores
     caption: str = ""
 
     def html(self, name: str) -> str:
-        """The explorer as a part of a page; `name` is unique there."""
+        """Return the explorer as a part of a page; `name` is unique there."""
         chosen, total = self._chosen(), self.scores.dataset.sizes["prompt"]
         caption = self.caption
         if len(chosen) < total:
@@ -53,7 +53,7 @@ class Explorer:
         return render("explorer.html", name=name, caption=caption.strip(), data=self._data(chosen))
 
     def _chosen(self) -> list[int]:
-        """The prompts that there is room for: the first of every template, then the second, ..."""
+        """Choose the prompts that there is room for: the first of every template, then the second, ..."""
         dataset = self.scores.dataset
         templates = pd.Series(dataset["template"].values.astype(str))
         order = np.argsort(templates.groupby(templates).cumcount().values, kind="stable")
@@ -63,11 +63,11 @@ class Explorer:
         return sorted(int(prompt) for prompt in order[fitting][:MOST_PROMPTS])
 
     def _rows(self) -> list[str]:
-        """The scores, from the top row of panels to the lowest."""
+        """Return the scores, from the top row of panels to the lowest."""
         return [row for row in ROWS if row in self.scores.dataset["score"].values]
 
     def _data(self, chosen: list[int]) -> dict[str, Any]:
-        """What `explorer.js` draws: names, views (each a mean or a prompt) and figures without numbers."""
+        """Return what `explorer.js` draws: names, views of means and prompts, and empty figures."""
         dataset = self.scores.dataset
         frames: dict[tuple[int, str], int] = {}
         views = []
@@ -89,7 +89,7 @@ class Explorer:
         }
 
     def _views(self, template: str, chosen: list[int]) -> Iterator[dict[str, Any]]:
-        """The views of one template: the mean of its prompts, then each of them."""
+        """Yield the views of one template: the mean of its prompts, then each of them."""
         dataset = self.scores.dataset
         small = dataset[[name for name in ("mlp", "heads", "reward") if name in dataset]]
         of_template = np.flatnonzero(dataset["template"].values.astype(str) == template)
@@ -106,7 +106,7 @@ class Explorer:
                 )
 
     def _view(self, slots: SlotScores, label: str, about: str) -> dict[str, Any]:
-        """What one entry of the list of prompts shows; `about` is the sentence above it."""
+        """Return what one entry of the list of prompts shows; `about` is the sentence above it."""
         slots = slots.folded()
         shown = np.flatnonzero(slots.count.values > 0)
         all_labels = slot_labels(slots)
@@ -130,7 +130,7 @@ class Explorer:
         }
 
     def _frame(self, n_tokens: int, longest: str) -> dict[str, Any]:
-        """A figure for so many tokens, of which `longest` is the longest, without their values."""
+        """Return a figure without values for `n_tokens` tokens, of which `longest` is the longest."""
         layers = [int(layer) for layer in self.scores.dataset["layer"].values]
         nothing = np.zeros((len(layers), n_tokens))
         panel = Panel(nothing, layers, [longest] * n_tokens)
@@ -145,10 +145,10 @@ class Explorer:
 
 
 def explorer_script() -> str:
-    """The script that draws the explorers of a page."""
+    """Return the script that draws the explorers of a page."""
     return (files("ecstruct.report") / "explorer.js").read_text(encoding="utf-8")
 
 
 def _base64(values: np.ndarray) -> str:
-    """Numbers as float32, little-endian, in base64."""
+    """Write numbers as float32, little-endian, in base64."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()

@@ -30,13 +30,13 @@ _CONFIG = {"displaylogo": False, "responsive": False, "modeBarButtons": [["toIma
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows, and the index is not shown."""
+    """A table of a report: the first column names the rows, and the index is not shown."""
 
     frame: pd.DataFrame
     caption: str = ""
 
     def html(self) -> str:
-        """The table as a part of a page."""
+        """Return the table as a part of a page."""
         frame = self.frame
         columns = [
             {"name": column, "numeric": pd.api.types.is_numeric_dtype(frame[column])} for column in frame
@@ -53,7 +53,7 @@ class Picture:
     caption: str = ""
 
     def html(self, name: str) -> str:
-        """The figure as a part of a page; `name` is unique there."""
+        """Return the figure as a part of a page; `name` is unique there."""
         drawing = self.figure.to_html(
             full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=_CONFIG
         )
@@ -68,7 +68,7 @@ class Replay:
     config: Mapping[str, Any] | None = None
 
     def html(self) -> str:
-        """The command and the configuration as a part of a page."""
+        """Return the command and the configuration as a part of a page."""
         config = [] if self.config is None else [json.dumps(self.config, indent=2, ensure_ascii=False)]
         return render("replay.html", blocks=[self.command, *config])
 
@@ -102,7 +102,7 @@ def write_report(
 
 
 def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str:
-    """The page of `write_report`; the same input makes the same page, to the letter."""
+    """Return the page of `write_report`; the same input makes the same page, to the letter."""
     numbers = count(1)
     contents = [
         {"title": section.title, "contents": [_html(item, numbers) for item in section.items]}
@@ -115,7 +115,7 @@ def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str
 
 
 def _html(item: Item, numbers: count[int]) -> str:
-    """An item of a section as HTML; figures and explorers are numbered through the page."""
+    """Return an item of a section as HTML; figures and explorers are numbered through the page."""
     match item:
         case str():
             return render("paragraph.html", text=item)
@@ -130,7 +130,7 @@ def _html(item: Item, numbers: count[int]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """The text in a cell of a table; numbers have four digits, and – stands for what is not there."""
+    """Return the text in a cell of a table; numbers have four digits, and – stands for no value."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–"
     if isinstance(value, float):

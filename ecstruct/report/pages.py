@@ -41,7 +41,7 @@ _TRUST = (
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
-    """The `n` components that raise the reward most by every score, or fewer, with what they add to it."""
+    """List the `n` components that raise the reward most by every score, or fewer, and by how much."""
     columns = {}
     for score in map(str, scores.dataset["score"].values):
         top = scores.top(n, score).query("value > 0")
@@ -138,7 +138,7 @@ def demo_report(
 
 
 def _agreement(fidelity: Fidelity) -> list[Item]:
-    """Fast scores beside interventions: a figure and a table."""
+    """Show fast scores beside interventions, as a figure and a table."""
     caption = (
         "A point per component, coloured by layer, mean over prompts: the fast score across, the effect of "
         f"the intervention that it stands for up{_unit(fidelity.linear)}."
@@ -151,7 +151,7 @@ def _agreement(fidelity: Fidelity) -> list[Item]:
 
 
 def _explorer(scores: ExtractiveScores) -> Explorer:
-    """The scores to look through, with a caption that says how."""
+    """Return the scores to look through, with a caption that says how."""
     return Explorer(
         scores,
         "Layer by token, for a prompt or the mean of several; red raises the reward, blue lowers it. "
@@ -161,13 +161,13 @@ def _explorer(scores: ExtractiveScores) -> Explorer:
 
 
 def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
-    """The scores of the prompts of one template."""
+    """Return the scores of the prompts of one template."""
     dataset = scores.dataset
     return ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
 
 
 def _strongest(scores: ExtractiveScores) -> str:
-    """A sentence on the first component by each score that raises the reward, and how to check it."""
+    """Name the first component by each score, if it raises the reward, and how to check it."""
     named = []
     for score, meaning in _MEANING.items():
         top = scores.top(1, score).query("value > 0")
@@ -178,13 +178,13 @@ def _strongest(scores: ExtractiveScores) -> str:
 
 
 def _top(part: ExtractiveScores) -> Table:
-    """The strongest components of the prompts of one template."""
+    """List the strongest components of the prompts of one template."""
     over = "one prompt" if part.dataset.sizes["prompt"] == 1 else f"mean over {_prompts(part)}"
     return Table(top_table(part), f"{_MOST}: {over}, sum over tokens{_unit(part)}.")
 
 
 def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
-    """The mean reward before and after finetuning, a row per template."""
+    """List the mean reward before and after finetuning, a row per template."""
     rows = []
     for template, part in parts.items():
         mean: Any = part.reward.astype("float64").mean("prompt")
@@ -197,7 +197,7 @@ def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
 
 
 def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
-    """The command that compares these scores with interventions."""
+    """Return the command that compares these scores with interventions."""
     words = ["ecstruct", "fidelity"]
     for state in ("before", "after"):
         source = scores.attrs.get(state, {})
@@ -211,19 +211,19 @@ def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
 
 
 def _prompts(scores: ExtractiveScores) -> str:
-    """The number of prompts, with the word."""
+    """Write the number of prompts, with the word."""
     n = scores.dataset.sizes["prompt"]
     return f"{n} prompt{'s' * (n != 1)}"
 
 
 def _unit(scores: ExtractiveScores) -> str:
-    """The unit of the reward as the end of a sentence, if it is known."""
+    """Return the unit of the reward as the end of a sentence, if it is known."""
     units = {"logit_diff": ", in logits", "logprob": ", in nats"}
     return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
 
 
 def _rest(scores: ExtractiveScores) -> Table:
-    """The informative scores of what is neither MLP nor head."""
+    """List the informative scores of what is neither MLP nor head."""
     rest: Any = scores.rest.mean("prompt")
     frame = pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values})
     return Table(frame, f"Informative scores of all other weights{_unit(scores)}.")

@@ -45,7 +45,7 @@ def recall_report(
         models, differences = {"": found}, {}
 
     def panels(name: str) -> dict[str, Any]:
-        """One part of what was found, by model, and its difference."""
+        """Return one part of what was found, by model, and its difference."""
         parts = {title: getattr(model, name) for title, model in models.items()}
         return {**parts, DIFFERENCE: differences[name]} if differences else parts
 
@@ -67,7 +67,7 @@ def recall_report(
 
 
 def _knockout(models: Models, tokens: Mapping[str, xr.DataArray]) -> Section:
-    """What blocking attention to groups of tokens, and to single tokens, changes."""
+    """Show what blocking attention to groups of tokens, and to single tokens, changes."""
     n_layers = next(iter(models.values())).knockout.attrs["options"]["window"]
     window, token = f"{n_layers} layer{'s' * (n_layers != 1)}", _token(models)
     items: list[Item] = [Table(_probabilities(models), f"How likely the {token} is when all is seen.")]
@@ -95,7 +95,7 @@ def _knockout(models: Models, tokens: Mapping[str, xr.DataArray]) -> Section:
 
 
 def _enrichment(model: Dissection, panels: Callable[[str], dict[str, Any]]) -> Section:
-    """How many attributes of the subject hidden states have, and without which layers they have fewer."""
+    """Show how many attributes hidden states have, and how many without single layers."""
     assert model.sublayers is not None  # it is there with the rate
     at = model.sublayers.attrs["options"]["at_layer"]
     rate = (
@@ -114,7 +114,7 @@ def _enrichment(model: Dissection, panels: Callable[[str], dict[str, Any]]) -> S
 
 
 def _extraction(models: Models, panels: Callable[[str], dict[str, Any]]) -> Section:
-    """In which layers the prediction is written, and how interventions change that."""
+    """Show in which layers the prediction is written, and how interventions change that."""
     caption = (
         f"Share of prompts in which a layer's attention, or MLP, writes the {_token(models)} more than any "
         f"other token at the last position. {_BANDS}"
@@ -137,7 +137,7 @@ def _extraction(models: Models, panels: Callable[[str], dict[str, Any]]) -> Sect
 
 
 def _joined(found: Comparison) -> Section:
-    """Extractive scores beside what recall finds in the same layers and heads."""
+    """Show extractive scores beside what recall finds in the same layers and heads."""
     agreement = found.agreement()
     unit = "logits" if found.scores.attrs["options"]["reward"] == "logit_diff" else "nats"
     figure = scatter(
@@ -165,12 +165,12 @@ def _joined(found: Comparison) -> Section:
 
 
 def _effects(models: Models) -> dict[str, xr.DataArray]:
-    """The effects of knockout, by model, in prompts whose token is likely."""
+    """Return the effects of knockout, by model, in prompts whose token is likely."""
     return {title: telling(model.knockout) for title, model in models.items()}
 
 
 def _probabilities(models: Models) -> pd.DataFrame:
-    """A row per model: how likely the token is, over prompts."""
+    """List how likely the token is over prompts, a row per model."""
     rows = []
     for title, model in models.items():
         p = model.knockout["probability"].values
@@ -181,7 +181,7 @@ def _probabilities(models: Models) -> pd.DataFrame:
 
 
 def _strongest(models: Models) -> pd.DataFrame:
-    """A row per model and group of tokens: the layer around which blocking changes most."""
+    """List around which layer blocking changes most, a row per model and group of tokens."""
     rows = []
     for title, effect in _effects(models).items():
         mean = effect.mean("prompt")
@@ -195,7 +195,7 @@ def _strongest(models: Models) -> pd.DataFrame:
 
 
 def _extracted(models: Models) -> pd.DataFrame:
-    """A row per model and intervention: the share of prompts in which the prediction is extracted."""
+    """List in which share of prompts the prediction is extracted, a row per model and intervention."""
     rows = []
     for title, model in models.items():
         shares, first = extracted(model.extraction), first_extraction(model.extraction)
@@ -208,13 +208,13 @@ def _extracted(models: Models) -> pd.DataFrame:
 
 
 def _by_model(rows: Sequence[Mapping[str, Any]], models: Models) -> pd.DataFrame:
-    """A table of rows, without the column of models if there is only one."""
+    """Return a table of rows, without the column of models if there is only one."""
     frame = pd.DataFrame(rows)
     return frame if len(models) > 1 else frame.drop(columns="model")
 
 
 def _summary(models: Models) -> str:
-    """A sentence per model: which tokens' attention matters most, and how much."""
+    """Say of each model to which tokens attention matters most, and how much."""
     sentences = []
     for title, effect in _effects(models).items():
         mean = effect.mean("prompt")
@@ -237,6 +237,6 @@ def _summary(models: Models) -> str:
 
 
 def _token(models: Models) -> str:
-    """What the report calls the token whose probability is looked at."""
+    """Return what the report calls the token whose probability is looked at."""
     token = next(iter(models.values())).knockout.attrs["options"]["token"]
     return "predicted token" if token == "predicted" else "answer's first token"

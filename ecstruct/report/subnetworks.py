@@ -98,7 +98,7 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
 
 
 def _by_layer(found: Core) -> pd.DataFrame:
-    """A row per layer that has a component in the core."""
+    """List the components of the core, a row per layer that has a component in the core."""
     rows = []
     for layer in found.heads["layer"].values.tolist():
         heads, mlp = found.heads.sel(layer=layer), bool(found.mlp.sel(layer=layer))
@@ -109,7 +109,7 @@ def _by_layer(found: Core) -> pd.DataFrame:
 
 
 def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Section:
-    """What was measured of the core, or the sentence that says why it was not."""
+    """Show what was measured of the core, or the sentence that says why it was not."""
     if isinstance(part, str):
         return Section(title, [part])
     items = [part.conclusion(), Picture(part.figure, figure_caption), Table(part.table(), table_caption)]
@@ -117,7 +117,7 @@ def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Sec
 
 
 def _spread(evaluations: Evaluations) -> Section:
-    """What subnetworks can do in-domain and beyond, as a figure."""
+    """Show what subnetworks can do in-domain and beyond."""
     groups = {
         prompts: {f"{float(name):.0%} ablated": found for name, found in by_sparsity.items()}
         for prompts, by_sparsity in evaluations.items()
@@ -128,7 +128,7 @@ def _spread(evaluations: Evaluations) -> Section:
 
 
 def _spans(evaluations: Evaluations) -> str:
-    """A sentence per sparsity: from which mean rank to which, on each set of prompts."""
+    """Say for each sparsity from which mean rank to which, on each set of prompts."""
     sentences = []
     for name in evaluations["in-domain"]:
         spans = []

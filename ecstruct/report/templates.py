@@ -14,5 +14,5 @@ _TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML that a template makes of these values; it escapes what it does not mark as safe."""
+    """Return the HTML that a template makes of these values; it escapes what it does not mark as safe."""
     return _TEMPLATES.get_template(template).render(values)
