@@ -91,7 +91,7 @@ def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
     lines = {name: _over_seeds(name, values) for name, values in ranks.items()}
     largest = max((value for line in lines.values() for value in line.extent()), default=0.0)
     title, hover = "mean rank of the answer (0 is best)", "epoch %{x}: mean rank %{y:.2f}"
-    figure = _curves({"": lines}, x="epoch", y=title, hover=hover)
+    figure = _curves({"": lines}, x="epoch", y=title, hover=hover, include=RANGE)
     return figure.update_yaxes(range=[RANGE[0], max(RANGE[1], 1.05 * largest)])
 
 
@@ -136,10 +136,10 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
     return figure.update_layout(legend={"yanchor": "top", "y": -0.22, "x": 0}, showlegend=True)
 
 
-def _curves(panels: Mapping[str, Mapping[str, Line]], *, x: str, y: str, hover: str) -> go.Figure:
+def _curves(panels: Mapping[str, Mapping[str, Line]], **options: Any) -> go.Figure:
     """Draw panels of lines that are means over seeds, in the colours of their names."""
     colours = line_colours(dict.fromkeys(name for lines in panels.values() for name in lines))
-    return line_panels(panels, x=x, y=y, hover=hover, between="seeds", colours=colours)
+    return line_panels(panels, between="seeds", colours=colours, **options)
 
 
 def _over_seeds(name: str, values: Curve) -> Line:

@@ -128,15 +128,16 @@ def paper_figure(
         axes = cell_axes(
             panel, steps, labelled=lowest, angle=0 if level else -90, layered=layered, row_title=row
         )
-        frame = {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
-        frame |= {"tickwidth": HAIR, "ticklen": 2, "tickfont_size": SMALL}
-        figure.update_xaxes(**axes[0], **frame, **place)
-        figure.update_yaxes(**axes[1], **frame, title_standoff=3, title_font_size=TYPE, **place)
+        figure.update_xaxes(**axes[0], **place)
+        figure.update_yaxes(**axes[1], title_standoff=3, title_font_size=TYPE, **place)
         if lowest:
             middle = sum(x_axis.domain) / 2
             figure.add_annotation(_below(column.column_axis, middle, -below - _LINE, TYPE, "center"))
     meanings = " &nbsp; ".join(_meanings(columns, meaning, cell))
     figure.add_annotation(_below(meanings, 1, -bottom + 1, SMALL, "right"))
+    frame = {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
+    frame |= {"tickwidth": HAIR, "ticklen": 2, "tickfont_size": SMALL}
+    figure.update_xaxes(**frame).update_yaxes(**frame)
     return figure.update_layout(font_size=TYPE, margin_pad=0, barmode="overlay", showlegend=False)
 
 
