@@ -23,7 +23,7 @@ from tiny import (
 import ecstruct
 from ecstruct import InputError, Prompt
 from ecstruct.organism import World
-from ecstruct.plots.enrichment import attributes_rate_lines, sublayer_lines
+from ecstruct.plots import attributes_rate_lines, sublayer_lines
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.enrichment import attributes_rate
 from ecstruct.recall.sublayers import sublayer_knockout

@@ -20,7 +20,7 @@ from tiny import (
 )
 
 from ecstruct import InputError
-from ecstruct.plots.extraction import extraction_falls, extraction_head_map, extraction_lines
+from ecstruct.plots import extraction_falls, extraction_head_map, extraction_lines
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.extraction import extraction, extraction_rate
 from ecstruct.recall.heads import extraction_heads

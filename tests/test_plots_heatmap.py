@@ -66,7 +66,7 @@ def test_each_panel_has_its_colour_bar_beside_it(scores: ExtractiveScores) -> No
         x, y = axis_of(figure, trace, "x"), axis_of(figure, trace, "y")
         bar = trace.colorbar
         assert bar.title.text == "Δ reward (logits)"
-        assert x.domain[1] < bar.x < x.domain[1] + 0.02
+        assert (bar.x, bar.xanchor, bar.xpad) == (x.domain[1], "left", 5)
         assert bar.y == pytest.approx(sum(y.domain) / 2)
         bars.add((bar.x, bar.y))
     assert len(bars) == len(figure.data) == 12

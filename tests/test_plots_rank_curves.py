@@ -76,6 +76,11 @@ def test_a_missing_seed_leaves_a_gap() -> None:
     assert 3 in set(band.x[between[0] + 1 :]) and 3 not in set(band.x[: between[0]])
 
 
+def test_ranks_that_are_not_known_leave_an_empty_picture() -> None:
+    figure = rank_curves({"facts": [NAN, NAN]})
+    assert list(figure.layout.yaxis.range) == [-0.5, 11]
+
+
 def test_rank_curves_need_every_seed_at_every_epoch() -> None:
     with pytest.raises(InputError, match="'facts' does not have a number for each seed"):
         rank_curves({"facts": [[1.0, 2.0], [1.0]]})

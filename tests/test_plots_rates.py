@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ecstruct.errors import InputError
-from ecstruct.plots.rates import number_by_rate
+from ecstruct.plots import number_by_rate
 
 
 def test_lines_go_through_the_means_in_the_order_of_the_rates() -> None:

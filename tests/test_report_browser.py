@@ -145,7 +145,8 @@ def test_a_cell_that_is_clicked_opens_its_heads(page: Any, scores: ExtractiveSco
 
 
 def click_cell(page: Any, panel: int, layer: int, token: int) -> None:
-    name = "" if panel == 0 else str(panel + 1)
+    axis = 2 * (panel % 3) + panel // 3  # axes are counted by rows
+    name = "" if axis == 0 else str(axis + 1)
     place = page.evaluate(
         """([name, x, y]) => {
           const map = document.querySelector(".map");

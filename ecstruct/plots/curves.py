@@ -1,17 +1,33 @@
-"""Several trainings side by side: means over seeds, step by step, on one scale."""
+"""Numbers through training: by step in panels side by side, by epoch, and by learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.beside import axes_of, legend_width, side_by_side
-from ecstruct.plots.lines import Curve, add_curve, by_seed, line_colours, step_axis, value_axis
+from ecstruct.plots.layout import pixel_grid
+from ecstruct.plots.lines import Line, add_line, line_colours, line_panels
 from ecstruct.plots.style import GREY
+
+Curve: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+"""Values by step, or by step and seed."""
+
+RANGE = (-0.5, 11.0)
+"""The ranks that are always shown: with 20 options, as in the paper, guessing has a rank of 9.5."""
+
+
+class RankHistory(Protocol):
+    """What a finetuning run keeps: the mean rank per epoch of each set of prompts."""
+
+    @property
+    def ranks(self) -> Mapping[str, Curve]:
+        """Mean ranks by the name of the prompts."""
+        ...
 
 
 def curve_panels(
@@ -21,10 +37,11 @@ def curve_panels(
     y: str,
     boundaries: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Panels of curves that share the y axis; a line is the mean over seeds, its band their range.
+    """Draw panels of curves that share the y axis; a line is the mean over seeds, its band their range.
 
     Names that end in "implications" are drawn dashed; names that differ only in "facts" and
-    "implications" share a colour. A name looks the same in every panel.
+    "implications" share a colour. A name looks the same in every panel. Where a seed is missing (NaN), line
+    and band have a gap, because a mean over fewer seeds is another number.
 
     Args:
         panels: By title, and in each by name, values (step, seed) at the steps 0, 1, 2...
@@ -33,7 +50,7 @@ def curve_panels(
         boundaries: By panel, steps at which a phase of training ends, drawn as dotted lines.
 
     Raises:
-        InputError: nothing to show, not every seed at every step, boundaries of panels that are not
+        InputError: There is nothing to show, a step lacks a seed, or boundaries name a panel that is not
             there.
     """
     if not panels or not all(panels.values()):
@@ -41,67 +58,103 @@ def curve_panels(
     boundaries = boundaries or {}
     if unknown := [title for title in boundaries if title not in panels]:
         raise InputError(f"boundaries= names {unknown[0]!r}, but the panels are {list(panels)}")
-    curves = {
-        title: {name: by_seed(name, values) for name, values in panel.items()}
-        for title, panel in panels.items()
-    }
-    names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
-    colours = line_colours(names)
-    unnamed = set(names)
-    low, high = _limits([values for panel in curves.values() for values in panel.values()])
-    figure = go.Figure()
-    widths: list[float] = []
-    for i, (title, panel) in enumerate(curves.items()):
-        last = max(len(values) for values in panel.values()) - 1
-        widths.append(float(np.clip(last * 16, 260, 480)))
-        for name, values in panel.items():
-            add_curve(
-                figure,
-                name,
-                values,
-                colour=colours[name],
-                hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}",
-                markers=last * 8 < widths[-1],
-                showlegend=name in unnamed,
-                **axes_of(i),
-            )
-            unnamed.discard(name)
-        figure.update_layout(
-            {
-                f"xaxis{i + 1}": step_axis("", last),
-                f"yaxis{i + 1}": {**value_axis("", low, high), "showticklabels": i == 0},
-            }
-        )
-        for step in boundaries.get(title, ()):
-            figure.add_shape(
-                type="line",
-                x0=step,
-                x1=step,
-                y0=0,
-                y1=1,
-                xref=f"x{i + 1}",
-                yref="y domain" if i == 0 else f"y{i + 1} domain",
-                line={"color": GREY, "width": 1, "dash": "dot"},
-                layer="below",
-            )
-    side_by_side(
-        figure,
-        list(curves),
-        x=[x] * len(curves),
-        y=y,
-        widths=widths,
-        height=264,
-        gap=30,
-        right=legend_width(names),
-    )
-    return figure.update_layout(showlegend=True)
-
-
-def _limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    values = np.concatenate([curve.ravel() for curve in curves])
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    lines = {title: {n: _over_seeds(n, c) for n, c in curves.items()} for title, curves in panels.items()}
+    if not any(line.extent() for by_name in lines.values() for line in by_name.values()):
         raise InputError("there are no curves to show; none has a finite value")
-    low, high = float(finite.min()), float(finite.max())
-    spare = 0.05 * (high - low) or 0.5
-    return low - spare, high + spare
+    figure: Any = _curves(lines, x=x, y=y, hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}")
+    for i, title in enumerate(panels):
+        for step in boundaries.get(title, ()):
+            line = {"color": GREY, "width": 1, "dash": "dot"}
+            figure.add_vline(step, line=line, layer="below", row=1, col=i + 1)
+    return figure
+
+
+def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
+    """Draw the mean rank of the answers per epoch, a line per set of prompts.
+
+    Names that end in "implications" are drawn dashed, all others (facts) solid; names that differ only
+    in "facts" and "implications" share a colour. Ranks are counted from 0, so that lower is
+    better and 0 is a right answer first of all options. Epoch 0 is the model before finetuning.
+
+    Of several seeds the line is the mean, and a band spans the lowest to the highest.
+
+    Args:
+        history: Mean ranks by name, or an object that has them as `.ranks`: by epoch, or by epoch and seed;
+            the first value of each is that before finetuning.
+
+    Raises:
+        InputError: There is nothing to show, or an epoch lacks a seed.
+    """
+    ranks = history if isinstance(history, Mapping) else history.ranks
+    if not ranks or not all(len(values) for values in ranks.values()):
+        raise InputError("there are no ranks to show; name prompts with evaluate= in finetune")
+    lines = {name: _over_seeds(name, values) for name, values in ranks.items()}
+    largest = max((value for line in lines.values() for value in line.extent()), default=0.0)
+    title, hover = "mean rank of the answer (0 is best)", "epoch %{x}: mean rank %{y:.2f}"
+    figure = _curves({"": lines}, x="epoch", y=title, hover=hover, include=RANGE)
+    return figure.update_yaxes(range=[RANGE[0], max(RANGE[1], 1.05 * largest)])
+
+
+def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: str = "value") -> go.Figure:
+    """Draw lines through the means over seeds by learning rate, and a dot per seed.
+
+    Lines of implications are dashed.
+
+    Args:
+        series: By name, the values of the seeds at each learning rate.
+        y: The title of the axis of values.
+
+    Raises:
+        InputError: There are no series, or a learning rate is not positive.
+    """
+    if not series:
+        raise InputError("there are no series to show; give at least one")
+    if wrong := [lr for values in series.values() for lr in values if not lr > 0]:
+        raise InputError(f"lr={wrong[0]} has no place on a logarithmic axis; give positive ones")
+    bottom = 76 + 22 * len(series)  # the axis, and a line of the legend for each series
+    figure = pixel_grid([560], 280, lefts=[64], right=16, top=16, bottom=bottom)
+    for (name, values), colour in zip(series.items(), line_colours(series).values(), strict=True):
+        rates = sorted(values)
+        line = Line(np.array(rates), np.array([float(np.mean(values[lr])) for lr in rates]))
+        add_line(figure, name, line, "", colour, "lr %{x:.3~g}: %{y:.3~g}")
+        dots = [(lr, value) for lr in rates for value in values[lr] if len(values[lr]) > 1]
+        if dots:
+            shown = escape(name, quote=False)
+            figure.add_scatter(
+                x=[lr for lr, _ in dots],
+                y=[value for _, value in dots],
+                mode="markers",
+                legendgroup=shown,
+                showlegend=False,
+                marker={"size": 4, "color": colour, "opacity": 0.5},
+                hovertemplate=f"{shown}, one seed<br>lr %{{x:.3~g}}: %{{y:.3~g}}<extra></extra>",
+            )
+    measured = sorted({lr for values in series.values() for lr in values})
+    names = [f"{lr:g}" for lr in measured]
+    figure.update_xaxes(type="log", title="learning rate", showgrid=True, tickvals=measured, ticktext=names)
+    figure.update_yaxes(title=y)
+    return figure.update_layout(legend={"yanchor": "top", "y": -0.22, "x": 0}, showlegend=True)
+
+
+def _curves(panels: Mapping[str, Mapping[str, Line]], **options: Any) -> go.Figure:
+    """Draw panels of lines that are means over seeds, in the colours of their names."""
+    colours = line_colours(dict.fromkeys(name for lines in panels.values() for name in lines))
+    return line_panels(panels, between="seeds", colours=colours, **options)
+
+
+def _over_seeds(name: str, values: Curve) -> Line:
+    """Return the mean over seeds at the steps 0, 1, 2..., and the range of the seeds about it.
+
+    Raises:
+        InputError: There are no values, or not the same number of seeds at each step.
+    """
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{name!r} does not have a number for each seed at every step") from None
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(f"{name!r} is no curve: it needs values by step, or by step and seed")
+    ends = (array.min(1), array.max(1)) if array.shape[1] > 1 else None
+    return Line(np.arange(len(array)), array.mean(1), ends)

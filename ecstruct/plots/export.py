@@ -15,7 +15,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 2.0) -> None:
-    """Write a figure as PNG, SVG, PDF or HTML, as the path's suffix says; whole or not at all.
+    """Write a figure as PNG, SVG, PDF or HTML, as the path's suffix says, whole or not at all.
 
     HTML is self-contained and opens offline.
 
@@ -24,8 +24,8 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
             pixels to the inch.
 
     Raises:
-        InputError: another suffix; a picture without kaleido or without a Chrome for it; a path
-            that cannot be written.
+        InputError: The suffix is another one, there is no kaleido or no Chrome to draw a picture, or the
+            path cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -41,6 +41,7 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
 
 
 def _picture(fig: go.Figure, file_format: str, scale: float) -> bytes:
+    """Return the bytes of a picture that kaleido draws."""
     try:
         importlib.import_module("kaleido")
         errors = importlib.import_module("kaleido.errors")

@@ -1,14 +1,15 @@
-"""Which layer, at which token: the paper's Fig. 5.
+"""Which layer, at which token, and which head, at one token: the paper's Fig. 5, and what is behind it.
 
-Rows are the three scores, columns MLPs and attention (the heads of a layer summed). A cell is the
-mean over prompts of how much the component raised the reward, in the reward's unit; red raises,
+In a heatmap, rows are the three scores, columns MLPs and attention (the heads of a layer summed). A cell is
+the mean over prompts of how much the component raised the reward, in the reward's unit; red raises,
 blue lowers it, white is zero. With intervals (`ExtractiveScores.aggregate(ci=0.95)`), cells whose interval
-excludes zero have a dot.
+excludes zero have a dot. Each cell is judged by itself: of many cells without any effect, some have a dot
+by chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Literal, TypeAlias
 
@@ -16,13 +17,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.intervals import dots_mean, intervals_of
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.paper import Width, paper_figure
 from ecstruct.plots.style import GREY, number, reward_title, token_label
 from ecstruct.scores.aggregate import prompt_slots
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.slots import SlotScores
+from ecstruct.scores.slots import SlotScores, plain_token
 
 ROWS = ("downstream", "informative", "upstream")
 """The scores from top to bottom, as in the paper."""
@@ -45,7 +45,7 @@ def heatmap(
     width: Width | None = None,
     fold: bool = True,
 ) -> go.Figure:
-    """Layer by token, a row of panels per score; several sets of scores stand side by side.
+    """Draw scores by layer and token, a row of panels per score, and several sets side by side.
 
     Scores of several prompts are averaged onto the slots of their template first
     (`ExtractiveScores.aggregate()`; aggregate them yourself for other settings); one prompt is
@@ -66,8 +66,8 @@ def heatmap(
             either side of the text (the last token, where the answer is read, has its own).
 
     Raises:
-        InputError: no scores, titles that do not fit, prompts of several templates and no choice; a
-            style that is unknown, a width that is or that style="screen" does not take.
+        InputError: There are no scores, the titles do not fit them, the prompts are of several templates
+            and none is chosen, the style or the width is unknown, or a width is given with style="screen".
     """
     if style not in ("screen", "paper"):
         raise InputError(f"style={style!r} is unknown; it is 'screen' or 'paper'")
@@ -76,29 +76,70 @@ def heatmap(
             f"width={width!r} is for style='paper'; on screen, figures have the size they need"
         )
     sets, titles = _sets_and_titles(scores, titles)
-    columns: list[Column] = []
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
-    shown = [as_slots(one, prompt=prompt, template=template) for one in sets]
+    shown = [_as_slots(one, prompt=prompt, template=template) for one in sets]
     if fold:
         shown = [slots.folded() for slots in shown]
     if not titles and style == "screen" and all("prompt" in slots.attrs for slots in shown):
-        titles = [of_prompt(slots) for slots in shown]
+        titles = [_prompt_title(slots) for slots in shown]
+    columns: list[Column] = []
     for slots in shown:
         if missing := [row for row in rows if row not in slots.dataset["score"].values]:
             raise InputError(f"only some of these sets of scores have {missing[0]!r} scores")
-        for name, kind in (("MLP", "mlp"), ("attention (heads summed)", "heads")):
-            panels = [_panel(slots, row, kind) for row in rows]
-            columns.append(Column(name, panels, "token", first_of_group=kind == "mlp"))
+        mlps, attention = ([make(slots, row) for row in rows] for make in (_mlp_panel, _attention_panel))
+        columns.append(Column("MLP", mlps, "token", first_of_group=True))
+        columns.append(Column("attention (heads summed)", attention, "token"))
     groups = [(escape(title, quote=False).replace("\n", "<br>"), 2) for title in titles]
-    note = dots_mean(*shown)
+    meaning = _meaning_of_dots(shown)
     if style == "paper":
         width = "column" if width is None else width
-        return paper_figure(columns, rows, scale=scale, groups=groups, note=note, width=width)
-    return panel_figure(columns, rows, scale=scale, groups=groups, note=note)
+        return paper_figure(columns, rows, scale=scale, groups=groups, meaning=meaning, width=width)
+    return panel_figure(columns, rows, scale=scale, groups=groups, meaning=meaning)
 
 
-def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
-    """Scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
+def head_map(
+    scores: AnyScores,
+    slot: int | str = -1,
+    *,
+    scale: Scale = "symmetric",
+    prompt: int | None = None,
+    template: str | None = None,
+) -> go.Figure:
+    """Draw scores by layer and head at one token or slot, a panel per score; layer 0 is at the bottom.
+
+    A cell is how much a head raised the reward by what it writes at this token, the mean over
+    prompts, in the reward's unit; red raises, blue lowers it, white is zero. With intervals, cells whose
+    interval excludes zero have a dot, as in `heatmap`.
+
+    Args:
+        scores: Scores as `heatmap` takes them; several prompts are averaged onto their template.
+        slot: The token: its position (-1 is the last) or its text, if that occurs once.
+        scale, prompt, template: As in `heatmap`.
+
+    Raises:
+        InputError: The slot is not there, no prompt fills it, or its text occurs twice.
+    """
+    slots = _as_slots(scores, prompt=prompt, template=template)
+    position = _position(slots, slot)
+    label = slot_labels(slots)[position]
+    heads = [str(head) for head in slots.dataset["head"].values]
+    columns: list[Column] = []
+    for score in (row for row in ROWS if row in slots.dataset["score"].values):
+        chosen = {"score": score, "slot": position}
+        panel = _score_panel(
+            slots,
+            slots.heads.sel(score=score).isel(slot=position).transpose("layer", "head").values,
+            heads,
+            lambda layer, head, *_: f"head {layer}.{head}, {label}",
+            ends=("heads", chosen),
+        )
+        columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
+    groups = [(f"heads at token {position}, “{label}”", len(columns))]
+    return panel_figure(columns, [""], scale=scale, groups=groups, meaning=_meaning_of_dots([slots]))
+
+
+def _as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
+    """Return scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
     if isinstance(scores, SlotScores):
         if prompt is not None or template is not None:
             raise InputError("aggregated scores have no prompt= or template= to choose from")
@@ -112,23 +153,26 @@ def as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | No
     return scores.aggregate(template=template)
 
 
-def of_prompt(slots: SlotScores) -> str:
-    """What is shown of a single prompt: it, its answer, and what finetuning made of its reward and rank."""
+def _prompt_title(slots: SlotScores) -> str:
+    """Return a title with a prompt, its answer, and what finetuning did to its reward and rank."""
     prompt = slots.attrs["prompt"]
     text = " ".join(prompt["text"].split())
-    said = f"“{text if len(text) <= _PROMPT else '…' + text[1 - _PROMPT :]}” → “{prompt['answer']}”"
+    title = f"“{text if len(text) <= _PROMPT else '…' + text[1 - _PROMPT :]}” → “{prompt['answer']}”"
     if "reward" in slots.dataset:
         before, after = (float(slots.dataset["reward"].sel(state=s)) for s in ("before", "after"))
-        said += f"\nreward {before:.3g} → {after:.3g}".replace("-", "−")
+        title += f"\nreward {before:.3g} → {after:.3g}".replace("-", "−")
     if "rank" in prompt:
         before, after = prompt["rank"]
-        said += f", rank {before:g} → {after:g}"
-    return said
+        title += f", rank {before:g} → {after:g}"
+    return title
 
 
 def slot_labels(slots: SlotScores) -> list[str]:
-    """The slots' labels as HTML; those of averaged entities, which are no tokens, in italics, and those of
-    a chat template in grey, at the length of its special tokens."""
+    """Return the labels of the slots as HTML.
+
+    Averaged entities, which are no tokens, are in italics; tokens of a chat template are in grey, and so
+    long that its special tokens are whole.
+    """
     averaged = "aggregate" in slots.attrs
     parts = slots.dataset["part"].values
     labels = []
@@ -146,6 +190,7 @@ def _sets_and_titles(
     scores: AnyScores | Sequence[AnyScores] | Mapping[str, AnyScores],
     titles: Sequence[str] | None,
 ) -> tuple[list[AnyScores], list[str]]:
+    """Return the sets of scores, and their titles if there are any."""
     if isinstance(scores, ExtractiveScores | SlotScores):
         sets: list[AnyScores] = [scores]
     elif isinstance(scores, Mapping):
@@ -164,38 +209,113 @@ def _sets_and_titles(
     return sets, list(titles or ())
 
 
-def _panel(slots: SlotScores, score: str, kind: str) -> Panel:
-    count = slots.count.values
-    shown = np.flatnonzero(count > 0)
-    all_labels = slot_labels(slots)
-    labels = [all_labels[slot] for slot in shown]
-    layers = [int(layer) for layer in slots.dataset["layer"].values]
-    unit = reward_title(slots.attrs)
-    if kind == "mlp":
-        values = slots.mlp.sel(score=score).transpose("layer", "slot").values[:, shown]
-        intervals = intervals_of(values, slots, "mlp", score=score, slot=shown)
-        strongest = np.full(values.shape, "", dtype=object)
+def _position(slots: SlotScores, slot: int | str) -> int:
+    """Return the position of a slot that is given as a position or as a text."""
+    texts = [plain_token(text) for text in slots.slot_text]
+    if isinstance(slot, str):
+        found = [i for i, text in enumerate(texts) if text == plain_token(slot)]
+        if len(found) != 1:
+            count = "not" if not found else f"{len(found)} times, at {found},"
+            raise InputError(f"slot={slot!r} occurs {count} among the tokens {texts}")
+        position = found[0]
+    elif -len(texts) <= slot < len(texts):
+        position = slot % len(texts)
     else:
-        heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values[:, shown]
-        values = heads.sum(-1)
-        intervals = intervals_of(values, slots, "attention", score=score, slot=shown)
-        names = slots.dataset["head"].values
-        strongest = np.array([[_strongest(cell, names) for cell in row] for row in heads])
-    of = [f"<br>mean of {n} prompts" if n > 1 else "" for n in count[shown]]
-    hover = np.array(
-        [
-            [
-                f"layer {layer}, {label}<br>{unit}: {number(value)}{intervals.line(i, j)}{of[j]}{more}"
-                for j, (label, value, more) in enumerate(zip(labels, row, extra, strict=True))
-            ]
-            for i, (layer, row, extra) in enumerate(zip(layers, values, strongest, strict=True))
-        ]
+        raise InputError(f"slot={slot} is not there; the {len(texts)} tokens are {texts}")
+    if slots.count.values[position] == 0:
+        raise InputError(f"no prompt has a token at slot {texts[position]!r}; choose another")
+    return position
+
+
+def _mlp_panel(slots: SlotScores, score: str) -> Panel:
+    """Return a panel of the MLPs, layer by slot."""
+    return _token_panel(slots, score, slots.mlp.sel(score=score).transpose("layer", "slot").values, "mlp")
+
+
+def _attention_panel(slots: SlotScores, score: str) -> Panel:
+    """Return a panel of the heads of each layer summed, whose hover text names the strongest heads."""
+    heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values
+    names = slots.dataset["head"].values
+
+    def strongest(layer: int, slot: int) -> str:
+        values = heads[layer, slot]
+        order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
+        listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
+        return f"<br>strongest heads: {listed}"
+
+    return _token_panel(slots, score, heads.sum(-1), "attention", strongest)
+
+
+def _token_panel(
+    slots: SlotScores,
+    score: str,
+    values: np.ndarray,
+    name: str,
+    more: Callable[[int, int], str] = lambda layer, slot: "",
+) -> Panel:
+    """Return a panel of `values` (layer, slot) at the slots that some prompt fills.
+
+    The hover text of a cell ends with `more`."""
+    counts, labels = slots.count.values, slot_labels(slots)
+    shown = np.flatnonzero(counts > 0)
+
+    def after(i: int, j: int) -> str:
+        mean = f"<br>mean of {counts[shown[j]]} prompts" if counts[shown[j]] > 1 else ""
+        return mean + more(i, shown[j])
+
+    return _score_panel(
+        slots,
+        values[:, shown],
+        [labels[slot] for slot in shown],
+        lambda layer, label, *_: f"layer {layer}, {label}",
+        after,
+        ends=(name, {"score": score, "slot": shown}),
     )
-    return Panel(values, layers, labels, hover, unit, intervals.exclude_zero)
 
 
-def _strongest(values: np.ndarray, names: np.ndarray) -> str:
-    """The heads of largest absolute value at a cell, with their values."""
-    order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
-    listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-    return f"<br>strongest heads: {listed}"
+def _score_panel(
+    slots: SlotScores,
+    values: np.ndarray,
+    columns: Sequence[str],
+    place: Callable[..., str],
+    after: Callable[[int, int], str] = lambda i, j: "",
+    *,
+    ends: tuple[str, Mapping[str, str | int | np.ndarray]],
+) -> Panel:
+    """Return a panel of scores (layer, column), with their intervals if there are any.
+
+    Args:
+        place: What hovering calls a cell, from its layer and its column's label.
+        after: What hovering says below the value and its interval, from the cell's two indices.
+        ends: The name in `slots.low` and `slots.high` of the intervals' ends, and which of them to take.
+    """
+    unit, marked = reward_title(slots.attrs), None
+    low = high = np.full(values.shape, np.nan)
+    if slots.ci is not None:
+        name, chosen = ends
+        low, high = (
+            one[name].sel(chosen).transpose("layer", ...).values for one in (slots.low, slots.high)
+        )
+        marked = (low > 0) | (high < 0)
+
+    def describe(layer: int, label: str, value: float, i: int, j: int) -> str:
+        text = f"{place(layer, label)}<br>{unit}: {number(value)}"
+        if not np.isnan(low[i, j]):
+            text += f"<br>{_percent(slots.ci)} interval: {number(low[i, j])} to {number(high[i, j])}"
+        return text + after(i, j)
+
+    return Panel(values, slots.dataset["layer"].values.tolist(), columns, unit, describe, marked)
+
+
+def _meaning_of_dots(sets: Sequence[SlotScores]) -> str:
+    """Say what the dots of a figure mean, or nothing if none of its sets of scores has intervals."""
+    levels = sorted({slots.ci for slots in sets if slots.ci is not None})
+    if not levels:
+        return ""
+    some = " (not all of these have intervals)" if any(slots.ci is None for slots in sets) else ""
+    return f"{' / '.join(map(_percent, levels))} interval excludes zero{some}"
+
+
+def _percent(level: float | None) -> str:
+    """Write a level of confidence in percent."""
+    return f"{100 * (level or 0):.4g}%"

@@ -1,119 +1,148 @@
-"""Lines with bands about them: means over seeds, from the lowest to the highest, or over prompts."""
+"""Lines with bands about them, in panels side by side, for figures of training and of recall."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from html import escape
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from ecstruct.errors import InputError
-from ecstruct.plots.style import EMPTY, INK, LINE_COLOURS
-
-Curve: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
-"""Values by step, or by step and seed."""
+from ecstruct.plots.layout import PAGE_WIDTH, axes_of, legend_width, side_by_side
+from ecstruct.plots.style import LINE_COLOURS
 
 
-def by_seed(name: str, values: Curve) -> np.ndarray:
-    """A curve as an array (step, seed); one without seeds is that of one seed.
+@dataclass(frozen=True)
+class Line:
+    """A line has values `y` at `x`, and the ends of a band about them, NaN where there is none."""
 
-    Raises:
-        InputError: no values, or not the same number of seeds at each step.
-    """
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{name!r} does not have a number for each seed at every step") from None
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2 or array.size == 0:
-        raise InputError(f"{name!r} is no curve: it needs values by step, or by step and seed")
-    return array
+    x: np.ndarray
+    y: np.ndarray
+    ends: tuple[np.ndarray, np.ndarray] | None = None
+
+    def extent(self) -> list[float]:
+        """Return the finite values of the line and of its band."""
+        values = np.concatenate([self.y, *(self.ends or ())])
+        return values[np.isfinite(values)].tolist()
 
 
-def add_curve(figure: go.Figure, name: str, values: np.ndarray, **options: Any) -> None:
-    """Draw the mean over seeds at the steps 0, 1, 2..., and the range of the seeds about it.
-
-    Where a seed is missing (NaN), line and band have a gap: a mean over fewer seeds is another.
+def line_panels(
+    panels: Mapping[str, Mapping[str, Line]],
+    *,
+    x: str,
+    y: str,
+    hover: str,
+    between: str,
+    colours: Mapping[str, str],
+    own_scales: bool = False,
+    include: tuple[float, ...] = (),
+) -> go.Figure:
+    """Draw a panel of lines per title; a name looks the same in every panel and is once in the legend.
 
     Args:
-        values: (step, seed).
-        options: as of `add_line`.
+        panels: Lines by name, by the title of their panel.
+        x, y: The titles of the axes.
+        hover: What hovering says below the name of a line, with plotly's placeholders.
+        between: What the ends of the bands are.
+        colours: The colour of each name.
+        own_scales: Give each panel a y axis of its own, rather than all of them one.
+        include: Values that every y axis has to show.
     """
-    ends = (values.min(1), values.max(1)) if values.shape[1] > 1 else None
-    add_line(figure, name, np.arange(len(values)), values.mean(1), ends, between="seeds", **options)
+    around = {"left": 76, "gap": 56 if own_scales else 30, "right": legend_width(list(colours))}
+    lasts = [max(int(line.x[-1]) for line in lines.values()) for lines in panels.values()]
+    # A panel alone has the page to itself; several together are made to fit one.
+    wanted = [float(np.clip(16 * last, 260 if len(panels) > 1 else 400, 480)) for last in lasts]
+    room = PAGE_WIDTH - around["left"] - around["right"] - around["gap"] * (len(panels) - 1)
+    widths = [width * min(1.0, room / sum(wanted)) for width in wanted]
+    figure = side_by_side(list(panels), x=x, y=y, widths=widths, height=264, **around)
+    shown = [
+        [*include, *(v for line in lines.values() for v in line.extent())] for lines in panels.values()
+    ]
+    if not own_scales:
+        shown = [[value for values in shown for value in values]] * len(panels)
+    unnamed = set(colours)
+    for i, (lines, last, values) in enumerate(zip(panels.values(), lasts, shown, strict=True)):
+        for name, line in lines.items():
+            placed = {"showlegend": name in unnamed, **axes_of(i)}
+            markers = 8 * last < widths[i]
+            add_line(figure, name, line, between, colours[name], hover, markers=markers, **placed)
+            unnamed.discard(name)
+        low, high = min(values), max(values)
+        spare = 0.05 * (high - low) or 0.5
+        y_axis = {"range": [low - spare, high + spare], "showticklabels": own_scales or i == 0}
+        figure.update_layout({f"xaxis{i + 1}": _step_axis(last), f"yaxis{i + 1}": y_axis})
+    return figure.update_layout(showlegend=True)
 
 
 def add_line(
     figure: go.Figure,
     name: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    ends: tuple[np.ndarray, np.ndarray] | None,
-    *,
+    line: Line,
     between: str,
     colour: str,
     hover: str,
+    *,
     markers: bool = True,
     **placed: Any,
 ) -> None:
-    """Draw a line with a band about it; dashed if it is of implications.
+    """Draw a line with the band about it; it is dashed if its name says that it is of implications.
 
     Args:
-        ends: The lower and the upper end of the band, NaN where there is none.
         between: What the ends of the band are.
-        hover: What hovering says below the name, in plotly's placeholders.
-        placed: Where the line stands (`xaxis`, `yaxis`) and whether the legend names it.
+        hover: What hovering says below the name, with plotly's placeholders.
+        placed: The axes (`xaxis`, `yaxis`), and whether the legend has the line (`showlegend`).
     """
     shown, dashed = escape(name, quote=False), is_implication(name)
-    if ends is not None:
-        low, high = ends
+    if line.ends is not None:
+        low, high = line.ends
         hover += f"<br>{between}: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}"
         known = np.flatnonzero(np.isfinite(low))
         around: list[float | None] = []
         edges: list[float | None] = []
+        # Each run of known steps is a closed shape; None stands between two shapes.
         for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
-            around += [None, *x[run].tolist(), *x[run][::-1].tolist()]
+            around += [None, *line.x[run].tolist(), *line.x[run][::-1].tolist()]
             edges += [None, *high[run].tolist(), *low[run][::-1].tolist()]
-        red, green, blue = hex_to_rgb(colour)
         band = go.Scatter(
             x=around[1:],
             y=edges[1:],
             name=shown,
+            legendgroup=shown,
             mode="lines",
             line={"width": 0},
             fill="toself",
-            fillcolor=f"rgba({red}, {green}, {blue}, 0.18)",
+            fillcolor=f"rgba{(*hex_to_rgb(colour), 0.18)}",
             hoverinfo="skip",
         )
-        figure.add_trace(band.update(legendgroup=shown, **{**placed, "showlegend": False}))
-    line = go.Scatter(
-        x=x.tolist(),
-        y=y.tolist(),
-        customdata=None if ends is None else np.stack(ends, 1).tolist(),
+        figure.add_trace(band.update({**placed, "showlegend": False}))
+    drawn = go.Scatter(
+        x=line.x.tolist(),
+        y=line.y.tolist(),
+        customdata=None if line.ends is None else np.stack(line.ends, 1).tolist(),
         name=shown,
+        legendgroup=shown,
         mode="lines+markers" if markers else "lines",
         cliponaxis=False,
         line={"color": colour, "dash": "dash" if dashed else "solid"},
         marker={"size": 6, "symbol": "circle-open" if dashed else "circle"},
         hovertemplate=f"{shown}<br>{hover}<extra></extra>",
     )
-    figure.add_trace(line.update(legendgroup=shown, **placed))
+    figure.add_trace(drawn.update(placed))
 
 
 def line_colours(names: Iterable[str]) -> Mapping[str, str]:
-    """A colour for each name; names that differ only in "facts" and "implications" share one."""
+    """Choose a colour for each name; names that differ only in "facts" and "implications" share one."""
     names = list(names)
-    settings = list(dict.fromkeys(_setting(name) for name in names))
+    settings = list(dict.fromkeys(map(_setting, names)))
     return {name: LINE_COLOURS[settings.index(_setting(name)) % len(LINE_COLOURS)] for name in names}
 
 
 def is_implication(name: str) -> bool:
-    """Whether a name ends in "implication", "implications" or "impl".
+    """Say whether a name ends in "implication", "implications" or "impl".
 
     >>> is_implication("first-hop implications"), is_implication("implications first")
     (True, False)
@@ -121,33 +150,16 @@ def is_implication(name: str) -> bool:
     return bool(re.search(r"(?i)\bimpl(ications?)?$", name.strip()))
 
 
-def step_axis(title: str, last: int) -> dict[str, Any]:
-    """An axis of the steps 0 to `last`, a dozen of them numbered at most."""
-    every = (1, 2, 3, 5, 10, 20, 50)
-    return {
-        "title": {"text": title, "standoff": 8},
-        "range": [-0.2, last + 0.2],
-        "dtick": next((n for n in every if last <= 12 * n), 100 * (last // 1200 + 1)),
-        "showline": True,
-        "linecolor": INK,
-    }
-
-
-def value_axis(title: str, low: float, high: float) -> dict[str, Any]:
-    return {
-        "title": {"text": title},
-        "range": [low, high],
-        "showgrid": True,
-        "gridcolor": EMPTY,
-        "showline": True,
-        "linecolor": INK,
-    }
-
-
 def _setting(name: str) -> str:
-    """What is left of a name without a last "facts" or "implications".
+    """Return what is left of a name without "facts" or "implications" at its end.
 
     >>> _setting("first-hop facts") == _setting("first-hop implications")
     True
     """
     return re.sub(r"(?i)\W*\b(facts?|impl|implications?)$", "", name.strip()).strip()
+
+
+def _step_axis(last: int) -> dict[str, Any]:
+    """Return an axis of the steps 0 to `last`, of which a dozen at most have numbers."""
+    every = next((n for n in (1, 2, 3, 5, 10, 20, 50) if last <= 12 * n), 100 * (last // 1200 + 1))
+    return {"range": [-0.2, last + 0.2], "dtick": every}

@@ -11,7 +11,6 @@ Headings that are wider than their panels lose what is in brackets, and labels o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,8 +18,21 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.panels import Column, Panel, Scale, label_length, limits, longest_label, step
-from ecstruct.plots.style import GREY, INK, TEMPLATE, colour_scale, number
+from ecstruct.plots.layout import note, pixel_grid
+from ecstruct.plots.panels import (
+    UPRIGHT,
+    Column,
+    Panel,
+    Scale,
+    add_group_titles,
+    cell_axes,
+    label_length,
+    limits,
+    lowest_text,
+    panels_of,
+    step,
+)
+from ecstruct.plots.style import CELLS, GREY, INK, colour_scale, number
 
 Width = Literal["column", "text"] | float
 
@@ -46,43 +58,26 @@ _SIGNED = 3 * POINT  # the least cell on which a sign can be seen
 _NEGATIVE = 0.1  # of the panel's largest: where colours begin to be seen
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a panel is, in pixels from the left and the bottom, on a canvas of so many."""
-
-    left: float
-    bottom: float
-    width: float
-    height: float
-    canvas: tuple[float, float]
-
-    def x(self, share: float) -> float:
-        return (self.left + share * self.width) / self.canvas[0]
-
-    def y(self, above: float) -> float:
-        return (self.bottom + above) / self.canvas[1]
-
-
 def paper_figure(
     columns: Sequence[Column],
     rows: Sequence[str],
     *,
     scale: Scale,
     groups: Sequence[tuple[str, int]] = (),
-    note: str = "",
+    meaning: str = "",
     width: Width = "column",
 ) -> go.Figure:
-    """The figure of `panel_figure` for print, `width` wide: "column", "text", or a number of inches.
+    """Draw the figure of `panel_figure` for print, `width` wide: "column", "text", or a number of inches.
 
     Labels of tokens for which there is no room are left out.
 
     Raises:
-        InputError: a width that is none, or too little for what is shown.
+        InputError: The width is none of a paper's, or too little for what is shown.
     """
     wide = inches(width) * INCH
     sizes = [len(column.panels[0].columns) for column in columns]
-    leads = [_LAYERS if i == 0 or column.first_of_group else _BETWEEN for i, column in enumerate(columns)]
-    room = wide - sum(leads) - _RIGHT
+    lefts = [_LAYERS if i == 0 or column.first_of_group else _BETWEEN for i, column in enumerate(columns)]
+    room = wide - sum(lefts) - _RIGHT
     if room / sum(sizes) < POINT:
         raise InputError(
             f"width={width!r} has no room for {sum(sizes)} cells side by side; give more inches, or "
@@ -92,54 +87,62 @@ def paper_figure(
     headings = [column.title for column in columns]
     if any(_heading_width(heading) > width for heading, width in zip(headings, widths, strict=True)):
         headings = [_short(heading) for heading in headings]
-    lefts = np.cumsum(leads) + np.cumsum([0, *widths[:-1]])
     layers = max(len(panel.layers) for column in columns for panel in column.panels)
     height = float(np.clip(layers * 9, 66, np.clip(layers * _SIGNED, 112, _TALLEST)))
-    size_of_cell = min(*(width / size for width, size in zip(widths, sizes, strict=True)), height / layers)
-    canvas = wide, len(rows) * (height + _ABOVE)
-    turned = not all(
-        _level(column, width / size) for column, width, size in zip(columns, widths, sizes, strict=True)
-    )
-    longest = max(longest_label(column) for column in columns) * _CHARACTER
+    cells = [width / size for width, size in zip(widths, sizes, strict=True)]
+    cell = min(*cells, height / layers)
+    turned = not all(map(_level, columns, cells))
+    longest = max(column.longest_label for column in columns) * _CHARACTER
     below = 8 + (longest if turned else 1.1 * SMALL)  # the labels of tokens
     bottom = below + 2 * _LINE
-
-    figure = go.Figure()
-    for i, (column, left, across) in enumerate(zip(columns, lefts, widths, strict=True)):
-        for j, panel in enumerate(column.panels):
-            low = (len(rows) - 1 - j) * (height + _ABOVE)
-            place = _Place(float(left), low, across, height, canvas)
-            name = str(i * len(rows) + j + 1)
-            figure.add_traces(_traces(panel, name, scale, place, size_of_cell))
-            labelled = column if j == len(rows) - 1 else None
-            titled = rows[j] if leads[i] == _LAYERS else None
-            figure.update_layout(_axes(panel, name, place, labelled, titled, turned))
-        middle = (left + across / 2) / wide
-        figure.add_annotation(_text(headings[i], middle, 1, -4, TYPE, "center"))
-        figure.add_annotation(_text(column.column_axis, middle, 0, -below - _LINE, TYPE, "center"))
-    first = 0
-    for title, n in groups:
-        last = first + n - 1
-        middle = (lefts[first] + lefts[last] + widths[last]) / 2 / wide
-        figure.add_annotation(_text(f"<b>{title}</b>", middle, 1, _LINE - 4, LARGE, "center"))
-        first += n
-    notes = " &nbsp; ".join(_notes(columns, note, size_of_cell))
-    figure.add_annotation(_text(notes, 1 - _RIGHT / wide, 0, -bottom + 1, SMALL, "right"))
-    top = _LINE * (2 if groups else 1) - 4
-    figure.update_layout(
-        template=TEMPLATE,
-        font={"size": TYPE},
-        width=round(wide),
-        height=round(top + canvas[1] + bottom),
-        margin={"l": 0, "r": 0, "t": top, "b": bottom, "pad": 0, "autoexpand": False},
-        barmode="overlay",
-        showlegend=False,
+    figure = pixel_grid(
+        widths,
+        height,
+        lefts=lefts,
+        right=_RIGHT,
+        top=_ABOVE + _LINE * (2 if groups else 1) - 4,
+        bottom=bottom,
+        titles=headings,
+        rows=len(rows),
+        gap=_ABOVE,
+        template=CELLS,
     )
-    return figure
+    figure.update_annotations(font_size=TYPE, yshift=_ABOVE - 4, borderpad=0)
+    add_group_titles(figure, groups, yshift=_ABOVE + _LINE - 4, size=LARGE)
+    for column, panel, row, place in panels_of(columns, rows):
+        (x_axis,), (y_axis,) = figure.select_xaxes(**place), figure.select_yaxes(**place)
+        across, lowest = widths[place["col"] - 1], place["row"] == len(rows)
+        inner_height = len(rows) * (height + _ABOVE) - _ABOVE
+        bar = _colour_bar(panel, scale, across) | {
+            "x": x_axis.domain[0],
+            "y": y_axis.domain[1] + (_ABOVE - 7) / inner_height,
+        }
+        figure.add_traces(_traces(panel, scale, bar, cell), place["row"], place["col"])
+        layered = lefts[place["col"] - 1] == _LAYERS
+        # Upright labels need their height; those that count, their length; other level ones have room.
+        steps = (
+            step(height / len(panel.layers), 1.3 * SMALL),
+            step(across / len(panel.columns), 1.1 * SMALL),
+        )
+        level = not turned or column.longest_label <= UPRIGHT
+        axes = cell_axes(
+            panel, steps, labelled=lowest, angle=0 if level else -90, layered=layered, row_title=row
+        )
+        figure.update_xaxes(**axes[0], **place)
+        figure.update_yaxes(**axes[1], title_standoff=3, title_font_size=TYPE, **place)
+        if lowest:
+            middle = sum(x_axis.domain) / 2
+            figure.add_annotation(_below(column.column_axis, middle, -below - _LINE, TYPE, "center"))
+    meanings = " &nbsp; ".join(_meanings(columns, meaning, cell))
+    figure.add_annotation(_below(meanings, 1, -bottom + 1, SMALL, "right"))
+    frame = {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
+    frame |= {"tickwidth": HAIR, "ticklen": 2, "tickfont_size": SMALL}
+    figure.update_xaxes(**frame).update_yaxes(**frame)
+    return figure.update_layout(font_size=TYPE, margin_pad=0, barmode="overlay", showlegend=False)
 
 
 def inches(width: Width) -> float:
-    """A width by its name, or as a number of inches.
+    """Return a width, given by its name or as a number of inches, in inches.
 
     >>> inches("column"), inches(5.5)
     (3.25, 5.5)
@@ -155,7 +158,7 @@ def inches(width: Width) -> float:
 
 
 def _short(heading: str) -> str:
-    """What is before the brackets.
+    """Return what is before the brackets of a heading.
 
     >>> _short("attention (heads summed)"), _short("MLP")
     ('attention', 'MLP')
@@ -164,19 +167,20 @@ def _short(heading: str) -> str:
 
 
 def _heading_width(heading: str) -> float:
+    """Return the width of a heading in pixels."""
     return len(heading) * _CHARACTER * TYPE / SMALL
 
 
 def _level(column: Column, cell: float) -> bool:
-    """Whether there is room for all labels of a column from left to right; for numbers, some are enough."""
+    """Say whether all labels of a column fit from left to right; of numbers, some are enough."""
     lengths = [_CHARACTER * label_length(label) for label in column.panels[0].columns]
     between = max(((a + b) / 2 for a, b in pairwise(lengths)), default=0.0)
     fit = between + _APART <= cell and max(lengths[0], lengths[-1]) <= cell + _APART
-    return fit or longest_label(column) <= 2
+    return fit or column.longest_label <= UPRIGHT
 
 
 def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
-    """The widths of panels of so many cells: by cells, but none under `least` if it can be.
+    """Divide `room` among panels by their numbers of cells, but give each at least `least` if it can be.
 
     >>> _widths([4, 1, 1], 60, 12), _widths([2, 1], 60, 40)
     ([36.0, 12.0, 12.0], [30.0, 30.0])
@@ -191,55 +195,45 @@ def _widths(sizes: Sequence[int], room: float, least: float) -> list[float]:
         narrow |= widths < least - 1e-9
 
 
-def _text(text: str, x: float, y: float, above: float, size: float, anchor: str) -> dict[str, Any]:
-    return {
-        "text": text,
-        "x": x,
-        "y": y,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": anchor,
-        "yanchor": "bottom",
-        "yshift": above,
-        "borderpad": 0,
-        "showarrow": False,
-        "font": {"size": size},
-    }
+def _below(text: str, x: float, shift: float, size: float, anchor: str) -> dict[str, Any]:
+    """Return a line of text below the panels, `shift` pixels above their lower edge."""
+    style = {"xanchor": anchor, "yanchor": "bottom", "borderpad": 0, "font_size": size}
+    return note(text, x=x, y=0, yshift=shift, **style)
 
 
-def _notes(columns: Sequence[Column], note: str, cell: float) -> list[str]:
+def _meanings(columns: Sequence[Column], meaning: str, cell: float) -> list[str]:
+    """Say what the colours, the signs and the dots mean, as far as there are any."""
     panels = [panel for column in columns for panel in column.panels]
-    notes = [" / ".join(dict.fromkeys(panel.bar_title for panel in panels))]
+    meanings = [" / ".join(dict.fromkeys(panel.bar_title for panel in panels))]
     if cell < _SIGNED:
-        return notes
+        return meanings
     if any(_negative(panel).any() for panel in panels):
-        notes.append("− negative")
-    return [*notes, *([f"● {note}"] if note else [])]
+        meanings.append("− negative")
+    return [*meanings, *([f"● {meaning}"] if meaning else [])]
 
 
 def _negative(panel: Panel) -> np.ndarray:
-    """Which cells have a minus sign (layer, column)."""
+    """Return which cells have a minus sign, (layer, column)."""
     values = np.nan_to_num(panel.values)
     return values < -_NEGATIVE * np.abs(values).max()
 
 
-def _traces(panel: Panel, name: str, scale: Scale, place: _Place, cell: float) -> list[Any]:
-    """A panel's cells, whose lesser side is `cell`, with their colour bar, and signs and dots on them."""
+def _traces(panel: Panel, scale: Scale, bar: dict[str, Any], cell: float) -> list[Any]:
+    """Draw a panel's cells, whose lesser side is `cell`, with their colour bar, signs and dots."""
     low, high = limits(panel.values, scale)
     layers = np.asarray(panel.layers)
-    axes = {"xaxis": f"x{name}", "yaxis": f"y{name}", "hoverinfo": "skip"}
     rows, columns = np.nonzero(np.isfinite(panel.values))
-    values = panel.values[rows, columns]
-    cells = {
-        "color": values,
+    marker = {
+        "color": panel.values[rows, columns],
         "cmin": low,
         "cmax": high,
         "colorscale": colour_scale(low / high),
-        "colorbar": _bar(low, high, bool(values.min(initial=0.0) < low), place),
+        "colorbar": bar,
         "line": {"color": "white", "width": min(HAIR, 0.1 * cell)},
     }
+    base, ones = layers[rows] - 0.5, np.ones(len(rows))
     traces: list[Any] = [
-        go.Bar(x=columns, y=np.ones(len(rows)), base=layers[rows] - 0.5, width=1, marker=cells, **axes)
+        go.Bar(x=columns, y=ones, base=base, width=1, marker=marker, hoverinfo="skip"),
     ]
     if cell < _SIGNED:
         return traces
@@ -259,27 +253,28 @@ def _traces(panel: Panel, name: str, scale: Scale, place: _Place, cell: float) -
     for marker, where in ((signs, _negative(panel)), (dots, marked)):
         rows, columns = np.nonzero(where)
         if len(rows):
-            traces.append(go.Scatter(x=columns, y=layers[rows], mode="markers", marker=marker, **axes))
+            traces.append(
+                go.Scatter(x=columns, y=layers[rows], mode="markers", marker=marker, hoverinfo="skip")
+            )
     return traces
 
 
-def _bar(low: float, high: float, clipped: bool, place: _Place) -> dict[str, Any]:
-    """A colour bar over the panel, its numbers below it, within the panel's width."""
-    ends = ["≤ " * clipped + number(low), number(high)]
-    per_pixel = (high - low) / place.width
+def _colour_bar(panel: Panel, scale: Scale, width: float) -> dict[str, Any]:
+    """Return a colour bar as wide as its panel, with numbers below it that stay within that width."""
+    low, high = limits(panel.values, scale)
+    ends = [lowest_text(panel, low), number(high)]
+    per_pixel = (high - low) / width
     wide = [len(end) * _CHARACTER * per_pixel for end in ends]
     ticks, texts = [low + wide[0] / 2, high - wide[1] / 2], ends
     if low + wide[0] < -_CHARACTER * per_pixel and high - wide[1] > _CHARACTER * per_pixel:
         ticks, texts = [ticks[0], 0.0, ticks[1]], [ends[0], "0", ends[1]]
     return {
         "orientation": "h",
-        "x": place.x(0),
         "xanchor": "left",
         "xpad": 0,
-        "y": place.y(place.height + _ABOVE - 7),
         "yanchor": "top",
         "ypad": 0,
-        "len": place.width,
+        "len": width,
         "lenmode": "pixels",
         "thickness": _BAR,
         "outlinewidth": 0,
@@ -288,45 +283,4 @@ def _bar(low: float, high: float, clipped: bool, place: _Place) -> dict[str, Any
         "tickfont": {"size": SMALL},
         "tickangle": 0,
         "ticks": "",
-    }
-
-
-def _axes(
-    panel: Panel, name: str, place: _Place, labelled: Column | None, titled: str | None, turned: bool
-) -> dict[str, Any]:
-    """Both axes of a panel: with labels of tokens if `labelled`, of layers if `titled`."""
-    n_columns, layers = len(panel.columns), list(panel.layers)
-    every = step(place.height / len(layers), 1.3 * SMALL)
-    # Upright labels need their height; those that count, their length; other level ones have room.
-    column_step = step(place.width / n_columns, 1.1 * SMALL)
-    level = labelled is None or not turned or longest_label(labelled) <= 2
-    hair = {"tickwidth": HAIR, "ticklen": 2, "tickfont": {"size": SMALL}}
-    hair |= {"showline": True, "mirror": True, "linewidth": HAIR, "linecolor": GREY}
-    title = f"<b>{titled}</b><br>layer" if titled else "layer"
-    return {
-        f"xaxis{name}": {
-            "domain": [place.x(0), place.x(1)],
-            "anchor": f"y{name}",
-            "range": [-0.5, n_columns - 0.5],
-            "tickvals": list(range(0, n_columns, column_step)),
-            "ticktext": list(panel.columns[::column_step]),
-            "tickangle": 0 if level else -90,
-            "showticklabels": labelled is not None,
-            "ticks": "outside" if labelled else "",
-            **hair,
-        },
-        f"yaxis{name}": {
-            "domain": [place.y(0), place.y(place.height)],
-            "anchor": f"x{name}",
-            "range": [min(layers) - 0.5, max(layers) + 0.5],
-            "tickvals": [layer for layer in layers if layer % every == 0],
-            "showticklabels": titled is not None,
-            "ticks": "outside" if titled is not None else "",
-            "title": {
-                "text": title if titled is not None else "",
-                "standoff": 3,
-                "font": {"size": TYPE},
-            },
-            **hair,
-        },
     }

@@ -1,18 +1,17 @@
-"""How facts are recalled: means over prompts by layer, and the tokens of one prompt by layer."""
+"""How facts are recalled: means over prompts by layer, tokens of one prompt by layer, heads by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.beside import axes_of, fitting, legend_width, side_by_side
-from ecstruct.plots.lines import add_line, step_axis, value_axis
+from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.panels import Column, Panel, panel_figure
 from ecstruct.plots.style import INK, LINE_COLOURS, token_label
 from ecstruct.scores.bootstrap import Bootstrap
@@ -20,147 +19,201 @@ from ecstruct.scores.bootstrap import Bootstrap
 CHANGE = "change of the probability (%)"
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
 
+_EXTRACTION_RATE = "extraction rate (% of prompts)"
+_PARTS = ("attention", "mlp")
+
+_Labelled = TypeVar("_Labelled", xr.DataArray, xr.Dataset)
+
 
 def layer_lines(
     arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str, own_scales: bool = False
 ) -> go.Figure:
-    """Means over prompts by layer, a line for each entry of the dimension `lines`; several arrays stand
-    side by side.
+    """Draw means over prompts by layer, a line for each entry of the dimension `lines`; several arrays
+    stand side by side.
 
     The band is the 95% interval about the mean, of bootstrap draws of prompts; one prompt has none. Prompts
     without a value (NaN) do not count.
 
     Args:
-        arrays: (prompt, layer, `lines`), in any order, or several by title.
-        lines: the dimension whose entries are lines, as "group"; these have one colour in all panels.
-        y: the title of the y axis, with its unit.
-        own_scales: give each array a scale of its own, not all of them one.
+        arrays: One array (prompt, layer, `lines`), its dimensions in any order, or several by title.
+        lines: The dimension whose entries are lines, as "group"; these have one colour in all panels.
+        y: The title of the y axis, with its unit.
+        own_scales: Give each array a scale of its own, rather than all of them one.
 
     Raises:
-        InputError: nothing to show, or an array without one of these dimensions.
+        InputError: There is nothing to show, or an array lacks one of these dimensions.
     """
-    panels = {"": arrays} if isinstance(arrays, xr.DataArray) else dict(arrays)
-    if not panels:
-        raise InputError("there are no arrays to show; give at least one")
+    panels = _by_title(arrays)
     for title, array in panels.items():
         if missing := {"prompt", "layer", lines} - {*array.dims}:
             raise InputError(f"{title or 'this array'} has no dimension {sorted(missing)[0]!r} to show")
-    names = list(dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values))
-    colours = {name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)}
-    figure, unnamed, widths, ends = go.Figure(), set(names), [], []
-    for i, array in enumerate(panels.values()):
-        layers = array["layer"].values
-        widths.append(float(np.clip(len(layers) * 16, 260, 480)))
-        shown = [np.zeros(1)]
-        for entry in array[lines].values:
-            values = array.sel({lines: entry}).transpose("prompt", "layer").values
-            name = str(entry)
-            mean, low, high = _mean(values)
-            shown += [mean, low, high]
-            add_line(
-                figure,
-                name,
-                layers,
-                mean,
-                (low, high) if np.isfinite(low).any() else None,
-                between=f"{LEVEL:.0%} interval",
-                colour=colours[name],
-                hover=f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}",
-                markers=len(layers) * 8 < widths[-1],
-                showlegend=name in unnamed,
-                **axes_of(i),
-            )
-            unnamed.discard(name)
-        figure.update_layout({f"xaxis{i + 1}": step_axis("", int(layers[-1]))})
-        finite = np.concatenate(shown)
-        finite = finite[np.isfinite(finite)]
-        ends.append((float(finite.min()), float(finite.max())))
-    if not own_scales:
-        ends = [(min(low for low, _ in ends), max(high for _, high in ends))] * len(ends)
-    for i, (low, high) in enumerate(ends):
-        spare = 0.05 * (high - low) or 0.5
-        axis = value_axis("", low - spare, high + spare)
-        labelled = {"showticklabels": own_scales or i == 0}
-        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, **labelled}
-        figure.update_layout({f"yaxis{i + 1}": {**axis, **zero}})
-    around = {"left": 76, "gap": 56 if own_scales else 30, "right": legend_width(names)}
-    side_by_side(
-        figure,
-        list(panels),
-        x=["layer"] * len(panels),
+    names = dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values)
+    figure = line_panels(
+        {
+            title: {str(entry): _mean_line(array.sel({lines: entry})) for entry in array[lines].values}
+            for title, array in panels.items()
+        },
+        x="layer",
         y=y,
-        widths=fitting(widths, **around),
-        height=264,
-        **around,
+        hover=f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}",
+        between=f"{LEVEL:.0%} interval",
+        colours={name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)},
+        own_scales=own_scales,
+        include=(0.0,),
     )
-    return figure.update_layout(showlegend=True)
+    return figure.update_yaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
 
 
 def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """The effect of attention knockout by layer, a line per group of source tokens: Fig. 2 of Geva et al.
-    2023. Each array has a scale of its own.
+    """Draw the effect of attention knockout by layer, a line per group of source tokens, as Fig. 2 of Geva
+    et al. (2023). Each array has a scale of its own.
 
     Args:
-        arrays: from `ecstruct.recall.knockout`, or several by title, as before and after finetuning.
+        arrays: What `ecstruct.recall.knockout` returns, or several by title.
 
     Raises:
-        InputError: as `layer_lines`.
+        InputError: The arrays are not as `layer_lines` takes them.
     """
     return layer_lines(arrays, lines="group", y=CHANGE, own_scales=True)
 
 
-def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """The effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at the
-    bottom, and blue where the probability falls.
+def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
+    """Draw the attributes rate of hidden states by layer, a line per position.
 
     Args:
-        arrays: from `ecstruct.recall.knockout_tokens`, or several by title.
+        rates: What `ecstruct.recall.attributes_rate` returns, or several by title.
 
     Raises:
-        InputError: nothing to show, or something that is not of single tokens.
+        InputError: The arrays are not as `layer_lines` takes them.
     """
-    panels = {"": arrays} if isinstance(arrays, xr.DataArray) else dict(arrays)
-    if not panels:
-        raise InputError("there are no arrays to show; give at least one")
-    for title, array in panels.items():
+    return layer_lines(rates, lines="position", y="attributes rate (%)")
+
+
+def sublayer_lines(changes: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
+    """Draw how the attributes rate changes without the attention or the MLPs of a window of layers, by the
+    first layer of the window.
+
+    Args:
+        changes: What `ecstruct.recall.sublayer_knockout` returns, or several by title.
+
+    Raises:
+        InputError: The arrays are not as `layer_lines` takes them.
+    """
+    figure = layer_lines(changes, lines="part", y="change of the attributes rate (pp)")
+    return figure.update_xaxes(title_text="first layer cancelled")
+
+
+def extraction_lines(events: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
+    """Draw the extraction rate by layer without interventions, for attention and for the MLPs.
+
+    Args:
+        events: What `ecstruct.recall.extraction` returns, or several by title.
+
+    Raises:
+        InputError: The datasets are not as `layer_lines` takes them.
+    """
+    rates = {title: _percent(one).isel(condition=0, drop=True) for title, one in _by_title(events).items()}
+    return layer_lines(rates, lines="part", y=_EXTRACTION_RATE)
+
+
+def extraction_falls(events: xr.Dataset) -> go.Figure:
+    """Draw the extraction rate by layer under every intervention, a line each: by attention on the left, by
+    the MLPs on the right.
+
+    Args:
+        events: What `ecstruct.recall.extraction` returns.
+
+    Raises:
+        InputError: The dataset is not as `layer_lines` takes it.
+    """
+    rates = _percent(events)
+    return layer_lines(
+        {part: rates.sel(part=part) for part in _PARTS}, lines="condition", y=_EXTRACTION_RATE
+    )
+
+
+def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
+    """Draw for which share of the prompts a head's weights map the subject to an attribute, layer by head;
+    layer 0 is at the bottom. Hovering shows what the head makes of the first prompt's subject.
+
+    Args:
+        heads: What `ecstruct.recall.extraction_heads` returns, or several by title.
+
+    Raises:
+        InputError: There is nothing to show.
+    """
+    columns = []
+    for title, one in _by_title(heads, "heads").items():
+        tokens = one["top_tokens"].isel(prompt=0).transpose("layer", "head", "place").values
+        subject = token_label(str(one["subject"].values[0]))
+        panel = Panel(
+            one["share"].transpose("layer", "head").values,
+            one["layer"].values.tolist(),
+            [str(head) for head in one["head"].values],
+            "prompts with an attribute (%)",
+            lambda layer, head, value, i, j, tokens=tokens, subject=subject: (
+                f"head {layer}.{head}: {value:.3g}% of prompts<br>{subject}: "
+                + ", ".join(token_label(str(token)) for token in tokens[i, j])
+            ),
+        )
+        columns.append(Column(escape(title, quote=False), [panel], "head", not columns, numbered=True))
+    return panel_figure(columns, [""], scale="symmetric")
+
+
+def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
+    """Draw the effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at
+    the bottom, and cells are blue where the probability falls.
+
+    Args:
+        arrays: What `ecstruct.recall.knockout_tokens` returns, or several by title.
+
+    Raises:
+        InputError: There is nothing to show, or an array is not of single tokens.
+    """
+    columns = []
+    for title, array in _by_title(arrays).items():
         if {*array.dims} != {"token", "layer"}:
             raise InputError(
                 f"{title or 'this array'} has the dimensions {array.dims}, not token and layer: give what "
                 "recall.knockout_tokens returns"
             )
-    columns = [
-        _tokens_column(escape(title, quote=False), array, first=i == 0)
-        for i, (title, array) in enumerate(panels.items())
-    ]
+        panel = Panel(
+            array.transpose("layer", "token").values,
+            array["layer"].values.tolist(),
+            [token_label(str(text)) for text in array["token_text"].values],
+            CHANGE,
+            lambda layer, label, value, *_: f"layer {layer}, {label}<br>{value:+.3g}%",
+        )
+        read = token_label(str(array["read"].values))
+        asked = f"p(“{read}”) = {float(array['probability']):.2g}"
+        heading = f"{escape(title, quote=False)}: {asked}" if title else asked
+        columns.append(Column(heading, [panel], "token not seen", not columns))
     figure = panel_figure(columns, [""], scale="symmetric")
-    return figure.for_each_trace(_number_bar, {"type": "heatmap"})
+    return figure.for_each_trace(_three_digits, {"type": "heatmap"})
 
 
-def _number_bar(trace: Any) -> None:
-    """Percentages have three digits."""
+def _three_digits(trace: Any) -> None:
+    """Write the numbers of a colour bar with three digits, as percentages need them."""
     bar = trace.colorbar
     bar.update(ticktext=[f"{value:+.3g}".replace("-", "−") for value in bar.tickvals])
 
 
-def _tokens_column(title: str, array: xr.DataArray, *, first: bool) -> Column:
-    values = array.transpose("layer", "token").values
-    layers = [int(layer) for layer in array["layer"].values]
-    labels = [token_label(str(text)) for text in array["token_text"].values]
-    hover = np.array(
-        [
-            [f"layer {layer}, {label}<br>{value:+.3g}%" for label, value in zip(labels, row, strict=True)]
-            for layer, row in zip(layers, values, strict=True)
-        ]
-    )
-    read = token_label(str(array["read"].values))
-    asked = f"p(“{read}”) = {float(array['probability']):.2g}"
-    title = f"{title}: {asked}" if title else asked
-    panel = Panel(values, layers, labels, hover, CHANGE)
-    return Column(title, [panel], "token not seen", first_of_group=first)
+def _by_title(found: _Labelled | Mapping[str, _Labelled], what: str = "arrays") -> dict[str, _Labelled]:
+    """Return one or several labelled results by title; the title of one alone is empty."""
+    panels = {"": found} if isinstance(found, xr.DataArray | xr.Dataset) else dict(found)
+    if not panels:
+        raise InputError(f"there are no {what} to show; give at least one{' array' * (what != 'arrays')}")
+    return panels
 
 
-def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Over the prompts that have a value, and the ends of the interval about it, each (layer)."""
+def _percent(events: xr.Dataset) -> xr.DataArray:
+    """Return events of extraction (part, condition, prompt, layer) in percent: 100 or 0."""
+    return 100 * events[list(_PARTS)].to_dataarray("part").astype(float)
+
+
+def _mean_line(array: xr.DataArray) -> Line:
+    """Return the mean by layer over the prompts that have a value, and the interval about it."""
+    values = array.transpose("prompt", "layer").values
     mean, low, high = np.full((3, values.shape[1]), np.nan)
     several = len(values) > 1
     bootstrap = Bootstrap(len(values), ci=LEVEL, resamples=RESAMPLES, seed=SEED) if several else None
@@ -170,4 +223,4 @@ def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             mean[layer] = of_layer[known].mean()
         if bootstrap:
             low[layer], high[layer] = bootstrap.interval(of_layer, known)
-    return mean, low, high
+    return Line(array["layer"].values, mean, (low, high) if np.isfinite(low).any() else None)

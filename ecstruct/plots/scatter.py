@@ -8,13 +8,14 @@ from html import escape
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.polynomial import Polynomial
 
 from ecstruct.errors import InputError
-from ecstruct.plots.beside import BAR_WIDTH, axes_of, colour_bar, side_by_side
+from ecstruct.plots.layout import BAR_WIDTH, axes_of, colour_bar, note, side_by_side
 from ecstruct.plots.style import EMPTY, GREY, INK
 
 COLUMNS = ("x", "y", "name", "layer")
-"""What the frame of a panel has: a point's place, its component and that component's layer."""
+"""The columns of a panel's frame: a point's place, its component and that component's layer."""
 
 _SIDE, _IN_ROW = 250, 3  # pixels of a panel, and panels side by side: a row fits most screens
 _KEY = 24  # pixels above the titles
@@ -23,7 +24,7 @@ _KEY = 24  # pixels above the titles
 def scatter(
     panels: Mapping[str, pd.DataFrame], *, x: str, y: str, fit: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Points coloured by layer, a panel per frame, each with the line y = a + b x of least squares.
+    """Draw points coloured by layer, a panel per frame, with the line y = a + b x of least squares.
 
     MLPs are squares, other components circles. Points without a finite place are left out; so is the
     line where x does not vary. Each panel has a scale of its own, and hovering names the component. Up
@@ -35,59 +36,20 @@ def scatter(
         fit: By panel, what is said of it below its title, such as "r = 0.61, n = 24".
 
     Raises:
-        InputError: no panels, a column that is not there, a panel without points, a fit of a
-            panel that is not there.
+        InputError: There are no panels, a frame lacks a column or has no points, or `fit` names a panel
+            that is not there.
     """
     if not panels:
         raise InputError("there are no panels to show; give at least one")
     fit = fit or {}
     if unknown := [title for title in fit if title not in panels]:
         raise InputError(f"fit= names {unknown[0]!r}, but the panels are {list(panels)}")
-    figure = go.Figure()
-    layers: list[int] = []
-    kinds: set[bool] = set()
-    for i, (title, frame) in enumerate(panels.items()):
-        points = _points(title, frame)
-        layers += points["layer"].tolist()
-        kinds.update(_are_mlps(points))
-        across, up = points["x"].to_numpy(dtype=float), points["y"].to_numpy(dtype=float)
-        if (line := _least_squares(across, up)) is not None:
-            figure.add_trace(line.update(axes_of(i)))
-        figure.add_trace(
-            go.Scatter(
-                x=across.tolist(),
-                y=up.tolist(),
-                text=[escape(str(name), quote=False) for name in points["name"]],
-                mode="markers",
-                cliponaxis=False,
-                marker={
-                    "size": 8,
-                    "symbol": ["square" if mlp else "circle" for mlp in _are_mlps(points)],
-                    "color": points["layer"].tolist(),
-                    "coloraxis": "coloraxis",
-                    # The scale's yellow would vanish on white.
-                    "line": {"color": INK, "width": 0.5},
-                },
-                hovertemplate=f"<b>%{{text}}</b><br>{escape(x, quote=False)}: %{{x:.3~g}}"
-                f"<br>{escape(y, quote=False)}: %{{y:.3~g}}<extra></extra>",
-                **axes_of(i),
-            )
-        )
-        axis = {
-            "showline": True,
-            "linecolor": INK,
-            "nticks": 6,
-            "zeroline": True,
-            "zerolinewidth": 1,
-            "zerolinecolor": EMPTY,
-        }
-        figure.update_layout({f"xaxis{i + 1}": axis, f"yaxis{i + 1}": axis})
-    both = len(kinds) == 2
-    side_by_side(
-        figure,
+    frames = {title: _points(title, frame) for title, frame in panels.items()}
+    both = len({mlp for points in frames.values() for mlp in _are_mlps(points)}) == 2
+    figure = side_by_side(
         list(panels),
         subtitles=[fit.get(title, "") for title in panels],
-        x=[x] * len(panels),
+        x=x,
         y=y,
         widths=[_SIDE] * len(panels),
         height=_SIDE,
@@ -95,18 +57,43 @@ def scatter(
         in_row=-(-len(panels) // -(-len(panels) // _IN_ROW)),
         above=_KEY if both else 0,
     )
-    if both:
-        figure.add_annotation(
-            text="■ MLPs &nbsp; ● heads",
-            x=0,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            yshift=figure.layout.margin.t - _KEY,
-            showarrow=False,
+    hover = f"{escape(x, quote=False)}: %{{x:.3~g}}<br>{escape(y, quote=False)}: %{{y:.3~g}}"
+    for i, points in enumerate(frames.values()):
+        across, up = points["x"].to_numpy(dtype=float), points["y"].to_numpy(dtype=float)
+        if np.ptp(across):  # without that there is no line
+            line, ends = Polynomial.fit(across, up, 1), [float(across.min()), float(across.max())]
+            figure.add_scatter(
+                x=ends,
+                y=line(np.array(ends)).tolist(),
+                mode="lines",
+                line={"color": GREY, "width": 1},
+                hoverinfo="skip",
+                **axes_of(i),
+            )
+        figure.add_scatter(
+            x=across.tolist(),
+            y=up.tolist(),
+            text=[escape(str(name), quote=False) for name in points["name"]],
+            mode="markers",
+            cliponaxis=False,
+            marker={
+                "size": 8,
+                "symbol": ["square" if mlp else "circle" for mlp in _are_mlps(points)],
+                "color": points["layer"].tolist(),
+                "coloraxis": "coloraxis",
+                # The scale's yellow would vanish on white.
+                "line": {"color": INK, "width": 0.5},
+            },
+            hovertemplate=f"<b>%{{text}}</b><br>{hover}<extra></extra>",
+            **axes_of(i),
         )
+    zero = {"zeroline": True, "zerolinewidth": 1, "zerolinecolor": EMPTY}
+    figure.update_xaxes(nticks=6, **zero).update_yaxes(nticks=6, showgrid=False, **zero)
+    if both:
+        above = figure.layout.margin.t - _KEY
+        style = {"xanchor": "left", "yanchor": "bottom", "yshift": above}
+        figure.add_annotation(note("■ MLPs &nbsp; ● heads", x=0, y=1, **style))
+    layers = [layer for points in frames.values() for layer in points["layer"].tolist()]
     first, last = min(layers), max(layers)
     step = max(1, -(-(last - first) // 8))
     return figure.update_layout(
@@ -121,30 +108,15 @@ def scatter(
 
 
 def _are_mlps(points: pd.DataFrame) -> list[bool]:
+    """Say whether each point is an MLP, by its name."""
     return [str(name).startswith("MLP") for name in points["name"]]
 
 
 def _points(title: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a frame that have a finite place."""
     if missing := [column for column in COLUMNS if column not in frame]:
         raise InputError(f"the frame of {title!r} has no column {missing[0]!r}; it needs {list(COLUMNS)}")
     points = frame.loc[np.isfinite(frame[["x", "y"]].to_numpy(dtype=float)).all(1)]
     if points.empty:
         raise InputError(f"the frame of {title!r} has no points to show")
     return points
-
-
-def _least_squares(x: np.ndarray, y: np.ndarray) -> go.Scatter | None:
-    """The line from the least x to the largest; None where x does not vary."""
-    from_mean = x - x.mean()
-    spread = float(from_mean @ from_mean)
-    if not spread:
-        return None
-    slope = float(from_mean @ (y - y.mean())) / spread
-    ends = [float(x.min()), float(x.max())]
-    return go.Scatter(
-        x=ends,
-        y=[float(y.mean() + slope * (end - x.mean())) for end in ends],
-        mode="lines",
-        line={"color": GREY, "width": 1},
-        hoverinfo="skip",
-    )

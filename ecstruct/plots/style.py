@@ -1,6 +1,6 @@
 """What all figures have in common: fonts, colours, and how tokens, numbers and units are written.
 
-Every figure carries its own template, so nothing of plotly's global state is read or changed.
+Every figure carries its own template, so plotly's global state is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from ecstruct.scores.slots import plain_token
 
 INK, GREY, EMPTY = "#222222", "#8a8a8a", "#e4e4e4"
 FONT_SIZE = 12
-CHARACTER = 6.6  # mean width of a character at FONT_SIZE, in pixels, on the wide side
+CHARACTER = 6.6
+"""The mean width of a character at `FONT_SIZE`, in pixels, estimated on the wide side."""
 
-TEMPLATE = go.layout.Template(
+_AXIS = {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3, "title": {"standoff": 8}}
+
+CELLS = go.layout.Template(
     layout={
         "font": {"family": "Helvetica, Arial, Liberation Sans, sans-serif", "size": FONT_SIZE},
         "font_color": INK,
@@ -26,12 +30,21 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": EMPTY,  # shows where there is no value; zero is white
         "hoverlabel": {"align": "left"},
         "dragmode": False,  # a swipe over a figure scrolls
-        "xaxis": {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3},
-        "yaxis": {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3},
-    }
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    },
+    data={"heatmap": [{"xgap": 1, "ygap": 1, "hoverongaps": False}]},
 )
+"""The template of figures whose panels are filled with coloured cells."""
 
-# ColorBrewer's RdBu, reversed: told apart with any colour vision; red raises the reward.
+_DRAWN_AXIS = {"showline": True, "linecolor": INK, "gridcolor": EMPTY}
+
+LINES = go.layout.Template(CELLS).update(
+    layout={"plot_bgcolor": "white", "xaxis": _DRAWN_AXIS, "yaxis": {**_DRAWN_AXIS, "showgrid": True}}
+)
+"""The template of figures with lines, points or bars on white, and a grid line at each value."""
+
+# ColorBrewer's RdBu, reversed, is told apart with any colour vision; red raises the reward.
 _DIVERGING = (
     *("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0"),
     "#ffffff",
@@ -39,34 +52,29 @@ _DIVERGING = (
 )
 
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's colours, which are told apart with any colour vision."""
+"""The colours of Okabe and Ito, which are told apart with any colour vision."""
 
 
 def colour_scale(lowest: float = -1.0) -> list[tuple[float, str]]:
-    """The diverging scale from `lowest` to 1 (in units of the maximum), white at zero.
+    """Return the diverging scale from `lowest` to 1 (in units of the maximum), white at zero.
 
     A value has the same colour whatever `lowest` is, so that clipped and full pictures compare.
     """
     values = np.linspace(-1.0, 1.0, len(_DIVERGING))
-    # Below, the scale is cut between two of its colours: the cut is mixed from both.
+    # At the lower end the scale is cut between two of its colours, so that colour is mixed from both.
     stops = [lowest, *values[values > lowest + 1e-9]]
     return [((stop - lowest) / (1.0 - lowest), _mix(stop)) for stop in stops]
 
 
 def _mix(value: float) -> str:
-    place = (value + 1.0) / 2.0 * (len(_DIVERGING) - 1)
-    left = min(int(place + 1e-9), len(_DIVERGING) - 2)
-    share = place - left
-    ends = (
-        np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in _DIVERGING[left : left + 2]
-    )
-    low, high = ends
-    red, green, blue = np.rint(low + share * (high - low)).astype(int)
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    """Return the colour of a value between -1 and 1, mixed from its neighbours on the diverging scale."""
+    places = np.linspace(-1.0, 1.0, len(_DIVERGING))
+    channels = zip(*map(hex_to_rgb, _DIVERGING), strict=True)
+    return "#" + "".join(f"{round(np.interp(value, places, channel)):02x}" for channel in channels)
 
 
 def number(value: float) -> str:
-    """A number with its sign and two digits, or all that are before the point, and a real minus.
+    """Write a number with its sign, a real minus, and two digits or all those before the point.
 
     >>> number(0.1234), number(-2.0), number(100.2), number(0.0)
     ('+0.12', '−2', '+100', '0')
@@ -76,7 +84,7 @@ def number(value: float) -> str:
 
 
 def token_label(text: str, longest: int = 16) -> str:
-    """A token as an axis shows it; plotly takes text for HTML, so that is escaped.
+    """Write a token for an axis, shortened and escaped, because plotly reads text as HTML.
 
     >>> token_label("Ġ<s>"), token_label("\\n"), token_label("ĊĊ"), token_label("  "), token_label("a" * 20)
     ('&lt;s&gt;', '\\\\n', '\\\\n\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
@@ -89,7 +97,7 @@ def token_label(text: str, longest: int = 16) -> str:
 
 
 def reward_title(attrs: Mapping[str, Any]) -> str:
-    """The title of a colour bar: the change of the reward, in the unit that the reward has."""
+    """Return the title of a colour bar: the change of the reward, with the unit of the reward."""
     units = {"logit_diff": "logits", "logprob": "nats"}
     names = _reward_names(attrs)
     if len(names) > 1:
@@ -99,7 +107,7 @@ def reward_title(attrs: Mapping[str, Any]) -> str:
 
 
 def _reward_names(attrs: Mapping[str, Any]) -> set[str]:
-    """The reward among the options; of a difference or a mean, those of its parts."""
+    """Return the names of the rewards in the options of scores, or of the parts of a difference or mean."""
     parts: Sequence[Mapping[str, Any]] = attrs.get("difference") or attrs.get("mean") or ()
     if parts:
         return set().union(*(_reward_names(part) for part in parts))

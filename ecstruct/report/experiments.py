@@ -23,7 +23,7 @@ def experiments_report(path: Path, results: Sequence[Result], replay: str) -> No
 
 
 def _content(names: set[str]) -> tuple[str, str]:
-    """What a page is about, as its title and as the beginning of a sentence.
+    """Say what a page is about: its title, and the beginning of its summary.
 
     >>> _content({"ocr", "rates"}), _content({"origin"})
     (('The paper, reproduced', 'Experiments of'), ('Beyond the paper', 'Experiments beyond'))
@@ -39,6 +39,7 @@ def _content(names: set[str]) -> tuple[str, str]:
 
 
 def _section(result: Result) -> Section:
+    """Return the section of one experiment: what it shows in words, its figures and its tables."""
     pictures: list[Item] = [Picture(figure, caption) for caption, figure in result.figures().items()]
     tables: list[Item] = [Table(frame, caption) for caption, frame in result.tables().items()]
     return Section(result.title, [result.conclusion(), *pictures, *tables])

@@ -67,8 +67,8 @@ function explore(root) {
     }
   }
 
-  // Panels go down a column first, as in ecstruct/plots/panels.py.
-  const axis = (column, score) => column * scores.length + score + 1;
+  // Traces go down a column of panels first, as in ecstruct/plots/panels.py; plotly counts axes by rows.
+  const axis = (column, score) => 2 * score + column + 1;
 
   function outlines() {
     return [0, 1].flatMap((column) =>

@@ -10,71 +10,64 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape, unescape
+from html import unescape
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ecstruct.plots.heatmap import ROWS, slot_labels
 from ecstruct.plots.panels import TAG, Column, Panel, label_length, panel_figure
 from ecstruct.plots.style import reward_title
+from ecstruct.report.templates import render
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.slots import SlotScores
 
 BYTES = 20_000_000
-"""How much of a page the numbers of one explorer take at most, means excepted."""
+"""The bytes of a page that the numbers of one explorer take at most, without those of means."""
 
 MOST_PROMPTS = 500
-"""More cannot be chosen from in one list."""
+"""The largest number of prompts that can be chosen from in one list."""
 
-_KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar", "xgap", "ygap", "hoverongaps")
+_KEPT = ("type", "xaxis", "yaxis", "colorscale", "colorbar")
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """The scores of all prompts, layer by token, one at a time, with the heads behind every cell."""
+    """An explorer shows the scores of one prompt at a time, layer by token, and the heads of any cell."""
 
     scores: ExtractiveScores
     caption: str = ""
 
     def html(self, name: str) -> str:
-        """Its part of a page; `name` is unique there."""
-        chosen = self._chosen()
-        total = self.scores.dataset.sizes["prompt"]
-        left_out = (
-            ""
-            if len(chosen) == total
-            else f" {len(chosen)} of {total} prompts are in this page, the "
-            "first of each template; means are over all."
-        )
-        # A script element ends at "</" and a comment begins at "<!--", in a string too.
-        data = json.dumps(self._data(chosen), separators=(",", ":"), allow_nan=False).replace(
-            "<", "\\u003c"
-        )
-        page = Template((files("ecstruct.report") / "explorer.html").read_text(encoding="utf-8"))
-        return page.substitute(name=name, caption=escape((self.caption + left_out).strip()), data=data)
+        """Return the explorer as a part of a page; `name` is unique there."""
+        chosen, total = self._chosen(), self.scores.dataset.sizes["prompt"]
+        caption = self.caption
+        if len(chosen) < total:
+            caption += (
+                f" {len(chosen)} of {total} prompts are in this page, the first of each template; "
+                "means are over all."
+            )
+        return render("explorer.html", name=name, caption=caption.strip(), data=self._data(chosen))
 
     def _chosen(self) -> list[int]:
-        """The prompts that there is room for: the first of every template, then the second, ..."""
+        """Choose the prompts that there is room for: the first of every template, then the second, ..."""
         dataset = self.scores.dataset
-        seen: dict[str, int] = {}
-        turns = []
-        for template in map(str, dataset["template"].values):
-            turns.append(seen.setdefault(template, 0))
-            seen[template] += 1
-        order = np.argsort(turns, kind="stable")
+        templates = pd.Series(dataset["template"].values.astype(str))
+        order = np.argsort(templates.groupby(templates).cumcount().values, kind="stable")
         per_token = dataset.sizes["layer"] * (1 + dataset.sizes["head"]) * len(self._rows()) * 4 * 4 / 3
         fitting = np.cumsum(dataset["length"].values[order] * per_token) <= BYTES
-        fitting[0] = True
+        fitting[0] = True  # one is always there
         return sorted(int(prompt) for prompt in order[fitting][:MOST_PROMPTS])
 
     def _rows(self) -> list[str]:
+        """Return the scores, from the top row of panels to the lowest."""
         return [row for row in ROWS if row in self.scores.dataset["score"].values]
 
     def _data(self, chosen: list[int]) -> dict[str, Any]:
+        """Return what `explorer.js` draws: names, views of means and prompts, and empty figures."""
         dataset = self.scores.dataset
         frames: dict[tuple[int, str], int] = {}
         views = []
@@ -96,7 +89,7 @@ class Explorer:
         }
 
     def _views(self, template: str, chosen: list[int]) -> Iterator[dict[str, Any]]:
-        """What can be chosen of one template: the mean of its prompts, then each."""
+        """Yield the views of one template: the mean of its prompts, then each of them."""
         dataset = self.scores.dataset
         small = dataset[[name for name in ("mlp", "heads", "reward") if name in dataset]]
         of_template = np.flatnonzero(dataset["template"].values.astype(str) == template)
@@ -113,13 +106,14 @@ class Explorer:
                 )
 
     def _view(self, slots: SlotScores, label: str, about: str) -> dict[str, Any]:
+        """Return what one entry of the list of prompts shows; `about` is the sentence above it."""
         slots = slots.folded()
         shown = np.flatnonzero(slots.count.values > 0)
         all_labels = slot_labels(slots)
         labels = [all_labels[slot] for slot in shown]
-        of = {"score": self._rows()}
-        mlp = slots.mlp.sel(of).transpose("score", "layer", "slot").values[..., shown]
-        heads = slots.heads.sel(of).transpose("score", "layer", "head", "slot").values[..., shown]
+        rows = self._rows()
+        mlp = slots.mlp.sel(score=rows).transpose("score", "layer", "slot").values[..., shown]
+        heads = slots.heads.sel(score=rows).transpose("score", "layer", "head", "slot").values[..., shown]
         if "reward" in slots.dataset:
             before, after = (float(slots.dataset["reward"].sel(state=s)) for s in ("before", "after"))
             about += f" Reward before {before:.3g}, after {after:.3g}.".replace("-", "−")
@@ -136,10 +130,10 @@ class Explorer:
         }
 
     def _frame(self, n_tokens: int, longest: str) -> dict[str, Any]:
-        """A figure for so many tokens, without their values."""
+        """Return a figure without values for `n_tokens` tokens, of which `longest` is the longest."""
         layers = [int(layer) for layer in self.scores.dataset["layer"].values]
         nothing = np.zeros((len(layers), n_tokens))
-        panel = Panel(nothing, layers, [longest] * n_tokens, nothing, "")
+        panel = Panel(nothing, layers, [longest] * n_tokens)
         rows = self._rows()
         columns = [
             Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")
@@ -151,9 +145,10 @@ class Explorer:
 
 
 def explorer_script() -> str:
-    """The script that draws the explorers of a page."""
+    """Return the script that draws the explorers of a page."""
     return (files("ecstruct.report") / "explorer.js").read_text(encoding="utf-8")
 
 
 def _base64(values: np.ndarray) -> str:
+    """Write numbers as float32, little-endian, in base64."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()

@@ -30,19 +30,22 @@ _RANKS = (
     "Ranks take passes of their own: ecstruct rank gives those of a model, and ecstruct finetune "
     "--evaluate their course through training."
 )
+_UNCHANGED = (
+    "Both models have the same weights: nothing was finetuned between them, and all scores are zero."
+)
+_RANKED = "Rank of the answer among its options, 0 being best; accuracy is the share of rank 0."
 _CHECK = "check them with ecstruct fidelity"
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
-    """The `n` components that raise the reward most by every score, or fewer, with what they add to it."""
-    columns = {score: _raising(scores, score, n) for score in map(str, scores.dataset["score"].values)}
-    rows = max(map(len, columns.values()))
-    filled = {score: cells + ["–"] * (rows - len(cells)) for score, cells in columns.items()}
-    return pd.DataFrame({"rank": range(1, rows + 1), **filled})
-
-
-def _raising(scores: ExtractiveScores, score: str, n: int) -> list[str]:
-    return with_values(scores.top(n, score).query("value > 0"))
+    """List the `n` components that raise the reward most by every score, or fewer, and by how much."""
+    columns = {}
+    for score in map(str, scores.dataset["score"].values):
+        top = scores.top(n, score).query("value > 0")
+        columns[score] = pd.Series(with_values(top), dtype=object)
+    table = pd.DataFrame(columns).fillna("–")
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
 
 
 def score_report(
@@ -50,14 +53,11 @@ def score_report(
 ) -> None:
     """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
-    its = [scores.attrs.get(state, {}).get("fingerprint", state) for state in ("before", "after")]
-    summary = (
-        "Both models have the same weights: nothing was finetuned between them, and all scores are zero."
-        if its[0] == its[1]
-        else f"Finetuning moved the mean reward of {_prompts(scores)} from "
-        f"{before:.3g} to {after:.3g}. ".replace("-", "−")
-        + _strongest(scores)
-    )
+    moved = f"from {before:.3g} to {after:.3g}".replace("-", "−")
+    summary = f"Finetuning moved the mean reward of {_prompts(scores)} {moved}. {_strongest(scores)}"
+    weights = {scores.attrs.get(state, {}).get("fingerprint", state) for state in ("before", "after")}
+    if len(weights) == 1:
+        summary = _UNCHANGED
     templates = list(dict.fromkeys(map(str, scores.dataset["template"].values)))
     parts = {template: _of_template(scores, template) for template in templates}
     sections = [
@@ -66,11 +66,11 @@ def score_report(
             Section(f"Template {template}" if template else "Strongest components", [_top(part)])
             for template, part in parts.items()
         ),
-        Section("What finetuning changed", [_ranks(ranks), _rewards(parts), adding_up(scores)]),
         Section(
-            "Outside MLPs and heads",
-            [Table(_rest(scores), f"Informative scores of all other weights{_unit(scores)}.")],
+            "What finetuning changed",
+            [_RANKS if ranks is None else Table(ranks, _RANKED), _rewards(parts), adding_up(scores)],
         ),
+        Section("Outside MLPs and heads", [_rest(scores)]),
         Section(
             "Can these scores be trusted?", [_trust(scores), Replay(_fidelity_command(scores, path.parent))]
         ),
@@ -81,15 +81,12 @@ def score_report(
 
 def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
     """Write the report of how far the scores of one set of prompts can be trusted."""
+    both = {"The fast scores": fidelity.linear, "The interventions": fidelity.causal}
     sections = [
         Section("Fast scores and interventions", _agreement(fidelity)),
-        Section(
-            "The fast scores",
-            [Table(top_table(fidelity.linear), f"{_MOST}{_unit(fidelity.linear)}.")],
-        ),
-        Section(
-            "The interventions",
-            [Table(top_table(fidelity.causal), f"{_MOST}{_unit(fidelity.causal)}.")],
+        *(
+            Section(title, [Table(top_table(scores), f"{_MOST}{_unit(scores)}.")])
+            for title, scores in both.items()
         ),
         Section("Make it again", [Replay(replay, fidelity.linear.attrs)]),
     ]
@@ -106,39 +103,32 @@ def demo_report(
     summary: str,
     replay: str,
 ) -> None:
-    """Write the report of the demo: `ranks` before and after, on what `scale`, `curves` per epoch, the
-    scores, and how far they can be trusted."""
-    closer = [
-        Section(
-            f"The {hop} scores, prompt by prompt",
-            [
-                _explorer(of_hop),
-                Table(top_table(of_hop), f"{_MOST}: mean over prompts, sum over tokens, in logits."),
-            ],
-        )
-        for hop, of_hop in scores.items()
+    """Write the report of the demo.
+
+    Args:
+        ranks: The mean ranks before and after finetuning.
+        scale: The words that say among how many options ranks are counted.
+        curves: The mean ranks per epoch, by set of prompts.
+        scores, fidelity: The scores of each hop, and how far they can be trusted.
+    """
+    learnt = [
+        Table(ranks, f"Mean rank of the right answer {scale}."),
+        Picture(rank_curves(curves), "Mean ranks through finetuning."),
     ]
+    caption = f"Scores on the implications, layer by token; positive raises the reward. {_ENTITY}."
+    listed = f"{_MOST}: mean over prompts, sum over tokens, in logits."
     sections = [
-        Section(
-            "What was learnt",
-            [
-                Table(ranks, f"Mean rank of the right answer {scale}."),
-                Picture(rank_curves(curves), "Mean ranks through finetuning."),
-            ],
-        ),
-        Section(
-            "Which components make it generalise",
-            [
-                Picture(
-                    heatmap(scores),
-                    f"Scores on the implications, layer by token; positive raises the reward. {_ENTITY}.",
-                ),
-            ],
-        ),
-        *closer,
+        Section("What was learnt", learnt),
+        Section("Which components make it generalise", [Picture(heatmap(scores), caption)]),
         *(
-            Section(f"Can the {hop} scores be trusted?", [of_hop.verdict(), *_agreement(of_hop)])
-            for hop, of_hop in fidelity.items()
+            Section(
+                f"The {hop} scores, prompt by prompt", [_explorer(found), Table(top_table(found), listed)]
+            )
+            for hop, found in scores.items()
+        ),
+        *(
+            Section(f"Can the {hop} scores be trusted?", [found.verdict(), *_agreement(found)])
+            for hop, found in fidelity.items()
         ),
         Section("Make it again", [Replay(replay)]),
     ]
@@ -146,6 +136,7 @@ def demo_report(
 
 
 def _agreement(fidelity: Fidelity) -> list[Item]:
+    """Show fast scores beside interventions, as a figure and a table."""
     caption = (
         "A point per component, coloured by layer, mean over prompts: the fast score across, the effect of "
         f"the intervention that it stands for up{_unit(fidelity.linear)}."
@@ -158,6 +149,7 @@ def _agreement(fidelity: Fidelity) -> list[Item]:
 
 
 def _explorer(scores: ExtractiveScores) -> Explorer:
+    """Return the scores to look through, with a caption that says how."""
     return Explorer(
         scores,
         "Layer by token, for a prompt or the mean of several; red raises the reward, blue lowers it. "
@@ -167,13 +159,14 @@ def _explorer(scores: ExtractiveScores) -> Explorer:
 
 
 def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
+    """Return the scores of the prompts of one template."""
     dataset = scores.dataset
     return ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
 
 
 def _strongest(scores: ExtractiveScores) -> str:
-    """The first component by each score, if it raises the reward. Fast scores may be wrong about it, but
-    not where its intervention agrees."""
+    """Name the first component by each score, if it raises the reward. Fast scores may be wrong about it,
+    but not where its intervention agrees."""
     named, verified = [], scores.interventions is not None
     by = "by fast scores and interventions" if verified else f"by the fast scores ({_CHECK})"
     for score, meaning in _MEANING.items():
@@ -187,19 +180,13 @@ def _strongest(scores: ExtractiveScores) -> str:
 
 
 def _top(part: ExtractiveScores) -> Table:
+    """List the strongest components of the prompts of one template."""
     over = "one prompt" if part.dataset.sizes["prompt"] == 1 else f"mean over {_prompts(part)}"
     return Table(top_table(part), f"{_MOST}: {over}, sum over tokens{_unit(part)}.")
 
 
-def _ranks(ranks: pd.DataFrame | None) -> Item:
-    if ranks is None:
-        return _RANKS
-    return Table(
-        ranks, "Rank of the answer among its options, 0 being best; accuracy is the share of rank 0."
-    )
-
-
 def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
+    """List the mean reward before and after finetuning, a row per template."""
     rows = []
     for template, part in parts.items():
         mean: Any = part.reward.astype("float64").mean("prompt")
@@ -220,7 +207,7 @@ def _trust(scores: ExtractiveScores) -> str:
 
 
 def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
-    """How these scores would be held against interventions."""
+    """Return the command that compares these scores with interventions."""
     words = ["ecstruct", "fidelity"]
     for state in ("before", "after"):
         source = scores.attrs.get(state, {})
@@ -234,15 +221,19 @@ def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
 
 
 def _prompts(scores: ExtractiveScores) -> str:
+    """Write the number of prompts, with the word."""
     n = scores.dataset.sizes["prompt"]
     return f"{n} prompt{'s' * (n != 1)}"
 
 
 def _unit(scores: ExtractiveScores) -> str:
+    """Return the unit of the reward as the end of a sentence, if it is known."""
     units = {"logit_diff": ", in logits", "logprob": ", in nats"}
     return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
 
 
-def _rest(scores: ExtractiveScores) -> pd.DataFrame:
+def _rest(scores: ExtractiveScores) -> Table:
+    """List the informative scores of what is neither MLP nor head."""
     rest: Any = scores.rest.mean("prompt")
-    return pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values})
+    frame = pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values})
+    return Table(frame, f"Informative scores of all other weights{_unit(scores)}.")

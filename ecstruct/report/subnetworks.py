@@ -19,11 +19,9 @@ _KEPT = "How often each component is kept, layer by head; what all subnetworks k
 
 def pruning_report(path: Path, masks: Masks, replay: str) -> None:
     """Write the report of pruning."""
-    sizes = masks.dataset[["heads", "mlp"]]
-    kept = {kind: of.sum([dim for dim in of.dims if dim != "seed"]).values for kind, of in sizes.items()}
-    table = pd.DataFrame(
-        {"seed": masks.seeds, "ablated": masks.sparsity.values, "heads": kept["heads"], "MLPs": kept["mlp"]}
-    )
+    sizes = {"heads": masks.heads.sum(["layer", "head"]), "MLPs": masks.mlp.sum("layer")}
+    kept = {name: size.values for name, size in sizes.items()}
+    table = pd.DataFrame({"seed": masks.seeds, "ablated": masks.sparsity.values, **kept})
     caption = "The share that is ablated, and how many heads and MLPs are kept."
     if "expected_sparsity" in masks.dataset:
         table.insert(2, "expected", masks.dataset["expected_sparsity"].values)
@@ -43,7 +41,7 @@ def pruning_report(path: Path, masks: Masks, replay: str) -> None:
 def evaluation_report(
     path: Path, evaluations: Evaluations, table: pd.DataFrame, effective_size: float, replay: str
 ) -> None:
-    """Write the report of what subnetworks can do."""
+    """Write the report of what subnetworks can do; `table` has a row for each of them."""
     summary = (
         f"{_spans(evaluations)} The effective size is {effective_size:.0f}%: 100% minus the largest "
         "sparsity whose accuracy is within 0.03 of the full model's."
@@ -58,9 +56,14 @@ def evaluation_report(
 
 
 def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], replay: str) -> None:
-    """Write the report of the core: `parts` are it, and what was measured of it, or why it was not."""
+    """Write the report of the core.
+
+    `parts` has the core itself and what was measured of it; a part that could not be measured is the
+    sentence that says why.
+    """
     found, thirds = parts["core"], parts["generalising"]
     frame = thirds.frame.sort_values("difference", key=abs, ascending=False).head(10)
+    largest = "Shares of the best and of the worst third that keep a component: the largest."
     sections = [
         _spread(evaluations),
         Section(
@@ -72,15 +75,7 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
             ],
         ),
         _part("Without it", parts["ablation"], "Mean ranks; dots are draws or subnetworks.", "Mean ranks."),
-        Section(
-            "What generalising subnetworks have",
-            [
-                thirds.conclusion(),
-                Table(
-                    frame, "Shares of the best and of the worst third that keep a component: the largest."
-                ),
-            ],
-        ),
+        Section("What generalising subnetworks have", [thirds.conclusion(), Table(frame, largest)]),
         _part(
             "Do added heads depend on it?",
             parts["dependence"],
@@ -90,26 +85,20 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     ]
     if "scores" in parts:
         beside = parts["scores"]
-        sections.append(
-            Section(
-                "Beside the extractive scores",
-                [
-                    beside.conclusion(),
-                    Picture(beside.figure, "A point per component: its score, and how often it is kept."),
-                    Table(beside.correlations, "Spearman's correlation of both."),
-                    Table(
-                        beside.groups(), "Mean percentile of the scores among their kind; 0.5 is chance."
-                    ),
-                ],
-            )
-        )
+        items = [
+            beside.conclusion(),
+            Picture(beside.figure, "A point per component: its score, and how often it is kept."),
+            Table(beside.correlations, "Spearman's correlation of both."),
+            Table(beside.groups(), "Mean percentile of the scores among their kind; 0.5 is chance."),
+        ]
+        sections.append(Section("Beside the extractive scores", items))
     sections.append(Section("Make it again", [Replay(replay)]))
     summary = f"{_spans(evaluations)} {found.conclusion()}"
     write_report(path, title="The core of subnetworks", summary=summary, sections=sections)
 
 
 def _by_layer(found: Core) -> pd.DataFrame:
-    """A row per layer that has a part in the core."""
+    """List the components of the core, a row per layer that has a component in the core."""
     rows = []
     for layer in found.heads["layer"].values.tolist():
         heads, mlp = found.heads.sel(layer=layer), bool(found.mlp.sel(layer=layer))
@@ -119,17 +108,18 @@ def _by_layer(found: Core) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "MLP", "heads"])
 
 
-def _part(title: str, part: Any, of_figure: str, of_table: str) -> Section:
+def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Section:
+    """Show what was measured of the core, or the sentence that says why it was not."""
     if isinstance(part, str):
         return Section(title, [part])
-    return Section(
-        title, [part.conclusion(), Picture(part.figure, of_figure), Table(part.table(), of_table)]
-    )
+    items = [part.conclusion(), Picture(part.figure, figure_caption), Table(part.table(), table_caption)]
+    return Section(title, items)
 
 
 def _spread(evaluations: Evaluations) -> Section:
+    """Show what subnetworks can do in-domain and beyond."""
     groups = {
-        prompts: {f"{float(name):.0%} ablated": of for name, of in by_sparsity.items()}
+        prompts: {f"{float(name):.0%} ablated": found for name, found in by_sparsity.items()}
         for prompts, by_sparsity in evaluations.items()
     }
     figure = spread(groups["in-domain"], groups["generalization"])
@@ -138,14 +128,13 @@ def _spread(evaluations: Evaluations) -> Section:
 
 
 def _spans(evaluations: Evaluations) -> str:
+    """Say for each sparsity from which mean rank to which, on each set of prompts."""
     sentences = []
     for name in evaluations["in-domain"]:
         spans = []
         for prompts, by_sparsity in evaluations.items():
-            of = by_sparsity[name]
-            low, high = float(of["mean_rank"].min()), float(of["mean_rank"].max())
-            spans.append(
-                f"{prompts} {low:.2f} to {high:.2f} (full model {float(of['full_mean_rank']):.2f})"
-            )
+            ranks, full = by_sparsity[name]["mean_rank"], float(by_sparsity[name]["full_mean_rank"])
+            low, high = float(ranks.min()), float(ranks.max())
+            spans.append(f"{prompts} {low:.2f} to {high:.2f} (full model {full:.2f})")
         sentences.append(f"Mean ranks with {float(name):.0%} ablated: {', '.join(spans)}.")
     return " ".join(sentences)
