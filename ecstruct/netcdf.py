@@ -14,6 +14,34 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.files import write_atomically
 
+Result = xr.DataArray | xr.Dataset
+
+
+def write_result(result: Result, path: str | os.PathLike[str], form: str) -> None:
+    """Write an array or a dataset as `write` does, with all of its labels and attributes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    alone = isinstance(result, xr.DataArray)
+    dataset = result.to_dataset(name=result.name or "value") if alone else result.copy()
+    if alone:
+        dataset[result.name or "value"].attrs = {}
+    dataset.attrs = {"alone": alone, "attrs": result.attrs}
+    write(dataset, path, form)
+
+
+def read_result(path: str | os.PathLike[str], form: str, what: str) -> Result:
+    """Read what `write_result` wrote; `what` it holds is for the message.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that holds something else.
+    """
+    dataset = read(path, form, what)
+    result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
+    result.attrs = dataset.attrs["attrs"]
+    return result
+
 
 def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
     """Write labelled arrays, which say of themselves that they are of the format `form`.

@@ -244,7 +244,7 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model fingerprint was"):
         prune(hooked_pair("llama")[1], PROMPTS, seeds=2, steps=2, checkpoint=file, progress=False)
     file.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="is no checkpoint of pruning"):
+    with pytest.raises(InputError, match="is no checkpoint of ecstruct"):
         prune(model, PROMPTS, seeds=2, steps=2, checkpoint=file, progress=False)
 
 

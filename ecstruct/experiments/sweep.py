@@ -31,7 +31,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
@@ -40,6 +39,7 @@ from ecstruct.interruption import finishing
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
+from ecstruct.store import Damaged, Kept, read_json, save_json
 
 Cell = Mapping[str, Any]
 """What tells one piece of an experiment from the others: JSON values by name, `seed` among them."""
@@ -61,6 +61,7 @@ class Sweep:
     progress: bool = True
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
+    _kept: Kept = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.setup.model == "organism" and any(self.setup.seed_list) and self.folder is None:
@@ -68,9 +69,11 @@ class Sweep:
                 f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
                 "to keep them in."
             )
-        if self.folder is not None:
-            self.folder = Path(self.folder)
-            _claim(self.folder, self.setup)
+        # Cells depend neither on how many there are, nor on where they are computed.
+        decides = {k: v for k, v in self.setup.to_dict().items() if k not in ("seeds", "repeats", "device")}
+        self.folder = None if self.folder is None else Path(self.folder)
+        self._kept = Kept(self.folder, decides, note="setup.json")
+        self._kept.claim()
 
     def run(
         self,
@@ -110,15 +113,16 @@ class Sweep:
     ) -> pd.DataFrame:
         if len({_slug(cell) for cell in cells}) < len(cells):
             raise InputError(f"two cells of {name} are the same: give every value once.")
-        paths = [path for cell in cells if (path := self._path(name, cell)) is not None]
+        home = None if self.folder is None else self.folder / "cells" / name
         with ExitStack() as held:
             # Nobody writes where all are finished; what others computed meanwhile is read.
-            if not (all_there := all(path.exists() for path in paths)):
-                held.enter_context(_alone(paths[0].parent, wait))
+            all_there = home is None or all((home / _file(cell)).exists() for cell in cells)
+            if home and not all_there:
+                held.enter_context(_alone(home, wait))
             kept = {_slug(cell): self._read(name, cell) for cell in cells}
             missing = [cell for cell in cells if kept[_slug(cell)] is None]
-            if missing and paths and all_there:  # damaged ones
-                held.enter_context(_alone(paths[0].parent, wait))
+            if home and missing and all_there:  # damaged ones
+                held.enter_context(_alone(home, wait))
             setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
             bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
             for cell in bar:
@@ -168,24 +172,19 @@ class Sweep:
                     pretrain(home, seed=seed, progress=self.progress, **options)
         return home
 
-    def _path(self, name: str, cell: Cell) -> Path | None:
-        return None if self.folder is None else self.folder / "cells" / name / f"{_slug(cell)}.json"
-
     def _read(self, name: str, cell: Cell) -> Rows | None:
         def rows(path: Path) -> Rows:
-            found = pieces.read_json(path)
+            found = read_json(path)
             if found["cell"] != dict(cell):
-                raise pieces.Damaged("it has the rows of another cell")
+                raise Damaged("it has the rows of another cell")
             return found["rows"]
 
-        path = self._path(name, cell)
-        return None if path is None else pieces.if_whole(rows, path)
+        return self._kept.find(f"cells/{name}/{_file(cell)}", rows)
 
     def _write(self, name: str, cell: Cell, rows: Rows) -> Rows:
         """The rows as they will be read again: what is not finite is missing."""
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        if (path := self._path(name, cell)) is not None:
-            pieces.save_json(path, {"cell": dict(cell), "rows": finite})
+        self._kept.keep(f"cells/{name}/{_file(cell)}", save_json, {"cell": dict(cell), "rows": finite})
         return finite
 
 
@@ -215,46 +214,12 @@ def _finite(value: Any) -> Any:
 
 
 def _slug(cell: Cell) -> str:
-    """A file's name: readable, and different for different cells."""
+    """A name: readable, and different for different cells."""
     return "-".join(f"{key}={value}" for key, value in cell.items()).replace("/", "_").replace(" ", "_")
 
 
-def _claim(folder: Path, setup: Setup) -> None:
-    """Note what a folder is for; refuse one that is for something else."""
-    path = folder / "setup.json"
-    if path.exists():
-        try:
-            found = _identity(from_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is no setup of experiments: choose another folder.") from error
-        if differing := list(differences(found, _identity(setup.to_dict()))):
-            raise InputError(
-                f"{folder} holds results of another setup ({'; '.join(differing)}): choose another "
-                "folder, or go on with the old setup."
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error.strerror or error}): choose another folder."
-        ) from error
-    write_text(path, json.dumps(_identity(setup.to_dict()), indent=1, ensure_ascii=False))
-
-
-def _identity(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What cells depend on: not on how many there are, nor on where they are computed."""
-    return {k: v for k, v in arguments.items() if k not in ("seeds", "repeats", "device")}
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """What is not the same in two configurations, in words."""
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, f"{at}{key}.")
-        elif old != new:
-            yield f"{at}{key} was {old!r}, now {new!r}"
+def _file(cell: Cell) -> str:
+    return f"{_slug(cell)}.json"
 
 
 def _check_weights(folder: Path, source: str, found: str) -> None:

@@ -25,12 +25,12 @@ import submitit
 import torch
 from pydantic import TypeAdapter
 
-from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import reproduce
 from ecstruct.files import from_json, is_held, locked, write_text, writing
 from ecstruct.grids.grid import Cell, Grid
 from ecstruct.interruption import Terminated, listening
+from ecstruct.store import if_whole, read_json, save_json
 
 Attempt = dict[str, Any]
 """`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
@@ -57,13 +57,13 @@ class Place:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None before the cell is finished."""
-        return pieces.if_whole(pieces.read_json, self.home / "result.json")
+        return if_whole(read_json, self.home / "result.json")
 
     def done(self) -> bool:
         return self.result() is not None
 
     def attempts(self) -> list[Attempt]:
-        return read_json(self.home / "attempts.json", list[Attempt]) or []
+        return read_note(self.home / "attempts.json", list[Attempt]) or []
 
     def running(self) -> bool:
         """Whether a process holds the cell, on this machine or, where the file system tells, on another."""
@@ -146,7 +146,7 @@ def _compute(place: Place, grid: Grid, device: str | None) -> None:
         "conclusion": result.conclusion(),
         "config": result.config,
     }
-    pieces.save_json(place.home / "result.json", found)
+    save_json(place.home / "result.json", found)
 
 
 def _share_organisms(place: Place) -> None:
@@ -166,7 +166,7 @@ def read_grid(folder: Path) -> Grid:
         InputError: there is none.
     """
     path = folder / "grid.json"
-    if (found := read_json(path)) is None:
+    if (found := read_note(path)) is None:
         raise InputError(f"{folder} holds no sweep: give its GRID.yaml, or the folder of another.")
     try:
         return Grid.from_dict(found)
@@ -174,7 +174,7 @@ def read_grid(folder: Path) -> Grid:
         raise InputError(f"{path}: {error}") from error
 
 
-def read_json(path: Path, of: Any = dict[str, Any]) -> Any:
+def read_note(path: Path, of: Any = dict[str, Any]) -> Any:
     """What a file holds, which is `of` a type; None if there is no such file."""
     try:
         return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)

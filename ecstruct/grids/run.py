@@ -14,13 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.sweep import differences
 from ecstruct.files import exclusive, write_text
 from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.combine import combine
@@ -28,6 +26,7 @@ from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_optio
 from ecstruct.grids.grid import AXES, Grid
 from ecstruct.grids.status import read_queue, status
 from ecstruct.models.sources import check_there
+from ecstruct.values import differences
 
 
 def sweep(
@@ -222,7 +221,6 @@ def _changes(old: Grid, new: Grid) -> list[str]:
             found.append(f"{axis} had {', '.join(map(str, lost))}")
     cell = old.cells()[0]
     found += differences(old.setup(cell).to_dict(), new.setup(cell).to_dict())
-    for name in old.experiments:
-        given: list[dict[str, Any]] = [dict(grid.options.get(name, {})) for grid in (old, new)]
-        found += differences(*given, at=f"options.{name}.")
+    options = ({name: grid.options.get(name, {}) for name in old.experiments} for grid in (old, new))
+    found += (f"options.{each}" for each in differences(*options))
     return found

@@ -9,7 +9,7 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from ecstruct.files import is_held
-from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid, read_json
+from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid, read_note
 from ecstruct.grids.executors import queued
 
 STATES = ("done", "running", "waiting", "failed", "missing")
@@ -62,7 +62,7 @@ def show_status(folder: Path) -> str:
 
 def read_queue(folder: Path) -> dict[str, Any]:
     """Which cells wait to be submitted, and the jobs of those that are, as the sweep last knew."""
-    return read_json(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
+    return read_note(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
 
 
 def _waiting(folder: Path) -> set[str]:

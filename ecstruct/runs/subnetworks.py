@@ -16,7 +16,6 @@ from ecstruct import netcdf
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.files import write_text
-from ecstruct.kept import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
@@ -24,6 +23,7 @@ from ecstruct.models.provenance import versions
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.store import Kept, Steps
 from ecstruct.subnetworks import (
     Masks,
     core,

@@ -225,9 +225,7 @@ class ScoreEngine:
                 f"parts of a run with the reward {self.reward.name} cannot be told from those with another "
                 "function of that name: leave out the folder, or choose a reward by its name."
             )
-        shards = Shards(folder, identity)
-        shards.check()
-        return shards
+        return Shards(folder, identity)
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""

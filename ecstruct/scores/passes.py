@@ -98,7 +98,7 @@ class Passes:
                 seen = all_seen if at_once else None
                 part = self._score(job.take(some), baseline.take(some), bar.update, seen).part()
                 if keep:
-                    keep.keep(part)
+                    keep.keep_part(part)
                 if out:
                     out.put(part)
                 else:
