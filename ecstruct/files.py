@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -99,6 +100,25 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_note(path: Path, content: Any) -> None:
+    """Write JSON for people and later runs to read, atomically."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def read_note(path: Path, of: Any = dict[str, Any], way_out: str = "delete it to go on without it") -> Any:
+    """What `write_note` wrote, which is `of` a type; None if there is no such file.
+
+    Raises:
+        InputError: it is something else; the message names the `way_out`.
+    """
+    try:
+        return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {way_out}.") from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; the same tensors and metadata give the same bytes."""
     save_file(dict(tensors), path, dict(metadata))
@@ -171,12 +191,14 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterator[None]:
-    """Hold a lock by the name of a file, which is gone afterwards; the folder must be there.
+    """Hold a lock by the name of a file, which is gone afterwards; its folder is made if it is not there.
 
     Raises:
         InputError: another process holds it, and this one does not `wait`; the message says so `of` what
             it stands for. Or the system does not let it be taken.
     """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     # One per file and process, for all threads, so that a process may take what it has; and for all users
     # of a folder, so that what a process that was killed left there is in nobody's way.
     lock = FileLock(file.absolute(), mode=0o666, is_singleton=True, thread_local=False)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ecstruct import netcdf
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, write_atomically, write_tensors, write_text
+from ecstruct.files import from_json, read_note, write_atomically, write_note, write_tensors, write_text
 from ecstruct.interruption import finishing
 from ecstruct.models.fingerprint import digest
 from ecstruct.netcdf import Result
@@ -68,21 +68,16 @@ class Kept:
     def __post_init__(self) -> None:
         if self.folder is None:
             return
-        path = self.folder / self.note
-        try:
-            found = dict(from_json(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path} is damaged: choose another folder, or delete {self.folder} to begin anew."
-            ) from error
-        check_same_run(self.folder, found, self.identity)
+        found = read_note(
+            self.folder / self.note, way_out=f"choose another folder, or delete {self.folder}"
+        )
+        if found is not None:
+            check_same_run(self.folder, found, self.identity)
 
     def claim(self) -> None:
         """Write down whose the folder is, unless that is there."""
         if self.folder is not None and not (path := self.folder / self.note).exists():
-            write_text(path, json.dumps(dict(self.identity), indent=1, ensure_ascii=False))
+            write_note(path, dict(self.identity))
 
     def find(self, name: str, read: Callable[[Path], T]) -> T | None:
         """What is `read` of the piece in the file `name`; None if there is none that is whole."""

@@ -19,10 +19,9 @@ cells that are kept like any others.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
-from ecstruct.files import from_json, locked, write_text, writing
+from ecstruct.files import locked, read_note, write_note
 from ecstruct.interruption import finishing
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
@@ -118,11 +117,11 @@ class Sweep:
             # Nobody writes where all are finished; what others computed meanwhile is read.
             all_there = home is None or all((home / _file(cell)).exists() for cell in cells)
             if home and not all_there:
-                held.enter_context(_alone(home, wait))
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
             kept = {_slug(cell): self._read(name, cell) for cell in cells}
             missing = [cell for cell in cells if kept[_slug(cell)] is None]
             if home and missing and all_there:  # damaged ones
-                held.enter_context(_alone(home, wait))
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
             setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
             bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
             for cell in bar:
@@ -165,8 +164,6 @@ class Sweep:
             raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
         home = self.folder / "organisms" / name
         if not home.exists():
-            with writing(home):
-                home.parent.mkdir(parents=True, exist_ok=True)
             with locked(home.with_name(f".{name}.lock"), wait=True):
                 if not home.exists():
                     pretrain(home, seed=seed, progress=self.progress, **options)
@@ -200,15 +197,6 @@ def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
     return cells
 
 
-@contextmanager
-def _alone(home: Path, wait: bool) -> Iterator[None]:
-    """No other process computes cells of an experiment."""
-    with writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-    with locked(home / ".lock", of=home, wait=wait):
-        yield
-
-
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -229,13 +217,10 @@ def _check_weights(folder: Path, source: str, found: str) -> None:
     inside = Path(source).is_relative_to(folder)
     key = Path(source).relative_to(folder).as_posix() if inside else source
     with locked(folder / ".weights.lock", wait=True):
-        try:
-            known = dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
+        known = read_note(path, dict[str, str], "choose another folder") or {}
         if known.setdefault(key, found) != found:
             raise InputError(
                 f"the weights of {source} are not those that {folder} was begun with: choose another "
                 "folder."
             )
-        write_text(path, json.dumps(known, indent=1))
+        write_note(path, known)

@@ -9,7 +9,6 @@ DIR/results.csv, report.html    see `ecstruct.grids.combine`
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.files import exclusive, write_text
+from ecstruct.files import exclusive, write_note
 from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.combine import combine
 from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
@@ -184,10 +183,8 @@ class _Work:
 
     def _remember(self) -> None:
         self.bar.set_postfix_str(f"{len(self.jobs)} submitted, {len(self.waiting)} waiting")
-        write_text(
-            self.folder / "queue.json",
-            json.dumps({"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}),
-        )
+        queue = {"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}
+        write_note(self.folder / "queue.json", queue)
 
 
 def _last_words(log: Path) -> str:
@@ -210,7 +207,7 @@ def _claim(folder: Path, grid: Grid, resume: bool) -> None:
                 f"{folder} holds this sweep, {sum(done)} of {len(done)} cells finished: add --resume to go "
                 "on with it, or choose another folder."
             )
-    write_text(folder / "grid.json", json.dumps(grid.to_dict(), indent=1, ensure_ascii=False))
+    write_note(folder / "grid.json", grid.to_dict())
 
 
 def _changes(old: Grid, new: Grid) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from typing_extensions import TypedDict
 
-from ecstruct.files import is_held
-from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid, read_note
+from ecstruct.files import is_held, read_note
+from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.executors import queued
 
 STATES = ("done", "running", "waiting", "failed", "missing")
