@@ -5,7 +5,7 @@ A *piece* is a file with a checksum of what it holds, in one format for each kin
     JSON                    `save_json`, `read_json`
     tensors                 `save_tensors`, `read_tensors`: safetensors with JSON about them in its header,
                             the checksum of every tensor included
-    labelled arrays         `save_result`, `read_result`: netCDF, whose numbers HDF5 keeps checksums of
+    labelled arrays         `save_result`, `read_result`: netCDF, as results are saved
     files of other formats  `save_sums`, `read_sums`: JSON beside them, with the checksum of each of them
 
 A piece that is not what was written, because a bit of it changed or a part of it is gone, is computed

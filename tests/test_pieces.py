@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from damage import HEADERS, PLACED, WRITTEN
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -46,7 +48,16 @@ def folder_piece(folder: Path) -> Path:
     return whole / "data"
 
 
+def result_piece(folder: Path) -> Path:
+    coords = {"tokens": ("token", ["ä", "", "hidden"]), "n": 7_654_321}
+    ranks = xr.Dataset({"rank": (("token",), [0.5, 2.0, -1.25])}, coords, {"x": "within"})
+    store.save_result(folder / "piece.nc", ranks)
+    return folder / "piece.nc"
+
+
 def read(path: Path) -> Any:
+    if path.suffix == ".nc":
+        return store.read_result(path).to_dict()
     if path.suffix == ".json":
         return store.read_json(path)
     if path.suffix == ".safetensors":
@@ -72,6 +83,21 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, make: Callable[[Path], Pat
         except store.Damaged:
             pass
     assert harmless < 0.03 * 8 * len(good)
+
+
+@pytest.mark.parametrize(
+    "held", [np.float64(-1.25).tobytes(), np.int64(7_654_321).tobytes(), b"hidden", b"within"]
+)
+def test_a_flipped_bit_of_labelled_arrays_is_noticed(tmp_path: Path, held: bytes) -> None:
+    """Of values, of coordinates that are numbers or text, and of attributes."""
+    path = result_piece(tmp_path)
+    good = path.read_bytes()
+    assert read(path)["coords"]["n"]["data"] == 7_654_321
+    bad = bytearray(good)
+    bad[good.index(held)] ^= 1
+    path.write_bytes(bad)
+    with pytest.raises(store.Damaged):
+        read(path)
 
 
 @pytest.mark.parametrize("make", MADE)
