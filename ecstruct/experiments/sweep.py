@@ -80,17 +80,45 @@ class Sweep:
         measure: Callable[..., Rows],
         cells: Sequence[Cell],
         source: Callable[[Cell], str] | None = None,
+        *,
+        setup_of: Callable[[int], Setup] | None = None,
+        wait: bool = False,
     ) -> pd.DataFrame:
         """The rows of all cells, each with the cell's own values in front.
 
-        `source` says where the model of a cell comes from; by default it is that of the cell's seed.
+        Args:
+            source: where the model of a cell comes from; by default it is that of the cell's seed.
+            setup_of: the setup of the cells of a seed; by default `Sweep.setup_of`.
+            wait: whether to wait for another process that computes cells of this experiment.
         """
-        return self._run(name, measure, cells, source or self._source_of, self.setup_of)
+        source, setup_of = source or self._source_of, setup_of or self.setup_of
+        files = {f"cells/{name}/{_slug(cell)}.json": cell for cell in cells}
+        if len(files) < len(cells):
+            raise InputError(f"two cells of {name} are the same: give every value once.")
+        home = None if self.folder is None else self.folder / "cells" / name
+        with ExitStack() as held:
+            # Nobody writes where all are finished; what others computed meanwhile is read.
+            all_there = home is None or all((home / Path(file).name).exists() for file in files)
+            if home and not all_there:
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
+            kept = {file: self._read(file, cell) for file, cell in files.items()}
+            missing = [file for file, rows in kept.items() if rows is None]
+            if home and missing and all_there:  # damaged ones
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
+            setups = {seed: setup_of(seed) for seed in dict.fromkeys(files[f]["seed"] for f in missing)}
+            bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
+            for file in bar:
+                bar.set_postfix_str(Path(file).stem)
+                cell = files[file]
+                model = self.model(source(cell))
+                with finishing():
+                    kept[file] = self._write(file, cell, measure(model, setups[cell["seed"]], **cell))
+        return pd.DataFrame({**cell, **row} for file, cell in files.items() for row in kept[file] or ())
 
     def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
         """The rows from which the rates of some seeds are chosen, by `ecstruct.experiments.choice`."""
         cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
-        return self._run("rates", choice.measure, cells, self._source_of, lambda seed: self.setup, True)
+        return self.run("rates", choice.measure, cells, setup_of=lambda seed: self.setup, wait=True)
 
     def setup_of(self, seed: int) -> Setup:
         """The setup with the learning rates of the seed's model."""
@@ -100,37 +128,6 @@ class Sweep:
             chosen = choice.choose(self.rates([seed]))
             self._setups[seed] = replace(self.setup, rates=chosen, own_rates=False)
         return self._setups[seed]
-
-    def _run(
-        self,
-        name: str,
-        measure: Callable[..., Rows],
-        cells: Sequence[Cell],
-        source: Callable[[Cell], str],
-        setup_of: Callable[[int], Setup],
-        wait: bool = False,
-    ) -> pd.DataFrame:
-        if len({_slug(cell) for cell in cells}) < len(cells):
-            raise InputError(f"two cells of {name} are the same: give every value once.")
-        home = None if self.folder is None else self.folder / "cells" / name
-        with ExitStack() as held:
-            # Nobody writes where all are finished; what others computed meanwhile is read.
-            all_there = home is None or all((home / _file(cell)).exists() for cell in cells)
-            if home and not all_there:
-                held.enter_context(locked(home / ".lock", of=home, wait=wait))
-            kept = {_slug(cell): self._read(name, cell) for cell in cells}
-            missing = [cell for cell in cells if kept[_slug(cell)] is None]
-            if home and missing and all_there:  # damaged ones
-                held.enter_context(locked(home / ".lock", of=home, wait=wait))
-            setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
-            bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
-            for cell in bar:
-                bar.set_postfix_str(_slug(cell))
-                model = self.model(source(cell))
-                with finishing():
-                    rows = measure(model, setups[cell["seed"]], **cell)
-                    kept[_slug(cell)] = self._write(name, cell, rows)
-        return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
 
     def model(self, source: str) -> TransformerBridge:
         """The model of a source; only the last one is kept in memory."""
@@ -169,19 +166,19 @@ class Sweep:
                     pretrain(home, seed=seed, progress=self.progress, **options)
         return home
 
-    def _read(self, name: str, cell: Cell) -> Rows | None:
+    def _read(self, file: str, cell: Cell) -> Rows | None:
         def rows(path: Path) -> Rows:
             found = read_json(path)
             if found["cell"] != dict(cell):
                 raise Damaged("it has the rows of another cell")
             return found["rows"]
 
-        return self._kept.find(f"cells/{name}/{_file(cell)}", rows)
+        return self._kept.find(file, rows)
 
-    def _write(self, name: str, cell: Cell, rows: Rows) -> Rows:
+    def _write(self, file: str, cell: Cell, rows: Rows) -> Rows:
         """The rows as they will be read again: what is not finite is missing."""
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        self._kept.keep(f"cells/{name}/{_file(cell)}", save_json, {"cell": dict(cell), "rows": finite})
+        self._kept.keep(file, save_json, {"cell": dict(cell), "rows": finite})
         return finite
 
 
@@ -204,10 +201,6 @@ def _finite(value: Any) -> Any:
 def _slug(cell: Cell) -> str:
     """A name: readable, and different for different cells."""
     return "-".join(f"{key}={value}" for key, value in cell.items()).replace("/", "_").replace(" ", "_")
-
-
-def _file(cell: Cell) -> str:
-    return f"{_slug(cell)}.json"
 
 
 def _check_weights(folder: Path, source: str, found: str) -> None:
