@@ -11,9 +11,9 @@ from cli_inputs import save_inputs
 from command_line import assert_refused, run
 from tiny import PROMPTS, hooked_pair
 
-from ecstruct import distributed
 from ecstruct.errors import InputError
 from ecstruct.finetuning import finetune
+from ecstruct.io import distributed
 from ecstruct.models.load import device_of
 from ecstruct.organism import pretrain
 from ecstruct.subnetworks import prune

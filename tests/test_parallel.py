@@ -20,8 +20,8 @@ from tiny import PROMPTS, single_pair
 from typer.testing import CliRunner
 
 from ecstruct.cli import app
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
+from ecstruct.io.distributed import Ranks
 from ecstruct.scores import batching
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.passes import Passes

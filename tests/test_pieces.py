@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, hooked_pair
 from torch import Tensor
 
-from ecstruct import store
 from ecstruct.errors import InputError
-from ecstruct.files import write_tensors
 from ecstruct.finetuning import checkpoint, finetune
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
+from ecstruct.io import store
+from ecstruct.io.files import write_tensors
 from ecstruct.subnetworks import prune
 
 CONTENT = {"n": 7, "x": 0.1, "texts": ["ä", "\ud800", "a\\"], "none": None}

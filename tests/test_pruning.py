@@ -15,9 +15,10 @@ from tiny import PROMPTS, assert_unchanged, hooked_pair, state_of, tokenizer
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import Prompt, interruption, subnetworks
+from ecstruct import Prompt, subnetworks
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import tokenize
+from ecstruct.io import interruption
 from ecstruct.subnetworks import Masks, prune, pruning, reference_values
 from ecstruct.subnetworks.gates import BETA, GAMMA, ZETA, hard_concrete, probability_of_zero
 from ecstruct.subnetworks.progress import Progress

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import ecstruct
 from ecstruct.cli import app
 from ecstruct.facts import first_hop, write_jsonl
+from ecstruct.io.store import Kept
 from ecstruct.models import load
-from ecstruct.store import Kept
 from ecstruct.subnetworks import Core, Masks, Reference, prune
 from ecstruct.subnetworks import masks as masks_module
 from ecstruct.subnetworks.pruning import Pruning

@@ -284,7 +284,7 @@ def test_organisms_take_rates_of_their_own(tmp_path: Path, monkeypatch: pytest.M
 HOLD = """
 import sys, time
 from pathlib import Path
-from ecstruct.files import locked
+from ecstruct.io.files import locked
 home = Path(sys.argv[1])
 home.mkdir(parents=True)
 with locked(home / ".lock"):

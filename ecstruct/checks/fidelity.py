@@ -29,6 +29,7 @@ from ecstruct.checks.agreement import ESTIMATES, FORM_OF, Fidelity
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.io.store import Kept, Steps
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import check_memory, intervened
 from ecstruct.scores.components import component_names
@@ -36,7 +37,6 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
-from ecstruct.store import Kept, Steps
 
 
 def fidelity(

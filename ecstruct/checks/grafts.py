@@ -41,6 +41,7 @@ from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.io.store import Kept, Steps
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import versions
@@ -48,7 +49,6 @@ from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.store import Kept, Steps
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
 _BY = {

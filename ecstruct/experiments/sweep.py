@@ -33,12 +33,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
-from ecstruct.files import locked, read_note, write_note
-from ecstruct.interruption import finishing
+from ecstruct.io.files import locked, read_note, write_note
+from ecstruct.io.interruption import finishing
+from ecstruct.io.store import Damaged, Kept, read_json, save_json
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
-from ecstruct.store import Damaged, Kept, read_json, save_json
 
 Cell = Mapping[str, Any]
 """What tells one piece of an experiment from the others: JSON values by name, `seed` among them."""

@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
 `torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks reads
 it. What it belongs to, and the history so far, are in its `run.json`, with the checksums of all (see
-`ecstruct.store`). It appears under its name when it is whole, and its predecessor goes only then.
+`ecstruct.io.store`). It appears under its name when it is whole, and its predecessor goes only then.
 
 Beside it lies, from when training has ended until all results are written, a note of whose these are.
 """
@@ -26,11 +26,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
-from ecstruct.files import writing
 from ecstruct.finetuning.result import History
-from ecstruct.store import Damaged, check_same_run, if_whole, read_json, read_sums, save_json, save_sums
+from ecstruct.io.distributed import Ranks
+from ecstruct.io.files import writing
+from ecstruct.io.store import Damaged, check_same_run, if_whole, read_json, read_sums, save_json, save_sums
 
 SECONDS = 600.0
 """Between two checkpoints, where nobody says after how many steps."""

@@ -25,10 +25,10 @@ import torch
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import reproduce
-from ecstruct.files import is_held, locked, read_note, write_note, writing
 from ecstruct.grids.grid import Cell, Grid
-from ecstruct.interruption import Terminated, listening
-from ecstruct.store import if_whole, read_json, save_json
+from ecstruct.io.files import is_held, locked, read_note, write_note, writing
+from ecstruct.io.interruption import Terminated, listening
+from ecstruct.io.store import if_whole, read_json, save_json
 
 Attempt = dict[str, Any]
 """`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is

@@ -29,7 +29,7 @@ from yaml.composer import ComposerError
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import named
 from ecstruct.experiments.setup import Rates, Setup
-from ecstruct.values import Rate, Text, Whole, check, or_none
+from ecstruct.io.values import Rate, Text, Whole, check, or_none
 
 AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
 LONGEST = 160

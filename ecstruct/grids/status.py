@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from typing_extensions import TypedDict
 
-from ecstruct.files import is_held, read_note
 from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.executors import queued
+from ecstruct.io.files import is_held, read_note
 
 STATES = ("done", "running", "waiting", "failed", "missing")
 COLUMNS = ("cell", "state", "attempts", "seconds", "job", "error")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, write_atomically, write_tensors
+from ecstruct.io.files import from_json, write_atomically, write_tensors
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.configs import check_same_computation

@@ -15,10 +15,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.io.netcdf import Result
+from ecstruct.io.store import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import versions
-from ecstruct.netcdf import Result
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate
@@ -27,7 +28,6 @@ from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout
 from ecstruct.recall.sublayers import peak, sublayer_knockout
 from ecstruct.recall.vocabulary import Onto
-from ecstruct.store import Kept, Steps
 
 AT_ONCE = 8
 """Prompts, or layers of heads, that are kept together: what an interruption costs."""

@@ -12,10 +12,11 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import netcdf
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.files import write_text
+from ecstruct.io import netcdf
+from ecstruct.io.files import write_text
+from ecstruct.io.store import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
@@ -23,7 +24,6 @@ from ecstruct.models.provenance import versions
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.store import Kept, Steps
 from ecstruct.subnetworks import (
     Masks,
     core,

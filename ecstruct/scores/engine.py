@@ -9,10 +9,10 @@ from typing import Any
 
 import xxhash
 
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.io.distributed import Ranks
 from ecstruct.models.bridge import still
 from ecstruct.scores import linear
 from ecstruct.scores.baseline import BaselineKind

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.distributed import Ranks
+from ecstruct.io.distributed import Ranks
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import Site
 from ecstruct.scores import linear

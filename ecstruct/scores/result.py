@@ -25,8 +25,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float64
 
-from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.io import netcdf
 from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import both_kinds, component_frame

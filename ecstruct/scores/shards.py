@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 import xxhash
 
+from ecstruct.io.store import Kept, read_tensors, save_tensors
 from ecstruct.scores.assemble import Part
 from ecstruct.scores.baseline import Sums
-from ecstruct.store import Kept, read_tensors, save_tensors
 
 _SUMS = "baseline.safetensors"
 

@@ -23,8 +23,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.io.store import Steps
 from ecstruct.plots.bars import grouped_bars
-from ecstruct.store import Steps
 from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core
 from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks

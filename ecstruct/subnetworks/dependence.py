@@ -32,13 +32,13 @@ from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
+from ecstruct.io.store import Steps
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.edits import editing
 from ecstruct.models.finite import finite
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.scores.batching import cut
-from ecstruct.store import Steps
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates

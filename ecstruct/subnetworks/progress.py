@@ -14,10 +14,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.facts.prompt import Prompt
+from ecstruct.io.store import check_same_run, if_whole, read_tensors, save_tensors
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import provenance, versions
-from ecstruct.store import check_same_run, if_whole, read_tensors, save_tensors
 
 SECONDS = 30.0
 """Between checkpoints."""

@@ -11,7 +11,7 @@ from damage import PLACED
 
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
-from ecstruct.store import save_json
+from ecstruct.io.store import save_json
 from fuzz.cases import Case, Make, Words, damages
 from fuzz.inputs import score_words
 

@@ -37,8 +37,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ecstruct.errors import InputError, LostRank
-from ecstruct.launch import NEEDED, launched
-from ecstruct.values import shortened
+from ecstruct.io.launch import NEEDED, launched
+from ecstruct.io.values import shortened
 
 T = TypeVar("T")
 
@@ -226,7 +226,7 @@ def _own_device(device: str | None) -> tuple[str, str]:
 def _code() -> dict[str, str]:
     """What has to be the same on all ranks for their numbers to belong together."""
     digest = xxhash.xxh3_128()
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode())
         digest.update(path.read_bytes())

@@ -13,7 +13,7 @@ import xarray as xr
 import xxhash
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
+from ecstruct.io.files import write_atomically
 
 Result = xr.DataArray | xr.Dataset
 

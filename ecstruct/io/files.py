@@ -13,13 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.launch import writes
+from ecstruct.io.launch import writes
 
 _HALF = ".writing-"
 """Begins the name of what is not whole yet."""
@@ -151,6 +153,14 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return found
+
+
+def digest(weight: Tensor) -> str:
+    """128-bit XXH3, in hexadecimal, of the shape, dtype and bytes of a tensor."""
+    t = weight.detach().cpu().contiguous()
+    checksum = xxhash.xxh3_128(f"{tuple(t.shape)} {t.dtype}".encode())
+    checksum.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 @contextmanager

@@ -25,14 +25,21 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ecstruct import netcdf
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, read_note, write_atomically, write_note, write_tensors, write_text
-from ecstruct.interruption import finishing
-from ecstruct.models.fingerprint import digest
-from ecstruct.netcdf import Result
-from ecstruct.values import differences
+from ecstruct.io import netcdf
+from ecstruct.io.files import (
+    digest,
+    from_json,
+    read_note,
+    write_atomically,
+    write_note,
+    write_tensors,
+    write_text,
+)
+from ecstruct.io.interruption import finishing
+from ecstruct.io.netcdf import Result
+from ecstruct.io.values import differences
 
 _CHECKSUM, _PIECE, _FORMAT = "checksum", "piece", "ecstruct part 1"
 
