@@ -43,6 +43,9 @@ from ecstruct.io.values import differences
 
 _CHECKSUM, _PIECE, _FORMAT = "checksum", "piece", "ecstruct part 1"
 
+SHOWN = 5
+"""Differences that a message has at most."""
+
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
@@ -127,12 +130,13 @@ def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str,
     """Compare the identity that was `found` with that of this run.
 
     Raises:
-        InputError: they differ; the message says in what, beginning with the first difference.
+        InputError: they differ; the message has the first differences.
     """
-    if said := "; ".join(differences(found, identity)):
+    if differing := list(differences(found, identity)):
+        more = [f"{len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
         raise InputError(
-            f"{where} holds a part of another run ({said}): finish that run by its own command, choose "
-            "another folder, or delete it."
+            f"{where} holds a part of another run ({'; '.join([*differing[:SHOWN], *more])}): finish that "
+            "run by its own command, choose another folder, or delete it."
         )
 
 
