@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.setup import Setup
 from benchmarks.table import Row, as_text
-from ecstruct.files import write_text
+from ecstruct.io.files import write_text
 
 Benchmarks = Mapping[str, Callable[[Setup], Iterator[Row]]]
 

@@ -14,8 +14,8 @@ from ecstruct.checks.agreement import FORMS, Fidelity
 from ecstruct.checks.fidelity import fidelity
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, first_hop, people, second_hop
-from ecstruct.files import write_text
 from ecstruct.finetuning import History, finetune
+from ecstruct.io.files import write_text
 from ecstruct.models.load import load
 from ecstruct.report.pages import demo_report, top_table
 from ecstruct.scores.result import ExtractiveScores

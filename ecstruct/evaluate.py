@@ -25,9 +25,9 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.values import bounded
 
 AnswerTokens = Literal["first", "all"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ecstruct.grids import status
 from ecstruct.grids.cell import Place, run_cell
-from ecstruct.interruption import Terminated
+from ecstruct.io.interruption import Terminated
 
 
 class Here:

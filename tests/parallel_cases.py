@@ -20,8 +20,8 @@ from tiny import NAMES, PROMPTS, plain_pair, single_pair, tokenizer
 
 import ecstruct
 from ecstruct.cli import app
-from ecstruct.distributed import Ranks, ranks
 from ecstruct.errors import InputError
+from ecstruct.io.distributed import Ranks, ranks
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import batching

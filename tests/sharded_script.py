@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
-from ecstruct.distributed import Ranks, ranks
 from ecstruct.facts.tokens import pad_id_of, tokenize
 from ecstruct.finetuning import finetune_across, sharded
 from ecstruct.finetuning.learner import recomputing
 from ecstruct.finetuning.loop import add_gradient
 from ecstruct.finetuning.sharded import Blueprint, Sharded
+from ecstruct.io.distributed import Ranks, ranks
 from ecstruct.models.bridge import named_weights
 
 

@@ -17,17 +17,17 @@ from command_line import assert_refused, run
 from tiny import PROMPTS, hooked_pair
 
 import ecstruct
-from ecstruct import distributed
 from ecstruct.checks import controls
 from ecstruct.errors import InputError
 from ecstruct.experiments.setup import Setup
 from ecstruct.facts import FactSet
 from ecstruct.finetuning import finetune
+from ecstruct.io import distributed
+from ecstruct.io.values import NUMBERS
 from ecstruct.models.load import device_of
 from ecstruct.organism import pretrain
 from ecstruct.recall import knockout
 from ecstruct.subnetworks import prune
-from ecstruct.values import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("offline")
 

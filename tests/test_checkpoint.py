@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ecstruct.distributed import Ranks
 from ecstruct.finetuning import checkpoint
 from ecstruct.finetuning.checkpoint import Checkpoint, discard
 from ecstruct.finetuning.result import History
+from ecstruct.io.distributed import Ranks
 
 SHAPES = {"a": (7, 5), "b": (11,), "c": (1,), "never stepped": (3,)}
 

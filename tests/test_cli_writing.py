@@ -100,7 +100,7 @@ def test_a_failing_write_leaves_the_files_of_the_last_run(inputs, tmp_path, monk
 
 
 def full_disk(fail):
-    from ecstruct.files import write_atomically
+    from ecstruct.io.files import write_atomically
 
     return lambda first, second, *_: write_atomically(
         second if isinstance(first, ExtractiveScores) else first, fail

@@ -6,12 +6,12 @@ import pytest
 import torch
 from launching import launch
 
-from ecstruct.distributed import Ranks, launched, ranks
 from ecstruct.errors import InputError, LostRank
+from ecstruct.io.distributed import Ranks, launched, ranks
 
 TOGETHER = """
 import torch
-import ecstruct.distributed as distributed
+import ecstruct.io.distributed as distributed
 from ecstruct.errors import InputError
 
 def refused(call):
@@ -53,7 +53,7 @@ print("all is well")
 DYING = """
 import os, signal, sys, time
 import torch
-import ecstruct.distributed as distributed
+import ecstruct.io.distributed as distributed
 from ecstruct.cli import app
 from ecstruct.cli.words import session
 

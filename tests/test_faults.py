@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from ecstruct.cli import app
 from ecstruct.errors import InputError
-from ecstruct.files import exclusive, is_held, locked, writing
-from ecstruct.interruption import STATUS
+from ecstruct.io.files import exclusive, is_held, locked, writing
+from ecstruct.io.interruption import STATUS
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -148,7 +148,7 @@ def test_a_full_disk_before_the_first_cell(small_disk: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from ecstruct.files import exclusive
+from ecstruct.io.files import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

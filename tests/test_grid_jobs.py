@@ -15,7 +15,7 @@ from ecstruct.cli import app
 from ecstruct.experiments import Rates, Setup, ocr
 from ecstruct.grids import Grid, sweep
 from ecstruct.grids.cell import KILLED, Place
-from ecstruct.interruption import STATUS
+from ecstruct.io.interruption import STATUS
 
 
 def test_kill_9_of_a_worker_and_a_rerun_that_computes_what_is_missing(tmp_path: Path) -> None:

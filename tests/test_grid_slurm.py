@@ -19,7 +19,7 @@ from ecstruct.errors import InputError
 from ecstruct.grids import Grid, sweep
 from ecstruct.grids.cell import KILLED, Place
 from ecstruct.grids.executors import Slurm, queued
-from ecstruct.interruption import STATUS, Terminated
+from ecstruct.io.interruption import STATUS, Terminated
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}")
 

@@ -26,7 +26,7 @@ class TestStatus:
         place = Place(tmp_path, TWO.cells()[0])
         place.home.mkdir(parents=True)
         code = (
-            "import sys, time; from pathlib import Path; from ecstruct.files import locked\n"
+            "import sys, time; from pathlib import Path; from ecstruct.io.files import locked\n"
             "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
         )
         command = [sys.executable, "-c", code, str(place.home / ".lock")]

@@ -17,10 +17,10 @@ from jobs import Here, states
 from ecstruct.errors import InputError
 from ecstruct.experiments import Setup
 from ecstruct.experiments.sweep import Sweep
-from ecstruct.files import exclusive, locked
 from ecstruct.grids import Grid, cell, sweep
 from ecstruct.grids.cell import KILLED, Place, run_cell
-from ecstruct.interruption import Terminated
+from ecstruct.io.files import exclusive, locked
+from ecstruct.io.interruption import Terminated
 
 TWO = {"learning_rates": [1e-4, 3e-4], "epochs": [1], "experiments": ["ocr"], "repeats": 1}
 
@@ -125,7 +125,7 @@ class TestSweep:
 
     def test_two_sweeps_of_one_folder(self, tmp_path: Path, measured: list[str]) -> None:
         code = (
-            "import sys, time; from pathlib import Path; from ecstruct.files import exclusive\n"
+            "import sys, time; from pathlib import Path; from ecstruct.io.files import exclusive\n"
             "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
         )
         command = [sys.executable, "-c", code, str(tmp_path)]
@@ -288,7 +288,7 @@ def test_two_cells_of_a_seed_pretrain_its_organism_once(
 ) -> None:
     """Another process is at it, and has it in the end."""
     code = (
-        "import sys, time; from pathlib import Path; from ecstruct.files import locked\n"
+        "import sys, time; from pathlib import Path; from ecstruct.io.files import locked\n"
         "home = Path(sys.argv[1])\n"
         "with locked(home / '.seed-1.lock'):\n"
         "    print('held', flush=True); time.sleep(1); (home / 'seed-1').mkdir()"

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from ecstruct.interruption import STATUS, Terminated, finishing, listening
+from ecstruct.io.interruption import STATUS, Terminated, finishing, listening
 
 
 def terminate() -> None:
@@ -107,7 +107,7 @@ def test_other_threads_do_not_hold_it_back() -> None:
 def test_without_a_listener_the_signal_is_the_callers() -> None:
     code = """
 import os, signal, time
-from ecstruct.interruption import finishing
+from ecstruct.io.interruption import finishing
 with finishing():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)

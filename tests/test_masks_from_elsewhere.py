@@ -12,8 +12,8 @@ import xarray as xr
 from damage import VALUES, put, ways
 from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, hooked_pair
 
-from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.io import netcdf
 from ecstruct.runs import subnetworks as runs
 from ecstruct.subnetworks import Masks, Reference, core, evaluate, reference_values
 from ecstruct.subnetworks.masks import FORMAT

@@ -28,7 +28,7 @@ from untied import along
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import collate, tokenize
-from ecstruct.files import write_text
+from ecstruct.io.files import write_text
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.support import check_runs

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from damage import HEADERS, PLACED, WRITTEN
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, hooked_pair
 from torch import Tensor
 
-from ecstruct import pieces
 from ecstruct.errors import InputError
-from ecstruct.files import write_tensors
-from ecstruct.finetuning import finetune
+from ecstruct.finetuning import checkpoint, finetune
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
+from ecstruct.io import store
+from ecstruct.io.files import write_tensors
 from ecstruct.subnetworks import prune
 
 CONTENT = {"n": 7, "x": 0.1, "texts": ["ä", "\ud800", "a\\"], "none": None}
@@ -29,12 +31,12 @@ TENSORS = {"a": torch.arange(3.0), "rows": torch.tensor([4, 2]), "none": torch.z
 
 
 def json_piece(folder: Path) -> Path:
-    pieces.save_json(folder / "piece.json", CONTENT)
+    store.save_json(folder / "piece.json", CONTENT)
     return folder / "piece.json"
 
 
 def tensor_piece(folder: Path) -> Path:
-    pieces.save_tensors(folder / "piece.safetensors", TENSORS, CONTENT)
+    store.save_tensors(folder / "piece.safetensors", TENSORS, CONTENT)
     return folder / "piece.safetensors"
 
 
@@ -42,17 +44,26 @@ def folder_piece(folder: Path) -> Path:
     whole = folder / "whole"
     whole.mkdir()
     (whole / "data").write_bytes(bytes(range(256)))
-    pieces.save_sums(whole, "sums.json", CONTENT)
+    store.save_sums(whole / "sums.json", CONTENT)
     return whole / "data"
 
 
+def result_piece(folder: Path) -> Path:
+    coords = {"tokens": ("token", ["ä", "", "hidden"]), "n": 7_654_321}
+    ranks = xr.Dataset({"rank": (("token",), [0.5, 2.0, -1.25])}, coords, {"x": "within"})
+    store.save_result(folder / "piece.nc", ranks)
+    return folder / "piece.nc"
+
+
 def read(path: Path) -> Any:
+    if path.suffix == ".nc":
+        return store.read_result(path).to_dict()
     if path.suffix == ".json":
-        return pieces.read_json(path)
+        return store.read_json(path)
     if path.suffix == ".safetensors":
-        about, tensors = pieces.read_tensors(path)
+        about, tensors = store.read_tensors(path)
         return about, {name: (str(t.dtype), t.tolist()) for name, t in sorted(tensors.items())}
-    return pieces.read_sums(path.parent, "sums.json"), path.read_bytes()
+    return store.read_sums(path.with_name("sums.json")), path.read_bytes()
 
 
 MADE = [json_piece, tensor_piece, folder_piece]
@@ -69,9 +80,24 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, make: Callable[[Path], Pat
         try:
             assert read(path) == expected  # a line break became a space
             harmless += 1
-        except pieces.Damaged:
+        except store.Damaged:
             pass
     assert harmless < 0.03 * 8 * len(good)
+
+
+@pytest.mark.parametrize(
+    "held", [np.float64(-1.25).tobytes(), np.int64(7_654_321).tobytes(), b"hidden", b"within"]
+)
+def test_a_flipped_bit_of_labelled_arrays_is_noticed(tmp_path: Path, held: bytes) -> None:
+    """Of values, of coordinates that are numbers or text, and of attributes."""
+    path = result_piece(tmp_path)
+    good = path.read_bytes()
+    assert read(path)["coords"]["n"]["data"] == 7_654_321
+    bad = bytearray(good)
+    bad[good.index(held)] ^= 1
+    path.write_bytes(bad)
+    with pytest.raises(store.Damaged):
+        read(path)
 
 
 @pytest.mark.parametrize("make", MADE)
@@ -79,7 +105,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, make: Callable[[Path], Pat
 def test_files_of_other_contents(tmp_path: Path, make: Callable[[Path], Path], how: str) -> None:
     path = make(tmp_path)
     path.write_bytes(WRITTEN[how](path.read_bytes()))
-    with pytest.raises(pieces.Damaged):
+    with pytest.raises(store.Damaged):
         read(path)
 
 
@@ -87,25 +113,22 @@ def test_files_of_other_contents(tmp_path: Path, make: Callable[[Path], Path], h
 def test_safetensors_of_other_headers(tmp_path: Path, how: str) -> None:
     path = tensor_piece(tmp_path)
     path.write_bytes(HEADERS[how])
-    with pytest.raises(pieces.Damaged):
+    with pytest.raises(store.Damaged):
         read(path)
 
 
 def test_a_file_of_a_folder_is_missing(tmp_path: Path) -> None:
     folder_piece(tmp_path).unlink()
-    with pytest.raises(pieces.Damaged, match=r"^data is missing$"):
-        pieces.read_sums(tmp_path / "whole", "sums.json")
-    (tmp_path / "whole" / "sums.json").unlink()
-    with pytest.raises(pieces.Foreign):
-        pieces.read_sums(tmp_path / "whole", "sums.json")
+    with pytest.raises(store.Damaged, match=r"^data is missing$"):
+        store.read_sums(tmp_path / "whole" / "sums.json")
 
 
 def test_the_log_says_what_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = json_piece(tmp_path)
-    assert pieces.if_whole(pieces.read_json, path) == CONTENT and not caplog.messages
-    assert pieces.if_whole(pieces.read_json, tmp_path / "none") is None and not caplog.messages
+    assert store.if_whole(store.read_json, path) == CONTENT and not caplog.messages
+    assert store.if_whole(store.read_json, tmp_path / "none") is None and not caplog.messages
     path.write_text("{}")
-    assert pieces.if_whole(pieces.read_json, path) is None
+    assert store.if_whole(store.read_json, path) is None
     assert caplog.messages == [f"{path} is damaged (it has no checksum): it is computed again"]
 
 
@@ -114,7 +137,7 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, how: str) -> None:
     path = json_piece(tmp_path)
     PLACED[how](path)
     with pytest.raises(InputError, match=r"^cannot read .*piece\.json .*: delete it to compute it"):
-        pieces.if_whole(pieces.read_json, path)
+        store.if_whole(store.read_json, path)
 
 
 def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path: Path) -> None:
@@ -163,7 +186,7 @@ def test_pruning_begins_anew(tmp_path: Path, how: str, caplog: pytest.LogCapture
 def test_pruning_does_not_overwrite_what_is_somebody_elses(tmp_path: Path) -> None:
     model, file = hooked_pair("llama")[0], tmp_path / "weights.safetensors"
     save_file({"mine": torch.zeros(2)}, file)
-    with pytest.raises(InputError, match="is no checkpoint of pruning: delete it"):
+    with pytest.raises(InputError, match=r"is no checkpoint of ecstruct .*: delete it"):
         prune(model, PROMPTS, seeds=1, steps=1, checkpoint=file, progress=False)
 
 
@@ -219,7 +242,7 @@ def test_finetuning_begins_anew(
 def test_a_folder_that_is_no_checkpoint_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "step-3").mkdir()
     (tmp_path / "step-3" / "mine").write_text("mine")
-    with pytest.raises(InputError, match="step-3 is no checkpoint: remove it"):
+    with pytest.raises(InputError, match="step-3 is no checkpoint: delete it"):
         finetune(hooked_pair("llama")[0], PROMPTS, lr=1e-3, checkpoint=tmp_path, progress=False)
     assert (tmp_path / "step-3" / "mine").exists()
 
@@ -227,7 +250,7 @@ def test_a_folder_that_is_no_checkpoint_is_not_touched(tmp_path: Path) -> None:
 def test_what_stops_the_writing_of_a_checkpoint_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "save_sums", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(checkpoint, "save_sums", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     options: dict[str, Any] = {"lr": 1e-3, "checkpoint": tmp_path / "kept", "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
         finetune(hooked_pair("llama")[0], PROMPTS, progress=False, **options)
@@ -239,7 +262,7 @@ def test_a_damaged_cell_of_a_sweep_is_not_done(tmp_path: Path, content: str) -> 
     place = Place(tmp_path, Grid(["ocr"]).cells()[0])
     found = {"cell": place.cell.columns(), "rows": [{"rank": 1.0}], "results": {}}
     place.home.mkdir(parents=True)
-    pieces.save_json(place.home / "result.json", found)
+    store.save_json(place.home / "result.json", found)
     assert place.done() and place.result() == found
     (place.home / "result.json").write_text(content)
     assert not place.done() and place.result() is None

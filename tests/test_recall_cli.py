@@ -11,7 +11,7 @@ from ecstruct import load, recall
 from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
-from ecstruct.kept import Kept
+from ecstruct.io.store import Kept
 from ecstruct.models import WeightDelta
 from ecstruct.models.bridge import named_weights
 from ecstruct.recall import dissection

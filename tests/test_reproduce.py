@@ -126,8 +126,8 @@ def test_what_was_not_finished_is_not_said(
         (("ocr", "--lr", -1), "lr=-1.0 is no learning rate"),
         (("ocr", "--early", 1.5), "early=1.5 leaves no early or no late layers"),
         (("ocr", "--model", "some/model"), "no learning rates are known for some/model"),
-        (("ocr", "--lr", 0.5), "holds results of another setup ("),
-        (("ocr", "--model", "/nowhere", "--lr", 0.1), "was '"),
+        (("ocr", "--lr", 0.5), "holds a part of another run ("),
+        (("ocr", "--model", "/nowhere", "--lr", 0.1), "model was "),
     ],
 )
 def test_what_is_refused_changes_nothing(

@@ -13,7 +13,7 @@ from command_line import assert_refused, run, works
 from folders import contents
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_folder
+from ecstruct.io.files import write_folder
 from ecstruct.runs import training
 
 pytestmark = pytest.mark.usefixtures("offline")

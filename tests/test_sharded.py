@@ -198,7 +198,7 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
 
     other = CliRunner().invoke(app, [*words[3:], "--seed", "1"])
     assert other.exit_code == 2
-    assert "has a checkpoint of a run with seed=0, not 1: give the same to go on" in other.output
+    assert "checkpoint holds a part of another run (seed was 0, now 1): finish that run" in other.output
     again = CliRunner().invoke(app, words[3:])
     assert again.exit_code == 0, again.output
     model = load(folders["llama"], device="cpu")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import ecstruct
 from ecstruct.cli import app
 from ecstruct.facts import first_hop, write_jsonl
-from ecstruct.kept import Kept
+from ecstruct.io.store import Kept
 from ecstruct.models import load
 from ecstruct.subnetworks import Core, Masks, Reference, prune
 from ecstruct.subnetworks import masks as masks_module
@@ -299,7 +299,10 @@ def test_another_runs_checkpoint_is_refused(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(Masks, "save", lambda *_: signal.raise_signal(signal.SIGTERM))
     words = ("prune", *asked, "--seeds", 2, "--out", tmp_path, "--quiet")
     assert run(*words, "--steps", 2).exit_code == 143
-    refused(run(*words, "--steps", 3), "the checkpoint of another run", "steps")
+    refused(
+        run(*words, "--steps", 3),
+        "holds a part of another run (options.steps was 2, now 3)",
+    )
 
 
 def test_bad_options_of_pruning_are_refused(asked, tmp_path):

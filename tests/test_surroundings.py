@@ -18,7 +18,7 @@ from folders import contents
 
 from ecstruct.cli import main
 from ecstruct.errors import InputError
-from ecstruct.files import locked
+from ecstruct.io.files import locked
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PYTHON = (sys.executable, "-m", "ecstruct")

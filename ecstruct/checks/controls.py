@@ -27,12 +27,13 @@ import plotly.graph_objects as go
 import xxhash
 
 from ecstruct.cost import Bar
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.finetuning import discard, finetune, finetune_across
-from ecstruct.kept import Kept, Steps
+from ecstruct.io.distributed import Ranks
+from ecstruct.io.store import Kept, Steps
+from ecstruct.io.values import bounded, check_numbers
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.plots.style import reward_title
@@ -42,7 +43,6 @@ from ecstruct.scores.engine import ScoreEngine, score
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.values import bounded, check_numbers
 
 _RUNS = 6
 """What scoring a prompt costs, in runs forward or backward of the model on one."""

@@ -32,7 +32,8 @@ from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.kept import Kept, Steps
+from ecstruct.io.store import Kept, Steps
+from ecstruct.io.values import bounded, check_numbers
 from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import check_memory, intervened
@@ -41,7 +42,6 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
-from ecstruct.values import bounded, check_numbers
 
 Form = Literal["path", "surrogate", "exact"]
 

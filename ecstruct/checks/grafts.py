@@ -41,7 +41,8 @@ from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.kept import Kept, Steps
+from ecstruct.io.store import Kept, Steps
+from ecstruct.io.values import bounded
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import versions
@@ -49,7 +50,6 @@ from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.values import bounded
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
 _BY = {

@@ -12,7 +12,7 @@ import typer
 
 from ecstruct.cli.streams import lost
 from ecstruct.errors import InputError, LostRank
-from ecstruct.interruption import STATUS, Terminated, listening
+from ecstruct.io.interruption import STATUS, Terminated, listening
 
 SOURCE = (
     "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, "

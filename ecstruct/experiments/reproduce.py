@@ -23,7 +23,7 @@ from ecstruct.experiments.scores import scores
 from ecstruct.experiments.sensitivity import sensitivity
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Sweep
-from ecstruct.values import Count, Number, check
+from ecstruct.io.values import Count, Number, check
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
     {

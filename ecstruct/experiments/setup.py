@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
+from ecstruct.io.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
 """The model of the paper's main text, at step 477000 of its pretraining."""

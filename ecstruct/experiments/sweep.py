@@ -19,10 +19,9 @@ cells that are kept like any others.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
-from ecstruct.files import from_json, locked, write_text, writing
-from ecstruct.interruption import finishing
+from ecstruct.io.files import locked, read_note, write_note
+from ecstruct.io.interruption import finishing
+from ecstruct.io.store import Damaged, Kept, read_json, save_json
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
@@ -61,6 +60,7 @@ class Sweep:
     progress: bool = True
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
+    _kept: Kept = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.setup.model == "organism" and any(self.setup.seed_list) and self.folder is None:
@@ -68,9 +68,11 @@ class Sweep:
                 f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
                 "to keep them in."
             )
-        if self.folder is not None:
-            self.folder = Path(self.folder)
-            _claim(self.folder, self.setup)
+        # Cells depend neither on how many there are, nor on where they are computed.
+        decides = {k: v for k, v in self.setup.to_dict().items() if k not in ("seeds", "repeats", "device")}
+        self.folder = None if self.folder is None else Path(self.folder)
+        self._kept = Kept(self.folder, decides, note="setup.json")
+        self._kept.claim()
 
     def run(
         self,
@@ -78,17 +80,45 @@ class Sweep:
         measure: Callable[..., Rows],
         cells: Sequence[Cell],
         source: Callable[[Cell], str] | None = None,
+        *,
+        setup_of: Callable[[int], Setup] | None = None,
+        wait: bool = False,
     ) -> pd.DataFrame:
         """The rows of all cells, each with the cell's own values in front.
 
-        `source` says where the model of a cell comes from; by default it is that of the cell's seed.
+        Args:
+            source: where the model of a cell comes from; by default it is that of the cell's seed.
+            setup_of: the setup of the cells of a seed; by default `Sweep.setup_of`.
+            wait: whether to wait for another process that computes cells of this experiment.
         """
-        return self._run(name, measure, cells, source or self._source_of, self.setup_of)
+        source, setup_of = source or self._source_of, setup_of or self.setup_of
+        files = {f"cells/{name}/{_slug(cell)}.json": cell for cell in cells}
+        if len(files) < len(cells):
+            raise InputError(f"two cells of {name} are the same: give every value once.")
+        home = None if self.folder is None else self.folder / "cells" / name
+        with ExitStack() as held:
+            # Nobody writes where all are finished; what others computed meanwhile is read.
+            all_there = home is None or all((home / Path(file).name).exists() for file in files)
+            if home and not all_there:
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
+            kept = {file: self._read(file, cell) for file, cell in files.items()}
+            missing = [file for file, rows in kept.items() if rows is None]
+            if home and missing and all_there:  # damaged ones
+                held.enter_context(locked(home / ".lock", of=home, wait=wait))
+            setups = {seed: setup_of(seed) for seed in dict.fromkeys(files[f]["seed"] for f in missing)}
+            bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
+            for file in bar:
+                bar.set_postfix_str(Path(file).stem)
+                cell = files[file]
+                model = self.model(source(cell))
+                with finishing():
+                    kept[file] = self._write(file, cell, measure(model, setups[cell["seed"]], **cell))
+        return pd.DataFrame({**cell, **row} for file, cell in files.items() for row in kept[file] or ())
 
     def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
         """The rows from which the rates of some seeds are chosen, by `ecstruct.experiments.choice`."""
         cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
-        return self._run("rates", choice.measure, cells, self._source_of, lambda seed: self.setup, True)
+        return self.run("rates", choice.measure, cells, setup_of=lambda seed: self.setup, wait=True)
 
     def setup_of(self, seed: int) -> Setup:
         """The setup with the learning rates of the seed's model."""
@@ -98,36 +128,6 @@ class Sweep:
             chosen = choice.choose(self.rates([seed]))
             self._setups[seed] = replace(self.setup, rates=chosen, own_rates=False)
         return self._setups[seed]
-
-    def _run(
-        self,
-        name: str,
-        measure: Callable[..., Rows],
-        cells: Sequence[Cell],
-        source: Callable[[Cell], str],
-        setup_of: Callable[[int], Setup],
-        wait: bool = False,
-    ) -> pd.DataFrame:
-        if len({_slug(cell) for cell in cells}) < len(cells):
-            raise InputError(f"two cells of {name} are the same: give every value once.")
-        paths = [path for cell in cells if (path := self._path(name, cell)) is not None]
-        with ExitStack() as held:
-            # Nobody writes where all are finished; what others computed meanwhile is read.
-            if not (all_there := all(path.exists() for path in paths)):
-                held.enter_context(_alone(paths[0].parent, wait))
-            kept = {_slug(cell): self._read(name, cell) for cell in cells}
-            missing = [cell for cell in cells if kept[_slug(cell)] is None]
-            if missing and paths and all_there:  # damaged ones
-                held.enter_context(_alone(paths[0].parent, wait))
-            setups = {seed: setup_of(seed) for seed in dict.fromkeys(cell["seed"] for cell in missing)}
-            bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
-            for cell in bar:
-                bar.set_postfix_str(_slug(cell))
-                model = self.model(source(cell))
-                with finishing():
-                    rows = measure(model, setups[cell["seed"]], **cell)
-                    kept[_slug(cell)] = self._write(name, cell, rows)
-        return pd.DataFrame({**cell, **row} for cell in cells for row in kept[_slug(cell)] or ())
 
     def model(self, source: str) -> TransformerBridge:
         """The model of a source; only the last one is kept in memory."""
@@ -161,31 +161,24 @@ class Sweep:
             raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
         home = self.folder / "organisms" / name
         if not home.exists():
-            with writing(home):
-                home.parent.mkdir(parents=True, exist_ok=True)
             with locked(home.with_name(f".{name}.lock"), wait=True):
                 if not home.exists():
                     pretrain(home, seed=seed, progress=self.progress, **options)
         return home
 
-    def _path(self, name: str, cell: Cell) -> Path | None:
-        return None if self.folder is None else self.folder / "cells" / name / f"{_slug(cell)}.json"
-
-    def _read(self, name: str, cell: Cell) -> Rows | None:
+    def _read(self, file: str, cell: Cell) -> Rows | None:
         def rows(path: Path) -> Rows:
-            found = pieces.read_json(path)
+            found = read_json(path)
             if found["cell"] != dict(cell):
-                raise pieces.Damaged("it has the rows of another cell")
+                raise Damaged("it has the rows of another cell")
             return found["rows"]
 
-        path = self._path(name, cell)
-        return None if path is None else pieces.if_whole(rows, path)
+        return self._kept.find(file, rows)
 
-    def _write(self, name: str, cell: Cell, rows: Rows) -> Rows:
+    def _write(self, file: str, cell: Cell, rows: Rows) -> Rows:
         """The rows as they will be read again: what is not finite is missing."""
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        if (path := self._path(name, cell)) is not None:
-            pieces.save_json(path, {"cell": dict(cell), "rows": finite})
+        self._kept.keep(file, save_json, {"cell": dict(cell), "rows": finite})
         return finite
 
 
@@ -201,60 +194,13 @@ def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
     return cells
 
 
-@contextmanager
-def _alone(home: Path, wait: bool) -> Iterator[None]:
-    """No other process computes cells of an experiment."""
-    with writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-    with locked(home / ".lock", of=home, wait=wait):
-        yield
-
-
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _slug(cell: Cell) -> str:
-    """A file's name: readable, and different for different cells."""
+    """A name: readable, and different for different cells."""
     return "-".join(f"{key}={value}" for key, value in cell.items()).replace("/", "_").replace(" ", "_")
-
-
-def _claim(folder: Path, setup: Setup) -> None:
-    """Note what a folder is for; refuse one that is for something else."""
-    path = folder / "setup.json"
-    if path.exists():
-        try:
-            found = _identity(from_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is no setup of experiments: choose another folder.") from error
-        if differing := list(differences(found, _identity(setup.to_dict()))):
-            raise InputError(
-                f"{folder} holds results of another setup ({'; '.join(differing)}): choose another "
-                "folder, or go on with the old setup."
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error.strerror or error}): choose another folder."
-        ) from error
-    write_text(path, json.dumps(_identity(setup.to_dict()), indent=1, ensure_ascii=False))
-
-
-def _identity(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What cells depend on: not on how many there are, nor on where they are computed."""
-    return {k: v for k, v in arguments.items() if k not in ("seeds", "repeats", "device")}
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """What is not the same in two configurations, in words."""
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, f"{at}{key}.")
-        elif old != new:
-            yield f"{at}{key} was {old!r}, now {new!r}"
 
 
 def _check_weights(folder: Path, source: str, found: str) -> None:
@@ -264,13 +210,10 @@ def _check_weights(folder: Path, source: str, found: str) -> None:
     inside = Path(source).is_relative_to(folder)
     key = Path(source).relative_to(folder).as_posix() if inside else source
     with locked(folder / ".weights.lock", wait=True):
-        try:
-            known = dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} holds no fingerprints of models: choose another folder.") from error
+        known = read_note(path, dict[str, str], "choose another folder") or {}
         if known.setdefault(key, found) != found:
             raise InputError(
                 f"the weights of {source} are not those that {folder} was begun with: choose another "
                 "folder."
             )
-        write_text(path, json.dumps(known, indent=1))
+        write_note(path, known)

@@ -21,7 +21,7 @@ from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
 from ecstruct.facts.readers.case import Hop
 from ecstruct.facts.relations import Relation, read_relations
-from ecstruct.values import bounded
+from ecstruct.io.values import bounded
 
 _DEFAULT_FACT = {"first": "The favorite {domain} of {name} is", "second": "The biggest fan of {object} is"}
 

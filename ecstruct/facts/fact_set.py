@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, as_prompts
-from ecstruct.values import bounded
+from ecstruct.io.values import bounded
 
 _FEATURES = datasets.Features(
     {

@@ -18,7 +18,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
-from ecstruct.values import bounded
+from ecstruct.io.values import bounded
 
 N_TEST = 20
 """The last names, one per city."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.prompt import Prompt
-from ecstruct.values import bounded
+from ecstruct.io.values import bounded
 
 
 @bounded

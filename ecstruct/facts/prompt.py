@@ -21,7 +21,7 @@ import datasets
 
 from ecstruct.errors import InputError
 from ecstruct.facts.soundness import check_prompt, enumerated, shown, sound
-from ecstruct.files import from_json, write_atomically
+from ecstruct.io.files import from_json, write_atomically
 
 _KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapper", "space")
 

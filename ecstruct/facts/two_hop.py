@@ -15,7 +15,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.facts.prompt import Prompt
-from ecstruct.values import bounded
+from ecstruct.io.values import bounded
 
 PAPER_NAMES = slice(0, 20)
 """The names of the paper's two-hop experiments among the 100."""

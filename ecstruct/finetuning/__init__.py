@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import pad_id_of, tokenize
@@ -31,12 +30,13 @@ from ecstruct.finetuning.options import SCHEDULES, Lora, LoraLike, Options
 from ecstruct.finetuning.rates import learning_rate, starting_learning_rate
 from ecstruct.finetuning.result import Finetuned, History
 from ecstruct.finetuning.sharded import Blueprint, Sharded
+from ecstruct.io.distributed import Ranks
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import SelectionLike
 from ecstruct.models.provenance import derived
-from ecstruct.values import bounded
 
 __all__ = [
     "SCHEDULES",

@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
 `torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks reads
 it. What it belongs to, and the history so far, are in its `run.json`, with the checksums of all (see
-`ecstruct.pieces`). It appears under its name when it is whole, and its predecessor goes only then.
+`ecstruct.io.store`). It appears under its name when it is whole, and its predecessor goes only then.
 
 Beside it lies, from when training has ended until all results are written, a note of whose these are.
 """
@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ecstruct import pieces
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.finetuning.result import History
+from ecstruct.io.distributed import Ranks
+from ecstruct.io.files import writing
+from ecstruct.io.store import Damaged, check_same_run, if_whole, read_json, read_sums, save_json, save_sums
 
 SECONDS = 600.0
 """Between two checkpoints, where nobody says after how many steps."""
@@ -66,36 +67,38 @@ class Checkpoint:
     ) -> None:
         """Write what `load` reads; called by all ranks."""
         step = len(history.loss)
-        writing, whole = self.folder / f".writing-{step}", self.folder / f"step-{step}"
+        begun, whole = self.folder / f".writing-{step}", self.folder / f"step-{step}"
         with_state = [name for name, p in weights.items() if optimizer.state.get(p)]
 
+        @writing(self.folder)
         def prepare() -> None:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
+            shutil.rmtree(begun, ignore_errors=True)
+            begun.mkdir(parents=True)
 
+        @writing(self.folder)
         def finish() -> None:
-            described = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
-            pieces.save_sums(writing, _RUN, described)
+            about = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
+            save_sums(begun / _RUN, about)
             if whole.exists():
                 shutil.rmtree(whole)  # damaged, or it would have been gone on from
-            writing.replace(whole)
+            begun.replace(whole)
             for old in _written_in(self.folder):
                 if old != whole:
                     shutil.rmtree(old)
 
         try:
-            self._across.on_first(lambda: self._on_disk(prepare))
+            self._across.on_first(prepare)
             # GPT-2's queries, keys and values are views of one matrix, which safetensors does not take.
             state = {name: t.contiguous() for name, t in _tensors(weights, optimizer, with_state).items()}
             with _quiet():
                 try:
-                    save(state, storage_writer=_writer(writing, state), no_dist=self._across.size == 1)
+                    save(state, storage_writer=_writer(begun, state), no_dist=self._across.size == 1)
                 except CheckpointException as error:
                     raise InputError(f"cannot write to {self.folder}: is the disk full?") from error
-            self._across.on_first(lambda: self._on_disk(finish))
+            self._across.on_first(finish)
         finally:
             if self._across.first:
-                shutil.rmtree(writing, ignore_errors=True)
+                shutil.rmtree(begun, ignore_errors=True)
         self._written = time.monotonic()
 
     def load(
@@ -129,26 +132,12 @@ class Checkpoint:
     def _found(self) -> tuple[Path, dict[str, Any]] | None:
         steps = {int(p.name.partition("-")[2]): p for p in _written_in(self.folder) if p.name[0] != "."}
         for _, path in sorted(steps.items(), reverse=True):
-            if described := pieces.if_whole(_read, path):
-                self._check_run(described["run"])
-                return path, described
+            if not (path / _RUN).exists():
+                raise InputError(f"{path} is no checkpoint: delete it to begin anew.")
+            if about := if_whole(read_sums, path / _RUN):
+                check_same_run(self.folder, about["run"], self._run)
+                return path, about
         return None
-
-    def _check_run(self, theirs: Mapping[str, Any]) -> None:
-        for key in {**self._run, **theirs}:
-            if theirs.get(key) != self._run.get(key):
-                one, other = _shortened(theirs.get(key)), _shortened(self._run.get(key))
-                what = f"{key}={one}, not {other}" if one != other else f"other {key}"
-                raise InputError(
-                    f"{self.folder} has a checkpoint of a run with {what}: give the same to go on, or "
-                    "remove the folder."
-                )
-
-    def _on_disk(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
 
 
 def discard(folder: str | Path) -> None:
@@ -163,22 +152,15 @@ def discard(folder: str | Path) -> None:
 
 def note_results(folder: Path, run: Mapping[str, Any]) -> None:
     """Before any result is written: what appears under the results' names from now on is of this run."""
-    pieces.save_json(folder / _NOTE, run)
+    save_json(folder / _NOTE, run)
 
 
 def has_results(folder: Path, run: Mapping[str, Any]) -> bool:
     """Whether this run had begun to write results, and was stopped before all of them were there."""
     try:
-        return pieces.read_json(folder / _NOTE) == run
-    except (OSError, pieces.Damaged):
+        return read_json(folder / _NOTE) == run
+    except (OSError, Damaged):
         return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return pieces.read_sums(path, _RUN)
-    except pieces.Foreign as error:
-        raise InputError(f"{path} is no checkpoint: remove it to begin anew.") from error
 
 
 def _written_in(folder: Path) -> list[Path]:
@@ -210,8 +192,3 @@ def _writer(folder: Path, state: Mapping[str, Tensor]) -> HuggingFaceStorageWrit
     ends = np.cumsum([tensor.nbytes for tensor in state.values()])
     files = {name: 1 + int(end // FILE_BYTES) for name, end in zip(state, ends, strict=True)}
     return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
-
-
-def _shortened(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

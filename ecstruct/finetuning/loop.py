@@ -10,8 +10,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from ecstruct import interruption
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_by
 from ecstruct.facts.tokens import TokenizedPrompt
@@ -21,6 +19,8 @@ from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Options
 from ecstruct.finetuning.rates import schedule_factor
 from ecstruct.finetuning.result import History
+from ecstruct.io import interruption
+from ecstruct.io.distributed import Ranks
 
 
 def train(

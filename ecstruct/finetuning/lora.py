@@ -16,9 +16,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_folder
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Lora
+from ecstruct.io.files import write_folder
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import plain_view

@@ -3,9 +3,9 @@
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import FASTEST
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, source_of
-from ecstruct.values import FASTEST
 
 KNOWN = {"organism": 3e-4, "smollm2": 1e-4}
 """By source; docs/organism.md and docs/smollm2.md say how they were chosen."""

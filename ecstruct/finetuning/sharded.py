@@ -20,8 +20,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.distributed import Ranks
 from ecstruct.finetuning.learner import Learner, hooked_logits, trained
+from ecstruct.io.distributed import Ranks
 from ecstruct.models.boot import boot
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta

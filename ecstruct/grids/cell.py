@@ -10,7 +10,6 @@ DIR/organisms/                 organisms of all seeds
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -23,14 +22,13 @@ from typing import Any
 
 import submitit
 import torch
-from pydantic import TypeAdapter
 
-from ecstruct import pieces
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import reproduce
-from ecstruct.files import from_json, is_held, locked, write_text, writing
 from ecstruct.grids.grid import Cell, Grid
-from ecstruct.interruption import Terminated, listening
+from ecstruct.io.files import is_held, locked, read_note, write_note, writing
+from ecstruct.io.interruption import Terminated, listening
+from ecstruct.io.store import if_whole, read_json, save_json
 
 Attempt = dict[str, Any]
 """`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
@@ -57,13 +55,13 @@ class Place:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None before the cell is finished."""
-        return pieces.if_whole(pieces.read_json, self.home / "result.json")
+        return if_whole(read_json, self.home / "result.json")
 
     def done(self) -> bool:
         return self.result() is not None
 
     def attempts(self) -> list[Attempt]:
-        return read_json(self.home / "attempts.json", list[Attempt]) or []
+        return read_note(self.home / "attempts.json", list[Attempt]) or []
 
     def running(self) -> bool:
         """Whether a process holds the cell, on this machine or, where the file system tells, on another."""
@@ -74,7 +72,7 @@ class Place:
         attempts = self.attempts()
         if attempts and all(attempts[-1].get(key) == attempt.get(key) for key in ("job", "started")):
             attempts.pop()
-        write_text(self.home / "attempts.json", json.dumps([*attempts, attempt], indent=1))
+        write_note(self.home / "attempts.json", [*attempts, attempt])
 
     def progress(self) -> int:
         """How many pieces of the cell are finished, rates that are chosen for it among them."""
@@ -100,12 +98,9 @@ def run_cell(folder: str, name: str, device: str | None, visible: str | None, th
     grid = read_grid(Path(folder))
     cell = next(cell for cell in grid.cells() if cell.name == name)
     place = Place(Path(folder), cell)
-    with listening(signal.SIGTERM, signal.SIGUSR2):
-        with writing(place.home):
-            place.home.mkdir(parents=True, exist_ok=True)
-        with locked(place.home / ".lock", wait=True):
-            if not place.done():
-                _attempt(place, grid, device)
+    with listening(signal.SIGTERM, signal.SIGUSR2), locked(place.home / ".lock", wait=True):
+        if not place.done():
+            _attempt(place, grid, device)
 
 
 def _attempt(place: Place, grid: Grid, device: str | None) -> None:
@@ -146,7 +141,7 @@ def _compute(place: Place, grid: Grid, device: str | None) -> None:
         "conclusion": result.conclusion(),
         "config": result.config,
     }
-    pieces.save_json(place.home / "result.json", found)
+    save_json(place.home / "result.json", found)
 
 
 def _share_organisms(place: Place) -> None:
@@ -166,19 +161,9 @@ def read_grid(folder: Path) -> Grid:
         InputError: there is none.
     """
     path = folder / "grid.json"
-    if (found := read_json(path)) is None:
+    if (found := read_note(path)) is None:
         raise InputError(f"{folder} holds no sweep: give its GRID.yaml, or the folder of another.")
     try:
         return Grid.from_dict(found)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def read_json(path: Path, of: Any = dict[str, Any]) -> Any:
-    """What a file holds, which is `of` a type; None if there is no such file."""
-    try:
-        return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: delete it to go on without it.") from error

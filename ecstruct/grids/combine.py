@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from ecstruct.experiments.statistics import rows_by, shown, statistic
-from ecstruct.files import write_text
 from ecstruct.grids.cell import Place, read_grid
 from ecstruct.grids.status import status
+from ecstruct.io.files import write_text
 from ecstruct.plots import number_by_rate
 from ecstruct.plots.style import LINE_COLOURS
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report

@@ -15,18 +15,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import yaml
+from pydantic import Field
 from yaml.composer import ComposerError
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduce import named
 from ecstruct.experiments.setup import Rates, Setup
+from ecstruct.io.values import Rate, Text, Whole, check, or_none
 
 AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
 LONGEST = 160
@@ -39,7 +42,14 @@ _LONGEST_FILE = 1_000_000
 """Characters: what is far longer is no grid, and would take minutes to be parsed."""
 
 _OF_CELLS = {"model", "rates", "epochs", "seeds", "device"}
-_KINDS = {"models": "text", "learning_rates": "a number or null", "experiments": "text"}
+_TYPES: Mapping[str, Any] = {
+    "models": list[Text],
+    "learning_rates": list[or_none(Annotated[Rate, Field(gt=0)])],
+    "epochs": list[Whole],
+    "seeds": list[Whole],
+    "experiments": list[Text],
+    "options": or_none(dict[str, dict[str, Any]]),
+}
 
 
 @dataclass(frozen=True)
@@ -175,12 +185,12 @@ class Grid:
                 raise InputError(f"there is no {key!r} in a grid: it takes {', '.join(known)}.")
         if "experiments" not in given:
             raise InputError("it names no experiments: add, for example, `experiments: [ocr]`.")
-        options = given.get("options") or {}
-        if not isinstance(options, Mapping) or not all(isinstance(o, Mapping) for o in options.values()):
-            raise InputError(f"options={options!r} is no mapping from experiments to their arguments.")
-        axes = {axis: _values(axis, given[axis]) for axis in AXES if axis in given}
+        check(given, _TYPES, "it")
+        axes = {axis: given[axis] for axis in AXES if axis in given}
+        if "learning_rates" in axes:
+            axes["learning_rates"] = [rate and float(rate) for rate in axes["learning_rates"]]
         fixed = {key: value for key, value in given.items() if key in of_setup}
-        return cls(**axes, fixed=fixed, options=options)
+        return cls(**axes, fixed=fixed, options=given.get("options") or {})
 
     @classmethod
     def read(cls, path: str | Path) -> Grid:
@@ -225,29 +235,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _values(axis: str, given: Any) -> list[Any]:
-    if not isinstance(given, list):
-        raise InputError(f"{axis} is {given!r}, not a list: write [{given}].")
-    return [_value(axis, value) for value in given]
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""A number that YAML 1.1 takes for text: 1e-4, unlike 1.0e-4."""
 
-
-def _value(axis: str, value: Any) -> Any:
-    kind = _KINDS.get(axis, "a whole number")
-    if axis == "learning_rates":
-        if value is None:
-            return None
-        number = _number(value)
-        if math.isfinite(number) and number > 0:
-            return number
-        kind = "a positive number or null"
-    elif isinstance(value, int if kind == "a whole number" else str) and not isinstance(value, bool):
-        return value
-    raise InputError(f"{axis} has {value!r}, which is not {kind}.")
-
-
-def _number(value: Any) -> float:
-    """YAML takes 1e-4, unlike 1.0e-4, for text."""
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

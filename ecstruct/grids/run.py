@@ -9,24 +9,22 @@ DIR/results.csv, report.html    see `ecstruct.grids.combine`
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.sweep import differences
-from ecstruct.files import exclusive, write_text
 from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.combine import combine
 from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
 from ecstruct.grids.grid import AXES, Grid
 from ecstruct.grids.status import read_queue, status
+from ecstruct.io.files import exclusive, write_note
+from ecstruct.io.values import differences
 from ecstruct.models.sources import check_there
 
 
@@ -185,10 +183,8 @@ class _Work:
 
     def _remember(self) -> None:
         self.bar.set_postfix_str(f"{len(self.jobs)} submitted, {len(self.waiting)} waiting")
-        write_text(
-            self.folder / "queue.json",
-            json.dumps({"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}),
-        )
+        queue = {"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}
+        write_note(self.folder / "queue.json", queue)
 
 
 def _last_words(log: Path) -> str:
@@ -211,7 +207,7 @@ def _claim(folder: Path, grid: Grid, resume: bool) -> None:
                 f"{folder} holds this sweep, {sum(done)} of {len(done)} cells finished: add --resume to go "
                 "on with it, or choose another folder."
             )
-    write_text(folder / "grid.json", json.dumps(grid.to_dict(), indent=1, ensure_ascii=False))
+    write_note(folder / "grid.json", grid.to_dict())
 
 
 def _changes(old: Grid, new: Grid) -> list[str]:
@@ -222,7 +218,6 @@ def _changes(old: Grid, new: Grid) -> list[str]:
             found.append(f"{axis} had {', '.join(map(str, lost))}")
     cell = old.cells()[0]
     found += differences(old.setup(cell).to_dict(), new.setup(cell).to_dict())
-    for name in old.experiments:
-        given: list[dict[str, Any]] = [dict(grid.options.get(name, {})) for grid in (old, new)]
-        found += differences(*given, at=f"options.{name}.")
+    options = ({name: grid.options.get(name, {}) for name in old.experiments} for grid in (old, new))
+    found += (f"options.{each}" for each in differences(*options))
     return found

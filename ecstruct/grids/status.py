@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from typing_extensions import TypedDict
 
-from ecstruct.files import is_held
-from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid, read_json
+from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
 from ecstruct.grids.executors import queued
+from ecstruct.io.files import is_held, read_note
 
 STATES = ("done", "running", "waiting", "failed", "missing")
 COLUMNS = ("cell", "state", "attempts", "seconds", "job", "error")
@@ -31,23 +31,7 @@ def status(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     waiting = _waiting(folder)
-    rows = []
-    for cell in read_grid(folder).cells():
-        place = Place(folder, cell)
-        attempts = place.attempts()
-        last: Attempt = attempts[-1] if attempts else {}
-        state = state_of(place, cell.name in waiting)
-        error = last.get("error") or (KILLED if state == "failed" else "")
-        rows.append(
-            (
-                cell.name,
-                state,
-                len(attempts),
-                last.get("seconds"),
-                last.get("job") or "",
-                "" if state == "done" else error,
-            )
-        )
+    rows = [_row(Place(folder, cell), cell.name in waiting) for cell in read_grid(folder).cells()]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -62,7 +46,7 @@ def show_status(folder: Path) -> str:
 
 def read_queue(folder: Path) -> dict[str, Any]:
     """Which cells wait to be submitted, and the jobs of those that are, as the sweep last knew."""
-    return read_json(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
+    return read_note(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
 
 
 def _waiting(folder: Path) -> set[str]:
@@ -73,15 +57,17 @@ def _waiting(folder: Path) -> set[str]:
     return {name for name, job in queue["jobs"].items() if job in alive}
 
 
-def state_of(place: Place, waiting: bool = False) -> str:
-    """One of `STATES`; a cell that nobody tried, or that was asked to end, is missing."""
-    if place.done():
-        return "done"
-    if place.running():
-        return "running"
-    if waiting:
-        return "waiting"
+def _row(place: Place, waiting: bool) -> tuple[Any, ...]:
+    """A cell's values of `COLUMNS`; a cell that nobody tried, or that was asked to end, is missing."""
     attempts = place.attempts()
-    # Without an end, the last attempt was killed: it holds no lock.
-    failed = attempts and ("error" in attempts[-1] or "seconds" not in attempts[-1])
-    return "failed" if failed else "missing"
+    last: Attempt = attempts[-1] if attempts else {}
+    if place.done():
+        state = "done"
+    elif place.running():
+        state = "running"
+    elif waiting:
+        state = "waiting"
+    else:  # without an end, the last attempt was killed: it holds no lock
+        state = "failed" if attempts and ("error" in last or "seconds" not in last) else "missing"
+    error = "" if state == "done" else last.get("error") or (KILLED if state == "failed" else "")
+    return place.cell.name, state, len(attempts), last.get("seconds"), last.get("job") or "", error

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json
+from ecstruct.io.files import from_json
+from ecstruct.io.values import Number, Whole, check, or_none
 from ecstruct.models.checkpoint import TensorFiles
-from ecstruct.values import Number, Whole, check, or_none
 
 SECONDS = 5.0
 """In which a pattern says of all modules whether they are meant."""

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json
+from ecstruct.io.files import from_json
 from ecstruct.models.adapter_config import check_config
 from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import TensorFiles

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json
+from ecstruct.io.files import from_json
 
 _logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, write_atomically, write_tensors
+from ecstruct.io.files import from_json, write_atomically, write_tensors
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles, read_header
 from ecstruct.models.configs import check_same_computation
@@ -22,7 +23,6 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
 from ecstruct.models.tied import part_hooked
-from ecstruct.values import bounded
 
 _FORMAT = "ecstruct-delta-1"
 

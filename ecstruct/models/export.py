@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.files import check_free, write_folder
+from ecstruct.io.files import check_free, write_folder
 from ecstruct.models.boot import without_bars
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model

@@ -2,29 +2,23 @@
 
 from collections.abc import Mapping
 
-import torch
 import xxhash
 from torch import Tensor
+
+from ecstruct.io.files import digest
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """128-bit XXH3, in hexadecimal, of the names, shapes, dtypes and bytes of all tensors. It tells
     checkpoints apart at the speed of memory; it is no defence against forgery.
 
+    >>> import torch
     >>> fingerprint({"w": torch.zeros(2)}) == fingerprint({"w": torch.zeros(2)})
     True
     >>> fingerprint({"w": torch.zeros(2)}) == fingerprint({"w": torch.zeros(1, 2)})
     False
     """
     return combined({name: digest(t) for name, t in weights.items()})
-
-
-def digest(weight: Tensor) -> str:
-    """Of one tensor."""
-    t = weight.detach().cpu().contiguous()
-    digest = xxhash.xxh3_128(f"{tuple(t.shape)} {t.dtype}".encode())
-    digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def combined(digests: Mapping[str, str]) -> str:

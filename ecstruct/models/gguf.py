@@ -29,7 +29,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from ecstruct.errors import InputError
-from ecstruct.files import locked, write_folder, write_text
+from ecstruct.io.files import locked, write_folder, write_text
 from ecstruct.models.boot import gist, without_bars
 from ecstruct.models.plain import plain_model
 

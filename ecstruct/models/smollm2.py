@@ -20,7 +20,7 @@ from huggingface_hub import cached_assets_path, constants, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.files import locked, write_atomically
+from ecstruct.io.files import locked, write_atomically
 from ecstruct.models.boot import gist
 from ecstruct.models.gguf import check_installed, dequantised
 

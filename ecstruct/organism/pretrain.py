@@ -22,14 +22,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
-from ecstruct.files import check_free, write_folder
+from ecstruct.io.files import check_free, write_folder
+from ecstruct.io.values import Count, Seed, Threads, check, or_none
 from ecstruct.models.boot import without_bars
 from ecstruct.organism.locality import local_windows
 from ecstruct.organism.sentences import MIXTURE, vocabulary
 from ecstruct.organism.tokenizer import word_tokenizer
 from ecstruct.organism.training import CONTEXT, Recipe, held_out_accuracy, train
 from ecstruct.organism.world import World
-from ecstruct.values import Count, Seed, Threads, check, or_none
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
 _TYPES: Mapping[str, Any] = {"seed": Seed, "steps": Count, "threads": or_none(Threads)}

@@ -28,8 +28,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.io.values import bounded
 from ecstruct.organism.invented import invented_words
-from ecstruct.values import bounded
 
 _LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
 """Of the landmarks of a city, in words."""

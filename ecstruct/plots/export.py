@@ -9,7 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
+from ecstruct.io.files import write_atomically
 
 PICTURES = (".png", ".svg", ".pdf")
 

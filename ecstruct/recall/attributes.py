@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.io.values import bounded
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall.vocabulary import says_something, word_of
-from ecstruct.values import bounded
 
 if TYPE_CHECKING:
     from ecstruct.organism.world import City, World

@@ -26,8 +26,8 @@ from scipy.stats import rankdata
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
-from ecstruct.distributed import Ranks
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.io.distributed import Ranks
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work

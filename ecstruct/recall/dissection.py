@@ -15,7 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
-from ecstruct.kept import Kept, Result, Steps
+from ecstruct.io.netcdf import Result
+from ecstruct.io.store import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import versions

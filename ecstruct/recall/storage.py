@@ -2,7 +2,7 @@
 
 import os
 
-from ecstruct.kept import Result, read_result, write_result
+from ecstruct.io.netcdf import Result, read_result, write_result
 
 _FORMAT = "ecstruct recall 1"
 

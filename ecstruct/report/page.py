@@ -20,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from ecstruct.files import write_text
+from ecstruct.io.files import write_text
 from ecstruct.report.explorer import Explorer, explorer_script
 from ecstruct.report.templates import render
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json
+from ecstruct.io.files import from_json
+from ecstruct.io.values import check
 from ecstruct.runs.arguments import types_of
 from ecstruct.runs.configuration import Config, Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
@@ -17,7 +18,6 @@ from ecstruct.runs.recall import run_recall
 from ecstruct.runs.scoring import rank_table, run_fidelity, run_score
 from ecstruct.runs.subnetworks import run_core, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
-from ecstruct.values import check
 
 __all__ = ["chat_of", "rank_table", "records", "replay", "start"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from ecstruct.values import NUMBERS, Number, Rate, Text, Whole, or_none
+from ecstruct.io.values import NUMBERS, Number, Rate, Text, Whole, or_none
 
 _Prompts = Annotated[list[dict[str, Any]], Field(min_length=1)]
 

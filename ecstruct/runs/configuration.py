@@ -12,7 +12,7 @@ import xxhash
 
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
-from ecstruct.files import exclusive, write_text
+from ecstruct.io.files import exclusive, write_text
 
 Config = dict[str, Any]
 Run = Callable[[Config, Path, str | None, bool], None]

@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 from ecstruct.demo import demo
 from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.experiments.reproduce import named
-from ecstruct.files import from_json, write_text
+from ecstruct.io.files import from_json, write_text
+from ecstruct.io.values import check
 from ecstruct.report.experiments import experiments_report
 from ecstruct.runs.arguments import types_of
 from ecstruct.runs.configuration import Config, again, alone, write_config
-from ecstruct.values import check
 
 
 @alone

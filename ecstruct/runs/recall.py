@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
-from ecstruct.files import write_text
+from ecstruct.io.files import write_text
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load, load_after

@@ -12,11 +12,11 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import netcdf
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.files import write_text
-from ecstruct.kept import Kept, Steps
+from ecstruct.io import netcdf
+from ecstruct.io.files import write_text
+from ecstruct.io.store import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load

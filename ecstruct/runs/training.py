@@ -10,16 +10,16 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import distributed
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_summary, ranks_of_tokenized
 from ecstruct.facts import Prompt
 from ecstruct.facts.tokens import tokenize
-from ecstruct.files import check_free, exclusive, write_text
 from ecstruct.finetuning import discard, finetune_across
 from ecstruct.finetuning.checkpoint import has_results, note_results
 from ecstruct.finetuning.lora import save_adapter
-from ecstruct.interruption import finishing
+from ecstruct.io import distributed
+from ecstruct.io.files import check_free, exclusive, write_text
+from ecstruct.io.interruption import finishing
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint

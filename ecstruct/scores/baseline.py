@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.io.distributed import Ranks
 from ecstruct.models.hooked import Trace
 
 BaselineKind = Literal["counterfactual", "mean", "zero"]

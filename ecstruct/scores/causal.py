@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
@@ -47,7 +48,6 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
-from ecstruct.values import bounded
 
 KINDS = (*SCORES, "patching")
 PROMPTS_PER_BATCH = 32

@@ -9,10 +9,11 @@ from typing import Any
 
 import xxhash
 
-from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.io.distributed import Ranks
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import still
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import SCORES
@@ -24,7 +25,6 @@ from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
 from ecstruct.scores.shards import Shards
-from ecstruct.values import bounded
 
 _logger = logging.getLogger(__name__)
 
@@ -254,9 +254,7 @@ class ScoreEngine:
         if folder is None:
             return None
         self.reward.check_is_known_by_name()
-        shards = Shards(folder, identity)
-        shards.check()
-        return shards
+        return Shards(folder, identity)
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""

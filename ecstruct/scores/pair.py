@@ -12,10 +12,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
+from ecstruct.io.files import digest
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
-from ecstruct.models.fingerprint import combined, digest
+from ecstruct.models.fingerprint import combined
 from ecstruct.models.finite import check_weight
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer

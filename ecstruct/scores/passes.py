@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.distributed import Ranks
+from ecstruct.io.distributed import Ranks
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import Site
 from ecstruct.scores import linear
@@ -98,7 +98,7 @@ class Passes:
                 seen = all_seen if at_once else None
                 part = self._score(job.take(some), baseline.take(some), bar.update, seen).part()
                 if keep:
-                    keep.keep(part)
+                    keep.keep_part(part)
                 if out:
                     out.put(part)
                 else:

@@ -29,8 +29,8 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import bounded
 from ecstruct.scores.result import ExtractiveScores, component_totals
-from ecstruct.values import bounded
 
 _ROUNDING = 1e-12
 """Differences as close as this, in units of their spread, are equal."""

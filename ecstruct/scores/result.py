@@ -25,13 +25,13 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float64
 
-from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.io import netcdf
+from ecstruct.io.values import bounded
 from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores
-from ecstruct.values import bounded
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -23,12 +23,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.kept import Steps
+from ecstruct.io.store import Steps
+from ecstruct.io.values import bounded
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core
 from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks
-from ecstruct.values import bounded
 
 Parts = Mapping[str, np.ndarray]
 """Components by kind: whether each of the "heads" (layer, head) and of the "mlp" (layer) is one."""

@@ -27,8 +27,8 @@ import torch
 import xarray as xr
 from scipy.stats import hypergeom
 
-from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.io import netcdf
 from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.masks import Masks
 

@@ -32,7 +32,8 @@ from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
-from ecstruct.kept import Steps
+from ecstruct.io.store import Steps
+from ecstruct.io.values import bounded
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.edits import editing
 from ecstruct.models.finite import finite
@@ -42,7 +43,6 @@ from ecstruct.scores.batching import cut
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
-from ecstruct.values import bounded
 
 _TOKENS = 512
 """Of a batch: the z of all layers are held at once."""

@@ -22,7 +22,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
-from ecstruct.kept import Steps
+from ecstruct.io.store import Steps
 from ecstruct.models.bridge import eval_mode, named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import tokenizer_of

@@ -24,10 +24,10 @@ import xarray as xr
 from jaxtyping import Float64
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import bounded
 from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.masks import Masks
-from ecstruct.values import bounded
 
 Ranks = xr.DataArray | Sequence[float] | np.ndarray
 """A mean rank for each subnetwork, in the order of the masks."""

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from ecstruct import netcdf
 from ecstruct.errors import InputError
+from ecstruct.io import netcdf
+from ecstruct.io.values import Number, check
 from ecstruct.subnetworks.reference import Reference
-from ecstruct.values import Number, check
 
 FORMAT = "ecstruct masks 1"
 """What a file of masks says of itself; the number changes with the file's layout."""

@@ -13,9 +13,8 @@ import xxhash
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import pieces
-from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
+from ecstruct.io.store import check_same_run, if_whole, read_tensors, save_tensors
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import provenance, versions
@@ -59,7 +58,7 @@ class Progress:
         tensors |= {**averages, "done": torch.zeros(len(seeds), dtype=torch.long)}
         run = {**about, "seeds": seeds}
         path = None if checkpoint is None else Path(checkpoint)
-        found = None if path is None else pieces.if_whole(lambda path: _read(path, run), path)
+        found = None if path is None else if_whole(lambda path: _read(path, run), path)
         return cls(seeds, found or tensors, path, run)
 
     @property
@@ -91,7 +90,7 @@ class Progress:
         """Write a checkpoint, if there is to be one."""
         if self.path is None:
             return
-        pieces.save_tensors(self.path, self.tensors, self.about)
+        save_tensors(self.path, self.tensors, self.about)
         self._saved = time.monotonic()
 
 
@@ -116,26 +115,13 @@ def described(
 
 
 def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        theirs, tensors = pieces.read_tensors(path)
-    except pieces.Foreign as error:
-        raise InputError(f"{path} is no checkpoint of pruning: delete it to begin anew.") from error
-    mine, other = _flat(run), _flat(theirs)
-    for key in {**mine, **other}:
-        if mine.get(key) != other.get(key):
-            raise InputError(
-                f"{path} is the checkpoint of another run ({key} was {other.get(key)}, now "
-                f"{mine.get(key)}): give the same to go on, or delete it."
-            )
+    found, tensors = read_tensors(path)
+    check_same_run(path, _identity(found), _identity(run))
     return tensors
 
 
-def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of single things, fit for a message. A source may be called by another path."""
-    flat: dict[str, Any] = {}
-    for key, value in run.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key} {name}" if key != "options" else name: v for name, v in value.items()}
-        else:
-            flat[key] = value
-    return {key: value for key, value in flat.items() if key not in ("model source", "model revision")}
+def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What masks depend on: not on the path by which their model's source is called."""
+    described = run.get("model", {})
+    model = {name: value for name, value in described.items() if name not in ("source", "revision")}
+    return {**run, "model": model}

@@ -36,12 +36,13 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import interruption
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.io import interruption
+from ecstruct.io.values import FASTEST, bounded, check_numbers
 from ecstruct.models.bridge import still
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.scores.batching import free_bytes, graph_bytes
@@ -50,7 +51,6 @@ from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import INITIAL, Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
-from ecstruct.values import FASTEST, bounded, check_numbers
 
 Kind = Literal["heads", "mlp"]
 

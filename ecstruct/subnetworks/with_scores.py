@@ -21,13 +21,13 @@ import plotly.graph_objects as go
 from scipy.stats import rankdata
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import bounded
 from ecstruct.plots.scatter import scatter
 from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks.core import Core
 from ecstruct.subnetworks.generalising import Generalising
-from ecstruct.values import bounded
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from damage import PLACED
 
-from ecstruct import pieces
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
+from ecstruct.io.store import save_json
 from fuzz.cases import Case, Make, Words, damages
 from fuzz.inputs import score_words
 
@@ -71,7 +71,7 @@ def swept(pattern: str, change: Callable[[Path], object], option: str) -> Make:
         (out / "queue.json").write_text('{"waiting": [], "jobs": {}, "slurm": false}')
         (place.home / "attempts.json").write_text('[{"job": "1", "started": 1.0, "seconds": 2.0}]')
         result = {"cell": place.cell.columns(), "rows": [{"rank": 1.0}], "results": {}}
-        pieces.save_json(place.home / "result.json", result)
+        save_json(place.home / "result.json", result)
         change(next(iter(out.glob(pattern))))
         return ["sweep", "--out", out, option, "--quiet"], (Path(pattern).name, "out holds")
 

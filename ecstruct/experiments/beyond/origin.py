@@ -39,12 +39,12 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows, Sweep, grid
 from ecstruct.experiments.two_hop import HOPS
+from ecstruct.io.values import bounded
 from ecstruct.models.provenance import source_of, tokenizer_of
 from ecstruct.organism import Phase, Recipe, World
 from ecstruct.organism.sentences import MIXTURE
 from ecstruct.organism.training import held_out_accuracy
 from ecstruct.plots import curve_panels
-from ecstruct.values import bounded
 
 FACTS = ("home", "home_verbs", "city_attributes", "landmarks", "offices")
 IMPLICATIONS = ("person_attributes", "landmark_attributes", "landmark_offices", "person_offices")

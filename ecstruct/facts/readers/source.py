@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 
 from ecstruct.errors import InputError
-from ecstruct.files import from_json, once
+from ecstruct.io.files import from_json, once
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _LONGEST_CELL = 2**27

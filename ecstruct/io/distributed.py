@@ -37,7 +37,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ecstruct.errors import InputError, LostRank
-from ecstruct.launch import NEEDED, launched
+from ecstruct.io.launch import NEEDED, launched
+from ecstruct.io.values import shortened
 
 T = TypeVar("T")
 
@@ -128,11 +129,11 @@ class Ranks:
         dist.all_gather_object(all_given, dict(what))
         first = all_given[0]
         for rank, given in enumerate(all_given):
-            for key in [*first, *(key for key in given if key not in first)]:
-                one, other = first.get(key), given.get(key)
+            for key in {**first, **given}:
+                one, other = first.get(key, "nothing"), given.get(key, "nothing")
                 if one != other:
                     raise InputError(
-                        f"the ranks differ in {key}: {_shortened(one)} on rank 0, {_shortened(other)} on "
+                        f"the ranks differ in {key}: {shortened(one)} on rank 0, {shortened(other)} on "
                         f"rank {rank}; start the same command with the same code on all of them."
                     )
 
@@ -225,7 +226,7 @@ def _own_device(device: str | None) -> tuple[str, str]:
 def _code() -> dict[str, str]:
     """What has to be the same on all ranks for their numbers to belong together."""
     digest = xxhash.xxh3_128()
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode())
         digest.update(path.read_bytes())
@@ -317,9 +318,3 @@ class _Heart:
                 if lost := self.lost():
                     os.write(2, f"error: {LostRank(lost)}\n".encode())  # whole, among those of others
                     os._exit(1)
-
-
-def _shortened(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    return value if len(value) <= 60 else f"{value[:60]}..."

@@ -10,9 +10,38 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+import xxhash
 
 from ecstruct.errors import InputError
-from ecstruct.files import write_atomically
+from ecstruct.io.files import write_atomically
+
+Result = xr.DataArray | xr.Dataset
+
+
+def write_result(result: Result, path: str | os.PathLike[str], form: str) -> None:
+    """Write an array or a dataset as `write` does, with all of its labels and attributes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    alone = isinstance(result, xr.DataArray)
+    dataset = result.to_dataset(name=result.name or "value") if alone else result.copy()
+    if alone:
+        dataset[result.name or "value"].attrs = {}
+    dataset.attrs = {"alone": alone, "attrs": result.attrs}
+    write(dataset, path, form)
+
+
+def read_result(path: str | os.PathLike[str], form: str, what: str) -> Result:
+    """Read what `write_result` wrote; `what` it holds is for the message.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that holds something else.
+    """
+    dataset = read(path, form, what)
+    result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
+    result.attrs = dataset.attrs["attrs"]
+    return result
 
 
 def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
@@ -26,10 +55,9 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
     for name, variable in stored.variables.items():
         if variable.dtype.kind not in "biuf":
             stored[name] = variable.copy(data=_storable(variable.values))
-    numeric = [name for name, variable in stored.data_vars.items() if variable.dtype.kind in "biuf"]
-    checksums = {name: {"fletcher32": True} for name in numeric}
+    stored.attrs["checksum"] = _checksum(stored)
     # In memory: HDF5 ends the whole process when it writes to a disk that fills.
-    content = stored.to_netcdf(engine="h5netcdf", encoding=checksums)
+    content = stored.to_netcdf(engine="h5netcdf")
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
@@ -43,6 +71,9 @@ def read(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
         dataset = xr.load_dataset(path, engine="h5netcdf")
         if dataset.attrs.get("format") != form:
             raise InputError(f"{path} is a netCDF file, but not one of ecstruct's {what}.")
+        # Files of version 0.1.0 have checksums of HDF5's own.
+        if dataset.attrs.get("checksum", (sum_of := _checksum(dataset))) != sum_of:
+            raise ValueError("its checksum is another")
         dataset.attrs = json.loads(dataset.attrs["attrs"])
         return dataset.drop_encoding()
     except FileNotFoundError:
@@ -52,6 +83,20 @@ def read(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
     # A damaged file can fail anywhere in HDF5, netCDF or JSON, each with errors of its own.
     except Exception as error:
         raise InputError(f"{path} cannot be read as {what}: it is damaged or no netCDF file.") from error
+
+
+def _checksum(dataset: xr.Dataset) -> str:
+    """128-bit XXH3 of the names, dimensions and values of all variables, coordinates included, and of the
+    attributes; text counts by its characters, whatever holds it in memory."""
+    checksum = xxhash.xxh3_128(dataset.attrs["attrs"].encode())
+    for name, variable in sorted(dataset.variables.items(), key=lambda item: str(item[0])):
+        values = variable.values
+        checksum.update(repr((name, variable.dims, values.shape)).encode())
+        if values.dtype.kind in "biuf":
+            checksum.update(f"{values.dtype}".encode() + values.tobytes())
+        else:
+            checksum.update("\0".join(map(str, values.ravel())).encode())
+    return checksum.hexdigest()
 
 
 def _storable(texts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Values that come from files and callers, by name, against the types that they must have."""
+"""Values by name, against the types that they must have and against what they were."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from inspect import signature
 from numbers import Integral
@@ -102,9 +102,28 @@ def _place(name: str, value: Any, location: tuple[int | str, ...]) -> tuple[str,
     return name, value
 
 
-def _shown(value: Any, most: int = 100) -> str:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What is not the same in two mappings, in words.
+
+    >>> list(differences({"lr": 0.1, "of": {"n": 1}}, {"lr": 0.1, "of": {"n": 2}}))
+    ['of.n was 1, now 2']
+    """
+    for key in {**wanted, **found}:
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from (f"{key}.{each}" for each in differences(old, new))
+        elif old != new:
+            was, now = shortened(str(old)), shortened(str(new))
+            yield f"{key} was {was}, now {now}" if was != now else f"{key} was another"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _shown(value: Any) -> str:
     try:
-        shown = repr(value)
+        return shortened(repr(value), 100)
     except ValueError:  # a number of more digits than Python writes
         return "a number of very many digits"
-    return shown if len(shown) <= most else f"{shown[:most]}..."

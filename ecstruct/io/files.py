@@ -13,12 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.launch import writes
+from ecstruct.io.launch import writes
 
 _HALF = ".writing-"
 """Begins the name of what is not whole yet."""
@@ -99,6 +102,25 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_note(path: Path, content: Any) -> None:
+    """Write JSON for people and later runs to read, atomically."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def read_note(path: Path, of: Any = dict[str, Any], way_out: str = "delete it to go on without it") -> Any:
+    """What `write_note` wrote, which is `of` a type; None if there is no such file.
+
+    Raises:
+        InputError: it is something else; the message names the `way_out`.
+    """
+    try:
+        return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {way_out}.") from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; the same tensors and metadata give the same bytes."""
     save_file(dict(tensors), path, dict(metadata))
@@ -131,6 +153,14 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return found
+
+
+def digest(weight: Tensor) -> str:
+    """128-bit XXH3, in hexadecimal, of the shape, dtype and bytes of a tensor."""
+    t = weight.detach().cpu().contiguous()
+    checksum = xxhash.xxh3_128(f"{tuple(t.shape)} {t.dtype}".encode())
+    checksum.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 @contextmanager
@@ -171,12 +201,14 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterator[None]:
-    """Hold a lock by the name of a file, which is gone afterwards; the folder must be there.
+    """Hold a lock by the name of a file, which is gone afterwards; its folder is made if it is not there.
 
     Raises:
         InputError: another process holds it, and this one does not `wait`; the message says so `of` what
             it stands for. Or the system does not let it be taken.
     """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     # One per file and process, for all threads, so that a process may take what it has; and for all users
     # of a folder, so that what a process that was killed left there is in nobody's way.
     lock = FileLock(file.absolute(), mode=0o666, is_singleton=True, thread_local=False)

@@ -1,0 +1,279 @@
+"""Finished pieces of a run, from which a later run goes on.
+
+A *piece* is a file with a checksum of what it holds, in one format for each kind of content:
+
+    JSON                    `save_json`, `read_json`
+    tensors                 `save_tensors`, `read_tensors`: safetensors with JSON about them in its header,
+                            the checksum of every tensor included
+    labelled arrays         `save_result`, `read_result`: netCDF, as results are saved
+    files of other formats  `save_sums`, `read_sums`: JSON beside them, with the checksum of each of them
+
+A piece that is not what was written, because a bit of it changed or a part of it is gone, is computed
+again, and the log says so. A file that was never a piece is somebody else's, and is not overwritten.
+
+`Kept` is a folder of pieces together with the identity of their run. The pieces of another run are refused.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ecstruct.cost import Bar
+from ecstruct.errors import InputError
+from ecstruct.io import netcdf
+from ecstruct.io.files import (
+    digest,
+    from_json,
+    read_note,
+    write_atomically,
+    write_note,
+    write_tensors,
+    write_text,
+)
+from ecstruct.io.interruption import finishing
+from ecstruct.io.netcdf import Result
+from ecstruct.io.values import differences
+
+_CHECKSUM, _PIECE, _FORMAT = "checksum", "piece", "ecstruct part 1"
+
+SHOWN = 5
+"""Differences that a message has at most."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+
+_logger = logging.getLogger(__name__)
+
+
+class Damaged(Exception):
+    """A piece is not what was written."""
+
+
+class Foreign(Damaged):
+    """Nothing says that a file ever was a piece."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The finished pieces of one run in a folder; without a folder, no pieces are kept.
+
+    The file `note` has the `identity`: what the numbers depend on, by names that are fit for a message. It
+    is written with the first piece, so that a run that is refused at once leaves nothing behind.
+
+    Raises:
+        InputError: the folder holds pieces of another run.
+    """
+
+    folder: Path | None
+    identity: Mapping[str, Any]
+    note: str = "identity.json"
+
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            return
+        found = read_note(
+            self.folder / self.note, way_out=f"choose another folder, or delete {self.folder}"
+        )
+        if found is not None:
+            check_same_run(self.folder, found, self.identity)
+
+    def claim(self) -> None:
+        """Write down whose the folder is, unless that is there."""
+        if self.folder is not None and not (path := self.folder / self.note).exists():
+            write_note(path, dict(self.identity))
+
+    def find(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What is `read` of the piece in the file `name`; None if there is none that is whole."""
+        return None if self.folder is None else if_whole(read, self.folder / name)
+
+    def keep(self, name: str, save: Callable[..., None], *content: Any) -> None:
+        """`save` content as the piece in the file `name`; a SIGTERM waits for it."""
+        if self.folder is None:
+            return
+        with finishing():
+            self.claim()
+            save(self.folder / name, *content)
+
+    def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
+        """What is kept under a name, or what is measured now, and whether it is new."""
+        file = f"{name.replace(' ', '-')}.nc"
+        if (found := self.find(file, read_result)) is not None:
+            return found, False
+        measured = measure()
+        self.keep(file, save_result, measured)
+        # As it is read again: what is kept and what is new are alike to the bit.
+        return (measured if self.folder is None else read_result(self.folder / file)), True
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run: what each of them finds is kept, and the bar goes on."""
+
+    bar: Bar
+    kept: Kept = Kept(None, {})
+
+    def take(self, name: str, measure: Callable[[], R], cost: int = 1) -> R:
+        """What is kept under a name, or what is measured now; `cost` is that of the bar."""
+        found, new = self.kept.result(name, measure)
+        self.bar.step(cost, new=new)
+        return cast(R, found)
+
+
+def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Compare the identity that was `found` with that of this run.
+
+    Raises:
+        InputError: they differ; the message has the first differences.
+    """
+    if differing := list(differences(found, identity)):
+        more = [f"{len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
+        raise InputError(
+            f"{where} holds a part of another run ({'; '.join([*differing[:SHOWN], *more])}): finish that "
+            "run by its own command, choose another folder, or delete it."
+        )
+
+
+def if_whole(read: Callable[[Path], T], path: Path) -> T | None:
+    """What is `read` of a piece; None if there is none, or if it is damaged, which the log says then.
+
+    Raises:
+        InputError: the system does not let it be read, or it was never a piece.
+    """
+    try:
+        with path.open("rb"):  # the libraries that read pieces hide what the system says
+            pass
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror or error}): delete it to compute it again."
+        ) from error
+    except Foreign as error:
+        raise InputError(
+            f"{path} is no checkpoint of ecstruct ({error}): delete it to begin anew."
+        ) from error
+    except Damaged as error:
+        _logger.warning("%s is damaged (%s): it is computed again", path, error)
+        return None
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a piece of JSON, whole or not at all."""
+    write_text(path, json.dumps(_sealed(content), indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `save_json` wrote.
+
+    Raises:
+        Damaged: it is not what was written.
+        OSError: it cannot be read.
+    """
+    return _opened(path.read_bytes())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a piece of tensors, with JSON `about` them, whole or not at all."""
+    sums = {name: digest(tensor) for name, tensor in tensors.items()}
+    header = {_PIECE: json.dumps(_sealed({"about": about, "tensors": sums}))}
+    write_atomically(path, lambda temporary: write_tensors(temporary, tensors, header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_tensors` wrote: what is said about the tensors, and these.
+
+    Raises:
+        Damaged: it is not what was written; `Foreign` if it is no such piece.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(_PIECE)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        kind = Damaged if path.suffix == ".safetensors" else Foreign
+        raise kind("it is no safetensors file") from error
+    if said is None:
+        raise Foreign("it has no checksum")
+    header = _opened(said)
+    if tensors.keys() != header["tensors"].keys():
+        raise Damaged("it has other tensors than were written")
+    for name, tensor in tensors.items():
+        if digest(tensor) != header["tensors"][name]:
+            raise Damaged(f"{name} is not what was written")
+    return header["about"], tensors
+
+
+def save_result(path: Path, result: Result) -> None:
+    """Write a piece of labelled arrays, whole or not at all."""
+    netcdf.write_result(result, path, _FORMAT)
+
+
+def read_result(path: Path) -> Result:
+    """What `save_result` wrote.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    try:
+        return netcdf.read_result(path, _FORMAT, "part of a run")
+    except InputError as error:
+        raise Damaged("it is no netCDF file of a run") from error
+
+
+def save_sums(path: Path, about: Mapping[str, Any]) -> None:
+    """Make the files that lie in a folder a piece: `path` in it says what they are, and their checksums."""
+    save_json(path, {"about": about, "files": {f.name: _sum_of(f) for f in sorted(path.parent.iterdir())}})
+
+
+def read_sums(path: Path) -> dict[str, Any]:
+    """What `save_sums` was given about the files.
+
+    Raises:
+        Damaged: one of the files is not what was written.
+        OSError: one of them cannot be read.
+    """
+    said = read_json(path)
+    for name, expected in said["files"].items():
+        if not (file := path.with_name(name)).exists():
+            raise Damaged(f"{name} is missing")
+        if _sum_of(file) != expected:
+            raise Damaged(f"{name} is not what was written")
+    return said["about"]
+
+
+def _sum_of(path: Path) -> str:
+    sum_of = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while some := file.read(2**24):
+            sum_of.update(some)
+    return sum_of.hexdigest()
+
+
+def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of JSON types as it comes back from a file, with its checksum."""
+    content = json.loads(json.dumps(content))
+    return {_CHECKSUM: _checksum(content), **content}
+
+
+def _opened(text: str | bytes) -> dict[str, Any]:
+    """The content that `_sealed` gave a checksum."""
+    try:
+        content = dict(from_json(text if isinstance(text, str) else text.decode("utf-8")))
+        expected = content.pop(_CHECKSUM)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged("it has no checksum") from error
+    if _checksum(content) != expected:
+        raise Damaged("its checksum is another")
+    return content
+
+
+def _checksum(content: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
