@@ -111,7 +111,7 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
         raise InputError("there are no series to show; give at least one")
     if wrong := [lr for values in series.values() for lr in values if not lr > 0]:
         raise InputError(f"lr={wrong[0]} has no place on a logarithmic axis; give positive ones")
-    bottom = 76 + 22 * len(series)  # the axis, and a line of the legend for each series
+    bottom = 66 + 30 * len(series)  # the axis, and a line of the legend for each series
     figure = pixel_grid([560], 280, lefts=[64], right=16, top=16, bottom=bottom)
     for (name, values), colour in zip(series.items(), line_colours(series).values(), strict=True):
         rates = sorted(values)
