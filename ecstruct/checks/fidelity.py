@@ -184,12 +184,13 @@ def fidelity_of(
 def _in_pieces(components: pd.DataFrame, weights: np.ndarray | None) -> list[list[str]]:
     """The names of those that were drawn, layer after layer, in pieces of `_AT_ONCE` or some more: every
     piece costs two runs of the model beside its interventions."""
-    chosen = components if weights is None else components[weights > 0]
+    chosen = components if weights is None else components.loc[weights > 0]
+    by_layer = chosen.assign(name=component_names(chosen)).groupby("layer")["name"]
     pieces: list[list[str]] = [[]]
-    for _, of_layer in chosen.groupby("layer"):
+    for _, names in by_layer:
         if len(pieces[-1]) >= _AT_ONCE:
             pieces.append([])
-        pieces[-1] += component_names(of_layer)
+        pieces[-1] += names.tolist()
     return pieces
 
 

@@ -172,7 +172,7 @@ def _strongest(scores: ExtractiveScores) -> str:
     for score, meaning in _MEANING.items():
         top = scores.top(scores.heads.size, score).query("value > 0")
         if verified:
-            top = top[top["agrees"].fillna(False)]
+            top = top.loc[top["agrees"].fillna(False)]
         named += [f"{name} ({score}: {meaning})" for name in component_names(top.head(1))]
     if not named:
         return f"{by[0].upper()}{by[1:]}, no component raises it."
