@@ -25,8 +25,7 @@ from ecstruct import InputError, Prompt
 from ecstruct.organism import World
 from ecstruct.plots.enrichment import attributes_rate_lines, sublayer_lines
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.enrichment import attributes_rate
-from ecstruct.recall.sublayers import sublayer_knockout
+from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
 from ecstruct.recall.vocabulary import Cut
 
 TOP, KEPT = 12, 4

@@ -22,7 +22,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.recall.vocabulary import says_something, word_of
+from ecstruct.recall.words import says_something, word_of
 
 if TYPE_CHECKING:
     from ecstruct.organism.world import City, World

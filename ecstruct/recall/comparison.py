@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.distributed import Ranks
@@ -32,7 +31,8 @@ from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
 from ecstruct.recall.extraction import PLAIN
-from ecstruct.recall.groups import positions, read
+from ecstruct.recall.groups import positions
+from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
@@ -70,8 +70,8 @@ class Comparison:
 
 
 def compare(
-    before: TransformerBridge,
-    after: TransformerBridge,
+    before: Model,
+    after: Model,
     prompts: PromptsLike,
     attributes: Attributes | None = None,
     *,
@@ -92,23 +92,26 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
-    works = {
-        name: Work(
-            *(model, prompts, attributes, window, token, onto),
-            folder=folder and folder / name,
-            name=f"{name} finetuning: ",
+    sessions = Session.both(before, after)
+    works = [
+        Work(
+            *(session, prompts, attributes, window, token, onto),
+            folder=folder and folder / state,
+            name=f"{state} finetuning: ",
         )
-        for name, model in (("after", after), ("before", before))
-    }
-    with Bar(sum(its.steps for its in works.values()), "recall", unit="step", disable=not progress) as bar:
-        of_after = works["after"].run(bar, None)
+        for session, state in zip(sessions, ("before", "after"), strict=True)
+    ]
+    with Bar(sum(work.steps for work in works), "recall", unit="step", disable=not progress) as bar:
+        of_after = works[1].run(bar, None)
         at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
-        of_before = works["before"].run(bar, at_layer)
+        of_before = works[0].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
-    engine = ScoreEngine(before, after, reward=reward, baseline="mean", progress=progress)
+    pair = sessions[0].pair
+    assert pair is not None  # as `Session.both` makes them
+    engine = ScoreEngine(pair, reward=reward, baseline="mean", progress=progress)
     scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
     assert scores is not None  # a process on its own is the first rank
-    subjects = [positions(prompt, "subject") for prompt in read(before, prompts)]
+    subjects = [positions(prompt, "subject") for prompt in works[0].prompts]
     return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))
 
 

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
-from ecstruct.models.hooked import HookedView
-from ecstruct.models.provenance import tokenizer_of
-from ecstruct.models.sites import Weights
-from ecstruct.recall.stop_words import STOP_WORDS
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.session import Runs, Session
+from ecstruct.recall.words import says_something
 
 Onto = Literal["unembedding", "embedding"]
 
@@ -34,7 +34,7 @@ TOP, KEPT = 500, 50
 """The paper's. Small vocabularies have a tenth and a hundredth of their tokens instead."""
 
 
-def tokens_matrix(view: HookedView, weights: Weights, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
+def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
     """One row for each token of the vocabulary.
 
     Raises:
@@ -42,29 +42,15 @@ def tokens_matrix(view: HookedView, weights: Weights, which: Onto) -> Float[Tens
     """
     if which not in get_args(Onto):
         raise InputError(f"onto={which!r} is unknown: it is 'unembedding' or 'embedding'.")
+    view = session.view
     site = view.head_sites["unembed"] if which == "unembedding" else view.embed_sites["embed"]
-    matrix = site.matrix(weights)
-    if matrix is None or matrix.shape[1] != view.model.cfg.d_model:
+    matrix, width = site.matrix(session.weights), view.model.cfg.d_model
+    if matrix is None or matrix.shape[1] != width:
         raise InputError(
-            f"the {which} of this model is not as wide as its residual stream, of {view.model.cfg.d_model} "
+            f"the {which} of this model is not as wide as its residual stream, of {width} "
             "numbers, which cannot be held against its rows: use another architecture."
         )
     return matrix
-
-
-def word_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token as tokens are compared: its text in lower case, without a marker of a space or white
-    space."""
-    return tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##").lower()
-
-
-def says_something(word: str) -> bool:
-    """Whether a word, in lower case, is longer than two characters and no stop word.
-
-    >>> says_something("tokyo"), says_something("the"), says_something("to")
-    (True, False, False)
-    """
-    return len(word) > 2 and word not in STOP_WORDS
 
 
 @dataclass(frozen=True)
@@ -93,44 +79,32 @@ class Cut:
         return cls(chosen, of_these)
 
 
-@dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model as `words`, by id, "" where there is no token; the `matrix` E
-    that hidden states are projected with, and the model's final norm."""
+    """The tokens of a model as `words`, by id, "" where there is no token, and the `matrix` E that hidden
+    states are projected with."""
 
-    view: HookedView
-    weights: Weights
-    words: tuple[str, ...]
-    matrix: Float[Tensor, "d_vocab d_model"]
-
-    @classmethod
-    def of(cls, view: HookedView, weights: Weights, onto: Onto = "unembedding") -> Vocabulary:
-        tokenizer, matrix = tokenizer_of(view.model), tokens_matrix(view, weights, onto)
-        tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), len(matrix))))
-        special = set(tokenizer.all_special_tokens)
-        words = ["" if t is None or t in special else word_of(t, tokenizer) for t in tokens]
-        return cls(view, weights, (*words, *[""] * (len(matrix) - len(words))), matrix)
+    def __init__(self, session: Session, onto: Onto = "unembedding") -> None:
+        self.session, self.matrix = session, tokens_matrix(session, onto)
+        words, n = session.words, len(self.matrix)
+        self.words = [*words[:n], *[""] * (n - len(words))]
 
     @cached_property
     def telling(self) -> Bool[Tensor, " d_vocab"]:
         """Tokens that are no stop words and longer than two characters."""
-        return torch.tensor([says_something(w) for w in self.words], device=self.matrix.device)
+        return torch.tensor([says_something(word) for word in self.words], device=self.matrix.device)
 
     def among(self, words: Collection[str]) -> Bool[Tensor, " d_vocab"]:
         """Tokens that are one of these words."""
-        found = torch.zeros(len(self.words), dtype=torch.bool)
-        found[[i for word in words for i in self._ids.get(word, ())]] = True
-        return found.to(self.matrix.device)
+        return torch.from_numpy(self._index.isin(list(words))).to(self.matrix.device)
 
     @cached_property
-    def _ids(self) -> dict[str, list[int]]:
-        ids: dict[str, list[int]] = {}
-        for i, word in enumerate(self.words):
-            ids.setdefault(word, []).append(i)
-        return ids
+    def _index(self) -> pd.Index:
+        return pd.Index(self.words)
 
-    def project(self, hidden: Float[Tensor, "... d_model"], normed: bool = False) -> Tensor:
-        """h E^T [..., d_vocab], with `normed` of h after the model's final norm, with its gain and bias.
+    def project(
+        self, hidden: Float[Tensor, "... d_model"], normed: bool = False
+    ) -> Float[Tensor, "... d_vocab"]:
+        """h E^T, with `normed` of h after the model's final norm, with its gain and bias.
 
         Raises:
             InputError: some are NaN or infinite.
@@ -138,24 +112,67 @@ class Vocabulary:
         projected = (self._normed(hidden) if normed else hidden) @ self.matrix.T
         return finite(projected, "projections on the vocabulary")
 
-    def rates(
-        self,
-        hidden: Float[Tensor, "n d_model"],
-        attributes: Bool[Tensor, "subject d_vocab"],
-        subjects: Int[Tensor, " n"],
-        cut: Cut,
-        normed: bool = False,
-    ) -> Float[Tensor, " n"]:
-        """The attributes rate of hidden states, in percent: the share of the kept tokens that are
-        attributes of the state's own subject. NaN where nothing is kept."""
-        found = self.project(hidden, normed).topk(cut.top).indices
-        telling = self.telling[found]
-        kept = telling & (telling.cumsum(-1) <= cut.kept)
-        hits = attributes[subjects[:, None], found] & kept
-        return 100 * hits.sum(-1).double() / kept.sum(-1)
+    def _normed(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        view, weights = self.session.view, self.session.weights
+        site = view.head_sites.get("ln_final")
+        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
+        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))
 
-    def _normed(self, hidden: Tensor) -> Tensor:
-        norm = self.view.model.ln_final.original_component
-        site = self.view.head_sites.get("ln_final")
-        own = {} if site is None else {here: self.weights[name] for here, name in site.weights.items()}
-        return torch.func.functional_call(norm, own, (hidden,))
+
+class Reader:
+    """Reads the attributes rate off hidden states of the prompts of `runs`.
+
+    `members` are the tokens that are attributes of each subject, and `subjects` says which of these is the
+    subject of each prompt.
+
+    Raises:
+        InputError: a prompt without subject, a subject of whose attributes none is a token, or `top` and
+            `kept` that do not go with the vocabulary.
+    """
+
+    members: Bool[Tensor, "subject d_vocab"]
+
+    def __init__(
+        self,
+        runs: Runs,
+        attributes: Attributes,
+        *,
+        top: int | None = None,
+        kept: int | None = None,
+        normed: bool = False,
+        onto: Onto = "unembedding",
+    ) -> None:
+        self.vocabulary, self._runs, self._normed = Vocabulary(runs.session, onto), runs, normed
+        self._cut = cut = Cut.of(top, kept, len(self.vocabulary.words))
+        self.options = {
+            "attributes": attributes.source,
+            "onto": onto,
+            "normed": normed,
+            "top": cut.top,
+            "kept": cut.kept,
+        }
+        of_subjects = attributes.about(p.prompt for p in runs.prompts)
+        self.members = torch.stack([self.vocabulary.among(words) for words in of_subjects.values()])
+        order = list(of_subjects)
+        for subject, known in zip(order, self.members.any(1).tolist(), strict=True):
+            if not known:
+                raise InputError(
+                    f"no attribute of the subject {subject!r} is a token of this model's vocabulary: make "
+                    "the attributes with this model."
+                )
+        self.subjects = [order.index(str(p.prompt.subject)) for p in runs.prompts]
+
+    def read(
+        self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
+    ) -> Float[np.ndarray, "batch pos"]:
+        """The rates of batch `b` in percent: the share of the kept tokens that are attributes of the
+        prompt's own subject. NaN at other tokens than those wanted, and where nothing is kept."""
+        found = self.vocabulary.project(resid[where], self._normed).topk(self._cut.top).indices
+        telling = self.vocabulary.telling[found]
+        kept = telling & (telling.cumsum(-1) <= self._cut.kept)
+        rows = where.nonzero()[:, 0].tolist()
+        subjects = torch.tensor([self.subjects[self._runs.rows[b][row]] for row in rows])
+        hits = self.members[subjects.to(found.device)[:, None], found] & kept
+        rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
+        rates[where] = 100 * hits.sum(-1).double() / kept.sum(-1)
+        return rates.cpu().numpy()
