@@ -31,11 +31,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.tokens import Batch
 from ecstruct.models.calls import BlockCall
 from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
 from ecstruct.recall.session import Places, Runs, Step
 from ecstruct.scores.batching import TOKENS_PER_BATCH, free_bytes, graph_bytes, is_out_of_memory
+from ecstruct.scores.walk import Walk
 
 TokenKind = Literal["predicted", "answer"]
 
@@ -82,7 +82,7 @@ def blocked(
     kind: type[Packed | Stacked] = Packed
     with tqdm(total=len(runs.batches), desc="knockouts", unit="batch", disable=not progress) as bar:
         for b, rows in enumerate(runs.rows):
-            run = Run.of(runs, b, into)
+            run = Run(runs, b, into)
             ids = run.logits.argmax(-1) if token == "predicted" else run.batch.answer_ids[:, 0]
             found.ids[rows] = ids.cpu()
             found.p0[rows] = _probability(run.logits[:, None], ids)[:, 0].cpu()
@@ -116,35 +116,20 @@ class Knockout:
     window: range
 
 
-@dataclass(frozen=True)
 class Run:
-    """Batch `b` as the model runs it: what enters every block, how blocks are called, and the logits at the
-    last token. Knockouts block edges `into` some of its tokens, of which `first` is each prompt's first."""
+    """Batch `b` as the model runs it: what enters every block and how blocks are called (`walk`), their
+    `masks`, and the `logits` [batch, d_vocab] at the last token. Knockouts block edges `into` some of its
+    tokens [batch, pos], of which `first` [batch] is each prompt's first."""
 
-    runs: Runs
-    b: int
-    into: Bool[Tensor, "batch pos"]
-    first: Int[Tensor, " batch"]
-    resid: list[Float[Tensor, "batch pos d_model"]]
-    calls: list[BlockCall]
-    masks: list[Mask]
-    logits: Float[Tensor, "batch d_vocab"]
-
-    @classmethod
-    def of(cls, runs: Runs, b: int, into: Places) -> Run:
-        batch = runs.batches[b]
-        embedded, calls = runs.embed(batch)
-        resid = [embedded]
-        for layer, call in enumerate(calls):
-            resid.append(runs.view.through(layer, runs.weights, call, resid[-1]))
-        logits = runs.view.logits_at(runs.weights, resid[-1], batch.last)
-        masks = [mask_of(call, len(batch.ids)) for call in calls]
-        first = torch.tensor([min(into[row]) for row in runs.rows[b]], device=batch.ids.device)
-        return cls(runs, b, runs.where(b, into), first, resid[:-1], calls, masks, logits)
-
-    @property
-    def batch(self) -> Batch:
-        return self.runs.batches[self.b]
+    def __init__(self, runs: Runs, b: int, into: Places) -> None:
+        self.runs, self.batch, self.into = runs, runs.batches[b], runs.where(b, into)
+        self._rows = runs.rows[b]
+        n_layers, n = runs.view.n_layers, len(self._rows)
+        self.walk = Walk(runs.view, runs.weights, [self.batch], keep_graphs=False, descends=False)
+        self.walk.up()
+        self.masks = [mask_of(self.walk.call(layer, 0), n) for layer in range(n_layers)]
+        self.logits = runs.view.logits_at(runs.weights, self.walk.resid(n_layers, 0), self.batch.last)
+        self.first = torch.tensor([min(into[row]) for row in self._rows], device=self.into.device)
 
     def edges(
         self,
@@ -167,7 +152,7 @@ class Run:
         blind = (closed | edges).all(-1) & real[:, None]
         if blind.any():
             row, copy, own = (int(i) for i in blind.nonzero()[0])
-            prompt = self.runs.prompts[self.runs.rows[self.b][row]]
+            prompt = self.runs.prompts[self._rows[row]]
             raise InputError(
                 f"without {knockouts[copy].label!r} the token {prompt.tokens[positions[row, own]]!r} of "
                 f"{prompt.prompt.text!r} sees nothing in layer {layer}: block less."
@@ -198,14 +183,16 @@ class Packed:
         """What leaves the last block at the last token, for knockouts in the order of their windows."""
         run, view, start = self._run, self._run.runs.view, knockouts[0].window.start
         rows = torch.arange(len(self._last), device=self._last.device)
-        copies = run.resid[start].new_zeros(len(rows), 0, self._n_own, run.resid[start].shape[-1])
+        copies = run.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, view.model.cfg.d_model)
         for layer in range(start, view.n_layers):
             joining = sum(k.window.start == layer for k in knockouts)
-            entering = run.resid[layer][rows[:, None], self._positions]
+            entering = run.walk.resid(layer, 0)[rows[:, None], self._positions]
             copies = torch.cat([copies, entering[:, None].expand(-1, joining, -1, -1)], 1)
             n_copies = copies.shape[1]
             edges = run.edges(layer, knockouts[:n_copies], self._positions, self._real)
-            row = torch.cat([run.resid[layer], rearrange(copies, "b copy own d -> b (copy own) d")], 1)
+            row = torch.cat(
+                [run.walk.resid(layer, 0), rearrange(copies, "b copy own d -> b (copy own) d")], 1
+            )
             call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
             at = None
             if layer == view.n_layers - 1:
@@ -274,7 +261,7 @@ class Stacked:
             return replace(step, call=with_mask(step.call, mask))
 
         calls = run.runs.embed(batch)[1]
-        out = run.runs.leaving(calls, run.resid[start].repeat(n_copies, 1, 1), closed, start)
+        out = run.runs.leaving(calls, run.walk.resid(start, 0).repeat(n_copies, 1, 1), closed, start)
         rows = torch.arange(len(out), device=out.device)
         return rearrange(out[rows, batch.last], "(copy b) d -> b copy d", copy=n_copies)
 

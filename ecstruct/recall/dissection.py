@@ -20,6 +20,7 @@ from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction import extraction, patch_layers
+from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout
 from ecstruct.recall.session import Model, Session
@@ -114,37 +115,40 @@ class Work:
         session, attributes, n_layers = self.session, self.attributes, self.session.view.n_layers
         steps = Steps(bar, Kept(self.folder, self._identity(at_layer) if self.folder else {}))
 
-        def measure(part: str, function: Callable[..., Result], *args: Any, **options: Any) -> Any:
-            """What a function finds, some prompts at once."""
+        def pieces(part: str, things: Sequence[Any], dim: str, measure: Callable[..., Result]) -> Any:
+            """What is measured of some of these things at once, as one result of all."""
             bar.phase(f"{self.name}{part}")
             found = []
-            for start in range(0, len(self.prompts), AT_ONCE):
-                some = self.prompts[start : start + AT_ONCE]
-                each = partial(function, session, some, *args, **options, progress=False)
-                found.append(steps.take(f"{part} {start}", each, self._costs[part]))
-            together = _joined(found, "prompt")
-            return together.assign_coords(prompt=np.arange(together.sizes["prompt"]))
+            for start in range(0, len(things), AT_ONCE):
+                some = things[start : start + AT_ONCE]
+                measured = partial(measure, some, progress=False)
+                found.append(steps.take(f"{part} {start}", measured, self._costs.get(part, len(some))))
+            return _joined(found, dim)
+
+        def of_prompts(part: str, function: Callable[..., Result], *args: Any, **options: Any) -> Any:
+            def measure(some: list[RecallPrompt], progress: bool) -> Result:
+                return function(session, some, *args, **options, progress=progress)
+
+            found = pieces(part, self.prompts, "prompt", measure)
+            return found.assign_coords(prompt=np.arange(len(self.prompts)))
 
         token, onto = self.token, self.onto
-        blocked = measure("attention knockout", knockout, window=self.window, token=token)
+        blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
         conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
-        events = measure("extraction", extraction, token=token, **conditions)
+        events = of_prompts("extraction", extraction, token=token, **conditions)
         if attributes is None:
             return Dissection(blocked, events)
-        rate = measure("attributes rate", attributes_rate, attributes, onto=onto)
+        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto)
         at = peak(rate.sel(position="subject-last").values) if at_layer is None else at_layer
         options = {"window": 1, "at_layer": at, "onto": onto}
-        sublayers = measure("sublayer knockout", sublayer_knockout, attributes, **options)
-        bar.phase(f"{self.name}extraction heads")
-        heads = []
+        sublayers = of_prompts("sublayer knockout", sublayer_knockout, attributes, **options)
+
+        def heads(layers: Sequence[int], progress: bool) -> Result:
+            return extraction_heads(session, self.prompts, attributes, layers=layers, progress=progress)
+
         # One product per head, whatever the number of prompts: it is layers that these are cut into.
-        for start in range(0, n_layers, AT_ONCE):
-            layers = range(start, min(start + AT_ONCE, n_layers))
-            each = partial(
-                extraction_heads, session, self.prompts, attributes, layers=layers, progress=False
-            )
-            heads.append(steps.take(f"extraction heads {start}", each, len(layers)))
-        return Dissection(blocked, events, rate, sublayers, _joined(heads, "layer"))
+        of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
+        return Dissection(blocked, events, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""

@@ -30,12 +30,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.groups import RecallPrompt, named
+from ecstruct.recall.groups import named
 from ecstruct.recall.masks import all_alike, mask_of, with_mask
-from ecstruct.recall.session import PARTS, Intervention, Model, Part, Runs, Step
+from ecstruct.recall.session import PARTS, Intervention, Model, Part, Prompts, Runs, Step
 from ecstruct.recall.vocabulary import Onto, Reader
 
 POSITIONS = ("subject-last", "subject-first", "subject-others", "last")
@@ -45,7 +44,7 @@ Mode = Literal["zero", "uniform"]
 
 def attributes_rate(
     model: Model,
-    prompts: PromptsLike | Sequence[RecallPrompt],
+    prompts: Prompts,
     attributes: Attributes,
     *,
     positions: Sequence[str] = POSITIONS,
@@ -111,7 +110,7 @@ def attributes_rate(
 
 def sublayer_knockout(
     model: Model,
-    prompts: PromptsLike | Sequence[RecallPrompt],
+    prompts: Prompts,
     attributes: Attributes,
     *,
     at_layer: int | None = None,

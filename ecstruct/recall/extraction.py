@@ -24,16 +24,17 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.groups import RecallPrompt, named
+from ecstruct.recall.groups import named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
-from ecstruct.recall.session import PARTS, Intervention, Model, Places, Runs, Step, nothing
-from ecstruct.recall.vocabulary import Vocabulary
+from ecstruct.recall.session import PARTS, Intervention, Model, Places, Prompts, Runs, Step, nothing
+from ecstruct.recall.vocabulary import project, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
@@ -51,7 +52,7 @@ def patch_layers(n_layers: int) -> tuple[int, ...]:
 
 def extraction(
     model: Model,
-    prompts: PromptsLike | Sequence[RecallPrompt],
+    prompts: Prompts,
     *,
     blocked: str | Sequence[str] = (),
     patched: Sequence[int] = (),
@@ -94,12 +95,12 @@ def extraction(
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
-    vocabulary = Vocabulary(runs.session)
+    unembedding = tokens_matrix(runs.session, "unembedding")
     bar = tqdm(total=len(runs.rows) * len(conditions), desc="extraction", disable=not progress)
     with runs.still(), bar:
         for b, rows in enumerate(runs.rows):
             for c, intervention in enumerate(conditions.values()):
-                largest, predicted = _largest(runs, vocabulary, b, intervention(b))
+                largest, predicted = _largest(runs, unembedding, b, intervention(b))
                 if c == 0:  # the token is that of the plain run under every condition
                     answer = runs.batches[b].answer_ids[:, 0].cpu().numpy()
                     right[rows] = predicted == answer
@@ -158,7 +159,7 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _largest(
-    runs: Runs, vocabulary: Vocabulary, b: int, intervention: Intervention
+    runs: Runs, unembedding: Float[Tensor, "d_vocab d_model"], b: int, intervention: Intervention
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Which token each update at the last position of batch `b` has most of: by part, that of what each
     layer writes (batch, layer), and that of the logits (batch)."""
@@ -169,7 +170,7 @@ def _largest(
     for layer, trace in enumerate(runs.traces(calls, resid, intervention)):
         for part in PARTS:
             written = trace.taps[runs.written_by(layer, part)].output[rows, batch.last]
-            largest[part].append(vocabulary.project(written).argmax(-1).cpu().numpy())
+            largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
         resid = trace.output
     logits = finite(runs.view.logits_at(runs.weights, resid, batch.last), "the model's logits")
     by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}

@@ -21,10 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.groups import RecallPrompt
-from ecstruct.recall.session import Model, Runs
+from ecstruct.recall.session import Model, Prompts, Runs
 from ecstruct.recall.vocabulary import TOP, Reader, tokens_matrix
 
 _SHOWN = 5
@@ -33,7 +31,7 @@ _SHOWN = 5
 
 def extraction_heads(
     model: Model,
-    prompts: PromptsLike | Sequence[RecallPrompt],
+    prompts: Prompts,
     attributes: Attributes,
     *,
     position: str = "subject-last",
@@ -82,7 +80,7 @@ def extraction_heads(
     shape = (len(runs.prompts), len(chosen), view.n_heads)
     maps, hits = np.zeros(shape, dtype=bool), np.zeros(shape)
     shown = np.empty((*shape, min(_SHOWN, n_top)), dtype=object)
-    names = np.array(reader.vocabulary.words, dtype=object)
+    names = np.array(reader.words, dtype=object)
     with runs.still(), tqdm(total=len(chosen), desc="extraction heads", disable=not progress) as bar:
         looked_up = embedding[torch.tensor(ids, device=view.device)]
         for at, layer in enumerate(chosen):

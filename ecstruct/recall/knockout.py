@@ -10,17 +10,16 @@ in percent: -100 where nothing is left of the token, 0 where nothing changes (Ge
 arXiv 2304.14767). `ecstruct.recall.blocking` says how many knockouts are run at once.
 """
 
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import Prompt, PromptsLike
+from ecstruct.facts.prompt import Prompt
 from ecstruct.recall.blocking import TokenKind, blocked
-from ecstruct.recall.groups import Groups, RecallPrompt, Which, named, plain, positions
-from ecstruct.recall.session import Model, Places, Runs, Session
+from ecstruct.recall.groups import Groups, Which, named, plain, positions
+from ecstruct.recall.session import Model, Places, Prompts, Runs, Session
 
 WINDOW = 9
 """The paper's, of 48 layers."""
@@ -31,7 +30,7 @@ LIKELY = 0.01
 
 def knockout(
     model: Model,
-    prompts: PromptsLike | Sequence[RecallPrompt],
+    prompts: Prompts,
     *,
     window: int | None = None,
     groups: Groups = GROUPS,
@@ -92,7 +91,7 @@ def knockout(
             **runs.coordinates(),
             "group": list(by_label),
             "layer": np.arange(len(around)),
-            "token": ("prompt", [tokenizer.decode([int(i)]).strip() for i in found.ids]),
+            "token": ("prompt", [str(tokenizer.decode([int(i)])).strip() for i in found.ids]),
             "probability": ("prompt", found.p0),
             "first_layer": ("layer", [w.start for w in around]),
             "last_layer": ("layer", [w.stop - 1 for w in around]),

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
-from ecstruct.facts.alignment import subject_span
+from ecstruct.facts.alignment import Span, subject_span
 from ecstruct.facts.encoding import offsets
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.models.bridge import still
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
@@ -38,6 +38,9 @@ from ecstruct.scores.pair import Pair
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+
+Prompts = PromptsLike | list[RecallPrompt]
+"""Prompts as everywhere in ecstruct, or those that a session has read."""
 
 Places = Sequence[Sequence[int]]
 """Positions, prompt by prompt."""
@@ -89,7 +92,7 @@ class Session:
             cls(pair.view, pair.after, pair.tokenizer_after or own, pair.sources["after"], pair),
         )
 
-    def read(self, prompts: PromptsLike | Sequence[RecallPrompt]) -> list[RecallPrompt]:
+    def read(self, prompts: Prompts) -> list[RecallPrompt]:
         """Prompts as the model's own tokenizer reads them, with the tokens of their subjects; those that
         are read already stay as they are.
 
@@ -97,30 +100,32 @@ class Session:
             InputError: a prompt that cannot be used, see `ecstruct.facts.tokens.tokenize`.
         """
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], RecallPrompt):
-            return prompts
+            return cast(list[RecallPrompt], prompts)
         n_ctx = self.view.model.cfg.n_ctx
         found = tokenize(cast(PromptsLike, prompts), self.tokenizer, n_ctx=n_ctx, with_options=False)
         if not self.tokenizer.is_fast:  # which does not tell the characters of a token
             return [RecallPrompt(**vars(t)) for t in found]
+        characters = offsets([t.prompt for t in found], self.tokenizer)
         return [
-            RecallPrompt(
-                **vars(t),
-                subject=t.prompt.subject
-                and subject_span(t.prompt.text, t.prompt.subject, characters[: len(t.ids)]),
-            )
-            for t, characters in zip(found, offsets([t.prompt for t in found], self.tokenizer), strict=True)
+            RecallPrompt(**vars(t), subject=_subject_of(t, of_tokens[: len(t.ids)]))
+            for t, of_tokens in zip(found, characters, strict=True)
         ]
 
     @cached_property
     def words(self) -> list[str]:
         """What every token of the tokenizer spells (`ecstruct.recall.words`), by its id; "" for special
         tokens and where there is none."""
-        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        tokens = self.tokenizer.convert_ids_to_tokens([*range(len(self.tokenizer))])
         special = set(self.tokenizer.all_special_tokens)
         return ["" if t is None or t in special else word_of(t, self.tokenizer) for t in tokens]
 
 
 Model = TransformerBridge | Session
+
+
+def _subject_of(read: TokenizedPrompt, characters: Sequence[Span]) -> Span | None:
+    subject = read.prompt.subject
+    return None if subject is None else subject_span(read.prompt.text, subject, characters)
 
 
 @dataclass(frozen=True)
@@ -153,12 +158,7 @@ class Runs:
     batches: list[Batch]
 
     @classmethod
-    def of(
-        cls,
-        model: Model,
-        prompts: PromptsLike | Sequence[RecallPrompt],
-        batch_size: int | None = None,
-    ) -> Runs:
+    def of(cls, model: Model, prompts: Prompts, batch_size: int | None = None) -> Runs:
         """The prompts of a batch are as many as is good for speed, unless `batch_size` says how many."""
         session = Session.of(model)
         read = session.read(prompts)

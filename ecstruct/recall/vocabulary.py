@@ -11,9 +11,6 @@ of the rest the first ones are kept (Geva et al. 2023, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -53,84 +50,44 @@ def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_mod
     return matrix
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How much of a projection is looked at: its `top` tokens, of which the first are `kept`."""
+def project(
+    hidden: Float[Tensor, "... d_model"], matrix: Float[Tensor, "d_vocab d_model"]
+) -> Float[Tensor, "... d_vocab"]:
+    """h E^T.
 
-    top: int
-    kept: int
-
-    @classmethod
-    def of(cls, top: int | None, kept: int | None, n_tokens: int) -> Cut:
-        """What was asked for, of a vocabulary of so many tokens. `None` is the paper's 500 and 50, but no
-        more than a tenth and a hundredth of the vocabulary, so that a small one is not in it whole.
-
-        Raises:
-            InputError: less than one token, more than there are, or more kept than looked at.
-        """
-        chosen = max(1, min(TOP, n_tokens // 10)) if top is None else top
-        if not 1 <= chosen <= n_tokens:
-            raise InputError(
-                f"top={chosen}: the vocabulary has {n_tokens} tokens, look at 1 to {n_tokens}."
-            )
-        of_these = max(1, min(KEPT, n_tokens // 100, chosen)) if kept is None else kept
-        if not 1 <= of_these <= chosen:
-            raise InputError(f"kept={of_these}: of top={chosen} tokens 1 to {chosen} can be kept.")
-        return cls(chosen, of_these)
+    Raises:
+        InputError: some are NaN or infinite.
+    """
+    return finite(hidden @ matrix.T, "projections on the vocabulary")
 
 
-class Vocabulary:
-    """The tokens of a model as `words`, by id, "" where there is no token, and the `matrix` E that hidden
-    states are projected with."""
+def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int, int]:
+    """How many tokens of a projection are looked at, and how many of these are kept, of a vocabulary of so
+    many. `None` is the paper's 500 and 50, but no more than a tenth and a hundredth of the vocabulary, so
+    that a small one is not in it whole.
 
-    def __init__(self, session: Session, onto: Onto = "unembedding") -> None:
-        self.session, self.matrix = session, tokens_matrix(session, onto)
-        words, n = session.words, len(self.matrix)
-        self.words = [*words[:n], *[""] * (n - len(words))]
-
-    @cached_property
-    def telling(self) -> Bool[Tensor, " d_vocab"]:
-        """Tokens that are no stop words and longer than two characters."""
-        return torch.tensor([says_something(word) for word in self.words], device=self.matrix.device)
-
-    def among(self, words: Collection[str]) -> Bool[Tensor, " d_vocab"]:
-        """Tokens that are one of these words."""
-        return torch.from_numpy(self._index.isin(list(words))).to(self.matrix.device)
-
-    @cached_property
-    def _index(self) -> pd.Index:
-        return pd.Index(self.words)
-
-    def project(
-        self, hidden: Float[Tensor, "... d_model"], normed: bool = False
-    ) -> Float[Tensor, "... d_vocab"]:
-        """h E^T, with `normed` of h after the model's final norm, with its gain and bias.
-
-        Raises:
-            InputError: some are NaN or infinite.
-        """
-        projected = (self._normed(hidden) if normed else hidden) @ self.matrix.T
-        return finite(projected, "projections on the vocabulary")
-
-    def _normed(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        view, weights = self.session.view, self.session.weights
-        site = view.head_sites.get("ln_final")
-        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
-        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))
+    Raises:
+        InputError: less than one token, more than there are, or more kept than looked at.
+    """
+    chosen = max(1, min(TOP, n_tokens // 10)) if top is None else top
+    if not 1 <= chosen <= n_tokens:
+        raise InputError(f"top={chosen}: the vocabulary has {n_tokens} tokens, look at 1 to {n_tokens}.")
+    of_these = max(1, min(KEPT, n_tokens // 100, chosen)) if kept is None else kept
+    if not 1 <= of_these <= chosen:
+        raise InputError(f"kept={of_these}: of top={chosen} tokens 1 to {chosen} can be kept.")
+    return chosen, of_these
 
 
 class Reader:
     """Reads the attributes rate off hidden states of the prompts of `runs`.
 
-    `members` are the tokens that are attributes of each subject, and `subjects` says which of these is the
-    subject of each prompt.
+    `words` are what the tokens of the vocabulary spell, by id, "" where there is no token; `members` the
+    tokens that are attributes of each subject; `subjects` says which of these is that of each prompt.
 
     Raises:
         InputError: a prompt without subject, a subject of whose attributes none is a token, or `top` and
             `kept` that do not go with the vocabulary.
     """
-
-    members: Bool[Tensor, "subject d_vocab"]
 
     def __init__(
         self,
@@ -142,37 +99,50 @@ class Reader:
         normed: bool = False,
         onto: Onto = "unembedding",
     ) -> None:
-        self.vocabulary, self._runs, self._normed = Vocabulary(runs.session, onto), runs, normed
-        self._cut = cut = Cut.of(top, kept, len(self.vocabulary.words))
+        self._runs, self._normed, self._matrix = runs, normed, tokens_matrix(runs.session, onto)
+        n, words, device = len(self._matrix), runs.session.words, runs.view.device
+        self.words = [*words[:n], *[""] * (n - len(words))]
+        self._top, self._kept = top_and_kept(top, kept, n)
         self.options = {
             "attributes": attributes.source,
             "onto": onto,
             "normed": normed,
-            "top": cut.top,
-            "kept": cut.kept,
+            "top": self._top,
+            "kept": self._kept,
         }
-        of_subjects = attributes.about(p.prompt for p in runs.prompts)
-        self.members = torch.stack([self.vocabulary.among(words) for words in of_subjects.values()])
-        order = list(of_subjects)
-        for subject, known in zip(order, self.members.any(1).tolist(), strict=True):
-            if not known:
+        self._telling = torch.tensor([says_something(word) for word in self.words], device=device)
+        of_subjects, vocabulary = attributes.about(p.prompt for p in runs.prompts), pd.Index(self.words)
+        members = np.stack([vocabulary.isin(list(its)) for its in of_subjects.values()])
+        for subject, its in zip(of_subjects, members, strict=True):
+            if not its.any():
                 raise InputError(
                     f"no attribute of the subject {subject!r} is a token of this model's vocabulary: make "
                     "the attributes with this model."
                 )
-        self.subjects = [order.index(str(p.prompt.subject)) for p in runs.prompts]
+        self.members: Bool[Tensor, "subject d_vocab"] = torch.from_numpy(members).to(device)
+        order = {subject: i for i, subject in enumerate(of_subjects)}
+        self.subjects = [order[str(p.prompt.subject)] for p in runs.prompts]
 
     def read(
         self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
     ) -> Float[np.ndarray, "batch pos"]:
         """The rates of batch `b` in percent: the share of the kept tokens that are attributes of the
         prompt's own subject. NaN at other tokens than those wanted, and where nothing is kept."""
-        found = self.vocabulary.project(resid[where], self._normed).topk(self._cut.top).indices
-        telling = self.vocabulary.telling[found]
-        kept = telling & (telling.cumsum(-1) <= self._cut.kept)
-        rows = where.nonzero()[:, 0].tolist()
-        subjects = torch.tensor([self.subjects[self._runs.rows[b][row]] for row in rows])
-        hits = self.members[subjects.to(found.device)[:, None], found] & kept
+        hidden = resid[where]
+        if self._normed:
+            hidden = self._final_norm(hidden)
+        found = project(hidden, self._matrix).topk(self._top).indices
+        telling = self._telling[found]
+        kept = telling & (telling.cumsum(-1) <= self._kept)
+        of_rows = torch.tensor([self.subjects[row] for row in self._runs.rows[b]], device=found.device)
+        hits = self.members[of_rows[where.nonzero()[:, 0], None], found] & kept
         rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
         rates[where] = 100 * hits.sum(-1).double() / kept.sum(-1)
         return rates.cpu().numpy()
+
+    def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """The model's final norm, with its gain and bias."""
+        view, weights = self._runs.view, self._runs.weights
+        site = view.head_sites.get("ln_final")
+        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
+        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))

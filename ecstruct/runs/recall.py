@@ -36,8 +36,8 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     expected = arguments.pop("fingerprints", None) or {}
     model = load(source, device=device)
     if after_source:
-        both = Session.both(model, load_after(after_source, model, device=device))
-        sessions = dict(zip(("before", AFTER), both, strict=True))
+        before, after = Session.both(model, load_after(after_source, model, device=device))
+        sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
     weights = {state: session.described["fingerprint"] for state, session in sessions.items()}
