@@ -7,7 +7,7 @@ from recall_cases import SUBJECTS
 from tiny import single_pair
 from typer.testing import CliRunner
 
-from ecstruct import load, recall
+from ecstruct import InputError, load, recall
 from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
@@ -89,3 +89,13 @@ def test_the_command_loads_every_model_once(counts, tmp_path, n_models):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert (counts["loaded"], digests(counts)) == (n_models, {1})
+
+
+def test_sessions_that_are_no_pair_are_refused():
+    before, after = map(session.Session.of, single_pair("llama"))
+    with pytest.raises(InputError, match="give the models, or both sessions"):
+        recall.compare(before, after, SUBJECTS, progress=False)
+    pair = session.Session.both(*single_pair("llama"))
+    assert session.Session.both(*pair) == pair
+    with pytest.raises(InputError, match="in this order"):
+        recall.compare(*pair[::-1], SUBJECTS, progress=False)

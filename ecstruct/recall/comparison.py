@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
 from ecstruct.cost import Bar
 from ecstruct.distributed import Ranks
@@ -36,9 +35,9 @@ from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
+from ecstruct.scores.permutation import rank_correlation
 
 PAIRINGS = 10_000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,12 @@ class Comparison:
         rows = []
         for question, frame in self.joined.items():
             known = frame.dropna()
-            rho, chance = _rank_correlation(known["x"].to_numpy(), known["y"].to_numpy())
-            rows.append({"question": question, "rho": rho, "chance": chance, "n": len(known)})
+            rho, chance = float("nan"), float("nan")
+            if len(known) >= 3:  # two are always in order
+                rho, chance = rank_correlation(*known[["x", "y"]].to_numpy().T, PAIRINGS, seed=0)
+            # Without the last digits, of which a perfect order is not 1, and without a minus before 0.
+            row = {"question": question, "rho": round(rho, 12) + 0.0, "chance": chance, "n": len(known)}
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
@@ -161,16 +164,3 @@ def _difference(after: Any, before: Any) -> Any:
     numbers = [name for name, variable in after.data_vars.items() if variable.dtype.kind in "bif"]
     differences = {name: after[name].astype(float) - before[name].astype(float) for name in numbers}
     return after.assign(differences).assign_attrs(difference=[after.attrs, before.attrs])
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Spearman's rho, and the share of random pairings whose rho is at least as far from 0; NaN where one
-    of the two does not vary."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), float("nan")
-    ranks = [rankdata(values) for values in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
-    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
-    rho = round(float(a @ b), 12) + 0.0  # no minus zero
-    shuffled = np.random.default_rng(SEED).permuted(np.tile(b, (PAIRINGS, 1)), axis=1) @ a
-    return rho, float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + PAIRINGS))

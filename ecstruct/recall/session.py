@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
+from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span, subject_span
 from ecstruct.facts.encoding import offsets
 from ecstruct.facts.prompt import PromptsLike
@@ -78,14 +79,22 @@ class Session:
 
     @classmethod
     def both(cls, before: Model, after: Model) -> tuple[Session, Session]:
-        """The sessions of two models of one architecture, each with its own tokenizer.
+        """The sessions of two models of one architecture, each with its own tokenizer. Sessions that were made
+        so stay as they are.
 
         Raises:
-            InputError: a model that cannot be hooked, or two that do not fit one another.
+            InputError: a model that cannot be hooked, two that do not fit one another, or other sessions.
         """
         if isinstance(before, Session) and isinstance(after, Session):
-            return before, after
-        pair = Pair.of(cast(TransformerBridge, before), cast(TransformerBridge, after))
+            pair = before.pair
+            if pair and before.weights is pair.before and after.weights is pair.after:
+                return before, after
+        if isinstance(before, Session) or isinstance(after, Session):
+            raise InputError(
+                "these are not the sessions of two models, before and after finetuning: give the models, or "
+                "both sessions that Session.both made of them, in this order."
+            )
+        pair = Pair.of(before, after)
         own = tokenizer_of(pair.view.model)
         return (
             cls(pair.view, pair.before, own, pair.sources["before"], pair),
