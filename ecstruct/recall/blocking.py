@@ -190,9 +190,8 @@ class Packed:
             copies = torch.cat([copies, entering[:, None].expand(-1, joining, -1, -1)], 1)
             n_copies = copies.shape[1]
             edges = run.edges(layer, knockouts[:n_copies], self._positions, self._real)
-            row = torch.cat(
-                [run.walk.resid(layer, 0), rearrange(copies, "b copy own d -> b (copy own) d")], 1
-            )
+            flat = rearrange(copies, "b copy own d -> b (copy own) d")
+            row = torch.cat([run.walk.resid(layer, 0), flat], 1)
             call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
             at = None
             if layer == view.n_layers - 1:
@@ -206,8 +205,7 @@ class Packed:
         """The model's own, at the positions of the row's tokens; closed are blocked edges, and those
         between copies, or from a copy to the tokens that it stands for."""
         own, n_copies, length = self._run.masks[layer], edges.shape[1], self._length
-        order = torch.arange(length, device=own.device)
-        at = self._row(order.expand(len(own), -1), self._positions, n_copies)
+        order, at = torch.arange(length, device=own.device), self._in_prompt(n_copies)
         mask = own.gather(2, at[:, None, :, None].expand(-1, own.shape[1], -1, length))
         mask = mask.gather(3, at[:, None, None, :].expand(-1, own.shape[1], at.shape[1], -1))
         here = torch.arange(n_copies * self._n_own, device=own.device)
@@ -223,17 +221,15 @@ class Packed:
 
     def _record(self, n_copies: int) -> list[BlockCall]:
         """How the model calls its blocks on rows of so many copies."""
-        view, ids = self._run.runs.view, self._batch.ids
-        order = torch.arange(self._length, device=ids.device).expand(len(ids), -1)
-        ids = self._row(ids, ids.gather(1, self._positions), n_copies)
-        positions = self._row(order, self._positions, n_copies)
+        view, positions = self._run.runs.view, self._in_prompt(n_copies)
+        ids = self._batch.ids.gather(1, positions)
         mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=view.dtype, device=ids.device)
         return view.embed(self._run.runs.weights, ids, mask, positions)[1]
 
-    def _row(
-        self, prompt: Int[Tensor, "batch pos"], own: Int[Tensor, "batch own"], n_copies: int
-    ) -> Int[Tensor, "batch token"]:
-        return torch.cat([prompt, own.repeat(1, n_copies)], 1)
+    def _in_prompt(self, n_copies: int) -> Int[Tensor, "batch token"]:
+        """The positions that the tokens of a row have in its prompt."""
+        order = torch.arange(self._length, device=self._positions.device)
+        return torch.cat([order.expand(len(self._positions), -1), self._positions.repeat(1, n_copies)], 1)
 
 
 class Stacked:

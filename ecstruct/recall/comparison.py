@@ -65,7 +65,9 @@ class Comparison:
             known = frame.dropna()
             rho, chance = float("nan"), float("nan")
             if len(known) >= 3:  # two are always in order
-                rho, chance = rank_correlation(*known[["x", "y"]].to_numpy().T, PAIRINGS, seed=0)
+                rho, chance = rank_correlation(
+                    known["x"].to_numpy(), known["y"].to_numpy(), PAIRINGS, seed=0
+                )
             # Without the last digits, of which a perfect order is not 1, and without a minus before 0.
             row = {"question": question, "rho": round(rho, 12) + 0.0, "chance": chance, "n": len(known)}
             rows.append(row)

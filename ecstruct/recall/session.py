@@ -79,8 +79,8 @@ class Session:
 
     @classmethod
     def both(cls, before: Model, after: Model) -> tuple[Session, Session]:
-        """The sessions of two models of one architecture, each with its own tokenizer. Sessions that were made
-        so stay as they are.
+        """The sessions of two models of one architecture, each with its own tokenizer. Sessions that were
+        made so stay as they are.
 
         Raises:
             InputError: a model that cannot be hooked, two that do not fit one another, or other sessions.
@@ -91,8 +91,8 @@ class Session:
                 return before, after
         if isinstance(before, Session) or isinstance(after, Session):
             raise InputError(
-                "these are not the sessions of two models, before and after finetuning: give the models, or "
-                "both sessions that Session.both made of them, in this order."
+                "these are not the sessions of two models, before and after finetuning: give the models, "
+                "or both sessions that Session.both made of them, in this order."
             )
         pair = Pair.of(before, after)
         own = tokenizer_of(pair.view.model)
