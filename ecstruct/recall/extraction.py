@@ -87,11 +87,13 @@ def extraction(
         raise InputError(
             f"patched={list(patched)}: there is no layer {outside[0]}, but 0 to {n_layers - 1}."
         )
-    conditions: dict[str, Callable[[int], Intervention]] = {PLAIN: lambda b: nothing}
+    conditions: list[tuple[str, Callable[[int], Intervention]]] = [(PLAIN, lambda b: nothing)]
     for name, which in groups.items():
-        conditions[f"blocked {name}"] = partial(_blocking, runs, runs.places(which), runs.places("last"))
+        blocking = partial(_blocking, runs, runs.places(which), runs.places("last"))
+        conditions.append((f"blocked {name}", blocking))
     for layer in patched:
-        conditions[f"patched from {layer}"] = partial(_patching, runs, runs.places("subject"), layer)
+        patching = partial(_patching, runs, runs.places("subject"), layer)
+        conditions.append((f"patched from {layer}", patching))
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
@@ -99,7 +101,7 @@ def extraction(
     bar = tqdm(total=len(runs.rows) * len(conditions), desc="extraction", disable=not progress)
     with runs.still(), bar:
         for b, rows in enumerate(runs.rows):
-            for c, intervention in enumerate(conditions.values()):
+            for c, (_, intervention) in enumerate(conditions):
                 largest, predicted = _largest(runs, unembedding, b, intervention(b))
                 if c == 0:  # the token is that of the plain run under every condition
                     answer = runs.batches[b].answer_ids[:, 0].cpu().numpy()
@@ -111,7 +113,7 @@ def extraction(
     texts = runs.session.tokenizer.convert_ids_to_tokens(tokens.tolist())
     coordinates = {
         **runs.coordinates(),
-        "condition": list(conditions),
+        "condition": [name for name, _ in conditions],
         "layer": np.arange(n_layers),
         "token": ("prompt", [str(text) for text in texts]),
         "predicted": ("prompt", right),
@@ -203,7 +205,8 @@ def _patching(runs: Runs, subjects: Places, layer: int, b: int) -> Intervention:
     def patched(step: Step) -> Step:
         if step.layer < layer:
             return step
-        early.append(step.resid)
+        if not early:
+            early.append(step.resid)
         return replace(step, resid=torch.where(where, early[0], step.resid))
 
     return patched

@@ -102,7 +102,7 @@ class ScoreEngine:
     """Holds two sets of weights of one architecture, and scores prompts with them.
 
     Arguments as for `score`; the pair of both models may be given in their place. What is not offloaded is
-    engine saves that time.
+    read once, so scoring several prompt sets with one engine saves that time.
     """
 
     def __init__(
