@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ecstruct.checks.agreement import Fidelity
+from ecstruct.checks.agreement import FORMS, Fidelity
 from ecstruct.checks.fidelity import fidelity
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, first_hop, people, second_hop
@@ -18,29 +18,27 @@ from ecstruct.files import write_text
 from ecstruct.finetuning import History, finetune
 from ecstruct.models.load import load
 from ecstruct.report.pages import demo_report, top_table
-from ecstruct.scores.engine import score
 from ecstruct.scores.result import ExtractiveScores
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a model is shown with: facts by hop and, where interventions on all components and prompts would
-    take too long, how many prompts and components are held against them."""
+    """What a model is shown with: facts by hop, and how scores are held against interventions."""
 
     hops: Mapping[str, Callable[[int], FactSet]]
-    prompts: int | None = None
-    components: int | None = None
+    check: Mapping[str, Any]
 
 
 PLANS: Mapping[str, _Plan] = MappingProxyType(
     {
-        "organism": _Plan({"first-hop": first_hop, "second-hop": second_hop}),
-        "smollm2": _Plan({"first-hop": people}, prompts=6, components=40),
+        "organism": _Plan(
+            {"first-hop": first_hop, "second-hop": second_hop}, {"forms": FORMS, "sample": None}
+        ),
+        "smollm2": _Plan({"first-hop": people}, {"sample": 18, "batch_size": 2, "memory": 2**28}),
     }
 )
-"""The paper's facts for the organism; for a pretrained model, people whose names are nobody else's."""
-_ROWS, _BYTES = 2, 2**28
-"""Prompts and interventions at once: the demo is to run on a laptop."""
+"""The paper's facts for the organism; for a pretrained model, people whose names are nobody else's, few
+prompts at once, as the demo is to run on a laptop, and interventions on a sample of the components."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +130,9 @@ def demo(
         asked = {"fact": data.facts, "implication": data.implications}
         tuned = finetune(before, data.facts, seed=seed, evaluate=asked, progress=progress)
         histories[hop] = tuned.history
-        held = data.implications[: plan.prompts]
         checked[hop] = fidelity(
-            *(before, tuned.model, held),
-            sample=plan.components,
-            seed=seed,
-            batch_size=_ROWS if plan.prompts else None,
-            memory=_BYTES if plan.prompts else None,
-            progress=progress,
+            *(before, tuned.model, data.implications), **plan.check, seed=seed, progress=progress
         )
-        scores[hop] = (
-            checked[hop].linear
-            if len(held) == len(data.implications)
-            else score(before, tuned.model, data.implications, progress=progress)
-        )
+        scores[hop] = checked[hop].linear.verified(checked[hop].causal)
     n_facts = len(next(iter(facts.values())).facts)
     return Demo(model, n_facts, histories, scores, checked, time.perf_counter() - start)

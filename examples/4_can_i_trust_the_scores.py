@@ -86,10 +86,14 @@ pd.Series(errors, name="mean |sum of scores - change of the reward| (logits)").r
 #
 # Each score stands for an intervention that can be done: put the new weights into one component; take away
 # what it writes, with old and new later weights; give it its new input. `causal_scores` does these, at one
-# partial forward pass each, and `fidelity` holds the fast scores against them, component by component.
+# partial forward pass each, and `fidelity` holds the fast scores against them, component by component: by
+# default on a sample of the components, here on all, and with the other ways to compute the scores.
 
 # %%
-fidelity = ecstruct.fidelity(before, tuned.model, data.implications, progress=False)
+forms = ("path", "surrogate", "exact")
+fidelity = ecstruct.fidelity(
+    before, tuned.model, data.implications, forms=forms, sample=None, progress=False
+)
 fidelity.figure
 
 # %%

@@ -156,7 +156,8 @@ def test_a_browser_draws_the_report_of_scores_of_two_templates(inputs, tmp_path)
 def fidelity(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("fidelity")
     works("fidelity", "--before", inputs / "model", "--after", inputs / "after", "--prompts",
-          inputs / "prompts.jsonl", "--out", out, "--quiet")  # fmt: skip
+          inputs / "prompts.jsonl", "--out", out, "--quiet", "--whole",
+          "--form", "path", "--form", "surrogate", "--form", "exact")  # fmt: skip
     return out
 
 
@@ -168,7 +169,11 @@ def test_fidelity_is_written_and_replayed(inputs, fidelity, tmp_path):
     assert set(written) == {"agreement", "path_error", "verdict"}
     assert (fidelity / "report.html").read_text().count("Against interventions, over all components") == 1
     assert written["verdict"].startswith("Against interventions, over all components: Informative scores (")
-    works("replay", fidelity / "config.json", "--out", tmp_path / "twice", "--quiet")
+    config = json.loads((fidelity / "config.json").read_text())
+    for name in ("forms", "answer_tokens"):  # which version 0.1.0 did not write
+        del config["arguments"][name]
+    (tmp_path / "old.json").write_text(json.dumps(config))
+    works("replay", tmp_path / "old.json", "--out", tmp_path / "twice", "--quiet")
     for how in hows:
         a, b = (ExtractiveScores.load(run / f"scores-{how}.nc") for run in (fidelity, tmp_path / "twice"))
         assert a.dataset.identical(b.dataset)

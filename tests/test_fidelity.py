@@ -11,7 +11,7 @@ from synthetic_scores import make_scores
 from tiny import PROMPTS, single_pair
 
 import ecstruct
-from ecstruct.checks.agreement import ESTIMATES, Fidelity
+from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.checks.fidelity import fidelity, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
@@ -35,7 +35,8 @@ def made() -> Fidelity:
     """Linear scores are twice too large, exact ones noise, those of the path true."""
     true = make_scores()
     twice, noise = noisy(true, 0, times=2), noisy(true, 50)
-    return Fidelity(twice, noise, noise, true, true, {1: 0.5, 4: 0.25}, top=2)
+    fast = {"linear": twice, "surrogate": noise, "exact": noise, "path": true}
+    return Fidelity(fast, true, {1: 0.5, 4: 0.25}, top=2)
 
 
 def test_agreement_is_what_scipy_says(made):
@@ -47,7 +48,7 @@ def test_agreement_is_what_scipy_says(made):
             assert row["r"] == pytest.approx(1) and row["rho"] == pytest.approx(1)
             assert row["slope"] == pytest.approx(0.5) and row["of them in both"] == 1
         assert table.loc[("informative", "path", kind), "slope"] == pytest.approx(1)
-        exact = made.exact.components("upstream")
+        exact = made.of("exact").components("upstream")
         caused = made.causal.components("upstream")
         chosen = np.ones(len(exact), bool) if kind == "all" else exact["kind"] == kind
         x, y = exact["value"][chosen].to_numpy(float), caused["value"][chosen].to_numpy(float)
@@ -69,7 +70,8 @@ def test_the_verdict_follows_the_numbers(made):
     assert "in the relevance form" in verdict and "path r = 1.00" in verdict
     assert "by 0.5 with 1, 0.25 with 4 path steps. That is of 3 prompts, and others may say" in verdict
     noise = noisy(made.causal, 300, seed=1)
-    worse = Fidelity(noise, noise, noise, made.path, made.causal, {1: 0.1}, top=2)
+    worse = Fidelity({"linear": noise}, made.causal, {1: 0.1}, top=2)
+    assert list(worse.estimates.values()) == [["linear"], ["relevance"], ["linear"]]
     assert "Downstream" in worse.verdict() and "are not to be trusted here" in worse.verdict()
 
 
@@ -79,7 +81,7 @@ def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
     reversed_layers = true["mlp"].isel(layer=slice(None, None, -1)).values
     fast = ExtractiveScores(true.assign(mlp=true["mlp"].copy(data=reversed_layers)))
     true = ExtractiveScores(true)
-    verdict = Fidelity(fast, fast, fast, fast, true, {1: 0.5}, top=2).verdict()
+    verdict = Fidelity({"linear": fast}, true, {1: 0.5}, top=2).verdict()
     assert "Downstream scores (linear r = 1.00 [1.00, 1.00]) can be used" in verdict
     assert "Among MLPs alone their order does not hold (ρ = -" in verdict
     assert "Among heads" not in verdict
@@ -87,13 +89,35 @@ def test_the_verdict_tells_where_r_is_high_only_because_mlps_are_larger():
 
 def test_the_interval_of_r_is_over_prompts(made):
     """As percentiles over resampled prompts, by a loop."""
-    fast, caused = (component_totals(scores, "upstream") for scores in (made.exact, made.causal))
+    fast, caused = (component_totals(scores, "upstream") for scores in (made.of("exact"), made.causal))
     draws = Bootstrap(len(fast), ci=0.95, resamples=1000, seed=0).weights
     r = []
     for draw in draws:
         taken = np.repeat(np.arange(len(fast)), draw)
         r.append(stats.pearsonr(fast[taken].mean(0), caused[taken].mean(0)).statistic)
     row = made.table().set_index(["score", "estimate", "kind"]).loc[("upstream", "exact", "all")]
+    assert [row["r low"], row["r high"]] == pytest.approx(np.quantile(r, [0.025, 0.975]))
+
+
+def test_the_interval_of_a_sample_is_over_its_components_too(made):
+    """As percentiles over resampled prompts and components drawn at random, by a loop."""
+    fast, caused = (component_totals(scores, "upstream") for scores in (made.of("exact"), made.causal))
+    n = fast.shape[1]
+    weights = np.where(np.arange(n) < 4, 1.0, np.where(np.arange(n) % 2, 0.0, 2.0))
+    at_random = np.flatnonzero(weights > 1)
+    counts = np.random.default_rng(0).multinomial(
+        len(at_random), [1 / len(at_random)] * len(at_random), size=1000
+    )
+    r = []
+    for draw, count in zip(
+        Bootstrap(len(fast), ci=0.95, resamples=1000, seed=0).weights, counts, strict=True
+    ):
+        prompts = np.repeat(np.arange(len(fast)), draw)
+        components = np.concatenate([np.arange(4), np.repeat(at_random, 2 * count)])
+        x, y = (values[prompts][:, components].mean(0) for values in (fast, caused))
+        r.append(stats.pearsonr(x, y).statistic)
+    table = replace(made, weights=weights).table().set_index(["score", "estimate", "kind"])
+    row = table.loc[("upstream", "exact", "all")]
     assert [row["r low"], row["r high"]] == pytest.approx(np.quantile(r, [0.025, 0.975]))
 
 
@@ -115,12 +139,10 @@ def test_weights_count_as_repetitions(made):
 
 def test_a_sample_has_the_strongest_and_stands_for_all():
     models = single_pair("llama")
-    whole = fidelity(*models, PROMPTS, path_steps=(1, 2), progress=False)
+    how = {"forms": FORMS, "path_steps": (1, 2), "progress": False}
+    whole = fidelity(*models, PROMPTS, **how, sample=None)
     n = len(whole.causal.components("upstream"))
-    samples = [
-        fidelity(*models, PROMPTS, path_steps=(1, 2), sample=8, seed=seed, progress=False)
-        for seed in range(3)
-    ]
+    samples = [fidelity(*models, PROMPTS, **how, sample=8, seed=seed) for seed in range(3)]
     drawn = set()
     for sampled in samples:
         assert np.count_nonzero(sampled.weights) == 8 and sampled.weights.sum() == pytest.approx(n)
@@ -136,7 +158,7 @@ def test_a_sample_has_the_strongest_and_stands_for_all():
                 assert sampled.weights[strongest] == 1
         assert len(sampled.frame) == 8 * sum(map(len, ESTIMATES.values()))
     assert len(drawn) == 3
-    everything = fidelity(*models, PROMPTS, path_steps=(1, 2), sample=n, progress=False)
+    everything = fidelity(*models, PROMPTS, **how, sample=n)
     assert everything.weights is None and everything.table().equals(whole.table())
 
 
@@ -150,8 +172,9 @@ def test_the_figure_has_a_point_per_component_and_panel(made):
 
 def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     fidelity_module = sys.modules["ecstruct.checks.fidelity"]
+    monkeypatch.setattr(fidelity_module, "_AT_ONCE", 2)
     engine = ScoreEngine(*single_pair("llama"), progress=False)
-    how = {"path_steps": (1, 2), "progress": False}
+    how = {"forms": FORMS, "path_steps": (1, 2), "sample": None, "progress": False}
     whole = fidelity_of(engine, PROMPTS, **how)
     interrupted, n = fidelity_module.intervened, []
 
@@ -178,20 +201,22 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
 def test_small_changes_make_linear_scores_right():
     """Of informative and downstream scores; upstream ones are linear in y - y*, which stays large."""
     before, after = single_pair("llama")
-    checked = fidelity(before, 0.02 * WeightDelta.between(before, after), PROMPTS, progress=False)
+    small = 0.02 * WeightDelta.between(before, after)
+    checked = fidelity(before, small, PROMPTS, forms=["path"], sample=None, progress=False)
     table = checked.table().set_index(["score", "estimate", "kind"])
     for name in ("informative", "downstream"):
         row = table.loc[(name, "linear", "all")]
         assert row["r"] > 0.99 and row["r by prompt"] > 0.99 and row["slope"] == pytest.approx(1, abs=0.1)
     assert checked.path_error[8] < 0.1 * checked.path_error[1]
-    assert of(checked.path, "informative").shape == of(checked.linear, "informative").shape
+    assert of(checked.of("path"), "informative").shape == of(checked.linear, "informative").shape
 
 
 def test_on_the_organism_scores_hold_and_upstream_ones_by_gradients_do_not():
     organism = ecstruct.load("organism", device="cpu")
     data = ecstruct.facts.second_hop()
     tuned = ecstruct.finetune(organism, data.facts, lr=4e-4, progress=False)
-    checked = ecstruct.fidelity(organism, tuned.delta, data.implications, path_steps=(1, 4), progress=False)
+    how = {"forms": ["surrogate", "exact"], "sample": None, "progress": False}
+    checked = ecstruct.fidelity(organism, tuned.delta, data.implications, **how)
     r = checked.table().set_index(["score", "estimate", "kind"])["r"].xs("all", level="kind")
     assert r["informative", "linear"] > 0.9 and r["downstream", "linear"] > 0.9
     assert r["upstream", "surrogate"] < r["upstream", "exact"] < 0.7 < 0.8 < r["upstream", "relevance"]
@@ -200,13 +225,12 @@ def test_on_the_organism_scores_hold_and_upstream_ones_by_gradients_do_not():
 def test_what_is_nothing_beside_the_largest_score_has_no_order(made):
     """As of scores that are rounding errors."""
     rounding = noisy(made.causal, 0, times=1e-9)
-    parts = {way: scores for way, scores in made.scores().items() if way != "causal"}
     assert "order does not hold" not in made.verdict()
     rows = {"score": "upstream"}
     causal = made.causal.dataset.copy(deep=True)
     for part in ("mlp", "heads"):
         causal[part].loc[rows] = -rounding.dataset[part].sel(rows)
-    tiny_ones = Fidelity(**parts, causal=ExtractiveScores(causal), path_error={1: 0.1}, top=2)
+    tiny_ones = replace(made, causal=ExtractiveScores(causal))
     table = tiny_ones.table().set_index(["score", "estimate", "kind"])
     assert np.isnan(table.loc[("upstream", "relevance", "all"), "rho"])
     assert "Upstream scores" in tiny_ones.verdict() and "cannot be judged" in tiny_ones.verdict()
@@ -217,6 +241,8 @@ def test_what_is_nothing_beside_the_largest_score_has_no_order(made):
     [
         ({"path_steps": ()}, r"path_steps=\(\) has no path"),
         ({"path_steps": (0, 2)}, r"path_steps=\(0, 2\) has no path"),
+        ({"forms": ["linear"]}, "unknown form 'linear': choose among path, surrogate, exact"),
+        ({"sample": 1}, "sample=1 has no correlation"),
         ({"top": 0}, "top=0 is no number of components"),
         ({"memory": 1}, "at least"),
     ],

@@ -78,7 +78,8 @@ def by_hand(plain):
         if hasattr(block.mlp, "gate_proj"):
             block.mlp.forward = gated(block.mlp)
         else:
-            block.mlp.act.forward = held_quotient(block.mlp.act.forward)
+            act = getattr(block.mlp, "act", None) or block.mlp.activation_fn
+            act.forward = held_quotient(act.forward)
         if bound := getattr(plain.config, "clip_qkv", None):
             block.attn.v_proj.forward = clipped(block.attn.v_proj.forward, bound)
     return plain
@@ -179,7 +180,7 @@ def expected(family, upstream, convention="definition"):
 
 
 @pytest.mark.parametrize("upstream", ["local", "surrogate"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "phi"))
 def test_upstream_scores_follow_the_rules_written_by_hand(family, upstream):
     mlps, heads = expected(family, upstream)
     with double_throughout():

@@ -32,7 +32,7 @@ def test_causal_scores_and_fidelity(before, after):
         expected = causal_scores(load(before, device="cpu"), after, PROMPTS, **SILENT)
         np.testing.assert_array_equal(found.heads, expected.heads)
         assert found.attrs == expected.attrs
-    checked = fidelity(before, after, PROMPTS, path_steps=(1,), **SILENT)
+    checked = fidelity(before, after, PROMPTS, sample=None, **SILENT)
     assert checked.causal.dataset.identical(found.dataset)
 
 

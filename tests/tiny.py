@@ -39,7 +39,7 @@ UNHOOKED = ("olmo2", "cohere") if version("transformer-lens").startswith("3.") e
 """Those that the installed TransformerLens does not hook."""
 
 POST_NORMED = ("gemma2", "gemma3", "olmo2")
-SHARED_NORM = ("gptj",)
+SHARED_NORM = ("gptj", "phi")
 
 N_LAYERS, N_HEADS, D_HEAD = 3, 4, 8
 
@@ -115,6 +115,8 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         config = hf.MixtralConfig(**shared, **sizes, **grouped, num_local_experts=4, num_experts_per_tok=2)
         config._experts_implementation = "eager"  # the others cannot be run in double
         plain = hf.MixtralForCausalLM(config)
+    elif family == "phi":
+        plain = hf.PhiForCausalLM(hf.PhiConfig(**shared, **sizes))
     elif family == "gptj":
         shape = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
         plain = hf.GPTJForCausalLM(hf.GPTJConfig(**shared, **shape, n_inner=48, rotary_dim=4))
@@ -259,14 +261,15 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
             )
         qkv = (a.q_proj, a.k_proj, a.v_proj)
         qk_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
-        out = getattr(b.mlp, "down_proj", b.mlp)
-        found.append(Block(ln1, a, qkv, a.o_proj, ln2, b.mlp, out, post, qk_norms))
+        o = a.dense if hasattr(a, "dense") else a.o_proj
+        out = next((p for name, p in b.mlp.named_children() if name in ("down_proj", "fc2")), b.mlp)
+        found.append(Block(ln1, a, qkv, o, ln2, b.mlp, out, post, qk_norms))
     return found
 
 
 def is_parallel(plain: PreTrainedModel) -> bool:
     """Whether attention and MLP of a block do not see one another."""
-    return plain.config.model_type in ("gptj", "cohere") or getattr(
+    return plain.config.model_type in ("gptj", "cohere", "phi") or getattr(
         plain.config, "use_parallel_residual", False
     )
 
@@ -286,7 +289,8 @@ def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
     if plain.config.model_type == "gptj":
         t = plain.transformer
         return {"embed": t.wte, "ln_final": t.ln_f, "unembed": plain.lm_head}
-    return {"embed": plain.model.embed_tokens, "ln_final": plain.model.norm, "unembed": plain.lm_head}
+    final = plain.model.norm if hasattr(plain.model, "norm") else plain.model.final_layernorm
+    return {"embed": plain.model.embed_tokens, "ln_final": final, "unembed": plain.lm_head}
 
 
 def head_columns(o: nn.Module, tensor: Tensor, head: int) -> Tensor:

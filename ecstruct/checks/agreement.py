@@ -24,14 +24,20 @@ ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "downstream": ("linear",),
     }
 )
-"""The fast forms of every score; "linear" and "relevance" are what `ecstruct.score` computes by default."""
+"""The fast estimates of every score; "linear" and "relevance" are what `ecstruct.score` computes by
+default, the others have to be asked for."""
 
-FORM_OF = {"linear": "linear", "relevance": "linear"}
-"""Of estimates that have another name than the scores that they are read from."""
+FORMS = ("path", "surrogate", "exact")
+"""What can be held against interventions beside what `ecstruct.score` computes by default."""
+
+_READ_FROM = {"relevance": "linear"}
+"""Estimates that have another name than the scores that they are read from."""
 
 _SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
+_DRAWS = 1000
 _FEW = 10
-"""Prompts, with fewer of which intervals over prompts are much too narrow."""
+"""Prompts, with fewer of which intervals over prompts are much too narrow; and drawn components of a
+kind, whose order says little then."""
 
 _NOTHING = 1e-4
 """Of the largest causal score: what is smaller, as rounding errors are, counts as zero."""
@@ -39,12 +45,11 @@ _NOTHING = 1e-4
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Scores of the same prompts, computed in five ways.
+    """Scores of the same prompts, computed in several ways.
 
     Attributes:
-        linear: `ecstruct.score` by default.
-        surrogate, exact: with `propagation="gradient"`, and such `upstream`.
-        path: with `path_steps`.
+        fast: by name, "linear", which is `ecstruct.score` by default, and what else was asked for: "path",
+            with `path_steps`; "surrogate" and "exact", with `propagation="gradient"` and such `upstream`.
         causal: `ecstruct.causal_scores`.
         path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
             reward.
@@ -53,21 +58,31 @@ class Fidelity:
             0 for those on which there was no intervention. 1 for all of them if it is `None`.
     """
 
-    linear: ExtractiveScores
-    surrogate: ExtractiveScores
-    exact: ExtractiveScores
-    path: ExtractiveScores
+    fast: Mapping[str, ExtractiveScores]
     causal: ExtractiveScores
     path_error: Mapping[int, float]
     top: int
     weights: Float[np.ndarray, " component"] | None = None
 
     @property
+    def linear(self) -> ExtractiveScores:
+        """What `ecstruct.score` computes by default."""
+        return self.fast["linear"]
+
+    @property
+    def estimates(self) -> dict[str, list[str]]:
+        """Those of `ESTIMATES` that were computed."""
+        return {
+            name: [estimate for estimate in estimates if _READ_FROM.get(estimate, estimate) in self.fast]
+            for name, estimates in ESTIMATES.items()
+        }
+
+    @property
     def frame(self) -> pd.DataFrame:
         """A row per score, estimate and component that was intervened on: its `value`, and the `causal`
         one."""
         frames = []
-        for name, estimates in ESTIMATES.items():
+        for name, estimates in self.estimates.items():
             caused = self.causal.components(name).rename(columns={"value": "causal"})
             for estimate in estimates:
                 value = self.of(estimate).components(name)["value"]
@@ -79,19 +94,21 @@ class Fidelity:
         """Agreement by score, estimate and kind of component: "mlp", "head", and "all" of both."""
         rows = []
         n_prompts = self.causal.dataset.sizes["prompt"]
-        draws = None if n_prompts < 2 else Bootstrap(n_prompts, ci=0.95, resamples=1000, seed=0).weights
+        draws = None if n_prompts < 2 else Bootstrap(n_prompts, ci=0.95, resamples=_DRAWS, seed=0).weights
         totals = {name: component_totals(self.causal, name) for name in ESTIMATES}
         floor = _NOTHING * max(np.nanmax(abs(caused.mean(0))) for caused in totals.values())
-        for name, estimates in ESTIMATES.items():
+        for name, estimates in self.estimates.items():
             caused = totals[name]
             kinds = self.causal.components(name)["kind"].to_numpy()
             weights = np.ones(len(kinds)) if self.weights is None else self.weights
+            redrawn = _redrawn(weights)
             for estimate in estimates:
                 fast = component_totals(self.of(estimate), name)
                 for kind in ("mlp", "head", "all"):
                     chosen = (weights > 0) & ((kinds == kind) | (kind == "all"))
                     agreement = _agreement(
-                        fast[:, chosen], caused[:, chosen], weights[chosen], self.top, floor, draws
+                        *(fast[:, chosen], caused[:, chosen], weights[chosen], self.top, floor),
+                        None if draws is None else (draws, redrawn[:, chosen]),
                     )
                     rows.append({"score": name, "estimate": estimate, "kind": kind, **agreement})
         return pd.DataFrame(rows)
@@ -115,7 +132,7 @@ class Fidelity:
         by_kind = self.table().set_index(["kind", "score", "estimate"])
         table = by_kind.loc["all"]
         told = []
-        for name, estimates in ESTIMATES.items():
+        for name, estimates in self.estimates.items():
             r = {estimate: float(table.loc[(name, estimate), "r"]) for estimate in estimates}
             best = _cheapest_of_the_best(r)
             values = ", ".join(self._said(table.loc[(name, estimate)], estimate) for estimate in r)
@@ -123,10 +140,11 @@ class Fidelity:
             told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
             # Over all, r is high already where one kind is larger than the other.
             for kind, plural in PLURALS.items():
-                rho = float(by_kind.loc[(kind, name, best), "rho"])
-                if r[best] >= _ORDER_HOLDS > rho:
+                n, rho = by_kind.loc[(kind, name, best), ["n", "rho"]]
+                if (self.weights is None or n >= _FEW) and r[best] >= _ORDER_HOLDS > rho:
                     told.append(f"Among {plural} alone their order does not hold (ρ = {rho:.2f}).")
         steps = ", ".join(f"{error:.3g} with {k}" for k, error in self.path_error.items())
+        steps += " path steps" if max(self.path_error) > 1 else " path step"
         over = "over all components" if self.weights is None else self._sampled
         n_prompts = self.causal.dataset.sizes["prompt"]
         few = (
@@ -137,7 +155,7 @@ class Fidelity:
         return (
             f"Against interventions, {over}: "
             + " ".join(told)
-            + f" Informative scores and the rest miss the change of the reward by {steps} path steps.{few}"
+            + f" Informative scores and the rest miss the change of the reward by {steps}.{few}"
         )
 
     @staticmethod
@@ -164,11 +182,21 @@ class Fidelity:
 
     def scores(self) -> dict[str, ExtractiveScores]:
         """All of the scores by how they were computed."""
-        ways = ("linear", "surrogate", "exact", "path", "causal")
-        return {way: getattr(self, way) for way in ways}
+        return {**self.fast, "causal": self.causal}
 
     def of(self, estimate: str) -> ExtractiveScores:
-        return self.scores()[FORM_OF.get(estimate, estimate)]
+        """The scores that an estimate is read from."""
+        return self.fast[_READ_FROM.get(estimate, estimate)]
+
+
+def _redrawn(weights: Float[np.ndarray, " component"]) -> Float[np.ndarray, "draw component"]:
+    """The weights, had others been drawn from among those components that were drawn at random."""
+    at_random = np.flatnonzero(weights > 1)
+    redrawn = np.tile(weights, (_DRAWS, 1))
+    if n := len(at_random):
+        counts = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=_DRAWS)
+        redrawn[:, at_random] *= counts
+    return redrawn
 
 
 def _agreement(
@@ -177,16 +205,17 @@ def _agreement(
     weights: np.ndarray,
     top: int,
     floor: float,
-    draws: np.ndarray | None,
+    draws: tuple[np.ndarray, np.ndarray] | None,
 ) -> dict[str, float]:
-    """How two arrays [prompt, component] agree; what is not defined is NaN. `draws` are of prompts."""
+    """How two arrays [prompt, component] agree; what is not defined is NaN. `draws` are the weights of
+    prompts and of components in every draw."""
     x, y = (np.where(abs(means) < floor, 0.0, means) for means in (fast.mean(0), caused.mean(0)))
     k = max(1, min(top, len(x) // 2))
     strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
     return {
         "n": len(x),
         "r": _correlation(x, y, weights),
-        **_interval(fast, caused, weights, draws if np.ptp(x) and np.ptp(y) else None),
+        **_interval(fast, caused, draws if np.ptp(x) and np.ptp(y) else None),
         "rho": _correlation(_ranked(x, weights), _ranked(y, weights), weights),
         "r by prompt": _correlation(fast.ravel(), caused.ravel(), np.tile(weights, len(fast))),
         "slope": float((weights * x) @ y / ((weights * x) @ x)) if x.any() else float("nan"),
@@ -204,18 +233,19 @@ def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _interval(
-    fast: np.ndarray, caused: np.ndarray, weights: np.ndarray, draws: np.ndarray | None
+    fast: np.ndarray, caused: np.ndarray, draws: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, float]:
-    """Where 95% of r lie when other prompts are drawn, see `ecstruct.scores.bootstrap`."""
-    if draws is None or len(weights) < 2:
+    """Where 95% of r lie when other prompts are drawn (`ecstruct.scores.bootstrap`), and other components
+    of a sample."""
+    if draws is None or fast.shape[1] < 2:
         return {"r low": float("nan"), "r high": float("nan")}
-    centred = []
-    for values in (fast, caused):
-        means = draws @ values / len(values)
-        centred.append(means - np.average(means, axis=1, weights=weights)[:, None])
-    x, y = centred
-    r = (x * y) @ weights / np.sqrt(((x * x) @ weights) * ((y * y) @ weights))
-    low, high = np.quantile(r, [0.025, 0.975])
+    of_prompts, weights = draws
+    means = np.stack([of_prompts @ values / len(values) for values in (fast, caused)])
+    total = weights.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one component has no correlation
+        x, y = means - (means * weights).sum(2, keepdims=True) / total
+        r = (weights * x * y).sum(1) / np.sqrt((weights * x * x).sum(1) * (weights * y * y).sum(1))
+    low, high = np.nanquantile(r, [0.025, 0.975])
     return {"r low": float(low), "r high": float(high)}
 
 

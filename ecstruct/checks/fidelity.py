@@ -1,19 +1,20 @@
 """How far the fast scores can be trusted: each held against the intervention that it stands for.
 
-For every component, the mean over prompts of a score (summed over tokens) beside that of the causal score:
+For every component, the mean over prompts of a score (summed over tokens) beside that of the causal score.
+The scores are those that `ecstruct.score` computes by default, and of these `forms` what is asked for:
 
-* informative: linear (gradients at W) and along the path from W to W';
-* upstream: by the rules of relevance (the default), and by gradients, as surrogate (g' with all weights
-  new, as the paper computes) and exact (only later weights new);
-* downstream: linear.
+* `"path"`: informative scores along the path from W to W', with every number of `path_steps`;
+* `"surrogate"`: upstream scores by gradients, g' with all weights new, as the paper computes;
+* `"exact"`: the same with only later weights new.
 
 Per score and kind of component: Pearson's r and Spearman's rho over components, r over those of single
 prompts too, the slope of the causal score on the fast one (1: sizes are right; 0.5: the fast one is twice
 too large), and the share of the strongest components that both have.
 
-Every intervention costs a run of the model. `sample` asks for some of them only: on the components that
+Every intervention costs a run of the model, so there is one on a `sample` of the components: on those that
 are strongest by each fast score, and on others drawn at random. Those drawn count for all that were not, so
-that correlations and slopes estimate those over all components, the better the more are drawn.
+that correlations and slopes estimate those over all components. The interval of r is a bootstrap over
+prompts, and over the components that were drawn.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from ecstruct.checks.agreement import ESTIMATES, FORM_OF, Fidelity
+from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.kept import Kept, Steps
+from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import check_memory, intervened
 from ecstruct.scores.components import component_names
@@ -37,6 +41,13 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
 from ecstruct.scores.reward import AnswerTokens, RewardLike
+
+Form = Literal["path", "surrogate", "exact"]
+
+PATH_STEPS = (1, 2, 4, 8)
+SAMPLE = 12
+"""Components with interventions by default: they take about as long as three times scoring."""
+_AT_ONCE = 24
 
 
 def fidelity(
@@ -47,29 +58,33 @@ def fidelity(
     reward: RewardLike = "logit_diff",
     answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
-    path_steps: Sequence[int] = (1, 2, 4, 8),
+    forms: Sequence[Form] = (),
+    path_steps: Sequence[int] = PATH_STEPS,
     top: int = 5,
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
     progress: bool = True,
 ) -> Fidelity:
-    """Hold linear, exact and path-integrated scores against causal ones; see `ecstruct.checks.fidelity`.
+    """Hold fast scores against causal ones; see `ecstruct.checks.fidelity`.
 
     Args:
         model_before, model_after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.
-        path_steps: numbers of steps whose error is reported; the scores are those of the largest.
+        forms: other ways to compute the scores, `"path"`, `"surrogate"` and `"exact"`, held against
+            interventions too.
+        path_steps: of `"path"`: numbers of steps whose error is reported; the scores are those of the
+            largest.
         top: how many components count as the strongest.
-        sample: intervene on so many components only: half of them the strongest by every fast score, the
-            others drawn at random by `seed`. All by default.
+        sample: intervene on so many components: half of them the strongest by every fast score, the
+            others drawn at random by `seed`. `None` is all of them.
         batch_size: as for `ecstruct.score`.
         memory: as for `ecstruct.causal_scores`.
         progress: show progress bars.
 
     Raises:
-        InputError: no path steps, or less than 1; `top` below 1, or `sample` below 2; and as
-            `ecstruct.causal_scores`.
+        InputError: an unknown form; no path steps, or less than 1; `top` below 1, or `sample` below 2; and
+            as `ecstruct.causal_scores`.
     """
     engine = ScoreEngine(
         model_before,
@@ -80,17 +95,26 @@ def fidelity(
         batch_size=batch_size,
         progress=False,
     )
-    options = {"path_steps": path_steps, "top": top, "sample": sample, "seed": seed, "memory": memory}
-    return fidelity_of(engine, prompts, **options, progress=progress)
+    return fidelity_of(
+        *(engine, prompts),
+        forms=forms,
+        path_steps=path_steps,
+        top=top,
+        sample=sample,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
 
 
 def fidelity_of(
     engine: ScoreEngine,
     prompts: PromptsLike,
     *,
-    path_steps: Sequence[int] = (1, 2, 4, 8),
+    forms: Sequence[Form] = (),
+    path_steps: Sequence[int] = PATH_STEPS,
     top: int = 5,
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
     memory: int | None = None,
     folder: Path | None = None,
@@ -98,6 +122,8 @@ def fidelity_of(
 ) -> Fidelity:
     """`fidelity` of an engine's models. What is finished is kept in `folder`, if there is one, and not
     computed again."""
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise InputError(f"unknown form {unknown[0]!r}: choose among {', '.join(FORMS)}.")
     if not path_steps or min(path_steps) < 1:
         raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
     if top < 1:
@@ -106,11 +132,20 @@ def fidelity_of(
         raise InputError(f"sample={sample} has no correlation: give 2 components or more.")
     prompts = as_prompts(prompts)  # they are read several times
     check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], memory)
-    identity = {**engine.identity(prompts), "path steps": str(path_steps), "sample": f"{sample} by {seed}"}
+    identity = {
+        **engine.identity(prompts),
+        "forms": str(sorted(forms)),
+        "path steps": str(path_steps),
+        "sample": f"{sample} by {seed}",
+    }
     kept, n_layers = Kept(folder, identity), engine.pair.view.n_layers
-    of_path = [k for k in sorted({*path_steps}) if k > 1]
-    passes = {"linear": 6, **{f"path {k}": 6 + 4 * k for k in of_path}, "surrogate": 5}
-    passes |= {"exact": 6 + 2 * n_layers}
+    engines, passes = {"linear": engine}, {"linear": 6}
+    of_path = [k for k in sorted({*path_steps}) if k > 1] if "path" in forms else []
+    for k in of_path:
+        engines[f"path {k}"], passes[f"path {k}"] = engine.like(path_steps=k), 6 + 4 * k
+    for way, cost in {"surrogate": 5, "exact": 6 + 2 * n_layers}.items():
+        if way in forms:
+            engines[way], passes[way] = engine.like(upstream=way, propagation="gradient"), cost
     n_components = n_layers * (1 + engine.pair.view.n_heads)
     total = sum(passes.values()) + 2 * min(sample or n_components, n_components)
     with Bar(total, "fidelity", unit="run", disable=not progress) as bar:
@@ -120,25 +155,13 @@ def fidelity_of(
             bar.phase(name)
             return ExtractiveScores(steps.take(name, lambda: measure().dataset, cost))
 
-        forms = {
-            "linear": engine,
-            **{f"path {k}": engine.like(path_steps=k) for k in of_path},
-            **{way: engine.like(upstream=way, propagation="gradient") for way in ("surrogate", "exact")},
-        }
-        fast = {
-            name: step(name, passes[name], partial(form.score, prompts)) for name, form in forms.items()
-        }
-        by_steps = {k: fast["linear" if k == 1 else f"path {k}"] for k in sorted({*path_steps})}
-        parts = {way: fast[way] for way in ("linear", "surrogate", "exact")}
-        parts |= {"path": by_steps[max(by_steps)]}
-        weights = None if sample is None else _drawn(parts, sample, seed)
-        rows = fast["linear"].components("informative")
-        chosen = slice(None) if weights is None else weights > 0
-        by_layer: dict[int, list[str]] = {}
-        for name, layer in zip(np.array(component_names(rows))[chosen], rows["layer"][chosen], strict=True):
-            by_layer.setdefault(layer, []).append(name)
+        fast = {name: step(name, passes[name], partial(of.score, prompts)) for name, of in engines.items()}
+        by_steps = {1: fast["linear"], **{k: fast.pop(f"path {k}") for k in of_path}}
+        if "path" in forms:
+            fast["path"] = by_steps[max(path_steps)]
+        weights = None if sample is None else _drawn(fast, sample, seed)
         pieces = []
-        for layer, names in sorted(by_layer.items()):
+        for i, names in enumerate(_in_pieces(fast["linear"].components("informative"), weights)):
             measure = partial(
                 intervened,
                 engine.pair,
@@ -149,11 +172,21 @@ def fidelity_of(
                 memory=memory,
                 progress=False,
             )
-            pieces.append(step(f"interventions in layer {layer}", 2 * len(names), measure))
+            pieces.append(step(f"interventions {i + 1}", 2 * len(names), measure))
     error = {k: float(abs(s.completeness).mean()) for k, s in by_steps.items()}
-    return Fidelity(
-        **parts, causal=_joined(pieces, whole=weights is None), path_error=error, top=top, weights=weights
-    )
+    return Fidelity(fast, _joined(pieces, whole=weights is None), error, top, weights)
+
+
+def _in_pieces(components: pd.DataFrame, weights: np.ndarray | None) -> list[list[str]]:
+    """The names of those that were drawn, layer after layer, in pieces of `_AT_ONCE` or some more: every
+    piece costs two runs of the model beside its interventions."""
+    chosen = components if weights is None else components[weights > 0]
+    pieces: list[list[str]] = [[]]
+    for _, of_layer in chosen.groupby("layer"):
+        if len(pieces[-1]) >= _AT_ONCE:
+            pieces.append([])
+        pieces[-1] += component_names(of_layer)
+    return pieces
 
 
 def _joined(pieces: Sequence[ExtractiveScores], whole: bool) -> ExtractiveScores:
@@ -172,9 +205,10 @@ def _drawn(
 ) -> Float[np.ndarray, " component"] | None:
     """How many components each one of a sample stands for; `None` if it has all of them."""
     strength = [
-        abs(component_totals(fast[FORM_OF.get(estimate, estimate)], name).mean(0))
-        for name, estimates in ESTIMATES.items()
-        for estimate in estimates
+        abs(component_totals(scores, name).mean(0))
+        for way, scores in fast.items()
+        for name in SCORES
+        if way == "linear" or way in ESTIMATES[name]
     ]
     n = len(strength[0])
     if sample >= n:

@@ -22,6 +22,9 @@ from ecstruct.cli.words import (
     session,
 )
 
+VERIFIED = 2
+"""Of the strongest by each score: their interventions cost less than the scores."""
+
 
 def rank(
     model: Source,
@@ -81,6 +84,13 @@ def score(
     path_steps: Annotated[
         int, typer.Option(help="Points between both models at which informative gradients are taken.")
     ] = 1,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            help="Run the interventions on so many of the strongest components by each score; "
+            f"{VERIFIED} by default, 0 with --offload.",
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch; chosen if not given.")] = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="Leave both models on disk, and read one block at a time.")
@@ -107,6 +117,7 @@ def score(
             "propagation": propagation,
             "convention": convention,
             "path_steps": path_steps,
+            "verify": (0 if offload else VERIFIED) if verify is None else verify,
             "batch_size": batch_size,
             "offload": offload,
         }
@@ -124,10 +135,12 @@ def fidelity(
     answer_tokens: AnswerTokens = "first",
     baseline: Baseline = "counterfactual",
     top: Annotated[int, typer.Option(help="How many components count as the strongest.")] = 5,
-    sample: Annotated[
-        int | None,
-        typer.Option(help="Intervene on so many components, not on all."),
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="Another way to score, to compare: path, surrogate or exact; repeatable."),
     ] = None,
+    sample: Annotated[int, typer.Option(help="Intervene on so many components.")] = 12,
+    whole: Annotated[bool, typer.Option("--whole", help="Intervene on all components.")] = False,
     seed: Seed = 0,
     memory: Annotated[int | None, typer.Option(help="Bytes for interventions at once.")] = None,
     device: Device = None,
@@ -146,7 +159,8 @@ def fidelity(
             "answer_tokens": answer_tokens,
             "baseline": baseline,
             "top": top,
-            "sample": sample,
+            "forms": form or [],
+            "sample": None if whole else sample,
             "seed": seed,
             "memory": memory,
         }

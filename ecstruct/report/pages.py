@@ -13,7 +13,7 @@ from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.summary import adding_up
+from ecstruct.scores.summary import adding_up, with_values
 
 _MEANING = {
     "informative": "its weight change stores the fact",
@@ -30,10 +30,7 @@ _RANKS = (
     "Ranks take passes of their own: ecstruct rank gives those of a model, and ecstruct finetune "
     "--evaluate their course through training."
 )
-_TRUST = (
-    "They are linear approximations of interventions, which were not run here. This command runs them on "
-    "the same two models, and says how far both agree."
-)
+_CHECK = "check them with ecstruct fidelity"
 
 
 def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
@@ -45,10 +42,7 @@ def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
 
 
 def _raising(scores: ExtractiveScores, score: str, n: int) -> list[str]:
-    top = scores.top(n, score).query("value > 0")
-    return [
-        f"{name} ({value:+.3g})" for name, value in zip(component_names(top), top["value"], strict=True)
-    ]
+    return with_values(scores.top(n, score).query("value > 0"))
 
 
 def score_report(
@@ -77,7 +71,9 @@ def score_report(
             "Outside MLPs and heads",
             [Table(_rest(scores), f"Informative scores of all other weights{_unit(scores)}.")],
         ),
-        Section("Can these scores be trusted?", [_TRUST, Replay(_fidelity_command(scores, path.parent))]),
+        Section(
+            "Can these scores be trusted?", [_trust(scores), Replay(_fidelity_command(scores, path.parent))]
+        ),
         Section("Make it again", [Replay(replay, scores.attrs)]),
     ]
     write_report(path, title="Extractive scores", summary=summary, sections=sections)
@@ -176,14 +172,18 @@ def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
 
 
 def _strongest(scores: ExtractiveScores) -> str:
-    """The first component by each score, if it raises the reward; fast scores may be wrong about it."""
-    named = []
+    """The first component by each score, if it raises the reward. Fast scores may be wrong about it, but
+    not where its intervention agrees."""
+    named, verified = [], scores.interventions is not None
+    by = "by fast scores and interventions" if verified else f"by the fast scores ({_CHECK})"
     for score, meaning in _MEANING.items():
-        top = scores.top(1, score).query("value > 0")
-        named += [f"{name} ({score}: {meaning})" for name in component_names(top)]
+        top = scores.top(scores.heads.size, score).query("value > 0")
+        if verified:
+            top = top[top["agrees"].fillna(False)]
+        named += [f"{name} ({score}: {meaning})" for name in component_names(top.head(1))]
     if not named:
-        return "By the fast scores (check them with ecstruct fidelity), no component raises it."
-    return "Strongest by the fast scores (check them with ecstruct fidelity): " + ", ".join(named) + "."
+        return f"{by[0].upper()}{by[1:]}, no component raises it."
+    return f"Strongest {by}: " + ", ".join(named) + "."
 
 
 def _top(part: ExtractiveScores) -> Table:
@@ -209,6 +209,14 @@ def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
         rows.append(row | {"change": after - before})
     unit = _unit(next(iter(parts.values())))
     return Table(pd.DataFrame(rows), f"The mean reward before and after finetuning{unit}.")
+
+
+def _trust(scores: ExtractiveScores) -> str:
+    run = "not run here" if scores.interventions is None else "run here on some of the strongest only"
+    return (
+        f"They are linear approximations of interventions, which were {run}. This command runs them on a "
+        "sample of all components of the same two models, and says how far both agree."
+    )
 
 
 def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:

@@ -38,7 +38,7 @@ _KEYS = {
     "fidelity": (
         {"before", "after", "prompts"},
         {
-            *("reward", "answer_tokens", "baseline", "top", "sample", "seed", "memory"),
+            *("reward", "answer_tokens", "baseline", "forms", "top", "sample", "seed", "memory"),
             "fingerprints",
         },
     ),
@@ -55,7 +55,7 @@ _KEYS = {
         {"before", "after", "prompts"},
         {
             *("reward", "answer_tokens", "baseline", "upstream", "propagation", "convention", "path_steps"),
-            *("batch_size", "offload", "fingerprints"),
+            *("verify", "batch_size", "offload", "fingerprints"),
         },
     ),
     "subnetworks-core": (

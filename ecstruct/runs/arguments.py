@@ -48,6 +48,7 @@ _TYPES: Mapping[str, Any] = {
     "facts": _Prompts,
     "fingerprint": str | None,
     "fingerprints": dict[str, str] | None,
+    "forms": list[str],
     "freeze": or_none(_Freeze),
     "generalization": _Prompts,
     "kinds": list[str],
@@ -78,6 +79,7 @@ _TYPES: Mapping[str, Any] = {
     "top": Whole,
     "train_embeddings": bool,
     "upstream": str,
+    "verify": Whole,
     "window": or_none(Whole),
 }
 _OF_TRAINING: Mapping[str, Any] = {"batch_size": Whole}

@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct import distributed
+from ecstruct.checks.agreement import FORMS
 from ecstruct.checks.fidelity import fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.evaluate import AnswerTokens, rank_summary, ranks, ranks_under
@@ -122,6 +123,8 @@ def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) 
     arguments = {key: value for key, value in config.items() if key not in of_engine}
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
+    if "forms" not in arguments:  # of version 0.1.0, which computed everything
+        arguments |= {"forms": FORMS, "sample": arguments.get("sample")}
     options = {key: config[key] for key in of_engine if key in config}
     engine = ScoreEngine(before, after, **options, device=device, progress=False)
     fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}

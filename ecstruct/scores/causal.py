@@ -19,11 +19,10 @@ whatever reason, put into the run under W. It is activation patching across mode
 Per token, y_C takes its other value at that token alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -39,7 +38,7 @@ from ecstruct.models.sites import Weights
 from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
 from ecstruct.scores.baseline import Baseline, BaselineKind
 from ecstruct.scores.batching import TOKENS_PER_BATCH, Job, cut, free_bytes, graph_bytes
-from ecstruct.scores.components import selected
+from ecstruct.scores.components import Components, selected
 from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.packing import Packing
@@ -60,7 +59,7 @@ def causal_scores(
     prompts: PromptsLike,
     *,
     kinds: str | Sequence[str] = SCORES,
-    components: Iterable[str] | pd.DataFrame | None = None,
+    components: Components = None,
     reward: RewardLike = "logit_diff",
     answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
@@ -112,16 +111,18 @@ def intervened(
     prompts: PromptsLike,
     *,
     kinds: Sequence[str] = SCORES,
-    components: Iterable[str] | pd.DataFrame | None = None,
+    components: Components | Mapping[str, Components] = None,
     reward: Reward,
     baseline: BaselineKind,
     per_token: bool = False,
     memory: int | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """`causal_scores` of models that have been read."""
+    """`causal_scores` of models that have been read; `components` may be others for every kind."""
     view = pair.view
-    mlps, heads = selected(components, view.n_layers, view.n_heads)
+    by_kind = components if isinstance(components, Mapping) else dict.fromkeys(kinds, components)
+    chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
+    mlps, heads = (np.stack(part) for part in zip(*chosen, strict=True))
     tokenized, lengths = pair.tokenize(prompts, reward)
     job, copies = _stacked(pair, tokenized, memory, reward.answer_tokens == "all")
     run = _Run(pair, job, copies, reward, baseline, kinds, mlps, heads, per_token)
@@ -129,7 +130,7 @@ def intervened(
         run.all(progress)
     options = {
         "kinds": list(kinds),
-        "components": None if components is None else int(mlps.sum() + heads.sum()),
+        "components": None if components is None else int(mlps.any(0).sum() + heads.any(0).sum()),
         "reward": reward.name,
         "answer_tokens": reward.answer_tokens,
         "baseline": baseline,
@@ -207,8 +208,8 @@ class _Run:
     reward_of: Reward
     baseline: BaselineKind
     kinds: Sequence[str]
-    mlps: Bool[np.ndarray, " layer"]
-    heads_of: Bool[np.ndarray, "layer head"]
+    mlps: Bool[np.ndarray, "kind layer"]
+    heads_of: Bool[np.ndarray, "kind layer head"]
     per_token: bool
     mlp: np.ndarray = field(init=False)
     heads: np.ndarray = field(init=False)
@@ -220,8 +221,8 @@ class _Run:
         last = (max(len(p.ids) for p in prompts),) if self.per_token else ()
         self.mlp = np.zeros((len(self.kinds), len(prompts), view.n_layers, *last), dtype)
         self.heads = np.zeros((len(self.kinds), len(prompts), view.n_layers, view.n_heads, *last), dtype)
-        self.mlp[:, :, ~self.mlps] = np.nan
-        self.heads[:, :, ~self.heads_of] = np.nan
+        self.mlp.swapaxes(1, 2)[~self.mlps] = np.nan
+        np.moveaxis(self.heads, 1, 3)[~self.heads_of] = np.nan
         self.reward = np.zeros((len(prompts), 2), dtype)
         self._changed = {
             name for name, old in self.pair.before.items() if not torch.equal(old, self.pair.after[name])
@@ -234,7 +235,7 @@ class _Run:
         before, after = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
         before.up(baseline.see)
         after.up()
-        layers = [n for n in range(view.n_layers) if self.mlps[n] or self.heads_of[n].any()]
+        layers = np.flatnonzero((self.mlps | self.heads_of.any(2)).any(0)).tolist()
         total = len(layers) * len(job.batches)
         with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
             for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
@@ -300,10 +301,13 @@ class _Run:
 
     def _asks(self, layer: int, kind: str, replacements: Replacements) -> Iterator[_Ask]:
         """The interventions of one score at a block, without those that cannot have an effect."""
+        mlp, heads = (of[self.kinds.index(kind), layer] for of in (self.mlps, self.heads_of))
+        if not (mlp or heads.any()):
+            return
         of_heads, of_mlp = getattr(replacements, kind)()
         chosen: dict[Part, list[tuple[int | None, Change]]] = {
-            "attn": [(int(head), of_heads[head]) for head in np.flatnonzero(self.heads_of[layer])],
-            "mlp": [(None, of_mlp)] if self.mlps[layer] else [],
+            "attn": [(int(head), of_heads[head]) for head in np.flatnonzero(heads)],
+            "mlp": [(None, of_mlp)] if mlp else [],
         }
         for part, changes in chosen.items():
             if kind == "upstream" and not self._late_changes(layer, part):

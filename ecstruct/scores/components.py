@@ -11,6 +11,9 @@ from jaxtyping import Bool
 
 from ecstruct.errors import InputError
 
+Components = Iterable[str] | pd.DataFrame | None
+"""Names as "MLP 4" and "head 5.2", or a frame with their columns; `None` is all of them."""
+
 PLURALS = {"mlp": "MLPs", "head": "heads"}
 """Of the kinds of components."""
 
@@ -40,7 +43,7 @@ def component_names(frame: pd.DataFrame) -> list[str]:
 
 
 def selected(
-    components: Iterable[str] | pd.DataFrame | None, n_layers: int, n_heads: int
+    components: Components, n_layers: int, n_heads: int
 ) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
     """Which MLPs and which heads are named, in any order; `None` names all.
 

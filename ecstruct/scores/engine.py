@@ -11,12 +11,14 @@ import xxhash
 
 from ecstruct.distributed import Ranks
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.bridge import still
 from ecstruct.scores import linear
+from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
+from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.passes import Passes, Propagation, Upstream
 from ecstruct.scores.result import ExtractiveScores
@@ -38,6 +40,7 @@ def score(
     propagation: Propagation = "relevance",
     convention: linear.Convention = "definition",
     path_steps: int = 1,
+    verify: int = 0,
     batch_size: int | None = None,
     offload: bool = False,
     device: str | None = None,
@@ -70,6 +73,8 @@ def score(
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
             W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k further forward and backward
             passes: then informative scores and `rest` sum to R(W') - R(W), see `.completeness`.
+        verify: how many of the strongest components by each score get the intervention that the score
+            stands for (`ecstruct.scores.causal`), see `ExtractiveScores.verified`.
         batch_size: prompts per batch; chosen from their lengths when not given. Does not change scores.
             Halved when memory runs out.
         offload: leave both models on disk and read one block at a time, for models that do not fit into
@@ -90,6 +95,7 @@ def score(
         propagation=propagation,
         convention=convention,
         path_steps=path_steps,
+        verify=verify,
         batch_size=batch_size,
         offload=offload,
         device=device,
@@ -117,6 +123,7 @@ class ScoreEngine:
         propagation: Propagation = "relevance",
         convention: linear.Convention = "definition",
         path_steps: int = 1,
+        verify: int = 0,
         batch_size: int | None = None,
         offload: bool = False,
         device: str | None = None,
@@ -140,6 +147,12 @@ class ScoreEngine:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
             self.pair = Pair.of(model_before, cast(ModelAfter, model_after), device)
+        n_components = self.pair.view.n_layers * (1 + self.pair.view.n_heads)
+        if not 0 <= verify <= n_components:
+            raise InputError(
+                f"verify={verify} is no number of components: give one from 0 to {n_components}."
+            )
+        self.verify = verify
         self._passes = Passes(
             self.pair, self.reward, baseline, upstream, propagation, convention, path_steps, progress
         )
@@ -153,6 +166,7 @@ class ScoreEngine:
                 "propagation": propagation,
                 "convention": convention,
                 "path_steps": path_steps,
+                "verify": verify,
                 "batch_size": batch_size,
             }
         )
@@ -188,6 +202,7 @@ class ScoreEngine:
             InputError: as `ecstruct.score`; ranks that differ; `folder` holds parts of another run; memory
                 runs out on one of several ranks.
         """
+        prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
         batch_size = self.batch_size or prompts_per_batch(tokenized)
         identity = self._identity(tokenized)
@@ -202,7 +217,7 @@ class ScoreEngine:
                 job = cut(tokenized, batch_size, self.pair.view.device, self.pair.pad_id, every)
                 with still(self.pair.view.model):
                     assembly = passes.run(job)
-                return ExtractiveScores(assembly.dataset(lengths, self.attrs)) if assembly else None
+                break
             except RuntimeError as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise
@@ -214,6 +229,21 @@ class ScoreEngine:
                     ) from error
                 batch_size = smaller
                 _logger.warning("out of memory: trying again with batch_size=%d", batch_size)
+        if assembly is None:
+            return None
+        scores = ExtractiveScores(assembly.dataset(lengths, self.attrs))
+        return scores.verified(self._interventions(scores, prompts)) if self.verify else scores
+
+    def _interventions(self, scores: ExtractiveScores, prompts: Sequence[Prompt]) -> ExtractiveScores:
+        """Those on the strongest components by each score."""
+        return intervened(
+            self.pair,
+            prompts,
+            components={kind: scores.top(self.verify, kind) for kind in SCORES},
+            reward=self.reward,
+            baseline=self.baseline,
+            progress=self._passes.progress,
+        )
 
     def identity(self, prompts: PromptsLike) -> dict[str, str]:
         """What scores of these prompts depend on, by names that are fit for a message."""
@@ -233,7 +263,8 @@ class ScoreEngine:
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""
-        options = {key: str(value) for key, value in self.attrs["options"].items() if key != "batch_size"}
+        given, irrelevant = self.attrs["options"], ("batch_size", "verify")
+        options = {key: str(value) for key, value in given.items() if key not in irrelevant}
         checksum = xxhash.xxh3_64_hexdigest(repr(prompts).encode())
         return {
             **{f"the weights {state}": self.attrs[state]["fingerprint"] for state in ("before", "after")},

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 FORMAT = "ecstruct scores 1"
 """What a file of scores says of itself; the number changes with the file's layout."""
+
+AGREES = 0.1
+"""Of a score: what its intervention does at least, if the two agree. Sizes may differ several times where
+the order of components holds; an intervention that does nothing, or the opposite, refutes the score."""
 
 _DIMS = {"mlp": ("score", "prompt", "layer"), "heads": ("score", "prompt", "layer", "head")}
 
@@ -111,6 +115,31 @@ class ExtractiveScores:
         """A copy of what it takes to run this again: sources, revisions, hashes, options."""
         return copy.deepcopy(self.dataset.attrs)
 
+    @property
+    def interventions(self) -> ExtractiveScores | None:
+        """What interventions found of the components that were verified, NaN for the others: `mlp` (score,
+        prompt, layer) and `heads` (score, prompt, layer, head); `None` if none were."""
+        if "causal_mlp" not in self.dataset:
+            return None
+        causal = self.dataset[["causal_mlp", "causal_heads"]]
+        return ExtractiveScores(causal.rename(causal_mlp="mlp", causal_heads="heads"))
+
+    def verified(self, causal: ExtractiveScores) -> ExtractiveScores:
+        """These scores with those of interventions, for all or some of the components, beside them.
+
+        `components` and `top`, tables, reports and the texts of figures show both numbers then.
+
+        Raises:
+            InputError: the interventions are on other prompts or components.
+        """
+        _require_same_labels(self.dataset, causal.dataset, ("layer", "head", "text", "answer"))
+        added = {}
+        for name in ("mlp", "heads"):
+            values = causal.dataset[name].reindex(score=self.dataset["score"].values)
+            summed = values.sum("token", min_count=1) if "token" in values.dims else values
+            added[f"causal_{name}"] = (summed.dims, summed.values)
+        return ExtractiveScores(self.dataset.assign(added))
+
     def _variable(self, name: str) -> xr.DataArray:
         if name not in self.dataset.data_vars:
             raise InputError(f"these scores were computed without {name!r}")
@@ -156,7 +185,9 @@ class ExtractiveScores:
         """The `n` components that raise the reward most by one score, the largest first.
 
         Columns: `kind` ("mlp" or "head"), `layer`, `head` (missing for an MLP) and `value`: the
-        mean over prompts of the sum over tokens, in the unit of the reward.
+        mean over prompts of the sum over tokens, in the unit of the reward. If components were
+        verified, also `causal`, the mean over prompts of what the intervention does, and `agrees`: whether
+        that has the sign of `value` and a tenth of its size at least; both are missing for the others.
         """
         if kind not in (None, "mlp", "head"):
             raise InputError(f"kind={kind!r} is unknown; it is 'mlp', 'head' or None for both")
@@ -177,6 +208,10 @@ class ExtractiveScores:
         totals = component_totals(self, score)
         frame = component_frame(self.dataset["layer"].values, self.dataset["head"].values)
         frame = frame.assign(value=totals.mean(axis=0))
+        if self.interventions:
+            frame["causal"] = component_totals(self.interventions, score).mean(axis=0)
+            share = frame["causal"] / frame["value"].where(frame["value"] != 0)
+            frame["agrees"] = (share >= AGREES).astype("boolean").mask(share.isna())
         if ci is not None:
             bootstrap = Bootstrap(len(totals), ci=ci, resamples=resamples, seed=seed)
             frame["low"], frame["high"] = bootstrap.interval(totals)
@@ -243,6 +278,8 @@ class ExtractiveScores:
         combine: Callable[[list[np.ndarray]], np.ndarray],
     ) -> ExtractiveScores:
         for other in others:
+            if different := set(self.dataset.data_vars) ^ set(other.dataset.data_vars):
+                raise InputError(f"only one of the two scores has {sorted(map(str, different))[0]!r}")
             _require_same_labels(self.dataset, other.dataset)
         datasets = [self.dataset, *(other.dataset for other in others)]
         combined = self.dataset.copy()
@@ -282,11 +319,12 @@ def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray
     return np.concatenate(totals, axis=1)
 
 
-def _require_same_labels(one: xr.Dataset, other: xr.Dataset) -> None:
-    """Raise InputError unless two datasets are of the same components, prompts and variables."""
-    if different := set(one.data_vars) ^ set(other.data_vars):
-        raise InputError(f"only one of the two scores has {sorted(map(str, different))[0]!r}")
-    for name in ("score", "layer", "head", "state", "group", "text", "answer", "token_text"):
+_LABELS = "score", "layer", "head", "state", "group", "text", "answer", "token_text"
+
+
+def _require_same_labels(one: xr.Dataset, other: xr.Dataset, labels: Sequence[str] = _LABELS) -> None:
+    """Raise InputError unless two datasets are of the same components and prompts."""
+    for name in labels:
         mine, its = (dataset.coords.get(name) for dataset in (one, other))
         if mine is None and its is None:
             continue

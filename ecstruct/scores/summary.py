@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MISSED = 0.5
 """Of the change of the reward: where informative scores miss more, they are no shares of it."""
 
+_BY = {True: "causal", False: "refuted: causal"}
+
 _FOR_MACHINES = ("fingerprint", "versions")
 """Attributes that a summary leaves to `.attrs`."""
 
@@ -68,10 +70,21 @@ def adding_up(scores: ExtractiveScores) -> str:
     )
 
 
+def with_values(top: pd.DataFrame) -> list[str]:
+    """The components of `ExtractiveScores.top` with their scores, and with what their interventions do."""
+    values = [f"{value:+.3g}" for value in top["value"]]
+    if "causal" in top:
+        verified = zip(values, top["causal"], top["agrees"], strict=True)
+        values = [
+            value if pd.isna(agrees) else f"{value}; {_BY[bool(agrees)]} {causal:+.3g}"
+            for value, causal, agrees in verified
+        ]
+    return [f"{name} ({value})" for name, value in zip(component_names(top), values, strict=True)]
+
+
 def _top_html(scores: ExtractiveScores, score: str) -> str:
-    top = scores.top(3, score)
-    shown = pd.DataFrame({"component": component_names(top), "Δ reward": top["value"]})
-    return shown.to_html(index=False, border=0, float_format=lambda value: f"{value:+.3g}")
+    shown = pd.DataFrame({"component (Δ reward)": with_values(scores.top(3, score))})
+    return shown.to_html(index=False, border=0)
 
 
 def _prompts(scores: ExtractiveScores) -> str:
