@@ -25,9 +25,8 @@ from ecstruct import InputError, Prompt
 from ecstruct.organism import World
 from ecstruct.plots import attributes_rate_lines, sublayer_lines
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.enrichment import attributes_rate
-from ecstruct.recall.sublayers import sublayer_knockout
-from ecstruct.recall.vocabulary import Cut
+from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
+from ecstruct.recall.vocabulary import top_and_kept
 
 TOP, KEPT = 12, 4
 WORDS = {
@@ -244,10 +243,10 @@ def test_shuffled_attributes_are_the_same_sets_of_others():
 
 
 def test_how_much_of_a_projection_is_looked_at():
-    assert Cut.of(None, None, 50257) == Cut(500, 50)
-    assert Cut.of(None, None, 514) == Cut(51, 5)
-    assert Cut.of(None, None, 20) == Cut(2, 1)
-    assert Cut.of(3, None, 50257) == Cut(3, 3)
+    assert top_and_kept(None, None, 50257) == (500, 50)
+    assert top_and_kept(None, None, 514) == (51, 5)
+    assert top_and_kept(None, None, 20) == (2, 1)
+    assert top_and_kept(3, None, 50257) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
-from ecstruct.recall import blocking, copies
-from ecstruct.recall.groups import positions, read
-from ecstruct.recall.windows import windows
+from ecstruct.recall import blocking
+from ecstruct.recall.groups import positions
+from ecstruct.recall.knockout import windows
+from ecstruct.recall.session import Session
 
 ASKED = [Prompt(p.text, p.answer, p.options, name) for p, name in zip(PROMPTS, NAMES, strict=True)]
 N_LAYERS = tiny.N_LAYERS
@@ -225,7 +226,6 @@ def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     model, _ = hooked_pair("qwen2")
     options = {"window": 2, "groups": ["non-subject"], "destination": "subject", "progress": False}
     expected = recall.knockout(model, ASKED, **options)
-    monkeypatch.setattr(copies, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(blocking, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(blocking, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(blocking, "LOGITS", 1)
@@ -336,7 +336,9 @@ def test_prompts_without_a_subject() -> None:
 def test_positions_of_groups() -> None:
     model, _ = hooked_pair("llama")
     at_end = Prompt("people that speak Cy de Wit", "Thai", None, "Cy de Wit")
-    for prompt, expected in zip(read(model, [*ASKED, at_end]), [*map(parts_of, ASKED), None], strict=True):
+    for prompt, expected in zip(
+        Session.of(model).read([*ASKED, at_end]), [*map(parts_of, ASKED), None], strict=True
+    ):
         for name in ("subject", "non-subject", "last", "subject-last") if expected else ():
             assert positions(prompt, name) == expected[name]
     assert positions(prompt, "subject") == [4, 5, 6]
@@ -345,14 +347,14 @@ def test_positions_of_groups() -> None:
     assert positions(prompt, "non-subject") == [0, 1, 2, 3]
     assert positions(prompt, [-1, 0, 6]) == [0, 6]
     assert positions(prompt, slice(-2, None)) == [5, 6]
-    ada = read(model, ASKED[:1])[0]
+    ada = Session.of(model).read(ASKED[:1])[0]
     assert positions(ada, "subject-others", may_be_empty=True) == []
 
 
 def test_positions_in_a_chat_template() -> None:
     model, _ = hooked_pair("llama")
     wrapped = Prompt("people that Ada knows", "Dutch", subject="Ada", wrapper=("Ada speak ", " Di "))
-    (prompt,) = read(model, [wrapped])
+    (prompt,) = Session.of(model).read([wrapped])
     assert prompt.tokens == ("Ada", "speak", "people", "that", "Ada", "knows", "Di")
     assert positions(prompt, "subject") == [4]
     assert positions(prompt, "last") == [6]  # where the answer is predicted

@@ -6,14 +6,15 @@ from recall_cases import SUBJECTS
 from tiny import N_LAYERS, hooked_pair
 
 from ecstruct import InputError, recall
-from ecstruct.recall.groups import positions, read
+from ecstruct.recall.groups import positions
+from ecstruct.recall.session import Session
 
 PROMPTS = SUBJECTS[:2]
 
 
 def test_positions_may_be_numpy_integers_and_results_are_saved(tmp_path):
     model, _ = hooked_pair("llama")
-    last = len(read(model, PROMPTS[:1])[0].ids) - 1
+    last = len(Session.of(model).read(PROMPTS[:1])[0].ids) - 1
     its = {
         "one": np.int64(1),
         "some": np.array([1, 2]),
@@ -33,7 +34,7 @@ def test_positions_may_be_numpy_integers_and_results_are_saved(tmp_path):
 
 @pytest.mark.parametrize("which", [1.5, [0.5], None, slice(0.5)])
 def test_what_is_no_group_of_positions_is_refused(which):
-    (prompt,) = read(hooked_pair("llama")[0], PROMPTS[:1])
+    (prompt,) = Session.of(hooked_pair("llama")[0]).read(PROMPTS[:1])
     with pytest.raises(InputError, match="no group of positions"):
         positions(prompt, which)
 

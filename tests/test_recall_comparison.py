@@ -4,6 +4,7 @@ from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import xarray as xr
@@ -15,10 +16,10 @@ from ecstruct import InputError, finetune, load, mean_rank, recall, score
 from ecstruct.facts import first_hop
 from ecstruct.organism.world import World
 from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines
-from ecstruct.recall.comparison import _rank_correlation
 from ecstruct.recall.organism import pretrained
 from ecstruct.report.recall import _summary, recall_report
 from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.scores.permutation import rank_correlation
 
 TEXTS = {name: [*tiny.LANGUAGES[i % 4].split(), "people"] for i, name in enumerate(tiny.NAMES)}
 
@@ -94,12 +95,13 @@ def test_scores_beside_recall(compared: recall.Comparison) -> None:
 
 def test_rank_correlation() -> None:
     x, y = np.array([1.0, 2, 3, 3, 7, 9]), np.array([2.0, 1, 5, 6, 6, 8])
-    rho, chance = _rank_correlation(x, y)
+    rho, chance = rank_correlation(x, y, 10_000, seed=0)
     assert rho == pytest.approx(spearmanr(x, y).statistic)
     at_least = [abs(spearmanr(x, other).statistic) >= rho - 1e-9 for other in list(permutations(y))[::7]]
     assert chance == pytest.approx(np.mean(at_least), abs=0.03)
-    assert all(np.isnan(_rank_correlation(x, np.ones(6))))
-    assert all(np.isnan(_rank_correlation(x[:2], y[:2])))
+    assert all(np.isnan(rank_correlation(x, np.ones(6), 10, seed=0)))
+    two = recall.Comparison(*[None] * 3, {"of two": pd.DataFrame({"x": x[:2], "y": y[:2]})})  # pyright: ignore
+    assert two.agreement()[["rho", "chance"]].isna().all(axis=None)
 
 
 def test_without_attributes() -> None:

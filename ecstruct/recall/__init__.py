@@ -5,12 +5,11 @@ from them, in one model or before and after finetuning (Geva, Bastings, Filippov
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.comparison import Comparison, compare
 from ecstruct.recall.dissection import Dissection, dissect
-from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
 from ecstruct.recall.extraction import extracted, extraction, extraction_rate, first_extraction
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout, knockout_tokens
 from ecstruct.recall.storage import load, save
-from ecstruct.recall.sublayers import sublayer_knockout
 
 __all__ = [
     "Attributes",

@@ -23,7 +23,7 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.io.values import bounded
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.recall.vocabulary import says_something, word_of
+from ecstruct.recall.words import says_something, word_of
 
 if TYPE_CHECKING:
     from ecstruct.organism.world import City, World
@@ -48,15 +48,14 @@ class Attributes(Mapping[str, frozenset[str]]):
         Raises:
             InputError: a file that cannot be read or is empty, a line or record that is none.
         """
-        from_file = isinstance(corpus, str | os.PathLike)
-        rows = _lines(Path(corpus)) if from_file else _records(corpus)
         texts: dict[str, list[str]] = {}
-        for place, row in rows:
-            subject, its_texts = _checked(row, place)
-            texts.setdefault(subject, []).extend(its_texts)
+        for place, record in _records(corpus):
+            subject, paragraphs = _checked(record, place)
+            texts.setdefault(subject, []).extend(paragraphs)
+        path = str(corpus) if isinstance(corpus, str | os.PathLike) else None
         if not texts:
-            raise InputError(f"{corpus if from_file else 'the corpus'} is empty: it has no paragraphs.")
-        return cls.from_texts(texts, model, str(corpus) if from_file else "a corpus")
+            raise InputError(f"{path or 'the corpus'} is empty: it has no paragraphs.")
+        return cls.from_texts(texts, model, path or "a corpus")
 
     @classmethod
     def from_facts(cls, facts: FactSet | PromptsLike, model: TransformerBridge) -> Attributes:
@@ -93,12 +92,12 @@ class Attributes(Mapping[str, frozenset[str]]):
 
         world = world or World.build()
         cities = {city.name: city for city in world.cities}
-        texts = {person.name: _said_of(person.home) for person in world.people}
-        texts |= {landmark: _said_of(city) for city in world.cities for landmark in city.landmarks}
-        texts |= {city.name: [*_said_of(city), *city.landmarks] for city in world.cities}
+        texts = {person.name: _attributes_of(person.home) for person in world.people}
+        texts |= {landmark: _attributes_of(city) for city in world.cities for landmark in city.landmarks}
+        texts |= {city.name: [*_attributes_of(city), *city.landmarks] for city in world.cities}
         for fact in as_prompts(facts) if facts else ():
             if fact.subject is not None and fact.answer in cities:
-                texts[fact.subject] = _said_of(cities[fact.answer])
+                texts[fact.subject] = _attributes_of(cities[fact.answer])
         return cls.from_texts(texts, model, "the organism's world")
 
     @classmethod
@@ -150,7 +149,7 @@ class Attributes(Mapping[str, frozenset[str]]):
         return f"<Attributes of {len(self)} subjects from {self.source}, {mean:.0f} words each>"
 
 
-def _said_of(city: City) -> list[str]:
+def _attributes_of(city: City) -> list[str]:
     return [city.name, city.language, city.food, city.currency, city.job]
 
 
@@ -163,27 +162,28 @@ def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
                 yield word
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _records(corpus: Corpus) -> Iterator[tuple[str, Any]]:
+    """Every record of a corpus, after where it is."""
+    if not isinstance(corpus, str | os.PathLike):
+        for number, record in enumerate(corpus):
+            yield f"record {number} of the corpus", record
+        return
     try:
-        content = path.read_bytes()
+        content = Path(corpus).read_bytes()
     except OSError as error:
-        raise InputError(f"the corpus {path} cannot be read ({error.strerror}): check the path.") from error
+        raise InputError(
+            f"the corpus {corpus} cannot be read ({error.strerror}): check the path."
+        ) from error
     # At line feeds only: JSON strings may hold any other line separator as it is.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            yield place, json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{place}: this is not JSON in UTF-8 ({error}): write one object a line."
-            ) from error
-
-
-def _records(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for number, record in enumerate(records):
-        yield f"record {number} of the corpus", record
+        if line.strip():
+            place = f"{corpus}, line {number}"
+            try:
+                yield place, json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{place}: this is not JSON in UTF-8 ({error}): write one object a line."
+                ) from error
 
 
 def _checked(row: Any, place: str) -> tuple[str, list[str]]:

@@ -1,42 +1,55 @@
-"""Probabilities with attention edges blocked: all groups and windows on a set of prompts.
+"""Probabilities with attention edges blocked: many knockouts of a prompt at once.
+
+Blocking edges into a token changes that token and those after it. So a knockout is a *copy* of the prompt's
+tokens from the first such token on (for edges into the last position, of the last token alone), and all
+copies may follow the prompt in one row (`Packed`): the mask lets each see the tokens before it, as the
+prompt's own, whose keys and values all share, and itself, but neither the other copies nor the tokens that
+it stands for. Before the first layer of its window a copy is what the prompt is, so it joins there.
+
+Each layer's mask is the model's own, its edges at the positions that the row's tokens have in the prompt,
+and the blocked ones closed. An architecture that takes positions from the order of the row would compute
+something else. That is seen by a copy of which nothing is blocked, whose logits must be the prompt's; then
+copies are batches of whole prompts instead (`Stacked`), which such models read as any others.
 
 Knockouts are taken in the order in which their windows begin, as many at once as go well together: these
-need the layers from the first one's window on. Among them is always one that blocks nothing, whose logits
-must be the prompt's own.
+need the layers from the first one's window on.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.tokens import pad_id_of
-from ecstruct.models.provenance import tokenizer_of
-from ecstruct.recall.copies import TOKENS_PER_ROW, Blind, Copies, Knockout, Packed, Run, Stacked
-from ecstruct.recall.running import Runs, is_in
-from ecstruct.scores.batching import TOKENS_PER_BATCH, cut, free_bytes, graph_bytes, is_out_of_memory
+from ecstruct.models.calls import BlockCall
+from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
+from ecstruct.recall.session import Places, Runs, Step
+from ecstruct.scores.batching import TOKENS_PER_BATCH, free_bytes, graph_bytes, is_out_of_memory
+from ecstruct.scores.walk import Walk
 
 TokenKind = Literal["predicted", "answer"]
-Places = Sequence[Sequence[int]]
-"""Positions, prompt by prompt."""
 
+Edges = Bool[Tensor, "batch copy own pos"]
+"""The edges from the own tokens of copies to the prompt's positions."""
+
+TOKENS_PER_ROW = 512
+"""Tokens of copies in a row, as every token of a row is multiplied with all the others'."""
 LOGITS = 2**25
-"""That are there at once."""
+"""Logits that are there at once."""
 AGREE = 1e-4
 """How far, relative to the largest logit, those of a copy with nothing blocked may be from the prompt's."""
 
 _logger = logging.getLogger("ecstruct.recall")
-
-
-class Unlike(Exception):
-    """A copy with nothing blocked is not what the prompt is."""
 
 
 @dataclass(frozen=True)
@@ -61,90 +74,212 @@ def blocked(
     Raises:
         InputError: a token is left with nothing to see; a probability that is 0 or NaN.
     """
-    n, view = len(runs.prompts), runs.view
+    n = len(runs.prompts)
     found = Blocked(np.empty(n, np.int64), np.empty(n), np.empty((n, len(groups), len(windows))))
-    asked = [(label, w) for label in groups for w in range(len(windows))]
+    asked = [(g, w) for g in range(len(groups)) for w in range(len(windows))]
     asked.sort(key=lambda ask: windows[ask[1]].start)
-    batch_size = _batch_size(runs, into, len(asked))
-    pad_id = pad_id_of(tokenizer_of(view.model))
-    job = cut([*runs.prompts], batch_size, view.device, pad_id, False)
-    kind: type[Copies] = Packed
-    with tqdm(total=len(job.batches), desc="knockouts", unit="batch", disable=not progress) as bar:
-        for rows, batch in zip(job.rows, job.batches, strict=True):
-            run = Run.of(view, runs.weights, batch)
-            ids = run.logits.argmax(-1) if token == "predicted" else batch.answer_ids[:, 0]
+    runs = Runs.of(runs.session, runs.prompts, _batch_size(runs, into, len(asked)))
+    kind: type[Packed | Stacked] = Packed
+    with tqdm(total=len(runs.batches), desc="knockouts", unit="batch", disable=not progress) as bar:
+        for b, rows in enumerate(runs.rows):
+            run = Run(runs, b, into)
+            ids = run.logits.argmax(-1) if token == "predicted" else run.batch.answer_ids[:, 0]
             found.ids[rows] = ids.cpu()
             found.p0[rows] = _probability(run.logits[:, None], ids)[:, 0].cpu()
             _check_probabilities(runs, rows, found.p0)
-            edges = _Edges(run, is_in(into, rows, batch), torch.tensor([min(into[row]) for row in rows]))
-            sources = {label: is_in(places, rows, batch) for label, places in groups.items()}
-            knockouts = [Knockout(windows[w], sources[label], label) for label, w in asked]
+            sources = [runs.where(b, places) for places in groups.values()]
+            knockouts = [Knockout([*groups][g], sources[g], windows[w]) for g, w in asked]
             try:
-                p, kind = edges.probabilities(kind, knockouts, ids)
-            except Blind as blind:
-                prompt = runs.prompts[rows[blind.row]]
-                raise InputError(
-                    f"without {blind.label!r} the token {prompt.tokens[blind.position]!r} of "
-                    f"{prompt.prompt.text!r} sees nothing in layer {blind.layer}: block less."
-                ) from None
-            for (label, w), of_knockout in zip(asked, p.T.cpu().numpy(), strict=True):
-                found.p[rows, list(groups).index(label), w] = of_knockout
+                p = _probabilities(run, kind(run), knockouts, ids)
+            except (Unlike, RuntimeError, ValueError, TypeError, IndexError) as error:
+                if kind is Stacked or isinstance(error, InputError) or is_out_of_memory(error):
+                    raise
+                _logger.info("this model cannot read packed prompts: knockouts take whole ones, and longer")
+                kind = Stacked
+                p = _probabilities(run, kind(run), knockouts, ids)
+            for (g, w), of_knockout in zip(asked, p.T.cpu().numpy(), strict=True):
+                found.p[rows, g, w] = of_knockout
             bar.update()
     return found
 
 
+class Unlike(Exception):
+    """A copy with nothing blocked is not what the prompt is."""
+
+
 @dataclass(frozen=True)
-class _Edges:
-    """Those into some positions of the prompts of a batch, `first` being the first one of each."""
+class Knockout:
+    """Edges from `sources` that are blocked in the layers of `window`; `label` is for errors."""
 
-    run: Run
-    into: Bool[Tensor, "batch pos"]
-    first: Int[Tensor, " batch"]
+    label: str
+    sources: Bool[Tensor, "batch pos"]
+    window: range
 
-    def probabilities(
-        self, kind: type[Copies], knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch knockout"], type[Copies]]:
-        """Of the tokens `ids`, with copies of a kind, or of the kind that this model needs."""
-        try:
-            return self._probabilities(kind, knockouts, ids), kind
-        except (Unlike, RuntimeError, ValueError, TypeError, IndexError) as error:
-            if kind is Stacked or isinstance(error, InputError) or is_out_of_memory(error):
-                raise
-            _logger.info("this model cannot read packed prompts: knockouts take whole ones, and longer")
-            return self.probabilities(Stacked, knockouts, ids)
 
-    def _probabilities(
-        self, kind: type[Copies], knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch knockout"]:
-        copies, found = kind(self.run, self.first.to(ids.device), self.into), []
-        for i in range(0, len(knockouts), copies.at_once):
-            some = knockouts[i : i + copies.at_once]
-            start = some[0].window.start
-            nothing = Knockout(range(start, start), torch.zeros_like(self.into))
-            finals = copies.finals([nothing, *some])
-            self._check_alike(finals[:, :1])
-            found += [_probability(self._logits(part), ids) for part in self._parts(finals[:, 1:])]
-        return torch.cat(found, 1)
+class Run:
+    """Batch `b` as the model runs it: what enters every block and how blocks are called (`walk`), their
+    `masks`, and the `logits` [batch, d_vocab] at the last token. Knockouts block edges `into` some of its
+    tokens [batch, pos], of which `first` [batch] is each prompt's first."""
 
-    def _parts(self, finals: Float[Tensor, "batch copy d_model"]) -> Sequence[Tensor]:
-        return finals.split(max(1, LOGITS // self.run.logits.numel()), dim=1)
+    def __init__(self, runs: Runs, b: int, into: Places) -> None:
+        self.runs, self.batch, self.into = runs, runs.batches[b], runs.where(b, into)
+        self._rows = runs.rows[b]
+        n_layers, n = runs.view.n_layers, len(self._rows)
+        self.walk = Walk(runs.view, runs.weights, [self.batch], keep_graphs=False, descends=False)
+        self.walk.up()
+        self.masks = [mask_of(self.walk.call(layer, 0), n) for layer in range(n_layers)]
+        self.logits = runs.view.logits_at(runs.weights, self.walk.resid(n_layers, 0), self.batch.last)
+        self.first = torch.tensor([min(into[row]) for row in self._rows], device=self.into.device)
 
-    def _logits(self, finals: Float[Tensor, "batch copy d_model"]) -> Float[Tensor, "batch copy d_vocab"]:
-        return self.run.view.head(self.run.weights, finals).output
+    def edges(
+        self,
+        layer: int,
+        knockouts: Sequence[Knockout],
+        positions: Int[Tensor, "batch own"],
+        real: Bool[Tensor, "batch own"],
+    ) -> Edges:
+        """The edges that a layer's knockouts block, into the tokens at these positions of the prompts,
+        those of which are `real` that are no padding.
 
-    def _check_alike(self, finals: Float[Tensor, "batch 1 d_model"]) -> None:
-        expected, found = self.run.logits, self._logits(finals)[:, 0]
-        if not torch.allclose(found, expected, rtol=0, atol=AGREE * float(expected.abs().max())):
+        Raises:
+            InputError: a token is left with nothing to see.
+        """
+        sources = torch.stack([k.sources & (layer in k.window) for k in knockouts], 1)
+        into = self.into.gather(1, positions) & real
+        edges = rearrange(sources, "b copy pos -> b copy 1 pos") & rearrange(into, "b own -> b 1 own 1")
+        rows = torch.arange(len(real), device=real.device)[:, None]
+        closed = rearrange(is_closed(self.masks[layer])[rows, positions], "b own pos -> b 1 own pos")
+        blind = (closed | edges).all(-1) & real[:, None]
+        if blind.any():
+            row, copy, own = (int(i) for i in blind.nonzero()[0])
+            prompt = self.runs.prompts[self._rows[row]]
+            raise InputError(
+                f"without {knockouts[copy].label!r} the token {prompt.tokens[positions[row, own]]!r} of "
+                f"{prompt.prompt.text!r} sees nothing in layer {layer}: block less."
+            )
+        return edges
+
+
+class Packed:
+    """All copies of a prompt after it, in one row."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._batch, self._length = run, run.batch, run.batch.ids.shape[1]
+        self._n_own = int((self._batch.lengths - run.first).max())
+        here = run.first[:, None] + torch.arange(self._n_own, device=run.first.device)
+        self._real = here <= self._batch.last[:, None]
+        # Of a copy's tokens in the prompt, [batch, own]; the last one's instead of padding.
+        self._positions = here.minimum(self._batch.last[:, None])
+        # Which of a copy's tokens is the last, [batch].
+        self._last = self._batch.last - run.first
+        self._calls = lru_cache(maxsize=2)(self._record)
+
+    @property
+    def at_once(self) -> int:
+        """How many copies of each prompt go well together."""
+        return max(1, TOKENS_PER_ROW // self._n_own)
+
+    def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
+        """What leaves the last block at the last token, for knockouts in the order of their windows."""
+        run, view, start = self._run, self._run.runs.view, knockouts[0].window.start
+        rows = torch.arange(len(self._last), device=self._last.device)
+        copies = run.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, view.model.cfg.d_model)
+        for layer in range(start, view.n_layers):
+            joining = sum(k.window.start == layer for k in knockouts)
+            entering = run.walk.resid(layer, 0)[rows[:, None], self._positions]
+            copies = torch.cat([copies, entering[:, None].expand(-1, joining, -1, -1)], 1)
+            n_copies = copies.shape[1]
+            edges = run.edges(layer, knockouts[:n_copies], self._positions, self._real)
+            flat = rearrange(copies, "b copy own d -> b (copy own) d")
+            row = torch.cat([run.walk.resid(layer, 0), flat], 1)
+            call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
+            at = None
+            if layer == view.n_layers - 1:
+                each = torch.arange(n_copies, device=row.device) * self._n_own
+                at = self._length + each + self._last[:, None]
+            out = view.through(layer, run.runs.weights, call, row, at=at)[:, self._length :]
+            copies = rearrange(out, "b (copy own) d -> b copy own d", copy=n_copies)
+        return copies[rows, :, self._last]
+
+    def _mask(self, layer: int, edges: Edges) -> Mask:
+        """The model's own, at the positions of the row's tokens; closed are blocked edges, and those
+        between copies, or from a copy to the tokens that it stands for."""
+        own, n_copies, length = self._run.masks[layer], edges.shape[1], self._length
+        order, at = torch.arange(length, device=own.device), self._in_prompt(n_copies)
+        mask = own.gather(2, at[:, None, :, None].expand(-1, own.shape[1], -1, length))
+        mask = mask.gather(3, at[:, None, None, :].expand(-1, own.shape[1], at.shape[1], -1))
+        here = torch.arange(n_copies * self._n_own, device=own.device)
+        same = here[:, None] // self._n_own == here // self._n_own
+        padding = ~self._real.repeat(1, n_copies)  # sees itself, lest it see nothing
+        unseen = ~same | padding[:, None] & (here[:, None] != here)
+        blocked = rearrange(edges, "b copy own pos -> b (copy own) pos")
+        closed = torch.zeros(len(own), *mask.shape[2:], dtype=torch.bool, device=own.device)
+        closed[:, :, length:] = True
+        closed[:, length:, :length] = blocked | (order >= self._run.first[:, None])[:, None]
+        closed[:, length:, length:] = unseen | blocked.take_along_dim(at[:, None, length:], 2)
+        return closing(mask, closed)
+
+    def _record(self, n_copies: int) -> list[BlockCall]:
+        """How the model calls its blocks on rows of so many copies."""
+        view, positions = self._run.runs.view, self._in_prompt(n_copies)
+        ids = self._batch.ids.gather(1, positions)
+        mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=view.dtype, device=ids.device)
+        return view.embed(self._run.runs.weights, ids, mask, positions)[1]
+
+    def _in_prompt(self, n_copies: int) -> Int[Tensor, "batch token"]:
+        """The positions that the tokens of a row have in its prompt."""
+        order = torch.arange(self._length, device=self._positions.device)
+        return torch.cat([order.expand(len(self._positions), -1), self._positions.repeat(1, n_copies)], 1)
+
+
+class Stacked:
+    """Copies are batches of whole prompts, copy after copy."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def at_once(self) -> int:
+        """How many copies of each prompt go well together."""
+        return max(1, TOKENS_PER_BATCH // self._run.batch.ids.numel())
+
+    def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
+        """What leaves the last block at the last token, for knockouts in the order of their windows."""
+        run, start, n_copies = self._run, knockouts[0].window.start, len(knockouts)
+        batch = run.batch.repeat(n_copies)
+        real = run.batch.mask.bool()
+        positions = torch.arange(real.shape[1], device=real.device).expand(len(real), -1)
+
+        def closed(step: Step) -> Step:
+            edges = run.edges(step.layer, knockouts, positions, real)
+            mask = mask_of(step.call, len(batch.ids))
+            mask = closing(mask, rearrange(edges, "b copy own pos -> (copy b) own pos"))
+            return replace(step, call=with_mask(step.call, mask))
+
+        calls = run.runs.embed(batch)[1]
+        out = run.runs.leaving(calls, run.walk.resid(start, 0).repeat(n_copies, 1, 1), closed, start)
+        rows = torch.arange(len(out), device=out.device)
+        return rearrange(out[rows, batch.last], "(copy b) d -> b copy d", copy=n_copies)
+
+
+def _probabilities(
+    run: Run, copies: Packed | Stacked, knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch knockout"]:
+    """Of the tokens `ids`; raises `Unlike` if a copy with nothing blocked is not what its prompt is."""
+
+    def logits(finals: Float[Tensor, "batch copy d_model"]) -> Float[Tensor, "batch copy d_vocab"]:
+        return run.runs.view.head(run.runs.weights, finals).output
+
+    found, within = [], AGREE * float(run.logits.abs().max())
+    for i in range(0, len(knockouts), copies.at_once):
+        some = knockouts[i : i + copies.at_once]
+        start = some[0].window.start
+        finals = copies.finals([replace(some[0], window=range(start, start)), *some])
+        if not torch.allclose(logits(finals[:, :1])[:, 0], run.logits, rtol=0, atol=within):
             raise Unlike
-
-
-def _batch_size(runs: Runs, into: Places, n_knockouts: int) -> int:
-    """Prompts that go well together, each with the copies of one row."""
-    own = max(len(p.ids) - min(places) for p, places in zip(runs.prompts, into, strict=True))
-    copied = min(n_knockouts * own, max(TOKENS_PER_ROW, own))
-    length = max(len(p.ids) for p in runs.prompts) + own + copied
-    affordable = free_bytes(runs.view.device) // 4 // graph_bytes(runs.view, 1, length)
-    return max(1, min(affordable, TOKENS_PER_BATCH // length))
+        parts = finals[:, 1:].split(max(1, LOGITS // run.logits.numel()), dim=1)
+        found += [_probability(logits(part), ids) for part in parts]
+    return torch.cat(found, 1)
 
 
 def _probability(
@@ -162,3 +297,12 @@ def _check_probabilities(runs: Runs, rows: Sequence[int], p0: Float[np.ndarray, 
                 f"the token after {runs.prompts[row].prompt.text!r} has the probability {p0[row]}, of "
                 "which no percentage can be told: take another, or look for NaN in the checkpoint."
             )
+
+
+def _batch_size(runs: Runs, into: Places, n_knockouts: int) -> int:
+    """Prompts that go well together, each with the copies of one row."""
+    own = max(len(p.ids) - min(places) for p, places in zip(runs.prompts, into, strict=True))
+    copied = min(n_knockouts * own, max(TOKENS_PER_ROW, own))
+    length = max(len(p.ids) for p in runs.prompts) + own + copied
+    affordable = free_bytes(runs.view.device) // 4 // graph_bytes(runs.view, 1, length)
+    return max(1, min(affordable, TOKENS_PER_BATCH // length))

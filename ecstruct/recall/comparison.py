@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import PromptsLike, as_prompts
@@ -32,13 +30,14 @@ from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
 from ecstruct.recall.extraction import PLAIN
-from ecstruct.recall.groups import positions, read
+from ecstruct.recall.groups import positions
+from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
+from ecstruct.scores.permutation import rank_correlation
 
 PAIRINGS = 10_000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,20 @@ class Comparison:
         rows = []
         for question, frame in self.joined.items():
             known = frame.dropna()
-            rho, chance = _rank_correlation(known["x"].to_numpy(), known["y"].to_numpy())
-            rows.append({"question": question, "rho": rho, "chance": chance, "n": len(known)})
+            rho, chance = float("nan"), float("nan")
+            if len(known) >= 3:  # two are always in order
+                rho, chance = rank_correlation(
+                    known["x"].to_numpy(), known["y"].to_numpy(), PAIRINGS, seed=0
+                )
+            # Without the last digits, of which a perfect order is not 1, and without a minus before 0.
+            row = {"question": question, "rho": round(rho, 12) + 0.0, "chance": chance, "n": len(known)}
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
 def compare(
-    before: TransformerBridge,
-    after: TransformerBridge,
+    before: Model,
+    after: Model,
     prompts: PromptsLike,
     attributes: Attributes | None = None,
     *,
@@ -92,23 +97,26 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
-    works = {
-        name: Work(
-            *(model, prompts, attributes, window, token, onto),
-            folder=folder and folder / name,
-            name=f"{name} finetuning: ",
+    sessions = Session.both(before, after)
+    works = [
+        Work(
+            *(session, prompts, attributes, window, token, onto),
+            folder=folder and folder / state,
+            name=f"{state} finetuning: ",
         )
-        for name, model in (("after", after), ("before", before))
-    }
-    with Bar(sum(its.steps for its in works.values()), "recall", unit="step", disable=not progress) as bar:
-        of_after = works["after"].run(bar, None)
+        for session, state in zip(sessions, ("before", "after"), strict=True)
+    ]
+    with Bar(sum(work.steps for work in works), "recall", unit="step", disable=not progress) as bar:
+        of_after = works[1].run(bar, None)
         at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
-        of_before = works["before"].run(bar, at_layer)
+        of_before = works[0].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
-    engine = ScoreEngine(before, after, reward=reward, baseline="mean", progress=progress)
+    pair = sessions[0].pair
+    assert pair is not None  # as `Session.both` makes them
+    engine = ScoreEngine(pair, reward=reward, baseline="mean", progress=progress)
     scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
     assert scores is not None  # a process on its own is the first rank
-    subjects = [positions(prompt, "subject") for prompt in read(before, prompts)]
+    subjects = [positions(prompt, "subject") for prompt in works[0].prompts]
     return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))
 
 
@@ -158,16 +166,3 @@ def _difference(after: Any, before: Any) -> Any:
     numbers = [name for name, variable in after.data_vars.items() if variable.dtype.kind in "bif"]
     differences = {name: after[name].astype(float) - before[name].astype(float) for name in numbers}
     return after.assign(differences).assign_attrs(difference=[after.attrs, before.attrs])
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Spearman's rho, and the share of random pairings whose rho is at least as far from 0; NaN where one
-    of the two does not vary."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), float("nan")
-    ranks = [rankdata(values) for values in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
-    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
-    rho = round(float(a @ b), 12) + 0.0  # no minus zero
-    shuffled = np.random.default_rng(SEED).permuted(np.tile(b, (PAIRINGS, 1)), axis=1) @ a
-    return rho, float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + PAIRINGS))

@@ -11,22 +11,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import xxhash
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
-from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import versions
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction import extraction, patch_layers
+from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout
-from ecstruct.recall.sublayers import peak, sublayer_knockout
+from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 8
@@ -55,7 +53,7 @@ class Dissection:
 
 
 def dissect(
-    model: TransformerBridge,
+    model: Model,
     prompts: PromptsLike,
     attributes: Attributes | None = None,
     *,
@@ -82,97 +80,84 @@ def dissect(
     Raises:
         InputError: as the functions of `ecstruct.recall`; `folder` holds parts of another run.
     """
-    work = Work(model, as_prompts(prompts), attributes, window, token, onto, folder)
+    work = Work(Session.of(model), prompts, attributes, window, token, onto, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
         return work.run(bar, at_layer)
 
 
-@dataclass
 class Work:
-    """What there is to do on one model, whose `name` the bar shows."""
+    """What there is to do on the model of a session, whose `name` the bar shows. Its `steps` are runs of
+    some prompts through the model, about."""
 
-    model: TransformerBridge
-    prompts: Sequence[Prompt]
-    attributes: Attributes | None
-    window: int | None
-    token: TokenKind
-    onto: Onto
-    folder: Path | None
-    name: str = ""
-
-    @property
-    def steps(self) -> int:
-        """Of the bar: runs of some prompts through the model, about."""
-        n, layers = -(-len(self.prompts) // AT_ONCE), len(self.model.blocks)
-        costs = self._costs
-        return n * sum(costs.values()) + (layers if self.attributes else 0)
-
-    @property
-    def _costs(self) -> dict[str, int]:
-        """Of each part that goes through the prompts, in runs of the model, at most."""
-        layers = len(self.model.blocks)
-        costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(layers))}
-        if self.attributes is not None:
-            costs |= {"attributes rate": 2, "sublayer knockout": layers + 2}
-        return costs
+    def __init__(
+        self,
+        session: Session,
+        prompts: PromptsLike,
+        attributes: Attributes | None,
+        window: int | None,
+        token: TokenKind,
+        onto: Onto,
+        folder: Path | None,
+        name: str = "",
+    ) -> None:
+        self.session, self.prompts, self.attributes = session, session.read(prompts), attributes
+        self.window, self.token, self.onto = window, token, onto
+        self.folder, self.name = folder, name
+        n_layers = session.view.n_layers
+        # Of each part that goes through the prompts, in runs of the model, at most.
+        self._costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
+        if attributes is not None:
+            self._costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
+        pieces = -(-len(self.prompts) // AT_ONCE)
+        self.steps = pieces * sum(self._costs.values()) + (n_layers if attributes else 0)
 
     def run(self, bar: Bar, at_layer: int | None) -> Dissection:
         """All parts, or what is left of them."""
-        of_all: dict[str, Any] = {"progress": False}
-        of_both = {"token": self.token, **of_all}
-        early = patch_layers(len(self.model.blocks))
-        model, attributes, onto = self.model, self.attributes, self.onto
+        session, attributes, n_layers = self.session, self.attributes, self.session.view.n_layers
         steps = Steps(bar, Kept(self.folder, self._identity(at_layer) if self.folder else {}))
 
-        def each(part: str, measure: Callable[[Sequence[Prompt]], Result]) -> Any:
+        def pieces(part: str, things: Sequence[Any], dim: str, measure: Callable[..., Result]) -> Any:
+            """What is measured of some of these things at once, as one result of all."""
             bar.phase(f"{self.name}{part}")
             found = []
-            for start in range(0, len(self.prompts), AT_ONCE):
-                some = self.prompts[start : start + AT_ONCE]
-                found.append(steps.take(f"{part} {start}", partial(measure, some), self._costs[part]))
-            together = _joined(found, "prompt")
-            return together.assign_coords(prompt=np.arange(together.sizes["prompt"]))
+            for start in range(0, len(things), AT_ONCE):
+                some = things[start : start + AT_ONCE]
+                measured = partial(measure, some, progress=False)
+                found.append(steps.take(f"{part} {start}", measured, self._costs.get(part, len(some))))
+            return _joined(found, dim)
 
-        blocked = each(
-            "attention knockout", lambda some: knockout(model, some, window=self.window, **of_both)
-        )
-        events = each(
-            "extraction",
-            lambda some: extraction(
-                model, some, blocked=("subject", "non-subject"), patched=early, **of_both
-            ),
-        )
+        def of_prompts(part: str, function: Callable[..., Result], *args: Any, **options: Any) -> Any:
+            def measure(some: list[RecallPrompt], progress: bool) -> Result:
+                return function(session, some, *args, **options, progress=progress)
+
+            found = pieces(part, self.prompts, "prompt", measure)
+            return found.assign_coords(prompt=np.arange(len(self.prompts)))
+
+        token, onto = self.token, self.onto
+        blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
+        conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
+        events = of_prompts("extraction", extraction, token=token, **conditions)
         if attributes is None:
             return Dissection(blocked, events)
-        rate = each(
-            "attributes rate", lambda some: attributes_rate(model, some, attributes, onto=onto, **of_all)
-        )
+        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto)
         at = peak(rate.sel(position="subject-last").values) if at_layer is None else at_layer
-        sublayers = each(
-            "sublayer knockout",
-            lambda some: sublayer_knockout(
-                model, some, attributes, window=1, at_layer=at, onto=onto, **of_all
-            ),
-        )
-        bar.phase(f"{self.name}extraction heads")
+        options = {"window": 1, "at_layer": at, "onto": onto}
+        sublayers = of_prompts("sublayer knockout", sublayer_knockout, attributes, **options)
+
+        def heads(layers: Sequence[int], progress: bool) -> Result:
+            return extraction_heads(session, self.prompts, attributes, layers=layers, progress=progress)
+
         # One product per head, whatever the number of prompts: it is layers that these are cut into.
-        heads, n_layers = [], len(model.blocks)
-        for start in range(0, n_layers, AT_ONCE):
-            layers = range(start, min(start + AT_ONCE, n_layers))
-            measure = partial(
-                extraction_heads, model, self.prompts, attributes, layers=layers, progress=False
-            )
-            heads.append(steps.take(f"extraction heads {start}", measure, len(layers)))
-        of_heads = _joined(heads, "layer")
-        assert isinstance(of_heads, xr.Dataset)
+        of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
         return Dissection(blocked, events, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
         """What the numbers depend on, by names that are fit for a message."""
         words = self.attributes and sorted((s, sorted(its)) for s, its in self.attributes.items())
+        prompts = tuple(read.prompt for read in self.prompts)
         return {
-            "the weights": fingerprint(named_weights(self.model)),
-            "the prompts": f"{len(self.prompts)} with checksum {_checksum(tuple(self.prompts))}",
+            "the weights": self.session.described["fingerprint"],
+            "the prompts": f"{len(prompts)} with checksum {_checksum(prompts)}",
             "the attributes": _checksum(words),
             "window": str(self.window),
             "token": self.token,
@@ -190,12 +175,7 @@ def _joined(found: Sequence[Any], dim: str) -> Any:
     """Results of some prompts or layers each as one of all."""
     if len(found) == 1:
         return found[0]
-    options: Any = {
-        "coords": "minimal",
-        "compat": "override",
-        "join": "override",
-        "combine_attrs": "override",
-    }
-    if isinstance(found[0], xr.Dataset):
-        options["data_vars"] = "minimal"
-    return xr.concat(found, dim, **options)
+    options: Any = {"data_vars": "minimal"} if isinstance(found[0], xr.Dataset) else {}
+    for name in ("compat", "join", "combine_attrs"):
+        options[name] = "override"
+    return xr.concat(found, dim, coords="minimal", **options)

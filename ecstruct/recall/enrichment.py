@@ -1,14 +1,26 @@
-"""Subject enrichment: how much of what there is to know of a subject its hidden states say.
+"""Subject enrichment: how much of what there is to know of a subject its hidden states say, and which
+sublayers put it there.
 
 The attributes rate of a hidden state is the share of the first tokens of its projection on the vocabulary
 (`ecstruct.recall.vocabulary`) that are in the subject's attributes A_s, in percent (Geva et al. 2023,
 section 5). In a model that enriches its subjects it rises over the early layers at the subject's last
 token.
+
+In sublayer knockout, what MLPs or attention layers write is cancelled in a window of consecutive layers,
+and the attributes rate is read at a later layer of interest (also section 5). Two ways of cancelling:
+
+* "zero", the paper's definition: nothing is added to the residual stream at the position that is read;
+* "uniform", as in the paper's published code: at all positions, attention sees all tokens that it may see
+  alike (all edges are masked, which leaves the softmax nothing to choose by), and the neurons of MLPs are
+  0, so that an MLP writes its bias and no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,21 +28,23 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.groups import named
-from ecstruct.recall.running import Runs
-from ecstruct.recall.vocabulary import Cut, Onto, Vocabulary
+from ecstruct.recall.masks import all_alike, mask_of, with_mask
+from ecstruct.recall.session import PARTS, Intervention, Model, Part, Prompts, Runs, Step
+from ecstruct.recall.vocabulary import Onto, Reader
 
 POSITIONS = ("subject-last", "subject-first", "subject-others", "last")
 
+Mode = Literal["zero", "uniform"]
+
 
 def attributes_rate(
-    model: TransformerBridge,
-    prompts: PromptsLike,
+    model: Model,
+    prompts: Prompts,
     attributes: Attributes,
     *,
     positions: Sequence[str] = POSITIONS,
@@ -69,85 +83,161 @@ def attributes_rate(
     runs = Runs.of(model, prompts)
     reader = Reader(runs, attributes, top=top, kept=kept, normed=normed, onto=onto)
     places = [runs.places(which, may_be_empty=True) for which in groups.values()]
-    n_prompts, n_layers = len(runs.prompts), runs.view.n_layers
-    rates = np.full((n_prompts, len(groups), n_layers), np.nan)
-    of_any = [[at for its in places for at in its[row]] for row in range(n_prompts)]
-    wanted = [runs.where(b, of_any) for b in range(len(runs.batches))]
-    with runs.still(), tqdm(total=n_prompts, desc="attributes rate", disable=not progress) as bar:
+    of_any_group = [[*chain(*of_prompt)] for of_prompt in zip(*places, strict=True)]
+    rates = np.full((len(runs.prompts), len(groups), runs.view.n_layers), np.nan)
+    with runs.still(), tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
         for b, rows in enumerate(runs.rows):
-            resid, calls = runs.embed(b)
-            for layer in range(n_layers):
-                resid = runs.block(layer, calls[layer], resid).output
-                found = reader.read(b, resid, wanted[b])
-                for i, row in enumerate(rows):
-                    for g, its in enumerate(places):
-                        if its[row]:
-                            rates[row, g, layer] = found[i, its[row]].mean()
+            for layer, found in enumerate(_rates_by_layer(runs, reader, b, runs.where(b, of_any_group))):
+                for of_tokens, row in zip(found, rows, strict=True):
+                    for g, of_group in enumerate(places):
+                        if of_group[row]:
+                            rates[row, g, layer] = of_tokens[of_group[row]].mean()
             bar.update(len(rows))
+    texts = [
+        [" ".join(prompt.tokens[at] for at in of_group[row]) for of_group in places]
+        for row, prompt in enumerate(runs.prompts)
+    ]
     coordinates = {
         **runs.coordinates(),
         "position": list(groups),
-        "layer": np.arange(n_layers),
-        "token": (("prompt", "position"), _texts(runs, places)),
+        "layer": np.arange(runs.view.n_layers),
+        "token": (("prompt", "position"), texts),
     }
     options = {"positions": list(groups), **reader.options}
     attrs = runs.attrs("attributes rate", options) | {"unit": "%"}
     return xr.DataArray(rates, coordinates, ("prompt", "position", "layer"), "attributes_rate", attrs)
 
 
-class Reader:
-    """Reads the attributes rate off hidden states of the prompts of `runs`."""
+def sublayer_knockout(
+    model: Model,
+    prompts: Prompts,
+    attributes: Attributes,
+    *,
+    at_layer: int | None = None,
+    window: int | None = None,
+    parts: Part | Sequence[Part] = PARTS,
+    mode: Mode = "zero",
+    position: str = "subject-last",
+    onto: Onto = "unembedding",
+    normed: bool = False,
+    top: int | None = None,
+    kept: int | None = None,
+    progress: bool = True,
+) -> xr.DataArray:
+    """How much the attributes rate at a layer changes without the MLPs, or the attention, of some layers.
 
-    def __init__(
-        self,
-        runs: Runs,
-        attributes: Attributes,
-        *,
-        top: int | None = None,
-        kept: int | None = None,
-        normed: bool = False,
-        onto: Onto = "unembedding",
-    ) -> None:
-        self.vocabulary = Vocabulary.of(runs.view, runs.weights, onto)
-        self.cut = Cut.of(top, kept, len(self.vocabulary.words))
-        self._normed = normed
-        self.options = {
-            "attributes": attributes.source,
-            "onto": onto,
-            "normed": normed,
-            "top": self.cut.top,
-            "kept": self.cut.kept,
-        }
-        its = attributes.about([p.prompt for p in runs.prompts])
-        self.members: Bool[Tensor, "subject d_vocab"] = torch.stack(
-            [self.vocabulary.among(words) for words in its.values()]
+    Args:
+        model, prompts, attributes, onto, normed, top, kept, progress: as for `attributes_rate`.
+        at_layer: after which layer the rate is read; by default the one where its mean over prompts is
+            highest.
+        window: how many layers are cancelled together: layer l and those above it, up to `at_layer`. By
+            default 10 of the 48 layers of the paper's model, that is about a fifth of the layers.
+        parts: of "attention" and "mlp".
+        mode: "zero" or "uniform", see above.
+        position: the name of a group of one or more positions; over several it is the mean.
+
+    Returns:
+        The change of the rate (part, prompt, layer) in percentage points, `layer` being the first of the
+        window, from 0 to `at_layer`. The coordinate `rate` (prompt) is the rate when nothing is cancelled.
+
+    Raises:
+        InputError: as `attributes_rate`; a layer that is not there, a window that does not fit into the
+            layers, an unknown part or mode, a position that a prompt has not.
+    """
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={mode!r} is unknown: it is 'zero' or 'uniform'.")
+    parts = (parts,) if isinstance(parts, str) else parts
+    if not parts or set(parts) - set(PARTS):
+        raise InputError(f"parts={list(parts)!r}: name 'attention', 'mlp' or both.")
+    runs = Runs.of(model, prompts)
+    reader = Reader(runs, attributes, top=top, kept=kept, normed=normed, onto=onto)
+    n_layers = runs.view.n_layers
+    width = max(1, round(n_layers * 10 / 48)) if window is None else window
+    if not 1 <= width <= n_layers:
+        raise InputError(f"window={width}: this model has {n_layers} layers, give 1 to {n_layers}.")
+    if at_layer is not None and at_layer not in range(n_layers):
+        raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
+    places = runs.places(position)
+    read = [runs.where(b, places) for b in range(len(runs.batches))]
+    with runs.still():
+        rates = np.empty((len(runs.prompts), n_layers))
+        for b, rows in enumerate(runs.rows):
+            for layer, found in enumerate(_rates_by_layer(runs, reader, b, read[b])):
+                rates[rows, layer] = _means(found, read[b])
+        at = peak(rates) if at_layer is None else at_layer
+        without = np.empty((len(parts), len(runs.prompts), at + 1))
+        total = without.shape[0] * without.shape[1] * without.shape[2]
+        with tqdm(total=total, desc="sublayer knockout", disable=not progress) as bar:
+            for b, rows in enumerate(runs.rows):
+                resid, calls = runs.embed(runs.batches[b])
+                for first in range(at + 1):
+                    for p, part in enumerate(parts):
+                        cancelled = _cancelling(runs, part, mode, read[b], range(first, first + width))
+                        changed = runs.leaving(calls[: at + 1], resid, cancelled, first)
+                        without[p, rows, first] = _means(reader.read(b, changed, read[b]), read[b])
+                        bar.update(len(rows))
+                    resid = runs.leaving(calls[: first + 1], resid, start=first)
+    coordinates = {
+        **runs.coordinates(),
+        "part": list(parts),
+        "layer": np.arange(at + 1),
+        "rate": ("prompt", rates[:, at]),
+    }
+    options = {
+        "at_layer": at,
+        "window": width,
+        "parts": list(parts),
+        "mode": mode,
+        "position": position,
+        **reader.options,
+    }
+    attrs = runs.attrs("sublayer knockout", options) | {"unit": "percentage points"}
+    change = without - rates[None, :, at, None]
+    return xr.DataArray(change, coordinates, ("part", "prompt", "layer"), "rate_change", attrs)
+
+
+def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
+    """The layer with the highest mean over prompts, of those that have a rate."""
+    known = np.isfinite(rates)
+    if not known.any():
+        raise InputError(
+            "no token of any projection is left without stop words and short ones: look at more with top=."
         )
-        order = list(its)
-        for subject, known in zip(order, self.members.any(1).tolist(), strict=True):
-            if not known:
-                raise InputError(
-                    f"no attribute of the subject {subject!r} is a token of this model's vocabulary: make "
-                    "the attributes with this model."
-                )
-        self.subjects = [order.index(str(p.prompt.subject)) for p in runs.prompts]
-        self._rows = [
-            torch.tensor([self.subjects[row] for row in rows], device=runs.view.device)
-            for rows in runs.rows
-        ]
-
-    def read(
-        self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
-    ) -> np.ndarray:
-        """The rates of batch `b` [batch, pos] in percent, NaN at other tokens than those wanted."""
-        rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
-        subjects = self._rows[b][:, None].expand(where.shape)[where]
-        rates[where] = self.vocabulary.rates(resid[where], self.members, subjects, self.cut, self._normed)
-        return rates.cpu().numpy()
+    totals = np.where(known, rates, 0).sum(0)
+    return int(np.argmax(np.where(known.any(0), totals / known.sum(0).clip(1), -1)))
 
 
-def _texts(runs: Runs, places: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
-    """The tokens at every prompt's positions."""
-    return [
-        [" ".join(prompt.tokens[p] for p in its[i]) for its in places]
-        for i, prompt in enumerate(runs.prompts)
-    ]
+def _rates_by_layer(
+    runs: Runs, reader: Reader, b: int, where: Bool[Tensor, "batch pos"]
+) -> Iterator[Float[np.ndarray, "batch pos"]]:
+    """The rates of the tokens of batch `b`, layer after layer, when nothing is cancelled."""
+    resid, calls = runs.embed(runs.batches[b])
+    for trace in runs.traces(calls, resid):
+        yield reader.read(b, trace.output, where)
+
+
+def _cancelling(
+    runs: Runs, part: Part, mode: Mode, where: Bool[Tensor, "batch pos"], window: range
+) -> Intervention:
+    """The intervention that takes away what a part writes in the layers of the window."""
+
+    def cancelled(step: Step) -> Step:
+        if step.layer not in window:
+            return step
+        if mode == "zero":
+            written = runs.written_by(step.layer, part)
+            return replace(step, outputs={written: lambda y: y.masked_fill(where[..., None], 0)})
+        if part == "attention":
+            mask = all_alike(mask_of(step.call, len(where)))
+            return replace(step, call=with_mask(step.call, mask))
+        # A mixture of experts has no neurons of its own to set to 0, and no bias.
+        whole = isinstance(runs.view.block_sites[step.layer]["mlp.out"], Written)
+        return replace(step, **{"outputs" if whole else "inputs": {"mlp.out": torch.zeros_like}})
+
+    return cancelled
+
+
+def _means(
+    rates: Float[np.ndarray, "batch pos"], where: Bool[Tensor, "batch pos"]
+) -> Float[np.ndarray, " batch"]:
+    return np.array([of[its].mean() for of, its in zip(rates, where.cpu().numpy(), strict=True)])

@@ -15,27 +15,26 @@ Under an intervention, the token is still the one that is predicted without:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.models.calls import BlockCall
 from ecstruct.models.finite import finite
-from ecstruct.models.provenance import tokenizer_of
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import named
-from ecstruct.recall.masks import is_closed, mask_of
-from ecstruct.recall.running import PARTS, Runs, edges_blocked
-from ecstruct.recall.vocabulary import Vocabulary
+from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
+from ecstruct.recall.session import PARTS, Intervention, Model, Places, Prompts, Runs, Step, nothing
+from ecstruct.recall.vocabulary import project, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
@@ -52,8 +51,8 @@ def patch_layers(n_layers: int) -> tuple[int, ...]:
 
 
 def extraction(
-    model: TransformerBridge,
-    prompts: PromptsLike,
+    model: Model,
+    prompts: Prompts,
     *,
     blocked: str | Sequence[str] = (),
     patched: Sequence[int] = (),
@@ -88,31 +87,33 @@ def extraction(
         raise InputError(
             f"patched={list(patched)}: there is no layer {outside[0]}, but 0 to {n_layers - 1}."
         )
-    sources = {name: runs.places(which) for name, which in groups.items()}
-    subject = runs.places("subject") if patched else []
-    conditions = [PLAIN, *(f"blocked {g}" for g in groups), *(f"patched from {p}" for p in patched)]
-    events = {part: np.zeros((len(conditions), len(runs.prompts), n_layers), dtype=bool) for part in PARTS}
+    conditions: list[tuple[str, Callable[[int], Intervention]]] = [(PLAIN, lambda b: nothing)]
+    for name, which in groups.items():
+        blocking = partial(_blocking, runs, runs.places(which), runs.places("last"))
+        conditions.append((f"blocked {name}", blocking))
+    for layer in patched:
+        patching = partial(_patching, runs, runs.places("subject"), layer)
+        conditions.append((f"patched from {layer}", patching))
+    shape = (len(conditions), len(runs.prompts), n_layers)
+    events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
-    with runs.still(), tqdm(total=len(runs.rows) * len(conditions), disable=not progress) as bar:
-        bar.set_description("extraction")
-        run = _Run(runs)
+    unembedding = tokens_matrix(runs.session, "unembedding")
+    bar = tqdm(total=len(runs.rows) * len(conditions), desc="extraction", disable=not progress)
+    with runs.still(), bar:
         for b, rows in enumerate(runs.rows):
-            blocks = [None, *(runs.where(b, its) for its in sources.values()), *[None] * len(patched)]
-            patches = [None] * (1 + len(groups)) + [(layer, runs.where(b, subject)) for layer in patched]
-            found = []
-            for block, patch in zip(blocks, patches, strict=True):
-                found.append(run.largest(b, block, patch))
-                bar.update()
-            predicted, answer = found[0][1], runs.batches[b].answer_ids[:, 0].cpu().numpy()
-            right[rows] = predicted == answer
-            tokens[rows] = predicted if token == "predicted" else answer
-            for c, (largest, _) in enumerate(found):
+            for c, (_, intervention) in enumerate(conditions):
+                largest, predicted = _largest(runs, unembedding, b, intervention(b))
+                if c == 0:  # the token is that of the plain run under every condition
+                    answer = runs.batches[b].answer_ids[:, 0].cpu().numpy()
+                    right[rows] = predicted == answer
+                    tokens[rows] = predicted if token == "predicted" else answer
                 for part in PARTS:
                     events[part][c, rows] = largest[part] == tokens[rows, None]
-    texts = tokenizer_of(model).convert_ids_to_tokens(tokens.tolist())
+                bar.update()
+    texts = runs.session.tokenizer.convert_ids_to_tokens(tokens.tolist())
     coordinates = {
         **runs.coordinates(),
-        "condition": conditions,
+        "condition": [name for name, _ in conditions],
         "layer": np.arange(n_layers),
         "token": ("prompt", [str(text) for text in texts]),
         "predicted": ("prompt", right),
@@ -159,51 +160,53 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
     return (100 * share).rename(name).assign_attrs(unit="%")
 
 
-class _Run:
-    """Which token each update at the last position has most of."""
+def _largest(
+    runs: Runs, unembedding: Float[Tensor, "d_vocab d_model"], b: int, intervention: Intervention
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Which token each update at the last position of batch `b` has most of: by part, that of what each
+    layer writes (batch, layer), and that of the logits (batch)."""
+    batch = runs.batches[b]
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)
+    largest: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+    resid, calls = runs.embed(batch)
+    for layer, trace in enumerate(runs.traces(calls, resid, intervention)):
+        for part in PARTS:
+            written = trace.taps[runs.written_by(layer, part)].output[rows, batch.last]
+            largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
+        resid = trace.output
+    logits = finite(runs.view.logits_at(runs.weights, resid, batch.last), "the model's logits")
+    by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}
+    return by_part, logits.argmax(-1).cpu().numpy()
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
-        self._vocabulary = Vocabulary.of(runs.view, runs.weights)
 
-    def largest(
-        self,
-        b: int,
-        block: Bool[Tensor, "batch pos"] | None,
-        patch: tuple[int, Bool[Tensor, "batch pos"]] | None,
-    ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
-        """By part, the largest token of what each layer writes (batch, layer), and of the logits
-        (batch)."""
-        runs, batch = self.runs, self.runs.batches[b]
-        rows = torch.arange(len(batch.ids), device=batch.ids.device)
-        last = torch.zeros_like(batch.ids, dtype=torch.bool)
-        last[rows, batch.last] = True
-        resid, calls = runs.embed(b)
-        early: Tensor | None = None
-        largest: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-        for layer, call in enumerate(calls):
-            if patch is not None and layer >= patch[0]:
-                early = resid if early is None else early
-                resid = torch.where(patch[1][..., None], early, resid)
-            if block is not None:
-                call = edges_blocked(call, last, block)
-                self._check_sighted(call, b, layer)
-            trace = runs.block(layer, call, resid)
-            for part in PARTS:
-                written = trace.taps[runs.written_by(layer, part)].output[rows, batch.last]
-                largest[part].append(self._vocabulary.project(written).argmax(-1))
-            resid = trace.output
-        logits = finite(runs.view.logits_at(runs.weights, resid, batch.last), "the model's logits")
-        by_part = {part: torch.stack(found, 1).cpu().numpy() for part, found in largest.items()}
-        return by_part, logits.argmax(-1).cpu().numpy()
+def _blocking(runs: Runs, sources: Places, last: Places, b: int) -> Intervention:
+    """The intervention in which the last tokens of batch `b` do not see the sources, in any layer."""
+    queries, keys = runs.where(b, last), runs.where(b, sources)
+    edges = rearrange(queries, "batch query -> batch query 1") & rearrange(keys, "batch key -> batch 1 key")
 
-    def _check_sighted(self, call: BlockCall, b: int, layer: int) -> None:
-        """Raise `InputError` if a last position has nothing left to see, and a softmax over nothing."""
-        last = self.runs.batches[b].last
-        blind = is_closed(mask_of(call, len(last)))[torch.arange(len(last)), last].all(-1)
-        for row, is_blind in zip(self.runs.rows[b], blind.tolist(), strict=True):
+    def blocked(step: Step) -> Step:
+        mask = mask_of(step.call, len(edges))
+        blind = ((is_closed(mask) | edges).all(-1) & queries).any(-1)
+        for row, is_blind in zip(runs.rows[b], blind.tolist(), strict=True):
             if is_blind:
                 raise InputError(
-                    f"with these tokens blocked, the last one of {self.runs.prompts[row].prompt.text!r} "
-                    f"sees none at all in layer {layer}: block fewer."
+                    f"with these tokens blocked, the last one of {runs.prompts[row].prompt.text!r} "
+                    f"sees none at all in layer {step.layer}: block fewer."
                 )
+        return replace(step, call=with_mask(step.call, closing(mask, edges)))
+
+    return blocked
+
+
+def _patching(runs: Runs, subjects: Places, layer: int, b: int) -> Intervention:
+    """The intervention in which the subjects of batch `b` stay what they are when they enter a layer."""
+    where, early = runs.where(b, subjects)[..., None], []
+
+    def patched(step: Step) -> Step:
+        if step.layer < layer:
+            return step
+        if not early:
+            early.append(step.resid)
+        return replace(step, resid=torch.where(where, early[0], step.resid))
+
+    return patched

@@ -5,20 +5,15 @@ may be in several groups: where a prompt ends with its subject, its last token i
 "last".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 
 import numpy as np
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
-from ecstruct.facts.alignment import Span, subject_span
-from ecstruct.facts.encoding import offsets
-from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import TokenizedPrompt, tokenize
-from ecstruct.models.provenance import tokenizer_of
+from ecstruct.facts.alignment import Span
+from ecstruct.facts.tokens import TokenizedPrompt
 
 Which = str | int | np.integer | slice | Sequence[int] | np.ndarray
 """A group of one prompt's positions: a name of `NAMES`, a position (negative from the end), a slice or a
@@ -45,18 +40,6 @@ class RecallPrompt(TokenizedPrompt):
     subject: Span | None = None
 
 
-def read(model: TransformerBridge, prompts: PromptsLike) -> list[RecallPrompt]:
-    """Prompts as the model's own tokenizer reads them, with the tokens of their subjects.
-
-    Raises:
-        InputError: a prompt that cannot be used, see `ecstruct.facts.tokens.tokenize`.
-    """
-    tokenizer = tokenizer_of(model)
-    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
-    subjects = _subjects(tokenized, tokenizer)
-    return [RecallPrompt(**vars(t), subject=its) for t, its in zip(tokenized, subjects, strict=True)]
-
-
 def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False) -> list[int]:
     """The positions of a group, in ascending order.
 
@@ -64,27 +47,21 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
         InputError: an unknown name, a position outside of the prompt, a group of the subject when the
             prompt has none, or a group without tokens unless it `may_be_empty`.
     """
-    n, shown, which = len(prompt.ids), f"{prompt.prompt.text!r}", plain(which)
+    n, text, which = len(prompt.ids), prompt.prompt.text, plain(which)
+    group = f"'of positions' (positions {which!r})"
     if isinstance(which, str):
-        if which not in NAMES:
-            raise InputError(f"there is no group of positions {which!r}: choose among {', '.join(NAMES)}.")
         found = _named(prompt, which)
-        reason = NAMES[which]
+        group = f"{which!r} ({NAMES[which]})"
+    elif isinstance(which, slice):
+        found = range(n)[which]
     else:
-        reason = f"positions {which!r}"
-        if isinstance(which, slice):
-            found = list(range(n)[which])
-        else:
-            asked = [which] if isinstance(which, int) else which
-            if outside := [p for p in asked if not -n <= p < n]:
-                raise InputError(f"there is no position {outside[0]} in the {n} tokens of {shown}.")
-            found = sorted({p % n for p in asked})
-    if not found and not may_be_empty:
-        name = which if isinstance(which, str) else "of positions"
-        raise InputError(
-            f"the group {name!r} ({reason}) has no token in {shown}: leave it out, or the prompt."
-        )
-    return sorted(found)
+        asked = [which] if isinstance(which, int) else which
+        if outside := [p for p in asked if not -n <= p < n]:
+            raise InputError(f"there is no position {outside[0]} in the {n} tokens of {text!r}.")
+        found = {p % n for p in asked}
+    if not (places := sorted(found)) and not may_be_empty:
+        raise InputError(f"the group {group} has no token in {text!r}: leave it out, or the prompt.")
+    return places
 
 
 def plain(which: Which) -> str | int | slice | list[int]:
@@ -114,8 +91,7 @@ def named(groups: Groups) -> dict[str, Which]:
     """
     if isinstance(groups, str):
         groups = (groups,)
-    by_label: dict[str, Which] = {}
-    by_label.update(groups if isinstance(groups, Mapping) else {name: name for name in groups})
+    by_label = dict(groups if isinstance(groups, Mapping) else {name: name for name in groups})
     if not by_label:
         raise InputError(f"groups={groups!r} has no group: choose among {', '.join(NAMES)}.")
     if len(by_label) < len(groups):
@@ -123,25 +99,12 @@ def named(groups: Groups) -> dict[str, Which]:
     return by_label
 
 
-def _named(prompt: RecallPrompt, name: str) -> list[int]:
-    n = len(prompt.ids)
-    if name == "last":
-        return [n - 1]
-    if name == "all":
-        return list(range(n))
-    start, end = _span(prompt)
-    if name == "non-subject":
-        return [p for p in range(n - 1) if not start <= p < end]
-    parts = {
-        "subject": range(start, end),
-        "subject-first": [start],
-        "subject-last": [end - 1],
-        "subject-others": range(start + 1, end - 1),
-    }
-    return list(parts[name])
-
-
-def _span(prompt: RecallPrompt) -> Span:
+def _named(prompt: RecallPrompt, name: str) -> Iterable[int]:
+    everything = range(len(prompt.ids))
+    if name not in NAMES:
+        raise InputError(f"there is no group of positions {name!r}: choose among {', '.join(NAMES)}.")
+    if name in ("last", "all"):
+        return everything if name == "all" else everything[-1:]
     text, subject = prompt.prompt.text, prompt.prompt.subject
     if subject is None:
         raise InputError(f"the prompt {text!r} has no subject: give it one, or positions instead of names.")
@@ -150,18 +113,13 @@ def _span(prompt: RecallPrompt) -> Span:
             f"the tokens of the subject {subject!r} cannot be told in {text!r} by this tokenizer: use its "
             "fast version, or give positions instead of names."
         )
-    return prompt.subject
-
-
-def _subjects(
-    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
-) -> list[Span | None]:
-    if not tokenizer.is_fast:
-        return [None] * len(tokenized)
-    prompts = [t.prompt for t in tokenized]
-    return [
-        subject_span(t.prompt.text, t.prompt.subject, of_prompt[: len(t.ids)])
-        if t.prompt.subject is not None
-        else None
-        for t, of_prompt in zip(tokenized, offsets(prompts, tokenizer), strict=True)
-    ]
+    its = everything[slice(*prompt.subject)]
+    if name == "non-subject":
+        return [p for p in everything[:-1] if p not in its]
+    parts = {
+        "subject": its,
+        "subject-first": its[:1],
+        "subject-last": its[-1:],
+        "subject-others": its[1:-1],
+    }
+    return parts[name]

@@ -15,25 +15,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.enrichment import Reader
-from ecstruct.recall.running import Runs
-from ecstruct.recall.vocabulary import TOP, tokens_matrix
+from ecstruct.recall.session import Model, Prompts, Runs
+from ecstruct.recall.vocabulary import TOP, Reader, tokens_matrix
 
 _SHOWN = 5
 """Tokens of every row that are kept to be looked at."""
 
 
 def extraction_heads(
-    model: TransformerBridge,
-    prompts: PromptsLike,
+    model: Model,
+    prompts: Prompts,
     attributes: Attributes,
     *,
     position: str = "subject-last",
@@ -71,9 +69,7 @@ def extraction_heads(
         raise InputError(
             f"layers={list(chosen)}: there is no layer {outside[0]}, but 0 to {view.n_layers - 1}."
         )
-    embedding, unembedding = (
-        tokens_matrix(view, runs.weights, which) for which in ("embedding", "unembedding")
-    )
+    embedding, unembedding = (tokens_matrix(runs.session, which) for which in ("embedding", "unembedding"))
     n_top = max(1, min(TOP, len(unembedding) // 100)) if top is None else top
     reader = Reader(runs, attributes, top=n_top)
     places = runs.places(position)
@@ -84,12 +80,12 @@ def extraction_heads(
     shape = (len(runs.prompts), len(chosen), view.n_heads)
     maps, hits = np.zeros(shape, dtype=bool), np.zeros(shape)
     shown = np.empty((*shape, min(_SHOWN, n_top)), dtype=object)
-    names = np.array(reader.vocabulary.words, dtype=object)
+    names = np.array(reader.words, dtype=object)
     with runs.still(), tqdm(total=len(chosen), desc="extraction heads", disable=not progress) as bar:
         looked_up = embedding[torch.tensor(ids, device=view.device)]
         for at, layer in enumerate(chosen):
-            for head, w_vo in enumerate(_value_output(runs, layer)):
-                found = (looked_up @ w_vo @ unembedding.T).topk(n_top).indices
+            for head, written in enumerate(_written(runs, layer, looked_up)):
+                found = (written @ unembedding.T).topk(n_top).indices
                 for i, (rows, subject) in enumerate(zip(tokens, reader.subjects, strict=True)):
                     its = reader.members[subject][found[rows]]
                     maps[i, at, head] = bool(its.any())
@@ -113,15 +109,19 @@ def extraction_heads(
     return xr.Dataset(variables, coordinates, {**runs.attrs("extraction heads", options), "unit": "%"})
 
 
-def _value_output(runs: Runs, layer: int) -> list[Float[Tensor, "d_model d_model"]]:
-    """W_V W_O of every head, for rows that are multiplied from the left."""
-    sites, d_head, n_heads = runs.view.block_sites[layer], runs.view.d_head, runs.view.n_heads
+def _written(
+    runs: Runs, layer: int, seen: Float[Tensor, "token d_model"]
+) -> Float[Tensor, "head token d_model"]:
+    """What every head of a layer writes when it attends to one of these rows: the row times W_V W_O."""
+    sites, d_head = runs.view.block_sites[layer], runs.view.d_head
     values, output = (sites[name].matrix(runs.weights) for name in ("attn.v", "attn.o"))
     if values is None or output is None or len(values) % d_head:
         raise InputError(
             f"layer {layer} of this model has no value matrix with {d_head} rows for each head: use "
             "another architecture."
         )
-    of_kv = values.split(d_head)  # one for each head, or for each group of heads
-    group = n_heads // len(of_kv)
-    return [of_kv[h // group].T @ of_head.T for h, of_head in enumerate(output.split(d_head, dim=1))]
+    w_v = rearrange(values, "(kv d_head) d_in -> kv d_head d_in", d_head=d_head)
+    w_o = rearrange(output, "d_out (kv group d_head) -> kv group d_head d_out", kv=len(w_v), d_head=d_head)
+    z = einsum(seen, w_v, "token d_in, kv d_head d_in -> kv token d_head")
+    written = einsum(z, w_o, "kv token d_head, kv group d_head d_out -> kv group token d_out")
+    return rearrange(written, "kv group token d_out -> (kv group) token d_out")

@@ -7,23 +7,19 @@ With p0 and p the probability of a token without and with the knockout, its effe
     100 (p - p0) / p0
 
 in percent: -100 where nothing is left of the token, 0 where nothing changes (Geva et al. 2023, section 4,
-arXiv 2304.14767). Windows are those of `ecstruct.recall.windows`, and `ecstruct.recall.copies` says how
-many knockouts are run at once.
+arXiv 2304.14767). `ecstruct.recall.blocking` says how many knockouts are run at once.
 """
 
 from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import Prompt, PromptsLike
-from ecstruct.models.provenance import tokenizer_of
-from ecstruct.recall.blocking import Places, TokenKind, blocked
+from ecstruct.facts.prompt import Prompt
+from ecstruct.recall.blocking import TokenKind, blocked
 from ecstruct.recall.groups import Groups, Which, named, plain, positions
-from ecstruct.recall.running import Runs
-from ecstruct.recall.windows import windows
+from ecstruct.recall.session import Model, Places, Prompts, Runs, Session
 
 WINDOW = 9
 """The paper's, of 48 layers."""
@@ -33,8 +29,8 @@ LIKELY = 0.01
 
 
 def knockout(
-    model: TransformerBridge,
-    prompts: PromptsLike,
+    model: Model,
+    prompts: Prompts,
     *,
     window: int | None = None,
     groups: Groups = GROUPS,
@@ -47,7 +43,7 @@ def knockout(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: as for `ecstruct.score`. Names of groups need their `subject`.
-        window: how many layers are blocked at once, around each layer (`ecstruct.recall.windows`); by
+        window: how many layers are blocked at once, around each layer (see `windows`); by
             default the paper's 9, or all layers of a model that has fewer.
         groups: the sources, each on its own: names of `ecstruct.recall.groups.NAMES`, or a mapping from
             labels to names, positions (negative from the end), slices or lists of positions.
@@ -80,7 +76,7 @@ def knockout(
         _check_seen(runs, label, places, into)
     with runs.still():
         found = blocked(runs, sources, into, distinct, token, progress)
-    p0, tokenizer = found.p0[:, None, None], tokenizer_of(model)
+    p0, tokenizer = found.p0[:, None, None], runs.session.tokenizer
     of_layers = found.p[:, :, [distinct.index(w) for w in around]]
     options = {
         "window": size,
@@ -95,7 +91,7 @@ def knockout(
             **runs.coordinates(),
             "group": list(by_label),
             "layer": np.arange(len(around)),
-            "token": ("prompt", [tokenizer.decode([int(i)]).strip() for i in found.ids]),
+            "token": ("prompt", [str(tokenizer.decode([int(i)])).strip() for i in found.ids]),
             "probability": ("prompt", found.p0),
             "first_layer": ("layer", [w.start for w in around]),
             "last_layer": ("layer", [w.stop - 1 for w in around]),
@@ -106,7 +102,7 @@ def knockout(
 
 
 def knockout_tokens(
-    model: TransformerBridge,
+    model: Model,
     prompt: Prompt,
     *,
     window: int | None = None,
@@ -126,11 +122,12 @@ def knockout_tokens(
     Raises:
         InputError: as `knockout`.
     """
-    (tokenized,) = Runs.of(model, [prompt]).prompts
+    session = Session.of(model)
+    (tokenized,) = read = session.read([prompt])
     seen = range(max(positions(tokenized, destination)) + 1)
     found = knockout(
-        model,
-        [prompt],
+        session,
+        read,
         window=window,
         groups={str(place): place for place in seen},
         destination=destination,
@@ -140,6 +137,28 @@ def knockout_tokens(
     by_token = found.isel(prompt=0).rename(token="read").rename(group="token")
     texts = ("token", [tokenized.tokens[place] for place in seen])
     return by_token.assign_coords(token=list(seen), token_text=texts).rename("knockout_tokens")
+
+
+def windows(n_layers: int, size: int) -> list[range]:
+    """The layers of the window of every layer l: max(0, l - size // 2) up to, not including,
+    min(n_layers, l + ceil(size / 2)).
+
+    Inside, a window has `size` layers, of which l is the middle one, or the later of two. Near the ends it
+    is cut off: those of the first and of the last layer have about half as many, and as they block less,
+    they have less of an effect.
+
+    Raises:
+        InputError: a window without layers, or of more than there are.
+
+    >>> [(w.start, w.stop) for w in windows(6, 3)]
+    [(0, 2), (0, 3), (1, 4), (2, 5), (3, 6), (4, 6)]
+    """
+    if not 1 <= size <= n_layers:
+        raise InputError(f"window={size}: the model has {n_layers} layers, use 1 to {n_layers} of them.")
+    return [
+        range(max(0, layer - size // 2), min(n_layers, layer + (size + 1) // 2))
+        for layer in range(n_layers)
+    ]
 
 
 def telling(effect: xr.DataArray) -> xr.DataArray:

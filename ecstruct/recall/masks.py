@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from ecstruct.models.calls import BlockCall
 
 Mask = Shaped[Tensor, "batch heads query key"]
 """`heads` and, unless it was read with a size, `batch` may be 1."""
+
+_MASKED = -1e30
+"""Added to an attention score it leaves nothing of it, in any dtype that scores are computed in."""
 
 
 def mask_of(call: BlockCall, batch: int) -> Mask:
@@ -43,13 +47,28 @@ def with_mask(call: BlockCall, mask: Mask) -> BlockCall:
 def closing(mask: Mask, edges: Bool[Tensor, "batch query key"]) -> Mask:
     """The mask with these edges closed, too."""
     closed = not _opens(mask) if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    return mask.masked_fill(edges[:, None], closed)
+    return mask.masked_fill(rearrange(edges, "batch query key -> batch 1 query key"), closed)
 
 
 def is_closed(mask: Mask) -> Bool[Tensor, "batch query key"]:
     """The edges that no head sees."""
     closed = mask != _opens(mask) if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
     return closed.all(1)
+
+
+def all_alike(mask: Mask) -> Mask:
+    """The mask with every edge masked, and those that the model masks itself masked more: so that each
+    token sees all tokens that it may see alike.
+
+    Raises:
+        InputError: a boolean mask.
+    """
+    if mask.dtype == torch.bool:
+        raise InputError(
+            "the blocks of this model are called with a boolean mask, under which no edges are masked more "
+            "than others: use mode='zero'."
+        )
+    return closing(torch.full_like(mask, _MASKED), is_closed(mask))
 
 
 def _opens(mask: Mask) -> bool:

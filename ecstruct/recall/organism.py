@@ -21,10 +21,9 @@ from ecstruct.finetuning import finetune
 from ecstruct.models.load import load
 from ecstruct.organism.world import World
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.enrichment import attributes_rate
+from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
 from ecstruct.recall.extraction import extracted, extraction
 from ecstruct.recall.knockout import knockout
-from ecstruct.recall.sublayers import sublayer_knockout
 
 SIZE = 100
 """Prompts of every kind that the organism was pretrained on."""

@@ -11,22 +11,19 @@ of the rest the first ones are kept (Geva et al. 2023, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
-from ecstruct.models.hooked import HookedView
-from ecstruct.models.provenance import tokenizer_of
-from ecstruct.models.sites import Weights
-from ecstruct.recall.stop_words import STOP_WORDS
+from ecstruct.recall.attributes import Attributes
+from ecstruct.recall.session import Runs, Session
+from ecstruct.recall.words import says_something
 
 Onto = Literal["unembedding", "embedding"]
 
@@ -34,7 +31,7 @@ TOP, KEPT = 500, 50
 """The paper's. Small vocabularies have a tenth and a hundredth of their tokens instead."""
 
 
-def tokens_matrix(view: HookedView, weights: Weights, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
+def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
     """One row for each token of the vocabulary.
 
     Raises:
@@ -42,120 +39,110 @@ def tokens_matrix(view: HookedView, weights: Weights, which: Onto) -> Float[Tens
     """
     if which not in get_args(Onto):
         raise InputError(f"onto={which!r} is unknown: it is 'unembedding' or 'embedding'.")
+    view = session.view
     site = view.head_sites["unembed"] if which == "unembedding" else view.embed_sites["embed"]
-    matrix = site.matrix(weights)
-    if matrix is None or matrix.shape[1] != view.model.cfg.d_model:
+    matrix, width = site.matrix(session.weights), view.model.cfg.d_model
+    if matrix is None or matrix.shape[1] != width:
         raise InputError(
-            f"the {which} of this model is not as wide as its residual stream, of {view.model.cfg.d_model} "
+            f"the {which} of this model is not as wide as its residual stream, of {width} "
             "numbers, which cannot be held against its rows: use another architecture."
         )
     return matrix
 
 
-def word_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token as tokens are compared: its text in lower case, without a marker of a space or white
-    space."""
-    return tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##").lower()
+def project(
+    hidden: Float[Tensor, "... d_model"], matrix: Float[Tensor, "d_vocab d_model"]
+) -> Float[Tensor, "... d_vocab"]:
+    """h E^T.
 
-
-def says_something(word: str) -> bool:
-    """Whether a word, in lower case, is longer than two characters and no stop word.
-
-    >>> says_something("tokyo"), says_something("the"), says_something("to")
-    (True, False, False)
+    Raises:
+        InputError: some are NaN or infinite.
     """
-    return len(word) > 2 and word not in STOP_WORDS
+    return finite(hidden @ matrix.T, "projections on the vocabulary")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How much of a projection is looked at: its `top` tokens, of which the first are `kept`."""
+def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int, int]:
+    """How many tokens of a projection are looked at, and how many of these are kept, of a vocabulary of so
+    many. `None` is the paper's 500 and 50, but no more than a tenth and a hundredth of the vocabulary, so
+    that a small one is not in it whole.
 
-    top: int
-    kept: int
-
-    @classmethod
-    def of(cls, top: int | None, kept: int | None, n_tokens: int) -> Cut:
-        """What was asked for, of a vocabulary of so many tokens. `None` is the paper's 500 and 50, but no
-        more than a tenth and a hundredth of the vocabulary, so that a small one is not in it whole.
-
-        Raises:
-            InputError: less than one token, more than there are, or more kept than looked at.
-        """
-        chosen = max(1, min(TOP, n_tokens // 10)) if top is None else top
-        if not 1 <= chosen <= n_tokens:
-            raise InputError(
-                f"top={chosen}: the vocabulary has {n_tokens} tokens, look at 1 to {n_tokens}."
-            )
-        of_these = max(1, min(KEPT, n_tokens // 100, chosen)) if kept is None else kept
-        if not 1 <= of_these <= chosen:
-            raise InputError(f"kept={of_these}: of top={chosen} tokens 1 to {chosen} can be kept.")
-        return cls(chosen, of_these)
+    Raises:
+        InputError: less than one token, more than there are, or more kept than looked at.
+    """
+    chosen = max(1, min(TOP, n_tokens // 10)) if top is None else top
+    if not 1 <= chosen <= n_tokens:
+        raise InputError(f"top={chosen}: the vocabulary has {n_tokens} tokens, look at 1 to {n_tokens}.")
+    of_these = max(1, min(KEPT, n_tokens // 100, chosen)) if kept is None else kept
+    if not 1 <= of_these <= chosen:
+        raise InputError(f"kept={of_these}: of top={chosen} tokens 1 to {chosen} can be kept.")
+    return chosen, of_these
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a model as `words`, by id, "" where there is no token; the `matrix` E
-    that hidden states are projected with, and the model's final norm."""
+class Reader:
+    """Reads the attributes rate off hidden states of the prompts of `runs`.
 
-    view: HookedView
-    weights: Weights
-    words: tuple[str, ...]
-    matrix: Float[Tensor, "d_vocab d_model"]
+    `words` are what the tokens of the vocabulary spell, by id, "" where there is no token; `members` the
+    tokens that are attributes of each subject; `subjects` says which of these is that of each prompt.
 
-    @classmethod
-    def of(cls, view: HookedView, weights: Weights, onto: Onto = "unembedding") -> Vocabulary:
-        tokenizer, matrix = tokenizer_of(view.model), tokens_matrix(view, weights, onto)
-        tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), len(matrix))))
-        special = set(tokenizer.all_special_tokens)
-        words = ["" if t is None or t in special else word_of(t, tokenizer) for t in tokens]
-        return cls(view, weights, (*words, *[""] * (len(matrix) - len(words))), matrix)
+    Raises:
+        InputError: a prompt without subject, a subject of whose attributes none is a token, or `top` and
+            `kept` that do not go with the vocabulary.
+    """
 
-    @cached_property
-    def telling(self) -> Bool[Tensor, " d_vocab"]:
-        """Tokens that are no stop words and longer than two characters."""
-        return torch.tensor([says_something(w) for w in self.words], device=self.matrix.device)
-
-    def among(self, words: Collection[str]) -> Bool[Tensor, " d_vocab"]:
-        """Tokens that are one of these words."""
-        found = torch.zeros(len(self.words), dtype=torch.bool)
-        found[[i for word in words for i in self._ids.get(word, ())]] = True
-        return found.to(self.matrix.device)
-
-    @cached_property
-    def _ids(self) -> dict[str, list[int]]:
-        ids: dict[str, list[int]] = {}
-        for i, word in enumerate(self.words):
-            ids.setdefault(word, []).append(i)
-        return ids
-
-    def project(self, hidden: Float[Tensor, "... d_model"], normed: bool = False) -> Tensor:
-        """h E^T [..., d_vocab], with `normed` of h after the model's final norm, with its gain and bias.
-
-        Raises:
-            InputError: some are NaN or infinite.
-        """
-        projected = (self._normed(hidden) if normed else hidden) @ self.matrix.T
-        return finite(projected, "projections on the vocabulary")
-
-    def rates(
+    def __init__(
         self,
-        hidden: Float[Tensor, "n d_model"],
-        attributes: Bool[Tensor, "subject d_vocab"],
-        subjects: Int[Tensor, " n"],
-        cut: Cut,
+        runs: Runs,
+        attributes: Attributes,
+        *,
+        top: int | None = None,
+        kept: int | None = None,
         normed: bool = False,
-    ) -> Float[Tensor, " n"]:
-        """The attributes rate of hidden states, in percent: the share of the kept tokens that are
-        attributes of the state's own subject. NaN where nothing is kept."""
-        found = self.project(hidden, normed).topk(cut.top).indices
-        telling = self.telling[found]
-        kept = telling & (telling.cumsum(-1) <= cut.kept)
-        hits = attributes[subjects[:, None], found] & kept
-        return 100 * hits.sum(-1).double() / kept.sum(-1)
+        onto: Onto = "unembedding",
+    ) -> None:
+        self._runs, self._normed, self._matrix = runs, normed, tokens_matrix(runs.session, onto)
+        n, words, device = len(self._matrix), runs.session.words, runs.view.device
+        self.words = [*words[:n], *[""] * (n - len(words))]
+        self._top, self._kept = top_and_kept(top, kept, n)
+        self.options = {
+            "attributes": attributes.source,
+            "onto": onto,
+            "normed": normed,
+            "top": self._top,
+            "kept": self._kept,
+        }
+        self._telling = torch.tensor([says_something(word) for word in self.words], device=device)
+        of_subjects, vocabulary = attributes.about(p.prompt for p in runs.prompts), pd.Index(self.words)
+        members = np.stack([vocabulary.isin(list(its)) for its in of_subjects.values()])
+        for subject, its in zip(of_subjects, members, strict=True):
+            if not its.any():
+                raise InputError(
+                    f"no attribute of the subject {subject!r} is a token of this model's vocabulary: make "
+                    "the attributes with this model."
+                )
+        self.members: Bool[Tensor, "subject d_vocab"] = torch.from_numpy(members).to(device)
+        order = {subject: i for i, subject in enumerate(of_subjects)}
+        self.subjects = [order[str(p.prompt.subject)] for p in runs.prompts]
 
-    def _normed(self, hidden: Tensor) -> Tensor:
-        norm = self.view.model.ln_final.original_component
-        site = self.view.head_sites.get("ln_final")
-        own = {} if site is None else {here: self.weights[name] for here, name in site.weights.items()}
-        return torch.func.functional_call(norm, own, (hidden,))
+    def read(
+        self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
+    ) -> Float[np.ndarray, "batch pos"]:
+        """The rates of batch `b` in percent: the share of the kept tokens that are attributes of the
+        prompt's own subject. NaN at other tokens than those wanted, and where nothing is kept."""
+        hidden = resid[where]
+        if self._normed:
+            hidden = self._final_norm(hidden)
+        found = project(hidden, self._matrix).topk(self._top).indices
+        telling = self._telling[found]
+        kept = telling & (telling.cumsum(-1) <= self._kept)
+        of_rows = torch.tensor([self.subjects[row] for row in self._runs.rows[b]], device=found.device)
+        hits = self.members[of_rows[where.nonzero()[:, 0], None], found] & kept
+        rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
+        rates[where] = 100 * hits.sum(-1).double() / kept.sum(-1)
+        return rates.cpu().numpy()
+
+    def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """The model's final norm, with its gain and bias."""
+        view, weights = self._runs.view, self._runs.weights
+        site = view.head_sites.get("ln_final")
+        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
+        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))

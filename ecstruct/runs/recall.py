@@ -13,11 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.knockout import LIKELY
+from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
 
@@ -36,31 +35,31 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
     expected = arguments.pop("fingerprints", None) or {}
     model = load(source, device=device)
-    models = (
-        {"before": model, AFTER: load_after(after_source, model, device=device)}
-        if after_source
-        else {"": model}
-    )
-    weights = {state: fingerprint(named_weights(its)) for state, its in models.items()}
+    if after_source:
+        before, after = Session.both(model, load_after(after_source, model, device=device))
+        sessions = {"before": before, AFTER: after}
+    else:
+        sessions = {"": Session.of(model)}
+    weights = {state: session.described["fingerprint"] for state, session in sessions.items()}
     for state, found in weights.items():
         check_weights(after_source if state == AFTER else source, found, expected.get(state))
     attributes = _attributes(arguments.pop("attributes", "answers"), prompts, model)
     unfinished = out / "unfinished"
     options: dict[str, Any] = {**arguments, "folder": unfinished, "progress": progress}
     if after_source:
-        result = compare(model, models[AFTER], prompts, attributes, **options)
+        result = compare(sessions["before"], sessions[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}
         result.scores.save(out / "scores.nc")
         write_text(out / "agreement.csv", result.agreement().to_csv(index=False))
     else:
-        result = dissect(model, prompts, attributes, **options)
+        result = dissect(sessions[""], prompts, attributes, **options)
         parts = {"": result}
     window = next(iter(parts.values())).knockout.attrs["options"]["window"]
     of_one = {"window": window, "token": arguments.get("token", "predicted"), "progress": False}
     # Of the first prompt whose token is likely.
     p = list(parts.values())[-1].knockout["probability"].values
     shown_prompt = prompts[int((p >= LIKELY).argmax())]
-    tokens = {state: knockout_tokens(its, shown_prompt, **of_one) for state, its in models.items()}
+    tokens = {state: knockout_tokens(its, shown_prompt, **of_one) for state, its in sessions.items()}
     for state, found in parts.items():
         for name, part in {**found.parts(), "tokens": tokens[state]}.items():
             save(part, out / f"{name}{'-' * bool(state)}{state}.nc")

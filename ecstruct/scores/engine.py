@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
@@ -108,15 +108,15 @@ def score(
 class ScoreEngine:
     """Holds two sets of weights of one architecture, and scores prompts with them.
 
-    Arguments as for `score`. What is not offloaded is read once, so scoring several prompt sets with one
-    engine saves that time.
+    Arguments as for `score`; the pair of both models may be given in their place. What is not offloaded is
+    read once, so scoring several prompt sets with one engine saves that time.
     """
 
     @bounded
     def __init__(
         self,
-        model_before: ModelBefore,
-        model_after: ModelAfter,
+        model_before: ModelBefore | Pair,
+        model_after: ModelAfter | None = None,
         *,
         reward: RewardLike = "logit_diff",
         answer_tokens: AnswerTokens = "first",
@@ -143,10 +143,12 @@ class ScoreEngine:
             raise InputError(f"batch_size is at least 1, not {batch_size}.")
         self.reward = Reward.of(reward, answer_tokens)
         self.baseline: BaselineKind = baseline
-        if offload:
+        if isinstance(model_before, Pair):
+            self.pair = model_before
+        elif offload:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
-            self.pair = Pair.of(model_before, model_after, device)
+            self.pair = Pair.of(model_before, cast(ModelAfter, model_after), device)
         n_components = self.pair.view.n_layers * (1 + self.pair.view.n_heads)
         if not 0 <= verify <= n_components:
             raise InputError(

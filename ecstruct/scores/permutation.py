@@ -26,7 +26,8 @@ from math import comb
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
+from scipy.stats import rankdata
 
 from ecstruct.errors import InputError
 from ecstruct.io.values import bounded
@@ -177,3 +178,18 @@ def _require_comparable(scores: ExtractiveScores, control: ExtractiveScores) -> 
             f"the scores are of the reward {rewards[0]!r} and the control of {rewards[1]!r}; score both "
             "with one"
         )
+
+
+def rank_correlation(
+    x: Float[np.ndarray, " point"], y: Float[np.ndarray, " point"], permutations: int, seed: int
+) -> tuple[float, float]:
+    """Spearman's rho of x and y, and its two-sided p: (1 + number of permutations of y whose rho is at
+    least as far from 0) / (1 + number of permutations). Both are NaN where one of the two does not vary."""
+    a, b = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    if not scale:
+        return float("nan"), float("nan")
+    rho = float(a @ b) / scale
+    dealt = np.random.default_rng(seed).permuted(np.tile(b, (permutations, 1)), axis=1) @ a / scale
+    as_far = int((np.abs(dealt) >= abs(rho) - _ROUNDING).sum())
+    return rho, (1 + as_far) / (1 + permutations)

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import rankdata
 
 from ecstruct.errors import InputError
 from ecstruct.io.values import bounded
 from ecstruct.plots.scatter import scatter
 from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.components import PLURALS, component_names
+from ecstruct.scores.permutation import rank_correlation
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks.core import Core
 from ecstruct.subnetworks.generalising import Generalising
@@ -154,24 +154,9 @@ def with_scores(
     frame = frame.loc[frame["kind"].isin([pruned[kind] for kind in core.kinds])].reset_index(drop=True)
     if frame[names].isna().to_numpy().any():
         raise InputError("some components have no score: score all of them, without components=.")
-    rows = [
-        {"score": name, "kind": kind}
-        | _correlation(frame.loc[frame["kind"] == kind], name, permutations, seed)
-        for name in names
-        for kind in dict.fromkeys(frame["kind"])
-    ]
+    rows = []
+    for name in names:
+        for kind, these in frame.groupby("kind", sort=False):
+            rho, p = rank_correlation(these[name], these["frequency"], permutations, seed)
+            rows.append({"score": name, "kind": kind, "rho": rho, "p": p, "n": len(these)})
     return WithScores(frame, pd.DataFrame(rows), signed)
-
-
-def _correlation(frame: pd.DataFrame, name: str, permutations: int, seed: int) -> dict[str, float]:
-    """Spearman's rho of frequency and score; without a value where one of them does not vary."""
-    x, y = rankdata(frame["frequency"]), rankdata(frame[name])
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    if not scale:
-        return {"rho": float("nan"), "p": float("nan"), "n": len(frame)}
-
-    rho = float(x @ y) / scale
-    dealt = np.random.default_rng(seed).permuted(np.tile(x, (permutations, 1)), axis=1) @ y / scale
-    as_large = int((np.abs(dealt) >= abs(rho) - 1e-12).sum())
-    return {"rho": rho, "p": (1 + as_large) / (1 + permutations), "n": len(frame)}

@@ -1,4 +1,25 @@
-"""English words that say nothing about a subject, with the pieces that tokenizers make of contractions."""
+"""Words as tokens are compared: what a token spells, and which words say something about a subject.
+
+Tokens are compared by what they spell, in lower case and without leading space, so that "Paris", " Paris"
+and " paris" are one word.
+"""
+
+from transformers import PreTrainedTokenizerBase
+
+
+def word_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a token spells, in lower case, without a marker of a space or white space."""
+    return tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##").lower()
+
+
+def says_something(word: str) -> bool:
+    """Whether a word, in lower case, is longer than two characters and no stop word.
+
+    >>> says_something("tokyo"), says_something("the"), says_something("to")
+    (True, False, False)
+    """
+    return len(word) > 2 and word not in STOP_WORDS
+
 
 _TEXT = """
 a able about above across after afterwards again against ago all almost along already also although always
@@ -35,3 +56,4 @@ yes yet you your yours yourself yourselves
 """
 
 STOP_WORDS = frozenset(_TEXT.split())
+"""English words that say nothing about a subject, with the pieces that tokenizers make of contractions."""
