@@ -129,7 +129,7 @@ OF_OTHERS = ("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organi
 OPTIONS = [
     pytest.param(function, option, id=f"{name} {option}")
     for name, function in documented()
-    for option in inspect.signature(function).parameters.keys() & NUMBERS.keys()
+    for option in sorted(inspect.signature(function).parameters.keys() & NUMBERS.keys())
     if not name.startswith(OF_OTHERS) and (name, option) != ("ecstruct.fidelity", "path_steps")
 ]
 

@@ -10,6 +10,7 @@ from tiny import PROMPTS, single_pair
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models.export import save_model
+from ecstruct.plots.style import number
 from ecstruct.report.pages import score_report, top_table
 from ecstruct.scores import ExtractiveScores
 
@@ -77,6 +78,23 @@ def test_an_intervention_agrees_if_it_does_a_tenth_of_the_same(times, agrees, tm
     named = "Strongest by fast scores and interventions: "
     assert (named if agrees else "By fast scores and interventions, no component raises it.") in page
     assert first in page
+
+
+@pytest.mark.parametrize("prompt", [None, 0])
+def test_figures_say_both_numbers(prompt):
+    scores = make_scores()
+    one = scores.dataset.sel(score=["upstream"])
+    opposite = {name: -one[name].where(one["layer"] == 1) for name in ("mlp", "heads")}
+    both = scores.verified(ExtractiveScores(one.assign(opposite)))
+    totals = both.components("upstream") if prompt is None else None
+    figure = both.heatmap(prompt=prompt)
+    texts = "".join(str(trace.text) for trace in figure.data)
+    assert "<br>MLP 1, all tokens: " in texts and "; refuted: causal " in texts
+    assert "MLP 0, all tokens" not in texts and "head 1.2, all tokens: " in texts
+    if totals is not None:
+        value = totals.query("kind == 'mlp' and layer == 1")["value"].item()
+        assert f"MLP 1, all tokens: {number(value)}; refuted: causal {number(-value)}" in texts
+    assert "head 1.0, all tokens: " in str(both.head_map(prompt=prompt).data[-1].text)
 
 
 def test_interventions_are_of_the_same_prompts():

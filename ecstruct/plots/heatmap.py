@@ -23,6 +23,7 @@ from ecstruct.plots.style import GREY, number, reward_title, token_label
 from ecstruct.scores.aggregate import prompt_slots
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.slots import SlotScores, plain_token
+from ecstruct.scores.summary import HOW, agree
 
 ROWS = ("downstream", "informative", "upstream")
 """The scores from top to bottom, as in the paper."""
@@ -131,6 +132,7 @@ def head_map(
             slots.heads.sel(score=score).isel(slot=position).transpose("layer", "head").values,
             heads,
             lambda layer, head, *_: f"head {layer}.{head}, {label}",
+            lambda i, j, score=score: _intervention(slots, score, "heads", i, j),
             ends=("heads", chosen),
         )
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
@@ -229,7 +231,10 @@ def _position(slots: SlotScores, slot: int | str) -> int:
 
 def _mlp_panel(slots: SlotScores, score: str) -> Panel:
     """Return a panel of the MLPs, layer by slot."""
-    return _token_panel(slots, score, slots.mlp.sel(score=score).transpose("layer", "slot").values, "mlp")
+    values = slots.mlp.sel(score=score).transpose("layer", "slot").values
+    return _token_panel(
+        slots, score, values, "mlp", lambda layer, _: _intervention(slots, score, "mlp", layer)
+    )
 
 
 def _attention_panel(slots: SlotScores, score: str) -> Panel:
@@ -241,9 +246,24 @@ def _attention_panel(slots: SlotScores, score: str) -> Panel:
         values = heads[layer, slot]
         order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
         listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-        return f"<br>strongest heads: {listed}"
+        verified = (_intervention(slots, score, "heads", layer, head) for head in range(len(names)))
+        return f"<br>strongest heads: {listed}" + "".join(verified)
 
     return _token_panel(slots, score, heads.sum(-1), "attention", strongest)
+
+
+def _intervention(slots: SlotScores, score: str, kind: str, layer: int, head: int | None = None) -> str:
+    """Return a line on what the intervention on a whole component does, if there was one."""
+    if f"causal_{kind}" not in slots.dataset:
+        return ""
+    place = {"score": score, "layer": slots.dataset["layer"].values[layer]}
+    if head is not None:
+        place["head"] = slots.dataset["head"].values[head]
+    total, causal = (float(slots.dataset[f"{what}_{kind}"].sel(place)) for what in ("total", "causal"))
+    if np.isnan(causal):
+        return ""
+    name = f"MLP {place['layer']}" if head is None else f"head {place['layer']}.{place['head']}"
+    return f"<br>{name}, all tokens: {number(total)}; {HOW[agree(total, causal)]} {number(causal)}"
 
 
 def _token_panel(

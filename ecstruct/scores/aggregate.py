@@ -158,6 +158,9 @@ def _averaged(
             variables[str(name)] = (
                 variable.isel(prompt=chosen).astype("float64").mean("prompt", skipna=False)
             )
+    for name in ("mlp", "heads") if "causal_mlp" in dataset else ():
+        summed = dataset[name].isel(prompt=chosen).astype("float64").sum("token")
+        variables[f"total_{name}"] = summed.mean("prompt")
     if bootstrap is not None:
         # The interval of a sum is not the sum of intervals: a layer's attention has its own.
         attention = dataset["heads"].astype("float64").sum("head", skipna=False)

@@ -32,16 +32,13 @@ from ecstruct.scores.aggregate import aggregate_dataset
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores
+from ecstruct.scores.summary import agree, summary_html
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FORMAT = "ecstruct scores 1"
 """What a file of scores says of itself; the number changes with the file's layout."""
-
-AGREES = 0.1
-"""Of a score: what its intervention does at least, if the two agree. Sizes may differ several times where
-the order of components holds; an intervention that does nothing, or the opposite, refutes the score."""
 
 _DIMS = {"mlp": ("score", "prompt", "layer"), "heads": ("score", "prompt", "layer", "head")}
 
@@ -213,8 +210,9 @@ class ExtractiveScores:
         frame = frame.assign(value=totals.mean(axis=0))
         if self.interventions:
             frame["causal"] = component_totals(self.interventions, score).mean(axis=0)
-            share = frame["causal"] / frame["value"].where(frame["value"] != 0)
-            frame["agrees"] = (share >= AGREES).astype("boolean").mask(share.isna())
+            agrees = [*map(agree, frame["value"], frame["causal"])]
+            frame["agrees"] = pd.array(agrees, "boolean")
+            frame["agrees"] = frame["agrees"].mask(frame["causal"].isna())
         if ci is not None:
             bootstrap = Bootstrap(len(totals), ci=ci, resamples=resamples, seed=seed)
             frame["low"], frame["high"] = bootstrap.interval(totals)
@@ -302,8 +300,6 @@ class ExtractiveScores:
         )
 
     def _repr_html_(self) -> str:
-        from ecstruct.scores.summary import summary_html
-
         return summary_html(self)
 
 

@@ -23,7 +23,9 @@ class SlotScores:
 
     `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
     and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts; with
-    intervals, also their ends, as `mlp_low`.
+    intervals, also their ends, as `mlp_low`. If components were verified, it has what interventions do,
+    `causal_mlp` (score, layer) and `causal_heads` (score, layer, head), and what the scores of all tokens
+    sum to, `total_mlp` and `total_heads`.
     Coordinates of `slot`: `slot_text`, its label, `part`: "prefix", "entity" or "suffix", and `wrapper`:
     whether it is of the chat template that the prompts are in.
     """

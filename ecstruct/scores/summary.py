@@ -16,10 +16,20 @@ if TYPE_CHECKING:
 MISSED = 0.5
 """Of the change of the reward: where informative scores miss more, they are no shares of it."""
 
-_BY = {True: "causal", False: "refuted: causal"}
+_AGREES = 0.1
+
+HOW = {True: "causal", False: "refuted: causal"}
+"""The words for what an intervention does, by whether the score agrees with it."""
 
 _FOR_MACHINES = ("fingerprint", "versions")
 """Attributes that a summary leaves to `.attrs`."""
+
+
+def agree(score: float, causal: float) -> bool:
+    """Whether an intervention does what a score says: at least a tenth of it, in the same direction. Sizes
+    may differ several times where the order of components holds; an intervention that does next to
+    nothing, or the opposite, refutes the score."""
+    return abs(causal) >= _AGREES * abs(score) and causal * score >= 0
 
 
 def summary_html(scores: ExtractiveScores) -> str:
@@ -76,7 +86,7 @@ def with_values(top: pd.DataFrame) -> list[str]:
     if "causal" in top:
         verified = zip(values, top["causal"], top["agrees"], strict=True)
         values = [
-            value if pd.isna(agrees) else f"{value}; {_BY[bool(agrees)]} {causal:+.3g}"
+            value if pd.isna(agrees) else f"{value}; {HOW[bool(agrees)]} {causal:+.3g}"
             for value, causal, agrees in verified
         ]
     return [f"{name} ({value})" for name, value in zip(component_names(top), values, strict=True)]
