@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import re
 from collections.abc import Callable, Iterator
-from functools import reduce
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +108,10 @@ def test_rates_of_callers() -> None:
 
 def documented() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Functions and methods of the pages on Python, and what makes an engine."""
-
-    def inside(
-        found: Any, name: str
-    ) -> Any:  # before a folder of that name, as that of organism.checkpoint
-        return getattr(found, name) if hasattr(found, name) else import_module(f"{found.__name__}.{name}")
-
     for page in sorted((Path(__file__).parents[1] / "docs" / "api").glob("*.md")):
         for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
-            found = reduce(inside, name.split(".")[1:], ecstruct)
+            module, _, attribute = name.rpartition(".")  # the folder of organism.checkpoint is no module
+            found = getattr(pydoc.locate(module), attribute, None) or pydoc.locate(name)
             if inspect.isclass(found):
                 methods = inspect.getmembers(found, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
                 yield from ((f"{name}.{n}", method) for n, method in methods if n[0] != "_")
