@@ -17,7 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "demo": {"seed": 0},
     "fidelity": {
         **{"before": "{model}", "after": "{after}", "prompts": ONE, "reward": "logit_diff"},
-        **{"baseline": "mean", "top": 5, "memory": None},
+        **{"baseline": "mean", "top": 5, "memory": None, "forms": ["surrogate"], "sample": 4},
     },
     "finetune": {
         **{"model": "{model}", "facts": ONE, "save_model": False, "lr": 1e-3, "epochs": 1, "batch_size": 2},
@@ -29,7 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "score": {
         **{"before": "{model}", "after": "{after}", "prompts": ONE, "reward": "logit_diff"},
         **{"answer_tokens": "first", "baseline": "mean", "upstream": "surrogate", "offload": False},
-        **{"convention": "definition", "path_steps": 1, "batch_size": None},
+        **{"convention": "definition", "path_steps": 1, "batch_size": None, "verify": 1},
     },
     "reproduce": {
         "experiments": ["ocr"],
