@@ -50,7 +50,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]]]] = {
             **{"seed": [LATE], "lora": [f"r={MANY}", f"r=2,alpha=1{'0' * 310}"]},
         },
     ),
-    "score": (("before", "after", "prompts"), {name: [MANY] for name in ("path-steps", "batch-size", "verify")}),
+    "score": (
+        ("before", "after", "prompts"),
+        {"path-steps": [MANY], "batch-size": [MANY], "verify": [MANY]},
+    ),
     "fidelity": (
         ("before", "after", "prompts"),
         {"top": [MANY], "sample": [MANY], "memory": [MANY], "seed": [LATE]},
