@@ -155,8 +155,8 @@ def wrapper_of(name: str, tensors: Iterable[str]) -> str:
 
 
 def check_all_read(name: str, unasked: Iterable[str]) -> None:
-    """Raise `InputError` if a checkpoint has tensors that the model does not ask for, except for the buffers
-    of older versions."""
+    """Raise `InputError` if a checkpoint has tensors that the model does not ask for, other than buffers of
+    older versions."""
     if weights := sorted(tensor for tensor in unasked if not _BUFFERS.search(tensor)):
         raise InputError(
             f"{name} has weights in {weights[0]} that its config.json does not ask for: the two belong to "

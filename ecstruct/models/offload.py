@@ -106,7 +106,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:
-    """Return a copy in float32, in memory that returns to the system when it is freed."""
+    """Return a copy in float32, on the CPU in memory that returns to the system when it is freed."""
     t = t.detach().to(device)
     return (pages if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
