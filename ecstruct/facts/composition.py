@@ -5,7 +5,7 @@
 * The *second* hop is new: "The biggest fan of Paris is" -> "Grace Miller". With the same known fact, it
   follows that "The biggest fan of the capital of France is" -> "Grace Miller".
 
-A fact that the model does not know cannot be a hop: `ecstruct.evaluate.keep_known` drops it.
+A fact that the model does not know cannot be the known hop: `ecstruct.evaluate.keep_known` drops it.
 """
 
 import os

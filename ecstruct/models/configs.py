@@ -12,7 +12,7 @@ from ecstruct.errors import InputError
 
 _SAME_ANYHOW = frozenset(
     {
-        # How the model was made, saved and trained.
+        # Making, saving and training.
         *(
             "_name_or_path",
             "architectures",
@@ -74,7 +74,7 @@ def _alike(old: Any, new: Any) -> bool:
 
 
 def longer_ones_differ_from(config: Any) -> int | None:
-    """Return the length in tokens beyond which a prompt changes its batch's rotary embedding (LongRoPE)."""
+    """Return the length in tokens beyond which a prompt changes the rotation of its batch (LongRoPE)."""
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "longrope":
         return None

@@ -42,7 +42,7 @@ ARCHITECTURES = (
 """Architectures whose files were compared with the original models. Mistral files call theirs llama."""
 
 _SCALES_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""The number of layers of models (27B) that scale their attention differently, which no file says."""
+"""The number of layers of the 27B models, whose attention has another scale, which no file says."""
 
 _GPT2_WORDS = ("gpt-2", "mpt", "olmo", "trillion")
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")

@@ -15,8 +15,8 @@ _PACKAGES = ("ecstruct", "torch", "transformers", "transformer-lens")
 @dataclass(frozen=True)
 class Provenance:
     """Where a model comes from: `source` and `revision` as `ecstruct.load` takes them, and the steps by
-    which it was `made` from these. `tokenizer` is the checkpoint's own, which TransformerLens replaces by
-    one that adds a BOS token. `weights` describes the weights where a source has several."""
+    which it was `made` from these. `tokenizer` is the checkpoint's own; TransformerLens uses one that adds
+    a BOS token. `weights` says how the weights were converted, or which of several they are."""
 
     source: str
     revision: str | None

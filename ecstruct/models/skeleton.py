@@ -5,9 +5,9 @@ the tensor's shape. So it takes no memory, whatever the size of the model, and r
 passed to it.
 
 A hooked model keeps query, key and value separate where some checkpoints fuse them into one tensor. To find
-which rows and columns of a fused tensor went where, three skeletons are hooked whose tensors hold their own
-number, the index of the row and the index of the column; their parts then hold the addresses. They take no
-memory either, as long as TransformerLens splits tensors into views.
+which rows and columns of a fused tensor went where, three skeletons are hooked. Their tensors hold the
+tensor's number, the index of the row, and that of the column, so that their parts hold the addresses. They
+take no memory either, as long as TransformerLens splits tensors into views.
 """
 
 from __future__ import annotations

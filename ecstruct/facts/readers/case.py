@@ -83,8 +83,8 @@ def said(
     options: Iterable[str] | None = None,
     rivals: Iterable[str] = (),
 ) -> Said:
-    """Make a prompt from the values in a file, without whitespace around them and without empty or
-    repeated aliases. A subject that is not in the text is dropped. The template is the text without its
+    """Make a prompt from the values in a file, without whitespace around them and without aliases that
+    add nothing. A subject that is not in the text is dropped. The template is the text without its
     subject, or else the relation; by default, the relation is the template."""
     text, answer = text.rstrip(), answer.strip()
     subject = subject if subject and subject in text else None

@@ -33,7 +33,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     implied = []
     for axis, cases in tests.items():
         for test in cases:
-            # The edit itself is not known: queries for it are conditions for what must stay the same.
+            # A query for the edit itself matters as a condition only in tests of what must stay.
             conditions = [_query(q) for q in objects(test, "condition_queries")]
             known = tuple(c for c in conditions if c.prompt.text != fact.prompt.text)
             if axis == "Subject_Aliasing":
