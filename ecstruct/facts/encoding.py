@@ -21,9 +21,8 @@ def encode(
 
 
 class InPieces(NamedTuple):
-    """The token ids of a text, and the number of the piece that each token belongs to. A tokenizer cuts a
-    text into pieces, often words, and reads each by itself. For a slow tokenizer, which does not tell where
-    it cuts, all is one piece. Special tokens belong to none (`None`)."""
+    """The token ids of a text, and for each token the piece of the text, often a word, that the tokenizer
+    read by itself (`None` for special tokens). Slow tokenizers do not tell where they cut: all is piece 0."""
 
     ids: tuple[int, ...]
     pieces: tuple[int | None, ...]
@@ -71,6 +70,7 @@ def split(
     whole: tuple[int, ...],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens of a prompt's text and of its answer, given those of the text and of `whole`."""
     eos = tokenizer.eos_token_id
     # If both end with an EOS, the tokenizer appended it: had the user's text ended with one, the answer
     # would follow it.

@@ -62,8 +62,7 @@ def load(
         revision: Branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: Folder or hub id of a low-rank adapter (of peft: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they are cast to `dtype`.
-        tokenizer: Required with a Hugging Face model in memory, whose own it must be; refused if `source`
-            is a path or an id, which brings its own.
+        tokenizer: The own tokenizer of a model in memory, which requires it; refused with a path or an id.
         device: By default a CUDA device if there is one, else the CPU.
         dtype: The dtype of the weights. Scores are computed in float32 (float64 for float64).
 
