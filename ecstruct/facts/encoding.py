@@ -22,7 +22,7 @@ def encode(
 
 class InPieces(NamedTuple):
     """The token ids of a text, and for each token the piece of the text, often a word, that the tokenizer
-    read by itself (`None` for special tokens). Slow tokenizers do not tell where they cut: all is piece 0."""
+    read by itself (`None` for special tokens). Slow tokenizers do not tell the pieces: all are piece 0."""
 
     ids: tuple[int, ...]
     pieces: tuple[int | None, ...]
