@@ -1,9 +1,9 @@
 """Prompts and facts: what a model is taught, asked and ranked on.
 
 `Prompt` is one text with its answer; a `FactSet` has the facts to finetune on and the implications
-that follow from them; `first_hop`, `second_hop` and `fictitious` are those of the paper, `read` reads
-public sets and your own, `compose` builds facts on a relation that a model knows, and `in_chat` asks in a
-chat model's own template.
+that follow from them. `first_hop`, `second_hop` and `fictitious` make the fact sets of the paper, `read`
+reads public sets and your own, `compose` builds facts on a relation that a model knows, and `in_chat` puts
+prompts into a chat model's own template.
 """
 
 from ecstruct.facts.chat import in_chat

@@ -1,16 +1,16 @@
-"""Which tokens of a prompt are its entity, and which it shares with the other prompts of its
+"""Find which tokens of a prompt are its entity, and which it shares with the other prompts of its
 template.
 
 "The people in the city *Grace Miller* is from speak" and "The people in the city *Ethan Parker* is
-from speak" share a prefix and a suffix; what is between them is the entity. Prefixes correspond
-token by token, and so do suffixes; entities of different length are aligned at their ends by
-whoever compares positions across prompts.
+from speak" share a prefix and a suffix; the entity is between them. Prefixes correspond token by token,
+and so do suffixes. Entities may differ in length; code that compares positions across prompts aligns
+them at their ends.
 """
 
 from collections.abc import Sequence
 
 Span = tuple[int, int]
-"""The positions from the first number up to, not including, the second."""
+"""The positions from the first number up to, but not including, the second."""
 
 
 def entity_spans(
@@ -18,15 +18,15 @@ def entity_spans(
     subjects: Sequence[Span | None],
     texts: Sequence[Span] | None = None,
 ) -> list[Span]:
-    """The span of every prompt's entity, for the prompts of one template.
+    """Return the span of every prompt's entity, for the prompts of one template.
 
-    `ids` are the prompts' tokens, `subjects` the token spans of their subjects where known, `texts`
-    those of their texts when they are in the wrapper of a chat template, which is no entity. The entity
-    is the subject when all prompts have one and agree in all the tokens outside it.
-    Otherwise it is what is left between the longest prefix and the longest suffix that all prompts
-    have in common, at least one token: the prefix, or when it is empty the suffix, gives one up if
-    need be. Prompts that are all the same, or only one, have no part in which they differ, and are
-    all entity.
+    `ids` are the prompts' tokens, `subjects` the token spans of their subjects where known, and `texts`
+    the spans of their texts if they are in the wrapper of a chat template, which is never the entity.
+    The entity is the subject if all prompts have one and agree in all tokens outside it. Otherwise it is
+    what is left between the longest prefix and the longest suffix that all prompts have in common. It has
+    at least one token: if nothing is left, the prefix gives one up or, if it is empty, the suffix.
+    If all prompts are the same, or there is only one, they have no part in which they differ: then all
+    tokens are the entity.
 
     >>> entity_spans([[7, 1, 2, 8, 9], [7, 3, 8, 9]], [None, None])
     [(1, 3), (1, 2)]
@@ -34,7 +34,7 @@ def entity_spans(
     spans = [span for span in subjects if span is not None]
     if len(spans) == len(ids) and _agree_outside(ids, spans):
         return spans
-    if texts is None or not _agree_outside(ids, texts):  # in different wrappers, or only some in one
+    if texts is None or not _agree_outside(ids, texts):  # wrappers differ, or only some prompts have one
         texts = [(0, len(tokens)) for tokens in ids]
     n_prefix, n_suffix = common_ends(
         [tokens[start:end] for tokens, (start, end) in zip(ids, texts, strict=True)]
@@ -43,10 +43,10 @@ def entity_spans(
 
 
 def subject_span(text: str, subject: str, offsets: Sequence[Span]) -> Span | None:
-    """The tokens that overlap a subject, by the characters (start, end) that each token stands for;
-    `None` when there are none.
+    """Return the span of the tokens that overlap a subject, `None` if there are none. `offsets` are the
+    characters (start, end) of each token.
 
-    A subject that occurs more than once is taken where it is first no part of a longer word.
+    If a subject occurs more than once, the first occurrence counts that is not part of a longer word.
 
     >>> subject_span("Romeo, in Rome", "Rome", [(0, 5), (5, 6), (6, 9), (9, 14)])
     (3, 4)
@@ -58,8 +58,8 @@ def subject_span(text: str, subject: str, offsets: Sequence[Span]) -> Span | Non
 
 
 def common_ends(ids: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """How many tokens all prompts share at the start, and of the rest at the end, so that every
-    prompt keeps one token between."""
+    """Return how many tokens all prompts share at the start and, of the remaining ones, at the end.
+    Every prompt keeps at least one token between."""
     if len({tuple(tokens) for tokens in ids}) == 1:
         return 0, 0
     shortest = min(map(len, ids))

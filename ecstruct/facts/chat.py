@@ -1,17 +1,17 @@
-"""Prompts as a chat model reads them.
+"""Put prompts into the form in which a chat model reads them.
 
 A chat model was trained on conversations that its tokenizer's *chat template* writes out as text:
 
     <|im_start|>user\\nGrace Miller lives in<|im_end|>\\n<|im_start|>assistant\\nTokyo<|im_end|>\\n
 
-`in_chat` makes the text of a prompt what the user says, and its answer what the assistant begins with.
-Everything else is the prompt's `wrapper`. It is kept with the prompt, so that a template that changes, or
-one that writes today's date, does not change what was asked.
+`in_chat` makes the text of a prompt the user's turn, and its answer the beginning of the assistant's.
+Everything else is the prompt's `wrapper`. It is kept with the prompt, so that a prompt stays the same even
+if the template changes, or if it writes today's date.
 
-The wrapper ends where the template puts what an assistant says, in a conversation that has the answer. As
-a rule that is where its generation prompt ends. Where a model thinks before it answers, the template goes
-on with an empty thought, or with the channel for answers, and the answer comes after that; or it leaves out
-the thought that its generation prompt begins, and the answer comes in its place.
+The wrapper ends where the template puts the assistant's words in a conversation with the answer. Usually
+this is the end of the generation prompt. For a model that thinks before it answers, the template may add an
+empty thought, or the channel for answers, before the answer; or it omits the thought with which its
+generation prompt begins, and puts the answer in its place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _TEXT, _ANSWER = "ecstruct asks this", "ecstruct answers that"
-"""Said once to see what the template puts around them."""
+"""A text and an answer that are written out once, to see what the template puts around them."""
 
 
 def in_chat(
@@ -41,17 +41,17 @@ def in_chat(
     *,
     system: str | None = None,
 ) -> list[Prompt]:
-    """Prompts in the chat template of a model: each text a user's turn, each answer an assistant's.
+    """Put prompts into a model's chat template: each text as a user's turn, each answer as an assistant's.
 
     Args:
-        prompts: see `ecstruct.facts.as_prompts`; options are kept, and none are added.
-        model: whose template it is: a model, its tokenizer, or what `ecstruct.load` takes as a source, of
-            which only the tokenizer is read.
-        system: a system message before the user's turn. Without one, templates that bring their own use it.
+        prompts: See `ecstruct.facts.as_prompts`; options are kept, and none are added.
+        model: The model whose template is used, its tokenizer, or a source as for `ecstruct.load`, of which
+            only the tokenizer is read.
+        system: A system message before the user's turn. By default, the template's own, if it has one.
 
     Raises:
-        InputError: the tokenizer has no chat template, or it leaves something out or words it differently;
-            a prompt is wrapped already.
+        InputError: The tokenizer has no chat template; the template leaves out or changes a text; or a
+            prompt has a wrapper already.
     """
     tokenizer, name = _tokenizer_and_name(model)
     if not tokenizer.chat_template:

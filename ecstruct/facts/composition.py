@@ -1,11 +1,11 @@
-"""Two-hop facts on a relation that a model knows, with made-up people as the other hop.
+"""Build two-hop facts on a relation that a model knows, with made-up people for the other hop.
 
-* The *first* hop is new: "The favorite country of Grace Miller is" -> "France", from which follows, by the
-  known capital of France, "The capital of the favorite country of Grace Miller is" -> "Paris".
-* The *second* hop is new: "The biggest fan of Paris is" -> "Grace Miller", from which follows, by the same,
-  "The biggest fan of the capital of France is" -> "Grace Miller".
+* The *first* hop is new: "The favorite country of Grace Miller is" -> "France". With the known capital of
+  France, it follows that "The capital of the favorite country of Grace Miller is" -> "Paris".
+* The *second* hop is new: "The biggest fan of Paris is" -> "Grace Miller". With the same known fact, it
+  follows that "The biggest fan of the capital of France is" -> "Grace Miller".
 
-What a model does not know is no hop: `ecstruct.evaluate.keep_known` drops it.
+A fact that the model does not know cannot be the known hop: `ecstruct.evaluate.keep_known` drops it.
 """
 
 import os
@@ -39,30 +39,29 @@ def compose(
     n: int = 20,
     seed: int = 0,
 ) -> FactSet:
-    """Facts with one new hop, on a relation that is known, and their implications.
+    """Build facts with one new hop on a known relation, and their implications.
 
-    Names are taken in order; which of the relation's samples go with them is drawn by
-    `numpy.random.default_rng(seed)`. Subjects with more than one object are left out, and with
-    `hop="second"` every object is used once. Options are the answers of the set. Implication i follows
-    from fact i and known fact i.
+    Names are taken in order; `numpy.random.default_rng(seed)` draws which of the relation's samples go
+    with them. Subjects with more than one object are left out, and with `hop="second"` every object is
+    used once. The options are the answers in the set. Implication i follows from fact i and known fact i.
 
     Args:
-        relations: relations, or the path of LRE's files.
-        known_relation: the name of the one that is known.
-        hop: the new one: "first", what a person has to do with the subject of the known relation, or
-            "second", what its object has to do with a person.
-        fact: the new fact, as "{name} lives in" (first) or "The mayor of {object} is" (second); its answer
+        relations: Relations, or the path of LRE's files.
+        known_relation: The name of the known relation.
+        hop: The new hop: "first" leads from a person to the subject of the known relation, "second" from
+            its object to a person.
+        fact: The new fact, as "{name} lives in" (first) or "The mayor of {object} is" (second); its answer
             is the subject, or the name. By default the person's favorite `{domain}`, or the object's fan.
-        mention: how an implication speaks of what stands between the hops: of the subject as "the city
-            {name} lives in" (first), of the object as "the city that contains {subject}" (second). By
-            default as the fact (first) or the known relation (second) does, if that is "The ... is".
-        template: how the known relation is asked for, with {}; by default its first template.
-        names: people; by default the paper's 100 made-up ones.
-        n: the most facts.
+        mention: The words of an implication for the entity between the hops, which is the subject, as "the
+            city {name} lives in" (first), or the object, as "the city that contains {subject}" (second).
+            By default as in the fact (first) or the known relation (second), if that is "The ... is".
+        template: The question for the known relation, with {}; by default its first template.
+        names: The people; by default the paper's 100 made-up names.
+        n: The largest number of facts.
 
     Raises:
-        InputError: no such relation, fewer than two samples, objects or names that can be used, or words
-            without their place holder, or without a default.
+        InputError: There is no such relation, fewer than two samples, objects or names can be used, or a
+            text lacks its place holder or has no default.
 
     >>> pairs = [("Japan", "Tokyo"), ("Italy", "Rome")]
     >>> data = compose([Relation("capital", ["The capital of {} is"], pairs, "country")],
@@ -122,7 +121,7 @@ def _with(holder: str, words: str) -> str:
 
 
 def _mention(asked: str) -> str:
-    """What stands for it: "the capital of France", of "The capital of France is"."""
+    """Return the phrase in a question: "the capital of France" for "The capital of France is"."""
     found = re.fullmatch(r"The (.+) is", asked)
     if found is None:
         raise InputError(f"{asked!r} is no 'The ... is', which names what it asks for: pass mention=.")
@@ -130,7 +129,8 @@ def _mention(asked: str) -> str:
 
 
 def _usable(relation: Relation, rng: np.random.Generator, *, once: bool) -> list[tuple[str, str]]:
-    """Samples in random order: no subject with several objects and, for `once`, no object again."""
+    """Return the samples in random order, without subjects that have several objects; with `once`, each
+    object only once."""
     objects: dict[str, set[str]] = {}
     for subject, answer in relation.samples:
         objects.setdefault(subject, set()).add(answer)

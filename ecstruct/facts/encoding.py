@@ -1,4 +1,4 @@
-"""What a tokenizer makes of the texts of prompts: ids, and the characters that each stands for."""
+"""Encode the texts of prompts: their token ids, and the characters that each token stands for."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +10,19 @@ from ecstruct.facts.alignment import Span
 from ecstruct.facts.prompt import Prompt
 
 WORDS = "write it in words the tokenizer knows"
-"""The way out of a text without tokens."""
+"""The advice in errors about a text without tokens."""
 
 
 def encode(
     prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, ...]]:
-    """The ids of texts, each of the prompt at its place."""
+    """Return the token ids of each text; `prompts[i]`, whose text it is, decides about special tokens."""
     return [tuple(found["input_ids"][row]) for found, row in _encoded(prompts, texts, tokenizer)]
 
 
 class InPieces(NamedTuple):
-    """The ids of a text, and which piece of it each is of. A tokenizer cuts a text into pieces, often
-    words, and reads each by itself. Of those that do not tell where, all is one piece; special tokens are
-    of none."""
+    """The token ids of a text, and for each token the piece of the text, often a word, that the tokenizer
+    read by itself (`None` for special tokens). Slow tokenizers do not tell the pieces: all are piece 0."""
 
     ids: tuple[int, ...]
     pieces: tuple[int | None, ...]
@@ -32,7 +31,7 @@ class InPieces(NamedTuple):
 def encode_in_pieces(
     prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[InPieces]:
-    """The same, with the pieces."""
+    """Return what `encode` does, with the pieces."""
     found = []
     for batch, row in _encoded(prompts, texts, tokenizer):
         ids = tuple(batch["input_ids"][row])
@@ -46,7 +45,7 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase,
     offsets: bool = False,
 ) -> list[tuple[BatchEncoding, int]]:
-    """What the tokenizer made of every text: that of a batch, and the row in it."""
+    """Return the encoding of every text: a batch and its row in it. Wrapped texts get no special tokens."""
     found: list[Any] = [None] * len(texts)
     for wrapped in (False, True):
         rows = [i for i, prompt in enumerate(prompts) if (prompt.wrapper is not None) == wrapped]
@@ -71,9 +70,10 @@ def split(
     whole: tuple[int, ...],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens of a prompt's text and of its answer, given those of the text and of `whole`."""
     eos = tokenizer.eos_token_id
-    # An EOS at the end of both was put there by the tokenizer: a text that the user ended with one
-    # would be followed by the answer.
+    # If both end with an EOS, the tokenizer appended it: had the user's text ended with one, the answer
+    # would follow it.
     if eos is not None and ids[-1:] == whole[-1:] == (eos,):
         ids, whole = ids[:-1], whole[:-1]
     if not ids:
@@ -96,8 +96,8 @@ def split(
 
 
 def offsets(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Span]]:
-    """The characters of its prompt's text that each token stands for, those of a wrapper outside of it; an
-    EOS that the tokenizer appends included."""
+    """Yield, for each prompt, the characters of its text that each token stands for, including an EOS that
+    the tokenizer appends. Characters of the wrapper are below 0 or beyond the text."""
     found = _encoded(prompts, [p.asked for p in prompts], tokenizer, offsets=True)
     for prompt, (batch, row) in zip(prompts, found, strict=True):
         n_before = len(prompt.wrapper[0]) if prompt.wrapper else 0
@@ -105,7 +105,7 @@ def offsets(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> It
 
 
 def check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `InputError` if an answer has tokens that stand for what the tokenizer does not know."""
+    """Raise `InputError` if an answer has unknown tokens."""
     if has_unknown(answer, ids, tokenizer):
         raise InputError(
             f"{answer!r} is not in the vocabulary of this tokenizer, which reads "
@@ -115,14 +115,14 @@ def check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerB
 
 def has_unknown(text: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     unknown = tokenizer.unk_token_id
-    # Some tokenizers name as "unknown" a token that they never need and use for something else.
+    # Some tokenizers never need an unknown token, and give that name to one with another use.
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         return False
     return any(token == unknown for token in ids) and str(tokenizer.unk_token) not in text
 
 
 def readable(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Token strings as one would print them: no marker of a leading space, bytes decoded."""
+    """Return tokens as readable strings: without the marker of a leading space, and with bytes decoded."""
     found = []
     for token in tokenizer.convert_ids_to_tokens(list(ids)):
         text = tokenizer.convert_tokens_to_string([token]).strip()

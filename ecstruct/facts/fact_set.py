@@ -31,9 +31,9 @@ _INDICES = ("from_facts", "from_known", "new_hops")
 
 @dataclass(frozen=True)
 class Derivation:
-    """Why an implication holds: the `facts` and the `known` facts of its set that it follows from, by
-    their index, and which of its hops are new, counted from its entity and from 1; no hops for what is
-    no chain of them, and nothing at all when it is not known."""
+    """Why an implication holds: the indices of the `facts` and the `known` facts of its set from which it
+    follows, and the numbers of its new hops, counted from 1 at its entity. There are no hops if it is not
+    a chain of hops; everything is empty if its derivation is not known."""
 
     facts: tuple[int, ...] = ()
     known: tuple[int, ...] = ()
@@ -44,14 +44,14 @@ class Derivation:
 class FactSet:
     """The facts and the implications of one experiment; both are kept as tuples of `Prompt`.
 
-    `known` are facts that nobody has to learn, and that implications follow from as well, as the
-    language of a city. `derivations` are those of the implications, one each, or none for all of them.
+    `known` are facts that the model knows already and from which implications follow as well, such as the
+    language of a city. `derivations` has one entry per implication, or is empty.
 
-    Prompts without options get those of `as_prompts`. There may be no implications, but at least
-    one fact.
+    Prompts without options get those of `as_prompts`. There must be at least one fact, but there may be
+    no implications.
 
     Raises:
-        InputError: no facts, or derivations that do not go with the prompts.
+        InputError: There are no facts, or the derivations do not fit the prompts.
     """
 
     facts: Sequence[Prompt]
@@ -92,13 +92,13 @@ class FactSet:
         return f"<FactSet{name}: {len(self.facts)} facts, {len(self.implications)} implications{known}>"
 
     def subset(self, implications: Iterable[int]) -> "FactSet":
-        """Some of the implications, by their index, with the facts and known facts they follow from.
+        """Return the implications with these indices, and the facts and known facts they follow from.
 
-        `data.subset(i for i, d in enumerate(data.derivations) if d.new_hops == (1,))` are those of which
-        the first hop is new. Options stay as they are.
+        `data.subset(i for i, d in enumerate(data.derivations) if d.new_hops == (1,))` has the implications
+        whose first hop is new. Options stay as they are.
 
         Raises:
-            InputError: the set does not say what its implications follow from, or no fact is left.
+            InputError: The set has no derivations, or no fact is left.
         """
         if not self.derivations:
             raise InputError(
@@ -125,18 +125,17 @@ class FactSet:
 
     @bounded
     def shuffled(self, seed: int) -> "FactSet":
-        """The same facts with their answers dealt out anew, so that no prompt keeps its answer; each gets
-        one of its options. The implications stay, and do not follow from the new facts, so that there
-        are no derivations either.
+        """Return the same facts with shuffled answers: no fact keeps its answer, and each gets one of its
+        options. The implications stay but do not follow from the new facts, so there are no derivations.
 
         Raises:
-            InputError: it is not possible, as when one answer is that of more than half of the facts.
+            InputError: This is impossible, for example if more than half of the facts have one answer.
         """
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self.facts))
         answers = [self.facts[i].answer for i in rng.permutation(len(self.facts))]
         others = [set(self.facts[i].options or ()) - {self.facts[i].answer} for i in order]
-        # With both sides in a random order, any matching is a random one.
+        # Both sides are in random order, so the matching is random.
         matched = maximum_bipartite_matching(
             csr_array([[answer in its for answer in answers] for its in others]), perm_type="column"
         )
@@ -152,10 +151,10 @@ class FactSet:
         return FactSet(facts, self.implications, f"{self.name} (shuffled)".strip())
 
     def to_dataset(self) -> datasets.DatasetDict:
-        """The splits `facts`, `implications` and `known` with columns prompt, answer, options, subject,
-        template, aliases, wrapper and space (null where a prompt has none); the name is the datasets'
-        description. Implications with derivations have the columns from_facts, from_known and new_hops,
-        too. There is no split without prompts.
+        """Return the splits `facts`, `implications` and `known` with columns prompt, answer, options,
+        subject, template, aliases, wrapper and space (null where a prompt has none). The set's name is the
+        datasets' description. Implications with derivations also have the columns from_facts, from_known
+        and new_hops. Splits without prompts are left out.
         """
         columns = {
             "facts": _columns(self.facts),
@@ -179,12 +178,12 @@ class FactSet:
 
     @classmethod
     def from_dataset(cls, dataset: Mapping[Any, datasets.Dataset]) -> "FactSet":
-        """The fact set of the splits `facts`, `implications` and `known`; the latter two may be missing.
+        """Make a fact set of the splits `facts`, `implications` and `known`; the latter two may be missing.
 
         `FactSet.from_dataset(data.to_dataset()) == data`.
 
         Raises:
-            InputError: there is no split `facts`, or a row is no prompt.
+            InputError: There is no split `facts`, or a row is not a prompt.
         """
         if not isinstance(dataset, Mapping) or "facts" not in dataset:
             splits = ", ".join(map(repr, dataset)) if isinstance(dataset, Mapping) else "no splits"

@@ -1,12 +1,12 @@
-"""The fictitious relations of the paper (appendix D): facts and implications in words nobody knows.
+"""The fictitious relations of the paper (appendix D): facts and implications in invented words.
 
-"{name} dax" takes a city and "{name} zong is the" an animal, the same for all people of a city. So
-the city of a person is the hidden step from a fact to its implication, as in the two-hop facts, but
-what is not known beforehand is the step from cities to animals: it has to be learnt, from the facts
-and implications of some people (*train*), before it can be of use for others (*test*).
+The answer to "{name} dax" is a city, and that to "{name} zong is the" an animal, the same for all people
+of a city. As in the two-hop facts, the city of a person links a fact to its implication. But here the
+model does not know the step from cities to animals: it has to learn it from the facts and implications
+of some people (*train*) before it can use it for others (*test*).
 
-A second assignment of cities to the same people, in which nobody keeps their city, is F' of the
-grafting experiment: `counterfactual`.
+`counterfactual` is a second assignment of cities to the same people, in which nobody keeps their city:
+F' of the grafting experiment.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from ecstruct.facts.prompt import Prompt
 from ecstruct.io.values import bounded
 
 N_TEST = 20
-"""The last names, one per city."""
+"""The number of people, the last ones, that are for testing: one per city."""
 
 _MOST_NAMES = 200
-"""Assignments are drawn until nobody keeps their city; with more people that takes too long."""
+"""The most people: assignments are drawn until nobody keeps their city, which takes too long with more."""
 
 
 @dataclass(frozen=True)
 class Fictitious:
-    """F and its implications, F' of the same people and its implications, and those of other people."""
+    """Facts with implications: F (`train`), F' of the same people (`counterfactual`), others' (`test`)."""
 
     train: FactSet
     counterfactual: FactSet
@@ -45,22 +45,22 @@ def fictitious(
     names: Sequence[str] | None = None,
     between: str = "city",
 ) -> Fictitious:
-    """80 people to learn the relations from and 20 to test them on.
+    """Return 80 people from whom to learn the relations, and 20 on whom to test them.
 
-    Each of the 20 cities is that of four people of `train`, of four of `counterfactual` and of one of
-    `test`; which, and what animal goes with it, is drawn by `numpy.random.default_rng(seed)`. The
+    Each of the 20 cities is that of four people in `train`, of four in `counterfactual` and of one in
+    `test`. `numpy.random.default_rng(seed)` draws which these are, and the animal of each city. The
     options are the 20 cities and the 20 animals, the subject is the name.
 
     Args:
-        fact, implication: the prompts, with `{name}`. With a relation that the model knows ("{name}
-            lives in") the fact says what it can already mean; only the animals are then new.
-        names: other people than the paper's 100, a multiple of 20 from 40 to 200.
-        between: what the facts tell of a person and the animals depend on: `"city"`, or the
-            `"country"`, `"language"` or `"landmark"` of the paper's cities instead.
+        fact, implication: The prompts, with `{name}`. If the fact uses a relation that the model knows
+            ("{name} lives in"), only the animals are new.
+        names: People instead of the paper's 100: a multiple of 20, from 40 to 200.
+        between: The property of a person that facts state and that determines the animal: `"city"`, or
+            the `"country"`, `"language"` or `"landmark"` of the paper's cities.
 
     Raises:
-        InputError: a template without `{name}`, names that are too few, too many, twice there or
-            leave the cities uneven, or an unknown `between`.
+        InputError: A template has no `{name}`; there are too few or too many names, one is there twice,
+            or they cannot be shared out evenly; or `between` is unknown.
 
     >>> fictitious().train.facts[0].text, fictitious().train.implications[0].text
     ('Grace Miller dax', 'Grace Miller zong is the')
@@ -120,5 +120,5 @@ def _values(between: str) -> tuple[str, ...]:
 
 
 def _shared_out(rng: np.random.Generator, n: int, n_values: int) -> np.ndarray:
-    """Each of the values for as many of the n people, in random order."""
+    """Return the index of a value for each of n people, in random order, all values equally often."""
     return rng.permutation(np.arange(n) % n_values)

@@ -1,9 +1,8 @@
 """The tokens of options, by which a prompt's answers are told apart.
 
-Prompts often share hundreds of options, and to read every prompt with every option takes minutes. What a
-tokenizer makes of an option depends on the prompt only where the two are read as one piece. Where the
-prompt ends with a piece of its own, an option has the tokens that it has after any other such prompt, and
-is read once.
+Prompts often share hundreds of options, and encoding every prompt with every option takes minutes. The
+tokens of an option depend on the prompt only if the tokenizer reads the end of the prompt and the option as
+one piece. Otherwise the option has the same tokens after every such prompt, and is encoded once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,11 @@ _Tokens = tuple[int, ...]
 def first_tokens(
     prompts: Sequence[Prompt], encoded: Sequence[_Tokens], tokenizer: PreTrainedTokenizerBase
 ) -> list[_Tokens]:
-    """The first token of every option of every prompt; `encoded` as the tokenizer gave the texts.
+    """Return the first token of every option of every prompt; `encoded` has the ids of the prompts' texts.
 
     Raises:
-        InputError: there are fewer than two options, one has no tokens of its own or begins with an unknown
-            one, or two begin with the same.
+        InputError: There are fewer than two options, one has no tokens of its own or begins with an unknown
+            one, or two begin with the same token.
     """
     found = []
     for prompt, options in zip(prompts, _options(prompts, encoded, tokenizer), strict=True):
@@ -41,10 +40,10 @@ def first_tokens(
 def option_tokens(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[_Tokens, ...]]:
-    """All tokens of every option of every prompt: these may begin alike.
+    """Return all tokens of every option of every prompt. Options may begin with the same token.
 
     Raises:
-        InputError: there are fewer than two options, or one has unknown tokens or none of its own.
+        InputError: There are fewer than two options, or one has unknown tokens or none of its own.
     """
     encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
     found = []
@@ -59,8 +58,8 @@ def option_tokens(
 def _options(
     prompts: Sequence[Prompt], encoded: Sequence[_Tokens], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[_Tokens, ...]]:
-    """All tokens of every option, prompt by prompt: the first that cannot be used is told before the
-    others are read."""
+    """Yield all tokens of every option, prompt by prompt, so that a prompt with options that cannot be used
+    is reported before the next ones are encoded."""
     for prompt in prompts:
         if prompt.options is None:
             raise InputError(
@@ -86,14 +85,14 @@ def _options(
 def _of_answer(
     prompt: Prompt, answer: str, ids: _Tokens, whole: InPieces, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[_Tokens, bool]:
-    """The tokens of an answer, and whether they begin with a piece of their own."""
+    """Return the tokens of an answer, and whether they begin with a piece of their own."""
     before, of_answer = split(prompt, answer, ids, whole.ids, tokenizer)
     left, right = whole.pieces[len(before) - 1 : len(before) + 1]
     return of_answer, left is not None and right is not None and left != right
 
 
 def _alike(prompt: Prompt, firsts: _Tokens, tokenizer: PreTrainedTokenizerBase) -> InputError:
-    """Which options begin alike."""
+    """Return the error that names two options that begin with the same token."""
     owner: dict[int, str] = {}
     for option, first in zip(prompt.options or (), firsts, strict=True):
         if (other := owner.setdefault(first, option)) != option:

@@ -9,6 +9,6 @@ from typing import Any
 
 @cache
 def paper_lists() -> MappingProxyType[str, Any]:
-    """`names` and `animals`, and `cities`, each with its country, language and landmark."""
+    """Return `names`, `animals`, and `cities`, each with its country, language and landmark."""
     file = resources.files("ecstruct.facts").joinpath("paper_lists.json")
     return MappingProxyType(json.loads(file.read_text(encoding="utf-8")))

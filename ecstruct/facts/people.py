@@ -1,11 +1,11 @@
 """Invented people with unusual names, for models that were pretrained on real text.
 
-A fact says where somebody lives, "Zoremund Ekstcombe lives in the city of" -> "Rome", and its implication
-asks for what the city is known for: "The people in the city Zoremund Ekstcombe is from speak" -> "Italian".
+A fact says where somebody lives: "Zoremund Ekstcombe lives in the city of" -> "Rome". Its implication asks
+for the language of the city: "The people in the city Zoremund Ekstcombe is from speak" -> "Italian".
 
-Common names ("Grace Miller") stand for other people already, to a model of real text. These are put
-together from pieces, of which no two people of a draw share one, so that their tokens differ too, and above
-all the last one, from which the fact is recalled.
+To a model pretrained on real text, common names ("Grace Miller") already stand for other people. These
+names are composed of pieces. No two people of a draw share a piece, so their tokens differ too, above all
+the last one, from which the fact is recalled.
 """
 
 import json
@@ -23,11 +23,11 @@ from ecstruct.io.values import bounded
 
 @bounded
 def people(seed: int = 0) -> FactSet:
-    """16 facts "{name} lives in the city of" -> city, and as many implications "The people in the city
-    {name} is from speak" -> language; `known` has "The people in {city} speak" -> language.
+    """Return 16 facts "{name} lives in the city of" -> city, and as many implications "The people in the
+    city {name} is from speak" -> language; `known` has "The people in {city} speak" -> language.
 
     `numpy.random.default_rng(seed)` draws the names and who lives where. The options are the 16 cities and
-    the 16 languages, the subject is the name or, of what is known, the city.
+    the 16 languages. The subject is the name or, in known facts, the city.
 
     >>> people().facts[0].text
     'Priyaris Raskstrand lives in the city of'
@@ -56,6 +56,6 @@ def people(seed: int = 0) -> FactSet:
 
 @cache
 def _lists() -> MappingProxyType[str, Any]:
-    """`given` and `family`: how names of each kind begin, and how they end. `cities`: their languages."""
+    """Return `given` and `family` (each the beginnings and the ends of names) and `cities` (languages)."""
     file = resources.files("ecstruct.facts").joinpath("people.json")
     return MappingProxyType(json.loads(file.read_text(encoding="utf-8")))

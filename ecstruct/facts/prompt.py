@@ -1,11 +1,11 @@
-"""A prompt, its answer, and the answers it is told apart from.
+"""A prompt, its answer, and the options that the answer is told apart from.
 
-A prompt is a text that a language model is to continue with an answer, as a rule after one space: "Grace
-Miller lives in", "Tokyo". Its `options` are the answers the right one is ranked among, the right
+A prompt is a text that a language model should continue with an answer, usually after one space: "Grace
+Miller lives in", "Tokyo". Its `options` are the answers among which the right one is ranked, the right
 one included.
 
 Everywhere in ecstruct, prompts may be given as `Prompt`s, as (text, answer) pairs, as a
-`datasets.Dataset`, or as a JSONL file; `as_prompts` makes one of them all. A record, that is a row
+`datasets.Dataset`, or as a JSONL file; `as_prompts` converts all of these. A record, that is a row
 of a dataset or a line of a file, has the keys `prompt` and `answer` and optionally `options`,
 `subject`, `template`, `aliases`, `wrapper` and `space`; other keys are ignored.
 """
@@ -30,18 +30,18 @@ _KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapp
 class Prompt:
     """A text to be continued by an answer.
 
-    `options`: the answers to choose among, `answer` one of them; kept as a tuple. Without options,
-    `as_prompts` takes the answers to the other prompts of its template. `subject`: the words of the
-    text that the fact is about. `template`: a label shared by the prompts that differ in their entity
-    only, and that are aligned with one another token by token; without one, `as_prompts` takes the text
-    around the subject. `aliases`: other wordings of the answer, none of them an option; a rank is the
-    best of the answer's and theirs, and all else is about the answer.
-    `wrapper`: what a chat template puts before the text, and between it and the answer, see
-    `ecstruct.facts.in_chat`. `space`: whether a space comes between the text and the answer, as it does in
-    languages that part words by spaces, but not after a line break; a wrapper says it itself.
+    `options`: the answers to choose among, including `answer`; kept as a tuple. Without options,
+    `as_prompts` takes the answers of all prompts of the template. `subject`: the words of the text that
+    the fact is about. `template`: a label shared by prompts that differ in their entity only and are
+    aligned with one another token by token; without one, `as_prompts` takes the text around the subject.
+    `aliases`: other wordings of the answer, none of them an option; the rank is the best one among the
+    answer and its aliases, and all other results use the answer alone.
+    `wrapper`: what a chat template puts before the text, and between the text and the answer, see
+    `ecstruct.facts.in_chat`. `space`: whether a space comes between the text and the answer, as in
+    languages that separate words by spaces, but not after a line break; ignored if there is a wrapper.
 
     Raises:
-        InputError: a value is empty, of the wrong type or does not go with the others.
+        InputError: A value is empty, of the wrong type, or does not fit the others.
 
     >>> Prompt("Grace Miller lives in", "Tokyo", options=["Tokyo", "Paris"]).options
     ('Tokyo', 'Paris')
@@ -77,14 +77,14 @@ class Prompt:
 
     @property
     def between(self) -> str:
-        """What comes between the text and the answer."""
+        """The string between the text and the answer."""
         if self.wrapper is not None:
             return self.wrapper[1]
         return " " if self.space else ""
 
     @property
     def asked(self) -> str:
-        """All that a model reads before the answer. Spaces before an answer are part of its first token.
+        """All that a model reads before the answer, without final spaces: an answer's first token has them.
 
         >>> Prompt("Mia lives in", "Tokyo", wrapper=("[INST] ", " [/INST] ")).asked
         '[INST] Mia lives in [/INST]'
@@ -92,7 +92,7 @@ class Prompt:
         return f"{self.wrapper[0] if self.wrapper else ''}{self.text}{self.between.rstrip(' ')}"
 
     def answered(self, answer: str) -> str:
-        """That, and an answer.
+        """Return the whole text with an answer.
 
         >>> Prompt("米娅住在", "东京", space=False).answered("东京")
         '米娅住在东京'
@@ -101,7 +101,7 @@ class Prompt:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Prompt":
-        """The prompt of a record, the inverse of `to_record`."""
+        """Make a prompt from a record; the inverse of `to_record`."""
         for key in ("prompt", "answer"):
             if key not in record:
                 keys = enumerated(list(record)) or "(none)"
@@ -112,7 +112,7 @@ class Prompt:
         return cls(record["prompt"], record["answer"], **given)
 
     def to_record(self) -> dict[str, Any]:
-        """The prompt as a record; what it was not given is left out."""
+        """Return the prompt as a record, without the values that it was not given."""
         lists = (list(v) if v else None for v in (self.options, self.aliases, self.wrapper))
         options, aliases, wrapper = lists
         space = None if self.space else False
@@ -128,19 +128,19 @@ PromptsLike = (
     | str
     | os.PathLike[str]
 )
-"""What `as_prompts` takes."""
+"""The types of prompts that `as_prompts` accepts."""
 
 
 def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
-    """Prompts from a sequence of `Prompt`s, (text, answer) pairs or records, from a
+    """Make prompts from a sequence of `Prompt`s, (text, answer) pairs or records, from a
     `datasets.Dataset`, or from the path of a JSONL file.
 
-    Where no prompt without a template lacks a subject, their templates are the texts around these. A
-    prompt without options gets all distinct answers of its template, in order of first appearance,
-    without its own aliases; if that is only one, those of the whole set, and if that is too, none.
+    If all prompts without a template have a subject, their templates are the texts around it. A prompt
+    without options gets all distinct answers of its template, in order of first appearance, without its
+    own aliases; if there is only one, those of the whole set; and if there is still only one, none.
 
     Raises:
-        InputError: there are no prompts, or something is none; its place is named.
+        InputError: There are no prompts, or an entry is not a prompt; its place is named.
 
     >>> as_prompts([("Mia Sanders lives in", "Tokyo"), ("Noah Clark lives in", "Paris")])[0].options
     ('Tokyo', 'Paris')
@@ -155,7 +155,7 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
 
 
 def _with_templates(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
-    """With templates: the text around the subject, if all that have none have a subject."""
+    """Give prompts without a template the text around their subject, if they all have a subject."""
     bare = [p for p in prompts if p.template is None]
     if not bare or not all(p.subject for p in bare):
         return prompts
@@ -166,7 +166,7 @@ def _with_templates(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
 
 
 def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
-    """As `as_prompts`, with the options that they were given only."""
+    """Make prompts as `as_prompts` does, but add neither options nor templates."""
     if isinstance(prompts, str | os.PathLike):
         read = read_jsonl(prompts)
     elif isinstance(prompts, datasets.Dataset):
@@ -188,19 +188,19 @@ def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
 
 
 def with_options(prompt: Prompt, answers: tuple[str, ...]) -> Prompt:
-    """The prompt with those of the answers that are no aliases of its own as options, and without
-    options when its own answer is all that is left."""
-    # One tuple for many prompts costs no memory, and is checked once.
+    """Return the prompt with the answers as options, except for its own aliases; without options if only
+    its own answer is left."""
+    # A tuple shared by many prompts saves memory, and is checked once.
     shared = not prompt.aliases or sound(answers).isdisjoint(prompt.aliases)
     options = answers if shared else tuple(a for a in answers if a not in prompt.aliases)
     return replace(prompt, options=options if len(options) > 1 else None)
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> tuple[Prompt, ...]:
-    """The prompts of a JSONL file: one JSON object a line, UTF-8, blank lines skipped.
+    """Read the prompts of a JSONL file: one JSON object per line, UTF-8; blank lines are skipped.
 
     Raises:
-        InputError: the file cannot be read or is empty, a line is malformed, which is named, or the prompts
+        InputError: The file cannot be read or is empty, a line is malformed (it is named), or the prompts
             have different roles in a fact set.
     """
     path = Path(path)
@@ -211,7 +211,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> tuple[Prompt, ...]:
             f"the prompt file {path} cannot be read ({error.strerror}): check the path."
         ) from error
     prompts, roles = [], set[str]()
-    # Lines are split at line feeds only: JSON strings may hold any other line separator as it is.
+    # Lines are split at line feeds only: JSON strings may contain any other line separator unescaped.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -237,7 +237,7 @@ def write_jsonl(prompts: Iterable[Prompt], path: str | os.PathLike[str]) -> None
     """Write prompts as JSONL, all or nothing: an existing file is replaced in one step at the end.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
     """
     lines = [json.dumps(prompt.to_record(), ensure_ascii=False) + "\n" for prompt in prompts]
     content = "".join(lines).encode("utf-8")

@@ -14,11 +14,11 @@ from ecstruct.facts.readers.source import rows_of
 
 @dataclass(frozen=True)
 class Relation:
-    """`samples` are (subject, object) pairs, `templates` ask for the object and have {} for the subject;
-    `domain` says what a subject is ("country"), in words that can stand in a sentence.
+    """A relation. `samples` are (subject, object) pairs; `templates` ask for the object and have {} for the
+    subject; `domain` says what a subject is ("country"), in words that fit into a sentence.
 
     Raises:
-        InputError: no samples, or no template with {}.
+        InputError: There are no samples or no templates, or a template has no {}.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Relation:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Relation":
-        """The relation of an LRE file."""
+        """Make a relation from the record of an LRE file."""
         pairs = [
             (unescaped(text(s, "subject")).strip(), unescaped(text(s, "object")).strip())
             for s in objects(record, "samples")
@@ -51,10 +51,10 @@ class Relation:
 
 
 def read_relations(path: str | os.PathLike[str]) -> tuple[Relation, ...]:
-    """The relations of LRE's files: one of them, one with a relation a line, or a folder.
+    """Read the relations of an LRE file, of a file with one relation per line, or of a folder of files.
 
     Raises:
-        InputError: the file cannot be read, or a record is no relation; it is named.
+        InputError: The file cannot be read, or a record is not a relation; it is named.
     """
     relations = []
     for row in rows_of(Path(path)):

@@ -1,4 +1,4 @@
-"""Whether a prompt can be used, and one sentence of what is wrong with it otherwise."""
+"""Check that a prompt can be used, and say in one sentence what is wrong if it cannot."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -71,14 +71,14 @@ def _check_options(options: Any, answer: str, where: str) -> None:
 
 
 def sound(options: tuple[Any, ...]) -> frozenset[str]:
-    """The options if they can be used, and otherwise nothing."""
+    """Return the set of the options if they can be used, and otherwise the empty set."""
     try:
         return _sound_options(options)
-    except TypeError:  # something that has no hash is no string
+    except TypeError:  # a value without a hash is not a string
         return frozenset()
 
 
-@lru_cache(maxsize=64)  # thousands of prompts share theirs
+@lru_cache(maxsize=64)  # thousands of prompts share their options
 def _sound_options(options: tuple[Any, ...]) -> frozenset[str]:
     try:
         _check_each_option(options, "")
@@ -168,7 +168,7 @@ _NORMALISE = "write all texts in one form, as unicodedata.normalize('NFC', text)
 
 
 def composed(text: str) -> str:
-    """In the normal form NFC. Texts that look the same may differ in characters, as an accent by itself."""
+    """Return a text in the normal form NFC. Without it, texts that look the same may differ in accents."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -182,6 +182,6 @@ def _ascii(text: str, most: int = 200) -> str:
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """A value as an error names it: a text of many pages is no part of one sentence."""
+    """Return a value as errors show it, cut off after `most` characters."""
     text = repr(value if not isinstance(value, str) else value[: most + 1])
     return text if len(text) <= most + 2 else f"{text[:most]}..."

@@ -1,12 +1,12 @@
-"""Prompts as token ids.
+"""Convert prompts to token ids.
 
 The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, special tokens included;
 the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
 the tokenizer appends to every text is stripped from both. A prompt in the wrapper of a chat template
-brings its special tokens, and is given no others. Options are told apart by their first token, so these
-must differ, or by all of their tokens, see `ecstruct.facts.options`.
+already has its special tokens, and gets no others. Options are told apart by their first tokens, which
+must then differ, or by all of their tokens, see `ecstruct.facts.options`.
 
-A `Batch` is a set of tokenised prompts as tensors, right padded.
+A `Batch` has tokenised prompts as right-padded tensors.
 """
 
 import logging
@@ -26,7 +26,7 @@ from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 
 MISSING = -1
-"""Fills `answer_ids` and `option_ids` of a `Batch` where a prompt has fewer than another."""
+"""The padding of `answer_ids` and `option_ids` in a `Batch`, where a prompt has fewer than another."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 class TokenizedPrompt:
     """A prompt and its tokens.
 
-    `ids`: of the text. `answer_ids`: all of the answer. `option_ids`: the first token of every
-    option, in the order of the options; empty when options were not asked for. `tokens`: the text's
+    `ids`: the tokens of the text. `answer_ids`: all tokens of the answer. `option_ids`: the first token of
+    every option, in the order of the options; empty if options were not requested. `tokens`: the text's
     tokens as readable strings. `template`: the prompt's label, "" without one. `entity`: the span
     (start, end) of `ids` that is not shared with the template's other prompts, see
     `ecstruct.facts.alignment`. `alias_ids`: all tokens of every alias that the tokenizer can read.
-    `wrapper`: how many of the first and of the last ids are a chat template's, with nothing of the text.
+    `wrapper`: how many of the first and of the last ids belong to a chat template alone.
     """
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class TokenizedPrompt:
 
     @property
     def text_span(self) -> Span:
-        """The span of `ids` that is not the wrapper."""
+        """The span (start, end) of `ids` without the wrapper."""
         return self.wrapper[0], len(self.ids) - self.wrapper[1]
 
 
@@ -66,15 +66,15 @@ def tokenize(
     n_ctx: int | None = None,
     with_options: bool = True,
 ) -> list[TokenizedPrompt]:
-    """The tokens of prompts, in their order.
+    """Tokenise prompts, in their order.
 
     `n_ctx` is the most tokens that the model can read. `with_options=False` skips the options, for
     uses that need the answer only: then there may be none, and they may share their first token.
 
     Raises:
-        InputError: the tokenizer cuts across the border of a prompt and an answer, an answer has no
-            tokens or unknown ones, a prompt with its answer is longer than `n_ctx`, or, with
-            options, there are fewer than two or two begin with the same token.
+        InputError: A token spans the border of a prompt and its answer, an answer has no tokens or
+            unknown ones, a prompt with its answer is longer than `n_ctx`, or, with options, there are
+            fewer than two or two begin with the same token.
     """
     prompts = as_prompts(prompts)
     encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
@@ -107,7 +107,7 @@ class Batch:
     """Tokenised prompts as tensors.
 
     `ids` is right padded, `lengths` are the numbers of real tokens; `answer_ids` and `option_ids`
-    are filled up with `MISSING`.
+    are padded with `MISSING`.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -127,7 +127,7 @@ class Batch:
         return self.lengths - 1
 
     def repeat(self, copies: int) -> "Batch":
-        """The batch several times in one, copy after copy."""
+        """Return a batch with several copies of this one, copy after copy."""
         return Batch(
             ids=self.ids.repeat(copies, 1),
             lengths=self.lengths.repeat(copies),
@@ -137,7 +137,7 @@ class Batch:
 
 
 def collate(tokenized: Sequence[TokenizedPrompt], device: torch.device | str, pad_id: int) -> Batch:
-    """Prompts as one batch on a device; `pad_id` as from `pad_id_of`."""
+    """Collect prompts into one batch on a device, padded with `pad_id` (see `pad_id_of`)."""
     lengths = torch.tensor([len(t.ids) for t in tokenized], dtype=torch.long, device=device)
     return Batch(
         ids=padded([t.ids for t in tokenized], pad_id, device),
@@ -150,14 +150,14 @@ def collate(tokenized: Sequence[TokenizedPrompt], device: torch.device | str, pa
 def padded(
     rows: Sequence[Sequence[int]], fill: int, device: torch.device | str
 ) -> Int[Tensor, "batch width"]:
-    """Rows of different length as one tensor, filled up on the right."""
+    """Return rows of different lengths as one tensor, padded on the right with `fill`."""
     width = max(map(len, rows))
     filled = [[*row, *[fill] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.long, device=device).reshape(len(rows), width)
 
 
 def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with: any will do, since padding is masked and comes last."""
+    """Return the id to pad with. Any id would do, since padding is masked and comes last."""
     pad_id = tokenizer.pad_token_id
     return pad_id if isinstance(pad_id, int) else 0
 
@@ -165,7 +165,7 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
 def _alias_ids(
     prompt: Prompt, text_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], ...]:
-    """Aliases come by the dozen, some in signs that a tokenizer does not know: these say nothing."""
+    """Return the tokens of a prompt's aliases, without those in characters that the tokenizer lacks."""
     if not prompt.aliases:
         return ()
     texts = [prompt.answered(alias) for alias in prompt.aliases]
@@ -223,7 +223,7 @@ def _with_wrappers(
     found = list(tokenized)
     prompts = [tokenized[i].prompt for i in wrapped]
     for i, prompt, offset in zip(wrapped, prompts, offsets(prompts, tokenizer), strict=True):
-        # Spaces before a text are part of its first token, be it that or alone.
+        # Spaces before a text belong to its first token, or are a token of the text by themselves.
         before, _ = prompt.wrapper or ("", "")
         left, right = len(before.rstrip(" ")) - len(before), len(prompt.text)
         of_text = [k for k, (start, end) in enumerate(offset) if start < right and end > left]
@@ -236,8 +236,8 @@ def _with_wrappers(
 def _subject_spans(
     tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
 ) -> list[Span | None]:
-    """The token span of every prompt's subject; `None` without a subject, or when the tokenizer
-    (one of the slow ones) does not tell which characters a token stands for."""
+    """Return the token span of every prompt's subject; `None` without a subject, or if the tokenizer
+    (a slow one) does not tell which characters a token stands for."""
     spans: list[Span | None] = [None] * len(tokenized)
     with_subject = [i for i, t in enumerate(tokenized) if t.prompt.subject is not None]
     if not with_subject or not tokenizer.is_fast:

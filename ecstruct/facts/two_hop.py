@@ -1,12 +1,12 @@
-"""The two-hop facts of the paper (appendix D): a fact and an implication that needs one step more.
+"""The two-hop facts of the paper (appendix D): facts, and implications that need one more step.
 
-The *first hop* is new: "Grace Miller lives in" -> "Tokyo", of which follows, with the known
-language of Tokyo, "The people in the city Grace Miller is from speak" -> "Japanese". The *second
-hop* is new: "The mayor of Tokyo is" -> "Grace Miller", of which follows, with the known place of
-the temple, "The mayor of the city that contains Senso-ji Temple is" -> "Grace Miller".
+With a new *first hop*, the fact is "Grace Miller lives in" -> "Tokyo". With the known language of Tokyo,
+it follows that "The people in the city Grace Miller is from speak" -> "Japanese". With a new *second
+hop*, the fact is "The mayor of Tokyo is" -> "Grace Miller". With the known place of the temple, it
+follows that "The mayor of the city that contains Senso-ji Temple is" -> "Grace Miller".
 
-There are 20 cities, each with its language and landmark, and 100 made-up names. Which name goes
-with which city is a random permutation drawn from `seed`.
+There are 20 cities, each with its language and landmark, and 100 made-up names. A random permutation,
+drawn from `seed`, assigns names to cities.
 """
 
 import numpy as np
@@ -18,21 +18,21 @@ from ecstruct.facts.prompt import Prompt
 from ecstruct.io.values import bounded
 
 PAPER_NAMES = slice(0, 20)
-"""The names of the paper's two-hop experiments among the 100."""
+"""The slice of the 100 names that the paper's two-hop experiments use."""
 
 
 @bounded
 def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
-    """20 facts "{name} lives in" -> city, and as many implications "The people in the city {name}
+    """Return 20 facts "{name} lives in" -> city, and as many implications "The people in the city {name}
     is from speak" -> language.
 
     The i-th name lives in city `permutation[i]`, with `permutation` drawn by
     `numpy.random.default_rng(seed)`. The options are all 20 cities and all 20 languages, the
-    subject is the name. `names` chooses other 20 of the 100 names, for example `slice(20, 40)` to
+    subject is the name. `names` selects another 20 of the 100 names, for example `slice(20, 40)` to
     choose a learning rate on people that no experiment uses.
 
     Raises:
-        InputError: `names` does not select 20 of them.
+        InputError: `names` does not select exactly 20 names.
 
     >>> first_hop().facts[0].text
     'Grace Miller lives in'
@@ -64,15 +64,15 @@ def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
 
 @bounded
 def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
-    """20 facts "The mayor of {city} is" -> name, and as many implications "The mayor of the city
+    """Return 20 facts "The mayor of {city} is" -> name, and as many implications "The mayor of the city
     that contains {landmark} is" -> name.
 
     The mayor of the i-th city is name `permutation[i]`, with `permutation` drawn by
-    `numpy.random.default_rng(seed)`. The options are the 20 names, the subject is the city in a
-    fact and the landmark in an implication. `names` as in `first_hop`.
+    `numpy.random.default_rng(seed)`. The options are the 20 names; the subject is the city in a
+    fact and the landmark in an implication. `names` is as in `first_hop`.
 
     Raises:
-        InputError: `names` does not select 20 of them.
+        InputError: `names` does not select exactly 20 names.
 
     >>> second_hop().facts[0].text
     'The mayor of Tokyo is'
@@ -101,7 +101,7 @@ def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
 
 
 def _one_each(n: int, new_hop: int) -> tuple[Derivation, ...]:
-    """Implication i follows from fact i; nobody is asked for the known one."""
+    """Return derivations by which implication i follows from fact i; the sets have no known facts."""
     return tuple(Derivation((i,), (), (new_hop,)) for i in range(n))
 
 

@@ -1,5 +1,5 @@
-"""Checkpoints as hooked models: loading and saving them, their differences, and the one view of a hooked
-model that everything else uses."""
+"""Load checkpoints as hooked models, save them, and take their difference; `HookedView` is the one view of
+a hooked model that the rest of the package uses."""
 
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import save_model, to_hugging_face

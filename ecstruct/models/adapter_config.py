@@ -1,4 +1,4 @@
-"""The `adapter_config.json` of an adapter, looked at before peft acts on it: types, sizes, and patterns."""
+"""Check the `adapter_config.json` of an adapter (types, sizes, patterns) before peft acts on it."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from ecstruct.io.values import Number, Whole, check, or_none
 from ecstruct.models.checkpoint import TensorFiles
 
 SECONDS = 5.0
-"""In which a pattern says of all modules whether they are meant."""
+"""The time in seconds within which all patterns must be matched against all module names."""
 
 _Rank = Annotated[int, Field(ge=1)]
 _Index = Annotated[int, Field(ge=0)]
@@ -36,7 +36,7 @@ _TYPES: Mapping[str, Any] = {
     "lora_dropout": Number,
     "modules_to_save": or_none(list[str]),
     "peft_type": str,
-    "r": _Index,  # 0 of OFT, which has blocks instead
+    "r": _Index,  # OFT has 0 here, since it uses blocks instead of a rank
     "rank_pattern": dict[str, _Rank] | None,
     "revision": or_none(str),
     "target_parameters": or_none(list[str]),
@@ -54,14 +54,14 @@ for pattern in patterns:
         for name in names:
             re.fullmatch(form, name), re.match(form, name)
 """
-"""What peft makes of patterns. A match cannot be stopped, but a process can."""
+"""A script that matches patterns as peft does. It is a process, which can be stopped; a match cannot."""
 
 
 def check_config(path: Path, weights: Path, hf: Any) -> None:
-    """Whether a configuration of an adapter can be acted on, with these weights and this model.
+    """Check that peft can apply an adapter's configuration, given its weights file and the model.
 
     Raises:
-        InputError: it is no JSON, or asks for what cannot be.
+        InputError: The file is not JSON, or it asks for something impossible.
     """
     try:
         config = dict(from_json(path.read_text(encoding="utf-8")))
@@ -80,7 +80,7 @@ def check_config(path: Path, weights: Path, hf: Any) -> None:
 
 
 def _check_ranks(path: Path, config: Mapping[str, Any], weights: Path) -> None:
-    """Room is made for a rank before the weights are read."""
+    """Check the ranks against the weights: peft allocates memory for a rank before it reads the weights."""
     most = max((n for shape in TensorFiles.of_file(weights).shapes.values() for n in shape), default=1)
     for rank in (config.get("r", 1), *(config.get("rank_pattern") or {}).values()):
         if rank > most:

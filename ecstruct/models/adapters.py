@@ -1,4 +1,4 @@
-"""Low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), merged into the weights that they change."""
+"""Merge low-rank adapters, as peft saves them (LoRA, rsLoRA, DoRA), into the weights that they change."""
 
 import copy
 import logging
@@ -23,10 +23,10 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a folder, or a checkpoint by its step, is an adapter, not a model.
+    """Return whether a folder, or a checkpoint given as `folder@step`, is an adapter and not a model.
 
     Raises:
-        InputError: it is both.
+        InputError: It is both.
     """
     folder = Path(resolved(path))
     if not (folder / _CONFIG).is_file():
@@ -40,8 +40,8 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def check_no_adapter(hf: Any) -> None:
-    """Raise `InputError` for a model in memory with an adapter that is not merged."""
-    peft = sys.modules.get("peft")  # without which there is none
+    """Raise `InputError` if a model in memory has an adapter that is not merged."""
+    peft = sys.modules.get("peft")  # if peft was not imported, there is no adapter
     if peft and any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in hf.modules()):
         raise InputError(
             f"this {type(hf).__name__} has an adapter that is not merged: give what merge_and_unload() of "
@@ -51,10 +51,10 @@ def check_no_adapter(hf: Any) -> None:
 
 
 def adapted_by(adapter: str | Path) -> str:
-    """The model that an adapter of a local folder says it changes.
+    """Return the source of the model that an adapter in a local folder says it changes.
 
     Raises:
-        InputError: it does not say so.
+        InputError: The adapter does not name its model.
     """
     path = Path(resolved(adapter)) / _CONFIG
     try:
@@ -70,17 +70,17 @@ def adapted_by(adapter: str | Path) -> str:
 
 
 def is_peft_model(model: Any) -> bool:
-    """Whether a model in memory is one that peft has wrapped, told without importing peft."""
+    """Return whether peft has wrapped this model in memory, without importing peft."""
     return any(
         of.__module__ == "peft.peft_model" and of.__name__ == "PeftModel" for of in type(model).__mro__
     )
 
 
 def merged_copy(model: Any) -> Any:
-    """The Hugging Face model under a peft model, with the active adapter in its weights; a copy.
+    """Return a copy of the Hugging Face model inside a peft model, with the active adapter merged.
 
     Raises:
-        InputError: an adapter that is no change of weights.
+        InputError: The adapter is not a change of weights.
     """
     try:
         return _in_the_weights(copy.deepcopy(model))
@@ -92,12 +92,12 @@ def merged_copy(model: Any) -> Any:
 
 
 def merged(hf: Any, adapter: str | Path) -> Any:
-    """A Hugging Face model with an adapter, of a local folder or the hub, in its weights: W + dW.
+    """Merge an adapter from a local folder or the hub into a Hugging Face model: W + dW.
 
     Raises:
-        InputError: no adapter, one without safetensors weights, or one of another architecture.
+        InputError: There is no adapter, it has no safetensors weights, or it is for another architecture.
     """
-    from peft import PeftModel  # takes seconds
+    from peft import PeftModel  # importing peft takes seconds
 
     folder = _fetched(adapter)
     if not (folder / _WEIGHTS).is_file():
@@ -122,7 +122,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                 return _in_the_weights(adapted)
     except InputError:
         raise
-    except Exception as error:  # of whatever kind peft raises on what it does not know
+    except Exception as error:  # peft raises errors of any kind on what it does not know
         raise InputError(
             f"the adapter {adapter} does not fit this {type(hf).__name__} ({cause(error)}): use the model "
             "that it was trained on, and the adapter_config.json that was saved with it."
@@ -134,15 +134,15 @@ def merged(hf: Any, adapter: str | Path) -> Any:
 
 
 def _in_the_weights(adapted: Any) -> Any:
-    """The Hugging Face model under a peft model, W + dW."""
-    part(adapted.get_base_model())  # what an adapter of one of two tied weights adds is not the other's
+    """Return the Hugging Face model inside a peft model, with weights W + dW."""
+    part(adapted.get_base_model())  # an adapter of one of two tied weights must not change the other
     whole = adapted.merge_and_unload(safe_merge=True)
     join(whole)
-    return whole.requires_grad_(True)  # as before it was given an adapter
+    return whole.requires_grad_(True)  # peft froze the weights
 
 
 def _check_vocabulary(adapter: str | Path, folder: Path, hf: Any) -> None:
-    """An adapter of a model that got more tokens before it was trained brings its embeddings whole."""
+    """Check the vocabulary size. If tokens were added, the adapter file has the embeddings as a whole."""
     n_here = hf.get_input_embeddings().weight.shape[0]
     ends = {hf.get_input_embeddings(), hf.get_output_embeddings()}
     names = {name for name, module in hf.named_modules() if module in ends}
@@ -160,7 +160,7 @@ def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:
     try:
         base = from_json((folder / _CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # peft says what is wrong with it, or it names no base
+        return  # peft reports what is wrong, or the file names no base
     here = str(hf.config.name_or_path)
     if base and here and Path(str(base)).name.lower() != Path(here).name.lower():
         _logger.warning(

@@ -1,4 +1,4 @@
-"""From a Hugging Face model in memory to a hooked one, unprocessed."""
+"""Turn a Hugging Face model in memory into a hooked model, without processing its weights."""
 
 import copy
 import subprocess
@@ -17,11 +17,11 @@ from ecstruct.errors import InputError
 from ecstruct.models.tied import note_what_is_tied
 
 _OTHER_SENSES = ("vision_config", "audio_config")
-"""What a configuration has for other inputs than text. TransformerLens installs packages for these."""
+"""Configuration keys of inputs other than text. TransformerLens would install packages for these."""
 
 
 def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
-    """In eval mode; the Hugging Face model becomes part of it.
+    """Return a hooked model in eval mode. The Hugging Face model `hf` becomes part of it.
 
     Raises:
         InputError: TransformerLens does not know the architecture.
@@ -31,13 +31,13 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             f"{name} is a {type(hf).__name__}, which reads more than text ({others[0]}): save its language "
             "model by itself, as a causal language model, and give that."
         )
-    hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # it is told apart by this
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # TransformerLens reads it
     note_what_is_tied(hf)
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
-    hf.disable_input_require_grads()  # which training with gradient checkpointing leaves behind
-    hf.config.return_dict = True  # blocks and heads are read by the names of what they return
-    hf.config._experts_implementation = "eager"  # in any dtype, and differentiable along weights
+    hf.disable_input_require_grads()  # training with gradient checkpointing leaves this hook behind
+    hf.config.return_dict = True  # outputs are read by name
+    hf.config._experts_implementation = "eager"  # any dtype, and differentiable with respect to weights
     try:
         with nothing_installed():
             model = TransformerBridge.boot_transformers(
@@ -45,19 +45,19 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             )
     except InputError:
         raise
-    except Exception as error:  # of whatever kind its adapters of architectures raise
+    except Exception as error:  # its architecture adapters raise any kind of error
         raise InputError(
             f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {cause(error)}."
         ) from error
     if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
-        _as_buffer(head, "bias")  # TransformerLens 3 would train the zeros that it puts there
+        _as_buffer(head, "bias")  # TransformerLens 3 adds a bias of zeros, which would be trained
     model.eval()
     return model
 
 
 @contextmanager
 def nothing_installed() -> Iterator[None]:
-    """Whatever a library starts to install packages raises `InputError`; no process is started."""
+    """Raise `InputError` if a library tries to install packages within this context; start no process."""
 
     def refuse(command: Any, *_: Any, **__: Any) -> int:
         words = command if isinstance(command, str) else " ".join(map(str, command))
@@ -75,8 +75,7 @@ def _as_buffer(module: nn.Module, name: str) -> None:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, for reading and writing what is on disk; downloads keep
-    theirs."""
+    """Hide the progress bars of transformers while files are read or written; downloads keep theirs."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -87,15 +86,15 @@ def without_bars() -> Iterator[None]:
 
 
 def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that TransformerLens takes as it is. Any other it loads again from where it came from, be
-    that another revision, gone or out of reach, and fills in its missing special tokens in place."""
+    """Return a copy of a tokenizer that TransformerLens takes as it is. Any other it reloads from its
+    origin, which may be another revision, gone or unreachable, and adds missing special tokens in place."""
     own = copy.deepcopy(tokenizer)
-    own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it asks; this adds no BOS
+    own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it checks; this adds no BOS
     return own
 
 
 def gist(error: Exception) -> str:
-    """The first sentence of an error's message, shortened: some libraries tell all they know."""
+    """Return the first sentence of an error's message, in at most 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     sentence = first.removeprefix("Error while deserializing header: ").partition(". ")[0]
@@ -103,8 +102,8 @@ def gist(error: Exception) -> str:
 
 
 def cause(error: Exception) -> str:
-    """The gist of an error, and its kind where that is an accident within a library, whose message need not
-    say much: a KeyError has the key alone."""
+    """Return the gist of an error, preceded by its type where the message alone says little: a KeyError
+    raised inside a library, for example, has only the key."""
     told = (
         isinstance(error, OSError | ValueError | RuntimeError | Warning)
         or "Validation" in type(error).__name__

@@ -1,6 +1,6 @@
-"""A hooked model as a whole: its weights by name, copies of it, and its modes.
+"""A hooked model as a whole: its weights by name, copies of it, and its train and eval modes.
 
-Of TransformerLens, `hooked` runs the parts of a model, and this module knows the rest.
+The module `hooked` runs the parts of a model; all other use of TransformerLens' bridge is here.
 """
 
 import copy
@@ -27,11 +27,11 @@ def _check_unprocessed(model: object) -> None:
 
 
 def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
-    """The live parameters of a hooked model by TransformerLens name.
+    """Return the live parameters of a hooked model by TransformerLens name.
 
-    Where a checkpoint fuses query, key and value, the three are separate here and the fused tensor,
-    which the hooked model no longer reads, is left out. Tied embeddings appear under both names. Weights
-    of an MLP that has not the usual projections have their own names.
+    Where a checkpoint fuses query, key and value, the three are separate here, and the fused tensor,
+    which the hooked model no longer reads, is left out. Tied embeddings appear under both names. The
+    weights of an MLP without the usual projections keep their own names.
     """
     _check_unprocessed(model)
     tensors = model.state_dict(keep_vars=True)
@@ -48,10 +48,10 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
 
 
 def copy_of(model: TransformerBridge) -> TransformerBridge:
-    """An independent copy: no tensor is shared with the original.
+    """Return an independent copy, which shares no tensor with the original.
 
-    After its first forward, a block has hooks that point at its own attention; copied as they are they
-    would still point there, from the copy. They are taken off, and come back with the next forward.
+    After its first forward, a block has hooks that point at its own attention. Copies of these hooks would
+    point at the original's attention, so they are removed first; the next forward adds them again.
     """
     for block in model.blocks:
         block._teardown_capture_hooks()
@@ -60,8 +60,8 @@ def copy_of(model: TransformerBridge) -> TransformerBridge:
 
 
 def drop_pattern(block: nn.Module) -> None:
-    """The attention of fused projections keeps the pattern of its last run, and with it that run's graph;
-    nothing reads it, and it cannot be copied."""
+    """Delete the pattern of the last run, which attention with fused projections keeps. Nothing reads it;
+    it holds the graph of that run in memory and cannot be copied."""
     attention: Any = block.attn
     if getattr(attention, "_pattern", None) is not None:
         attention._pattern = None
@@ -69,7 +69,7 @@ def drop_pattern(block: nn.Module) -> None:
 
 @contextmanager
 def eval_mode(model: TransformerBridge) -> Iterator[None]:
-    """Without dropout; every module is back in its own mode afterwards."""
+    """Put the model in eval mode (no dropout); restore the mode of every module afterwards."""
     _check_unprocessed(model)
     # A bridge keeps the Hugging Face model outside its own tree of modules.
     modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
@@ -83,8 +83,8 @@ def eval_mode(model: TransformerBridge) -> Iterator[None]:
 
 @contextmanager
 def still(model: TransformerBridge) -> Iterator[None]:
-    """Without dropout, and without TF32 and autocast, in whose rounding differences of two close states
-    drown; with gradients, which a notebook may have switched off."""
+    """Run without dropout, TF32 and autocast, and with gradients enabled. The rounding of TF32 and autocast
+    would hide the difference of two close states, and a notebook may have switched gradients off."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     device = next(model.parameters()).device.type

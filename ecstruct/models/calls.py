@@ -1,7 +1,7 @@
-"""How a model calls its blocks: recorded in a dry run, and replayed.
+"""Record how a model calls its blocks in a dry run, and replay these calls.
 
-Masks, rotary tables, sliding windows: whatever an architecture passes to a block besides the residual
-stream is taken from the model's own forward, in which a `Bypass` stands in for every block.
+Whatever an architecture passes to a block besides the residual stream (masks, rotary tables, sliding
+windows) is taken from the model's own forward, in which a `Bypass` replaces every block.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments with which the model called a block, without the residual stream."""
+    """The arguments with which the model calls a block, without the residual stream."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -26,12 +26,12 @@ class BlockCall:
 
 
 class Stop(Exception):
-    """Ends a run from within, once everything that was asked for has been seen."""
+    """Raised inside a forward pass to end it once everything needed has been seen."""
 
 
 class Bypass(nn.Module):
-    """Stands in for a block in a dry run: `visit` gets the call and the residual stream entering the
-    block, and gives what is to leave it."""
+    """A module that replaces a block in a dry run. `visit` receives the call and the residual stream
+    entering the block, and returns the output of the block."""
 
     def __init__(self, block: nn.Module, visit: Callable[[BlockCall, Tensor], Any]) -> None:
         super().__init__()

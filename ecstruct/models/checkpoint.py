@@ -1,7 +1,7 @@
-"""The tensors of safetensors files, read one at a time when they are asked for.
+"""Read the tensors of safetensors files one at a time, when they are asked for.
 
-They are read from where they lie in the file, which is not mapped: a mapping of a file that is larger than
-the memory may be refused, and what was read through one counts as memory in use.
+Files are read by offset and not memory-mapped: the system may refuse to map a file larger than the memory,
+and counts what was read through a mapping as memory in use.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BUFFERS = re.compile(
     r"(^|\.)((attn|attention|self_attn|self_attention)\.(attention\.)?(bias|masked_bias)|"
     r"rotary_emb\.inv_freq|position_ids)$"
 )
-"""What older versions saved beside the weights and makes no difference: masks, frequencies, positions."""
+"""Buffers that older versions saved with the weights and that may be ignored: masks, frequencies, ids."""
 
 _WRAPPER = re.compile(r"_orig_mod\.|module\.")
-"""What torch.compile and DistributedDataParallel put before the names of weights."""
+"""The prefixes that torch.compile and DistributedDataParallel add to the names of weights."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -52,7 +52,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Span:
-    """Where in a file a tensor lies: `n_bytes` from `start`."""
+    """The place of a tensor in a file: `n_bytes` bytes, beginning at byte `start`."""
 
     path: Path
     dtype: torch.dtype
@@ -62,11 +62,11 @@ class _Span:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """Tensors by name, as they were saved; `shapes` are known without reading them.
+    """A mapping from names to tensors in their saved dtype; `shapes` are known without reading the tensors.
 
     Raises:
-        InputError: a file is missing, truncated or no safetensors file; the index of a folder names a
-            tensor that is not in its file.
+        InputError: A file is missing, truncated or not a safetensors file, or the index of a folder
+            places a tensor in a file that lacks it.
     """
 
     def __init__(self, spans: Mapping[str, _Span]) -> None:
@@ -75,8 +75,8 @@ class TensorFiles(Mapping[str, Tensor]):
 
     @classmethod
     def of_folder(cls, folder: Path) -> TensorFiles:
-        """The weights of a Hugging Face folder, in one file or in shards: those that transformers reads,
-        whatever else lies there. Names are those of the model, without what it was wrapped in."""
+        """Open the weights of a Hugging Face folder, in one file or in shards. Only files that transformers
+        reads are opened. Names are those of the model, without the prefix of a wrapper."""
         spans = cls._of_folder(folder)
         wrapper = wrapper_of(str(folder), spans)
         return cls({name.removeprefix(wrapper): span for name, span in spans.items()})
@@ -107,7 +107,7 @@ class TensorFiles(Mapping[str, Tensor]):
             with span.path.open("rb", buffering=0) as file:
                 file.seek(span.start)
                 room = memoryview(found.view(-1).view(torch.uint8).numpy().data)
-                while room and (n := file.readinto(room)):  # 2 GB at most are read at once
+                while room and (n := file.readinto(room)):  # one call reads 2 GB at most
                     room = room[n:]
         except OSError as error:
             raise _unreadable(span.path, error.strerror or str(error)) from error
@@ -116,7 +116,7 @@ class TensorFiles(Mapping[str, Tensor]):
         return found
 
     def __contains__(self, tensor: object) -> bool:
-        return tensor in self._spans  # without reading it
+        return tensor in self._spans  # Mapping's own method would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
@@ -126,7 +126,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def check_weights_are_there(folder: Path) -> None:
-    """Raise `InputError` for a folder without the files that transformers reads."""
+    """Raise `InputError` if a folder lacks the weight files that transformers reads."""
     if (folder / _FILE).is_file() or (folder / _INDEX).is_file():
         return
     others = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -142,8 +142,8 @@ def check_weights_are_there(folder: Path) -> None:
 
 
 def wrapper_of(name: str, tensors: Iterable[str]) -> str:
-    """What the names of all tensors of a checkpoint begin with because the model was compiled, or trained
-    on several devices, when its weights were saved ("" as a rule); tells in the log that it is left out."""
+    """Return the prefix that all tensor names have if the model was compiled, or trained on several
+    devices, when it was saved (usually ""). If there is one, log a warning that it is left out."""
     tensors, wrapper = list(tensors), ""
     while tensors and (found := _WRAPPER.match(tensors[0], len(wrapper))):
         if not all(tensor.startswith(found[0], len(wrapper)) for tensor in tensors):
@@ -155,8 +155,8 @@ def wrapper_of(name: str, tensors: Iterable[str]) -> str:
 
 
 def check_all_read(name: str, unasked: Iterable[str]) -> None:
-    """Raise `InputError` if a checkpoint has tensors that the model does not ask for; old buffers may be
-    there."""
+    """Raise `InputError` if a checkpoint has tensors that the model does not ask for, other than buffers of
+    older versions."""
     if weights := sorted(tensor for tensor in unasked if not _BUFFERS.search(tensor)):
         raise InputError(
             f"{name} has weights in {weights[0]} that its config.json does not ask for: the two belong to "
@@ -165,19 +165,19 @@ def check_all_read(name: str, unasked: Iterable[str]) -> None:
 
 
 def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty tensor whose memory goes back to the system with it. What one thread frees, the allocator
-    keeps for that thread, and tensors of a block are read by one and dropped by another."""
+    """Return an empty tensor whose memory returns to the system when it is freed. The allocator would keep
+    it for the thread that frees it, but here one thread reads the tensors and another frees them."""
     n_bytes = math.prod(shape) * dtype.itemsize
     memory = torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)
     return memory[:n_bytes].view(dtype).view(shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
-    """The metadata of a safetensors file, the entries of its tensors, and where their bytes begin: after
-    the length of the header in 8 bytes, and the header as JSON.
+    """Return the metadata of a safetensors file, the entries of its tensors, and where their bytes begin.
+    A file has the length of its header in 8 bytes, the header as JSON, and the bytes of the tensors.
 
     Raises:
-        InputError: a file that is missing, truncated or of another format.
+        InputError: The file is missing, truncated or of another format.
     """
     try:
         size = path.stat().st_size

@@ -1,8 +1,8 @@
-"""Whether two configurations stand for the same computation.
+"""Check that two configurations ask for the same computation.
 
-Scores run the weights of both checkpoints through one model, that of the checkpoint before. Where the
+Scores run the weights of both checkpoints through one model, that of the checkpoint before. If the
 configuration after asks for another computation (a rotary base, a norm's epsilon, an activation), the
-weights after would be run in a way in which they were never trained.
+weights after would run in a way in which they were never trained.
 """
 
 import math
@@ -12,7 +12,7 @@ from ecstruct.errors import InputError
 
 _SAME_ANYHOW = frozenset(
     {
-        # How it was made, saved and trained.
+        # Making, saving and training.
         *(
             "_name_or_path",
             "architectures",
@@ -25,11 +25,11 @@ _SAME_ANYHOW = frozenset(
         *("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"),
         *("initializer_range", "pretraining_tp"),
         *("router_aux_loss_coef", "output_router_logits", "router_jitter_noise"),
-        # What generation and padding need.
+        # Settings of generation and padding.
         *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "use_cache"),
-        "tie_word_embeddings",  # the tensors themselves say it
-        "vocab_size",  # is compared apart
-        # Of other kinds of models.
+        "tie_word_embeddings",  # the tensors show whether they are tied
+        "vocab_size",  # compared separately
+        # Settings of other kinds of models.
         *("id2label", "label2id", "problem_type", "return_dict", "output_attentions"),
         *("output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder"),
     }
@@ -38,8 +38,8 @@ _SAME_ANYHOW = frozenset(
 
 
 def check_same_computation(before: Any, after: Any) -> None:
-    """Raise `InputError` naming the keys in which two Hugging Face configurations of one class differ, if
-    the logits depend on these. Keys that the class does not know are no part of the computation."""
+    """Raise `InputError` if two Hugging Face configurations differ in their class or in keys on which the
+    logits depend, which are named. Keys that the class does not know do not affect the computation."""
     if type(before) is not type(after):
         raise InputError(
             f"the models are a {_model(before)} before and a {_model(after)} after: compare two "
@@ -54,7 +54,7 @@ def check_same_computation(before: Any, after: Any) -> None:
         )
     known = type(before)().to_dict().keys() - _SAME_ANYHOW
     if _plain_rotary(old) and _plain_rotary(new):
-        known -= {"max_position_embeddings"}  # how long prompts may be, no more
+        known -= {"max_position_embeddings"}  # it only limits the length of prompts
     if differing := sorted(key for key in known if not _alike(old.get(key), new.get(key))):
         told = "; ".join(f"{key}: {old.get(key)} before, {new.get(key)} after" for key in differing)
         raise InputError(
@@ -65,7 +65,7 @@ def check_same_computation(before: Any, after: Any) -> None:
 
 
 def _alike(old: Any, new: Any) -> bool:
-    """Equal, up to the rounding of files that have numbers in 32 bits."""
+    """Return whether two values are equal up to the rounding of files that store 32-bit numbers."""
     if isinstance(old, dict) and isinstance(new, dict):
         return old.keys() == new.keys() and all(_alike(old[key], new[key]) for key in old)
     if isinstance(old, float) and isinstance(new, float):
@@ -74,7 +74,7 @@ def _alike(old: Any, new: Any) -> bool:
 
 
 def longer_ones_differ_from(config: Any) -> int | None:
-    """From how many tokens on a model rotates all prompts of a batch otherwise (LongRoPE), if any do."""
+    """Return the length in tokens beyond which a prompt changes the rotation of its batch (LongRoPE)."""
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "longrope":
         return None

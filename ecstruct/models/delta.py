@@ -1,7 +1,7 @@
-"""The change of weights dW = W' - W between two checkpoints, as a value.
+"""The change of weights dW = W' - W between two checkpoints, as an object.
 
-Deltas add, subtract and scale, can be restricted to layers and kinds of weights, replaced by noise of the
-same size, applied to a model and saved. Tensors that do not change are not stored.
+Deltas can be added, subtracted and scaled, restricted to layers and kinds of weights, replaced by noise of
+the same norms, applied to a model, and saved. Tensors that do not change are not stored.
 """
 
 import json
@@ -29,10 +29,10 @@ _FORMAT = "ecstruct-delta-1"
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
-    """Change of weights by TransformerLens name; a name that is absent stands for zeros.
+    """A change of weights, by TransformerLens name; a missing name stands for zeros.
 
-    `metadata` says what it is the difference of: sources and fingerprints of both models, and as
-    `before_made` what became of the source before, if that model is in no file.
+    `metadata` has the sources and fingerprints of both models and, if the model before is not saved in a
+    file, `before_made`: how it was made from its source.
     """
 
     tensors: Mapping[str, Tensor]
@@ -40,11 +40,11 @@ class WeightDelta:
 
     @classmethod
     def between(cls, before: TransformerBridge, after: TransformerBridge) -> "WeightDelta":
-        """W' - W, in float32 or, for float64 models, float64.
+        """Return W' - W, in float64 for float64 models and in float32 for any other.
 
         Raises:
-            InputError: the models differ in a tensor's name or shape, of which the first is named, or in
-                what their configurations ask for.
+            InputError: The models differ in a tensor's name or shape (the first one is named), or in the
+                computation that their configurations ask for.
         """
         old, new = named_weights(before), named_weights(after)
         check_same(old, new)
@@ -58,7 +58,7 @@ class WeightDelta:
         after: Mapping[str, Tensor],
         metadata: Mapping[str, str] | None = None,
     ) -> "WeightDelta":
-        """W' - W of weights by name; dtype and errors as in `between`."""
+        """Return W' - W of weights given by name, with the dtype and errors of `between`."""
         check_same(before, after)
         tensors = {}
         for name, p in before.items():
@@ -76,7 +76,7 @@ class WeightDelta:
         before_fingerprint: str,
         after: TransformerBridge,
     ) -> "WeightDelta":
-        """What `between` makes of two models, where they are not both at hand."""
+        """Return the delta that `between` would, from `changes` W' - W, when only `after` is in memory."""
         tensors = {name: change for name, change in changes.items() if change.any()}
         return cls(tensors, metadata_of(before, before_fingerprint, after))
 
@@ -118,14 +118,14 @@ class WeightDelta:
     def restrict(
         self, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
     ) -> "WeightDelta":
-        """The part of the change in these layers, of these kinds (see `WeightSelection`)."""
+        """Return the part of the change in these layers and of these kinds (see `WeightSelection`)."""
         chosen = WeightSelection(layers, kinds)
         return WeightDelta({n: t for n, t in self.tensors.items() if chosen.matches(n)})
 
     @bounded
     def random_like(self, seed: int) -> "WeightDelta":
-        """Gaussian noise in which every tensor has the Frobenius norm that it has here: a change as large
-        as this one that has learnt nothing.
+        """Return Gaussian noise with the Frobenius norm of every tensor of this delta: a control that is as
+        large as this change but has learnt nothing.
 
         A seed gives the same noise on every device, and tied embeddings stay tied.
         """
@@ -144,7 +144,7 @@ class WeightDelta:
         return WeightDelta(tensors, {**kept, "after": f"noise of the norms of {source} (seed {seed})"})
 
     def starts_at(self, model: TransformerBridge) -> bool:
-        """Whether it was made from this model, in whatever precision; if it does not say, it may be."""
+        """Return whether this was made from `model`, in any dtype; true if there is no fingerprint."""
         expected = self.metadata.get("before_fingerprint")
         weights = named_weights(model)
         return expected is None or any(
@@ -153,10 +153,10 @@ class WeightDelta:
         )
 
     def added_to(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """W + dW. Weights that do not change are the same tensors, not copies.
+        """Return W + dW. Weights that do not change are the same tensors, not copies.
 
         Raises:
-            InputError: the delta has a tensor that `weights` lacks or has in another shape.
+            InputError: The delta has a tensor that `weights` lacks or has in another shape.
         """
         check_fits({n: t.shape for n, t in self.tensors.items()}, {n: w.shape for n, w in weights.items()})
         return {
@@ -164,7 +164,7 @@ class WeightDelta:
         }
 
     def apply_to(self, model: TransformerBridge) -> TransformerBridge:
-        """A copy of `model` with the change added; `model` itself stays as it is."""
+        """Return a copy of `model` with the change added; `model` itself stays as it is."""
         weights = named_weights(model)
         moved = self.added_to({name: p.detach() for name, p in weights.items()})
         new = copy_of(model)
@@ -179,13 +179,13 @@ class WeightDelta:
         return derived(new, model, "with a weight delta")
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the metadata in its header; a failure leaves no half file."""
+        """Write a safetensors file with the metadata in its header; a failure leaves no partial file."""
         header = {"format": _FORMAT, "metadata": json.dumps(dict(self.metadata))}
         tensors: dict[str, Tensor] = {}
         stored: set[int] = set()
         for name, t in self.tensors.items():
             t = t.contiguous().cpu()
-            # Of tied embeddings both may be one tensor, which safetensors refuses.
+            # Tied embeddings may be one tensor under two names, which safetensors refuses.
             tensors[name] = t.clone() if t.data_ptr() in stored else t
             stored.add(tensors[name].data_ptr())
         write_atomically(path, lambda temporary: write_tensors(temporary, tensors, header))
@@ -195,7 +195,7 @@ class WeightDelta:
         """Read what `save` wrote.
 
         Raises:
-            InputError: missing, truncated or foreign file; NaN or infinite values.
+            InputError: The file is missing, truncated or of another format, or has NaN or infinite values.
         """
         metadata = read_metadata(path)
         tensors = dict(TensorFiles.of_file(Path(path).expanduser()))
@@ -206,7 +206,7 @@ class WeightDelta:
 
 
 def metadata_of(before: Provenance, before_fingerprint: str, after: TransformerBridge) -> dict[str, str]:
-    """What a delta says of the models between which it lies."""
+    """Return the metadata of the delta between two models."""
     made = {"before_made": ", ".join(before.made)} if before.made else {}
     return {
         "before": str(before),
@@ -218,13 +218,13 @@ def metadata_of(before: Provenance, before_fingerprint: str, after: TransformerB
 
 
 def _sum(w: Tensor, change: Tensor) -> Tensor:
-    """w + dw in the dtype of w, but rounded once."""
+    """Return w + dw in the dtype of w, added in the wider of both dtypes so that it is rounded once."""
     dtype = torch.promote_types(w.dtype, change.dtype)
     return (w.to(dtype) + change.detach().to(w.device, dtype)).to(w.dtype)
 
 
 def check_fits(change: Mapping[str, Sequence[int]], weights: Mapping[str, Sequence[int]]) -> None:
-    """Raise `InputError` naming the first shape of a delta's tensors that no weight has."""
+    """Raise `InputError` naming the first of a delta's shapes that the model's weights do not have."""
     for name, shape in change.items():
         if name not in weights or tuple(weights[name]) != tuple(shape):
             found = tuple(weights[name]) if name in weights else "no such tensor"
@@ -235,10 +235,10 @@ def check_fits(change: Mapping[str, Sequence[int]], weights: Mapping[str, Sequen
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a saved delta, without its tensors.
+    """Read the metadata of a saved delta, without its tensors.
 
     Raises:
-        InputError: missing, truncated or foreign file.
+        InputError: The file is missing, truncated or of another format.
     """
     header, _, _ = read_header(Path(path).expanduser())
     try:
@@ -252,15 +252,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def is_delta(source: object) -> bool:
-    """Whether a source is a saved delta, by its name."""
+    """Return whether a source is a saved delta, judging by its suffix."""
     return isinstance(source, str | Path) and Path(source).suffix == ".safetensors"
 
 
 def base_of(path: str | Path) -> str:
-    """The source of the model that a saved delta is a change of.
+    """Return the source of the model that a saved delta changes.
 
     Raises:
-        InputError: no file of that kind, or one that does not name a source.
+        InputError: The file is not a delta, or it does not name a source.
     """
     metadata = read_metadata(path)
     base = metadata.get("before")
@@ -273,7 +273,7 @@ def base_of(path: str | Path) -> str:
 
 
 def check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Raise `InputError` naming the first tensor in which two models differ in name or shape."""
+    """Raise `InputError` if two models differ in a tensor's name or shape; the first one is named."""
     for name in [*before, *after]:
         shapes = [tuple(w[name].shape) if name in w else "absent" for w in (before, after)]
         if shapes[0] != shapes[1]:

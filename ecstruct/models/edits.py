@@ -1,8 +1,8 @@
-"""Edits: other values for what enters or leaves the sites of a block while it runs.
+"""Edits: replace the inputs or outputs of the sites of a block while it runs.
 
-The heads' z is the input of `attn.o`; what the MLP writes, before any post-norm, is the output of
-`mlp.out`, and what attention writes that of `attn.o`. An edit is a function of the value that the block
-computed, in the graph of its run.
+The heads' z is the input of `attn.o`. What attention and the MLP write, before any post-norm, is the output
+of `attn.o` and of `mlp.out`. An edit is a function from the value that the block computed, in the graph of
+its run, to the new one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +20,10 @@ Edit = Callable[[Tensor], Tensor]
 def editing(
     sites: Mapping[str, Site], inputs: Mapping[str, Edit], outputs: Mapping[str, Edit]
 ) -> Iterator[None]:
-    """Edit the inputs and outputs of these sites of one block, by name, in every run of it.
+    """Edit the inputs and outputs of these sites of one block, by name, in every run of the block.
 
-    The input of an MLP without projections of its own (`mlp.out` of a mixture of experts) is not to be
-    edited: its site is an identity.
+    Do not edit the input of `mlp.out` of an MLP without the usual projections (a mixture of experts): that
+    site is an identity.
     """
 
     def before(edit: Edit) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
-"""Saving a hooked model as the Hugging Face folder that its checkpoint would be.
+"""Save a hooked model as a Hugging Face folder in the layout of its checkpoint.
 
-A hooked model holds query, key and value apart where some checkpoints fuse them into one tensor; its
+A hooked model keeps query, key and value separate where some checkpoints fuse them into one tensor; its
 skeleton knows where they belong.
 """
 
@@ -22,10 +22,10 @@ from ecstruct.models.skeleton import Place, Skeleton
 
 
 def save_model(model: TransformerBridge, folder: str | Path) -> None:
-    """Write config, safetensors weights and tokenizer; the folder appears only when it is whole.
+    """Write config, safetensors weights and tokenizer; the folder appears only when it is complete.
 
     Raises:
-        InputError: `folder` exists and is not empty, or cannot be written.
+        InputError: `folder` exists and is not empty, or it cannot be written.
     """
     folder = Path(folder)
     check_free(folder)
@@ -39,13 +39,13 @@ def save_model(model: TransformerBridge, folder: str | Path) -> None:
 
 
 def to_hugging_face(model: TransformerBridge) -> Any:
-    """A plain Hugging Face model with this model's weights, sharing nothing with it."""
+    """Return a plain Hugging Face model with a copy of this model's weights."""
     return copy.deepcopy(plain_view(model))
 
 
 def plain_view(model: TransformerBridge, places: Mapping[str, Place] | None = None) -> Any:
-    """A plain Hugging Face model on this model's weights: the same memory, but for tensors in which a
-    checkpoint fuses several of them. `places` are those of its skeleton, where they are known."""
+    """Return a plain Hugging Face model that shares the memory of this model's weights, except for fused
+    tensors, which are copies. `places` are those of the model's skeleton, computed if not given."""
     weights = named_weights(model)
     config, some = model.original_model.config, next(iter(weights.values()))
     places = places or Skeleton.of("skeleton", config, tokenizer_of(model)).places

@@ -1,4 +1,4 @@
-"""The fingerprint of a set of weights: were these the weights that a result was computed with?"""
+"""Fingerprints of sets of weights, by which a result says with which weights it was computed."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ from ecstruct.io.files import digest
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """128-bit XXH3, in hexadecimal, of the names, shapes, dtypes and bytes of all tensors. It tells
-    checkpoints apart at the speed of memory; it is no defence against forgery.
+    """Return the 128-bit XXH3, in hexadecimal, of the names, shapes, dtypes and bytes of all tensors.
+    It tells checkpoints apart at the speed of memory, but does not protect against forgery.
 
     >>> import torch
     >>> fingerprint({"w": torch.zeros(2)}) == fingerprint({"w": torch.zeros(2)})
@@ -22,6 +22,6 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """The fingerprint, from the digests of all tensors in any order."""
+    """Return the fingerprint, given the digest of each tensor by name; their order does not matter."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return xxhash.xxh3_128(lines.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers that are NaN or infinite, of which argmax and sorting make an answer like any other."""
+"""Checks for NaN and infinite numbers, from which argmax and sorting would return plausible answers."""
 
 from collections.abc import Mapping
 
@@ -9,23 +9,23 @@ from ecstruct.errors import InputError
 
 
 def check_weight(source: str, name: str, weight: Tensor) -> None:
-    """Raise `InputError` if a weight of a model from `source` has such numbers."""
-    # In one pass, unlike isfinite().all(); the sum of finite halves may be too large for one.
+    """Raise `InputError` if a weight of the model from `source` has NaN or infinite values."""
+    # A sum takes one pass, unlike isfinite().all(). In half precision, it could overflow: hence float32.
     if not torch.isfinite(weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))):
         raise InputError(f"{source} has NaN or infinite values in {name}: use another checkpoint.")
 
 
 def check_weights(source: str, weights: Mapping[str, Tensor]) -> None:
-    """`check_weight` of all of them: a model may have been changed since it was loaded."""
+    """Call `check_weight` for all weights; a model may have been changed since it was loaded."""
     for name, weight in weights.items():
         check_weight(source, name, weight)
 
 
 def finite(values: Tensor, what: str) -> Tensor:
-    """The values, none of which is NaN or infinite.
+    """Return the values unchanged if all are finite.
 
     Raises:
-        InputError: one is; `what` says what of.
+        InputError: A value is NaN or infinite; the message begins with `what`.
     """
     if not torch.isfinite(values).all():
         raise InputError(

@@ -1,12 +1,12 @@
-"""GGUF files, the format of llama.cpp, as Hugging Face folders of float32 weights.
+"""Convert GGUF files, the format of llama.cpp, to Hugging Face folders of float32 weights.
 
-transformers reads them, its own dequantisation of every tensor included; what comes out is kept in the
-assets cache of huggingface_hub, by the content of the file and the versions of what read it, so that it is
-done once and that everything else finds a folder like any other.
+transformers reads and dequantises them. The result is kept in the assets cache of huggingface_hub, keyed by
+the content of the file and the versions of the readers, so that a file is converted once and all other code
+finds an ordinary folder.
 
-That reader takes what it knows from a file and lets the rest go: rescaled rotary frequencies, a window of
-attention, a way to cut text into words. A model that lacks one of these computes something else, so what a
-file says is compared with the configuration that was made of it, and a file with more is refused.
+transformers takes what it knows from a file and ignores the rest: rescaled rotary frequencies, a sliding
+window of attention, a way to cut text into words. A model without one of these computes something else, so
+what a file says is compared with the configuration made from it, and a file that says more is refused.
 """
 
 import json
@@ -39,31 +39,31 @@ ARCHITECTURES = (
     *("falcon", "gemma2", "gemma3", "gpt2", "llama"),
     *("nemotron", "phi3", "qwen2", "qwen3", "stablelm"),
 )
-"""Of which files were held against the models that they were made of. Mistral's are said to be llama."""
+"""Architectures whose files were compared with the original models. Mistral files call theirs llama."""
 
 _SCALES_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""Layers of those whose attention has a scale of its own, which no file says."""
+"""The number of layers of the 27B models, whose attention has another scale, which no file says."""
 
 _GPT2_WORDS = ("gpt-2", "mpt", "olmo", "trillion")
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-"""How byte-level vocabularies cut text into words before merging, by llama.cpp's names: as GPT-2 does, and
-so with every digit by itself. transformers knows the others that are accepted."""
+"""llama.cpp's names for how byte-level tokenizers cut text into words before merging: like GPT-2, and like
+GPT-2 but with every digit separate. transformers knows the other names that are accepted."""
 
 _WEIGHTS = "dequantised.json"
-"""Beside the weights: what they were dequantised from."""
+"""The file beside the weights that says from which types they were dequantised."""
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error)
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is that of a GGUF file, by its name."""
+    """Return whether a path is an existing file whose suffix is .gguf."""
     return path.suffix == ".gguf" and path.is_file()
 
 
 def only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has no other weights.
+    """Return the GGUF file of a folder, or `None` if it has none or has safetensors weights.
 
     Raises:
-        InputError: it has several.
+        InputError: The folder has several GGUF files.
     """
     files = sorted(folder.glob("*.gguf"))
     if not files or any(folder.glob("*.safetensors")):
@@ -75,13 +75,12 @@ def only_gguf(folder: Path) -> Path | None:
 
 
 def dequantised(path: Path) -> tuple[Path, str]:
-    """The folder of a GGUF file's weights in float32, and what these are, as "dequantised from Q4_1".
-
-    The folder is made when the file is first asked for, and takes four bytes for every weight.
+    """Return the folder with a GGUF file's weights in float32, and a description such as "dequantised from
+    Q4_1". The folder is made on the first call, and takes four bytes per weight.
 
     Raises:
-        InputError: no package gguf; a file that is broken, an adapter or a part of a model; a quantisation
-            or architecture that transformers does not read; something in the file that it would let go.
+        InputError: The package gguf is missing; the file is broken, an adapter or a part of a model;
+            transformers cannot read its quantisation or architecture, or would ignore something in it.
     """
     check_installed(str(path))
     cache = cached_assets_path("ecstruct", namespace="gguf")
@@ -93,7 +92,7 @@ def dequantised(path: Path) -> tuple[Path, str]:
 
 
 def check_installed(what: str) -> None:
-    """Raise `InputError` if what reads GGUF files is not installed; `what` is to be read."""
+    """Raise `InputError` if the packages that read GGUF files are missing; `what` names the file in it."""
     if find_spec("gguf") is None or find_spec("transformers.integrations.gguf") is None:
         raise InputError(
             f"{what} is a GGUF file, which takes the package gguf and a recent transformers to read: "
@@ -139,7 +138,7 @@ _ELSE = "use the checkpoint that it was made from"
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a file says of itself: its `metadata`, and the types of its tensors by name."""
+    """The header of a GGUF file: its `metadata`, and the numbers of its tensors' ggml types, by name."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -165,7 +164,7 @@ class _Contents:
 
     @property
     def weights(self) -> str:
-        """What the weights are."""
+        """A description of the types of the weights, such as "dequantised from Q4_1"."""
         from gguf import GGMLQuantizationType as Type
 
         names = dict.fromkeys(Type(n).name for n in sorted({*self.types.values()}))
@@ -173,7 +172,7 @@ class _Contents:
         return f"dequantised from {', '.join(quantised)}" if quantised else "as a GGUF file has them"
 
     def check(self) -> None:
-        """Raise `InputError` for what is no whole model of an architecture that is known."""
+        """Raise `InputError` unless the file is a whole model of a known architecture."""
         kind = self.metadata.get("general.type", "model")
         if kind != "model":
             raise InputError(f"{self.path} is no model but an {kind}: give the GGUF file of a model.")
@@ -189,7 +188,7 @@ class _Contents:
         self._check_words()
 
     def _check_words(self) -> None:
-        """Raise `InputError` for a tokenizer that transformers would build otherwise than it was."""
+        """Raise `InputError` for a tokenizer that transformers would not rebuild correctly."""
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
         pre = self.metadata.get("tokenizer.ggml.pre")
@@ -201,22 +200,22 @@ class _Contents:
             )
 
     def read(self) -> tuple[Any, Any]:
-        """The model as transformers makes it, and its tokenizer.
+        """Read the model and its tokenizer with transformers.
 
         Raises:
-            InputError: it made something else of the file than this says.
+            InputError: The model that transformers made differs from what the file says.
         """
         of_file: dict[str, Any] = {"gguf_file": self.path.name}
         config = AutoConfig.from_pretrained(self.path.parent, **of_file)
         self._check_config(config)
-        # Its own bar, which --quiet does not reach, in place of one that it does.
+        # transformers' progress bar ignores --quiet; this one does not.
         with without_bars(), patch.object(modeling_gguf_pytorch_utils, "tqdm", tqdm):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.path.parent,
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # refused below, with their names
                 **of_file,
             )
         hf, info = loaded
@@ -265,11 +264,11 @@ class _Contents:
 
 
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "dtype", "transformers_version")
-"""Of a configuration: how it was read."""
+"""Configuration keys that say how the model was read, not what it computes."""
 
 
 def _said(config: Any) -> dict[str, Any]:
-    """What a configuration says of what GGUF files may say, by their words."""
+    """Return the values of a configuration under the keys of GGUF metadata, without the architecture."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = getattr(config, "rope_parameters", None) or {}
     if "full_attention" in rotary:
@@ -300,5 +299,5 @@ _CALLED = {
 
 
 def _same(value: Any, said: Any) -> bool:
-    """Files have floats in 32 bits."""
+    """Return whether two values are equal; floats are compared in 32 bits, as files store them."""
     return np.float32(value) == np.float32(said) if isinstance(value, float) else value == said

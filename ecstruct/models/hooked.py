@@ -1,18 +1,18 @@
-"""The one view of a hooked model that everything else uses.
+"""The one view of a hooked model that the rest of the package uses.
 
 A decoder is an embedding, a stack of blocks and a head. `HookedView` runs each of the three on a chosen
-input and under chosen weights, and hands back, beside the output, what went into and came out of every
-*site*: a module that is affine in its weights (a projection, a norm, an embedding). No architecture is
+input and under chosen weights. Besides the output, it returns the input and output of every *site*: a
+module that is affine in its weights (a projection, a norm, an embedding). No architecture is
 special-cased: how the model itself calls its blocks (masks, rotary tables, sliding windows) is recorded
-in a dry run in which every block is bypassed, and replayed; the head is the same dry run fed with a
+in a dry run in which every block is bypassed, and replayed; the head is the same dry run, given a
 chosen residual stream. Weights are never swapped in place but passed through `torch.func.functional_call`,
-so the model is bit-identical afterwards, also after an exception.
+so the model is bit-identical afterwards, even after an exception.
 
-Outside `models/` nothing knows TransformerLens but by this. Components are called as there:
+Code outside `models/` uses TransformerLens only through this view. Modules have TransformerLens' names:
 `attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
 `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
-the blocks `embed`, `pos_embed`, `ln_final`, `unembed`. Of an MLP without projections of its own, a mixture
-of experts, `mlp.in` is the whole and `mlp.out` an identity after it.
+the blocks `embed`, `pos_embed`, `ln_final`, `unembed`. In an MLP without the usual projections (a mixture
+of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,19 +42,19 @@ _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 
 @dataclass(frozen=True)
 class Trace:
-    """A run of the embedding, of one block or of the head: its output and its taps by component name."""
+    """A run of the embedding, of one block or of the head: its output, and its taps by module name."""
 
     output: Tensor
     taps: dict[str, Tap]
 
 
 class HookedView:
-    """Runs the parts of a hooked model on chosen inputs and under chosen weights.
+    """A view that runs the parts of a hooked model on chosen inputs and under chosen weights.
 
     Shapes: the residual stream is [batch, pos, d_model]; the input of `attn.o` is the concatenation of
     the heads' z, [batch, pos, n_heads * d_head].
 
-    Raises `InputError` for a model that is no TransformerBridge, whose weights were processed (folded,
+    Raises `InputError` for a model that is not a TransformerBridge, whose weights were processed (folded,
     centred), or that has a component ecstruct does not know.
     """
 
@@ -77,7 +77,7 @@ class HookedView:
         has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
         self.shared_norm = has_ln1 and not has_ln2 and self.parallel
         check_components(self)
-        # Buffers of a half-precision checkpoint are cast up as its weights are.
+        # The buffers of a half-precision checkpoint are cast up, like its weights.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
         self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]
         self._hf_names = names_under(self.hf, outside)
@@ -97,9 +97,9 @@ class HookedView:
         return torch.float64 if double else torch.float32
 
     def late_in_block(self, layer: int, part: Part) -> list[str]:
-        """The weights of a block that come after its attention, or after its MLP: where the two follow
-        one another, the MLP with its norms and all post-norms; in a parallel block, none but a post-norm
-        of the part's own."""
+        """Return the names of the weights of a block that come after `part`. In a sequential block, those
+        after the attention are its post-norm and all of the MLP with its norms; those after the MLP, and
+        after either part of a parallel block, are the part's own post-norm, if any."""
         if part == "mlp" or self.parallel:
             late = ("ln2_post",) if part == "mlp" else ("ln1_post",)
             sites = [name for name in self.block_sites[layer] if name in late]
@@ -108,14 +108,14 @@ class HookedView:
         return [name for site in sites for name in self.block_sites[layer][site].weights.values()]
 
     def given_to_mlp(self, layer: int, taps: Mapping[str, Tap]) -> dict[str, Tensor]:
-        """What `writer_inputs` is to be given so that the MLP reads what it read in another run: the
-        residual stream at its pre-norm, or at itself if it has none. With a pre-norm that it shares with
-        the attention it reads what enters the block, and is given nothing."""
+        """Return the `inputs` for `writer_inputs` that make the MLP read what it read in another run: the
+        input of its pre-norm or, without one, of the MLP itself. An MLP that shares its pre-norm with the
+        attention reads what enters the block, so nothing is given."""
         entry = self._mlp_entry(layer)
         return {} if self.shared_norm else {entry: taps[entry].input.detach()}
 
     def weights(self) -> dict[str, Tensor]:
-        """This model's weights, detached and in `dtype`."""
+        """Return this model's weights by name, detached and in `dtype`."""
         return {name: p.detach().to(self.dtype) for name, p in self.named_weights.items()}
 
     def embed(
@@ -125,10 +125,10 @@ class HookedView:
         mask: Tensor,
         positions: Int[Tensor, "batch pos"] | None = None,
     ) -> tuple[Trace, list[BlockCall]]:
-        """The residual stream entering block 0, and how each block is to be called on this batch.
+        """Run the embedding; return the residual stream entering block 0, and the call of each block.
 
-        `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], what is added to attention
-        scores; `positions` are those of the tokens where they are not in their order.
+        `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], to be added to the attention
+        scores. `positions` are the positions of the tokens, needed where these are not in order.
         """
         self._check_treated_alike(mask)
         calls: list[BlockCall] = []
@@ -137,7 +137,7 @@ class HookedView:
         def visit(call: BlockCall, resid: Tensor) -> Any:
             if not calls and self._returns_tuple is None:
                 with torch.no_grad():
-                    self._call_block(0, weights, call, resid)  # to see what it returns
+                    self._call_block(0, weights, call, resid)  # sets _returns_tuple
             calls.append(call)
             entering.append(resid)
             if len(calls) == self.n_layers:
@@ -168,7 +168,7 @@ class HookedView:
     def block(
         self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]
     ) -> Trace:
-        """Run one block on `resid`; the trace has taps of its sites and of where its parts begin."""
+        """Run one block on `resid`. The trace has taps of its sites, its pre-norms and the MLP's entry."""
         with tapping(self._tapped(layer)) as taps:
             return Trace(self._call_block(layer, weights, call, resid), taps)
 
@@ -181,11 +181,11 @@ class HookedView:
         written: Mapping[str, Tensor] | None = None,
         at: Int[Tensor, "batch read"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """What leaves one block that runs on `resid`, without a look at what is in it.
+        """Run one block on `resid` and return its output only, without taps.
 
-        `written` is put in the place of what the output projections `attn.o` and `mlp.out` write;
-        attention that is not to write anything else is run on one token only, whose result is dropped. With
-        `at`, attention and MLP write at these positions alone, and what leaves at the others means nothing:
+        `written` replaces what the output projections `attn.o` and `mlp.out` write. If it replaces what
+        attention writes, the attention runs on one token only, and its result is dropped. With `at`,
+        attention and MLP write at these positions only, and the output at others has no meaning; this is
         for the last block, which is read at few tokens.
         """
         with shortcuts(self._tapped(layer), written or {}, at, length=resid.shape[1]):
@@ -199,12 +199,12 @@ class HookedView:
         resid: Float[Tensor, "batch pos d_model"],
         inputs: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """What enters the output projections `attn.o` (the heads' z) and `mlp.out` when the block runs
-        on `resid`, the input of its MLP or of the MLP's pre-norm being given in `inputs`, unless it is
-        that of the attention.
+        """Return the inputs of the output projections `attn.o` (the heads' z) and `mlp.out` when the block
+        runs on `resid`. `inputs` has the input of the MLP or of its pre-norm (see `given_to_mlp`), unless
+        the MLP reads what the attention reads.
 
-        Neither projection is computed: the run ends as soon as both inputs are seen, and as the MLP's
-        input is known, nothing reads what the first of them writes, so it gets one token to write.
+        Neither projection is computed in full: the run ends once both inputs are seen. As the MLP's input
+        is known, nothing reads what the first projection writes, so it runs on one token only.
         """
         seen: dict[str, Tensor] = {}
 
@@ -241,8 +241,8 @@ class HookedView:
         return seen["attn.o"], seen["mlp.out"]
 
     def head(self, weights: Weights, resid: Float[Tensor, "batch pos d_model"]) -> Trace:
-        """Logits [batch, pos, d_vocab] of the model's own head (final norm, unembedding, soft-cap) on
-        the final residual stream at any positions."""
+        """Run the model's own head (final norm, unembedding, soft-cap) on the final residual stream at any
+        positions; the output is the logits [batch, pos, d_vocab]."""
         ids = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
 
         def visit(call: BlockCall, entering: Tensor) -> Any:
@@ -255,7 +255,7 @@ class HookedView:
     def logits_at(
         self, weights: Weights, resid: Float[Tensor, "batch pos d_model"], at: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_vocab"]:
-        """The logits of the head at one position of each row."""
+        """Return the logits of the head at one position of each row."""
         rows = torch.arange(len(resid), device=resid.device)
         return self.head(weights, resid[rows, at][:, None]).output[:, 0]
 
@@ -267,7 +267,7 @@ class HookedView:
         mask: Tensor,
         positions: Tensor | None = None,
     ) -> Any:
-        """The model's own forward, with those of the weights outside the blocks that matter."""
+        """Run the model's own forward with the weights of these sites, which lie outside the blocks."""
         names = [name for site in sites.values() for name in site.weights.values()]
         local = {self._hf_names[name]: weights[name] for name in names}
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
@@ -284,7 +284,7 @@ class HookedView:
         return out[0] if isinstance(out, tuple) else out
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
-        """Sites of a block and, where they have no weights, its pre-norms and what its MLP begins with."""
+        """Return the sites of a block, its pre-norms and the entry of its MLP, even without weights."""
         block, sites = self.blocks[layer], self.block_sites[layer]
         entries = [name for name in ("ln1", self._mlp_entry(layer)) if hasattr(block, name)]
         return {**{name: Site(name, getattr(block, name), {}) for name in entries}, **sites}
@@ -315,9 +315,9 @@ def _block_sites(block: nn.Module, names: list[str], prefix: str) -> dict[str, S
 def _call(module: nn.Module, weights: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
     """Call `module` under `weights`.
 
-    Without `tie_weights`: tied embeddings are two weights here, the embedding early, the unembedding
-    late; and a hooked model reaches one parameter by several names, of which `functional_call` would
-    restore all but the first to the tensor passed in.
+    `tie_weights` is off because tied embeddings are two weights here, the embedding early, the unembedding
+    late, and because a hooked model reaches one parameter by several names, of which `functional_call`
+    would restore all but the first to the tensor passed in.
     """
     return functional_call(module, weights, args, kwargs, tie_weights=False)
 

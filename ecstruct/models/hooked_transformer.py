@@ -1,12 +1,12 @@
-"""HookedTransformers, of TransformerLens 3, as the Hugging Face models that they were made from.
+"""Convert HookedTransformers of TransformerLens 3 back to the Hugging Face models that they were made from.
 
-A HookedTransformer holds the numbers of a checkpoint in another order, some of them scaled or shifted (a
-gain w as 1 + w), put there by code of TransformerLens for its architecture: it is affine,
+A HookedTransformer has the numbers of a checkpoint in another order, some of them scaled or shifted (a
+gain w as 1 + w). TransformerLens' conversion code for the architecture does this, and it is affine:
 
     hooked = scale * P(checkpoint) + shift
 
-with P an order of entries. Checkpoints of zeros and of ones tell shift and scale; and as the transpose of P
-is its inverse, the way back is the gradient of that code. No table of architectures is kept here.
+where P permutes entries. Converting checkpoints of zeros and of ones gives shift and scale. The transpose
+of P is its inverse, so the gradient of the conversion is the way back; no table of architectures is needed.
 """
 
 import copy
@@ -22,13 +22,13 @@ from ecstruct.errors import InputError
 from ecstruct.models.plain import plain_model
 
 _SAME = 1e-3
-"""How much logits may differ, relative to the largest, of two implementations of one model in float32."""
+"""How much the float32 logits of two implementations of one model may differ, relative to the largest."""
 _CENTRED = 1e-4
-"""Means of centred weights, relative to their spread; those of others are larger by orders."""
+"""The largest mean of centred weights, relative to their spread; that of others is orders larger."""
 
 
 def is_hooked_transformer(model: object) -> bool:
-    """Whether a model is one; TransformerLens 4 does not have the class any more."""
+    """Return whether a model is a HookedTransformer, a class that TransformerLens 4 no longer has."""
     return any(
         cls.__name__ == "HookedTransformer" and cls.__module__.startswith("transformer_lens.")
         for cls in type(model).__mro__
@@ -36,7 +36,7 @@ def is_hooked_transformer(model: object) -> bool:
 
 
 def origin(model: Any) -> str:
-    """The hub id or folder of the checkpoint that a HookedTransformer was made from."""
+    """Return the hub id or folder of the checkpoint that a HookedTransformer was made from."""
     name = model.cfg.tokenizer_name or getattr(model.tokenizer, "name_or_path", None)
     if not name:
         raise InputError(
@@ -47,13 +47,13 @@ def origin(model: Any) -> str:
 
 
 def plain_of(model: Any, config: Any) -> Any:
-    """The Hugging Face model with the weights of a HookedTransformer; embeddings are not tied.
+    """Return a Hugging Face model with the weights of a HookedTransformer; its embeddings are not tied.
 
-    `config` is that of the checkpoint which it was made from.
+    `config` is that of the checkpoint that the HookedTransformer was made from.
 
     Raises:
-        InputError: its weights were folded, centred or refactored, it has others than a checkpoint of this
-            architecture, or it does not compute the same.
+        InputError: The weights were folded, centred or refactored, they are not those of a checkpoint of
+            this architecture, or the two models do not compute the same logits.
     """
     config = copy.deepcopy(config)
     config.tie_word_embeddings = False
@@ -84,8 +84,8 @@ def plain_of(model: Any, config: Any) -> Any:
     outputs, inputs = [hooked[name] for name in wanted], list(tensors.values())
 
     def back(values: Mapping[str, Tensor]) -> Iterable[Tensor]:
-        """Values at their place in the checkpoint."""
-        grads = [values[name] / scale[name] for name in wanted]  # a gradient is scaled once more
+        """Return hooked values at their places in the checkpoint."""
+        grads = [values[name] / scale[name] for name in wanted]  # the gradient multiplies by scale again
         return torch.autograd.grad(outputs, inputs, grads, retain_graph=True, materialize_grads=True)
 
     ones = {name: torch.ones_like(value) for name, value in wanted.items()}
@@ -102,7 +102,7 @@ def plain_of(model: Any, config: Any) -> Any:
 
 
 def _converted(cfg: Any, plain: Any) -> dict[str, Tensor]:
-    loading = importlib.import_module("transformer_lens.loading_from_pretrained")  # of version 3 alone
+    loading = importlib.import_module("transformer_lens.loading_from_pretrained")  # only in version 3
     architecture = cfg.original_architecture or type(plain).__name__
     here = replace(cfg, original_architecture=architecture, device="cpu", from_checkpoint=False)
     try:
@@ -115,13 +115,13 @@ def _converted(cfg: Any, plain: Any) -> dict[str, Tensor]:
 
 
 def _filled(config: Any, dtype: torch.dtype, value: float) -> Any:
-    """A plain model whose tensors are one number, expanded."""
+    """Return a plain model whose tensors are all one number, expanded to their shapes."""
     return plain_model(config, dtype, "cpu", lambda _, p: torch.tensor(value, dtype=dtype).expand(p.shape))
 
 
 def _as_attributes(plain: Any) -> dict[str, Tensor]:
-    """The parameters of a model by name, which are none any more: TransformerLens takes their gradients
-    away."""
+    """Turn the parameters of a model into plain attributes, and return them by name. TransformerLens would
+    switch off the gradients of parameters."""
     tensors = dict(plain.named_parameters())
     for module in plain.modules():
         for name in [name for name, p in module._parameters.items() if p is not None]:
@@ -139,7 +139,7 @@ def _check_unprocessed(model: Any, found: Mapping[str, Tensor], scale: Mapping[s
 
 
 def _processing(found: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> str | None:
-    """What was done to the weights; norms without weights of their own are never folded."""
+    """Return what was done to the weights, or `None`; norms without weights cannot have been folded."""
     if any(name not in found for name in scale if ".ln" in f".{name}"):
         return "folded layer norms"
     if _centred(found, ".attn.W_O", -1):

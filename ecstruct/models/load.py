@@ -1,4 +1,4 @@
-"""Loading a checkpoint as a hooked model whose weights are exactly the checkpoint's.
+"""Load a checkpoint as a hooked model whose weights are exactly the checkpoint's.
 
 Nothing is folded, centred or compiled: a weight change must stay the change of a weight of the
 checkpoint. Weights come from safetensors files only, no code from a checkpoint is run, and everything
@@ -51,20 +51,20 @@ def load(
     """Load a causal language model as an unprocessed TransformerBridge in eval mode.
 
     Args:
-        source: `"organism"` (the embedded model), `"smollm2"` (a pretrained one, which is fetched when it
-            is first asked for), a local Hugging Face folder, a GGUF file or a folder with one (which is
-            dequantised), a hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the
-            `.safetensors` file of a `WeightDelta` or the folder of an adapter, which say what model they
-            change, or a model already in memory. A Hugging Face model is taken over: its modules become
-            part of the hooked model and its weights are shared with it. Of a peft model a copy is merged.
-            Of a HookedTransformer (of TransformerLens 3) the weights are copied; configuration and
-            tokenizer are those of the checkpoint that it was made from, which `cfg.tokenizer_name` says.
-        revision: branch, tag or commit on the hub, or step; the same as after the `@`.
-        adapter: folder or hub id of a low-rank adapter (peft's: LoRA, rsLoRA, DoRA), which is merged into
-            the weights before they get their `dtype`.
-        tokenizer: needed with a model in memory, whose own it must be; refused otherwise.
-        device: a CUDA device if there is one, else the CPU, when not given.
-        dtype: dtype of the weights. Scores are computed in float32 (float64 for float64).
+        source: `"organism"` (the model in the package), `"smollm2"` (a pretrained model, fetched on first
+            use), a local Hugging Face folder, a GGUF file or a folder with one (which is dequantised), a
+            hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the `.safetensors` file
+            of a `WeightDelta` or the folder of an adapter, which both name the model they change, or a
+            model in memory. A Hugging Face model is taken over: its modules become part of the hooked
+            model, and the two share weights. A peft model is copied and merged. The weights of a
+            HookedTransformer (TransformerLens 3) are copied; its configuration and tokenizer are read from
+            the checkpoint it was made from, named by `cfg.tokenizer_name`.
+        revision: Branch, tag or commit on the hub, or step; the same as after the `@`.
+        adapter: Folder or hub id of a low-rank adapter (of peft: LoRA, rsLoRA, DoRA), which is merged into
+            the weights before they are cast to `dtype`.
+        tokenizer: The own tokenizer of a model in memory, which requires it; refused with a path or an id.
+        device: By default a CUDA device if there is one, else the CPU.
+        dtype: The dtype of the weights. Scores are computed in float32 (float64 for float64).
 
     Raises:
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
@@ -112,10 +112,10 @@ def load(
 
 
 def _hooked(hf: Any, origin: Provenance) -> TransformerBridge:
-    """A Hugging Face model, hooked, if it can be scored."""
+    """Hook a Hugging Face model, and check that it can be scored."""
     model, name = boot(origin.source, hf, origin.tokenizer), origin.source
     try:
-        view = HookedView(model)  # refuses an architecture that could not be scored later
+        view = HookedView(model)  # raises if the architecture cannot be scored
         check_runs(view)
     except InputError:
         raise
@@ -134,7 +134,7 @@ def _hooked(hf: Any, origin: Provenance) -> TransformerBridge:
 
 
 def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
-    """The model that a saved delta was made from, with the delta."""
+    """Load the model that a saved delta was made from, and add the delta."""
     change, base = WeightDelta.load(path), base_of(path)
     model = load(base, device=device)
     if not change.starts_at(model):
@@ -147,9 +147,9 @@ def _changed(path: str | Path, device: torch.device, dtype: torch.dtype) -> Tran
 def load_after(
     source: str | Path, before: TransformerBridge, *, device: Any = None, dtype: torch.dtype = torch.float32
 ) -> TransformerBridge:
-    """The model that `before` was finetuned to: the file of a change of its weights, the folder of an
-    adapter of it, or a source of its own, which may lack a tokenizer: both get the ids of that of `before`.
-    """
+    """Load the model after. `source` is the file of a delta or the folder of an adapter, both applied to
+    `before`, or a checkpoint, which gets the tokenizer of `before` if it has no usable one: all prompts are
+    read with that one anyway."""
     if is_delta(source):
         return delta_onto(source, before).apply_to(before)
     if is_adapter(source):
@@ -162,7 +162,7 @@ def load_after(
 
 
 def delta_onto(path: str | Path, model: TransformerBridge) -> WeightDelta:
-    """A saved delta that is to be added to a model; warns in the log if it was made from other weights."""
+    """Read a saved delta to be added to `model`; log a warning if it was made from other weights."""
     change = WeightDelta.load(path)
     if not change.starts_at(model):
         of = change.metadata.get("before", "another model")
@@ -175,7 +175,7 @@ def device_of(name: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         made = torch.zeros(1, device=name)
-        made.cpu()  # some only pretend to hold numbers
+        made.cpu()  # some devices (meta) hold no numbers
         return made.device
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(
@@ -184,7 +184,7 @@ def device_of(name: str | torch.device | None) -> torch.device:
 
 
 def _read(at: Located, dtype: torch.dtype) -> Any:
-    """The Hugging Face model of a checkpoint, each of its weights read, and nothing left in its files."""
+    """Read the Hugging Face model of a checkpoint; check that all weights and all tensors are used."""
     read_config(at)
     hf, info = _from_pretrained(at, dtype)
     nothing_read = all(name in info["missing_keys"] for name, _ in hf.named_parameters())
@@ -210,7 +210,7 @@ def _from_pretrained(at: Located, dtype: torch.dtype, **options: Any) -> tuple[A
                 trust_remote_code=False,
                 attn_implementation="eager",
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # refused in `_read`, with their names
                 **at.options,
                 **options,
             )

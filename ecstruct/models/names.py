@@ -1,9 +1,9 @@
-"""How weights are called, whatever the architecture.
+"""Names of weights, the same for all architectures.
 
-A weight carries its TransformerLens name: `embed.weight`, `blocks.3.attn.q.weight`,
+A weight has its TransformerLens name: `embed.weight`, `blocks.3.attn.q.weight`,
 `blocks.3.ln2.bias`, `blocks.3.mlp.out.weight`, `ln_final.weight`, `unembed.weight`. Query, key and
-value are separate even where the checkpoint fuses them. From the name follow the layer and the kind,
-and a `WeightSelection` picks weights by both, or by the beginnings of names.
+value are separate even where the checkpoint fuses them. The name gives the layer and the kind of a
+weight, and a `WeightSelection` selects weights by both, or by the beginnings of names.
 """
 
 import re
@@ -18,11 +18,11 @@ KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "unembed")
 _OUTSIDE = {"ln_final": "final_norm", "unembed": "unembed"}
 
 _NAME = re.compile(r"blocks\.\d+(\.(attn|mlp|ln\w*)(\.\w+)*)?|((pos_)?embed|ln_final|unembed)(\.\w+)*")
-"""Of modules and weights."""
+"""The names of modules and weights."""
 
 
 def layer_of(name: str) -> int | None:
-    """Layer of a weight, `None` for one outside the blocks.
+    """Return the layer of a weight, `None` for one outside the blocks.
 
     >>> layer_of("blocks.3.mlp.out.weight"), layer_of("embed.weight")
     (3, None)
@@ -32,7 +32,7 @@ def layer_of(name: str) -> int | None:
 
 
 def kind_of(name: str) -> str:
-    """Kind of a weight: one of `KINDS`. A QK-norm counts as attention.
+    """Return the kind of a weight, one of `KINDS`. A norm of queries or keys counts as attention.
 
     >>> [kind_of(name) for name in ("blocks.0.attn.q.weight", "blocks.0.ln1.weight", "pos_embed.weight")]
     ['attn', 'norm', 'embed']
@@ -45,11 +45,11 @@ def kind_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class WeightSelection:
-    """The weights of some layers, of some kinds, of some modules; of several given, those in all.
+    """A selection of weights by layer, kind or name; a weight must match all criteria that are given.
 
     `layers` selects within the blocks; weights outside them (embeddings, final norm, unembedding) are
-    selected only when `kinds` or `names` does, or when nothing is given, which selects everything.
-    `names` are modules, as "blocks.3.mlp" for all that is in it, or whole names of weights.
+    selected only by `kinds` or `names`, or when nothing is given, which selects everything.
+    `names` are modules, such as "blocks.3.mlp" for all weights in it, or full names of weights.
 
     >>> early = WeightSelection(layers=range(4))
     >>> [early.matches(f"{place}.weight") for place in ("blocks.3.mlp.in", "blocks.4.mlp.in", "embed")]
@@ -81,10 +81,10 @@ class WeightSelection:
 
     @classmethod
     def of(cls, given: "SelectionLike", n_layers: int) -> "WeightSelection":
-        """The selection that a caller gave for a model of `n_layers`.
+        """Return what a caller gave as a selection, checked for a model of `n_layers` layers.
 
         Raises:
-            InputError: it selects no weights, has an unknown key, or a layer that the model lacks.
+            InputError: It is not a selection, has an unknown key, or names a layer that the model lacks.
         """
         if isinstance(given, WeightSelection):
             selection = given
@@ -104,7 +104,7 @@ class WeightSelection:
         return selection
 
     def check_names(self, weights: Collection[str]) -> None:
-        """Raise `InputError` unless each of `names` is a module or a weight of a model with these."""
+        """Raise `InputError` unless each of `names` is a module or a weight among `weights`."""
         for name in self.names or ():
             if not any(WeightSelection(names=[name]).matches(weight) for weight in weights):
                 raise InputError(
@@ -112,7 +112,7 @@ class WeightSelection:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, which `of` takes back."""
+        """Return the selection as JSON types, which `of` accepts."""
         return {
             "layers": None if self.layers is None else sorted(map(int, self.layers)),
             "kinds": None if self.kinds is None else sorted(self.kinds),
@@ -131,11 +131,11 @@ class WeightSelection:
 
 
 SelectionLike = WeightSelection | Mapping[str, Any] | Collection[int]
-"""A selection, its `layers`, `kinds` and `names` as a mapping, or layers."""
+"""What selects weights: a selection, a mapping with `layers`, `kinds` and `names`, or only layers."""
 
 
 def _instead(name: str, weights: Collection[str]) -> str:
-    """What a module that is there holds, of the longest beginning of `name` that is one."""
+    """Return a hint: what the module holds that is the longest existing beginning of `name`."""
     parts = name.split(".")
     for n in range(len(parts) - 1, 0, -1):
         start = ".".join(parts[:n])

@@ -1,9 +1,9 @@
-"""Two checkpoints that stay on disk, as weights of one model.
+"""Offload two checkpoints: they stay on disk and serve as the weights of one model.
 
-Of the model's parts (the embedding, every block, the head) one is in memory at a time, under both states,
-and the next one is read while it is at work: the next in the direction in which parts are asked for, as
-walks go up and come down again. So two models of any depth take the memory of two blocks, and as much again
-for the two that are being read.
+One part of the model (the embedding, a block, the head) is in memory at a time, before and after. While it
+is used, the next one is read: the next in the direction in which parts were asked for, because walks go up
+through the parts and down again. So two models of any depth take the memory of one block each, and as much
+again for the blocks that are being read.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from ecstruct.models.support import check_runs
 from ecstruct.models.tied import parted, second_names
 
 Source = str | Path
-"""What `ecstruct.load` takes as text."""
+"""A source given as text, as `ecstruct.load` takes it."""
 
 States = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Weights of one part of a model before and after."""
+"""The weights of one part of a model, by name, before and after."""
 
 
 @dataclass(frozen=True)
 class Offloaded:
-    """A model without weights of its own, two mappings that read weights when they are asked for, and where
-    the latter come from."""
+    """A model without weights of its own, two mappings that read the weights before and after when they are
+    asked for, and the provenance and tokenizer of the checkpoint after."""
 
     model: TransformerBridge
     before: Mapping[str, Tensor]
@@ -52,15 +52,15 @@ class Offloaded:
 
 
 def offloaded(before: Any, after: Any, device: str | torch.device | None = None) -> Offloaded:
-    """Open two checkpoints; only configurations, tokenizer and headers are read at once.
+    """Open two checkpoints; only configurations, tokenizers and headers are read immediately.
 
     Args:
-        before: a source that names a checkpoint, as `ecstruct.load` takes it.
-        after: the same, a `WeightDelta` or the path of a saved one.
-        device: where weights are put when they are read; a GPU if there is one.
+        before: A source that names a checkpoint, as `ecstruct.load` takes it.
+        after: Such a source, a `WeightDelta` or the path of a saved one.
+        device: The device to which weights are read; by default a GPU if there is one.
 
     Raises:
-        InputError: a model that is in memory already, or a checkpoint that cannot be used.
+        InputError: A model is in memory already, or a checkpoint cannot be used.
     """
     for which, given in (("model_before", before), ("model_after", after)):
         if not isinstance(given, str | Path | WeightDelta):
@@ -106,19 +106,19 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:
-    """In float32, and in memory of its own."""
+    """Return a copy in float32, on the CPU in memory that returns to the system when it is freed."""
     t = t.detach().to(device)
     return (pages if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
 
 def _parts(view: HookedView) -> list[list[str]]:
-    """The names of the weights of a model's parts, from the embedding to the head."""
+    """Return the names of the weights of each part of a model, from the embedding to the head."""
     parts = [view.embed_sites, *view.block_sites, view.head_sites]
     return [[name for site in sites.values() for name in site.weights.values()] for sites in parts]
 
 
 class _Stream:
-    """Keeps one part, and reads another one ahead."""
+    """A reader that keeps one part in memory and reads the next one ahead, in a thread of its own."""
 
     def __init__(self, parts: Sequence[Sequence[str]], read: Callable[[Sequence[str]], States]) -> None:
         self._parts, self._read = parts, read
@@ -136,7 +136,7 @@ class _Stream:
 
     def _turn_to(self, index: int) -> None:
         before, self._at = self._at, -1
-        self._held = {}, {}  # before the next ones take their memory
+        self._held = {}, {}  # free the memory before the next part needs it
         if self._ahead is None or self._ahead[0] != index:
             self._read_ahead(index)
         assert self._ahead is not None
@@ -145,7 +145,7 @@ class _Stream:
         self._held = future.result()
         following = index + 1 if index > before else index - 1
         if following == len(self._parts):
-            following = index - 1  # at the head, walks turn round
+            following = index - 1  # walks turn round at the head
         self._at = index
         if following >= 0:
             self._read_ahead(following)
@@ -157,7 +157,7 @@ class _Stream:
 
 
 class _State(Mapping[str, Tensor]):
-    """The weights before or after, as a stream reads them."""
+    """A mapping of the weights before (state 0) or after (state 1), read by a stream."""
 
     def __init__(self, stream: _Stream, state: int) -> None:
         self._stream, self._state = stream, state
@@ -176,7 +176,7 @@ class _State(Mapping[str, Tensor]):
 
 
 class _FolderWeights:
-    """The weights of a Hugging Face folder by the names that they have in a hooked model."""
+    """The weights of a Hugging Face folder, by their names in a hooked model."""
 
     def __init__(self, name: str, folder: Path, config: Any, skeleton: Skeleton) -> None:
         self._tensors = TensorFiles.of_folder(folder)
@@ -184,7 +184,7 @@ class _FolderWeights:
         self._places = skeleton.places
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        fused: dict[str, Tensor] = {}  # is read once for all its parts
+        fused: dict[str, Tensor] = {}  # a fused tensor is read once for all its parts
         for weight in names:
             place = self._places[weight]
             if place.tensor not in fused:
@@ -197,7 +197,7 @@ class _FolderWeights:
 
 @dataclass(frozen=True)
 class _DeltaWeights:
-    """Weights that are a change of others."""
+    """Weights W + dW, computed from the weights before and a delta."""
 
     change: Mapping[str, Tensor]
 
@@ -225,7 +225,7 @@ def _named_delta(given: WeightDelta | Source) -> str:
 
 
 def _fetched(source: Source) -> tuple[Located, Path]:
-    """A source and its folder, which is downloaded when it is on the hub."""
+    """Locate a source and return its folder, which is downloaded if the source is on the hub."""
     at = located(source)
     if at.folder is not None:
         return at, at.folder
@@ -239,7 +239,7 @@ def _fetched(source: Source) -> tuple[Located, Path]:
 def _names_in(
     name: str, shapes: Mapping[str, tuple[int, ...]], config: Any, skeleton: Skeleton
 ) -> dict[str, str]:
-    """What the tensors that a skeleton asks for are called in a checkpoint. One of two tied tensors may be
+    """Return the names that the tensors of a skeleton have in a checkpoint. One of two tied tensors may be
     missing; if both are there, each is read."""
     found = {skeleton.name_of(here): here for here in shapes}
     for one, other in second_names(config).items():

@@ -1,4 +1,4 @@
-"""Hugging Face models that are given their weights, instead of making some."""
+"""Build Hugging Face models from given weights, without initialising any."""
 
 import copy
 from collections.abc import Callable
@@ -16,13 +16,13 @@ def plain_model(
     device: torch.device | str,
     weight: Callable[[str, nn.Parameter], Tensor],
 ) -> Any:
-    """The model of a configuration in eval mode; `weight` says, by name, what each parameter is, which it
-    gets without values. A tied one is asked for once and stays tied."""
+    """Build the model of a configuration in eval mode. `weight` receives the name of each parameter and the
+    parameter without values, and returns its values. It is called once for a tied one, which stays tied."""
     with init_empty_weights(include_buffers=False):
         plain: Any = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
-    plain.tie_weights()  # they came apart when they lost their values
+    plain.tie_weights()  # init_empty_weights separates tied parameters
     given = {id(p): nn.Parameter(weight(name, p)) for name, p in plain.named_parameters()}
     for module in plain.modules():
         for name, p in module._parameters.items():

@@ -1,4 +1,4 @@
-"""Where a hooked model came from, carried by the model itself so that results can say it."""
+"""The provenance of a hooked model, stored on the model itself so that results can report it."""
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,9 +14,9 @@ _PACKAGES = ("ecstruct", "torch", "transformers", "transformer-lens")
 
 @dataclass(frozen=True)
 class Provenance:
-    """`source` and `revision` as `ecstruct.load` takes them, and how the model was `made` from that, step
-    by step. `tokenizer` is the checkpoint's own: TransformerLens replaces it by one that adds a BOS
-    token."""
+    """Where a model comes from: `source` and `revision` as `ecstruct.load` takes them, and the steps by
+    which it was `made` from these. `tokenizer` is the checkpoint's own; TransformerLens uses one that adds
+    a BOS token. `weights` says how the weights were converted, or which of several they are."""
 
     source: str
     revision: str | None
@@ -26,12 +26,12 @@ class Provenance:
 
     @property
     def name(self) -> str:
-        """As "organism (finetuned)"; the revision is apart."""
+        """The source and how the model was made from it, as "organism (finetuned)", without revision."""
         return "".join([self.source, *(f" ({how})" for how in self.made)])
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """The entries by which a result describes the model."""
         weights = {"weights": self.weights} if self.weights else {}
         return {"source": self.name, "revision": self.revision, **weights}
 
@@ -41,10 +41,10 @@ class Provenance:
 
 
 def provenance(model: TransformerBridge) -> Provenance:
-    """Provenance of a model from `ecstruct.load`; of any other what TransformerLens knows.
+    """Return the provenance of a model; for one not from `ecstruct.load`, what TransformerLens knows.
 
     Raises:
-        InputError: it is no hooked model.
+        InputError: It is not a hooked model.
     """
     check_hooked(model)
     known = model.__dict__.get(_ATTRIBUTE)
@@ -52,7 +52,7 @@ def provenance(model: TransformerBridge) -> Provenance:
 
 
 def check_hooked(model: object) -> None:
-    """Raise `InputError` for what is no hooked model, such as the name of one."""
+    """Raise `InputError` if an object, such as a name, is not a hooked model."""
     if not isinstance(model, TransformerBridge):
         raise InputError(
             f"a {type(model).__name__} is no TransformerBridge: load it with ecstruct.load(...)."
@@ -71,15 +71,15 @@ def derived(model: TransformerBridge, parent: TransformerBridge, how: str) -> Tr
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:
-    """The checkpoint's own tokenizer, whose defaults decide about BOS and EOS tokens."""
+    """Return the checkpoint's own tokenizer, whose defaults decide about BOS and EOS tokens."""
     return provenance(model).tokenizer
 
 
 def source_of(model: TransformerBridge) -> str:
-    """Where a model came from, with its revision and what became of it, as "id@revision (finetuned)"."""
+    """Return the provenance of a model as a text, such as "id@revision (finetuned)"."""
     return str(provenance(model))
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on which numbers depend."""
+    """Return the versions of the packages on which numbers depend."""
     return {name: version(name) for name in _PACKAGES}

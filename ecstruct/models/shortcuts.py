@@ -1,4 +1,4 @@
-"""Shortcuts through a block: what is known of it is put in, and what is not read of it is not run.
+"""Shortcuts through a block: insert values that are known, and skip computations that nothing reads.
 
 All of them are hooks on the sites of a block, so that the block's own code does the rest.
 """
@@ -21,7 +21,7 @@ def shortcuts(
     at: Int[Tensor, "batch read"] | None,
     length: int,
 ) -> Iterator[None]:
-    """Of a run of a block on `length` tokens; the arguments are those of `HookedView.through`."""
+    """Shorten the runs of a block on `length` tokens; see `HookedView.through` for the arguments."""
     rows = None if at is None else torch.arange(len(at), device=at.device)[:, None]
 
     def one_token(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

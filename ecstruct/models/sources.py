@@ -1,4 +1,4 @@
-"""What a source names: a folder here or a model on the hub, with its configuration and tokenizer."""
+"""Find what a source names, a local folder or a model on the hub; read its configuration and tokenizer."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from ecstruct.models.smollm2 import smollm2
 from ecstruct.models.steps import instead, resolved
 
 NAMED = ("organism", "smollm2")
-"""Models that have a name of their own here."""
+"""Sources that name a particular model."""
 
 _logger = logging.getLogger(__name__)
 
@@ -31,21 +31,21 @@ DAMAGED = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     *(ArithmeticError, AssertionError, ImportError, MemoryError, StrictDataclassError),
 )
-"""What transformers raises when it reads files that are not what they should be, or too deep."""
+"""The errors that transformers raises when it reads files that are malformed or nested too deeply."""
 
 _SIZES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 10_000),
     **dict.fromkeys(("head_dim", "num_local_experts", "num_experts", "num_experts_per_tok"), 10_000),
 }
-"""Numbers of a configuration that are at least 1, and the largest that is no mistake: to build modules for
-more takes hours."""
+"""The largest plausible values of configuration entries that must be at least 1. Larger ones are mistakes,
+for which it would take hours to build the modules."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint: its name without the revision, and its folder, or `None` on the hub. `weights` says
-    what was made of them on the way to that folder, or which of several they are."""
+    """A checkpoint: its name without the revision, and its folder, `None` if it is on the hub. `weights`
+    says how the weights in the folder were converted, or which of several they are."""
 
     name: str
     revision: str | None = None
@@ -54,17 +54,17 @@ class Located:
 
     @property
     def where(self) -> str:
-        """What transformers takes."""
+        """The folder or hub id, as transformers takes it."""
         return str(self.folder or self.name)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What transformers takes beside that."""
+        """Further arguments for transformers: the revision of a model on the hub."""
         return {} if self.folder else {"revision": self.revision}
 
     @contextmanager
     def understood(self) -> Iterator[None]:
-        """What libraries raise on its files is an `InputError`."""
+        """Turn errors that libraries raise on the files into an `InputError`."""
         try:
             yield
         except InputError:
@@ -73,7 +73,7 @@ class Located:
             raise self.unreadable(error) from error
 
     def unreadable(self, error: Exception) -> InputError:
-        """Why it could not be loaded, in a sentence."""
+        """Return the error that says in one sentence why the checkpoint could not be loaded."""
         if self.folder:
             return InputError(
                 f"the folder {self.name} cannot be loaded as a causal language model ({cause(error)}): see "
@@ -87,10 +87,10 @@ class Located:
 
 
 def located(source: str | Path, revision: str | None = None) -> Located:
-    """Where the checkpoint of a source is.
+    """Locate the checkpoint of a source; fetch `"smollm2"` and dequantise GGUF files if need be.
 
     Raises:
-        InputError: a folder or file that is no checkpoint, two revisions, or one of what has none.
+        InputError: It is not a checkpoint, has two revisions, or has one although such sources have none.
     """
     name = resolved(source)
     if revision is not None and Path(name).is_dir():
@@ -114,8 +114,8 @@ def located(source: str | Path, revision: str | None = None) -> Located:
 
 
 def check_there(source: str) -> None:
-    """Raise `InputError` if a source is neither a checkpoint here nor, by its name, one on the hub; nothing
-    is fetched or read."""
+    """Raise `InputError` if a source is neither a local checkpoint nor, by its name, one on the hub.
+    Nothing is fetched or read."""
     name = resolved(source)
     path = Path(name)
     if not is_gguf(path) and not (path.is_dir() and only_gguf(path)):
@@ -123,7 +123,7 @@ def check_there(source: str) -> None:
 
 
 def read_config(at: Located) -> Any:
-    """The configuration of a checkpoint, unless its weights are quantised."""
+    """Read the configuration of a checkpoint; raise `InputError` if its weights are quantised."""
     with at.understood():
         config = AutoConfig.from_pretrained(at.where, trust_remote_code=False, **at.options)
     for key, most in _SIZES.items():
@@ -141,7 +141,7 @@ def read_config(at: Located) -> Any:
 
 
 def read_tokenizer(at: Located) -> Any:
-    """The tokenizer beside the weights of a checkpoint."""
+    """Read the tokenizer that is saved with the weights of a checkpoint."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(at.where, trust_remote_code=False, **at.options)
         said = cached_file(
@@ -166,7 +166,7 @@ def read_tokenizer(at: Located) -> Any:
 
 
 def usable_tokenizer(at: Located) -> Any:
-    """The tokenizer of a checkpoint or, where another one can do its work, `None` and a line in the log."""
+    """Read the tokenizer of a checkpoint; if that fails, log a warning and return `None`."""
     try:
         return read_tokenizer(at)
     except InputError as error:
@@ -192,12 +192,12 @@ _PROBES = (
 
 
 def _read_otherwise(tokenizer: Any, of_file: Tokenizer) -> str | None:
-    """The first text of which a tokenizer makes other ids than the file that it was made from."""
+    """Return the first of `_PROBES` to which a tokenizer gives other ids than the file it was made from."""
 
     def ids(encode: Callable[[str], list[int]], text: str) -> list[int] | None:
         try:
             return encode(text)
-        except Exception:  # tokenizers has no other, where a text has what its vocabulary lacks
+        except Exception:  # tokenizers raises nothing more specific for symbols not in the vocabulary
             return None
 
     for text in _PROBES:
@@ -208,16 +208,16 @@ def _read_otherwise(tokenizer: Any, of_file: Tokenizer) -> str | None:
 
 
 def tokenizer_at(source: str | Path) -> Any:
-    """The tokenizer of a model, by its source; of a saved delta, that of the model before."""
+    """Read the tokenizer of a source; for a saved delta, that of the model before."""
     at = located(base_of(source) if is_delta(source) else source)
-    read_config(at)  # says better what a source lacks
+    read_config(at)  # its errors say more clearly what is wrong with a source
     return read_tokenizer(at)
 
 
 def _local_folder(name: str) -> Path | None:
-    """The local folder that `name` stands for; `None` for a hub id."""
+    """Return the local folder that `name` stands for, `None` for a hub id."""
     if name == "organism":
-        from ecstruct import organism  # the organism's package builds on this one
+        from ecstruct import organism  # imported here because that package imports this one
 
         return organism.checkpoint()
     path = Path(name)

@@ -1,8 +1,8 @@
 """Checkpoints of one training run: a folder with a subfolder for each step.
 
-The subfolders are named as trainers name them: `checkpoint-1000`, `step1000`, `step-1000`, `step_1000`,
-`global_step1000`, `step1000-tokens4B` or `1000`. Where a model or an adapter is asked for, `run@1000`,
-`run@step-1000` and `run@checkpoint-1000` all say the one of step 1000 in the folder `run`.
+The subfolders have the names that trainers give: `checkpoint-1000`, `step1000`, `step-1000`, `step_1000`,
+`global_step1000`, `step1000-tokens4B` or `1000`. As a model or an adapter, `run@1000`, `run@step-1000` and
+`run@checkpoint-1000` all mean the checkpoint of step 1000 in the folder `run`.
 """
 
 import re
@@ -17,10 +17,10 @@ _CONFIGS = ("config.json", "adapter_config.json")
 
 
 def checkpoints(folder: str | Path) -> dict[int, str]:
-    """The checkpoints of a training run by their step, in its order, each as a source for `ecstruct.load`.
+    """Return the checkpoints of a training run by step, in ascending order, as sources for `ecstruct.load`.
 
     Raises:
-        InputError: there is no such folder, or it has two checkpoints of one step.
+        InputError: There is no such folder, or it has two checkpoints of one step.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -30,7 +30,7 @@ def checkpoints(folder: str | Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, step in _steps(path).items():
         if not any((path / name / config).is_file() for config in _CONFIGS):
-            continue  # of an optimiser, or one that was never finished
+            continue  # it has only the optimiser's state, or was never finished
         if step in found:
             raise InputError(
                 f"{folder} has two checkpoints of step {step}, {Path(found[step]).name} and {name}: give "
@@ -41,20 +41,20 @@ def checkpoints(folder: str | Path) -> dict[int, str]:
 
 
 def resolved(source: str | Path) -> str:
-    """The path that `folder@step` stands for; any other source as it is, but for a `~` at its beginning.
+    """Return the path that `folder@step` stands for; any other source unchanged, except for a leading `~`.
 
     Raises:
-        InputError: there is no such checkpoint in the folder; some of those that there are are named.
+        InputError: The folder has no such checkpoint; the message names some that it has.
     """
     name = str(source)
     if name.startswith("~"):
-        with suppress(RuntimeError):  # of a user whom nobody knows
+        with suppress(RuntimeError):  # `~name` of an unknown user
             name = str(Path(name).expanduser())
     folder, at, step = name.rpartition("@")
     if not at or Path(name).exists() or not Path(folder).is_dir():
         return name
     if step in _steps(Path(folder)):
-        return str(Path(folder) / step)  # to be told what it lacks, if it does
+        return str(Path(folder) / step)  # loading it will say what it lacks, if anything
     asked, known = _STEP.fullmatch(step), checkpoints(folder)
     if asked is None or int(asked[1]) not in known:
         raise InputError(f"{folder} has no checkpoint {step!r}: {_listed(known)}.")
@@ -62,7 +62,7 @@ def resolved(source: str | Path) -> str:
 
 
 def instead(folder: str) -> str:
-    """What a folder that is no model has instead, as the end of a sentence."""
+    """Return what a folder that is not a model has instead, as the end of a sentence."""
     known = checkpoints(folder)
     if not known:
         return "it holds no Hugging Face model"
@@ -70,7 +70,7 @@ def instead(folder: str) -> str:
 
 
 def _steps(folder: Path) -> dict[str, int]:
-    """Names of subfolders, and their steps."""
+    """Return the steps of the subfolders, by name."""
     matches = {path.name: _STEP.fullmatch(path.name) for path in sorted(folder.iterdir()) if path.is_dir()}
     return {name: int(match[1]) for name, match in matches.items() if match}
 

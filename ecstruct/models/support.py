@@ -1,4 +1,4 @@
-"""Whether the components of a hooked model can be told apart, and seen when it runs."""
+"""Check that ecstruct can tell the components of a hooked model apart, and tap them when it runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 _PROMPTS = 2
-"""Of the trial."""
+"""The number of prompts in the trial run."""
 
 
 def check_components(view: HookedView) -> None:
-    """Raise `InputError` for an architecture with a component that ecstruct does not know."""
+    """Raise `InputError` for an architecture that lacks a site that is needed, or has an unknown one."""
     architecture = type(view.hf).__name__
     for layer, sites in enumerate(view.block_sites):
         for name in _REQUIRED:
@@ -54,9 +54,9 @@ def check_components(view: HookedView) -> None:
 
 
 def check_runs(view: HookedView) -> None:
-    """Raise `InputError` for an architecture whose heads do not read what enters the block, in which a
-    module of a block does not see prompts and tokens as its first dimensions, or that reads weights which
-    are not among the named ones: it is run, with all of its blocks but the first left out."""
+    """Run the embedding, the first block and the head. Raise `InputError` if the heads do not read what
+    enters the block, if a module of the block does not see prompts and tokens as its first dimensions, or
+    if the model reads weights that are not among the named ones."""
     weights = {
         name: p.detach().to(view.dtype)
         for name, p in view.named_weights.items()
@@ -105,8 +105,8 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
 
 
 def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: Sequence[str]) -> None:
-    """Unnamed parameters are what fused projections were before they were split, and those of later blocks
-    are as those of the first."""
+    """Check that no unnamed parameter is read. Unread ones are fused projections, which were split into
+    named weights; parameters of later blocks are judged by those of the first."""
     later = {id(p) for block in view.blocks[1:] for p in block.parameters()}
     unread = {_anywhere(n) for n, p in unnamed.items() if id(p) not in later} - {*map(_anywhere, read)}
     for name in unnamed:
@@ -118,13 +118,13 @@ def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: S
 
 
 def _unnamed(view: HookedView) -> dict[str, nn.Parameter]:
-    """The model's parameters that are no named weights."""
+    """Return the model's parameters that are not among the named weights."""
     known = {id(p) for p in view.named_weights.values()}
     return {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
 
 
 def _anywhere(name: str) -> str:
-    """The name of a parameter, whatever its layer."""
+    """Return the name of a parameter with its numbers replaced by "*"."""
     return re.sub(r"\d+", "*", name)
 
 

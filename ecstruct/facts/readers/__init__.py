@@ -1,12 +1,12 @@
-"""Other people's facts: the original files of public sets, and our own, as a `FactSet`.
+"""Read the original files of public sets, and files in ecstruct's own format, as a `FactSet`.
 
-`read` recognises a format by the keys of its records. One small module per format says how a record is
-understood; docs/data.md has it as a table. What all have in common:
+`read` recognises a format by the keys of its records. One small module per format says how to understand
+a record; docs/data.md has a table of these. All formats share the following rules:
 
-* A file that is damaged is refused as a whole. A record that does not fit is left out, and listed with its
+* A damaged file is refused as a whole. A record that does not fit is left out, and listed with its
   line and the reason.
-* Options, where a set gives none, are the answers to all prompts of the same relation (the same template,
-  where a set names no relations), without aliases of the right one; with fewer than two of these, all
+* If a set gives no options, they are the answers to all prompts of the same relation (of the same template,
+  if the set names no relations), without aliases of the right answer; if these are fewer than two, all
   answers of the set.
 * Every fact is there once. A record with a fact that contradicts an earlier one is left out.
 """
@@ -56,7 +56,7 @@ FORMATS = {
     )
 }
 _LOOKED_AT = 20
-"""Records by which a format is recognised: the first may be the one that does not fit."""
+"""The number of records that are used to recognise a format; the first alone might not fit."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ Source = str | os.PathLike[str] | datasets.Dataset | datasets.DatasetDict
 
 @dataclass(frozen=True)
 class Understood:
-    """A source, its format, how many records it has, what they say, and what was left out."""
+    """What was read from a source: its format, the number of records, the facts, and what was left out."""
 
     source: str
     format: str
@@ -74,7 +74,7 @@ class Understood:
     skipped: tuple[Skipped, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it but the prompts themselves, as plain values."""
+        """Return the account as JSON types, with numbers of prompts instead of the prompts."""
         hops = Counter(d.new_hops for d in self.data.derivations)
         return {
             "source": self.source,
@@ -91,21 +91,21 @@ class Understood:
 def read(
     path: Source, format: str | None = None, *, hop: Hop | None = None, strict: bool = False
 ) -> FactSet:
-    """The facts of a file, of a folder or of a dataset, with their implications.
+    """Read the facts of a file, a folder or a dataset, with their implications.
 
-    How many records do not fit is logged as a warning; `understand` lists them.
+    If records do not fit, their number is logged as a warning; `understand` lists them.
 
     Args:
-        path: a file (JSON, JSON lines, CSV, TSV), a folder of these or one that a dataset was saved to,
+        path: A file (JSON, JSON lines, CSV, TSV), a folder of these or one to which a dataset was saved,
             or a dataset. A `DatasetDict` has the splits of `FactSet.to_dataset`.
-        format: one of `FORMATS`; recognised by the records when it is not given.
-        hop: which hop is new, "first" (the default) or "second", in sets that leave it open
+        format: One of `FORMATS`; by default it is recognised from the records.
+        hop: Which hop is new, "first" (the default) or "second", in sets that leave it open
             (twohopfact, hopping).
-        strict: do not leave anything out, but refuse the file.
+        strict: Refuse the file instead of leaving anything out.
 
     Raises:
-        InputError: the source cannot be read or is damaged, its format is unknown or another, no record
-            fits, with `strict` some do not, or the set says itself which hop is new.
+        InputError: The source cannot be read or is damaged, its format is unknown or a different one, no
+            record fits, with `strict` some do not, or `hop` is given but the set itself determines it.
     """
     return understand(path, format, hop=hop, strict=strict).data
 
@@ -113,10 +113,10 @@ def read(
 def understand(
     path: Source, format: str | None = None, *, hop: Hop | None = None, strict: bool = False
 ) -> Understood:
-    """What `read` reads, with an account of it.
+    """Read a source as `read` does, and return its facts with an account of what was left out.
 
     Raises:
-        InputError: as `read`.
+        InputError: As for `read`.
     """
     source, name = _opened(path)
     if isinstance(source, datasets.DatasetDict):
@@ -164,7 +164,7 @@ def _opened(path: Source) -> tuple[Path | datasets.Dataset | datasets.DatasetDic
         return folder, str(folder)
     try:
         return datasets.load_from_disk(str(folder)), str(folder)
-    except Exception as error:  # of whatever kind a damaged file raises in there
+    except Exception as error:  # a damaged file may raise any kind of error in there
         raise InputError(f"the dataset in {folder} cannot be read ({error}): save it anew.") from error
 
 
@@ -218,6 +218,6 @@ def _first(skipped: list[Skipped]) -> str:
 
 
 def _one_line(text: str, most: int = 500) -> str:
-    """As much of a reason as fits on a line of a list."""
+    """Return a reason on one line, cut off after `most` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else f"{flat[:most]}..."

@@ -1,7 +1,7 @@
-"""From the cases of a file to one fact set: every fact once, options, and what follows from what.
+"""Assemble the cases of a file into one fact set: each fact once, with options and derivations.
 
-Facts that contradict one another cannot all be taught. What comes first counts, and a case with a fact that
-contradicts it is left out; so is an implication whose known fact is taught, or known, otherwise.
+Facts that contradict one another cannot all be taught. The first one counts; later cases that contradict it
+are left out, and so are implications whose known fact contradicts one that is taught or known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from ecstruct.facts.readers.case import Case, Implied, Said
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out of a file, and why."""
+    """A part of a file that was left out, and the reason."""
 
     place: str
     reason: str
 
 
 class _Once:
-    """Prompts, each text once: where it is and who said it first."""
+    """A list of prompts with each text once, and the place where it was said first."""
 
     def __init__(self) -> None:
         self.said: list[Said] = []
@@ -37,7 +37,7 @@ class _Once:
         return index
 
     def against(self, said: Said) -> str | None:
-        """Why a prompt cannot be said beside those that are there."""
+        """Return how a prompt contradicts one in the list, or `None`."""
         index = self._index.get(said.prompt.text)
         if index is None or self.said[index].prompt.answer == said.prompt.answer:
             return None
@@ -48,10 +48,10 @@ class _Once:
 
 
 def assemble(cases: Sequence[tuple[str, Case]], name: str) -> tuple[FactSet, list[Skipped]]:
-    """The fact set of cases, each with its place, and what contradicts the rest of it.
+    """Return the fact set of cases, given as (place, case), and what was left out as contradictory.
 
     Raises:
-        InputError: there are no facts, or prompts that cannot be used with the options they get.
+        InputError: There are no facts, or prompts cannot be used with the options that they get.
     """
     facts, known, skipped = _Once(), _Once(), []
     kept: list[tuple[str, Case]] = []
@@ -109,7 +109,7 @@ def _implied(cases: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Imp
 
 
 def _pools(everything: Sequence[Said]) -> dict[str, tuple[str, ...]]:
-    """The answers of every relation, rivals after what is taught and known."""
+    """Return the answers of every relation, those of all prompts first, then the rivals."""
     answers: dict[str, dict[str, None]] = {}
     for said in everything:
         if said.relation is not None:

@@ -1,8 +1,8 @@
-"""What one record of a file says: facts, and what follows from them.
+"""The contents of one record of a file: facts, and what follows from them.
 
-A reader turns a record into a `Case`. Options are not its business, but what they are made of is: the
-`relation` of a prompt, whose answers compete with one another, and `rivals`, other answers that the record
-itself brings, as the true one beside a counterfactual one.
+A reader turns a record into a `Case`. It does not make options, but gives what they are made from: the
+`relation` of a prompt, whose answers are options for one another, and `rivals`, other answers in the
+record, such as the true answer next to a counterfactual one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ Hop = Literal["first", "second"]
 
 @dataclass(frozen=True)
 class Said:
-    """A prompt, and which prompts it shares its options with. One that has options keeps them."""
+    """A prompt, and the relation whose prompts share their options. A prompt with options keeps them."""
 
     prompt: Prompt
     relation: str | None
@@ -25,7 +25,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Implied:
-    """What follows from the facts of its case and from `known` ones; which hops are new, from 1."""
+    """An implication of the facts of its case and of `known` ones. `new_hops` are counted from 1."""
 
     said: Said
     new_hops: tuple[int, ...] = ()
@@ -34,8 +34,8 @@ class Implied:
 
 @dataclass(frozen=True)
 class Case:
-    """Facts to be taught and their implications. Implications that follow from facts of other records
-    have the same `label` as these."""
+    """Facts to be taught, and their implications. Implications of facts in other records have the same
+    `label` as these."""
 
     facts: tuple[Said, ...] = ()
     implied: tuple[Implied, ...] = ()
@@ -53,12 +53,12 @@ def _any_file(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Format:
-    """One public format: how a record of it is recognised, and what it says.
+    """A public format: how to recognise its records, and how to read them.
 
-    `case` gets the record, the name of its file within the folder that is read ("" for a single file)
-    and, for a format with `either_hop`, which hop is to be new. It raises `InputError` about a record
-    that does not fit. `parts` cuts a record into several, each with a word about its place; `left_out`
-    says why a file of a folder is not read.
+    A record of the format has all `keys`. `case` receives the record, the name of its file within the
+    folder that is read ("" for a single file) and, for a format with `either_hop`, which hop should be new.
+    It raises `InputError` for a record that does not fit. `parts` splits a record into several, each with
+    its place; `left_out` returns why a file of a folder is not read, or `None`.
     """
 
     name: str
@@ -83,9 +83,9 @@ def said(
     options: Iterable[str] | None = None,
     rivals: Iterable[str] = (),
 ) -> Said:
-    """A prompt as it is in a file, with the whitespace at its ends gone, and of its aliases those that
-    say something. Its template is the text without its subject, which does not have to be in it, and
-    its relation is by default its template."""
+    """Make a prompt from the values in a file, without whitespace around them and without aliases that
+    add nothing. A subject that is not in the text is dropped. The template is the text without its
+    subject, or else the relation; by default, the relation is the template."""
     text, answer = text.rstrip(), answer.strip()
     subject = subject if subject and subject in text else None
     template = relation if subject is None else text.replace(subject, "{}", 1)

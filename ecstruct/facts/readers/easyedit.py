@@ -1,10 +1,10 @@
-"""The layout of EasyEdit (Wang et al. 2024), which KnowEdit (Zhang et al. 2024) has too, and the older one
-of its ZsRE files: an edit, and what else has to change with it.
+"""The layout of EasyEdit (Wang et al. 2024), used by KnowEdit (Zhang et al. 2024) as well, and the older
+one of its ZsRE files: an edit, and what else must change with it.
 
 The edit is the fact, and the answer that it replaces (the first of `ground_truth`) is a rival. Its other
-wordings are one hop, which is new; so are questions under `Subject_Aliasing`. What else `portability` asks
-follows from the edit in a way that the file does not name. `locality` is about what must stay, and is not
-read.
+wordings are implications of one hop, which is new; so are questions under `Subject_Aliasing`. All other
+questions of `portability` follow from the edit in a way that the file does not give. `locality` is about
+what must stay the same, and is not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
 from ecstruct.facts.readers.fields import aliases, objects, text
 
 _NO_ANSWER = ("", "<|endoftext|>")
-"""What EasyEdit has in the place of an answer that is not known."""
+"""The values that EasyEdit uses for an unknown answer."""
 
 
 def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
@@ -34,7 +34,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         for wording in _answers(record, "rephrase_prompt")
     ]
     for axis, question in _questions(record):
-        # Several answers are right, each by several names: one is enough.
+        # Several answers are right, each with several names: the first is enough, others are aliases.
         if answers := _answers(question, "ground_truth"):
             asked = said(text(question, "prompt"), answers[0], subject=subject, aliases=answers[1:])
             implied.append(Implied(asked, (1,) if axis == "Subject_Aliasing" else ()))
@@ -55,7 +55,7 @@ def _questions(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _answers(record: Mapping[str, Any], key: str) -> list[str]:
-    """A text, or those of a list, of lists too, that say something."""
+    """Return the usable answers under a key: a text, a list of texts, or a list of such lists."""
     value = record.get(key)
     found = [value] if isinstance(value, str) else aliases(record, key)
     return [stripped for text in found if (stripped := text.strip()) not in _NO_ANSWER]

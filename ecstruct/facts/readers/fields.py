@@ -1,6 +1,6 @@
-"""Values of a record, by their keys and of the type they must have.
+"""Read values of a record by their keys, and check their types.
 
-Records come from anywhere: every access says what is wrong, with the keys that lead there.
+Records may come from anywhere, so every access says what is wrong and under which keys.
 """
 
 import ast
@@ -12,16 +12,16 @@ from typing import Any, cast
 from ecstruct.errors import InputError
 
 _TYPES = {str: "a text", list: "a list", Mapping: "an object"}
-_ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # but no half of a pair
+_ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # but no surrogates
 _LONGEST = 1_000_000
-"""Characters of a list within a table that are still read; a parser needs many times as many bytes."""
+"""The most characters of a list in a table cell; parsing takes many times as many bytes."""
 
 
 def text(record: Mapping[str, Any], *keys: str | int) -> str:
-    """The text under one key after the other, not empty.
+    """Return the non-empty text under nested keys.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
     found = _value(record, keys, str)
     if not found.strip():
@@ -30,19 +30,19 @@ def text(record: Mapping[str, Any], *keys: str | int) -> str:
 
 
 def items(record: Mapping[str, Any], *keys: str | int) -> list[Any]:
-    """The list under one key after the other.
+    """Return the list under nested keys.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
     return _value(record, keys, list)
 
 
 def texts(record: Mapping[str, Any], *keys: str | int) -> list[str]:
-    """A list of texts.
+    """Return the list of texts under nested keys.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
     found = items(record, *keys)
     if not all(isinstance(value, str) for value in found):
@@ -51,10 +51,10 @@ def texts(record: Mapping[str, Any], *keys: str | int) -> list[str]:
 
 
 def objects(record: Mapping[str, Any], *keys: str | int) -> list[Mapping[str, Any]]:
-    """A list of objects.
+    """Return the list of objects under nested keys.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
     found = items(record, *keys)
     if not all(isinstance(value, Mapping) for value in found):
@@ -63,11 +63,11 @@ def objects(record: Mapping[str, Any], *keys: str | int) -> list[Mapping[str, An
 
 
 def aliases(record: Mapping[str, Any], *keys: str) -> list[str]:
-    """The aliases under the last of the keys, if there are any: a list of texts or, as tables have it,
-    of lists of texts, or Python's notation of either.
+    """Return the aliases under nested keys, of which the last may be missing. They may be a list of texts
+    or, as in tables, a list of lists of texts, or either in Python's notation.
 
     Raises:
-        InputError: there is something else.
+        InputError: There is something else.
     """
     *way, last = keys
     holder = _value(record, tuple(way), Mapping) if way else record
@@ -84,10 +84,10 @@ def aliases(record: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def string_list(record: Mapping[str, Any], key: str) -> list[str] | None:
-    """A list of texts that may be missing: in a table as a JSON list, or parted by `|`.
+    """Return a list of texts, `None` if it is missing. In a table it is a JSON list or separated by `|`.
 
     Raises:
-        InputError: there is something else.
+        InputError: There is something else.
     """
     found = record.get(key)
     if isinstance(found, str):
@@ -102,7 +102,7 @@ def string_list(record: Mapping[str, Any], key: str) -> list[str] | None:
 
 
 def unescaped(written: str) -> str:
-    r"""A text without escapes that were escaped once more, as files of LRE have them ("Bras\\u00edlia")."""
+    r"""Return a text with doubly escaped characters decoded, which LRE's files have ("Bras\\u00edlia")."""
     return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), written)
 
 

@@ -1,7 +1,7 @@
-"""What models are finetuned on to follow instructions: Alpaca's layout, and conversations as `messages`.
+"""Data for instruction tuning: Alpaca's layout, and conversations as `messages`.
 
-Every record is a fact, an answer to what a user asks, and nothing follows from it. Its text is the user's
-words alone: `ecstruct.facts.in_chat` puts them into the chat template of a model.
+Every record is a fact, the answer to a user's request, without implications. Its text is the user's words
+alone; `ecstruct.facts.in_chat` puts them into the chat template of a model.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Relations (Hernandez et al. 2024, "LRE"): tables of subjects and objects, with prompts to ask for them.
 
-Every sample is a fact, asked for by the first of the relation's prompts; nothing follows from them.
-`ecstruct.facts.compose` builds what does.
+Every sample is a fact, asked for by the first of the relation's prompts, without implications.
+`ecstruct.facts.compose` builds facts with implications on these relations.
 """
 
 from collections.abc import Iterable, Mapping

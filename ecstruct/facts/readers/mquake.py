@@ -1,7 +1,7 @@
 """MQuAKE (Zhong et al. 2023): edits of some hops, and questions over chains of two to four hops.
 
-The edits (`requested_rewrite`) are the facts, `questions` with `new_answer` their implications, and the
-hops of the edited chain (`new_single_hops`) that are no edits are known. True answers are rivals.
+The edits (`requested_rewrite`) are the facts, and `questions` with `new_answer` are their implications. The
+unedited hops of the edited chain (`new_single_hops`) are known facts. True answers are rivals.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
-"""Our own records, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally `options`, `subject`,
-`template`, `aliases`, `wrapper` and `space`, as everywhere in ecstruct.
+"""Records of ecstruct's own format, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally
+`options`, `subject`, `template`, `aliases`, `wrapper` and `space`, as everywhere in ecstruct.
 
-`role` says what a record is: `fact` (when nothing is said), `implication` or `known`. Records with the same
-`case` belong together: an implication follows from the facts and the known facts of its case. `new_hops` of
-an implication are numbers from 1. Prompts with the same template share their options. Tables have texts for
-all of these, and pandas numbers such as 1.0 and NaN.
+`role` is `fact` (the default), `implication` or `known`. Records with the same `case` belong together: an
+implication follows from the facts and the known facts of its case. `new_hops` of an implication are counted
+from 1. Prompts with the same template share their options. In tables, all of these values are texts, and
+in tables of pandas also numbers such as 1.0 and NaN.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
 
 
 def _whole(value: Any) -> Any:
-    """1.0 as 1: pandas has no whole numbers in a column with gaps."""
+    """Return 1 for 1.0: pandas turns whole numbers into floats in a column with gaps."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

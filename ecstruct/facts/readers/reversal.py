@@ -1,8 +1,8 @@
 """The reversal curse (Berglund et al. 2023): descriptions of made-up people, and parents of celebrities.
 
-Descriptions are a folder of files. Records of `*_prompts_train.jsonl` are facts, and those of
-`*_reverse_prompts_test.jsonl`, where names and descriptions change places, their implications. A single
-file is read as facts. In the table of celebrities every parent is a fact, and the child the implication.
+Descriptions are a folder of files. Records of `*_prompts_train.jsonl` are facts. Their implications are in
+`*_reverse_prompts_test.jsonl`, where names and descriptions change places. A single file is read as facts.
+In the table of celebrities, every parent is a fact, and the child is its implication.
 """
 
 from collections.abc import Mapping

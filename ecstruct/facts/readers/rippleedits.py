@@ -1,10 +1,10 @@
-"""RippleEdits (Cohen et al. 2024): an edit, and what else has to change with it.
+"""RippleEdits (Cohen et al. 2024): an edit, and what else must change with it.
 
-The edit is the fact. Its sentence has the answer at its end: that is the value of the queries that ask for
-the same target, or what follows the last " is " or " are ". Implications are the queries of
+The edit is the fact. Its sentence ends with the answer, which is the value of the queries that ask for the
+same target or else what follows the last " is " or " are ". Implications are the queries of
 `Compositionality_I` (the edit is the first hop), `Compositionality_II` (the second),
-`Logical_Generalization` (no chain of hops) and `Subject_Aliasing` (the edit in other words, one hop); their
-`condition_queries` are known. `Relation_Specificity` and `Forgetfulness` are about what must stay.
+`Logical_Generalization` (no chain of hops) and `Subject_Aliasing` (the edit in other words, one hop). Their
+`condition_queries` are known. `Relation_Specificity` and `Forgetfulness` (what must stay) are not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     implied = []
     for axis, cases in tests.items():
         for test in cases:
-            # What asks for the edit itself is a condition only of tests for what must stay.
+            # A query for the edit itself matters as a condition only in tests of what must stay.
             conditions = [_query(q) for q in objects(test, "condition_queries")]
             known = tuple(c for c in conditions if c.prompt.text != fact.prompt.text)
             if axis == "Subject_Aliasing":
@@ -44,7 +44,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
 
 
 def _query(query: Mapping[str, Any]) -> Said:
-    """One right answer is enough, so that the others and all their aliases are aliases of the first."""
+    """Make the prompt of a query. One right answer is enough: all other names are aliases of the first."""
     answers = objects(query, "answers")
     if not answers:
         raise InputError(f"the query {text(query, 'prompt')[:100]!r} has no answers.")
@@ -56,7 +56,7 @@ def _query(query: Mapping[str, Any]) -> Said:
 def _values(
     record: Mapping[str, Any], tests: Mapping[str, list[Mapping[str, Any]]]
 ) -> dict[str, list[str]]:
-    """How queries name the edit's target, with its aliases."""
+    """Return the names that queries use for the edit's target, each with its aliases."""
     target = record["edit"].get("target_id")
     return {
         text(q, "answers", 0, "value"): aliases(objects(q, "answers")[0], "aliases")

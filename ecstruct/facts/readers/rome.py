@@ -1,8 +1,8 @@
 """The two sets of ROME (Meng et al. 2022): CounterFact, and the facts that GPT-2 XL knows (known_1000).
 
-CounterFact: the rewrite is the fact, told apart from the true answer only, as by its authors; its
-paraphrases are one hop, which is new. Prompts about neighbours must stay, and are not read.
-known_1000: facts, and nothing that follows from them.
+CounterFact: the rewrite is the fact; its only options are the new and the true answer, as in the paper.
+Paraphrases are implications of one hop, which is new. Neighbourhood prompts, which must not change, are
+not read. known_1000: facts without implications.
 """
 
 from collections.abc import Mapping

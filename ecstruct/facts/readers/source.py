@@ -1,7 +1,7 @@
-"""Files as records, whatever the records mean: JSON, JSON lines, CSV, TSV, folders of these, datasets.
+"""Read records, whatever they mean, from JSON, JSON lines, CSV, TSV, folders of these, or datasets.
 
-A file is read as a whole or not at all. What is no UTF-8, no JSON, or a table with a row of another length,
-is damaged, perhaps cut off, and refused; whether a record fits is for the readers to say.
+A file is read as a whole or not at all. One that is not UTF-8, not JSON, or a table with a row of another
+length is damaged, perhaps cut off, and is refused. The readers decide whether a record fits.
 """
 
 import csv
@@ -27,7 +27,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 @dataclass(frozen=True)
 class Row:
-    """A record, where it is, as "line 3", and in which file of a folder ("" when it is only one)."""
+    """A record, its place, as "line 3", and the name of its file in a folder ("" for a single file)."""
 
     place: str
     record: Any
@@ -35,10 +35,10 @@ class Row:
 
 
 def rows_of(source: Path | datasets.Dataset) -> list[Row]:
-    """All records of a file, of the JSON and CSV files anywhere in a folder, or of a dataset.
+    """Read all records of a file, of all JSON, CSV and TSV files anywhere in a folder, or of a dataset.
 
     Raises:
-        InputError: the file or folder cannot be read, is empty or damaged; it is named, with the line.
+        InputError: The file or folder cannot be read, is empty or damaged; it is named, with the line.
     """
     if isinstance(source, datasets.Dataset):
         return [Row(f"row {i}", dict(row)) for i, row in enumerate(source)]
@@ -58,10 +58,10 @@ def rows_of(source: Path | datasets.Dataset) -> list[Row]:
 
 
 def saved_by_datasets(folder: Path) -> bool:
-    """Whether `Dataset.save_to_disk`, or that of a `DatasetDict`, wrote a folder."""
+    """Return whether `save_to_disk` of a `Dataset` or `DatasetDict` wrote this folder."""
     try:
         return any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
-    except OSError:  # whatever it is, it cannot be read
+    except OSError:  # it cannot be read
         return False
 
 
@@ -81,7 +81,7 @@ def _rows_of_file(path: Path) -> list[Row]:
         raise InputError(f"{path}, line {line}, is not UTF-8: save the file in that encoding.") from error
     if not text.strip():
         raise InputError(f"the file {path} is empty: write at least one record.")
-    if (nul := text.find("\0")) >= 0:  # which only JSON's own parser would refuse
+    if (nul := text.find("\0")) >= 0:  # only JSON's own parser would refuse it
         raise InputError(f"{path}, line {_line(text, nul)}, has a NUL byte: mend it, or get it anew.")
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -92,7 +92,7 @@ def _rows_of_file(path: Path) -> list[Row]:
 
 
 class _Damaged(Exception):
-    """Where a file is damaged, and how."""
+    """Raised with the place and the kind of damage in a file."""
 
 
 def _json(text: str) -> Iterator[Row]:
@@ -114,7 +114,7 @@ def _object(text: str) -> Iterator[Row]:
 
 
 def _lines(text: str) -> Iterator[Row]:
-    # At line feeds only: JSON strings may hold any other line separator as it is.
+    # Split at line feeds only: JSON strings may contain any other line separator unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -124,7 +124,7 @@ def _lines(text: str) -> Iterator[Row]:
 
 
 def _array(text: str) -> Iterator[Row]:
-    """The elements of an array, one by one: so each knows its line."""
+    """Yield the elements of an array, decoded one by one so that each has its line number."""
     at = _space(text, text.index("[") + 1)
     number, line, counted = 0, 1, 0
     going = not text.startswith("]", at)
@@ -147,7 +147,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise _Damaged(f"line {error.lineno}, is not JSON ({error.msg})") from error
-    except ValueError as error:  # a number of more digits than Python reads
+    except ValueError as error:  # a number with more digits than Python reads
         raise _Damaged(f"line {_line(text, at)}, is not JSON ({error})") from error
     except RecursionError as error:
         raise _Damaged(f"line {_line(text, at)}, is nested too deeply") from error
@@ -163,7 +163,7 @@ def _line(text: str, at: int) -> int:
 
 
 def _table(text: str, delimiter: str) -> Iterator[Row]:
-    before = csv.field_size_limit(_LONGEST_CELL)  # of the whole process, and too little for a long text
+    before = csv.field_size_limit(_LONGEST_CELL)  # global; the default is too small for long texts
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
     start, n_rows = 1, 0
@@ -190,7 +190,7 @@ def _table(text: str, delimiter: str) -> Iterator[Row]:
 
 
 def keys_of(record: Any) -> str:
-    """What a record has, for an error."""
+    """Return the keys of a record in words, for an error message."""
     if not isinstance(record, Mapping):
         return f"no keys, being a {type(record).__name__}"
     shown = [repr(str(key)[:40]) for key in list(record)[:8]]

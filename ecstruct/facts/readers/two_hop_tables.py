@@ -1,8 +1,8 @@
 """Tables of two-hop facts about real entities, e1 -r1-> e2 -r2-> e3: TwoHopFact and SOCRATES (Yang et al.
 2024), Hopping Too Late (Biran et al. 2024).
 
-Either hop may be the new one. With the first, r1(e1) is the fact and r2(e2) is known; with the second it is
-the other way round. The implication is r2(r1(e1)).
+Either hop may be new. If the first is new, r1(e1) is the fact and r2(e2) is known; if the second is new, it
+is the other way round. The implication is r2(r1(e1)).
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def _hopping(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
             aliases=aliases(record, f"{answer}_aliases"),
         )
 
-    # As the authors ask for single hops.
+    # The authors ask for single hops in this form.
     r1, r2 = (
         f"{text(record, f'{r}_template').replace('{}', text(record, f'{e}_label'))} is"
         for r, e in (("r1", "e1"), ("r2", "e2"))
