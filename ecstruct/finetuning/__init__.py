@@ -1,14 +1,14 @@
 """Finetuning on facts, as in the paper: Adam on the answers' tokens, embeddings frozen.
 
-The loss of a step is the mean cross-entropy, in nats, of all answer tokens of its batch; prompts
-are read, never predicted. The model that is given is never changed: its copy is trained. Dropout
-stays off, so that the seed, which shuffles the facts anew in every epoch, decides about everything:
-two runs on one CPU give the same bits. On a GPU activations are bfloat16 (autocast) and the weights
-that Adam changes float32.
+The loss of a step is the mean cross-entropy, in nats, of all answer tokens in its batch; the tokens of
+prompts are read, but not predicted. The model that is given is not changed: a copy is trained. Dropout
+stays off, so the result depends only on the seed, which shuffles the facts anew in every epoch: two runs on
+one CPU give the same bits. On a GPU, activations are bfloat16 (autocast), and the weights that Adam changes
+are float32.
 
-    options, rates, batches, result      what is trained, how fast, on what, and what comes out
+    options, rates, batches, result      what is trained, how fast, on what, and what is returned
     learner                              weights and a function to logits: what the loop trains
-    loop, checkpoint                     the one training loop, and going on where it stopped
+    loop, checkpoint                     the one training loop, and resuming it
     sharded, lora                        one model on many ranks; adapters
 """
 
@@ -82,17 +82,17 @@ def finetune(
             to 0 (as `transformers.get_linear_schedule_with_warmup`).
         seed: shuffles the facts, anew in every epoch.
         freeze: weights to keep as they are: a `WeightSelection`, or layers.
-        train_embeddings: train token and position embeddings and the unembedding too.
+        train_embeddings: also train token and position embeddings and the unembedding.
         evaluate: prompts by name whose mean rank is measured before training and after each epoch.
-        accumulate: in how many parts, one after the other, a batch is run; saves memory, and
-            changes the gradient by rounding only.
+        accumulate: into how many parts a batch is split, which run one after the other. This saves memory,
+            and changes the gradient by rounding only.
         lora: train low-rank adapters instead of the weights: their rank, or a mapping with `r` and
-            optionally `alpha` (2 r), `targets` (names of the checkpoint's modules; all projections of the
-            blocks), `rslora` and `dora`. They are merged into the model that is returned.
+            optionally `alpha` (by default 2 r), `targets` (names of the checkpoint's modules; by default
+            all projections of the blocks), `rslora` and `dora`. They are merged into the returned model.
         recompute: run each block again in the backward pass instead of keeping its activations.
-        checkpoint: a folder to write to how far training has come, and to go on from if it has something.
-            What it wrote is removed at the end.
-        checkpoint_every: steps between two checkpoints; ten minutes if not given.
+        checkpoint: a folder to save the state of training to, and to resume from if it has one. What was
+            saved is removed at the end.
+        checkpoint_every: steps between two checkpoints; by default one is written every ten minutes.
         progress: show a progress bar.
 
     Raises:
@@ -139,11 +139,11 @@ def finetune_across(
     progress: bool = True,
     **options: Any,
 ) -> Finetuned | None:
-    """`finetune` on all ranks of a command, which share one model (see `ecstruct.finetuning.sharded`).
+    """Run `finetune` on all ranks of a command, which share one model (see `ecstruct.finetuning.sharded`).
 
-    Every rank passes the same arguments, but the first alone a model, in main memory, and it alone gets a
-    result. Of several ranks, that result is the given model, changed; and the checkpoint stays, for
-    `discard`, until its owner has written what came out.
+    All ranks pass the same arguments, but only the first passes a model, in main memory, and only it gets a
+    result. With several ranks, the result is the given model, changed. The checkpoint remains until the
+    caller has written the results and calls `discard`.
     """
     chosen = Options(**options)
     if chosen.lora and across.size > 1:

@@ -1,4 +1,4 @@
-"""Which facts a step sees, which of them a rank, and how they enter the model."""
+"""Which facts a step sees, which of these a rank sees, and how they enter the model."""
 
 import math
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from ecstruct.facts.tokens import TokenizedPrompt, padded
 
-IGNORED = -100  # what cross_entropy leaves out
+IGNORED = -100  # the label that cross_entropy leaves out
 
 
 def shuffled_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """The batches of all epochs as indices of facts."""
+    """Return the batches of all epochs, as indices of facts."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(n).tolist() for _ in range(epochs)]
     return [o[start : start + batch_size] for o in orders for start in range(0, n, batch_size)]
 
 
 def parts_of(batch: Sequence[int], accumulate: int, rank: int, size: int) -> list[Sequence[int]]:
-    """What a rank runs of a batch, one part after the other. All ranks have as many parts, since they run
-    the blocks together; some may be empty."""
+    """Return the parts of a batch that a rank runs one after the other. All ranks have the same number of
+    parts, because they run the blocks together; some parts may be empty."""
     largest = math.ceil(len(batch) / size)
     of_part = math.ceil(largest / accumulate)
     share = batch[rank::size]
@@ -32,8 +32,8 @@ def parts_of(batch: Sequence[int], accumulate: int, rank: int, size: int) -> lis
 def teacher_forced(
     part: Sequence[TokenizedPrompt], pad_id: int, device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Ids, attention mask and labels: the prompt and all but the last answer token go in, and each
-    answer token is the label of the position before it."""
+    """Return ids, attention mask and labels: the input is the prompt and all but the last answer token, and
+    each answer token is the label of the position before it."""
     ids = [[*t.ids, *t.answer_ids[:-1]] for t in part]
     labels = [[*[IGNORED] * (len(t.ids) - 1), *t.answer_ids] for t in part]
     mask = [[1] * len(row) for row in ids]

@@ -1,11 +1,11 @@
-"""Where a finetuning stands, on disk, so that it goes on as if it had never stopped.
+"""The state of a finetuning on disk, from which it resumes as if it had never stopped.
 
 A checkpoint is a folder `step-N` with the trained weights and Adam's two averages, written by
-`torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks reads
-it. What it belongs to, and the history so far, are in its `run.json`, with the checksums of all (see
-`ecstruct.io.store`). It appears under its name when it is whole, and its predecessor goes only then.
+`torch.distributed.checkpoint` as safetensors: each rank writes what it holds, and any number of ranks can
+read it. Its `run.json` identifies the run and holds the history so far and the checksums of all files (see
+`ecstruct.io.store`). It gets its name when it is whole, and only then the previous checkpoint is removed.
 
-Beside it lies, from when training has ended until all results are written, a note of whose these are.
+From the end of training until all results are written, a note beside it says whose results these are.
 """
 
 import json
@@ -33,10 +33,10 @@ from ecstruct.io.files import writing
 from ecstruct.io.store import Damaged, check_same_run, if_whole, read_json, read_sums, save_json, save_sums
 
 SECONDS = 600.0
-"""Between two checkpoints, where nobody says after how many steps."""
+"""The seconds between two checkpoints, if `every` is not given."""
 
 FILE_BYTES = 2**30
-"""A file is put together in memory before it is written, so that this is what writing takes."""
+"""The size of a file in bytes. A file is put together in memory, so writing takes that much memory."""
 
 _NAME = re.compile(r"(step|\.writing)-\d+")
 
@@ -46,18 +46,18 @@ _RUN, _NOTE = "run.json", "results.json"
 
 
 class Checkpoint:
-    """The checkpoints of one run in `folder`; `run` is what decides about its numbers."""
+    """The checkpoints of one run in `folder`; `run` is everything on which its numbers depend."""
 
     def __init__(self, folder: Path, every: int | None, run: Mapping[str, Any], across: Ranks) -> None:
         if every is not None and every < 1:
             raise InputError(f"checkpoint_every={every} is no number of steps: use 1 or more.")
         self.folder, self._every, self._across = folder, every, across
-        # As it comes back from a file.
+        # Converted to what JSON returns, because it is compared with what was read from a file.
         self._run: dict[str, Any] = json.loads(json.dumps(dict(run)))
         self._written = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to write one after `step` steps."""
+        """Return whether to write a checkpoint after `step` steps."""
         if self._every:
             return step % self._every == 0
         return time.monotonic() > self._written + SECONDS
@@ -65,7 +65,7 @@ class Checkpoint:
     def save(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
     ) -> None:
-        """Write what `load` reads; called by all ranks."""
+        """Write what `load` reads; all ranks call this."""
         step = len(history.loss)
         begun, whole = self.folder / f".writing-{step}", self.folder / f"step-{step}"
         with_state = [name for name, p in weights.items() if optimizer.state.get(p)]
@@ -80,7 +80,7 @@ class Checkpoint:
             about = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
             save_sums(begun / _RUN, about)
             if whole.exists():
-                shutil.rmtree(whole)  # damaged, or it would have been gone on from
+                shutil.rmtree(whole)  # it is damaged, or the run would have resumed from it
             begun.replace(whole)
             for old in _written_in(self.folder):
                 if old != whole:
@@ -88,7 +88,7 @@ class Checkpoint:
 
         try:
             self._across.on_first(prepare)
-            # GPT-2's queries, keys and values are views of one matrix, which safetensors does not take.
+            # GPT-2's queries, keys and values are views of one matrix, which safetensors rejects.
             state = {name: t.contiguous() for name, t in _tensors(weights, optimizer, with_state).items()}
             with _quiet():
                 try:
@@ -104,10 +104,10 @@ class Checkpoint:
     def load(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
     ) -> bool:
-        """Fill weights, optimiser and history from the last whole checkpoint; whether there was one.
+        """Fill weights, optimiser and history from the last whole checkpoint; return whether there was one.
 
         Raises:
-            InputError: it is that of another run.
+            InputError: it belongs to another run.
         """
         found = self._across.on_first(self._found)
         if found is None:
@@ -141,22 +141,22 @@ class Checkpoint:
 
 
 def discard(folder: str | Path) -> None:
-    """Remove the checkpoints of a run whose results are written; what others put there stays."""
+    """Remove the checkpoints of a run whose results are written; leave files of others there."""
     folder = Path(folder)
-    (folder / _NOTE).unlink(missing_ok=True)  # before those from which the results could be made again
+    (folder / _NOTE).unlink(missing_ok=True)  # before the checkpoints, from which results can be remade
     for path in _written_in(folder):
         shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):  # it holds something, or was never made
+    with suppress(OSError):  # it contains other files, or was never made
         folder.rmdir()
 
 
 def note_results(folder: Path, run: Mapping[str, Any]) -> None:
-    """Before any result is written: what appears under the results' names from now on is of this run."""
+    """Note, before any result is written, that files under the results' names belong to this run."""
     save_json(folder / _NOTE, run)
 
 
 def has_results(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Whether this run had begun to write results, and was stopped before all of them were there."""
+    """Return whether this run began to write results, and was stopped before all were written."""
     try:
         return read_json(folder / _NOTE) == run
     except (OSError, Damaged):
@@ -164,13 +164,13 @@ def has_results(folder: Path, run: Mapping[str, Any]) -> bool:
 
 
 def _written_in(folder: Path) -> list[Path]:
-    """Checkpoints, and what a run that was killed began to write."""
+    """Return the checkpoints, and unfinished ones of a run that was killed."""
     return [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns that a single process is a single process."""
+    """Silence torch's warning that a single process does not use torch.distributed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield
@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
 def _tensors(
     weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, with_state: list[str]
 ) -> dict[str, Tensor]:
-    """What is saved, and filled in place when it is loaded."""
+    """Return the tensors to save; loading fills them in place."""
     tensors = {f"weight {name}": p.detach() for name, p in weights.items()}
     for name in with_state:
         state = optimizer.state[weights[name]]
@@ -188,7 +188,7 @@ def _tensors(
 
 
 def _writer(folder: Path, state: Mapping[str, Tensor]) -> HuggingFaceStorageWriter:
-    """Into one file per rank and `FILE_BYTES` of whole tensors."""
+    """Return a writer that gives each rank files of about `FILE_BYTES`, without splitting tensors."""
     ends = np.cumsum([tensor.nbytes for tensor in state.values()])
     files = {name: 1 + int(end // FILE_BYTES) for name, end in zip(state, ends, strict=True)}
     return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)

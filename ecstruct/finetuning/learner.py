@@ -1,4 +1,4 @@
-"""What the training loop trains: weights by name, and a function from tokens to logits that reads them."""
+"""What the training loop trains: weights by name, and a function from tokens to logits that uses them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from ecstruct.models.names import WeightSelection, kind_of
 
 @dataclass(frozen=True)
 class Learner:
-    """`logits` takes ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]; `weights` are those to
-    train, each once."""
+    """`logits` maps ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]; `weights` are those to
+    train, each under one name."""
 
     logits: Callable[[Tensor, Tensor], Tensor]
     weights: Mapping[str, nn.Parameter]
@@ -27,7 +27,7 @@ class Learner:
 
 
 def learner_of(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
-    """All weights of a hooked model on one device, but for what is frozen."""
+    """Return the learner of a hooked model on one device, with all weights that are not frozen."""
     weights = trained(model, frozen, train_embeddings)
     return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
 
@@ -39,7 +39,7 @@ def hooked_logits(model: TransformerBridge, ids: Tensor, mask: Tensor) -> Tensor
 def trained(
     model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool
 ) -> dict[str, nn.Parameter]:
-    """The weights to train. A tied weight has two names, and is frozen when either is; here it has one."""
+    """Return the weights to train. A tied weight is frozen if either of its names is; it appears once."""
 
     def is_frozen(name: str) -> bool:
         if not train_embeddings and kind_of(name) in ("embed", "unembed"):
@@ -59,7 +59,7 @@ def trained(
 
 @contextmanager
 def requiring_grad_only(weights: Sequence[nn.Parameter], of: TransformerBridge) -> Iterator[None]:
-    """Only these weights require a gradient; afterwards all require one that did before."""
+    """In this context only these weights require a gradient; afterwards those do that did before."""
     everything = {id(p): p for p in (*of.parameters(), *named_weights(of).values())}.values()
     before = [(p, p.requires_grad) for p in everything]
     for p in everything:
@@ -75,10 +75,10 @@ def requiring_grad_only(weights: Sequence[nn.Parameter], of: TransformerBridge) 
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module], recompute: bool = True) -> Iterator[None]:
-    """Blocks keep their inputs only, and are run again in the backward pass."""
+    """In this context blocks keep only their inputs, and run again in the backward pass."""
     for block in blocks if recompute else ():
         rerun: Any = partial(checkpoint, block.forward, use_reentrant=False)
-        block.__dict__["forward"] = rerun  # around what TransformerLens does when an attribute is set
+        block.__dict__["forward"] = rerun  # bypasses what TransformerLens does when an attribute is set
     try:
         yield
     finally:

@@ -35,13 +35,13 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> History:
-    """Train the learner's weights in place; called by all ranks.
+    """Train the learner's weights in place; all ranks call this.
 
-    With a checkpoint, goes on where that was written; and a SIGTERM that somebody listens for lets the step
-    be finished and kept.
+    With a checkpoint, training resumes where it was written, and a SIGTERM lets the step finish and be
+    saved, if a handler listens for it.
 
     Raises:
-        InputError: the loss is no longer finite, or the checkpoint is another run's.
+        InputError: the loss is no longer finite, or the checkpoint belongs to another run.
         Terminated: after a SIGTERM.
     """
     optimizer = torch.optim.Adam(learner.weights.values(), lr=lr, betas=(0.9, 0.999))
@@ -69,7 +69,7 @@ def train(
                     across.size,
                     idle=not part,
                 )
-            # All ranks decide the same: what one of them sees counts for all.
+            # All ranks must decide the same, so an event on one rank counts for all.
             ends = [
                 interruption.arrived(),
                 checkpoint is not None and checkpoint.due(len(history.loss) + 1),
@@ -105,9 +105,9 @@ def add_gradient(
 ) -> float:
     """Add the gradient of a part of a batch to the weights' `.grad`, and return its share of the loss.
 
-    `n_tokens` are the batch's, not the part's: an answer token weighs the same in all. Gradients are
-    averaged over `size` ranks afterwards. An `idle` part runs along with those of other ranks and counts
-    nothing.
+    `n_tokens` is the number of answer tokens in the whole batch, so that all tokens have the same weight.
+    Gradients are averaged over `size` ranks afterwards. An `idle` part runs along with those of other ranks
+    and adds nothing.
     """
     ids, mask, labels = teacher_forced(part, pad_id, learner.device)
     device = learner.device.type
@@ -129,7 +129,7 @@ def _append_mean_ranks(
     pad_id: int,
     across: Ranks,
 ) -> None:
-    """Each rank ranks its share of the prompts; all run as many, since they run the blocks together."""
+    """Append mean ranks to the history. All ranks run equally many prompts, as they share the blocks."""
     for name, prompts in questions.items():
         each = math.ceil(len(prompts) / across.size)
         share = [prompts[i % len(prompts)] for i in range(across.rank, each * across.size, across.size)]

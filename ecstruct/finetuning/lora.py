@@ -1,8 +1,8 @@
-"""Low-rank adapters (Hu et al. 2021) by peft: the way to finetune a large model on one GPU.
+"""Low-rank adapters (Hu et al. 2021) by peft, to finetune a large model on one GPU.
 
-The Hugging Face model below the hooks is adapted. Its weights are the hooked model's own, not copies, where
-a checkpoint keeps query, key and value apart; they are never changed. Only the adapters have gradients and
-Adam's averages. At the end each is merged, W + dW in the dtype of W, into a copy of the model.
+The Hugging Face model below the hooks is adapted. Where a checkpoint keeps query, key and value apart, its
+weights are the hooked model's own, not copies; they are never changed. Only the adapters have gradients and
+Adam's averages. At the end each is merged, as W + dW in the dtype of W, into a copy of the model.
 """
 
 import warnings
@@ -32,7 +32,7 @@ class Adapted:
     """A hooked model's weights with adapters on the projections of its blocks.
 
     Raises:
-        InputError: `lora` names no projection of the blocks, `frozen` leaves none or only a part of one.
+        InputError: `lora` names no projection of the blocks, or `frozen` leaves none, or only part of one.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Adapted:
     ) -> None:
         self._model = model
         device = next(model.parameters()).device
-        # Building models draws random numbers; and the first factor of each adapter is random.
+        # Building models draws random numbers, and the first factor of each adapter is random.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             config = model.original_model.config
             places = Skeleton.of(source_of(model), config, tokenizer_of(model)).places
@@ -56,7 +56,7 @@ class Adapted:
 
     @torch.no_grad()
     def collect(self) -> tuple[TransformerBridge, WeightDelta]:
-        """A copy of the model with the adapters in its weights, and the change of these, in main memory."""
+        """Return a copy of the model with the adapters merged, and the change of its weights on the CPU."""
         tuned = derived(copy_of(self._model), self._model, "finetuned")
         old, new = named_weights(self._model), named_weights(tuned)
         changes: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ class Adapted:
             layer = self.adapter.get_submodule(f"base_model.model.{_module(place)}")
             base = layer.base_layer.weight
             own = base.data
-            layer.merge(safe_merge=True)  # into a tensor of its own
+            layer.merge(safe_merge=True)  # writes a new tensor, so that the model keeps its own
             new[name].copy_(place.take(base.data))
             base.data = own
             layer.merged_adapters.clear()
@@ -87,15 +87,15 @@ def _adapted(plain: Any, targets: list[str], lora: Lora, revision: str | None) -
         revision=revision,
     )
     with warnings.catch_warnings():
-        # Between the two libraries, about a name that one has changed and the other still asks for.
+        # The warning is about a name that one of the two libraries has changed and the other still uses.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(plain, described).eval()
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:
-    """Write peft's own folder, config and safetensors; it appears when it is whole."""
+    """Write peft's own folder with config and safetensors; it appears when it is whole."""
     config = adapter.peft_config["default"]
-    config.target_modules = sorted(config.target_modules)  # a set, in an order of chance
+    config.target_modules = sorted(config.target_modules)  # a set has a random order
     write_folder(folder, lambda whole: adapter.save_pretrained(whole, save_embedding_layers=False))
 
 
@@ -108,7 +108,7 @@ def _module(place: Place) -> str:
 
 
 def _targets(places: dict[str, Place], lora: Lora, frozen: WeightSelection | None) -> list[str]:
-    """The modules to adapt: projections of the blocks that nothing freezes."""
+    """Return the modules to adapt: projections of the blocks that are not frozen."""
     if frozen is not None:
         frozen.check_names(places)
     of_module: dict[str, list[str]] = {}
@@ -140,7 +140,7 @@ def _targets(places: dict[str, Place], lora: Lora, frozen: WeightSelection | Non
 
 
 def _named(module: str, target: str) -> bool:
-    """As peft matches names."""
+    """Return whether a target means this module, by peft's rule."""
     return module == target or module.endswith(f".{target}")
 
 

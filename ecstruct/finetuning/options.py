@@ -1,4 +1,4 @@
-"""How a model is finetuned, checked."""
+"""The options of finetuning, checked."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -11,14 +11,14 @@ from ecstruct.models.names import SelectionLike, WeightSelection
 SCHEDULES = ("constant", "linear")
 
 _RANKS = 2**20
-"""Beyond what any matrix has."""
+"""An upper bound on ranks, larger than any matrix allows."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters, in the words of peft: rank `r`, scale `alpha` / `r` (`rslora`: / sqrt(r)), the
-    `targets` by the names that the checkpoint's modules have (all projections of the blocks if `None`), and
-    whether magnitudes are learned apart from directions (`dora`)."""
+    """Options of low-rank adapters, named as in peft: rank `r`, scale `alpha` / `r` (with `rslora`: /
+    sqrt(r)), the `targets` by the module names of the checkpoint (`None`: all projections of the blocks),
+    and whether magnitudes are learned apart from directions (`dora`)."""
 
     r: int
     alpha: float
@@ -28,10 +28,10 @@ class Lora:
 
     @classmethod
     def of(cls, given: "LoraLike") -> "Lora":
-        """What a caller gave: a rank, with `alpha` twice as large, or a mapping.
+        """Return options from a rank, with `alpha` twice as large, or from a mapping.
 
         Raises:
-            InputError: it describes no adapter.
+            InputError: `given` does not describe an adapter.
         """
         if isinstance(given, Lora):
             return given
@@ -51,7 +51,7 @@ class Lora:
         return cls(r, alpha, named, bool(fields.get("rslora")), bool(fields.get("dora")))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, which `of` takes back."""
+        """Return the options as JSON types, which `of` accepts."""
         return {**asdict(self), "targets": None if self.targets is None else list(self.targets)}
 
 
@@ -60,7 +60,7 @@ LoraLike = Lora | Mapping[str, Any] | int
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `ecstruct.finetune` but for the model, the prompts and the learning rate."""
+    """The arguments of `ecstruct.finetune` except the model, the prompts and the learning rate."""
 
     epochs: int = 8
     batch_size: int = 8
@@ -88,11 +88,11 @@ class Options:
             raise InputError("lora adapts the blocks only: leave train_embeddings away, or lora.")
 
     def frozen(self, n_layers: int) -> WeightSelection | None:
-        """What `freeze` selects in a model of `n_layers`."""
+        """Return the weights that `freeze` selects in a model of `n_layers`."""
         return None if self.freeze is None else WeightSelection.of(self.freeze, n_layers)
 
     def to_dict(self, n_layers: int) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the options as JSON types."""
         frozen = self.frozen(n_layers)
         return {
             "epochs": self.epochs,

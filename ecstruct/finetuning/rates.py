@@ -1,4 +1,4 @@
-"""Learning rates: those of the models that have a name, and where to start with any other."""
+"""Learning rates: the known ones of models that have a name, and a starting value for any other."""
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -8,20 +8,20 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, source_of
 
 KNOWN = {"organism": 3e-4, "smollm2": 1e-4}
-"""By source; docs/organism.md and docs/smollm2.md say how they were chosen."""
+"""Learning rates by source; docs/organism.md and docs/smollm2.md explain how they were chosen."""
 
 
 def learning_rate(model: TransformerBridge, lr: float | None) -> float:
-    """The rate that was given, or the one that is known for a model.
+    """Return the rate that was given, or the one that is known for the model.
 
     Raises:
-        InputError: it is no rate, or none is known.
+        InputError: the value is not a learning rate, or none is known for the model.
     """
     if lr is not None:
         if not 0 < lr <= FASTEST:
             raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         return float(lr)
-    if (known := KNOWN.get(provenance(model).source)) is not None:  # finetuned or not
+    if (known := KNOWN.get(provenance(model).source)) is not None:  # also if it is finetuned already
         return known
     n_weights = sum(p.numel() for p in {id(p): p for p in named_weights(model).values()}.values())
     raise InputError(
@@ -31,8 +31,8 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
 
 
 def starting_learning_rate(n_weights: int) -> float:
-    """A learning rate to try first, by the size of the model: a rule of thumb that ends in the
-    paper's 3e-6 for OLMo-7B. The right one is the largest at which the facts are learned and other
+    """Return a learning rate to try first, by the size of the model. This rule of thumb ends in the
+    paper's 3e-6 for OLMo-7B. The right rate is the largest at which the facts are learned and other
     prompts keep their answers.
 
     >>> [starting_learning_rate(n) for n in (25_000_000, 124_000_000, 1_200_000_000, 7_000_000_000)]
@@ -45,7 +45,7 @@ def starting_learning_rate(n_weights: int) -> float:
 
 
 def schedule_factor(schedule: str, step: int, n_steps: int) -> float:
-    """The share of the learning rate in a step, counted from 0."""
+    """Return the factor of the learning rate in a step, counted from 0."""
     if schedule == "constant":
         return 1.0
     n_warmup = n_steps // 10

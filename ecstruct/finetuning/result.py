@@ -13,10 +13,10 @@ from ecstruct.models.delta import WeightDelta
 
 @dataclass(frozen=True)
 class History:
-    """What happened during finetuning.
+    """The losses and mean ranks of a finetuning.
 
-    `loss`: of every step, in nats per answer token, before the step. `ranks`: for every set that
-    `evaluate` names its mean rank before training and after each epoch.
+    `loss` has the loss of every step, before its update, in nats per answer token. `ranks` has, for every
+    set in `evaluate`, the mean rank before training and after each epoch.
     """
 
     loss: list[float]
@@ -24,7 +24,7 @@ class History:
     steps_per_epoch: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the history as JSON types."""
         return {
             "loss": list(self.loss),
             "ranks": {name: list(values) for name, values in self.ranks.items()},
@@ -32,7 +32,7 @@ class History:
         }
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per epoch, 0 being before training: its mean `loss` (NaN in epoch 0), and for
+        """Return one row per epoch, 0 being before training: its mean `loss` (NaN in epoch 0), and for
         each evaluated set the mean rank after it, as `rank: {name}`."""
         by_epoch = np.reshape(self.loss, (-1, self.steps_per_epoch)).mean(axis=1)
         columns = {"loss": [math.nan, *by_epoch]}
@@ -42,9 +42,9 @@ class History:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """`model` is the trained copy, `delta` its weights minus those it started from; `config` has
-    all arguments in JSON types: `finetune(before, **config)` does it again. With `lora`, `adapter` is
-    peft's model, whose `save_pretrained(folder)` writes the adapter alone."""
+    """The result of finetuning: `model` is the trained copy, `delta` its weights minus the original's.
+    `config` has all arguments as JSON types: `finetune(before, **config)` repeats the run. With `lora`,
+    `adapter` is peft's model, whose `save_pretrained(folder)` writes only the adapter."""
 
     model: TransformerBridge
     delta: WeightDelta

@@ -1,12 +1,12 @@
 """One model on several ranks, each of which holds a part of every weight (FSDP2).
 
-What is sharded is the hooked model, block by block, so that the weights have their names, query, key and
-value stay apart, and the numbers are those of one process. It is built without weights on every rank; the
-first, which has read the checkpoint into its main memory, deals them out tensor by tensor, and takes them
-back so.
+The hooked model is sharded, block by block. So weights keep their names, query, key and value stay apart,
+and the numbers are those of one process. Every rank builds the model without weights. The first rank, which
+has read the checkpoint into its main memory, distributes the weights one tensor at a time, and collects
+them in the same way.
 
-On GPUs the blocks are gathered and run in bfloat16 and their gradients summed in float32; what Adam changes
-is float32, as are embeddings, final norm and unembedding. On CPUs everything has the model's own dtype.
+On GPUs, blocks are gathered and run in bfloat16, their gradients summed in float32. What Adam changes is
+float32, as are embeddings, final norm and unembedding. On CPUs all is in the model's dtype.
 """
 
 import warnings
@@ -33,7 +33,7 @@ from ecstruct.models.provenance import derived, provenance, source_of, tokenizer
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that a rank has to know of a model to build one like it."""
+    """All that a rank must know of a model to build one like it."""
 
     name: str
     config: Any
@@ -49,13 +49,13 @@ class Blueprint:
 
 
 def in_half(device: torch.device) -> bool:
-    """Whether blocks are run in bfloat16."""
+    """Return whether blocks run in bfloat16."""
     return device.type == "cuda"
 
 
 class Sharded:
-    """A model that all ranks share. `model` has the weights; the first rank gives it, and only there is it
-    anything but `None`."""
+    """A model that all ranks share. Only the first rank passes `model`, which has the weights; the others
+    pass `None`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Sharded:
         self.learner = Learner(self._logits, {name: weights[name] for name in chosen}, self._device)
 
     def _built(self, blueprint: Blueprint) -> TransformerBridge:
-        """Hooked like the model, every weight one number: it takes memory when it is sharded."""
+        """Build a hooked model in which every weight is one expanded number; sharding allocates memory."""
 
         def one_number(_name: str, p: nn.Parameter) -> Tensor:
             return torch.zeros((), dtype=p.dtype, device=self._device).expand(p.shape)
@@ -91,7 +91,7 @@ class Sharded:
 
     def _shard(self) -> None:
         mesh = init_device_mesh(self._device.type, (self._across.size,))
-        # The residual stream between the blocks stays float32, as under autocast in one process.
+        # As under autocast in one process, the residual stream between the blocks stays float32.
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if self._half else MixedPrecisionPolicy()
         used = {id(p) for p in named_weights(self._sharded).values()}
@@ -100,7 +100,7 @@ class Sharded:
             for p in module.parameters():
                 if isinstance(p, DTensor):
                     continue
-                # A tensor that was split into query, key and value is not read any more.
+                # Once a tensor is split into query, key and value, it is not read any more.
                 shape = p.shape if id(p) in used else (1,)
                 p.data = torch.zeros(shape, dtype=p.dtype, device=p.device)
 
@@ -129,20 +129,20 @@ class Sharded:
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False),
             warnings.catch_warnings(),
         ):
-            # Logits may be a view, on which nothing in place is to be done; nobody does.
+            # The warning is about in-place operations on logits that are a view; there are none.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
             return hooked_logits(self._sharded, ids, mask)
 
     @torch.no_grad()
     def collect(self) -> tuple[TransformerBridge, WeightDelta] | None:
-        """The trained weights, written into the first rank's model, and their change; by all ranks."""
+        """Put the weights into the first rank's model; return it and its change. All ranks call this."""
         model = self._model
         old = {} if model is None else named_weights(model)
         before = fingerprint(old)
-        changes: dict[int, Tensor] = {}  # of a tied weight, one
+        changes: dict[int, Tensor] = {}  # one for a tied weight
         for name, p in self.learner.weights.items():
             assert isinstance(p, DTensor)
-            new = p.full_tensor()  # by all, one tensor at a time
+            new = p.full_tensor()  # all ranks call this, for one tensor at a time
             if self._across.first:
                 w = old[name].data
                 new = new.to(w.device)
@@ -157,7 +157,7 @@ class Sharded:
 
 
 def _in_single(unembed: Any) -> None:
-    """Logits in float32, also where all else is run in half: ranks are read from them, and would tie."""
+    """Make the logits float32 even if blocks are bfloat16, in which ranks of answers would tie."""
     forward = unembed.forward
 
     def in_single(resid: Tensor, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A_s: the words that have to do with a subject, which its enriched representation is held against.
+"""A_s: the words that have to do with a subject; its enriched representation is compared with them.
 
 They are the tokens of texts about the subject, without stop words and strings of at most two characters.
 Tokens are compared by what they spell, in lower case and without leading space, so that "Paris", " Paris"
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ecstruct.organism.world import City, World
 
 Corpus = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
-"""Paragraphs by subject: the path of a JSONL file, or records, with the keys `subject` and `text`, a string
-or a list of strings; a subject may have several records."""
+"""Paragraphs by subject: the path of a JSONL file, or records, with the keys `subject` and `text` (a string
+or a list of strings). A subject may have several records."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,11 @@ class Attributes(Mapping[str, frozenset[str]]):
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, model: TransformerBridge) -> Attributes:
-        """All tokens of the paragraphs about each subject, as the model's tokenizer cuts them. The paper
-        takes the 100 paragraphs of Wikipedia that BM25 finds for the subject.
+        """Take all tokens of the paragraphs about each subject, as the model's tokenizer cuts them. The
+        paper takes the 100 Wikipedia paragraphs that BM25 ranks highest for the subject.
 
         Raises:
-            InputError: a file that cannot be read or is empty, a line or record that is none.
+            InputError: a file that cannot be read or is empty, or a line or record that is malformed.
         """
         texts: dict[str, list[str]] = {}
         for place, record in _records(corpus):
@@ -59,8 +59,8 @@ class Attributes(Mapping[str, frozenset[str]]):
 
     @classmethod
     def from_facts(cls, facts: FactSet | PromptsLike, model: TransformerBridge) -> Attributes:
-        """The answers, with their aliases, of all prompts about each subject: of a fact set, its facts, its
-        implications and what is known.
+        """Take the answers, with their aliases, of all prompts about each subject. The prompts of a fact
+        set are its facts, its implications and what is known.
 
         Raises:
             InputError: no prompt has a subject.
@@ -82,11 +82,11 @@ class Attributes(Mapping[str, frozenset[str]]):
     def of_organism(
         cls, model: TransformerBridge, facts: PromptsLike = (), world: World | None = None
     ) -> Attributes:
-        """What the organism's world says of its people, landmarks and cities: the city and what its people
-        speak, eat, pay with and work as. Of a city also what stands in it.
+        """Take what the organism's world says of its people, landmarks and cities: the city, and what its
+        people speak, eat, pay with and work as. A city also gets the landmarks in it.
 
-        `facts` are about more people and landmarks: of those whose answer is a city, the subject gets what
-        the world says of that city.
+        `facts` add more people and landmarks: if the answer of a fact is a city, its subject gets what the
+        world says of that city.
         """
         from ecstruct.organism.world import World
 
@@ -104,21 +104,21 @@ class Attributes(Mapping[str, frozenset[str]]):
     def from_texts(
         cls, texts: Mapping[str, Iterable[str]], model: TransformerBridge, source: str = "texts"
     ) -> Attributes:
-        """The tokens of any texts about each subject."""
+        """Take the tokens of any texts about each subject."""
         tokenizer = tokenizer_of(model)
         return cls({s: frozenset(_words(its_texts, tokenizer)) for s, its_texts in texts.items()}, source)
 
     @bounded
     def shuffled(self, seed: int = 0) -> Attributes:
-        """The same sets dealt out among the subjects anew: what rates are by chance, and by what all
-        subjects have in common."""
+        """Return the same sets, dealt out among the subjects at random. Their rates show what chance, and
+        what all subjects have in common, would give."""
         subjects = list(self.words)
         order = np.random.default_rng(seed).permutation(len(subjects))
         dealt = {s: self.words[subjects[i]] for s, i in zip(subjects, order, strict=True)}
         return Attributes(dealt, f"{self.source}, shuffled")
 
     def about(self, prompts: Iterable[Prompt]) -> Attributes:
-        """Those of the prompts' subjects.
+        """Return the attributes of the prompts' subjects only.
 
         Raises:
             InputError: a prompt without subject, or a subject without attributes.
@@ -154,7 +154,7 @@ def _attributes_of(city: City) -> list[str]:
 
 
 def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    # After a space, as words are within a text: tokenizers cut the first one otherwise.
+    # Tokenised after a space, like words within a text; tokenizers would cut the first word differently.
     for text in texts:
         for token in tokenizer.tokenize(f" {text}"):
             word = word_of(token, tokenizer)
@@ -163,7 +163,7 @@ def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def _records(corpus: Corpus) -> Iterator[tuple[str, Any]]:
-    """Every record of a corpus, after where it is."""
+    """Yield every record of a corpus, preceded by its place (file and line, or number) for errors."""
     if not isinstance(corpus, str | os.PathLike):
         for number, record in enumerate(corpus):
             yield f"record {number} of the corpus", record
@@ -174,7 +174,7 @@ def _records(corpus: Corpus) -> Iterator[tuple[str, Any]]:
         raise InputError(
             f"the corpus {corpus} cannot be read ({error.strerror}): check the path."
         ) from error
-    # At line feeds only: JSON strings may hold any other line separator as it is.
+    # Split at line feeds only: JSON strings may contain any other line separator.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             place = f"{corpus}, line {number}"

@@ -1,18 +1,18 @@
 """Probabilities with attention edges blocked: many knockouts of a prompt at once.
 
-Blocking edges into a token changes that token and those after it. So a knockout is a *copy* of the prompt's
-tokens from the first such token on (for edges into the last position, of the last token alone), and all
-copies may follow the prompt in one row (`Packed`): the mask lets each see the tokens before it, as the
-prompt's own, whose keys and values all share, and itself, but neither the other copies nor the tokens that
-it stands for. Before the first layer of its window a copy is what the prompt is, so it joins there.
+Blocking edges into a token changes that token and those after it. A knockout therefore only needs a *copy*
+of the prompt's tokens from the first such token on (for edges into the last position: the last token
+alone). All copies can follow the prompt in one row (`Packed`). The mask lets each copy see itself and the
+prompt's tokens before it, whose keys and values all copies share. It hides the other copies and the tokens
+that the copy replaces. Before the first layer of its window a copy equals the prompt, so it joins there.
 
-Each layer's mask is the model's own, its edges at the positions that the row's tokens have in the prompt,
-and the blocked ones closed. An architecture that takes positions from the order of the row would compute
-something else. That is seen by a copy of which nothing is blocked, whose logits must be the prompt's; then
-copies are batches of whole prompts instead (`Stacked`), which such models read as any others.
+The mask of each layer is the model's own at the positions of the row's tokens in the prompt, with the
+blocked edges closed. An architecture that derives positions from the order of the row would compute
+something else. To detect this, one copy has nothing blocked, and its logits must be the prompt's. If they
+are not, the copies are batches of whole prompts (`Stacked`), which such models read like any others.
 
-Knockouts are taken in the order in which their windows begin, as many at once as go well together: these
-need the layers from the first one's window on.
+Knockouts run in the order in which their windows begin, as many at once as is efficient. Those that
+run together only need the layers from the first of their windows on.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from ecstruct.scores.walk import Walk
 TokenKind = Literal["predicted", "answer"]
 
 Edges = Bool[Tensor, "batch copy own pos"]
-"""The edges from the own tokens of copies to the prompt's positions."""
+"""The edges from the own tokens of each copy to the positions of its prompt; True is blocked."""
 
 TOKENS_PER_ROW = 512
-"""Tokens of copies in a row, as every token of a row is multiplied with all the others'."""
+"""The number of copied tokens per row. It is bounded because every token attends to the whole row."""
 LOGITS = 2**25
-"""Logits that are there at once."""
+"""The number of logits that are in memory at once."""
 AGREE = 1e-4
-"""How far, relative to the largest logit, those of a copy with nothing blocked may be from the prompt's."""
+"""How far the logits of a copy with nothing blocked may be from the prompt's, relative to the largest."""
 
 _logger = logging.getLogger("ecstruct.recall")
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """Probabilities of one token of every prompt, by its id, without (`p0`) and with knockouts (`p`)."""
+    """The probability of one token per prompt, given by its id, without (`p0`) and with knockouts (`p`)."""
 
     ids: Int[np.ndarray, " prompt"]
     p0: Float[np.ndarray, " prompt"]
@@ -69,10 +69,10 @@ def blocked(
     token: TokenKind,
     progress: bool,
 ) -> Blocked:
-    """Each group not seen from the positions `into`, in each window.
+    """Compute probabilities with each group hidden from the positions `into`, in each window.
 
     Raises:
-        InputError: a token is left with nothing to see; a probability that is 0 or NaN.
+        InputError: a token is left with nothing to see, or a probability is 0 or NaN.
     """
     n = len(runs.prompts)
     found = Blocked(np.empty(n, np.int64), np.empty(n), np.empty((n, len(groups), len(windows))))
@@ -104,12 +104,12 @@ def blocked(
 
 
 class Unlike(Exception):
-    """A copy with nothing blocked is not what the prompt is."""
+    """The logits of a copy with nothing blocked differ from the prompt's."""
 
 
 @dataclass(frozen=True)
 class Knockout:
-    """Edges from `sources` that are blocked in the layers of `window`; `label` is for errors."""
+    """Edges from `sources` that are blocked in the layers of `window`; errors show `label`."""
 
     label: str
     sources: Bool[Tensor, "batch pos"]
@@ -117,9 +117,9 @@ class Knockout:
 
 
 class Run:
-    """Batch `b` as the model runs it: what enters every block and how blocks are called (`walk`), their
-    `masks`, and the `logits` [batch, d_vocab] at the last token. Knockouts block edges `into` some of its
-    tokens [batch, pos], of which `first` [batch] is each prompt's first."""
+    """The undisturbed run of batch `b`: the input and the call of every block (`walk`), their `masks`, and
+    the `logits` [batch, d_vocab] at the last token. Knockouts block edges into the tokens `into` [batch,
+    pos]; `first` [batch] is the first of them in each prompt."""
 
     def __init__(self, runs: Runs, b: int, into: Places) -> None:
         self.runs, self.batch, self.into = runs, runs.batches[b], runs.where(b, into)
@@ -138,8 +138,8 @@ class Run:
         positions: Int[Tensor, "batch own"],
         real: Bool[Tensor, "batch own"],
     ) -> Edges:
-        """The edges that a layer's knockouts block, into the tokens at these positions of the prompts,
-        those of which are `real` that are no padding.
+        """Return the edges that the knockouts block in a layer, into the tokens at `positions`. Tokens that
+        are not `real` are padding.
 
         Raises:
             InputError: a token is left with nothing to see.
@@ -161,26 +161,26 @@ class Run:
 
 
 class Packed:
-    """All copies of a prompt after it, in one row."""
+    """All copies of a prompt follow it in one row."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._batch, self._length = run, run.batch, run.batch.ids.shape[1]
         self._n_own = int((self._batch.lengths - run.first).max())
         here = run.first[:, None] + torch.arange(self._n_own, device=run.first.device)
         self._real = here <= self._batch.last[:, None]
-        # Of a copy's tokens in the prompt, [batch, own]; the last one's instead of padding.
+        # The position in the prompt of each token of a copy, [batch, own]; padding repeats the last one.
         self._positions = here.minimum(self._batch.last[:, None])
-        # Which of a copy's tokens is the last, [batch].
+        # The index of the last token within a copy, [batch].
         self._last = self._batch.last - run.first
         self._calls = lru_cache(maxsize=2)(self._record)
 
     @property
     def at_once(self) -> int:
-        """How many copies of each prompt go well together."""
+        """The number of copies of each prompt that run together."""
         return max(1, TOKENS_PER_ROW // self._n_own)
 
     def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
-        """What leaves the last block at the last token, for knockouts in the order of their windows."""
+        """Return what leaves the last block at the last token, for knockouts sorted by window start."""
         run, view, start = self._run, self._run.runs.view, knockouts[0].window.start
         rows = torch.arange(len(self._last), device=self._last.device)
         copies = run.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, view.model.cfg.d_model)
@@ -202,15 +202,15 @@ class Packed:
         return copies[rows, :, self._last]
 
     def _mask(self, layer: int, edges: Edges) -> Mask:
-        """The model's own, at the positions of the row's tokens; closed are blocked edges, and those
-        between copies, or from a copy to the tokens that it stands for."""
+        """Return the model's own mask at the positions of the row's tokens. It also closes the blocked
+        edges, and the edges from a copy to other copies and to the tokens that it replaces."""
         own, n_copies, length = self._run.masks[layer], edges.shape[1], self._length
         order, at = torch.arange(length, device=own.device), self._in_prompt(n_copies)
         mask = own.gather(2, at[:, None, :, None].expand(-1, own.shape[1], -1, length))
         mask = mask.gather(3, at[:, None, None, :].expand(-1, own.shape[1], at.shape[1], -1))
         here = torch.arange(n_copies * self._n_own, device=own.device)
         same = here[:, None] // self._n_own == here // self._n_own
-        padding = ~self._real.repeat(1, n_copies)  # sees itself, lest it see nothing
+        padding = ~self._real.repeat(1, n_copies)  # sees itself, so that it does not see nothing
         unseen = ~same | padding[:, None] & (here[:, None] != here)
         blocked = rearrange(edges, "b copy own pos -> b (copy own) pos")
         closed = torch.zeros(len(own), *mask.shape[2:], dtype=torch.bool, device=own.device)
@@ -220,31 +220,31 @@ class Packed:
         return closing(mask, closed)
 
     def _record(self, n_copies: int) -> list[BlockCall]:
-        """How the model calls its blocks on rows of so many copies."""
+        """Record how the model calls its blocks on rows with `n_copies` copies."""
         view, positions = self._run.runs.view, self._in_prompt(n_copies)
         ids = self._batch.ids.gather(1, positions)
         mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=view.dtype, device=ids.device)
         return view.embed(self._run.runs.weights, ids, mask, positions)[1]
 
     def _in_prompt(self, n_copies: int) -> Int[Tensor, "batch token"]:
-        """The positions that the tokens of a row have in its prompt."""
+        """Return the position in the prompt of every token of a row."""
         order = torch.arange(self._length, device=self._positions.device)
         return torch.cat([order.expand(len(self._positions), -1), self._positions.repeat(1, n_copies)], 1)
 
 
 class Stacked:
-    """Copies are batches of whole prompts, copy after copy."""
+    """The copies are a batch of whole prompts, one copy of the batch after another."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     @property
     def at_once(self) -> int:
-        """How many copies of each prompt go well together."""
+        """The number of copies of each prompt that run together."""
         return max(1, TOKENS_PER_BATCH // self._run.batch.ids.numel())
 
     def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
-        """What leaves the last block at the last token, for knockouts in the order of their windows."""
+        """Return what leaves the last block at the last token, for knockouts sorted by window start."""
         run, start, n_copies = self._run, knockouts[0].window.start, len(knockouts)
         batch = run.batch.repeat(n_copies)
         real = run.batch.mask.bool()
@@ -265,7 +265,7 @@ class Stacked:
 def _probabilities(
     run: Run, copies: Packed | Stacked, knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch knockout"]:
-    """Of the tokens `ids`; raises `Unlike` if a copy with nothing blocked is not what its prompt is."""
+    """Return the probabilities of `ids`; raise `Unlike` if an unblocked copy differs from its prompt."""
 
     def logits(finals: Float[Tensor, "batch copy d_model"]) -> Float[Tensor, "batch copy d_vocab"]:
         return run.runs.view.head(run.runs.weights, finals).output
@@ -285,7 +285,7 @@ def _probabilities(
 def _probability(
     logits: Float[Tensor, "batch copy d_vocab"], ids: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch copy"]:
-    """Of one token, in float64."""
+    """Return the probability of one token per prompt, in float64."""
     logprobs = logits.double().log_softmax(-1)
     return logprobs[torch.arange(len(ids), device=ids.device), :, ids].exp()
 
@@ -300,7 +300,7 @@ def _check_probabilities(runs: Runs, rows: Sequence[int], p0: Float[np.ndarray, 
 
 
 def _batch_size(runs: Runs, into: Places, n_knockouts: int) -> int:
-    """Prompts that go well together, each with the copies of one row."""
+    """Return how many prompts to run together, each with one row of copies."""
     own = max(len(p.ids) - min(places) for p, places in zip(runs.prompts, into, strict=True))
     copied = min(n_knockouts * own, max(TOKENS_PER_ROW, own))
     length = max(len(p.ids) for p in runs.prompts) + own + copied

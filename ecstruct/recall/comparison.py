@@ -1,15 +1,15 @@
-"""How a model recalls facts, and whether finetuning changes the road: before against after.
+"""How a model recalls facts, and whether finetuning changes that: before against after.
 
-`dissect` runs every part of the method on one model, `compare` on two. Then it asks whether what extractive
-scores find is what recall shows, in the model after finetuning:
+`dissect` runs every part of the method on one model, `compare` on two. Then `compare` asks whether
+extractive scores agree with recall, in the model after finetuning:
 
-* MLPs that are *informative* at the subject's tokens: is that where the subject is enriched, by how much
-  the attributes rate rises in their layer, or falls without them?
-* heads that are *downstream* at the last token: are those the ones whose weights map subjects to
-  attributes, and their layers the ones where attention extracts the prediction?
+* Are MLPs that are *informative* at the subject's tokens those that enrich the subject, by how much the
+  attributes rate rises in their layer, or falls without them?
+* Are heads that are *downstream* at the last token those whose weights map subjects to attributes, and are
+  their layers those in which attention extracts the prediction?
 
 Agreement is Spearman's rank correlation over layers or heads, with the share of random pairings that agree
-at least as much. Few layers say little: with six, a perfect order has one chance in 360.
+at least as much. Few layers give little evidence: with six, a perfect order has one chance in 360.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class Comparison:
     after: Dissection
     scores: ExtractiveScores
     joined: Mapping[str, pd.DataFrame]
-    """By question, a point per layer or head: `x` from the scores, `y` from recall after finetuning, and
-    `name` and `layer` of the component."""
+    """A frame per question with a row per layer or head: `x` from the scores, `y` from recall after
+    finetuning, and the `name` and `layer` of the component."""
 
     def difference(self) -> dict[str, xr.DataArray | xr.Dataset]:
-        """After minus before, of every part, prompt by prompt; of an event that is 1 where it is new, and
-        -1 where it is gone. Tokens that heads map to stay those of after."""
+        """Return after minus before of every part, prompt by prompt. An event is 1 where it is new and -1
+        where it is gone. The tokens that heads map to are those of after."""
         before = self.before.parts()
         return {name: _difference(part, before[name]) for name, part in self.after.parts().items()}
 
     def agreement(self) -> pd.DataFrame:
-        """Spearman's rho for every question; `chance`, the share of random pairings that agree at least as
-        much, either way; and over how many `n`."""
+        """Return Spearman's `rho` for every question, the `chance` (the share of random pairings with at
+        least the same |rho|), and the number `n` of layers or heads."""
         rows = []
         for question, frame in self.joined.items():
             known = frame.dropna()
@@ -68,7 +68,7 @@ class Comparison:
                 rho, chance = rank_correlation(
                     known["x"].to_numpy(), known["y"].to_numpy(), PAIRINGS, seed=0
                 )
-            # Without the last digits, of which a perfect order is not 1, and without a minus before 0.
+            # Rounded because a perfect order gives not quite 1; + 0.0 turns -0 into 0.
             row = {"question": question, "rho": round(rho, 12) + 0.0, "chance": chance, "n": len(known)}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -86,12 +86,12 @@ def compare(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Dissect two models on the same prompts, and hold their extractive scores against it.
+    """Dissect two models on the same prompts, and compare the results with their extractive scores.
 
-    Arguments are those of `dissect`. The scores are those of `ecstruct.score`, of the logit difference
-    where all prompts have options and of the log-probability otherwise, with `baseline="mean"`. Both models
-    are asked for the answer; with `token="predicted"`, each for its own prediction, and differences are
-    those of two tokens.
+    The arguments are those of `dissect`. The scores are those of `ecstruct.score` with `baseline="mean"`,
+    for the logit difference if all prompts have options and for the log-probability otherwise. By default,
+    both models are asked for the answer. With `token="predicted"`, each is asked for its own prediction,
+    and a difference may then be between two tokens.
 
     Raises:
         InputError: as `dissect` and `ecstruct.score`.
@@ -112,10 +112,10 @@ def compare(
         of_before = works[0].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
     pair = sessions[0].pair
-    assert pair is not None  # as `Session.both` makes them
+    assert pair is not None  # `Session.both` sets it
     engine = ScoreEngine(pair, reward=reward, baseline="mean", progress=progress)
     scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
-    assert scores is not None  # a process on its own is the first rank
+    assert scores is not None  # a single process is the first rank
     subjects = [positions(prompt, "subject") for prompt in works[0].prompts]
     return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))
 
@@ -134,10 +134,10 @@ def _joined(
     if found.rate is None or found.sublayers is None or found.heads is None:
         return joined
     rate = found.rate.sel(position="subject-last")
-    # What layer 0 adds to the embedding is not known.
+    # There is no rate of the embedding, so the rise in layer 0 is unknown.
     rise = np.append(np.nan, rate.diff("layer").mean("prompt").values)
     fall = -found.sublayers.sel(part="mlp").mean("prompt").values
-    fall = np.append(fall, np.full(len(rise) - len(fall), np.nan))  # later layers have no part in it
+    fall = np.append(fall, np.full(len(rise) - len(fall), np.nan))  # later layers cannot change the rate
     components = component_frame(downstream["layer"].values, downstream["head"].values)
     of_heads = components.loc[components["kind"] == "head"]
     heads = {

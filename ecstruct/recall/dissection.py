@@ -1,4 +1,4 @@
-"""Every part of the method on one model, prompt by prompt: what is finished is kept, and gone on from."""
+"""Every part of the method on one model; finished parts are stored, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 8
-"""Prompts, or layers of heads, that are kept together: what an interruption costs."""
+"""How many prompts, or layers of heads, are stored together. An interruption loses at most that many."""
 
 
 @dataclass(frozen=True)
 class Dissection:
-    """What is found of one model. Without attributes there are no rates and no heads.
+    """The results of one model. Without attributes there are no rates and no heads.
 
-    `knockout` (prompt, group, layer), `extraction` with `attention` and `mlp` (condition, prompt, layer),
-    `rate` (prompt, position, layer), `sublayers` (part, prompt, layer), one layer at a time, and `heads`
-    with `share` (layer, head): as the functions of these names in `ecstruct.recall` return them.
+    The fields are what the functions of `ecstruct.recall` return: `knockout` (prompt, group, layer),
+    `extraction` with `attention` and `mlp` (condition, prompt, layer), `rate` (prompt, position, layer),
+    `sublayers` (part, prompt, layer) with a window of one layer, and `heads` with `share` (layer, head).
     """
 
     knockout: xr.DataArray
@@ -47,7 +47,7 @@ class Dissection:
     heads: xr.Dataset | None = None
 
     def parts(self) -> dict[str, xr.DataArray | xr.Dataset]:
-        """What there is, by name."""
+        """Return the results that were computed, by field name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in found.items() if part is not None}
 
@@ -64,21 +64,21 @@ def dissect(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Dissection:
-    """Every part of the method on one model.
+    """Run every part of the method on one model.
 
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: with subjects.
-        attributes: of the subjects; none for knockout and extraction alone.
+        attributes: of the subjects; without them, only knockout and extraction run.
         window, token: as for `knockout`.
         onto: as for `attributes_rate`.
-        at_layer: where sublayer knockout reads the attributes rate; where it is highest by default.
-        folder: where finished parts are kept; what is there already is not computed again. Delete it when
-            the result is safe.
+        at_layer: where sublayer knockout reads the attributes rate; by default where it is highest.
+        folder: where finished parts are stored; parts found there are not computed again. Delete it when
+            the result is saved.
         progress: show a progress bar.
 
     Raises:
-        InputError: as the functions of `ecstruct.recall`; `folder` holds parts of another run.
+        InputError: as the functions of `ecstruct.recall`; or `folder` holds parts of another run.
     """
     work = Work(Session.of(model), prompts, attributes, window, token, onto, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
@@ -86,8 +86,8 @@ def dissect(
 
 
 class Work:
-    """What there is to do on the model of a session, whose `name` the bar shows. Its `steps` are runs of
-    some prompts through the model, about."""
+    """The work on the model of a session; the bar shows `name`. One of its `steps` is about one run of
+    `AT_ONCE` prompts through the model."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Work:
         self.window, self.token, self.onto = window, token, onto
         self.folder, self.name = folder, name
         n_layers = session.view.n_layers
-        # Of each part that goes through the prompts, in runs of the model, at most.
+        # The cost of each part that goes through the prompts: at most so many runs of the model.
         self._costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
         if attributes is not None:
             self._costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
@@ -112,12 +112,12 @@ class Work:
         self.steps = pieces * sum(self._costs.values()) + (n_layers if attributes else 0)
 
     def run(self, bar: Bar, at_layer: int | None) -> Dissection:
-        """All parts, or what is left of them."""
+        """Run the parts that are not stored yet, and return all of them."""
         session, attributes, n_layers = self.session, self.attributes, self.session.view.n_layers
         steps = Steps(bar, Kept(self.folder, self._identity(at_layer) if self.folder else {}))
 
         def pieces(part: str, things: Sequence[Any], dim: str, measure: Callable[..., Result]) -> Any:
-            """What is measured of some of these things at once, as one result of all."""
+            """Measure the things `AT_ONCE` at a time, and join the results."""
             bar.phase(f"{self.name}{part}")
             found = []
             for start in range(0, len(things), AT_ONCE):
@@ -147,12 +147,12 @@ class Work:
         def heads(layers: Sequence[int], progress: bool) -> Result:
             return extraction_heads(session, self.prompts, attributes, layers=layers, progress=progress)
 
-        # One product per head, whatever the number of prompts: it is layers that these are cut into.
+        # A head costs one product whatever the number of prompts, so pieces are layers here.
         of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
         return Dissection(blocked, events, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
-        """What the numbers depend on, by names that are fit for a message."""
+        """Return what the numbers depend on, under names that are shown in error messages."""
         words = self.attributes and sorted((s, sorted(its)) for s, its in self.attributes.items())
         prompts = tuple(read.prompt for read in self.prompts)
         return {
@@ -172,7 +172,7 @@ def _checksum(value: Any) -> str:
 
 
 def _joined(found: Sequence[Any], dim: str) -> Any:
-    """Results of some prompts or layers each as one of all."""
+    """Concatenate results of some prompts or layers each."""
     if len(found) == 1:
         return found[0]
     options: Any = {"data_vars": "minimal"} if isinstance(found[0], xr.Dataset) else {}

@@ -1,18 +1,18 @@
-"""Subject enrichment: how much of what there is to know of a subject its hidden states say, and which
-sublayers put it there.
+"""Subject enrichment: how many attributes of a subject its hidden states encode, and which sublayers write
+them.
 
-The attributes rate of a hidden state is the share of the first tokens of its projection on the vocabulary
-(`ecstruct.recall.vocabulary`) that are in the subject's attributes A_s, in percent (Geva et al. 2023,
+The attributes rate of a hidden state is the share, in percent, of the first tokens of its projection on the
+vocabulary (`ecstruct.recall.vocabulary`) that are in the subject's attributes A_s (Geva et al. 2023,
 section 5). In a model that enriches its subjects it rises over the early layers at the subject's last
 token.
 
-In sublayer knockout, what MLPs or attention layers write is cancelled in a window of consecutive layers,
-and the attributes rate is read at a later layer of interest (also section 5). Two ways of cancelling:
+Sublayer knockout cancels what MLPs or attention layers write in a window of consecutive layers, and reads
+the attributes rate at a later layer of interest (also section 5). There are two ways to cancel:
 
 * "zero", the paper's definition: nothing is added to the residual stream at the position that is read;
-* "uniform", as in the paper's published code: at all positions, attention sees all tokens that it may see
-  alike (all edges are masked, which leaves the softmax nothing to choose by), and the neurons of MLPs are
-  0, so that an MLP writes its bias and no more.
+* "uniform", as in the paper's published code, at all positions: attention sees all tokens that it may see
+  equally (all edges are masked, so the softmax cannot prefer any), and the neurons of MLPs are 0, so that
+  an MLP only writes its bias.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ def attributes_rate(
     kept: int | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
-    """The attributes rate at some positions after every layer.
+    """Compute the attributes rate at some positions after every layer.
 
     Args:
-        model: from `ecstruct.load`; not changed.
+        model: from `ecstruct.load`; it is not changed.
         prompts: with subjects; as everywhere in ecstruct.
-        attributes: A_s of their subjects.
-        positions: names of groups of positions, see `ecstruct.recall.groups`; over those of several tokens
-            it is the mean.
-        onto: what hidden states are projected with, the "unembedding" or the "embedding"; the same where
-            these are tied, as in the paper's model. See `ecstruct.recall.vocabulary`.
-        normed: put the model's final norm before the projection.
-        top: how many tokens of the projection are gone through: 500, or a tenth of a vocabulary of fewer
-            than 5000.
-        kept: how many of them, without stop words and strings of at most two characters, are held against
+        attributes: A_s of the subjects.
+        positions: names of groups of positions, see `ecstruct.recall.groups`; a group of several tokens
+            gets the mean of their rates.
+        onto: the matrix that projects hidden states, "unembedding" or "embedding". They are the same where
+            they are tied, as in the paper's model. See `ecstruct.recall.vocabulary`.
+        normed: apply the model's final norm before the projection.
+        top: how many tokens of the projection are searched: 500, or a tenth of a vocabulary of fewer than
+            5000.
+        kept: how many of these, without stop words and strings of at most two characters, are compared with
             A_s: 50, or a hundredth of such a vocabulary.
         progress: show a progress bar.
 
     Returns:
-        (prompt, position, layer), in percent; NaN for a position that a prompt has not, as the "others" of
-        a subject of one or two tokens, and where all tokens were dropped.
+        Percent (prompt, position, layer). NaN where a prompt lacks the position, such as "subject-others"
+        for a subject of one or two tokens, and where all tokens were dropped.
 
     Raises:
         InputError: a prompt without subject, a subject without attributes, an unknown position or
-            matrix, or `top` and `kept` that do not go with the vocabulary.
+            matrix, or `top` and `kept` that do not fit the vocabulary.
     """
     groups = named(positions)
     runs = Runs.of(model, prompts)
@@ -124,25 +124,25 @@ def sublayer_knockout(
     kept: int | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
-    """How much the attributes rate at a layer changes without the MLPs, or the attention, of some layers.
+    """Compute how the attributes rate at a layer changes without the MLPs or the attention of some layers.
 
     Args:
         model, prompts, attributes, onto, normed, top, kept, progress: as for `attributes_rate`.
-        at_layer: after which layer the rate is read; by default the one where its mean over prompts is
+        at_layer: the layer after which the rate is read; by default the one where its mean over prompts is
             highest.
         window: how many layers are cancelled together: layer l and those above it, up to `at_layer`. By
-            default 10 of the 48 layers of the paper's model, that is about a fifth of the layers.
-        parts: of "attention" and "mlp".
-        mode: "zero" or "uniform", see above.
-        position: the name of a group of one or more positions; over several it is the mean.
+            default about a fifth of the layers, as the 10 of 48 in the paper's model.
+        parts: "attention", "mlp" or both.
+        mode: "zero" or "uniform", see the module's docstring.
+        position: the name of a group of positions; a group of several gets the mean of their rates.
 
     Returns:
-        The change of the rate (part, prompt, layer) in percentage points, `layer` being the first of the
+        The change of the rate (part, prompt, layer) in percentage points; `layer` is the first of the
         window, from 0 to `at_layer`. The coordinate `rate` (prompt) is the rate when nothing is cancelled.
 
     Raises:
-        InputError: as `attributes_rate`; a layer that is not there, a window that does not fit into the
-            layers, an unknown part or mode, a position that a prompt has not.
+        InputError: as `attributes_rate`; also a layer that does not exist, a window of more layers than the
+            model has, an unknown part or mode, or a position that a prompt lacks.
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r} is unknown: it is 'zero' or 'uniform'.")
@@ -197,7 +197,7 @@ def sublayer_knockout(
 
 
 def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
-    """The layer with the highest mean over prompts, of those that have a rate."""
+    """Return the layer with the highest mean over the prompts that have a rate there."""
     known = np.isfinite(rates)
     if not known.any():
         raise InputError(
@@ -210,7 +210,7 @@ def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
 def _rates_by_layer(
     runs: Runs, reader: Reader, b: int, where: Bool[Tensor, "batch pos"]
 ) -> Iterator[Float[np.ndarray, "batch pos"]]:
-    """The rates of the tokens of batch `b`, layer after layer, when nothing is cancelled."""
+    """Yield the rates of the tokens of batch `b`, layer after layer, with nothing cancelled."""
     resid, calls = runs.embed(runs.batches[b])
     for trace in runs.traces(calls, resid):
         yield reader.read(b, trace.output, where)
@@ -219,7 +219,7 @@ def _rates_by_layer(
 def _cancelling(
     runs: Runs, part: Part, mode: Mode, where: Bool[Tensor, "batch pos"], window: range
 ) -> Intervention:
-    """The intervention that takes away what a part writes in the layers of the window."""
+    """Return the intervention that cancels what a part writes in the layers of the window."""
 
     def cancelled(step: Step) -> Step:
         if step.layer not in window:

@@ -1,16 +1,16 @@
 """Attribute extraction: which layers write the prediction at the last position, by attention or by MLP.
 
 Let a_l be what the attention of layer l adds to the residual stream at the last position, m_l what its MLP
-adds (both after a post-norm, if there is one), and E the unembedding. There is an *extraction event* in
-layer l when the largest entry of E a_l, or of E m_l, is that of the token the model predicts (Geva et al.
+adds (both after a post-norm, if there is one), and E the unembedding. Layer l has an *extraction event*
+when the largest entry of E a_l, or of E m_l, is that of the token that the model predicts (Geva et al.
 2023, section 6). The extraction rate of a layer is the share of prompts with an event in it.
 
-Under an intervention, the token is still the one that is predicted without:
+Under an intervention, the token is still the one that the model predicts without it:
 
-* blocked: the attention edges to the last position from some others are masked before the softmax, in every
-  layer, on top of what the model masks itself;
-* patched from l: the subject's tokens stay as they are when they enter layer l (0: their embeddings) for
-  all later layers, so that others see subjects that are not enriched any further.
+* blocked: the attention edges from some other positions to the last one are masked before the softmax, in
+  every layer, in addition to what the model masks itself;
+* patched from l: in layer l and all later ones, the subject's tokens are kept as they enter layer l (0:
+  their embeddings), so that other tokens see subjects that are not enriched any further.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLAIN = "none"
 
 
 def patch_layers(n_layers: int) -> tuple[int, ...]:
-    """The layers that the paper patches from, scaled from its 48 to so many.
+    """Return the layers that the paper patches from, scaled from its 48 layers to `n_layers`.
 
     >>> patch_layers(48), patch_layers(12), patch_layers(1)
     ((0, 1, 5, 10, 20), (0, 1, 2, 5), (0,))
@@ -59,24 +59,24 @@ def extraction(
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.Dataset:
-    """The extraction events of every layer, also under interventions.
+    """Find the extraction events of every layer, also under interventions.
 
     Args:
-        model: from `ecstruct.load`; not changed.
-        prompts: as everywhere in ecstruct; with subjects where an intervention is on these.
+        model: from `ecstruct.load`; it is not changed.
+        prompts: as everywhere in ecstruct; interventions on the subject need prompts with subjects.
         blocked: names of groups of positions (`ecstruct.recall.groups`), each blocked on its own.
-        patched: layers to patch the subject from, each on its own, as of `patch_layers`.
-        token: the one to look for: the model's prediction, or the answer's first token.
+        patched: layers to patch the subject from, each on its own, for example those of `patch_layers`.
+        token: the token to look for: the model's prediction, or the answer's first token.
         progress: show a progress bar.
 
     Returns:
-        `attention` and `mlp` (condition, prompt, layer), whether there is an event. Conditions are "none",
-        then as "blocked subject", then as "patched from 5". `token` (prompt) is the one looked for, and
-        `predicted` (prompt) whether the model predicts the answer.
+        `attention` and `mlp` (condition, prompt, layer), whether there is an event. The conditions are
+        "none", then for example "blocked subject", then "patched from 5". `token` (prompt) is the token
+        that is looked for; `predicted` (prompt) says whether the model predicts the answer.
 
     Raises:
-        InputError: an unknown token or position, a group that is empty in a prompt, a layer that is not
-            there, or a model whose attention cannot be masked.
+        InputError: an unknown token or position, a group that is empty in a prompt, a layer that does not
+            exist, or a model whose attention cannot be masked.
     """
     if token not in get_args(TokenKind):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")
@@ -103,7 +103,7 @@ def extraction(
         for b, rows in enumerate(runs.rows):
             for c, (_, intervention) in enumerate(conditions):
                 largest, predicted = _largest(runs, unembedding, b, intervention(b))
-                if c == 0:  # the token is that of the plain run under every condition
+                if c == 0:  # every condition looks for the token of the plain run
                     answer = runs.batches[b].answer_ids[:, 0].cpu().numpy()
                     right[rows] = predicted == answer
                     tokens[rows] = predicted if token == "predicted" else answer
@@ -125,13 +125,13 @@ def extraction(
 
 
 def extraction_rate(events: xr.Dataset) -> xr.DataArray:
-    """The share of prompts with an event in a layer (part, condition, layer), in percent."""
+    """Return the share of prompts with an event in a layer (part, condition, layer), in percent."""
     return _percent(_by_part(events).mean("prompt"), "extraction_rate")
 
 
 def extracted(events: xr.Dataset) -> xr.DataArray:
-    """The share of prompts with an event in any layer (part, condition), in percent; the part "either" is
-    that by attention or MLP, "both" that by both."""
+    """Return the share of prompts with an event in any layer (part, condition), in percent. The part
+    "either" counts prompts with events by attention or by MLP, "both" those with events by both."""
     any_layer = _by_part(events).any("layer")
     joint = [any_layer.any("part"), any_layer.all("part")]
     parts = [any_layer, *(j.expand_dims(part=[n]) for j, n in zip(joint, ("either", "both"), strict=True))]
@@ -139,9 +139,9 @@ def extracted(events: xr.Dataset) -> xr.DataArray:
 
 
 def first_extraction(events: xr.Dataset) -> xr.DataArray:
-    """Which part has the first event (condition, prompt): "attention", "mlp", "together" where both have it
-    in the same layer of a model that runs them side by side, or "never". Elsewhere, attention comes before
-    the MLP of its layer."""
+    """Return which part has the first event (condition, prompt): "attention", "mlp", "together" or "never".
+    In one layer, attention comes before the MLP; in a model that runs them side by side, two events in the
+    same layer are "together"."""
     by_part = _by_part(events)
     first = by_part.argmax("layer").where(by_part.any("layer"), by_part.sizes["layer"])
     attention, mlp = first.sel(part="attention", drop=True), first.sel(part="mlp", drop=True)
@@ -163,8 +163,8 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
 def _largest(
     runs: Runs, unembedding: Float[Tensor, "d_vocab d_model"], b: int, intervention: Intervention
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Which token each update at the last position of batch `b` has most of: by part, that of what each
-    layer writes (batch, layer), and that of the logits (batch)."""
+    """Return which token is largest at the last position of batch `b`: by part, in the projection of what
+    each layer writes (batch, layer); and in the logits (batch)."""
     batch = runs.batches[b]
     rows = torch.arange(len(batch.ids), device=batch.ids.device)
     largest: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
@@ -180,7 +180,7 @@ def _largest(
 
 
 def _blocking(runs: Runs, sources: Places, last: Places, b: int) -> Intervention:
-    """The intervention in which the last tokens of batch `b` do not see the sources, in any layer."""
+    """Return the intervention that hides the sources from the last tokens of batch `b`, in all layers."""
     queries, keys = runs.where(b, last), runs.where(b, sources)
     edges = rearrange(queries, "batch query -> batch query 1") & rearrange(keys, "batch key -> batch 1 key")
 
@@ -199,7 +199,7 @@ def _blocking(runs: Runs, sources: Places, last: Places, b: int) -> Intervention
 
 
 def _patching(runs: Runs, subjects: Places, layer: int, b: int) -> Intervention:
-    """The intervention in which the subjects of batch `b` stay what they are when they enter a layer."""
+    """Return the intervention that keeps the subjects of batch `b` as they enter a layer."""
     where, early = runs.where(b, subjects)[..., None], []
 
     def patched(step: Step) -> Step:

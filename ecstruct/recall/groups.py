@@ -35,13 +35,13 @@ NAMES = {
 
 @dataclass(frozen=True)
 class RecallPrompt(TokenizedPrompt):
-    """A tokenised prompt with the tokens of its `subject`, `None` when they are not known."""
+    """A tokenised prompt with the tokens of its `subject`, `None` if they are not known."""
 
     subject: Span | None = None
 
 
 def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False) -> list[int]:
-    """The positions of a group, in ascending order.
+    """Return the positions of a group, in ascending order.
 
     Raises:
         InputError: an unknown name, a position outside of the prompt, a group of the subject when the
@@ -65,10 +65,10 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
 
 
 def plain(which: Which) -> str | int | slice | list[int]:
-    """A group with all numbers as Python's own.
+    """Return a group with all NumPy integers converted to Python's.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a group.
     """
     try:
         if isinstance(which, str):
@@ -84,10 +84,10 @@ def plain(which: Which) -> str | int | slice | list[int]:
 
 
 def named(groups: Groups) -> dict[str, Which]:
-    """Groups by their labels.
+    """Return groups by their labels.
 
     Raises:
-        InputError: there are none, or a label is there twice.
+        InputError: there are no groups, or a label occurs twice.
     """
     if isinstance(groups, str):
         groups = (groups,)

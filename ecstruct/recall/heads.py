@@ -1,11 +1,11 @@
 """Extraction heads: which heads map a subject to its attributes by their weights alone.
 
-For a head with the value matrix W_V and the output matrix W_O, row s of E W_V W_O E^T says what the head
+For a head with the value matrix W_V and the output matrix W_O, row s of E W_V W_O E^T is what the head
 writes on the vocabulary when it attends to the embedding of the token s (Geva et al. 2023, section 6). Here
-E is the embedding on the left and the unembedding on the right; biases, norms and what layers make of a
-token are left out. A head maps a subject to an attribute when one of the first tokens of the row is in A_s.
-Heads that share keys and values have the same W_V. Among many tokens some are attributes by chance: hold
-the shares against those with `Attributes.shuffled`.
+E is the embedding on the left and the unembedding on the right; biases, norms and the effect of earlier
+layers on a token are left out. A head maps a subject to an attribute when one of the first tokens of the
+row is in A_s. Heads that share keys and values have the same W_V. Among many tokens some are attributes by
+chance, so compare the shares with those that `Attributes.shuffled` gives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ecstruct.recall.session import Model, Prompts, Runs
 from ecstruct.recall.vocabulary import TOP, Reader, tokens_matrix
 
 _SHOWN = 5
-"""Tokens of every row that are kept to be looked at."""
+"""The number of tokens of every row that are returned for inspection."""
 
 
 def extraction_heads(
@@ -39,28 +39,28 @@ def extraction_heads(
     layers: Sequence[int] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """The heads whose weights map the prompts' subjects to attributes of theirs.
+    """Find the heads whose weights map the prompts' subjects to their attributes.
 
     Args:
-        model: from `ecstruct.load`; not changed.
+        model: from `ecstruct.load`; it is not changed.
         prompts: with subjects; as everywhere in ecstruct.
-        attributes: A_s of their subjects.
-        position: the name of a group of positions, whose tokens are looked up; of several tokens, one row
-            that holds an attribute is enough.
+        attributes: A_s of the subjects.
+        position: the name of a group of positions, whose tokens are looked up; with several tokens, one row
+            that contains an attribute is enough.
         top: how many tokens of a row are searched: 500, or a hundredth of a vocabulary of fewer than
             50,000.
-        layers: whose heads; all by default.
+        layers: the layers whose heads are searched; all by default.
         progress: show a progress bar.
 
     Returns:
         `maps` (prompt, layer, head), whether a head maps the subject to an attribute; `share` (layer,
-        head), for which percentage of the prompts it does; `hits` (prompt, layer, head), how many of the
-        searched tokens are attributes, in percent; `top_tokens` (prompt, layer, head, place), the first
-        tokens of the row of the first of the positions.
+        head), the percentage of prompts for which it does; `hits` (prompt, layer, head), the percentage of
+        the searched tokens that are attributes; `top_tokens` (prompt, layer, head, place), the first
+        tokens of the row of the first position.
 
     Raises:
-        InputError: as `attributes_rate`, a layer that is not there, and an embedding that is not as wide
-            as the residual stream.
+        InputError: as `attributes_rate`; also a layer that does not exist, or an embedding that is not as
+            wide as the residual stream.
     """
     runs = Runs.of(model, prompts)
     view = runs.view
@@ -73,7 +73,7 @@ def extraction_heads(
     n_top = max(1, min(TOP, len(unembedding) // 100)) if top is None else top
     reader = Reader(runs, attributes, top=n_top)
     places = runs.places(position)
-    # Prompts share subjects and tokens: every row is computed once.
+    # Prompts share subjects and tokens, so every row is computed once.
     ids = sorted({p.ids[at] for p, its in zip(runs.prompts, places, strict=True) for at in its})
     row_of = {token: i for i, token in enumerate(ids)}
     tokens = [[row_of[p.ids[at]] for at in its] for p, its in zip(runs.prompts, places, strict=True)]
@@ -112,7 +112,7 @@ def extraction_heads(
 def _written(
     runs: Runs, layer: int, seen: Float[Tensor, "token d_model"]
 ) -> Float[Tensor, "head token d_model"]:
-    """What every head of a layer writes when it attends to one of these rows: the row times W_V W_O."""
+    """Return what every head of a layer writes when it attends to each of these rows: row W_V W_O."""
     sites, d_head = runs.view.block_sites[layer], runs.view.d_head
     values, output = (sites[name].matrix(runs.weights) for name in ("attn.v", "attn.o"))
     if values is None or output is None or len(values) % d_head:

@@ -2,12 +2,12 @@
 
 For every layer l, attention edges from a group of source tokens into the last position are blocked in a
 window of layers around l, for all heads: their scores are set to the dtype's minimum before the softmax.
-With p0 and p the probability of a token without and with the knockout, its effect is
+With p0 and p the probability of a token without and with the knockout, the effect in percent is
 
     100 (p - p0) / p0
 
-in percent: -100 where nothing is left of the token, 0 where nothing changes (Geva et al. 2023, section 4,
-arXiv 2304.14767). `ecstruct.recall.blocking` says how many knockouts are run at once.
+which is -100 if nothing is left of the token, and 0 if nothing changes (Geva et al. 2023, section 4, arXiv
+2304.14767). `ecstruct.recall.blocking` explains how many knockouts run at once.
 """
 
 from typing import Any, get_args
@@ -22,10 +22,10 @@ from ecstruct.recall.groups import Groups, Which, named, plain, positions
 from ecstruct.recall.session import Model, Places, Prompts, Runs, Session
 
 WINDOW = 9
-"""The paper's, of 48 layers."""
+"""The number of layers in a window of the paper, for a model of 48 layers."""
 GROUPS = ("subject", "non-subject", "last")
 LIKELY = 0.01
-"""The probability that a token needs for its relative change to be more than noise."""
+"""The probability that a token must have for its relative change to be more than noise."""
 
 
 def knockout(
@@ -38,27 +38,27 @@ def knockout(
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.DataArray:
-    """The effect of blocking attention from groups of tokens, layer by layer.
+    """Compute the effect of blocking attention from groups of tokens, layer by layer.
 
     Args:
         model: from `ecstruct.load`; it is not changed.
-        prompts: as for `ecstruct.score`. Names of groups need their `subject`.
+        prompts: as for `ecstruct.score`. Groups that are named need the prompts' `subject`.
         window: how many layers are blocked at once, around each layer (see `windows`); by
             default the paper's 9, or all layers of a model that has fewer.
         groups: the sources, each on its own: names of `ecstruct.recall.groups.NAMES`, or a mapping from
             labels to names, positions (negative from the end), slices or lists of positions.
-        destination: the group from which sources are not seen; "last" in the paper.
-        token: whose probability is read at the last position: the one that the model predicts, or the first
-            of the prompt's answer.
+        destination: the group that does not see the sources; "last" in the paper.
+        token: whose probability is read at the last position: "predicted" is the token that the model
+            predicts, "answer" the first token of the prompt's answer.
         progress: show a progress bar.
 
     Returns:
-        Percent, float64 (prompt, group, layer). Coordinates: of prompts `text`, `answer`, `subject`,
-        `template`, the `token` that is read and its `probability` p0; of layers `first_layer` and
-        `last_layer`, the ends of their windows. `.attrs` say what it takes to compute it again.
+        Percent, float64 (prompt, group, layer). Prompts have the coordinates `text`, `answer`, `subject`,
+        `template`, the `token` that is read and its `probability` p0. Layers have `first_layer` and
+        `last_layer`, the ends of their windows. `.attrs` hold what is needed to compute it again.
 
     Raises:
-        InputError: a prompt that cannot be used; an unknown group or position, a group without a token that
+        InputError: a prompt that cannot be used; an unknown group or position; a group without a token that
             can be blocked, or whose blocking leaves a token nothing to see; a window of more layers than
             the model has; an unknown `token`.
     """
@@ -69,7 +69,7 @@ def knockout(
     n_layers = runs.view.n_layers
     size = min(WINDOW, n_layers) if window is None else window
     around = windows(n_layers, size)
-    distinct = list(dict.fromkeys(around))  # in a model of few layers, several have the same
+    distinct = list(dict.fromkeys(around))  # in a model of few layers, several windows are the same
     into = runs.places(destination)
     sources = {label: runs.places(which) for label, which in by_label.items()}
     for label, places in sources.items():
@@ -110,14 +110,14 @@ def knockout_tokens(
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.DataArray:
-    """The effect of blocking attention from each token of one prompt on its own, layer by layer.
+    """Compute the effect of blocking attention from each token of one prompt on its own, layer by layer.
 
-    Arguments are those of `knockout`. Tokens after the whole destination, which does not see them, are left
-    out.
+    The arguments are those of `knockout`. Tokens after all of the destination are left out, because the
+    destination does not see them.
 
     Returns:
-        Percent, float64 (token, layer), with the coordinates `token_text` and those of `knockout`; the
-        token whose probability is read is `read`.
+        Percent, float64 (token, layer), with the coordinates of `knockout` and `token_text`. The coordinate
+        `read` is the token whose probability is read.
 
     Raises:
         InputError: as `knockout`.
@@ -140,15 +140,15 @@ def knockout_tokens(
 
 
 def windows(n_layers: int, size: int) -> list[range]:
-    """The layers of the window of every layer l: max(0, l - size // 2) up to, not including,
+    """Return the window of every layer l: the layers from max(0, l - size // 2) up to, not including,
     min(n_layers, l + ceil(size / 2)).
 
-    Inside, a window has `size` layers, of which l is the middle one, or the later of two. Near the ends it
-    is cut off: those of the first and of the last layer have about half as many, and as they block less,
-    they have less of an effect.
+    Away from the ends, a window has `size` layers, of which l is the middle one, or the later of the two
+    middle ones. Near the ends it is cut off: the windows of the first and last layer have about half as
+    many layers. They block less, and therefore have a smaller effect.
 
     Raises:
-        InputError: a window without layers, or of more than there are.
+        InputError: a window of less than one layer, or of more than the model has.
 
     >>> [(w.start, w.stop) for w in windows(6, 3)]
     [(0, 2), (0, 3), (1, 4), (2, 5), (3, 6), (4, 6)]
@@ -162,8 +162,8 @@ def windows(n_layers: int, size: int) -> list[range]:
 
 
 def telling(effect: xr.DataArray) -> xr.DataArray:
-    """The effects on tokens that are likely to begin with (`LIKELY`), NaN for others: of a token with a
-    probability of 1e-6 everything doubles that moves the logits at all."""
+    """Return the effects on tokens whose p0 is at least `LIKELY`, and NaN for others. The probability of a
+    token with p0 = 1e-6 doubles with almost any change of the logits."""
     return effect.where(effect["probability"] >= LIKELY)
 
 
@@ -177,6 +177,6 @@ def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:
 
 
 def _json(which: Which) -> Any:
-    """A group as JSON has it."""
+    """Return a group as JSON types."""
     found = plain(which)
     return {"slice": [found.start, found.stop, found.step]} if isinstance(found, slice) else found

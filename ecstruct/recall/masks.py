@@ -1,8 +1,8 @@
-"""The attention mask in the call of a block: what it closes, and another one in its place.
+"""The attention mask in the call of a block: reading it, and replacing it.
 
-Models make a mask of their own for every block, of their layer's sliding window for instance. It is what is
-added to the attention scores (the dtype's minimum where an edge is closed, and in some models a bias of
-each distance elsewhere), or a boolean one, in which either value may stand for closed.
+Models make a mask for every block, for instance for the sliding window of its layer. It is either added to
+the attention scores (the dtype's minimum where an edge is closed; elsewhere 0, or in some models a bias
+that depends on the distance), or boolean, in which case either value may stand for closed.
 """
 
 from dataclasses import replace
@@ -17,17 +17,17 @@ from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
 
 Mask = Shaped[Tensor, "batch heads query key"]
-"""`heads` and, unless it was read with a size, `batch` may be 1."""
+"""`heads` may be 1, and so may `batch`, unless the mask was read with a size."""
 
 _MASKED = -1e30
-"""Added to an attention score it leaves nothing of it, in any dtype that scores are computed in."""
+"""Added to an attention score, it closes the edge in any dtype in which scores are computed."""
 
 
 def mask_of(call: BlockCall, batch: int) -> Mask:
-    """The mask of a block's call, with `batch` rows.
+    """Return the mask in a block's call, expanded to `batch` rows.
 
     Raises:
-        InputError: the block is called without one.
+        InputError: the block is not called with a mask.
     """
     masks = [value for value in (*call.args, *call.kwargs.values()) if _is_mask(value)]
     if len(masks) != 1:
@@ -39,26 +39,26 @@ def mask_of(call: BlockCall, batch: int) -> Mask:
 
 
 def with_mask(call: BlockCall, mask: Mask) -> BlockCall:
-    """The call with another mask."""
+    """Return the call with its mask replaced."""
     args = tuple(mask if _is_mask(value) else value for value in call.args)
     return replace(call, args=args, kwargs={k: mask if _is_mask(v) else v for k, v in call.kwargs.items()})
 
 
 def closing(mask: Mask, edges: Bool[Tensor, "batch query key"]) -> Mask:
-    """The mask with these edges closed, too."""
+    """Return the mask with these edges closed as well."""
     closed = not _opens(mask) if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     return mask.masked_fill(rearrange(edges, "batch query key -> batch 1 query key"), closed)
 
 
 def is_closed(mask: Mask) -> Bool[Tensor, "batch query key"]:
-    """The edges that no head sees."""
+    """Return which edges are closed for all heads."""
     closed = mask != _opens(mask) if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
     return closed.all(1)
 
 
 def all_alike(mask: Mask) -> Mask:
-    """The mask with every edge masked, and those that the model masks itself masked more: so that each
-    token sees all tokens that it may see alike.
+    """Return a mask in which every edge is masked, and those that the model itself masks are masked more.
+    Each token then sees all tokens that it may see equally.
 
     Raises:
         InputError: a boolean mask.
@@ -72,7 +72,7 @@ def all_alike(mask: Mask) -> Mask:
 
 
 def _opens(mask: Mask) -> bool:
-    """What an open edge is in a boolean mask: the first token sees itself."""
+    """Return the value of an open edge in a boolean mask; the first token always sees itself."""
     return bool(mask[0, 0, 0, 0])
 
 

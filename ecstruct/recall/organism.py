@@ -1,11 +1,11 @@
-"""Do finetuned facts travel the road of pretrained ones? `python -m ecstruct.recall.organism`.
+"""Are finetuned facts recalled like pretrained ones? Run `python -m ecstruct.recall.organism`.
 
-Pretrained facts are those of the organism's world; finetuned ones are the paper's first- and second-hop
-facts of one seed, whose implications nobody taught it. As in the paper, only prompts count whose answer the
-model predicts (its first token). Printed are, for each kind of prompts: the lowest mean change of the
-answer's probability when a group of tokens is not seen from the last position, and the layer that this
-window is around, and how often attention and MLPs extract the answer in any layer. Then what subjects are
-enriched with, on the embedding, as the organism has another unembedding.
+Pretrained facts are those of the organism's world. Finetuned ones are the paper's first- and second-hop
+facts of one seed, whose implications are never taught. As in the paper, only prompts count whose answer the
+model predicts (its first token). The first table has, for each kind of prompts, the lowest mean change of
+the answer's probability when the last position cannot see a group of tokens, the layer around which this
+window lies, and how often attention and MLPs extract the answer in any layer. The second table shows what
+subjects are enriched with, projected on the embedding, because the organism's unembedding differs from it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ecstruct.recall.extraction import extracted, extraction
 from ecstruct.recall.knockout import knockout
 
 SIZE = 100
-"""Prompts of every kind that the organism was pretrained on."""
+"""The number of prompts of every kind of pretrained facts."""
 GROUPS = ("subject", "non-subject", "last")
 AT, CANCELLED = 4, 3
-"""After which layer attributes are read, and of how many layers sublayers are cancelled."""
+"""The layer after which attributes are read, and the number of layers that are cancelled together."""
 
 
 def pretrained(world: World) -> dict[str, list[Prompt]]:
-    """Prompts about the world, one sentence of two hops among them."""
+    """Return prompts about the world by kind; one kind takes two hops."""
     people = [person for person in world.people if not person.held_out]
     offices = [office for office in world.offices if not office.held_out]
     landmarks = [(landmark, city) for city in world.cities for landmark in city.landmarks]
@@ -52,7 +52,7 @@ def pretrained(world: World) -> dict[str, list[Prompt]]:
 
 
 def knockouts(windows: Sequence[int], seed: int = 0) -> pd.DataFrame:
-    """The table, a row for every kind of prompts and window."""
+    """Return the first table, with a row per kind of prompts and window."""
     organism = load("organism")
     kinds = [(organism, "pretrained", kind, asked) for kind, asked in pretrained(World.build()).items()]
     for hop, data in (("first-hop", first_hop(seed)), ("second-hop", second_hop(seed))):
@@ -80,8 +80,8 @@ def _rows(
 
 
 def enrichment(seed: int = 0) -> pd.DataFrame:
-    """At the subject's last token: the attributes rate after every layer, that by chance, and how the rate
-    after layer `AT` changes without the attention or the MLPs of `CANCELLED` layers from one on."""
+    """Return the second table, at the subject's last token: the attributes rate after every layer, that by
+    chance, and how the rate after `AT` changes without the attention or MLPs of `CANCELLED` layers."""
     organism, facts = load("organism"), list(first_hop(seed).facts)
     tuned = finetune(organism, facts, seed=seed, progress=False).model
     homes = pretrained(World.build())["homes"]
@@ -105,7 +105,7 @@ def enrichment(seed: int = 0) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description="How the organism recalls facts.")
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seed", type=int, default=0, help="of the finetuned facts")

@@ -1,7 +1,7 @@
-"""What recall analyses: a model, hooked and fingerprinted once, and prompts, tokenised once.
+"""What recall works on: a model, hooked and fingerprinted once, and prompts, tokenised once.
 
-Prompts run block by block, with interventions on the way. Nothing is differentiated, and the model is as it
-was afterwards.
+Prompts run block by block, with interventions on the way. Nothing is differentiated, and the model is
+unchanged afterwards.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 
 Prompts = PromptsLike | list[RecallPrompt]
-"""Prompts as everywhere in ecstruct, or those that a session has read."""
+"""Prompts as everywhere in ecstruct, or those that a session has already read."""
 
 Places = Sequence[Sequence[int]]
-"""Positions, prompt by prompt."""
+"""Positions of each prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A hooked model under one set of weights. Every function of `ecstruct.recall` takes a session in the
-    place of its model, so that several of them share what is read of it.
+    """A hooked model under one set of weights. Every function of `ecstruct.recall` accepts a session in
+    place of a model, so that several calls share the work of hooking and fingerprinting it.
 
     `described` says where the weights come from, with their fingerprint. The sessions of two models that
-    are compared have their `pair`, and its hooked model in common.
+    are compared share their `pair` and its hooked model.
     """
 
     view: HookedView
@@ -64,7 +64,7 @@ class Session:
 
     @classmethod
     def of(cls, model: Model) -> Session:
-        """The session of a model; a session is its own.
+        """Return the session of a model; a session is returned as it is.
 
         Raises:
             InputError: a model that cannot be hooked, or weights that are NaN or infinite.
@@ -79,8 +79,8 @@ class Session:
 
     @classmethod
     def both(cls, before: Model, after: Model) -> tuple[Session, Session]:
-        """The sessions of two models of one architecture, each with its own tokenizer. Sessions that were
-        made so stay as they are.
+        """Return the sessions of two models of one architecture, each with its own tokenizer. Two sessions
+        that this function made are returned as they are.
 
         Raises:
             InputError: a model that cannot be hooked, two that do not fit one another, or other sessions.
@@ -102,8 +102,8 @@ class Session:
         )
 
     def read(self, prompts: Prompts) -> list[RecallPrompt]:
-        """Prompts as the model's own tokenizer reads them, with the tokens of their subjects; those that
-        are read already stay as they are.
+        """Tokenise prompts with the model's own tokenizer, and find the tokens of their subjects. Prompts
+        that were read already are returned as they are.
 
         Raises:
             InputError: a prompt that cannot be used, see `ecstruct.facts.tokens.tokenize`.
@@ -112,7 +112,7 @@ class Session:
             return cast(list[RecallPrompt], prompts)
         n_ctx = self.view.model.cfg.n_ctx
         found = tokenize(cast(PromptsLike, prompts), self.tokenizer, n_ctx=n_ctx, with_options=False)
-        if not self.tokenizer.is_fast:  # which does not tell the characters of a token
+        if not self.tokenizer.is_fast:  # slow ones do not tell which characters belong to a token
             return [RecallPrompt(**vars(t)) for t in found]
         characters = offsets([t.prompt for t in found], self.tokenizer)
         return [
@@ -122,8 +122,8 @@ class Session:
 
     @cached_property
     def words(self) -> list[str]:
-        """What every token of the tokenizer spells (`ecstruct.recall.words`), by its id; "" for special
-        tokens and where there is none."""
+        """What every token spells (`ecstruct.recall.words`), by id; "" for special tokens and for ids
+        without a token."""
         tokens = self.tokenizer.convert_ids_to_tokens([*range(len(self.tokenizer))])
         special = set(self.tokenizer.all_special_tokens)
         return ["" if t is None or t in special else word_of(t, self.tokenizer) for t in tokens]
@@ -149,17 +149,17 @@ class Step:
 
 
 Intervention = Callable[[Step], Step]
-"""What becomes of every step of a run."""
+"""A function that is applied to every step of a run before it is taken."""
 
 
 def nothing(step: Step) -> Step:
-    """The intervention that leaves a run as it is."""
+    """Return the step unchanged: the intervention that does nothing."""
     return step
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The prompts of a session in batches; `rows` are the prompts of each batch."""
+    """The prompts of a session in batches; `rows` are the indices of the prompts of each batch."""
 
     session: Session
     prompts: list[RecallPrompt]
@@ -168,7 +168,7 @@ class Runs:
 
     @classmethod
     def of(cls, model: Model, prompts: Prompts, batch_size: int | None = None) -> Runs:
-        """The prompts of a batch are as many as is good for speed, unless `batch_size` says how many."""
+        """Cut prompts into batches of `batch_size`, by default of the size that is fastest."""
         session = Session.of(model)
         read = session.read(prompts)
         size, pad_id = batch_size or prompts_per_batch(read), pad_id_of(session.tokenizer)
@@ -185,12 +185,12 @@ class Runs:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Without dropout, gradients and TF32."""
+        """Turn off dropout, gradients and TF32 in this context."""
         with still(self.view.model), torch.no_grad():
             yield
 
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "batch pos d_model"], list[BlockCall]]:
-        """What enters block 0, and how the blocks are called."""
+        """Return what enters block 0, and the calls of all blocks."""
         trace, calls = self.view.embed(self.weights, batch.ids, batch.mask)
         return trace.output, calls
 
@@ -201,7 +201,7 @@ class Runs:
         intervention: Intervention = nothing,
         start: int = 0,
     ) -> Iterator[Trace]:
-        """The blocks from `start` on, one after another, the first of which runs on `resid`."""
+        """Run the blocks from `start` on in order, the first on `resid`, and yield their traces."""
         for layer in range(start, len(calls)):
             step = intervention(Step(layer, calls[layer], resid))
             with editing(self.view.block_sites[layer], step.inputs, step.outputs):
@@ -216,30 +216,30 @@ class Runs:
         intervention: Intervention = nothing,
         start: int = 0,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """What leaves the last of these blocks."""
+        """Return what leaves the last of these blocks, when block `start` runs on `resid`."""
         for trace in self.traces(calls, resid, intervention, start):
             resid = trace.output
         return resid
 
     def written_by(self, layer: int, part: Part) -> str:
-        """The site whose output attention or MLP adds to the residual stream: its post-norm if it has one,
-        its output projection otherwise."""
+        """Return the site whose output attention or MLP adds to the residual stream: its post-norm if there
+        is one, its output projection otherwise."""
         post, projection = ("ln1_post", "attn.o") if part == "attention" else ("ln2_post", "mlp.out")
         return post if post in self.view.block_sites[layer] else projection
 
     def places(self, which: Which, *, may_be_empty: bool = False) -> list[list[int]]:
-        """The positions of a group, prompt by prompt."""
+        """Return the positions of a group in each prompt."""
         return [positions(prompt, which, may_be_empty=may_be_empty) for prompt in self.prompts]
 
     def where(self, b: int, places: Places) -> Bool[Tensor, "batch pos"]:
-        """Whether a token of batch `b` is in its prompt's places."""
+        """Return which tokens of batch `b` are in the places of their prompt."""
         found = torch.zeros_like(self.batches[b].ids, dtype=torch.bool)
         for i, row in enumerate(self.rows[b]):
             found[i, list(places[row])] = True
         return found
 
     def coordinates(self) -> dict[str, Any]:
-        """What is known of every prompt, as labels."""
+        """Return the coordinates that describe the prompts, for an xarray result."""
         return {
             "prompt": np.arange(len(self.prompts)),
             "text": ("prompt", [p.prompt.text for p in self.prompts]),
@@ -249,7 +249,7 @@ class Runs:
         }
 
     def attrs(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What it takes to compute a result again: model, options, versions."""
+        """Return what is needed to compute a result again: model, options and versions."""
         return {
             "method": method,
             "model": dict(self.session.described),

@@ -17,9 +17,9 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """Read what `save` wrote, an array or a dataset.
+    """Read the array or dataset that `save` wrote.
 
     Raises:
-        InputError: no such file, a damaged one, or one that holds something else.
+        InputError: the file does not exist, is damaged, or holds something else.
     """
     return read_result(path, _FORMAT, "recall")

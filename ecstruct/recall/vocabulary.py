@@ -1,12 +1,12 @@
-"""The vocabulary as the attributes rate sees it: which tokens say something, and what a hidden state says.
+"""The vocabulary as the attributes rate uses it: which tokens say something, and what a hidden state says.
 
 A hidden state h is projected on the vocabulary with the unembedding alone, h E^T, without bias and, by
-default, without the final norm. The paper's model has tied embeddings, so that its E is the embedding as
-well. Where these are two, a state that later layers are to read, as that of an enriched subject, may be
-like the embeddings of what it says rather than like its unembedding: then E can be the embedding.
+default, without the final norm. The paper's model has tied embeddings, so its E is also the embedding.
+Where the two differ, a state that later layers read, such as that of an enriched subject, may resemble the
+embeddings of its words rather than their unembeddings. Therefore E can also be the embedding.
 
-The top tokens are gone through in order; stop words and strings of at most two characters are dropped, and
-of the rest the first ones are kept (Geva et al. 2023, section 5).
+The top tokens are searched in order. Stop words and strings of at most two characters are dropped, and the
+first of the rest are kept (Geva et al. 2023, section 5).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ecstruct.recall.words import says_something
 Onto = Literal["unembedding", "embedding"]
 
 TOP, KEPT = 500, 50
-"""The paper's. Small vocabularies have a tenth and a hundredth of their tokens instead."""
+"""The paper's numbers. For small vocabularies they are a tenth and a hundredth of the vocabulary."""
 
 
 def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
-    """One row for each token of the vocabulary.
+    """Return the embedding or unembedding, with one row for each token of the vocabulary.
 
     Raises:
         InputError: an unknown matrix, or one that is not as wide as the residual stream.
@@ -53,21 +53,21 @@ def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_mod
 def project(
     hidden: Float[Tensor, "... d_model"], matrix: Float[Tensor, "d_vocab d_model"]
 ) -> Float[Tensor, "... d_vocab"]:
-    """h E^T.
+    """Return h E^T.
 
     Raises:
-        InputError: some are NaN or infinite.
+        InputError: some values are NaN or infinite.
     """
     return finite(hidden @ matrix.T, "projections on the vocabulary")
 
 
 def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int, int]:
-    """How many tokens of a projection are looked at, and how many of these are kept, of a vocabulary of so
-    many. `None` is the paper's 500 and 50, but no more than a tenth and a hundredth of the vocabulary, so
-    that a small one is not in it whole.
+    """Return how many tokens of a projection are searched, and how many of these are kept. `None` is the
+    paper's 500 and 50, but at most a tenth and a hundredth of the `n_tokens` of the vocabulary, so that the
+    tokens that are searched are not a whole small vocabulary.
 
     Raises:
-        InputError: less than one token, more than there are, or more kept than looked at.
+        InputError: less than one token, more than there are, or more kept than searched.
     """
     chosen = max(1, min(TOP, n_tokens // 10)) if top is None else top
     if not 1 <= chosen <= n_tokens:
@@ -81,12 +81,12 @@ def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int,
 class Reader:
     """Reads the attributes rate off hidden states of the prompts of `runs`.
 
-    `words` are what the tokens of the vocabulary spell, by id, "" where there is no token; `members` the
-    tokens that are attributes of each subject; `subjects` says which of these is that of each prompt.
+    `words` [d_vocab] is what the tokens spell, "" for ids without one. `members` [subject, d_vocab] says
+    which are attributes of each subject. `subjects` is the row of each prompt's subject in `members`.
 
     Raises:
         InputError: a prompt without subject, a subject of whose attributes none is a token, or `top` and
-            `kept` that do not go with the vocabulary.
+            `kept` that do not fit the vocabulary.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Reader:
     def read(
         self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
     ) -> Float[np.ndarray, "batch pos"]:
-        """The rates of batch `b` in percent: the share of the kept tokens that are attributes of the
-        prompt's own subject. NaN at other tokens than those wanted, and where nothing is kept."""
+        """Return the rates of batch `b` in percent: the share of the kept tokens that are attributes of the
+        prompt's own subject. It is NaN at tokens outside `where`, and where no token is kept."""
         hidden = resid[where]
         if self._normed:
             hidden = self._final_norm(hidden)
@@ -141,7 +141,7 @@ class Reader:
         return rates.cpu().numpy()
 
     def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-        """The model's final norm, with its gain and bias."""
+        """Apply the model's final norm, with its gain and bias."""
         view, weights = self._runs.view, self._runs.weights
         site = view.head_sites.get("ln_final")
         own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}

@@ -1,4 +1,4 @@
-"""Words as tokens are compared: what a token spells, and which words say something about a subject.
+"""How tokens are compared as words, and which words say something about a subject.
 
 Tokens are compared by what they spell, in lower case and without leading space, so that "Paris", " Paris"
 and " paris" are one word.
@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 def word_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a token spells, in lower case, without a marker of a space or white space."""
+    """Return what a token spells, in lower case, without white space or markers of word boundaries."""
     return tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##").lower()
 
 
 def says_something(word: str) -> bool:
-    """Whether a word, in lower case, is longer than two characters and no stop word.
+    """Return whether a lower-case word is longer than two characters and not a stop word.
 
     >>> says_something("tokyo"), says_something("the"), says_something("to")
     (True, False, False)
@@ -56,4 +56,4 @@ yes yet you your yours yourself yourselves
 """
 
 STOP_WORDS = frozenset(_TEXT.split())
-"""English words that say nothing about a subject, with the pieces that tokenizers make of contractions."""
+"""English words that say nothing about a subject, and the pieces into which tokenizers cut contractions."""

@@ -1,11 +1,11 @@
-"""What the core is for: it is forced out of the full model and of every subnetwork, or left alone.
+"""What the core is for: it is removed from the full model and from every subnetwork, or kept alone.
 
-Beside the core stand, drawn several times, as many random components of each kind that are not in it:
+The controls are as many random components of each kind that are not in the core, drawn several times:
 
-* of the model: any of them;
-* of the core's layers: as many from each layer as the core has there, as far as there are so many; what
-  early heads write reaches more of the model, so that a core may look important for being early;
-* of a subnetwork: of what it keeps beyond the core, all of it if that is less.
+* for the full model: any of them;
+* for the core's layers: as many from each layer as the core has there, or all if there are fewer. What
+  early heads write reaches more of the model, so a core may look important only because it is early;
+* for a subnetwork: those that it keeps beyond the core, or all of them if there are fewer.
 
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024).
 """
@@ -31,7 +31,7 @@ from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks
 
 Parts = Mapping[str, np.ndarray]
-"""Components by kind: whether each of the "heads" (layer, head) and of the "mlp" (layer) is one."""
+"""A set of components, by kind: whether it has each of the "heads" (layer, head) and "mlp" (layer)."""
 
 _ORDER = (
     *("full model", "without the core", "without random ones", "without random ones of its layers"),
@@ -46,19 +46,19 @@ class NothingToAblate(InputError):
 
 @dataclass(frozen=True)
 class CoreAblation:
-    """What is left without the core, or of it alone.
+    """What remains without the core, or with the core alone.
 
     `frame` has a row per network and set of prompts: `of` is what was done (as in `table`), `group` and
-    `seed` name a subnetwork, `draw` counts random draws, `kept` is how many components are left, `prompts`
-    is "in-domain" or "generalization"; `rank` is the mean rank of the answers (0 is best) and `accuracy`
-    the share that is ranked first.
+    `seed` name a subnetwork, `draw` counts random draws, `kept` is the number of components that remain,
+    `prompts` is "in-domain" or "generalization", `rank` is the mean rank of the answers (0 is best), and
+    `accuracy` is the share of answers with rank 0.
     """
 
     frame: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """A row per `of` and set of `prompts`: mean `rank`, its `lowest` and `highest`, mean `accuracy`,
-        how many components are `kept` on average, and of how many networks (`n`)."""
+        """Return a row per `of` and set of `prompts`: the mean `rank` with its `lowest` and `highest`, the
+        mean `accuracy`, the mean number of components that are `kept`, and the number `n` of networks."""
         grouped = self.frame.groupby(["of", "prompts"], sort=False)
         ranks = grouped["rank"]
         columns = {"rank": ranks.mean(), "lowest": ranks.min(), "highest": ranks.max()}
@@ -66,7 +66,7 @@ class CoreAblation:
         return pd.DataFrame(columns).reset_index()
 
     def conclusion(self) -> str:
-        """What the core's ablation costs in-domain and in generalisation, beside that of random ones."""
+        """Say what ablating the core costs on each set of prompts, compared with random components."""
         sentences = []
         for prompts in dict.fromkeys(self.frame["prompts"]):
             asked = self.frame.loc[self.frame["prompts"] == prompts]
@@ -83,7 +83,7 @@ class CoreAblation:
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by what was done; dots are draws or subnetworks."""
+        """Mean ranks by what was done; each dot is a draw or a subnetwork."""
         return grouped_bars(
             {
                 of: {
@@ -113,13 +113,13 @@ def ablate_core(
     """Measure the full model and every subnetwork without the core, and the core alone.
 
     Args:
-        model: That was pruned.
+        model: The model that was pruned.
         masks: Subnetworks of one sparsity, or by sparsity, that share the core.
-        prompts: In-domain, as the facts.
-        generalization: As the implications.
-        kinds: Of components that count as the core, "heads" or "mlp"; heads, as in the source. All of
-            another kind stay as they are, also beside the core alone.
-        draws: Of random components, for each network.
+        prompts: In-domain prompts, such as the facts.
+        generalization: Prompts to generalise to, such as the implications.
+        kinds: The kinds of components that count as the core, "heads" or "mlp"; heads, as in the source.
+            All components of other kinds are kept, also where the core is alone.
+        draws: How often random components are drawn for each network.
         seed: The same seed draws the same components.
 
     Raises:
@@ -141,7 +141,7 @@ def ablated(
     asked: Mapping[str, PromptsLike],
     steps: Steps,
 ) -> CoreAblation:
-    """`ablate_core`, in steps."""
+    """Run `ablate_core` in steps."""
     every = next(iter(as_groups(masks).values())).like(
         *(np.stack([network.kept[kind] for network in networks]) for kind in ("heads", "mlp"))
     )
@@ -159,7 +159,7 @@ def ablated(
 def networks_of(
     masks: MasksLike, *, kinds: str | Sequence[str] = ("heads",), draws: int = 20, seed: int = 0
 ) -> list[_Network]:
-    """All that `ablate_core` measures, and raises of its arguments."""
+    """Return all networks that `ablate_core` measures; raise what it raises of these arguments."""
     check_draws(draws)
     of_core = parts_of(core(masks), kinds)
     return list(_networks(as_groups(masks), of_core, draws, np.random.default_rng(seed)))
@@ -171,7 +171,7 @@ def check_draws(draws: int) -> None:
 
 
 def parts_of(found: Core, kinds: str | Sequence[str]) -> dict[str, np.ndarray]:
-    """The core's components of these kinds, checked for being some and not all."""
+    """Return the core's components of these kinds; raise an error if these are none or all."""
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     if not kinds:
         raise InputError("kinds=() leave no core: name 'heads', 'mlp' or both.")
@@ -196,9 +196,9 @@ def parts_of(found: Core, kinds: str | Sequence[str]) -> dict[str, np.ndarray]:
 def drawn_outside(
     of_core: Parts, rng: np.random.Generator, *, among: Parts | None = None, by_layer: bool = False
 ) -> dict[str, np.ndarray]:
-    """As many components of each kind as the core has, drawn at random from those that are not in it.
+    """Draw as many components of each kind as the core has, at random from those that are not in it.
 
-    With `among` from these only, and with `by_layer` as many of each layer; fewer where there are fewer.
+    With `among`, draw only from these. With `by_layer`, draw as many per layer. Draw fewer if fewer exist.
     """
     drawn = {}
     for kind, taken in of_core.items():
@@ -216,7 +216,7 @@ def drawn_outside(
 
 @dataclass(frozen=True)
 class _Network:
-    """What is kept, and what was done to get there."""
+    """The components that are kept, and labels that say how this network was made."""
 
     of: str
     kept: Parts
@@ -233,7 +233,7 @@ class _Network:
 def _networks(
     groups: Mapping[str, Masks], of_core: Parts, draws: int, rng: np.random.Generator
 ) -> Iterator[_Network]:
-    """All that is measured."""
+    """Yield all networks to measure."""
     of_one = next(iter(groups.values())).dataset.isel(seed=0)
     full = {kind: np.ones(of_one[kind].shape, bool) for kind in ("heads", "mlp")}
     yield _Network("full model", full)

@@ -1,14 +1,14 @@
-"""The core: the components that every subnetwork keeps, beside what chance would leave in all of them.
+"""The core: the components that every subnetwork keeps, compared with what chance would leave in all.
 
-Of n components of a kind, let subnetwork s keep k_s. Were these drawn at random, independently of one
-another, a component would be in all of them with the probability prod_s k_s / n, and
+Of n components of a kind, let subnetwork s keep k_s. If these were drawn at random and independently, a
+component would be in all subnetworks with the probability prod_s k_s / n, and
 
     E[size] = n prod_s k_s / n.
 
-The size itself is found subnetwork by subnetwork: of m components that are in all so far, the next one
-keeps a hypergeometric number. That is exact, and p is the probability of a core at least as large. The
-control keeps how many heads and how many MLPs each subnetwork has, so a core that is there only because
-MLPs are kept more often than heads is not one.
+The distribution of the size is built up by subnetwork: of m components that are in all so far, the
+next one keeps a hypergeometric number. This is exact, and p is the probability of a core at least as large.
+The random subnetworks have as many heads and MLPs each as the real ones, so a core that exists only because
+MLPs are kept more often than heads is not significant.
 
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core: Understanding Subnetwork Generalization in Pretrained
 Language Models" (ACL 2024).
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FORMAT = "ecstruct core 1"
-"""What a file of cores says of itself; the number changes with the file's layout."""
+"""The format name in a file of cores; the number changes with the file's layout."""
 
 ALL = "all"
-"""The group of the subnetworks of all sparsities together."""
+"""The name of the group that contains the subnetworks of all sparsities."""
 
 _NAMES = {"heads": "heads", "mlp": "MLPs"}
 
@@ -51,13 +51,13 @@ MasksLike = Masks | Mapping[float, Masks]
 class Core:
     """The core of subnetworks of one model; what `ecstruct.subnetworks.core` returns.
 
-    Wraps one `xarray.Dataset`, open to use as `.dataset`, with the coordinates `group` (the sparsities as
-    text, and "all", which is last), `kind` ("heads" and "mlp", those that were pruned), `layer`, `head`:
+    It wraps one `xarray.Dataset`, available as `.dataset`, with the coordinates `group` (the sparsities as
+    text, then "all"), `kind` (those of "heads" and "mlp" that were pruned), `layer` and `head`:
 
-    * `heads` (group, layer, head) and `mlp` (group, layer): whether all subnetworks keep it;
+    * `heads` (group, layer, head) and `mlp` (group, layer): whether all subnetworks keep the component;
     * `heads_frequency` and `mlp_frequency`: the share of subnetworks that keep it;
-    * `size`, `expected` and `p` (group, kind): of the core; `kept` (group, kind): components that a
-      subnetwork keeps, the mean; `subnetworks` (group) and, of these, `distinct` (group) ones.
+    * `size`, `expected` and `p` (group, kind) of the core; `kept` (group, kind), the mean number of
+      components that a subnetwork keeps; `subnetworks` and `distinct` (group), how many there are.
     """
 
     dataset: xr.Dataset
@@ -68,22 +68,22 @@ class Core:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of components that were pruned; those of others are in no core."""
+        """The kinds of components that were pruned; components of other kinds are in no core."""
         return [str(kind) for kind in self.dataset["kind"].values]
 
     @property
     def heads(self) -> xr.DataArray:
-        """The heads that every subnetwork keeps (layer, head)."""
+        """Whether every subnetwork keeps each head (layer, head)."""
         return self.dataset["heads"].isel(group=-1, drop=True)
 
     @property
     def mlp(self) -> xr.DataArray:
-        """The MLPs that every subnetwork keeps (layer)."""
+        """Whether every subnetwork keeps each MLP (layer)."""
         return self.dataset["mlp"].isel(group=-1, drop=True)
 
     def frequency(self, group: str | float = ALL) -> xr.Dataset:
-        """The share of the subnetworks of a group that keep each of the `heads` (layer, head) and of the
-        `mlp` (layer); of all by default.
+        """Return the share of a group's subnetworks that keep each of the `heads` (layer, head) and of the
+        `mlp` (layer); by default of all subnetworks.
 
         Raises:
             InputError: there is no such group.
@@ -92,16 +92,16 @@ class Core:
         return xr.Dataset({"heads": of_group["heads_frequency"], "mlp": of_group["mlp_frequency"]})
 
     def components(self, group: str | float = ALL) -> list[str]:
-        """The core's components by name, as "MLP 4" and "head 5.2"; of all subnetworks by default."""
+        """Return the names of the core's components, such as "MLP 4"; by default of all subnetworks."""
         of_group = self._group(group)
         frame = component_frame(of_group["layer"].values, of_group["head"].values)
         kept = np.concatenate([of_group[kind].values.ravel() for kind in ("mlp", "heads")])
         return component_names(frame.loc[kept])
 
     def table(self) -> pd.DataFrame:
-        """A row per group and kind: how many `subnetworks`, and how many `distinct` ones among them, of how
-        many `components` each keeps how many (`kept`, a mean), how many all keep (`core`), how many chance
-        would leave (`expected`), and how often chance would leave as many (`p`)."""
+        """Return a row per group and kind: the number of `subnetworks` and of `distinct` ones, the number
+        of `components`, how many of these a subnetwork keeps on average (`kept`) and all keep (`core`), how
+        many chance would leave in all (`expected`), and the probability of at least as many (`p`)."""
         dataset, rows = self.dataset, []
         totals = {"heads": dataset["heads"][0].size, "mlp": dataset["mlp"][0].size}
         for group in self.groups:
@@ -114,19 +114,19 @@ class Core:
         return pd.DataFrame(rows)
 
     def conclusion(self) -> str:
-        """What was found, in a sentence for each kind of components."""
+        """Say what was found, in a sentence per kind of components."""
         table, last = self.table(), self.groups[-1]
         return " ".join(map(_sentence, table.loc[table["group"] == last].to_dict(orient="records")))
 
     @property
     def figure(self) -> go.Figure:
-        """How often each head and MLP is kept, a panel per group; the core's have a dot."""
+        """How often each head and MLP is kept, with a panel per group; dots mark the core."""
         from ecstruct.plots.subnetworks import frequencies
 
         return frequencies(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it to one netCDF file, which appears whole or not at all."""
+        """Write the dataset to one netCDF file, which appears whole or not at all."""
         netcdf.write(self.dataset, path, FORMAT)
 
     @classmethod
@@ -134,12 +134,12 @@ class Core:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, a damaged one, or one that holds something else.
+            InputError: the file does not exist, is damaged, or holds something else.
         """
         return cls(netcdf.read(path, FORMAT, "cores"))
 
     def _group(self, group: str | float) -> xr.Dataset:
-        """A group by name; `ALL` is the last one, which is the only one of a single sparsity."""
+        """Return a group by name. `ALL` is the last one, and the only one if there is one sparsity."""
         name = self.groups[-1] if group == ALL else str(group)
         if name not in self.groups:
             raise InputError(f"there is no core of {name!r}: there are {self.groups}.")
@@ -147,14 +147,14 @@ class Core:
 
 
 def core(masks: MasksLike) -> Core:
-    """The components that every subnetwork keeps, and how many of them chance explains.
+    """Find the components that every subnetwork keeps, and how many of them chance explains.
 
     Args:
-        masks: Subnetworks of one sparsity, or by sparsity; of the latter there is a core of each, and one
-            of all together.
+        masks: Subnetworks of one sparsity, or by sparsity. With several sparsities there is a core for
+            each, and one for all together.
 
     Raises:
-        InputError: no subnetworks, fewer than two, some that did not converge, or subnetworks of unlike
+        InputError: no subnetworks, fewer than two, some that did not converge, or subnetworks of different
             models.
     """
     by_sparsity = as_groups(masks)
@@ -164,7 +164,7 @@ def core(masks: MasksLike) -> Core:
 
 
 def as_groups(masks: MasksLike) -> dict[str, Masks]:
-    """Subnetworks by their sparsity as text; that of `Masks` alone is the mean one.
+    """Return subnetworks by their sparsity as text; for `Masks` alone it is their mean sparsity.
 
     Raises:
         InputError: no subnetworks, or some that did not converge.
@@ -180,11 +180,11 @@ def as_groups(masks: MasksLike) -> dict[str, Masks]:
 
 
 def merged(groups: Sequence[Masks]) -> Masks:
-    """All subnetworks together, with seeds counted from 0 if there are several groups.
+    """Join all subnetworks; if there are several groups, seeds are renumbered from 0.
 
     Raises:
-        InputError: they are of unlike models, pruned of other kinds of components, or with other values in
-            the place of what is ablated.
+        InputError: they are of different models, were pruned of different kinds of components, or put
+            different values in the place of what is ablated.
     """
     first = groups[0]
     for other in groups[1:]:
@@ -211,15 +211,15 @@ def merged(groups: Sequence[Masks]) -> Masks:
 
 
 def chance_overlap(total: int, sizes: Sequence[int]) -> np.ndarray:
-    """The probabilities of 0, 1, ..., `total` components that independent random subsets of these `sizes`
-    of the same `total` components all have.
+    """Return the probabilities that 0, 1, ..., `total` components are in all of several independent random
+    subsets of these `sizes`, each drawn from the same `total` components.
 
     >>> chance_overlap(4, [2, 2]).round(4).tolist()  # 1, 4 and 1 of the 6 second ones
     [0.1667, 0.6667, 0.1667, 0.0, 0.0]
     """
     probabilities, left = np.zeros(total + 1), np.arange(total + 1)
     probabilities[total] = 1.0
-    # Of m that are in all so far, a subset has a hypergeometric number.
+    # Of m components that are in all subsets so far, the next subset keeps a hypergeometric number.
     steps = {size: hypergeom.pmf(left[:, None], total, left, size) for size in set(sizes)}
     for size in sizes:
         probabilities = steps[size] @ probabilities

@@ -1,14 +1,14 @@
-"""Do added heads build on the core? How much what they write changes when the core is ablated.
+"""Do added heads build on the core? This measures how much their z changes when the core is ablated.
 
 For a head h with z_h in the full model, and z_h* with the core ablated,
 
     change = mean over prompts of the mean over their tokens of |z_h* - z_h| / |z_h|.
 
-Beside it stands the change with as many random components ablated instead that are not in the core: any of
-them, or as many from each of the core's layers, because what is ablated early reaches more of the model. An
-ablated head still has a z; what is measured is the z before it is replaced.
+The controls ablate as many random components that are not in the core: any of them, or as many from each of
+the core's layers, because an early ablation reaches more of the model. For a head that is itself ablated, z
+is measured before it is replaced.
 
-Heads in the core's first layer and below cannot depend on it, and are left out.
+Heads in the core's first layer and in earlier ones cannot depend on the core, and are left out.
 
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024).
 """
@@ -45,22 +45,22 @@ from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
 
 _TOKENS = 512
-"""Of a batch: the z of all layers are held at once."""
+"""The number of tokens in a batch. It is small because the z of all layers are in memory at once."""
 
 _ABLATED = ("the core", "random ones", "random ones of its layers")
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """`frame` has a row per head (`layer`, `head`), per what is `ablated` ("the core", "random ones",
-    "random ones of its layers"), how many `components` that are, and `draw`: its relative `change`."""
+    """`frame` has a row per head (`layer`, `head`), per set that is `ablated` ("the core", "random ones",
+    "random ones of its layers"; of so many `components`), and per `draw`: the head's relative `change`."""
 
     frame: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """A row per what is `ablated`: how many `components`, a mean; the mean `change` of the heads; of
-        several draws the `lowest` and `highest` mean and `p`, the share of draws that change them as much
-        as the core does, the core among them."""
+        """Return a row per set that is `ablated`: its mean number of `components`, the mean `change` of the
+        heads, the `lowest` and `highest` mean of a draw, and `p`, the share of draws that change the heads
+        at least as much as the core does, counting the core as one draw."""
         means = self._means()
         of_core = means["the core"].item()
         rows = []
@@ -78,7 +78,7 @@ class Dependence:
         return pd.DataFrame(rows)
 
     def conclusion(self) -> str:
-        """How much the heads change, beside the controls."""
+        """Say how much the heads change, compared with the controls."""
         rows = self.table().set_index("ablated").to_dict(orient="index")
         n = len(self.frame.loc[self.frame["ablated"] == "the core"])
         of_core, random, of_layers = (rows[name] for name in _ABLATED)
@@ -96,7 +96,7 @@ class Dependence:
         return grouped_bars(means, y="relative change of z")
 
     def _means(self) -> dict[str, np.ndarray]:
-        """Means over heads, by draw."""
+        """Return the mean changes over heads, by draw."""
         by_draw = self.frame.pivot_table(index="draw", columns="ablated", values="change", aggfunc="mean")
         return {name: by_draw[name].dropna().to_numpy() for name in _ABLATED}
 
@@ -116,11 +116,11 @@ def dependence(
     """Measure how much heads beyond the core depend on it, in the full model.
 
     Args:
-        model: That was pruned.
+        model: The model that was pruned.
         masks: Subnetworks of one sparsity, or by sparsity, that share the core.
-        prompts: On which heads write; the implications, to see how what generalises depends on the core.
-        added: The heads in question (layer, head), as `Generalising.heads`; all that are not in the core by
-            default.
+        prompts: Prompts on which z is measured; use the implications to see how generalisation depends on
+            the core.
+        added: The heads to measure (layer, head), as `Generalising.heads`; by default all outside the core.
         kinds, draws, seed: As in `ablate_core`.
 
     Raises:
@@ -138,7 +138,7 @@ def dependence(
 
 
 def n_ablated(draws: int) -> int:
-    """How many sets of components `dependence` ablates in turn."""
+    """Return how many sets of components `dependence` ablates in turn."""
     return 1 + 2 * draws
 
 
@@ -153,7 +153,7 @@ def depending(
     draws: int = 20,
     seed: int = 0,
 ) -> Dependence:
-    """`dependence`, in steps; the cost is one for each prompt and set of components."""
+    """Run `dependence` in steps; the cost is one for each prompt and set of components."""
     check_draws(draws)
     found = core(masks)
     of_core = parts_of(found, kinds)
@@ -189,7 +189,7 @@ def _changes(
     ablated: Sequence[Parts],
     steps: Steps,
 ) -> list[Float[Tensor, "layer head"]]:
-    """The relative change of every head, for each of what is ablated."""
+    """Return the relative change of every head, for each set of components that is ablated."""
     tokenizer = tokenizer_of(model)
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
     changes: list[Tensor] = [torch.zeros(())] * len(ablated)
@@ -206,7 +206,7 @@ def _changes(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some of the prompts, of `n_prompts`."""
+    """Some of the `n_prompts` prompts, run together."""
 
     gated: GatedModel
     batch: Batch
@@ -221,7 +221,7 @@ class _Batch:
         return _z(self.gated, self._embedded, {})
 
     def change(self, ablated: Parts) -> xr.DataArray:
-        """The relative change of every head: what these prompts add to its mean over all."""
+        """Return what these prompts add to the mean relative change of every head over all prompts."""
         real = self.batch.mask.to(self.gated.view.dtype)
         weight = real / real.sum(1, keepdim=True) / self.n_prompts
         moved = _z(self.gated, self._embedded, ablated)
@@ -233,7 +233,7 @@ class _Batch:
 def _z(
     gated: GatedModel, embedded: Embedded, ablated: Parts
 ) -> Float[Tensor, "layer batch pos head d_head"]:
-    """The z of every head, with some components ablated; of these it is what they would have written."""
+    """Return the z of every head with some components ablated; of ablated heads, before it is replaced."""
     shape, device, dtype = gated.reference.heads.shape[:2], gated.view.device, gated.view.dtype
     kept = {"heads": torch.ones(shape), "mlp": torch.ones(shape[0])}
     kept |= {kind: torch.from_numpy(~part).float() for kind, part in ablated.items()}

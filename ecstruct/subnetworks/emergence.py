@@ -1,17 +1,17 @@
-"""When the core appears in training, and when the added heads.
+"""When in training the core appears, and when the added heads do.
 
 The core and the added heads are those of the trained model. At every checkpoint, under its weights and with
-the means of its own runs, they are taken away and left alone; what that costs says whether they do yet what
-they do at the end:
+the means of its own runs, they are removed, and kept alone. The cost of this tells whether they already do
+what they do at the end:
 
     cost(X) = mean rank without X - mean rank of the full model.
 
-X has *appeared* at the first checkpoint from which on it costs at least half of what it costs at the last.
-The core alone (with all components of other kinds) says whether it suffices; with the added heads beside
-it, whether these are what it lacked.
+X has *appeared* at the first checkpoint from which on its cost is always at least half of that at the last
+one. The core alone (with all components of other kinds) shows whether it suffices; the core with the added
+heads shows whether these are what it lacked.
 
-With `prune`, subnetworks are found at every checkpoint anew: the share of them that keeps a head of the
-core, beside that of all heads, says when pruning begins to choose it.
+With `prune`, subnetworks are found anew at every checkpoint. The share of them that keeps a head of the
+core, compared with that of all heads, shows when pruning begins to choose the core.
 
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024), who find that the core appears early, and
 generalisation when further heads do.
@@ -50,12 +50,12 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Emergence:
-    """The course of the core and of the added components.
+    """The course of the core and of the added components through training.
 
     `frame` has a row per `checkpoint`, `network` (of `NETWORKS`) and set of `prompts` ("in-domain",
-    "generalization"): mean `rank` and `accuracy`. `chosen`, of subnetworks that were found at each
-    checkpoint, has a row per `checkpoint`, `kind` and `components` ("core", "added", "all"): the mean
-    `frequency` with which these are kept, missing where there are none; empty without pruning.
+    "generalization"), with the mean `rank` and the `accuracy`. `chosen` has a row per `checkpoint`, `kind`
+    and set of `components` ("core", "added", "all"), with the mean `frequency` with which the checkpoint's
+    own subnetworks keep them (missing for an empty set); it is empty without pruning.
     """
 
     frame: pd.DataFrame
@@ -66,13 +66,13 @@ class Emergence:
         return list(dict.fromkeys(self.frame["checkpoint"]))
 
     def ranks(self, network: str, prompts: str) -> list[float]:
-        """The mean ranks of one network through the checkpoints."""
+        """Return the mean ranks of one network, checkpoint by checkpoint."""
         rows = self.frame.loc[(self.frame["network"] == network) & (self.frame["prompts"] == prompts)]
         return rows["rank"].tolist()
 
     def appeared(self) -> pd.DataFrame:
-        """A row per `components` ("core", "added") and set of `prompts`: their `cost` at the last
-        checkpoint, in ranks, and the `checkpoint` at which they appeared; missing if they cost nothing."""
+        """Return a row per set of `components` ("core", "added") and of `prompts`: their `cost` at the last
+        checkpoint, in ranks, and the `checkpoint` at which they appeared (missing if they cost nothing)."""
         rows = []
         for components in ("core", "added"):
             network = f"without the {components}"
@@ -87,7 +87,7 @@ class Emergence:
         return pd.DataFrame(rows)
 
     def conclusion(self) -> str:
-        """Since when core and added components do what they do at the end."""
+        """Say from which checkpoint on the core and the added components are needed."""
         sentences = []
         for row in self.appeared().to_dict(orient="records"):
             what = "The core" if row["components"] == "core" else "What is added"
@@ -102,7 +102,7 @@ class Emergence:
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks through the checkpoints, a panel per set of prompts."""
+        """Mean ranks by checkpoint, with a panel per set of prompts."""
         shown = [name for name in NETWORKS if name in set(self.frame["network"])]
         panels = {
             prompts: {name: self.ranks(name, prompts) for name in shown}
@@ -128,20 +128,20 @@ def emergence(
     """Follow the core through the checkpoints of a training run.
 
     Args:
-        models: By step or epoch, in their order, models or what `ecstruct.load` takes; one is loaded at a
-            time. Finetuning at a constant rate for n epochs is a prefix of finetuning for more, so that
-            `ecstruct.finetune(..., epochs=n).model` are the checkpoints of one run.
-        core: Of the trained model's subnetworks.
-        prompts: In-domain, as the facts.
-        generalization: As the implications.
-        added: Which components the subnetworks that generalise add to the core.
+        models: Models, or what `ecstruct.load` takes, by step or epoch and in this order; one is loaded at
+            a time. Finetuning at a constant rate for n epochs is a prefix of finetuning for more, so the
+            checkpoints of one run are `ecstruct.finetune(..., epochs=n).model`.
+        core: The core of the trained model's subnetworks.
+        prompts: In-domain prompts, such as the facts.
+        generalization: Prompts to generalise to, such as the implications.
+        added: The components that the subnetworks that generalise add to the core.
         kinds: As in `ablate_core`.
-        reference, ablation: As in `prune`, at every checkpoint anew.
-        prune: Finds subnetworks of a checkpoint, as `lambda model: prune(model, facts, seeds=4)`.
+        reference, ablation: As in `prune`; means are computed anew at every checkpoint.
+        prune: Finds the subnetworks of a checkpoint, as `lambda model: prune(model, facts, seeds=4)`.
 
     Raises:
-        InputError: no checkpoints, no component of these kinds is in the core, or all are; models of other
-            shapes; prompts that cannot be ranked.
+        InputError: no checkpoints; no component of these kinds is in the core, or all are; models of
+            different shapes; prompts that cannot be ranked.
     """
     if not models:
         raise InputError("there are no checkpoints: give models by step, in their order.")
@@ -169,7 +169,7 @@ def emergence(
 
 
 def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
-    """What each network keeps."""
+    """Return the components that each network keeps."""
     full = {kind: np.ones(getattr(core, kind).shape, bool) for kind in ("heads", "mlp")}
     found = {"full model": full, "without the core": full | {k: ~part for k, part in of_core.items()}}
     if of_added:

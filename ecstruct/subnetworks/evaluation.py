@@ -1,8 +1,8 @@
-"""What subnetworks can do: ranks, accuracy, and how far from the full model they are.
+"""What subnetworks can do: their ranks, their accuracy, and how far they are from the full model.
 
 Ranks are those of `ecstruct.ranks`, by first tokens. Accuracy is the share of prompts with rank 0. KL, in
-nats, is that of the full model to the subnetwork, between their distributions over the whole vocabulary
-after a prompt's last token; they agree where these have the same maximum.
+nats, is KL(full || subnetwork) between the distributions over the whole vocabulary after a prompt's last
+token. The two models agree on a prompt if these distributions have the same maximum.
 """
 
 import logging
@@ -30,7 +30,7 @@ from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.running import GatedModel, Gates
 
 _TOKENS = 4096
-"""In a batch of prompts under several masks."""
+"""The number of tokens in a batch of prompts under several masks."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,16 +38,16 @@ _log = logging.getLogger(__name__)
 def evaluate(
     model: TransformerBridge, masks: Masks, prompts: PromptsLike, *, progress: bool = True
 ) -> xr.Dataset:
-    """Run prompts under every mask, and the full model beside them.
+    """Run prompts under every mask, and in the full model for comparison.
 
     Returns:
-        `rank`, `kl` and `agrees` (seed, prompt), their means `mean_rank`, `accuracy`, `mean_kl` and
-        `agreement` (seed), and the full model's `full_rank` (prompt), `full_mean_rank` and
-        `full_accuracy`. Prompts have their `text`, `answer` and `template`, seeds their `sparsity`.
+        `rank`, `kl` and `agrees` (seed, prompt); their means `mean_rank`, `accuracy`, `mean_kl` and
+        `agreement` (seed); and the full model's `full_rank` (prompt), `full_mean_rank` and `full_accuracy`.
+        Prompts have the coordinates `text`, `answer` and `template`, seeds have `sparsity`.
 
     Raises:
         InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, masks
-            that did not converge, or without the values that take the place of what is ablated.
+            that did not converge, or masks without reference values.
     """
     n_runs = len(masks) * len(prompts := as_prompts(prompts))
     with Bar(n_runs, "evaluate", unit="run", disable=not progress) as bar:
@@ -57,7 +57,7 @@ def evaluate(
 def evaluated(
     model: TransformerBridge, masks: Masks, prompts: PromptsLike, steps: Steps, name: str = "evaluation"
 ) -> xr.Dataset:
-    """`evaluate` in steps, whose names begin with `name`; their cost is one for each prompt and mask."""
+    """Run `evaluate` in steps, whose names begin with `name`; the cost is one per prompt and mask."""
     masks.check_converged()
     reference = masks.reference
     if reference is None:
@@ -116,7 +116,7 @@ def evaluated(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Prompts that are run together, under some masks at a time."""
+    """Prompts that run together, under some masks at a time."""
 
     gated: GatedModel
     prompts: list[TokenizedPrompt]
@@ -128,12 +128,12 @@ class _Chunk:
 
     @cached_property
     def _full(self) -> tuple[Float[np.ndarray, " prompt"], Float[Tensor, "prompt d_vocab"]]:
-        """Ranks and log-probabilities of the full model."""
+        """The ranks and log-probabilities of the full model."""
         logits = self.gated.logits(self.gated.embed(self._batch))
         return _ranks(logits, self.prompts), logits.double().log_softmax(-1)
 
     def measured(self, masks: Gates) -> xr.Dataset:
-        """`rank`, `kl` and `agrees` (seed, prompt), and `full_rank` (prompt)."""
+        """Return `rank`, `kl` and `agrees` (seed, prompt), and `full_rank` (prompt)."""
         n = len(masks.heads)
         gates = masks.each(len(self.prompts))
         logits = self.gated.logits(self.gated.embed(self._batch.repeat(n)), gates)
@@ -152,13 +152,13 @@ class _Chunk:
 
 
 def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0.03) -> float:
-    """100 minus the largest sparsity, in percent, at which the mean accuracy over seeds is no more than
+    """Return 100 minus the largest sparsity, in percent, at which the mean accuracy over seeds is at most
     `within` below the full model's; 100 if there is none.
 
-    `evaluations` are what `evaluate` returns on the same prompts, by sparsity (a share, as 0.5).
+    `evaluations` are what `evaluate` returns on the same prompts, by sparsity (a share such as 0.5).
 
     Raises:
-        InputError: there are none, or a sparsity is not between 0 and 1.
+        InputError: there are no evaluations, or a sparsity is not between 0 and 1.
     """
     if not evaluations:
         raise InputError("there are no evaluations: give at least one, by its sparsity.")
@@ -167,7 +167,7 @@ def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0
     kept = [
         sparsity
         for sparsity, measured in evaluations.items()
-        # Accuracies are shares of a few prompts: what is 0.03 apart may be so to a rounding error.
+        # Accuracies are shares of a few prompts, so a difference may be exactly 0.03 up to rounding.
         if float(measured["accuracy"].mean()) >= float(measured["full_accuracy"]) - within - 1e-9
     ]
     return 100 * (1 - max(kept, default=0.0))
@@ -176,7 +176,7 @@ def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0
 def _chunks(
     prompts: Sequence[TokenizedPrompt], n_masks: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Prompts of similar length, and the masks to run them under, some at a time."""
+    """Yield prompts of similar length, and the masks to run them under, some at a time."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     longest = len(prompts[order[-1]].ids)
     at_once = max(1, _TOKENS // longest)

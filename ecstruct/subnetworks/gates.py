@@ -16,7 +16,7 @@ BETA, GAMMA, ZETA, EDGE = 2 / 3, -0.1, 1.1, 1e-6
 
 
 def hard_concrete(log_alpha: Tensor, u: Tensor) -> Tensor:
-    """Gates from uniform numbers of the same shape."""
+    """Return gates for uniform numbers `u` of the same shape as `log_alpha`."""
     s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
     return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 

@@ -1,16 +1,16 @@
-"""What only generalising subnetworks have: the best third beside the worst.
+"""What only generalising subnetworks have: the best third compared with the worst.
 
-The subnetworks of each sparsity are ordered by their mean rank on the generalization set (equal ones as
-they come), and the best and the worst third of each sparsity (at least one subnetwork) are put together. A
-component's difference is
+The subnetworks of each sparsity are ordered by their mean rank on the generalization set (ties in the order
+given). The best thirds of all sparsities form one group and the worst thirds another (each third has at
+least one subnetwork). A component's difference is
 
     d = share of the best that keep it - share of the worst that keep it.
 
-If it has nothing to do with generalisation, chance decided which subnetworks were the best: their ranks are
-dealt out anew, within each sparsity, and p is how often |d*| >= |d| (with the real one among them). Of
+If the component has nothing to do with generalisation, chance decided which subnetworks were the best. So
+ranks are permuted within each sparsity, and p is how often |d*| >= |d| (counting the real order). Among
 many components some differ by chance: `p_adjusted` is how often the *largest* |d*| of all components is at
-least |d| (Westfall and Young), so that at most 5% of the cases in which nothing differs have any component
-with p_adjusted <= 0.05.
+least |d| (Westfall and Young). When no component truly differs, at most 5% of experiments have any
+component with p_adjusted <= 0.05.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Generalising:
-    """Which components the subnetworks that generalise best have, and those that generalise worst have not.
+    """The components that the subnetworks that generalise best keep, and the worst ones do not.
 
     `frame` has a row per component that was pruned: `kind`, `layer`, `head` (missing for an MLP), the
     shares of the `best` and of the `worst` that keep it, their `difference`, `p`, `p_adjusted`, whether it
     is in the `core`, and whether it is `added`: kept by more than half of the best, and not in the core.
-    `best` and `worst` are the mean ranks of both thirds; `heads` (layer, head) and `mlp` (layer) are
-    the added ones.
+    The fields `best` and `worst` are the mean ranks of both thirds; `heads` (layer, head) and `mlp` (layer)
+    say which are added.
     """
 
     frame: pd.DataFrame
@@ -53,12 +53,12 @@ class Generalising:
     mlp: xr.DataArray
 
     def significant(self, level: float = 0.05) -> pd.DataFrame:
-        """The components whose difference is not of chance at this level, the largest first."""
+        """Return the components whose difference is significant at this level, the largest first."""
         found = self.frame.loc[self.frame["p_adjusted"] <= level]
         return found.sort_values(by="difference", ascending=False, ignore_index=True)
 
     def conclusion(self) -> str:
-        """Which components differ, or that none does."""
+        """Say which components differ, or that none does."""
         thirds = (
             f"The best third of the subnetworks generalises with a mean rank of {self.best:.2f}, the worst "
             f"with {self.worst:.2f}. "
@@ -90,13 +90,13 @@ def generalising(
 
     Args:
         masks: Subnetworks of one sparsity, or by sparsity.
-        ranks: A mean rank for each of them, by sparsity as the masks; 0 is best.
-        permutations: How many to draw.
+        ranks: A mean rank for each subnetwork, by sparsity if the masks are; 0 is best.
+        permutations: How many permutations to draw.
         seed: The same seed draws the same permutations.
 
     Raises:
-        InputError: fewer than two subnetworks of a sparsity, ranks that do not go with the masks or are
-            not finite, no permutations.
+        InputError: fewer than two subnetworks of a sparsity, ranks that do not match the masks or are not
+            finite, or no permutations.
     """
     if permutations < 1:
         raise InputError(f"permutations={permutations} give no p-value; draw 1 or more, as in 10000.")
@@ -107,7 +107,7 @@ def generalising(
     best, worst = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
     start = 0
     rng = np.random.default_rng(seed)
-    shares = np.zeros((permutations + 1, len(kept)))  # of a subnetwork in d; the real ones first
+    shares = np.zeros((permutations + 1, len(kept)))  # weights of subnetworks in d; the real order first
     thirds = {name: max(1, len(of_group) // 3) for name, of_group in by_group.items()}
     n = sum(thirds.values())
     for name, of_group in by_group.items():
@@ -167,7 +167,7 @@ def _ranks_by_group(
 
 
 def _components(masks: Masks) -> tuple[Float64[np.ndarray, "subnetwork component"], pd.DataFrame]:
-    """Which components each subnetwork keeps, of the kinds that were pruned, and what they are called."""
+    """Return which components each subnetwork keeps, and their frame, of the kinds that were pruned."""
     frame = component_frame(masks.heads["layer"].values, masks.heads["head"].values)
     kept = np.concatenate([masks.mlp.values, masks.heads.values.reshape(len(masks), -1)], axis=1)
     pruned = frame["kind"].replace("head", "heads").isin(masks.kinds).to_numpy()

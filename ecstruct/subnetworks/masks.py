@@ -1,7 +1,7 @@
 """Masks: which heads and MLPs of a model a subnetwork keeps.
 
-True is kept. What is not kept is ablated: what it writes is replaced by its mean over a reference set, or
-by zero. These values are kept with the masks: a subnetwork is both, and can be run on any prompts.
+True means kept. A component that is not kept is ablated: what it writes is replaced by its mean over a
+reference set, or by zero. These values are stored with the masks, so a subnetwork can run on any prompts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ecstruct.io.values import Number, check
 from ecstruct.subnetworks.reference import Reference
 
 FORMAT = "ecstruct masks 1"
-"""What a file of masks says of itself; the number changes with the file's layout."""
+"""The format name in a file of masks; the number changes with the file's layout."""
 
 TOLERANCE = 0.1
-"""How far the sparsity that the gates expect may be from that asked for, in shares of all components."""
+"""How far the sparsity that the gates expect may be from the one asked for, as a share of components."""
 
 _DIMS = {"heads": ("seed", "layer", "head"), "mlp": ("seed", "layer")}
 _REFERENCE = {"heads_reference": ("layer", "head", "d_head"), "mlp_reference": ("layer", "d_model")}
@@ -44,21 +44,21 @@ class _Model(TypedDict, total=False):
 
 
 _ATTRS = {"options": _Options, "model": _Model}
-"""What is read of the attributes that `prune` gives masks."""
+"""The types of those attributes set by `prune` that are read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
     """Subnetworks of one model, one for each seed; what `ecstruct.subnetworks.prune` returns.
 
-    Wraps one `xarray.Dataset`, open to use as `.dataset`, with the variables `heads` and `mlp`, the
-    coordinates `seed`, `layer` and `head`, and, if there is a `reference`, its values `heads_reference`
-    and `mlp_reference`. Masks of `prune` have `expected_sparsity` (seed), the share of gates that the
+    It wraps one `xarray.Dataset`, available as `.dataset`, with the variables `heads` and `mlp` and the
+    coordinates `seed`, `layer` and `head`. With a `reference`, it also has its values `heads_reference` and
+    `mlp_reference`. Masks from `prune` have `expected_sparsity` (seed), the share of gates that the
     optimisation expects to be zero. `len(masks)` is the number of seeds.
 
     Raises:
-        InputError: variables, coordinates or attributes of other names, dimensions or types, values that
-            are not finite, no seeds, or two with one number.
+        InputError: variables, coordinates or attributes of other names, dimensions or types; values that
+            are not finite; no seeds, or a seed that occurs twice.
     """
 
     dataset: xr.Dataset
@@ -84,8 +84,8 @@ class Masks:
             raise InputError(f"two masks have the seed {twice}: each needs one of its own.")
 
     def _check(self, name: str, dims: tuple[str, ...], kinds: str, of: str) -> None:
-        """A variable, or a coordinate, has these dimensions, none of them empty, and a type of these kinds
-        of numpy's."""
+        """Check that a variable or coordinate has these dimensions, none of them empty, and a dtype of one
+        of these NumPy `kinds`; errors call the type `of`."""
         if name not in self.dataset.variables and dims != (name,):
             raise InputError(f"this is no dataset of masks: it has no variable {name!r}.")
         found = self.dataset[name]
@@ -106,8 +106,8 @@ class Masks:
         expected: Float[np.ndarray, " seed"] | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> Masks:
-        """Masks from arrays, True where a component is kept; `seeds` are 0, 1, ... if not given, and
-        `reference` is needed to run them. `expected` is the sparsity that gates expect, if there were any.
+        """Make masks from arrays that are True where a component is kept. `seeds` are 0, 1, ... by default;
+        `reference` is needed to run the masks; `expected` is the expected sparsity of the gates, if any.
 
         >>> masks = Masks.of(np.ones((2, 3, 4)), np.zeros((2, 3)))
         >>> masks.heads.sizes["head"], masks.sparsity.values.tolist()
@@ -165,7 +165,7 @@ class Masks:
 
     @property
     def reference(self) -> Reference | None:
-        """What ablated components write, if it is known."""
+        """The values that ablated components write, or `None` if they are unknown."""
         if not set(_REFERENCE) <= set(self.dataset.data_vars):
             return None
         return Reference(*(torch.from_numpy(self.dataset[name].values) for name in _REFERENCE))
@@ -181,13 +181,13 @@ class Masks:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """A copy of what it takes to run this again, if they were found by `prune`: the model with its
+        """A copy of what is needed to run `prune` again, if it found these masks: the model with its
         fingerprint, options and versions."""
         return copy.deepcopy(self.dataset.attrs)
 
     @property
     def sparsity(self) -> xr.DataArray:
-        """The share of components that is ablated (seed), of those `kinds` that were pruned."""
+        """The share of components that is ablated (seed), among the `kinds` that were pruned."""
         kept = [
             self.dataset[kind].stack(component=_DIMS[kind][1:], create_index=False) for kind in self.kinds
         ]
@@ -196,13 +196,13 @@ class Masks:
 
     @property
     def converged(self) -> xr.DataArray:
-        """Whether each seed's optimisation came as near to the sparsity asked for as `TOLERANCE` (seed);
-        true of masks that no optimisation found."""
+        """Whether each seed's optimisation came within `TOLERANCE` of the sparsity asked for (seed); true
+        for masks that no optimisation found."""
         expected = self.dataset.get("expected_sparsity", self.sparsity)
         return (abs(expected - self.sparsity) <= TOLERANCE).rename("converged")
 
     def check_converged(self) -> None:
-        """Refuse masks that order has chosen, and not the optimisation.
+        """Reject masks that were decided by the order of the gates and not by the optimisation.
 
         Raises:
             InputError: some seeds did not converge.
@@ -228,15 +228,14 @@ class Masks:
         *,
         seeds: Iterable[int] | None = None,
     ) -> Masks:
-        """Other masks of the same model, with the same values in the place of what is ablated, and the
-        same `attrs`."""
+        """Return other masks of the same model, with the same reference values and `attrs`."""
         return Masks.of(heads, mlp, seeds=seeds, reference=self.reference, attrs=self.attrs)
 
     def select(self, seeds: Iterable[int]) -> Masks:
-        """The masks of these seeds, in this order.
+        """Return the masks of these seeds, in this order.
 
         Raises:
-            InputError: no mask has one of them, or there are none.
+            InputError: there is no mask of one of the seeds, or no seeds are given.
         """
         chosen, known = list(seeds), self.seeds
         if missing := [seed for seed in chosen if seed not in known]:
@@ -244,7 +243,7 @@ class Masks:
         return Masks(self.dataset.sel(seed=chosen))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it to one netCDF file (HDF5), which appears whole or not at all."""
+        """Write the dataset to one netCDF file (HDF5), which appears whole or not at all."""
         netcdf.write(self.dataset, path, FORMAT)
 
     @classmethod
@@ -252,7 +251,7 @@ class Masks:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, a damaged one, or one that holds something else.
+            InputError: the file does not exist, is damaged, or holds something else.
         """
         return cls(netcdf.read(path, FORMAT, "masks"))
 

@@ -2,8 +2,8 @@
 
     python -m ecstruct.subnetworks.organism FOLDER [first-hop|second-hop]
 
-The embedded model is finetuned on facts and pruned to 12 subnetworks at each of two sparsities. Everything
-is deterministic; masks are kept in the folder, so that a second call only measures.
+The organism is finetuned on facts and pruned to 12 subnetworks at each of two sparsities. Everything is
+deterministic. The masks are stored in the folder, so that a second call only measures.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(folder: Path, hop: str) -> None:
 
 
 def found(model, data, sparsity: float, folder: Path, hop: str) -> subnetworks.Masks:
-    """Subnetworks of the model on its facts, from the folder if they are there."""
+    """Return subnetworks of the model on its facts, from the folder if they are there."""
     path = folder / f"masks-{hop}-{sparsity}.nc"
     if not path.exists():
         subnetworks.prune(

@@ -1,4 +1,4 @@
-"""How far pruning is: the state of every seed's optimisation, in memory and in a file to go on from."""
+"""The progress of pruning: the state of every seed's optimisation, in memory and in a checkpoint file."""
 
 import json
 import time
@@ -20,10 +20,10 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.provenance import provenance, versions
 
 SECONDS = 30.0
-"""Between checkpoints."""
+"""The seconds between checkpoints."""
 
 INITIAL, NOISE = 10.0, 0.01
-"""Mean and standard deviation of log alpha at first."""
+"""The mean and standard deviation of the initial log alpha."""
 
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
@@ -31,8 +31,8 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Progress:
-    """`tensors` are `log_alpha` [seed, gate] and `multipliers` [seed, 2], in float64, as gates are cheap;
-    what AdamW keeps of each, as `log_alpha exp_avg`; and the steps that are `done` [seed]."""
+    """`tensors` has `log_alpha` [seed, gate] and `multipliers` [seed, 2], in float64 because gates are
+    cheap; AdamW's averages of each, as `log_alpha exp_avg`; and the number of steps `done` [seed]."""
 
     seeds: list[int]
     tensors: dict[str, Tensor]
@@ -44,10 +44,10 @@ class Progress:
     def begin(
         cls, seeds: list[int], n_gates: int, checkpoint: str | Path | None, about: Mapping[str, Any]
     ) -> "Progress":
-        """At the first step or, if there is a checkpoint that is whole, where that was written.
+        """Begin at the first step or, if there is a whole checkpoint, at the step where it was written.
 
         Raises:
-            InputError: it is of another run, or no checkpoint.
+            InputError: the file belongs to another run, or is not a checkpoint.
         """
         draws = [np.random.default_rng((seed, 0)).normal(INITIAL, NOISE, n_gates) for seed in seeds]
         tensors = {
@@ -66,7 +66,7 @@ class Progress:
         return self.tensors["done"].tolist()
 
     def resume(self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int]) -> None:
-        """Give an optimiser of these seeds' parameters, by name, what it had kept of them."""
+        """Give an optimiser of these seeds' parameters, by name, the state it had of them."""
         step = torch.tensor(float(self.done[rows[0]]))
         for name, parameter in of.items():
             kept = {average: self.tensors[f"{name} {average}"][rows] for average in _AVERAGES}
@@ -75,7 +75,7 @@ class Progress:
     def note(
         self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int], done: int
     ) -> None:
-        """Take over where these seeds are."""
+        """Copy the state of these seeds after `done` steps from the optimiser and its parameters."""
         for name, parameter in of.items():
             self.tensors[name][rows] = parameter.detach()
             for average in _AVERAGES:
@@ -83,11 +83,11 @@ class Progress:
         self.tensors["done"][rows] = done
 
     def due(self) -> bool:
-        """Whether to write a checkpoint now."""
+        """Return whether to write a checkpoint now."""
         return self.path is not None and time.monotonic() > self._saved + SECONDS
 
     def save(self) -> None:
-        """Write a checkpoint, if there is to be one."""
+        """Write a checkpoint, if there is a path for it."""
         if self.path is None:
             return
         save_tensors(self.path, self.tensors, self.about)
@@ -97,7 +97,7 @@ class Progress:
 def described(
     model: TransformerBridge, options: Mapping[str, Any], prompts: Mapping[str, Sequence[Prompt]]
 ) -> dict[str, Any]:
-    """What masks depend on, beside their seeds, as it comes back from a file."""
+    """Return everything but the seeds that masks depend on, in the form in which JSON returns it."""
     about = {
         "method": "pruning",
         "model": {
@@ -121,7 +121,7 @@ def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What masks depend on: not on the path by which their model's source is called."""
+    """Return what masks depend on, without the path or revision by which the model was named."""
     described = run.get("model", {})
     model = {name: value for name, value in described.items() if name not in ("source", "revision")}
     return {**run, "model": model}

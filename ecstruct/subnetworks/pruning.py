@@ -1,26 +1,26 @@
-"""Pruning: the components that a model can do without on some prompts (Bhaskar, Friedman and Chen 2024).
+"""Pruning: which components a model can do without on some prompts (Bhaskar, Friedman and Chen 2024).
 
 Every head and every MLP gets a hard-concrete gate, and the gates of one subnetwork minimise
 
     KL(full || gated) + l1 (t - s) + l2 (t - s)^2
 
-with the model's weights frozen: KL, in nats, between the distributions over the whole vocabulary after a
-prompt's last token, averaged over prompts; s the expected share of gates that are zero; t the sparsity
-asked for, ramped up from 0 and then held. AdamW goes down for log alpha, and at rate 1 up for l1 and l2,
-which begin at 0. In the end the gates with the least log alpha are set to zero, in each kind as many as are
-expected to be, all others to one.
+with the model's weights frozen. KL, in nats, is between the distributions over the whole vocabulary after a
+prompt's last token, averaged over prompts; s is the expected share of gates that are zero; t is the
+sparsity asked for, ramped up from 0 and then held. AdamW descends on log alpha, and ascends at rate 1 on l1
+and l2, which begin at 0. In the end the gates with the smallest log alpha are set to zero, in each kind as
+many as are expected to be, and all others to one.
 
-s is 1 - mean(z) with P(z = 0) in the place of a draw of z, as in Louizos et al.: at log alpha = 10, where
-gates begin, one draw in 4,600 has a gradient. What optimisation leaves between the expected number of zeros
-and the number asked for is made up by the gates with the next log alpha: no more than a tenth of all, or
-the seed has not *converged*, and its masks say so (`Masks.converged`).
+s is 1 - mean(z) with P(z = 0) in place of a draw of z, as in Louizos et al.: at log alpha = 10, where gates
+begin, only one draw in 4,600 has a gradient. If the expected number of zeros differs from the number asked
+for, the gates with the next log alpha make up the difference. This may be at most a tenth of all gates;
+otherwise the seed has not *converged*, and its masks say so (`Masks.converged`).
 
-Log alpha moves by about the learning rate in a step, from 10 to 0 and below, so that at 0.1 nothing is
-ablated in the first steps, and the sparsity settles after about 150. The 500 steps of the default let gates
-change sides while the target grows.
+Log alpha moves by about the learning rate per step, from 10 to 0 and below. At 0.1, nothing is therefore
+ablated in the first steps, and the sparsity settles after about 150. With the default of 500 steps, gates
+can change sides while the target grows.
 
-Seeds differ in their draws (and, where there are more prompts than `batch_size`, in their batches). They
-are optimised together, rows of one batch, but do not see one another.
+Seeds differ in their draws (and, if there are more prompts than `batch_size`, in their batches). They are
+optimised together as rows of one batch, but do not influence one another.
 """
 
 import logging
@@ -55,20 +55,20 @@ from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
 Kind = Literal["heads", "mlp"]
 
 RATE = 1.0
-"""Of the multipliers."""
+"""The learning rate of the multipliers."""
 
 RAMP = 0.9
 """The share of the steps in which the target grows."""
 
 SETTLED = 1.5
-"""Steps until the sparsity settles, in steps of the learning rate from the first log alpha to 0."""
+"""The steps until the sparsity settles, as a multiple of those that log alpha takes to reach 0."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is pruned, how far and how; see `prune`."""
+    """The checked options of `prune`."""
 
     sparsity: float
     steps: int
@@ -94,7 +94,7 @@ class Options:
 
     @property
     def settled(self) -> int:
-        """From how many steps on the sparsity is what it was asked to be."""
+        """The number of steps after which the sparsity has reached what was asked for."""
         return math.ceil(SETTLED * INITIAL / self.lr)
 
     def target(self, step: int) -> float:
@@ -117,26 +117,26 @@ def prune(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Masks:
-    """Subnetworks that say what the model says after some prompts, one for each seed.
+    """Find subnetworks that predict what the model predicts after some prompts, one for each seed.
 
     Args:
-        model: As from `ecstruct.load` or `ecstruct.finetune`; comes back unchanged.
-        prompts: On which it is imitated. Answers and options say whether it solves them, no more.
+        model: From `ecstruct.load` or `ecstruct.finetune`, for example; it is not changed.
+        prompts: Subnetworks imitate the model on these. Answers and options only tell if it solves them.
         sparsity: The share of components that is ablated, among all of `kinds` together; it is reached to
             within one component.
-        seeds: How many, or which.
-        steps: Of optimisation; each runs `batch_size` prompts (all, if there are fewer) for every seed.
-            Fewer than about 15 / lr do not converge; 500 is ample at the default rate.
-        kinds: What may be ablated; the other kind is kept.
-        ablation: Whether an ablated component writes its mean over `reference` (the prompts themselves, if
-            not given) or zero.
-        lr: Of log alpha, by AdamW with torch's defaults but for weight decay, which is 0.
-        checkpoint: A file to go on from, and to write about every half minute. With it, a SIGTERM that
-            somebody listens for lets the step be finished and kept.
+        seeds: The number of seeds, or the seeds themselves.
+        steps: The number of optimisation steps; each runs `batch_size` prompts (or all, if there are fewer)
+            for every seed. Fewer than about 15 / lr do not converge; 500 is ample at the default rate.
+        kinds: The kinds that may be ablated; all components of another kind are kept.
+        ablation: Whether an ablated component writes its mean over `reference` (by default the prompts
+            themselves) or zero.
+        lr: The learning rate of log alpha, for AdamW with torch's defaults except a weight decay of 0.
+        checkpoint: A file to resume from, and to write about every half minute. With it, a SIGTERM lets the
+            step finish and be saved, if a handler listens for it.
 
     Raises:
-        InputError: an option out of its range, an empty reference set, no seeds, a checkpoint of another
-            run, prompts that cannot be ranked, or a loss that is not finite.
+        InputError: an option out of its range, an empty reference set, no seeds, another run's checkpoint,
+            prompts that cannot be ranked, or a loss that is not finite.
         Terminated: after a SIGTERM.
     """
     kinds = (kinds,) if isinstance(kinds, str) else kinds
@@ -183,7 +183,7 @@ def prune(
 
 
 def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
-    """Seeds as a list, from their number or themselves."""
+    """Return seeds as a list, from their number or from the seeds themselves; check that they are valid."""
     if isinstance(seeds, bool):
         raise InputError(f"seeds={seeds} is neither a number of seeds nor a list of them.")
     chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
@@ -199,7 +199,7 @@ def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
 
 
 def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-    """Which gates of each kind are kept; see the module's docstring."""
+    """Return which gates of each kind are kept; see the module's docstring."""
     expected = [float(probability_of_zero(of_kind).sum()) for of_kind in log_alpha]
     flat = [of_kind.flatten() for of_kind in log_alpha]
     kept = []
@@ -209,7 +209,7 @@ def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         kept.append(keep)
     together, keep = torch.cat(flat), torch.cat(kept)
     missing = round(sparsity * len(keep)) - int((~keep).sum())
-    # Ablated ones are below all others, or above, in this order.
+    # Ablate more from the smallest log alpha up, or fewer from the largest down.
     order = together.argsort(stable=True, descending=missing < 0)
     keep[order[keep[order] == (missing > 0)][: abs(missing)]] = missing < 0
     parts = keep.split([len(of_kind) for of_kind in flat])
@@ -217,7 +217,7 @@ def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 
 
 class Pruning:
-    """The optimisation of any seeds."""
+    """The optimisation of any number of seeds."""
 
     def __init__(
         self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Options, pad_id: int
@@ -233,13 +233,13 @@ class Pruning:
         self._everything: tuple[int, Embedded] | None = None
 
     def by_kind(self, gates: Tensor) -> list[Tensor]:
-        """Values of all gates [..., gate], by kind: [..., layer, head] or [..., layer]."""
+        """Split values of all gates [..., gate] by kind: [..., layer, head] or [..., layer]."""
         shapes = [_shapes(self.gated)[kind] for kind in self.options.kinds]
         parts = gates.split([math.prod(shape) for shape in shapes], dim=-1)
         return [p.unflatten(-1, shape) for p, shape in zip(parts, shapes, strict=True)]
 
     def groups(self, state: Progress) -> list[list[int]]:
-        """Seeds, by their rows, that are optimised together: as many as memory allows, from one step on."""
+        """Return rows of seeds to optimise together: as many as memory allows, all at the same step."""
         length = max(len(p.ids) for p in self.prompts)
         view = self.gated.view
         of_seed = view.n_layers * graph_bytes(view, self._per_seed, length)
@@ -284,8 +284,8 @@ class Pruning:
                 raise interruption.Terminated
 
     def losses(self, log_alpha: Tensor, seeds: list[int], step: int) -> tuple[Tensor, Tensor]:
-        """KL of every seed's draw of gates, and the expected share of them that is zero."""
-        # A generator for each seed and step: draws depend on nothing else, and nothing needs to be kept.
+        """Return the KL of every seed's draw of gates, and the share of them expected to be zero [seed]."""
+        # Each seed and step has its own generator, so no generator state needs to be saved.
         draws = [np.random.default_rng((seed, step + 1)) for seed in seeds]
         u = torch.from_numpy(np.stack([draw.uniform(EDGE, 1 - EDGE, log_alpha.shape[1]) for draw in draws]))
         z = hard_concrete(log_alpha, u).to(self.gated.view.device, self.gated.view.dtype)
@@ -303,7 +303,7 @@ class Pruning:
         return kl.to(log_alpha), probability_of_zero(log_alpha).mean(1)
 
     def _batch(self, draws: list[np.random.Generator]) -> tuple[Embedded, Tensor]:
-        """Prompts for every seed, and which they are: [seed * prompt]."""
+        """Return prompts for every seed, and their indices [seed * prompt]."""
         n, device = len(self.prompts), self.gated.view.device
         every = self._per_seed == n
         drawn = [np.arange(n) if every else np.sort(d.choice(n, self._per_seed, False)) for d in draws]

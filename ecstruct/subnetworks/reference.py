@@ -1,7 +1,7 @@
 """What an ablated component writes: its mean over a reference set, or zero.
 
-Of a head it is the mean of its z, of an MLP that of what it writes before any post-norm, over all tokens
-of all prompts (padding is none). A subnetwork is a mask together with these values.
+For a head it is the mean of its z, for an MLP the mean of what it writes before any post-norm. Means are
+over all tokens of all prompts, without padding. A subnetwork is a mask together with these values.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Ablation = Literal["mean", "zero"]
 
 @dataclass(frozen=True)
 class Reference:
-    """The values that take the place of what ablated components write."""
+    """The values that replace what ablated components write."""
 
     heads: Float[Tensor, "layer head d_head"]
     mlp: Float[Tensor, "layer d_model"]
@@ -40,8 +40,8 @@ class Reference:
 def reference_values(
     model: TransformerBridge, prompts: PromptsLike, *, ablation: Ablation = "mean"
 ) -> Reference:
-    """The means over these prompts, in float64 on the CPU; with ablation="zero" zeros of the same shape,
-    whatever the prompts.
+    """Return the means over these prompts, in float64 on the CPU. With ablation="zero", return zeros of the
+    same shape, whatever the prompts.
 
     Raises:
         InputError: no prompts, one that cannot be read, an unknown ablation, or means that are not finite.
@@ -77,7 +77,7 @@ def reference_values(
 
 
 def _summed(view: HookedView, weights: Weights, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """The z of all heads and what the MLP writes, of every layer, summed over tokens in float64."""
+    """Return the z of all heads and what the MLP writes, of every layer, summed over tokens in float64."""
     trace, calls = view.embed(weights, batch.ids, batch.mask)
     resid, real, found = trace.output, batch.mask.bool(), []
     for layer in range(view.n_layers):

@@ -1,8 +1,8 @@
-"""A model whose components are ablated by degrees, many subnetworks in one batch.
+"""A model whose components are partly ablated, with many subnetworks in one batch.
 
-Every head and every MLP has a gate g: what it writes is ybar + g (y - ybar), with ybar from a reference
-set. At g = 1 that is y and at g = 0 it is ybar, bit for bit; in between it has a gradient. Every row of a
-batch has gates of its own, so that prompts can be run under many subnetworks at once.
+Every head and every MLP has a gate g: it writes ybar + g (y - ybar), with ybar from a reference set. At g =
+1 this is y and at g = 0 it is ybar, bit for bit; in between it has a gradient. Every row of a batch has its
+own gates, so that prompts can run under many subnetworks at once.
 """
 
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ from ecstruct.subnetworks.reference import Reference
 
 @dataclass(frozen=True)
 class Gates:
-    """The gates of every row."""
+    """The gates of every row of a batch."""
 
     heads: Float[Tensor, "row layer head"]
     mlp: Float[Tensor, "row layer"]
 
     def each(self, times: int) -> "Gates":
-        """Those of every row, several times in a row: of subnetworks, for that many prompts."""
+        """Repeat the gates of every row: turn gates of subnetworks into gates for `times` prompts each."""
         return Gates(self.heads.repeat_interleave(times, 0), self.mlp.repeat_interleave(times, 0))
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A batch that is ready for the blocks: what enters the first, how each is called, and the position
-    of every row's last token."""
+    """A batch that is ready for the blocks: what enters the first block, the call of each block, and the
+    position of every row's last token."""
 
     resid: Float[Tensor, "row pos d_model"]
     calls: list[BlockCall]
@@ -47,7 +47,7 @@ class Embedded:
 class GatedModel:
     """A model with frozen weights, and what its components write where they are ablated.
 
-    Nothing of the model is changed. It is run in the mode it is in: see `eval_mode`.
+    The model itself is not changed. It runs in the mode that it is in: see `eval_mode`.
 
     Raises:
         InputError: weights that are NaN or infinite; values of a model with other layers, heads or widths.
@@ -72,11 +72,11 @@ class GatedModel:
         return Embedded(trace.output.detach(), calls, batch.last)
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
-        """The logits at every row's last token, in the graph of the gates; without gates, the model's."""
+        """Return the logits at every row's last token, with a gradient in the gates, or without gates."""
         return self.view.logits_at(self.weights, self.resid(embedded, gates), embedded.last)
 
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
-        """What leaves the last block."""
+        """Return what leaves the last block."""
         resid = embedded.resid
         for layer, call in enumerate(embedded.calls):
             inputs, outputs = ({}, {}) if gates is None else self.edits(layer, gates)
@@ -85,7 +85,7 @@ class GatedModel:
         return resid
 
     def edits(self, layer: int, gates: Gates) -> tuple[dict[str, Edit], dict[str, Edit]]:
-        """What the gates make of one block, as `ecstruct.models.edits.editing` takes it."""
+        """Return the edits by which the gates act on one block, for `ecstruct.models.edits.editing`."""
         means, mean = self.reference.heads[layer], self.reference.mlp[layer]
 
         def gated_heads(z: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""The core beside the extractive scores: are the components that subnetworks keep those that matter there?
+"""The core and the extractive scores: are the components that subnetworks keep those with large scores?
 
-For each score and each kind of component, Spearman's rho over components of the share of the subnetworks
-that keep it and of the size of its score, |mean over prompts of the sum over tokens|; p by dealing the
-scores out anew among the components. A subnetwork may keep what helps and what harms, so it is the size
-that counts; `signed=True` asks for what raises the reward.
+For each score and kind of component, rho is Spearman's correlation over components between the share of the
+subnetworks that keep a component and the size of its score, |mean over prompts of the sum over tokens|. p
+permutes the scores among the components. A subnetwork may keep components that help and that harm, so the
+size counts; `signed=True` instead asks for components that raise the reward.
 
-Means of a group say more of what added components do: `percentile` is the mean over a group of the share of
-components of its kind that have no larger a score, 0.5 by chance (ties counted half).
+Group means say more about added components: `percentile` is the mean over a group of the share of
+components of its kind whose score is not larger, 0.5 by chance (ties count half).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ecstruct.subnetworks.generalising import Generalising
 
 @dataclass(frozen=True)
 class WithScores:
-    """Keep-frequencies beside extractive scores.
+    """Keep-frequencies and extractive scores of the same components.
 
     `frame` has a row per component: `kind` ("mlp" or "head"), `layer`, `head`, `frequency`, `group`
     ("core", "added" or "other") and its scores by name, in the unit of the reward; sizes unless `signed`.
@@ -44,8 +44,8 @@ class WithScores:
     signed: bool
 
     def groups(self) -> pd.DataFrame:
-        """A row per kind and group of components: how many `components`, and by score their mean
-        `percentile` among their kind (0.5 by chance)."""
+        """Return a row per kind and group of components: the number of `components`, and by score their
+        mean `percentile` within their kind (0.5 by chance)."""
         names = [name for name in SCORES if name in self.frame]
         places = self.frame.copy()
         for name in names:
@@ -56,7 +56,7 @@ class WithScores:
         return places.groupby(["kind", "group"], sort=False).agg(how).reset_index()
 
     def conclusion(self) -> str:
-        """Which scores go with how often a component is kept."""
+        """Say which scores correlate with how often a component is kept."""
         found = self.correlations.loc[self.correlations["p"] <= 0.05]
         of = "score" if self.signed else "size of the score"
         if found.empty:
@@ -75,7 +75,7 @@ class WithScores:
 
     @property
     def figure(self) -> go.Figure:
-        """A point per component, a panel per score: its score across, how often it is kept up."""
+        """A point per component, with a panel per score: the score on x, the share that keeps it on y."""
         names = [name for name in SCORES if name in self.frame]
         shown = self.frame.assign(
             name=[
@@ -91,7 +91,7 @@ class WithScores:
         }
         panels = {name: shown.rename(columns={name: "x", "frequency": "y"}) for name in names}
         figure = scatter(panels, x="score" if self.signed else "|score|", y="share that keeps it", fit=fit)
-        # A line of least squares is no picture of a correlation of ranks.
+        # The scatter plot's least-squares line does not represent a rank correlation.
         figure.for_each_trace(lambda line: line.update(visible=False), selector={"mode": "lines"})
         return figure.update_yaxes(range=[-0.05, 1.05])
 
@@ -107,19 +107,19 @@ def with_scores(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> WithScores:
-    """Put how often components are kept beside their extractive scores.
+    """Compare how often components are kept with their extractive scores.
 
     Args:
-        core: Of subnetworks of the finetuned model.
-        scores: Of the same model's components.
-        added: Which components are the added ones; without it, none.
-        group: Of which of the core's subnetworks, "all" or a sparsity.
-        signed: The scores themselves instead of their sizes.
-        permutations: How many to draw.
+        core: The core of subnetworks of the finetuned model.
+        scores: The scores of the same model's components.
+        added: Which components count as added; by default none.
+        group: Which of the core's subnetworks to use: "all" or a sparsity.
+        signed: Use the scores themselves instead of their sizes.
+        permutations: How many permutations to draw.
         seed: The same seed draws the same permutations.
 
     Raises:
-        InputError: scores of another model's components, components without a score, no such group, no
+        InputError: scores of another model's components, components without a score, no such group, or no
             permutations.
     """
     if permutations < 1:
