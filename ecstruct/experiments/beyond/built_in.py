@@ -218,7 +218,7 @@ def built_in(
     sources = {(seed, local): organism(seed, local) for seed in setup.seed_list for local in recipes}
     cells = grid(setup, local=list(recipes), hop=list(HOPS))
     cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each organism is loaded once
-    # If another recipe has as many local layers as the shipped one, the cells differ in no value.
+    # Cells do not record the recipe: only this name separates those of another from the shipped one's.
     name = "built_in" if recipe == Recipe() else "built_in-of-another-recipe"
     frame = sweep.run(name, measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
     accuracy = {cell: _held_out_accuracy(source) for cell, source in sources.items()}

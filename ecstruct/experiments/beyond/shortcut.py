@@ -221,8 +221,7 @@ class Shortcut(Result):
         return [over_seeds(of_layer, "value") for _, of_layer in rows]
 
     def decisive(self, words: str, order: str, check: str) -> tuple[int, float]:
-        """Return the layer most decisive by a check, with the ranks that it costs put back or gains
-        alone."""
+        """Return the most decisive layer by a check, and the ranks it costs put back or gains alone."""
         ranks = [stat["mean"] for stat in self.by_layer(words, order, check)]
         ends = self.gain(words, order)["rank"]
         if check == "put back":
