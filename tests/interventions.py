@@ -210,8 +210,7 @@ def values_of(kind: str, baseline: str, before: PreTrainedModel, after: PreTrain
     """Return the values that replace y_C, per prompt and component, [token, d_model].
 
     Heads of a layer share their pre-norm (perhaps with the MLP), some keys and values, and norms of these.
-    Still, with all weights new on the old input, each component writes what its own new copies would make
-    it.
+    Still, with all weights new on the old input, each writes what it would with only its own copies new.
     """
     old = [run(before, p) for p in PROMPTS]
     if kind == "informative":  # f_C(z_C, W'_C)
