@@ -116,7 +116,7 @@ def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
     """Return `n` people whom neither the paper nor the organism knows."""
     known = set(paper_lists()["names"])
     if setup.model == "organism":
-        from ecstruct.organism import World  # nothing but the organism needs it
+        from ecstruct.organism import World  # only the organism needs it
 
         world = World.build(seed)
         known |= {person.name for person in world.people} | {office.holder for office in world.offices}

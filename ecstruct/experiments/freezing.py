@@ -27,7 +27,7 @@ from ecstruct.finetuning import Finetuned
 from ecstruct.plots import grouped_bars
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
-"""What is frozen, and when. "All" (the paper's "All (post)") is the model before finetuning."""
+"""What is frozen, and when. "All", with all layers put back, is the model before finetuning."""
 
 KINDS = ("fact", "implication")
 

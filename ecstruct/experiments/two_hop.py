@@ -16,7 +16,7 @@ HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-ho
 """The hops, with their names in `Rates` and `results.json`."""
 
 OTHERS = slice(20, 40)
-"""Those of the paper's people about whom no measured finetuning teaches anything."""
+"""Those of the paper's people about whom no experiment teaches facts that it reports on."""
 
 _MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
 

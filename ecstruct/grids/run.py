@@ -52,7 +52,7 @@ def sweep(
     Raises:
         InputError: a model does not exist; the folder holds another sweep, or this one and `resume` is
             not set, or another process is using it; the executor cannot run jobs.
-        Terminated: on SIGTERM, if it is listened for; the jobs on this machine have ended.
+        Terminated: on SIGTERM, if a caller listens for it; the jobs on this machine have ended.
     """
     folder = Path(folder)
     if retries < 0:

@@ -7,8 +7,8 @@ and more local layers; on each, the freezing table is measured, and where a fact
 
     r(b) = mean rank of implications with the first b layers put back to their old weights
 
-rises from the finetuned model, r(0), to the one before finetuning, r(n_layers). The smallest b with r(b) >
-(r(0) + r(n_layers)) / 2 is the boundary of storage: the first b layers hold more than half.
+rises from the finetuned model, r(0), to the one before finetuning, r(n_layers). The smallest b with
+`r(b) > (r(0) + r(n_layers)) / 2` is the boundary of storage: the first b layers hold more than half.
 """
 
 from __future__ import annotations
