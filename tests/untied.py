@@ -31,8 +31,8 @@ from ecstruct.scores.result import ExtractiveScores
 
 
 class HeadCopy(nn.Module):
-    """What one head reads with: its own copies of the pre-norm and of its slices of Q, K and V; of all of Q
-    and K where their norms see all heads of a token at once."""
+    """The reading side of one head: its own copies of the pre-norm and of its slices of Q, K and V; of all
+    of Q and K where their norms see all heads of a token at once."""
 
     def __init__(self, block: Block, head: int, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ from ecstruct.subnetworks.dependence import depending, n_ablated
 from ecstruct.subnetworks.evaluation import evaluated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
-"""By set of prompts ("in-domain" and "generalization"), then by sparsity."""
+"""Measurements by set of prompts ("in-domain", "generalization"), then by sparsity."""
 
 Result = TypeVar("Result")
 
