@@ -1,7 +1,7 @@
 """Tiny configurations of every architecture that TransformerLens hooks as a causal language model of text.
 
-Hugging Face's class, what makes its default configuration tiny, and models of that class. Where a class has
-several shapes of block, each has a line of its own.
+Each line has Hugging Face's class, the sizes that make its default configuration tiny, and models of that
+class. A class with several shapes of block has a line for each.
 """
 
 from dataclasses import dataclass, field
@@ -39,9 +39,9 @@ _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """`name` is Hugging Face's class, `models` are some of that class; `options` tell several lines of one
-    class apart. `sizes` are those of its configuration that differ from the usual ones; `...` leaves one
-    out."""
+    """One line of the table: `name` is Hugging Face's class, `models` are some models of it, and `options`
+    distinguish several lines of one class. `sizes` are its configuration values that differ from the usual
+    ones; `...` leaves one out."""
 
     name: str
     models: str = ""
@@ -52,7 +52,7 @@ class Architecture:
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.options.items())])
 
     def build(self) -> PreTrainedModel:
-        """A random model in double."""
+        """Return a random model in float64."""
         sizes = {**_SIZES, **self.sizes, **self.options}
         config = CONFIG_MAPPING[MODEL_TYPES[self.name]](
             **{name: value for name, value in sizes.items() if value is not ...}

@@ -1,4 +1,4 @@
-"""Chat templates of the kinds there are, with tiny tokenizers and models that have them."""
+"""Chat templates of all common kinds, with tiny tokenizers and models that have them."""
 
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,35 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen's: with a system message of its own."""
+"""Qwen's template, which has a system message of its own."""
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}<|im_end|>\n\n"
     "{{ message.content | trim }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant<|im_end|>\n\n{% endif %}"
 )
-"""Llama 3's: BOS is a part of it, and texts are trimmed."""
+"""Llama 3's template, which writes BOS itself and trims texts."""
 
 LLAMA2 = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] "
     "{{ message.content }} [/INST]{% elif message.role == 'assistant' %} {{ message.content }} "
     "{{ eos_token }}{% else %}{{ raise_exception('no system messages here') }}{% endif %}{% endfor %}"
 )
-"""Llama 2's: words, not special tokens, with a space before what is answered; refuses system messages."""
+"""Llama 2's template: words, not special tokens, a space before the answer; it refuses system messages."""
 
 THINKING = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
     "<think>\n\n</think>\n\n{% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen 3's: what is answered comes after a thought, which may be empty."""
+"""Qwen 3's template, in which the answer follows a thought, which may be empty."""
 
 ALWAYS_THINKING = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}{{ message.content }}"
     "{% if message.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant<think>\n{% endif %}"
 )
-"""DeepSeek R1's: a thought is begun for the model, and left out of what it answered."""
+"""DeepSeek R1's template, which begins a thought for the model and leaves it out of earlier answers."""
 
 ASKED = [
     *(Prompt(text, city, subject=text.removesuffix(" lives in"), template="city") for text, city in FACTS),
@@ -51,14 +51,14 @@ ASKED = [
     Prompt("The assistant of Grace Miller says that Noah Clark lives in", "Paris", template="said"),
     Prompt("user", "Paris", template="one word", subject="user"),
 ]
-"""Of three templates, one with a word of the wrapper, one with a single prompt."""
+"""Prompts of three templates, one with a word of the chat wrapper, one with a single prompt."""
 
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2}
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<think>", "</think>"]
 
 
 def chat_tokenizer(template: str, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level, and with a BOS before all texts but those of chat templates."""
+    """Return a byte-level tokenizer with a BOS before all texts except those of chat templates."""
     words = " ".join(f"{text} {answer}" for text, answer in FACTS)
     tokenizer = byte_tokenizer(f"{words} {' '.join(CITIES)} user assistant system [INST] [/INST]")
     tokenizer.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": SPECIAL})
@@ -71,7 +71,7 @@ def chat_tokenizer(template: str, *, adds_bos: bool = True) -> PreTrainedTokeniz
 
 
 def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
-    """A random two-layer Llama with a chat template."""
+    """Save a random two-layer Llama with a chat template."""
     tokenizer = chat_tokenizer(template)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -96,7 +96,7 @@ def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
 
 
 def said_by_template(tokenizer: PreTrainedTokenizerFast, *said: str, **options: Any) -> Any:
-    """The ids that transformers makes of a conversation, beginning with the user."""
+    """Return the ids that transformers makes of a conversation, which the user begins."""
     roles = ("user", "assistant")
     messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)

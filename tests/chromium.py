@@ -1,4 +1,4 @@
-"""Pages as a browser draws them."""
+"""Rendering pages in a browser."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def drawn(path: Path, folder: Path) -> str:
-    """The page as a browser without a network leaves it."""
+    """Return the page as a browser without a network renders it."""
     assert CHROMIUM is not None
     result = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What the tests of the command line run it on: two models and prompts, and runs of these."""
+"""Inputs for the tests of the command line: two models, prompts, and runs on them."""
 
 import json
 import shutil
@@ -20,14 +20,14 @@ def jsonl(path: Path, records: Iterable[Any]) -> Path:
 
 
 def drop_from_text(path: Path, character: str) -> None:
-    """Let a tokenizer see nothing where this character is."""
+    """Make a tokenizer drop this character from every text."""
     tokenizer = json.loads(path.read_text())
     tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": character}, "content": ""}
     path.write_text(json.dumps(tokenizer))
 
 
 def save_inputs(folder: Path) -> Path:
-    """A model, another of the same kind, and prompts."""
+    """Save a model, another one of the same kind, and prompts."""
     save(folder / "model")
     drop_from_text(folder / "model" / "tokenizer.json", "\u200b")
     shutil.copytree(folder / "model", folder / "after")

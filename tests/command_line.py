@@ -1,4 +1,4 @@
-"""The command line as tests use it, and what it says when it refuses something."""
+"""The command line as tests call it, and its message when it refuses something."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def works(*words: Any) -> Result:
 
 
 def process(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A real process, with the network off."""
+    """Run the command in a process of its own, with the network off."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ecstruct", *map(str, words)]
     return subprocess.run(
@@ -31,7 +31,7 @@ def process(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def refused(result: Result) -> str:
-    """The one sentence on stderr."""
+    """Return the one sentence on stderr."""
     assert result.exit_code == 2, (result.output, result.exception)
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr

@@ -1,4 +1,4 @@
-"""Scores of the tiny models, what plain models say of them, and how the two are compared.
+"""Scores of the tiny models, the same quantities from plain models, and how the two are compared.
 
 The oracle runs every prompt on its own, without padding and without hooks of TransformerLens.
 """
@@ -31,7 +31,7 @@ LAYERS, HEADS = range(N_LAYERS), range(N_HEADS)
 CONVENTIONS = ("definition", "reference")
 PAPER = {"upstream": "surrogate", "propagation": "gradient"}
 EXACT = 1e-11
-"""Largest error relative to the largest score, when a family is computed in double throughout."""
+"""The largest error, relative to the largest score, when a family is computed in float64 throughout."""
 
 
 def scored(family: str, **options) -> ExtractiveScores:
@@ -40,27 +40,27 @@ def scored(family: str, **options) -> ExtractiveScores:
 
 @cache
 def exact_scores(family: str, convention: str = "definition", baseline: str = "counterfactual"):
-    """With the upstream scores of the paper, which are of two backward passes."""
+    """Score with the paper's upstream scores, which take two backward passes."""
     with double_throughout():
         return scored(family, convention=convention, baseline=baseline, **PAPER)
 
 
 @cache
 def runs(family: str) -> list[tuple[dict[tuple[int, str], Seen], dict[tuple[int, str], Seen]]]:
-    """What plain modules took and gave for every prompt, under W and under W', with gradients."""
+    """Return the inputs and outputs of plain modules for every prompt, under W and W', with gradients."""
     with double_throughout():
         return [tuple(watch(plain, p)[1] for plain in plain_pair(family)) for p in PROMPTS]
 
 
 def of(scores: ExtractiveScores, kind: str, part: str = "mlp", state: str | None = None) -> np.ndarray:
-    """The values of one score [prompt, layer, (head,) token], zero past the end of a prompt."""
+    """Return the values of one score [prompt, layer, (head,) token], zero past the end of a prompt."""
     data = scores.dataset[part]
     chosen = data.sel(score=kind) if state is None else data.sel(state=state)
     return np.nan_to_num(chosen.values)
 
 
 def assert_same(found, expected, tolerance: float = EXACT, least: float = 1e-4) -> None:
-    """Equal up to `tolerance` times the largest expected value, which is no less than `least`."""
+    """Check equality up to `tolerance` times the largest expected value (at least `least`)."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     scale = np.abs(expected).max()
@@ -69,12 +69,12 @@ def assert_same(found, expected, tolerance: float = EXACT, least: float = 1e-4) 
 
 
 def split(x: Tensor) -> Tensor:
-    """[1, token, head * d_head] to [head, token, d_head]."""
+    """Reshape [1, token, head * d_head] to [head, token, d_head]."""
     return x[0].unflatten(-1, (-1, D_HEAD)).transpose(0, 1)
 
 
 def padded(rows: list[Tensor]) -> np.ndarray:
-    """Tensors [..., token] of all prompts as one array, filled with zeros."""
+    """Stack tensors [..., token] of all prompts in one array, filled with zeros."""
     longest = max(row.shape[-1] for row in rows)
     return np.stack([nn.functional.pad(row.detach(), (0, longest - row.shape[-1])) for row in rows])
 
@@ -82,8 +82,8 @@ def padded(rows: list[Tensor]) -> np.ndarray:
 def at_new_inputs(
     before: PreTrainedModel, new: dict, layer: int, convention: str = "definition"
 ) -> tuple[Tensor, Tensor]:
-    """z of the heads and output of the MLP, when the components are called under W on the inputs that
-    they had under W': the residual stream or, by the reference, what came out of the pre-norm."""
+    """Return z of the heads and the output of the MLP when the components run under W on their inputs under
+    W': the residual stream, or, by the convention "reference", the output of the pre-norm."""
     block = blocks(before)[layer]
     entering = {part: new[layer, part].input.detach() for part in ("ln1", "ln2", "attn", "mlp")}
     if convention == "definition":

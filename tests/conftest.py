@@ -1,7 +1,7 @@
-"""Fixtures of several test files, and run-time checks of tensor shapes.
+"""Fixtures that several test files share, and run-time checks of tensor shapes.
 
-With ECSTRUCT_CHECK_TYPES=1 in the environment the annotations of the numerical modules are checked in
-every call. They nearly triple the time of these tests, so they are not always on.
+With ECSTRUCT_CHECK_TYPES=1 in the environment, every call checks the annotations of the numerical modules.
+That nearly triples the time of these tests, so it is off by default.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from jaxtyping import install_import_hook
 
-if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before anything imports them
+if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before these modules are imported
     numerical = ("scores.walk", "scores.linear", "scores.assemble", "models.hooked", "models.sites")
     install_import_hook([f"ecstruct.{name}" for name in numerical], "beartype.beartype")
 
@@ -19,9 +19,9 @@ import torch
 from tiny import UNHOOKED, double_throughout
 
 collect_ignore = ["data"]
-"""Doctests are looked for in every file, but what makes the data needs packages of its own."""
+"""pytest looks for doctests in every file, but the scripts that make the data need other packages."""
 
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
+torch.set_num_threads(1)  # the models are tiny: more threads would only wait for one another
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -33,13 +33,13 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is looked for on the Hugging Face Hub."""
+    """Look nothing up on the Hugging Face Hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # --quiet sets it; restored after the test
 
 
 @pytest.fixture
 def double_everywhere() -> Iterator[None]:
-    """Double models are computed in double throughout: sums of scores hold to 1e-10 in every family."""
+    """Compute float64 models in float64 throughout: sums of scores then hold to 1e-10 in every family."""
     with double_throughout():
         yield

@@ -1,4 +1,4 @@
-"""Ways in which files go wrong: what is in them, where they lie, and single values of JSON."""
+"""Kinds of damage to files: to their contents, to their place, and to single values of JSON."""
 
 import copy
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 DEEP = 100_000
-"""More levels than any parser that calls itself can follow."""
+"""More levels of nesting than any recursive parser can follow."""
 
 LONG = 10_000_000
-"""Bytes of one line."""
+"""The length of one line, in bytes."""
 
 WRITTEN: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
@@ -42,7 +42,7 @@ WRITTEN: dict[str, Callable[[bytes], bytes]] = {
     "HTML": lambda _: b"<!DOCTYPE html><html><body>404: not found</body></html>\n",
     "a pointer of git": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
 }
-"""From what a file should hold to what it does."""
+"""Functions from the good contents of a file to its damaged contents."""
 
 
 def _gone(path: Path) -> None:
@@ -72,14 +72,14 @@ PLACED: dict[str, Callable[[Path], None]] = {
     "a dangling link": _dangling,
     "a link to itself": _loop,
 }
-"""What lies where a file should; a link to itself is what even root cannot read."""
+"""Functions that put something else in the place of a file. Even root cannot read a link to itself."""
 
 PATHS: dict[str, Callable[[Path], Path]] = {
     "no file": lambda path: path.with_name("no-such" + path.suffix),
     "below a file": lambda path: path / ("x" + path.suffix),
     "a name that is too long": lambda path: path.with_name("x" * 300 + path.suffix),
 }
-"""From the path of a good file to one that cannot be read."""
+"""Functions from the path of a good file to a path that cannot be read."""
 
 VALUES: dict[str, Any] = {
     "null": None,
@@ -101,7 +101,7 @@ VALUES: dict[str, Any] = {
 
 
 def ways(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The ways to everything within a value of JSON, itself not among them."""
+    """Yield the paths of keys to everything inside a value of JSON, except to the value itself."""
     inside = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     )
@@ -111,7 +111,7 @@ def ways(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(value: Any, way: tuple[Any, ...], new: Any) -> Any:
-    """A copy of a value of JSON with another value at the end of a way."""
+    """Return a copy of a value of JSON with the value at the end of a path of keys replaced."""
     changed = copy.deepcopy(value)
     holder = changed
     for key in way[:-1]:
@@ -121,7 +121,7 @@ def put(value: Any, way: tuple[Any, ...], new: Any) -> Any:
 
 
 def without(value: Any, way: tuple[Any, ...]) -> Any:
-    """A copy without what is at the end of a way."""
+    """Return a copy without the value at the end of a path of keys."""
     changed = copy.deepcopy(value)
     holder = changed
     for key in way[:-1]:
@@ -131,13 +131,13 @@ def without(value: Any, way: tuple[Any, ...]) -> Any:
 
 
 def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A file of the format's form: the length of the header, the header, the tensors' bytes."""
+    """Return a file in the format's form: the length of the header, the header, the tensors' bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def tensor(shape: Any, begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any]:
-    """What a header says of one tensor."""
+    """Return a header's entry for one tensor."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
@@ -145,7 +145,7 @@ DELTA = {"format": "ecstruct-delta-1", "metadata": "{}"}
 
 
 def _with(entry: Any, data: bytes = b"") -> bytes:
-    """A delta that says this of a tensor."""
+    """Return a delta whose header has this entry for a tensor."""
     return safetensors({"__metadata__": DELTA, "a": entry}, data)
 
 
@@ -181,4 +181,4 @@ HEADERS: dict[str, bytes] = {
     "bytes behind the tensors": _with(tensor([1], 0, 4), bytes(8)),
     "tensors without bytes": _with(tensor([1], 0, 4)),
 }
-"""Whole safetensors files, whose headers are not what they should be."""
+"""Whole safetensors files with invalid headers."""

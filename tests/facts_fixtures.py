@@ -19,13 +19,13 @@ from transformers import (
 CITIES = ("Tokyo", "Paris", "Rome", "Addis Ababa", "Sao Paulo", "Cairo")
 NAMES = ("Grace Miller", "Ethan Parker", "Mia", "Noah Clark", "Zoe de la Cruz", "Grace Parker")
 FACTS = [(f"{name} lives in", city) for name, city in zip(NAMES, CITIES, strict=True)]
-"""Prompts of three to six words with answers of one or two."""
+"""Prompts of three to six words, with answers of one or two words."""
 
 N_CTX = 24
 
 
 def word_tokenizer(text: str = "", **special: str) -> PreTrainedTokenizerFast:
-    """One token per word of the facts and of `text`; `special` may set bos_token."""
+    """Return a tokenizer with a token per word of the facts and of `text`; `special` may set bos_token."""
     words = " ".join([text, *(f"{prompt} {answer}" for prompt, answer in FACTS)]).split()
     vocab = ["<pad>", "<eos>", "<unk>", *special.values(), *dict.fromkeys(words)]
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocab)}, unk_token="<unk>"))
@@ -40,7 +40,7 @@ def word_tokenizer(text: str = "", **special: str) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer(text: str, vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `text`, as GPT-2's."""
+    """Return a byte-level BPE tokenizer trained on `text`, like GPT-2's."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -57,7 +57,7 @@ def byte_tokenizer(text: str, vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 
 def with_ends(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
-    """Let a tokenizer put special tokens around every text, as in "<bos> $A <eos>"."""
+    """Make a tokenizer put special tokens around every text, as in "<bos> $A <eos>"."""
     ids = [(word, tokenizer.convert_tokens_to_ids(word)) for word in template.split() if word != "$A"]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=ids
@@ -66,7 +66,7 @@ def with_ends(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTo
 
 
 def save_tiny(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
-    """Save a random two-layer model, biases and norm gains random too, with `word_tokenizer`."""
+    """Save a random two-layer model with `word_tokenizer`; biases and norm gains are random too."""
     tokenizer = word_tokenizer()
     shared = {
         "vocab_size": len(tokenizer),
@@ -95,7 +95,7 @@ def save_tiny(folder: Path, family: str = "llama", *, tied: bool = False) -> Pat
     with torch.no_grad():
         for p in hf.parameters():
             p.copy_(p + 0.2 * torch.randn(p.shape, generator=generator))
-            # A constant start, whatever the global generator was.
+            # Matrices are overwritten, so that the state of the global generator has no effect.
             if p.dim() > 1:
                 p.copy_(0.2 * torch.randn(p.shape, generator=generator))
     hf.save_pretrained(folder)
@@ -104,5 +104,5 @@ def save_tiny(folder: Path, family: str = "llama", *, tied: bool = False) -> Pat
 
 
 def hugging_face(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The plain Hugging Face model, the oracle of these tests."""
+    """Load the plain Hugging Face model, the oracle of these tests."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()

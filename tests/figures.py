@@ -1,4 +1,4 @@
-"""What is where in a figure; Plotly's own types say too little of it to be checked."""
+"""The contents of figures by their position. Plotly's own types are too loose to check this."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 
 def panels(figure: Any) -> dict[tuple[float, float], Any]:
-    """Heatmaps by where their panels are: (left, top) in shares of the figure."""
+    """Return heatmaps by the position of their panels: (left, top) as fractions of the figure."""
     found = {}
     for trace in figure.data:
         x, y = (figure.layout[axis[0] + "axis" + axis[1:]] for axis in (trace.xaxis, trace.yaxis))
@@ -17,7 +17,7 @@ def panels(figure: Any) -> dict[tuple[float, float], Any]:
 
 
 def grid(figure: Any) -> list[list[Any]]:
-    """Heatmaps as rows from the top, each from the left."""
+    """Return heatmaps as rows from the top, each from left to right."""
     placed = panels(figure)
     tops = sorted({top for _, top in placed}, reverse=True)
     lefts = sorted({left for left, _ in placed})
@@ -25,7 +25,7 @@ def grid(figure: Any) -> list[list[Any]]:
 
 
 def grid_of_cells(figure: Any) -> list[list[Any]]:
-    """The same of a figure that also has dots."""
+    """Return the same rows for a figure that also has dots."""
     return grid(go.Figure([trace for trace in figure.data if trace.type == "heatmap"], figure.layout))
 
 
@@ -35,7 +35,7 @@ def axis_of(figure: Any, trace: Any, which: str) -> Any:
 
 
 def lines_of(figure: Any) -> list[Any]:
-    """The mean lines; what is filled is a band."""
+    """Return the lines of means; filled traces are bands."""
     return [trace for trace in figure.data if trace.fill is None]
 
 
@@ -44,7 +44,7 @@ def bands_of(figure: Any) -> list[Any]:
 
 
 def extremes(band: Any) -> dict[float, tuple[float, float]]:
-    """The lowest and highest value of a band at each step."""
+    """Return the lowest and highest value of a band at each step."""
     at: dict[float, list[float]] = {}
     for x, y in zip(band.x, band.y, strict=True):
         if x is not None:

@@ -1,4 +1,4 @@
-"""Checkpoint folders for the tests of loading, saving and the command line: sound ones and broken ones."""
+"""Checkpoint folders, sound and broken, for the tests of loading, saving and the command line."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 
 
 def save(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
-    """Save a random two-layer model; Gemma-2 with post-norms, soft-caps and a sliding window that bite."""
+    """Save a random two-layer model; Gemma-2's post-norms, soft-caps and sliding window take effect."""
     if family != "gemma2":
         return save_tiny(folder, family, tied=tied)
     tokenizer = word_tokenizer()
@@ -45,7 +45,7 @@ def save(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
 
 
 def save_llama(folder: Path, **config: Any) -> Path:
-    """Save a Llama of another size than that of `save`: `config` says in what it differs."""
+    """Save a Llama of another size than that of `save`; `config` has the values that differ."""
     tokenizer = word_tokenizer()
     values = {
         "vocab_size": len(tokenizer),
@@ -66,7 +66,7 @@ def save_llama(folder: Path, **config: Any) -> Path:
 
 
 def fill(model: torch.nn.Module, seed: int = 0) -> None:
-    """Random values for every parameter, norm gains and biases too."""
+    """Set every parameter to random values, including norm gains and biases."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -74,7 +74,7 @@ def fill(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    """Rewrite the weights of a folder after `change` did to them what it does."""
+    """Rewrite the weights of a folder after `change` has modified them in place."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -89,11 +89,11 @@ def edit_config(folder: Path, **values: Any) -> Path:
 
 
 def truncate(path: Path, n_bytes: int = 64) -> Path:
-    """Cut the end off a file."""
+    """Cut `n_bytes` off the end of a file."""
     path.write_bytes(path.read_bytes()[:-n_bytes])
     return path
 
 
 def contents(folder: Path) -> list[str]:
-    """All files under a folder, hidden ones too."""
+    """Return the names of all files under a folder, including hidden ones."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

@@ -1,11 +1,11 @@
-"""How well every form of upstream scores agrees with the interventions it stands for.
+"""How well every form of upstream scores agrees with the interventions that it estimates.
 
     python tests/forms.py random                     pairs of random models of four families
     python tests/forms.py organism [FOLDER ...]      the organism, or those in folders, and both hops
     python tests/forms.py smollm2                    SmolLM2, finetuned on invented people
 
-prints Pearson's r over components between each form and the causal scores, of all components and of heads
-alone, the slope of the causal scores on it, and the processor time that scoring took.
+prints Pearson's r over components between each form and the causal scores (for all components and for heads
+alone), the slope of the causal scores on the form, and the processor time of scoring.
 """
 
 import sys
@@ -22,12 +22,12 @@ from ecstruct.scores.result import component_totals
 
 FAMILIES = ("llama", "gpt2", "neox", "olmo2")
 RATE = 4e-4
-"""That of the experiments on the organism."""
+"""The learning rate of the experiments on the organism."""
 FORMS = [(upstream, by) for upstream in ("local", "surrogate", "exact") for by in ("relevance", "gradient")]
 
 
 def pairs(kind: str, *given: str) -> Iterator[tuple]:
-    """By name: models before and after, and prompts."""
+    """Yield a name, the models before and after, and prompts."""
     if kind == "random":
         for family in FAMILIES:
             yield family, *single_pair(family), PROMPTS
@@ -44,7 +44,7 @@ def pairs(kind: str, *given: str) -> Iterator[tuple]:
 
 
 def agreement(before, after, prompts) -> pd.DataFrame:
-    """A row per form."""
+    """Return a row per form."""
     causal = ecstruct.causal_scores(before, after, prompts, kinds="upstream", progress=False)
     caused = component_totals(causal, "upstream").mean(0)
     heads = causal.components("upstream")["kind"].to_numpy() == "head"

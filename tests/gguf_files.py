@@ -1,7 +1,7 @@
 """GGUF files of tiny models, written as llama.cpp's converter writes them, with its own package `gguf`.
 
-The layout is that of its `convert_hf_to_gguf.py`: where it stores a weight otherwise than transformers has
-it, `stored` says how.
+The layout is that of its `convert_hf_to_gguf.py`; `stored` converts the weights that it stores differently
+from transformers.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 F32 = GGMLQuantizationType.F32
 MERGES = (("l", "i"), ("li", "v"), ("Ġ", "i"), ("Ġi", "n"), ("1", "2"), ("Ġ", "Ġ"))
 WORDS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
-"""A byte-level vocabulary: two special tokens, bytes, and what the merges make of them."""
+"""A byte-level vocabulary: two special tokens, the bytes, and the results of the merges."""
 
 _SIZES = {
     **{"vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 96, "head_dim": 16},
@@ -52,19 +52,19 @@ _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps")
 
 
 def plain_model(kind: str, **sizes: Any) -> PreTrainedModel:
-    """A random model of an architecture by llama.cpp's name, in float32."""
+    """Return a random model of an architecture by llama.cpp's name, in float32."""
     own = _OWN[kind]
     rms = {"rms_norm_eps": 1e-4} if kind in _RMS else {}
     return Architecture(own.name, sizes={**_SIZES, **rms, **own.sizes, **sizes}).build().float()
 
 
 def stored(kind: str, name: str, weight: Tensor, plain: PreTrainedModel) -> np.ndarray:
-    """A weight as llama.cpp has it."""
+    """Return a weight as llama.cpp stores it."""
     config, w = plain.config, weight.detach().float()
     if kind == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = w.reshape(heads, 2, len(w) // heads // 2, *w.shape[1:])
-        w = halves.swapaxes(1, 2).reshape(w.shape)  # halves of a head are interleaved
+        w = halves.swapaxes(1, 2).reshape(w.shape)  # the halves of a head are interleaved
     if kind in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
         w = w + 1
     if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
@@ -73,7 +73,7 @@ def stored(kind: str, name: str, weight: Tensor, plain: PreTrainedModel) -> np.n
 
 
 def tensors(kind: str, plain: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
-    """The weights of a model by their names in a GGUF file, with transformers' names."""
+    """Return the weights of a model by their names in a GGUF file, each with its name in transformers."""
     arch = next(a for a in MODEL_ARCH if a.name.lower() == kind)
     names = get_tensor_name_map(arch, plain.config.num_hidden_layers)
     found = {}
@@ -96,8 +96,8 @@ def write(
     without: str = "",
     pre: str = "gpt-2",
 ) -> Path:
-    """A file of a model. Matrices of matching width are `quantised`; `said` are more or other keys of the
-    metadata, `more` are more tensors, `raw` are blocks in place of some, and `without` leaves one out."""
+    """Write a model to a file. Matrices of matching width are `quantised`; `said` adds or replaces keys of
+    the metadata, `more` adds tensors, `raw` has blocks for some, and `without` is left out."""
     writer = GGUFWriter(path, kind)
     keys = {**_keys(kind, plain.config), **(said or {})}
     for key, value in keys.items():

@@ -1,12 +1,12 @@
-"""What the scores stand for, by brute force: interventions on plain models, one forward pass for each.
+"""The interventions that define the scores, by brute force on plain models, one forward pass for each.
 
-The causal scores of docs/scores.md, and the gradients in the models of which only the later weights are
-new, which the exact form of U is made of. Whole Hugging Face models run on one prompt at a time, without
-padding; values are replaced by forward hooks, and weights by copying them. Nothing is linearised, and
-nothing is taken from the code that is tested.
+This module computes the causal scores of docs/scores.md, and the gradients in models of which only the
+later weights are new, from which the exact form of U is made. It runs whole Hugging Face models on one
+prompt at a time, without padding; forward hooks replace values, and weights are copied. Nothing is
+linearised, and nothing is taken from the code under test.
 
-A component is the MLP of a layer or one of its heads. What it writes, y, is [token, d_model]: the output
-of the MLP, or the head's share z_h W_O^h of the output projection. Neither has gone through a post-norm.
+A component is the MLP of a layer or one of its heads. Its output y is [token, d_model]: the output of the
+MLP, or the head's share z_h W_O^h of the output projection, both before any post-norm.
 """
 
 import copy
@@ -58,14 +58,14 @@ class Run:
 
 
 def share_of(block: Block, head: int, z: Tensor) -> Tensor:
-    """z_h W_O^h of one head, z [..., heads * d_head] being all that enters the output projection."""
+    """Return z_h W_O^h of one head, where z [..., heads * d_head] is the input of the output projection."""
     own = slice(head * D_HEAD, (head + 1) * D_HEAD)
     return z[..., own] @ head_columns(block.o, block.o.weight, head).T
 
 
 @contextmanager
 def entering(modules: dict[tuple[int, str], nn.Module], inputs: dict[tuple[int, str], Tensor]) -> Iterator:
-    """Modules are called on these inputs, whatever they are given."""
+    """Call modules on these inputs instead of those that they are given."""
 
     def hook_of(value: Tensor) -> Callable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -84,7 +84,7 @@ def entering(modules: dict[tuple[int, str], nn.Module], inputs: dict[tuple[int, 
 
 
 def run(plain: PreTrainedModel, prompt: Prompt, inputs: dict[tuple[int, str], Tensor] | None = None) -> Run:
-    """Run a model; with `inputs` all its components are called on these instead of on its own residual
+    """Run a model. With `inputs`, all components are called on these instead of the model's own residual
     stream, so that each of them is f_C(inputs, W_C) and none sees what another one wrote."""
     norms, writers = {}, {}
     for layer, block in enumerate(blocks(plain)):
@@ -103,7 +103,7 @@ def run(plain: PreTrainedModel, prompt: Prompt, inputs: dict[tuple[int, str], Te
 def reward_with(
     plain: PreTrainedModel, prompt: Prompt, component: Component, value: Tensor, tokens: list[int]
 ) -> float:
-    """R[y_C <- value] with y_C replaced at these tokens, where it keeps to what it wrote elsewhere."""
+    """Return R[y_C <- value] with y_C replaced at these tokens and unchanged at the others."""
     layer, head = component
     block = blocks(plain)[layer]
 
@@ -123,7 +123,7 @@ def reward_with(
 def effects(
     plain: PreTrainedModel, prompt: Prompt, component: Component, value: Tensor, places: list[list[int]]
 ) -> np.ndarray:
-    """R[y_C <- value] - R of interventions at several places, each of them a list of tokens."""
+    """Return R[y_C <- value] - R for interventions at several places, each of them a list of tokens."""
     reward = float(reward_of(plain, prompt))
     return np.array([reward_with(plain, prompt, component, value, p) - reward for p in places])
 
@@ -132,8 +132,8 @@ def effects(
 
 
 def later_modules(plain: PreTrainedModel, layer: int, part: str) -> list[nn.Module]:
-    """The modules after a layer's `part`, "attn" or "mlp", but for the unembedding. The output
-    projection's bias is added next to what the heads write, not after it."""
+    """Return the modules after a layer's `part`, "attn" or "mlp", except the unembedding. The bias of the
+    output projection is added next to what the heads write, not after it."""
     found = [outside(plain)["ln_final"]]
     for block in blocks(plain)[layer + 1 :]:
         found += [block.ln1, block.attn, block.ln2, block.mlp, *block.post]
@@ -147,8 +147,8 @@ def later_modules(plain: PreTrainedModel, layer: int, part: str) -> list[nn.Modu
 
 @cache
 def late(before: PreTrainedModel, after: PreTrainedModel, layer: int, part: str) -> PreTrainedModel:
-    """A copy of W in which the weights that come after a layer's `part` are those of W'. Tied embeddings
-    are two here: the unembedding is late, the embedding is not."""
+    """Return a copy of W in which the weights after a layer's `part` are those of W'. Tied embeddings are
+    separated here: the unembedding is late, the embedding is not."""
     mixed = copy.deepcopy(before)
     new = after.get_output_embeddings().weight.detach().clone()
     mixed.get_output_embeddings().weight = nn.Parameter(new)
@@ -160,8 +160,8 @@ def late(before: PreTrainedModel, after: PreTrainedModel, layer: int, part: str)
 
 @cache
 def late_gradients(family: str, *, family_pair: Pair | None = None) -> list[dict[tuple[int, str], Tensor]]:
-    """Per prompt dR/dy, [token, d_model], when only the weights that come after a component are new: at
-    (layer, "mlp") of what the MLP gives, at (layer, "attn") of what the output projection gives, both
+    """Return, per prompt, dR/dy [token, d_model] when only the weights after a component are new: at
+    (layer, "mlp") for the output of the MLP, at (layer, "attn") for that of the output projection, both
     before the post-norm. The gradient of a head's y is that of its output projection."""
     before, after = family_pair or plain_pair(family)
     found: list[dict[tuple[int, str], Tensor]] = [{} for _ in PROMPTS]
@@ -183,16 +183,16 @@ PREFIX = len(["<bos>", "people", "that"])
 
 
 def aligned(token: int, length: int, other_length: int) -> int:
-    """The position that stands in a prompt of `other_length` tokens where `token` stands in one of
-    `length`: counted from the beginning in the prefix, and from the end after it. What a longer entity
-    has too much takes the other's first entity token."""
+    """Return the position in a prompt of `other_length` tokens that corresponds to `token` in one of
+    `length`: counted from the beginning in the prefix, and from the end after it. The surplus tokens of a
+    longer entity correspond to the other's first entity token."""
     if token < PREFIX:
         return token
     return max(PREFIX, token + other_length - length)
 
 
 def baseline_value(kind: str, i: int, values: list[Tensor]) -> Tensor:
-    """y* of prompt i, [token, d_model]; `values` are what the component wrote for all prompts."""
+    """Return y* of prompt i, [token, d_model]; `values` are what the component wrote for all prompts."""
     own = values[i]
     if kind == "zero":
         return torch.zeros_like(own)
@@ -207,11 +207,11 @@ def baseline_value(kind: str, i: int, values: list[Tensor]) -> Tensor:
 
 
 def values_of(kind: str, baseline: str, before: PreTrainedModel, after: PreTrainedModel) -> list[dict]:
-    """What y_C is replaced with, per prompt and component, [token, d_model].
+    """Return the values that replace y_C, per prompt and component, [token, d_model].
 
-    The heads of a layer share their pre-norm, which may be the MLP's too, some of their keys and values,
-    and norms of these; but what a component writes depends on its own copies alone: with all weights new
-    at once on the old input, each writes what it would if it had been given new weights of its own."""
+    Heads of a layer share their pre-norm (perhaps with the MLP), some keys and values, and norms of these.
+    Still, with all weights new on the old input, each writes what it would with only its own copies new.
+    """
     old = [run(before, p) for p in PROMPTS]
     if kind == "informative":  # f_C(z_C, W'_C)
         return [run(after, p, r.inputs).written for p, r in zip(PROMPTS, old, strict=True)]
@@ -230,10 +230,10 @@ def causal(
     baseline: str = "counterfactual",
     family_pair: Pair | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of all MLPs [prompt, layer] and heads [prompt, layer, head], by interventions.
+    """Compute the scores of all MLPs [prompt, layer] and heads [prompt, layer, head] by interventions.
 
-    With `per_token` they have a last axis, the token at which alone y_C is replaced, zero past the end
-    of a prompt; without, y_C is replaced at all tokens at once.
+    With `per_token`, they have a last axis: the only token at which y_C is replaced, zero past the end of a
+    prompt. Without it, y_C is replaced at all tokens at once.
 
     Args:
         family: one of `FAMILIES`.
@@ -264,7 +264,7 @@ def causal(
 
 @cache
 def full_rewards(family: str, *, family_pair: Pair | None = None) -> np.ndarray:
-    """R under W and under W', [prompt, 2]."""
+    """Return R under W and under W', [prompt, 2]."""
     pair = family_pair or plain_pair(family)
     with double_throughout(), torch.no_grad():
         return np.array([[float(reward_of(plain, p)) for plain in pair] for p in PROMPTS])

@@ -1,4 +1,4 @@
-"""Jobs of sweeps in tests."""
+"""Jobs of sweeps for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ecstruct.io.interruption import Terminated
 
 
 class Here:
-    """Runs cells in this process: what a job does, without the seconds that a process takes to start."""
+    """Runs cells in this process, which does the same as a job and saves the seconds of starting one."""
 
     def __init__(self, folder: Path, survives: bool = False, at_once: int = 2) -> None:
         self.folder, self.survives, self.at_once = folder, survives, at_once
@@ -28,7 +28,7 @@ class Here:
             self.submitted.append(name)
             ids.append(f"job-{len(self.submitted)}")
             os.environ.update(SUBMITIT_EXECUTOR="local", SUBMITIT_LOCAL_JOB_ID=ids[-1])
-            with contextlib.suppress(Exception, Terminated):  # as a process that ends
+            with contextlib.suppress(Exception, Terminated):  # a job's process would end here
                 run_cell(str(self.folder), name, None, None, None)
         return ids
 
@@ -48,11 +48,11 @@ def until(ready: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 def pieces(place: Place) -> dict[str, int]:
-    """The finished pieces of a cell, and when each was written; not what a killed job began to write."""
+    """Return a cell's finished pieces and when each was written, without those that a killed job began."""
     return {path.name: path.stat().st_mtime_ns for path in place.setup.glob("cells/ocr/[!.]*.json")}
 
 
 def states(folder: Path) -> dict[str, str]:
-    """The states of a sweep's cells by their names."""
+    """Return the states of a sweep's cells by their names."""
     table = status(folder)
     return dict(zip(table["cell"], table["state"], strict=True))

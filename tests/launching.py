@@ -9,14 +9,14 @@ TESTS = Path(__file__).parent
 
 
 def environment() -> dict[str, str]:
-    """One thread each, on the CPU, and without a network; the tests' own modules can be imported."""
+    """Return an environment with one thread, no GPU, no network, and the tests' modules importable."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **settings, "PYTHONPATH": path}
 
 
 def torchrun(n: int, *command: str) -> list[str]:
-    """The command line that starts `command` (a script, or `-m` and a module, and arguments) n times."""
+    """Return the command line that starts `command` (a script or `-m` and a module, arguments) n times."""
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
     return [sys.executable, *run, *command]
 

@@ -1,4 +1,4 @@
-"""Two checkpoints of one architecture, and what tells two models apart."""
+"""Two checkpoints of one architecture, and how two models differ."""
 
 import torch
 from folders import edit_weights, save
@@ -9,7 +9,7 @@ IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6]])
 
 
 def pair(folder, family, *, tied=False):
-    """Two checkpoints that differ a little in every tensor."""
+    """Save two checkpoints that differ slightly in every tensor."""
     before = load(save(folder / "before", family, tied=tied), device="cpu")
     after = save(folder / "after", family, tied=tied)
     generator = torch.Generator().manual_seed(1)

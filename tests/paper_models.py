@@ -1,4 +1,4 @@
-"""Tiny random models that read the paper's prompts, as folders, and what plain ones say about ranks."""
+"""Folders of tiny random models that read the paper's prompts, and ranks computed by plain models."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KNOWN = Words("{name} lives in", "{name} zong is the")
 
 @cache
 def paper_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, merged until every word of the paper's prompts and options is one token, as far as 2000
-    tokens go: Qwen2's tokenizer class takes no other kind."""
+    """Return a byte-level tokenizer with merges until every word of the paper's prompts and options is one
+    token, up to 2000 tokens. Qwen2's tokenizer class takes no other kind."""
     sets = [first_hop(), second_hop()]
     for words in (KNOWN, NOVEL):
         told = fictitious(fact=words.fact, implication=words.implication)
@@ -44,7 +44,7 @@ def paper_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_paper_model(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random model of three layers with a vocabulary of the paper's words, in float32."""
+    """Save a random model of three layers with a vocabulary of the paper's words, in float32."""
     plain = tiny.build(family, seed=seed, dtype=torch.float32)
     tokenizer = paper_tokenizer()
     plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -59,7 +59,7 @@ def save_paper_model(folder: Path, family: str, seed: int = 0) -> Path:
 
 
 def small(folder: Path, **options: Any) -> Setup:
-    """One pairing, seen once, at a rate that moves the weights."""
+    """Return a setup with one pairing, seen once, at a rate that moves the weights."""
     return Setup(
         **{"model": str(folder), "rates": Rates.same(1e-3), "repeats": 1, "epochs": 1, "device": "cpu"}
         | {"batch_size": 80, **options}
@@ -68,7 +68,7 @@ def small(folder: Path, **options: Any) -> Setup:
 
 @cache
 def finished(family: str) -> tuple[Path, dict[str, Result]]:
-    """A folder in which all but sensitivity ran on the model in its `model`, and the results by name."""
+    """Run all experiments but sensitivity on the model in the returned folder; return results by name."""
     folder = Path(tempfile.mkdtemp(prefix=f"{family}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     setup = small(save_paper_model(folder / "model", family))
@@ -82,11 +82,11 @@ def plain_model(folder: Path) -> Any:
 
 
 def plain_mean_rank(plain: Any, folder: Path, prompts: tuple[Prompt, ...]) -> float:
-    """Mean rank by transformers alone, prompt by prompt."""
+    """Compute the mean rank with transformers alone, prompt by prompt."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def first(prompt: Prompt, option: str) -> int:
-        """The token after the prompt's."""
+        """Return the option's first token after the prompt."""
         return tokenizer(f"{prompt.text} {option}")["input_ids"][len(tokenizer(prompt.text)["input_ids"])]
 
     total = 0.0

@@ -1,9 +1,9 @@
-"""Scorings that one process and several must agree on. As a script, what every rank of a launch runs:
+"""Scorings on which one process and several must agree. As a script, what every rank of a launch runs:
 
     torchrun --nproc-per-node 3 tests/parallel_cases.py DIR lives|dies score --before ...
 
-scores all cases, then runs the command. If it dies, rank 2 is killed there: in its down pass, after another
-rank has finished its part.
+scores all cases, then runs the command. With "dies", rank 2 is killed during that, in its down pass, after
+another rank has finished its part.
 """
 
 import copy
@@ -35,7 +35,7 @@ TWO_TEMPLATES = [
         for name, p in zip(NAMES, PROMPTS, strict=True)
     ),
 ]
-"""Of 6 to 11 tokens."""
+"""Prompts of 6 to 11 tokens."""
 
 CASES = {
     "counterfactual": ("gemma2", {"batch_size": 3}),
@@ -61,14 +61,14 @@ def organism():
 
 
 def save_checkpoints(folder: Path) -> None:
-    """Checkpoints of a tiny family."""
+    """Save the checkpoints of a tiny family."""
     for plain, name in zip(plain_pair("llama"), ("before", "after"), strict=True):
         copy.deepcopy(plain).float().save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
 
 
 def engine_and_prompts(name: str, folder: Path):
-    """`folder` is that of the checkpoints."""
+    """Return the engine and prompts of a case; `folder` holds the checkpoints."""
     family, options = CASES[name]
     batching.TOKENS_PER_ROUND = options.get("round", 10_000)
     options = {key: value for key, value in options.items() if key != "round"}
@@ -81,7 +81,7 @@ def engine_and_prompts(name: str, folder: Path):
 
 
 def refused(joined: Ranks) -> str:
-    """What a rank is told when options differ."""
+    """Return the error that a rank raises when options differ between ranks."""
     engine = ScoreEngine(
         *single_pair("llama"), baseline="mean" if joined.rank else "counterfactual", progress=False
     )

@@ -1,4 +1,4 @@
-"""A plain training loop on the Hugging Face model, and its weights by name: the oracle of finetuning."""
+"""The oracle of finetuning: a plain training loop on the Hugging Face model, and its weights by name."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -10,7 +10,7 @@ LR = 1e-2
 
 
 def plain_loss(hf, tokenizer, facts):
-    """Summed over unpadded prompts one by one, then divided by all answer tokens."""
+    """Sum the loss over unpadded prompts, one by one, then divide it by the number of all answer tokens."""
     total, n = torch.zeros((), dtype=torch.float64), 0
     for text, answer in facts:
         n_prompt = len(tokenizer(text)["input_ids"])
@@ -48,7 +48,7 @@ def changed(model, tuned):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-# TransformerLens names in the words of each checkpoint; {} is the layer.
+# TransformerLens's names of weights, in the names of each checkpoint; {} is the layer.
 HF_NAMES = {
     "llama": {
         "embed": "model.embed_tokens",
@@ -94,14 +94,14 @@ OUTSIDE = ("embed", "pos_embed", "unembed")
 
 
 def fuse(family, q, k, v):
-    if family == "gpt2":  # whose weights are [d_in, d_out]
+    if family == "gpt2":  # GPT-2's weights are [d_in, d_out]
         return torch.cat([part.movedim(0, -1) for part in (q, k, v)], dim=-1)
     by_head = [part.unflatten(0, (4, -1)) for part in (q, k, v)]
     return torch.cat(by_head, dim=1).flatten(0, 1)
 
 
 def in_hugging_face_names(family, model):
-    """The weights of a hooked model as the Hugging Face model has them."""
+    """Return the weights of a hooked model by the names and in the shapes of the Hugging Face model."""
     weights = bits(model)
     if family != "llama":
         for layer in range(2):

@@ -1,5 +1,4 @@
-"""SmolLM2 as the tests use it: the model, a change of its weights that any machine makes alike, and what it
-says as a plain Llama, by hooks alone.
+"""SmolLM2 for the tests: the model, a reproducible change of its weights, and a plain Llama with hooks.
 
 `python tests/pretrained.py` writes tests/data/smollm2.npz, the scores of that change.
 """
@@ -32,8 +31,8 @@ def smollm2() -> TransformerBridge:
 
 
 def gradient_step(model: TransformerBridge, size: float = 3e-3) -> ecstruct.WeightDelta:
-    """The facts' gradient on every weight of the blocks, as long as `size` times the weight: unlike Adam's
-    steps it does not jump where a gradient is nearly zero, so that rounding does not grow."""
+    """Return a gradient step on the facts for every weight of the blocks, of `size` times its norm. Unlike
+    Adam's, it does not jump where a gradient is nearly zero, so rounding does not grow."""
     tokenizer = tokenizer_of(model)
     weights = {name: p for name, p in named_weights(model).items() if name.startswith("blocks.")}
     loss = torch.zeros(())
@@ -52,8 +51,8 @@ def gradient_step(model: TransformerBridge, size: float = 3e-3) -> ecstruct.Weig
 
 
 def slot_scores() -> dict[str, np.ndarray]:
-    """Scores of the step, averaged onto the slots of the template: `mlp` [score, layer, slot] and `heads`
-    [score, layer, head, slot]."""
+    """Return scores of the step, averaged onto the slots of the template: `mlp` [score, layer, slot] and
+    `heads` [score, layer, head, slot]."""
     model = smollm2()
     scores = ecstruct.score(model, gradient_step(model), PEOPLE.implications[:6], progress=False)
     dataset = scores.aggregate().dataset
@@ -64,7 +63,7 @@ def slot_scores() -> dict[str, np.ndarray]:
 
 
 class Plain:
-    """A plain Llama under some weights, asked for its reward on one prompt, with values replaced."""
+    """A plain Llama under some weights, which computes the reward of one prompt with values replaced."""
 
     def __init__(self, hf: Any, tokenizer: Any, weights: Mapping[str, Tensor] | None = None) -> None:
         self.hf, self.tokenizer = hf, tokenizer
@@ -79,15 +78,15 @@ class Plain:
         return logits[first[prompt.options.index(prompt.answer)]] - logits[first].mean()
 
     def under(self, other: "Plain", late: Callable[[str], bool]) -> "Plain":
-        """With the weights of another of which this is said."""
+        """Return the model with another's weights for all names that `late` accepts."""
         mixed = {name: (other if late(name) else self).weights[name] for name in self.weights}
         return Plain(self.hf, self.tokenizer, mixed)
 
     def written(
         self, prompt: Prompt, layer: int, inputs: tuple[Tensor, Tensor] | None = None
     ) -> tuple[dict[int | None, Tensor], tuple[Tensor, Tensor]]:
-        """What each head of a layer, and its MLP (None), write, [token, d_model], and what enters its two
-        norms; with `inputs`, these enter."""
+        """Return what each head of a layer and its MLP (None) write, [token, d_model], and the inputs of
+        its two norms; `inputs` replace the latter if they are given."""
         block, seen = self.layers[layer], {}
         norms = (block.input_layernorm, block.post_attention_layernorm)
 
@@ -119,7 +118,7 @@ class Plain:
         return shares, (seen[0], seen[1])
 
     def reward_with(self, prompt: Prompt, layer: int, change: Tensor, head: int | None) -> Tensor:
-        """R with `change` added to what a component writes."""
+        """Return R with `change` added to what a component writes."""
         block = self.layers[layer]
         module = block.mlp if head is None else block.self_attn.o_proj
         handle = module.register_forward_hook(lambda _module, _args, output: output + change)
@@ -128,7 +127,7 @@ class Plain:
 
 
 def causal(before: Plain, after: Plain, prompt: Prompt, layer: int, head: int | None) -> dict[str, float]:
-    """I, D and U of a component on one prompt, with y* = 0 (paper eq. 1 to 4)."""
+    """Return I, D and U of a component on one prompt, with y* = 0 (paper eq. 1 to 4)."""
 
     def late(name: str) -> bool:
         if not name.startswith("model.layers."):

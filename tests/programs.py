@@ -1,12 +1,12 @@
-"""Programs compiled to transformers (`tests/data/programs/`): what every component does is known.
+"""Programs compiled to transformers (`tests/data/programs/`), whose components have known roles.
 
 Each is a pair of plain GPT-2 models, in which a table has other entries after than before, and a list of
-all components that have a role in that, token by token; whatever is not listed has none. The truth is that
-of the definitions, found in the interpreter of the programs' own language, without any model.
+all components that have a role in that change, token by token; unlisted components have none. The roles
+follow the definitions and come from the interpreter of the programs' own language, without any model.
 
     python tests/programs.py
 
-prints how well each way of scoring finds them.
+prints how well each way of scoring finds these components.
 """
 
 import json
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent / "data" / "programs"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 STATES = ("before", "after")
 SHARE = 0.1
-"""What share of the largest score of a program a score has that names its component."""
+"""A score names its component if it exceeds this share of the program's largest score."""
 
 UPSTREAM = {
     "relevance": {},
@@ -42,7 +42,7 @@ UPSTREAM = {
 """Forms of upstream scores; the first is the default."""
 PLACE = ["score", "component", "token"]
 Places = pd.Series
-"""A number by role, component and token, which `PLACE` indexes."""
+"""A number per role, component and token; `PLACE` names these levels of its index."""
 
 
 # --- The programs ---
@@ -50,23 +50,23 @@ Places = pd.Series
 
 @dataclass(frozen=True)
 class Program:
-    """A program by its name."""
+    """A compiled program, identified by its name."""
 
     name: str
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What its file says."""
+        """The contents of the program's JSON file."""
         return json.loads((FOLDER / f"{self.name}.json").read_text("utf-8"))
 
     @property
     def prompts(self) -> list[Prompt]:
-        """Those whose answers change."""
+        """The prompts whose answers change."""
         return [Prompt(**prompt) for prompt in self.description["prompts"]]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Words are tokens, after one that begins every text."""
+        """A tokenizer with a token per word, after one token that begins every text."""
         words = self.description["vocabulary"]
         pad, bos = words[:2]
         backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=pad))
@@ -79,7 +79,7 @@ class Program:
         )
 
     def plain(self, state: str) -> GPT2LMHeadModel:
-        """The Hugging Face model of a state: all weights that are not in its file are 0."""
+        """Return the Hugging Face model of a state; all weights that its file does not have are 0."""
         config = GPT2Config(
             vocab_size=len(self.description["vocabulary"]),
             **self.description["config"],
@@ -102,7 +102,7 @@ class Program:
         return model
 
     def pair(self) -> tuple[TransformerBridge, TransformerBridge]:
-        """Both states, as `ecstruct` takes them."""
+        """Return both states as hooked models."""
         before, after = (
             ecstruct.load(self.plain(state), tokenizer=self.tokenizer, dtype=torch.float64, device="cpu")
             for state in STATES
@@ -111,7 +111,7 @@ class Program:
 
     @property
     def roles(self) -> pd.DataFrame:
-        """All scores that are not 0, by `PLACE`: a column per prompt."""
+        """All non-zero scores, indexed by `PLACE`, with a column per prompt."""
         roles = pd.DataFrame(self.description["roles"]).rename(columns={"role": "score"})
         return pd.DataFrame(roles["scores"].tolist(), pd.MultiIndex.from_frame(roles[PLACE]))
 
@@ -120,19 +120,19 @@ class Program:
 
 
 def by_prompt(scores: ExtractiveScores) -> pd.DataFrame:
-    """Scores that are per token, by `PLACE`: a column per prompt."""
+    """Return scores per token, indexed by `PLACE`, with a column per prompt."""
     frame = scores.to_dataframe()
     frame = frame.assign(component=component_names(frame))
     return frame.pivot(index=PLACE, columns="prompt", values="value")
 
 
 def by_place(scores: ExtractiveScores) -> Places:
-    """Their means over prompts."""
+    """Return the means of the scores over prompts."""
     return by_prompt(scores).mean(axis=1)
 
 
 def attribution(scores: ExtractiveScores) -> Places:
-    """How much the answer owes a component in the model after, which is the same for every role."""
+    """Return the attribution to each component in the model after, which is equal for all roles."""
     after = scores.attribution.sel(state="after", drop=True)
     dataset = scores.dataset.drop_vars(["mlp", "heads"])
     same = {name: after[name].expand_dims(score=[*SCORES]) for name in ("mlp", "heads")}
@@ -140,7 +140,7 @@ def attribution(scores: ExtractiveScores) -> Places:
 
 
 def weight_change(program: Program, places: pd.MultiIndex) -> Places:
-    """|dW| of a component, which is the same for every role and token. Heads do not change here."""
+    """Return |dW| of each component, which is equal for all roles and tokens. Heads do not change here."""
     old, new = (dict(program.plain(state).named_parameters()) for state in STATES)
     norms = dict.fromkeys(places.unique("component"), 0.0)
     for name in program.description["changed"]:
@@ -151,7 +151,7 @@ def weight_change(program: Program, places: pd.MultiIndex) -> Places:
 
 
 def found(program: Program) -> dict[str, Places]:
-    """By way of scoring, what it says of every role, component and token."""
+    """Return, for each way of scoring, its value for every role, component and token."""
     pair, prompts = program.pair(), program.prompts
     causal = by_place(ecstruct.causal_scores(*pair, prompts, per_token=True, progress=False))
     linear = {
@@ -170,9 +170,9 @@ def found(program: Program) -> dict[str, Places]:
 
 
 def judged(program: Program, ways: Mapping[str, Places], level: list[str]) -> pd.DataFrame:
-    """Whether a way of scoring has `named` a component for a role, at a token if the `level` has these, and
-    whether it is `right`. "random" names as many as are right among the components that the program uses:
-    then `named` is how probable that is."""
+    """Return whether a way of scoring has `named` a component for a role (at a token, if the `level`
+    includes tokens), and whether it is `right`. "random" names as many components as are right, among those
+    that the program uses: there, `named` is the probability."""
     right = program.roles.index.to_frame()[level].drop_duplicates().apply(tuple, axis=1)
     by_way = {}
     for way, of_places in ways.items():
@@ -188,7 +188,7 @@ def judged(program: Program, ways: Mapping[str, Places], level: list[str]) -> pd
 
 
 def precision_and_recall(judged_ones: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """By way and role, over all programs; nothing named has no precision."""
+    """Return both by way and role, over all programs; precision is NaN if nothing is named."""
     rows = pd.concat([*judged_ones])
     rows["both"] = rows["named"] * rows["right"]
     summed = rows.groupby(level=["way", "score"]).sum()
@@ -198,7 +198,7 @@ def precision_and_recall(judged_ones: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def table(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
-    """Precision / recall by way of scoring (rows), and by level and role (columns), over all programs."""
+    """Return "precision / recall" by way of scoring (rows), level and role (columns), over all programs."""
     cells = {
         level: precision_and_recall(judged(program, ways, keys) for program, ways in found_in.items())
         .apply(lambda row: f"{row['precision']:.2f} / {row['recall']:.2f}", axis=1)
@@ -210,8 +210,8 @@ def table(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
 
 
 def mistakes(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
-    """What linear scores name and is wrong, and what they do not name and is right, with the score as a
-    share of the largest of the program."""
+    """Return what linear scores name wrongly and what they miss, with the score as a share of the largest
+    one of the program."""
     rows = []
     for program, ways in found_in.items():
         fast = {way: places for way, places in ways.items() if way.startswith("linear")}
@@ -222,7 +222,7 @@ def mistakes(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
 
 
 def sizes(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
-    """By way and role, the least and largest linear score of those right, as shares of the causal one."""
+    """Return the range of linear over causal scores where a role is right, by way and role."""
     rows = []
     for program, ways in found_in.items():
         right = program.roles.index
@@ -232,7 +232,7 @@ def sizes(found_in: Mapping[Program, Mapping[str, Places]]) -> pd.DataFrame:
 
 
 def left_over(program: Program, steps: Iterable[int] = (1, 2, 4, 8)) -> pd.Series:
-    """By path steps, what informative scores miss of the change of the reward, as a share of it."""
+    """Return, by path steps, the share of the reward's change that the informative scores miss."""
     pair, prompts, missed = program.pair(), program.prompts, {}
     for k in steps:
         scores = ecstruct.score(*pair, prompts, path_steps=k, progress=False)

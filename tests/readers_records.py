@@ -1,4 +1,4 @@
-"""One or two made-up records of every public format, in the keys of the originals, and files of them."""
+"""One or two made-up records of every public format, with the keys of the originals, and files of them."""
 
 import copy
 import csv
@@ -268,16 +268,16 @@ RECORDS: dict[str, dict[str, Any]] = {
     "prompts": OWN,
 }
 TABLES = ("twohopfact", "hopping", "parents")
-"""Formats whose originals are CSV."""
+"""The formats whose originals are CSV."""
 
 
 def renamed(record: Any, old: str, new: str) -> Any:
-    """The same record about somebody else."""
+    """Return the same record about another person."""
     return json.loads(json.dumps(record).replace(old, new))
 
 
 def written(folder: Path, format: str, *records: Any) -> Path:
-    """Records in a file as the format's originals are."""
+    """Write records to a file in the form that the format's originals have."""
     records = tuple(copy.deepcopy(record) for record in records)
     if format in TABLES:
         path = folder / f"{format}.csv"
@@ -298,7 +298,7 @@ def written(folder: Path, format: str, *records: Any) -> Path:
 
 
 def one_sentence(message: str) -> str:
-    """An error as it must be."""
+    """Check that an error is one sentence, and return it."""
     assert "\n" not in message and len(message) < 1500 and message.strip()
-    message.encode("utf-8")  # half of a surrogate pair cannot be shown on a terminal
+    message.encode("utf-8")  # a terminal cannot show half of a surrogate pair
     return message

@@ -1,4 +1,4 @@
-"""What the tests of recall share: prompts with subjects, and plain models with edits."""
+"""Cases that the tests of recall share: prompts with subjects, and plain models with edits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SUBJECTS = [replace(p, subject=name) for p, name in zip(PROMPTS, NAMES, strict=True)]
-"""Of one to three tokens, each after "<bos> people that"."""
+"""Prompts with subjects of one to three tokens, each after "<bos> people that"."""
 
 Replace = Callable[[Tensor], Tensor]
 
@@ -27,7 +27,7 @@ def layers_of(plain: PreTrainedModel) -> nn.ModuleList:
 
 
 def writer(block: Block, part: str) -> nn.Module:
-    """The module whose output is added to the residual stream."""
+    """Return the module whose output is added to the residual stream."""
     if block.post:
         return block.post[part == "mlp"]
     return block.o if part == "attention" else block.out
@@ -67,7 +67,7 @@ def edited(edits: list[tuple[nn.Module, str, Replace]]) -> Iterator[None]:
 
 @torch.no_grad()
 def states(plain: PreTrainedModel, prompt, edits=(), **kwargs) -> tuple[list[Tensor], Tensor]:
-    """What leaves every layer [pos, d_model], and the logits of the last position."""
+    """Return the output of every layer [pos, d_model], and the logits at the last position."""
     final: list[Tensor] = []
     catch = (outside(plain)["ln_final"], "input", lambda x: final.append(x) or x)
     with edited([*edits, catch]):
@@ -85,7 +85,7 @@ def zeros_at(position: int) -> Replace:
 
 
 def without_queries(plain: PreTrainedModel, block: Block) -> list[tuple[nn.Module, str, Replace]]:
-    """Edits that make all queries 0, so that attention is the same to all tokens that are seen."""
+    """Return edits that make all queries 0, so that attention is uniform over all visible tokens."""
 
     def edit(qkv: Tensor) -> Tensor:
         qkv = qkv.clone()
@@ -101,8 +101,8 @@ def without_queries(plain: PreTrainedModel, block: Block) -> list[tuple[nn.Modul
 
 
 def blocking_mask(plain: PreTrainedModel, n: int, sources: list[int]) -> Tensor | dict[str, Tensor]:
-    """What is added to attention scores, explicitly, with the edges from `sources` to the last of n tokens
-    closed; by the kind of layer in a model that has two."""
+    """Return an explicit additive attention mask that closes the edges from `sources` to the last of n
+    tokens; a mask per kind of layer for models with two kinds."""
     i, j = torch.arange(n)[:, None], torch.arange(n)
     open_ = j <= i
     blocked = (i == n - 1) & torch.isin(j, torch.tensor(sources))
@@ -118,7 +118,7 @@ def blocking_mask(plain: PreTrainedModel, n: int, sources: list[int]) -> Tensor 
 
 
 def value_output(plain: PreTrainedModel, layer: int, head: int) -> tuple[Tensor, Tensor]:
-    """W_V [d_head, d_model] and W_O [d_model, d_head] of one head, from plain weights."""
+    """Return W_V [d_head, d_model] and W_O [d_model, d_head] of one head, from plain weights."""
     block = blocks(plain)[layer]
     o = block.o.weight.detach()
     o = o.T if isinstance(block.o, hf.pytorch_utils.Conv1D) else o

@@ -1,7 +1,7 @@
-"""What two ranks do in `test_sharded.py`, in one start: every case in one process group.
+"""What two ranks run in `test_sharded.py`, in one start: every case in one process group.
 
 `python sharded_script.py CASES OUT`: CASES is a JSON file of cases, each a folder, a dtype and options; the
-first rank writes to OUT, by torch.save, what came out of each.
+first rank writes the results of all cases to OUT with torch.save.
 """
 
 import json
@@ -57,7 +57,7 @@ def finetuned(them: Ranks, model: TransformerBridge | None, options: dict[str, A
 
 
 def gradients(them: Ranks, model: TransformerBridge | None) -> dict[str, torch.Tensor]:
-    """Of the mean loss over all facts, each rank running every second one."""
+    """Return the gradients of the mean loss over all facts; each rank runs every second fact."""
     blueprint = them.broadcast(Blueprint.of(model) if model else None)
     assert blueprint is not None
     lessons = tokenize(FACTS, blueprint.tokenizer, n_ctx=24, with_options=False)

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, with its own daemons, key and ports, in a temporary folder."""
+"""A real Slurm cluster of one node, with its own daemons, key and ports, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 DAEMONS = ("munged", "slurmctld", "slurmd")
 WHERE = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 START = 30
-"""Seconds a daemon may take."""
+"""The seconds that a daemon may take to start."""
 
 CONFIG = """
 ClusterName=test
@@ -51,7 +51,7 @@ PartitionName=only Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here."""
+    """Return the reason why Slurm cannot run here, or None."""
     lost = [name for name in (*DAEMONS, "sbatch", "srun") if shutil.which(name, path=WHERE) is None]
     if lost:
         return f"not installed: {', '.join(lost)}"
@@ -60,7 +60,7 @@ def missing() -> str | None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Path]:
-    """Start the daemons, set SLURM_CONF, and stop them all in the end."""
+    """Start the daemons and set SLURM_CONF; stop all of them at the end."""
     for name in ("node", "state"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)

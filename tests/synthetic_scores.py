@@ -1,4 +1,4 @@
-"""Small scores of known numbers, as the engine would make them, for tests of what stands on it."""
+"""Small scores with known numbers in the engine's form, for tests of what uses scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STATES = ["before", "after"]
 PREFIX = ["The", "Ġcity"]
 SUFFIX = ["Ġis", "Ġfrom", "Ġspeak"]
 ENTITIES = [["ĠGrace", "ĠMiller"], ["ĠMary", "ĠLou", "ĠParker"], ["ĠCher"]]
-"""Of two tokens, of three (one too many for the slots) and of one (one too few)."""
+"""Entities of two tokens, of three (one too many for the slots) and of one (one too few)."""
 
 
 def prompts_of(
     entities: list[list[str]], prefix: list[str] = PREFIX, suffix: list[str] = SUFFIX
 ) -> list[dict[str, Any]]:
-    """One prompt per entity, its tokens and where the entity stands."""
+    """Return one prompt per entity: its tokens and the position of the entity."""
     return [
         {
             "tokens": [*prefix, *entity, *suffix],
@@ -41,7 +41,7 @@ def make_scores(
     seed: int = 0,
     **attrs: Any,
 ) -> ExtractiveScores:
-    """Random scores for prompts given as tokens, entity span and template."""
+    """Return random scores for prompts, which are given as tokens, entity span and template."""
     prompts = prompts_of(ENTITIES) if prompts is None else prompts
     rng = np.random.default_rng(seed)
     n, n_tokens = len(prompts), max(len(prompt["tokens"]) for prompt in prompts)
@@ -97,7 +97,7 @@ def make_scores(
 
 
 def scores_of(values: np.ndarray, named: str = "asked") -> ExtractiveScores:
-    """Prompts whose MLPs have the scores `values` [prompt, layer], and heads that have minus these."""
+    """Return scores of prompts: the MLPs have `values` [prompt, layer], and the heads have minus these."""
     n_prompts, n_layers = values.shape
     return ExtractiveScores(
         xr.Dataset(

@@ -1,8 +1,8 @@
-"""Tiny random models of all families, and what a plain Hugging Face model says about itself.
+"""Tiny random models of all families, and the same quantities computed by plain Hugging Face models.
 
-The models are small but nothing in them is trivial: every bias and norm gain is random, key and value
-heads are shared, prompts are longer than the sliding window, soft-caps and clips bite, and `perturb`
-moves every tensor. The plain model is the oracle: `watch` reads activations and gradients off it by
+The models are small, but nothing in them is trivial: every bias and norm gain is random, key and value
+heads are shared, prompts are longer than the sliding window, soft-caps and clips take effect, and `perturb`
+changes every tensor. The plain model is the oracle: `watch` reads activations and gradients off it with
 Hugging Face modules and autograd alone, prompt by prompt and without padding.
 """
 
@@ -28,15 +28,15 @@ FAMILIES = (
     *("olmo", "olmo-clip", "llama", "gemma2", "qwen2", "gpt2", "neox"),
     *("olmo2", "qwen3", "gemma3", "gptj"),
 )
-"""In every full suite. The last ones norm their queries and keys (OLMo-2 all heads of a token at once, and
-it has no pre-norms), or give attention and MLP the same pre-norm (GPT-J)."""
+"""The families of every full suite. The last ones norm their queries and keys (OLMo-2 over all heads of a
+token at once, and without pre-norms), or share the pre-norm between attention and MLP (GPT-J)."""
 
 OTHERS = ("cohere", "mixtral")
-"""In suites of what is special in them: norms of queries and keys with weights for each head, and mixtures
-of experts, which are no projections."""
+"""Families in suites of their special features: norms of queries and keys with weights for each head, and
+mixtures of experts, which are no projections."""
 
 UNHOOKED = ("olmo2", "cohere") if version("transformer-lens").startswith("3.") else ()
-"""Those that the installed TransformerLens does not hook."""
+"""The families that the installed TransformerLens does not hook."""
 
 POST_NORMED = ("gemma2", "gemma3", "olmo2")
 SHARED_NORM = ("gptj", "phi")
@@ -50,14 +50,14 @@ PROMPTS = [
     for name, answer in zip(NAMES, (*LANGUAGES, "Dutch"), strict=True)
 ]
 """One template, entities of one to three tokens, two prompts with the same answer, one with an answer of
-two tokens. The longest is as long as 8 tokens, two windows of the sliding attention."""
+two tokens. The longest prompt has 8 tokens, two windows of the sliding attention."""
 
 _WORDS = dict.fromkeys(" ".join(f"{p.text} {p.answer}" for p in PROMPTS).split())
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, and a BOS before every text."""
+    """Return a tokenizer with a token per word and a BOS before every text."""
     vocab = {word: i for i, word in enumerate(("<pad>", "<bos>", "<unk>", *_WORDS))}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -68,7 +68,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A plain Hugging Face model."""
+    """Return a plain Hugging Face model."""
     shared = {
         "vocab_size": 3 + len(_WORDS),
         "pad_token_id": 0,
@@ -113,7 +113,7 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
         plain = hf.CohereForCausalLM(hf.CohereConfig(**shared, **sizes, **grouped, use_qk_norm=True))
     elif family == "mixtral":
         config = hf.MixtralConfig(**shared, **sizes, **grouped, num_local_experts=4, num_experts_per_tok=2)
-        config._experts_implementation = "eager"  # the others cannot be run in double
+        config._experts_implementation = "eager"  # the other implementations cannot run in float64
         plain = hf.MixtralForCausalLM(config)
     elif family == "phi":
         plain = hf.PhiForCausalLM(hf.PhiConfig(**shared, **sizes))
@@ -130,18 +130,18 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
 
 
 def fill(plain: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Random values for all weights, in place."""
+    """Set all weights to random values, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in plain.parameters():
             noise = 0.25 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            # Norm gains stay around their value at rest: 1, or 0 where the model adds 1.
+            # Norm gains stay around their neutral value: 1, or 0 where the model adds 1.
             p.copy_(p + noise if p.ndim == 1 else noise)
     return plain
 
 
 def perturb(plain: PreTrainedModel, eps: float = 0.02, seed: int = 1) -> PreTrainedModel:
-    """A finetuned model: a copy in which every tensor is changed by noise of size `eps`."""
+    """Return a "finetuned" model: a copy with noise of size `eps` added to every tensor."""
     moved = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def perturb(plain: PreTrainedModel, eps: float = 0.02, seed: int = 1) -> PreTrai
 
 
 def mix(before: PreTrainedModel, after: PreTrainedModel, step: float) -> PreTrainedModel:
-    """W + step dW, as a plain model."""
+    """Return W + step dW as a plain model."""
     mixed = copy.deepcopy(before)
     with torch.no_grad():
         for p, a, b in zip(mixed.parameters(), before.parameters(), after.parameters(), strict=True):
@@ -160,35 +160,35 @@ def mix(before: PreTrainedModel, after: PreTrainedModel, step: float) -> PreTrai
 
 
 def hooked(plain: PreTrainedModel, dtype: torch.dtype = torch.float64) -> TransformerBridge:
-    """A copy of a plain model, hooked. Loading takes a model over, so the plain one is not given away."""
+    """Return a hooked copy of a plain model. It is a copy because loading takes a model over."""
     return ecstruct.load(copy.deepcopy(plain), tokenizer=tokenizer(), dtype=dtype, device="cpu")
 
 
 @cache
 def plain_pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """W and W' as plain models in float64."""
+    """Return W and W' as plain models in float64."""
     before = build(family)
     return before, perturb(before)
 
 
 @cache
 def hooked_pair(family: str) -> tuple[TransformerBridge, TransformerBridge]:
-    """In float64. Never changed by a test, as the next ones."""
+    """Return W and W' hooked, in float64. No test may change this pair or the next one."""
     before, after = plain_pair(family)
     return hooked(before), hooked(after)
 
 
 @cache
 def single_pair(family: str) -> tuple[TransformerBridge, TransformerBridge]:
-    """In float32, as checkpoints are scored."""
+    """Return W and W' hooked, in float32, as checkpoints are scored."""
     before, after = plain_pair(family)
     return hooked(before, torch.float32), hooked(after, torch.float32)
 
 
 @contextmanager
 def double_throughout() -> Iterator[None]:
-    """Lift the float32 islands of transformers and TransformerLens (norms, softmax, rotary tables): a
-    cast to float32 is one to float64 in here, so that double models are computed in double throughout."""
+    """Lift the float32 islands of transformers and TransformerLens (norms, softmax, rotary tables): inside,
+    a cast to float32 casts to float64, so that float64 models are computed in float64 throughout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
@@ -201,8 +201,8 @@ def double_throughout() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Block:
-    """The parts of one block of a plain model. `qkv` are one or three projections, `ln1` and `ln2` the
-    pre-norms, one and the same or none in some families."""
+    """The parts of one block of a plain model. `qkv` has one or three projections; `ln1` and `ln2` are the
+    pre-norms, which some families share or lack."""
 
     ln1: nn.Module | None
     attn: nn.Module
@@ -216,12 +216,12 @@ class Block:
 
     @property
     def entries(self) -> tuple[nn.Module, nn.Module]:
-        """The modules that attention and MLP begin with, which read the residual stream."""
+        """The first modules of attention and MLP, which read the residual stream."""
         return self.ln1 or self.attn, self.ln2 or self.mlp
 
 
 def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
-    """What comes out of a pre-norm, if there is one."""
+    """Apply a pre-norm, if there is one."""
     return x if norm is None else norm(x)
 
 
@@ -268,14 +268,14 @@ def blocks(plain: PreTrainedModel) -> list[Block]:
 
 
 def is_parallel(plain: PreTrainedModel) -> bool:
-    """Whether attention and MLP of a block do not see one another."""
+    """Return whether a block's attention and MLP are parallel, so that neither sees the other."""
     return plain.config.model_type in ("gptj", "cohere", "phi") or getattr(
         plain.config, "use_parallel_residual", False
     )
 
 
 def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules outside the blocks, by TransformerLens name."""
+    """Return the modules outside the blocks, by TransformerLens name."""
     if plain.config.model_type == "gpt2":
         t = plain.transformer
         return {"embed": t.wte, "pos_embed": t.wpe, "ln_final": t.ln_f, "unembed": plain.lm_head}
@@ -294,7 +294,7 @@ def outside(plain: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def head_columns(o: nn.Module, tensor: Tensor, head: int) -> Tensor:
-    """W_O^h as [d_model, d_head], of the weight (or its gradient, or change) of an output projection."""
+    """Return W_O^h as [d_model, d_head] from an output projection's weight (or its gradient, or change)."""
     matrix = tensor.T if isinstance(o, hf.pytorch_utils.Conv1D) else tensor
     return matrix[:, head * D_HEAD : (head + 1) * D_HEAD]
 
@@ -310,7 +310,7 @@ class Seen:
 
 @contextmanager
 def watching(modules: dict) -> Iterator[dict]:
-    """See what goes into and out of plain modules."""
+    """Record the inputs and outputs of plain modules."""
     seen = {}
 
     def hook_of(key: object) -> Callable:
@@ -321,8 +321,8 @@ def watching(modules: dict) -> Iterator[dict]:
                 if t.requires_grad:
                     t.retain_grad()
             seen[key] = Seen(entering, tensor, kwargs)
-            # OLMo clips q, k and v in place: it is given a clone, or the gradient seen here would be that
-            # of the clipped one.
+            # OLMo clips q, k and v in place. It gets a clone; otherwise the gradient seen here would be
+            # that of the clipped tensor.
             return (tensor.clone(), *output[1:]) if isinstance(output, tuple) else tensor.clone()
 
         return hook
@@ -340,20 +340,20 @@ def ids_of(prompt: Prompt) -> Tensor:
 
 
 def first_ids(prompt: Prompt) -> list[int]:
-    """First tokens of the options."""
+    """Return the first tokens of the options."""
     return [tokenizer().convert_tokens_to_ids(option.split()[0]) for option in prompt.options]
 
 
 def reward_of(plain: PreTrainedModel, prompt: Prompt) -> Tensor:
-    """The logit difference of one prompt, on its own."""
+    """Return the logit difference of one prompt, run on its own."""
     logits = plain(input_ids=ids_of(prompt), use_cache=False).logits[0, -1]
     answer = tokenizer().convert_tokens_to_ids(prompt.answer.split()[0])
     return logits[answer] - logits[first_ids(prompt)].mean()
 
 
 def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:
-    """The reward of a prompt, and what the modules of all blocks took and gave, with gradients, by
-    (layer, part). What enters "ln1" and "ln2" is the residual stream, also where they are not there."""
+    """Return the reward of a prompt, and inputs and outputs of all blocks' modules, with gradients, by
+    (layer, part). "ln1" and "ln2" have the residual stream as input, even where there are none."""
     modules = {}
     for layer, block in enumerate(blocks(plain)):
         parts = dict(zip(("ln1", "ln2"), block.entries, strict=True))
@@ -370,7 +370,7 @@ def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:
 
 
 def state_of(model: TransformerBridge) -> tuple:
-    """Everything of a model that scoring might change."""
+    """Return everything in a model that scoring might change."""
     tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
     flags = [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]
     hooks = [

@@ -1,15 +1,15 @@
-"""Organisms that are pretrained in a second: on few sentences, so that they know nothing."""
+"""Organisms that pretrain in a second, on so few sentences that they know nothing."""
 
 import pytest
 
 from ecstruct.organism import sentences
 
 KEPT = 20
-"""Sentences of each category."""
+"""The number of sentences of each category."""
 
 
 def few_sentences(patch: pytest.MonkeyPatch) -> None:
-    """Let pretraining and the held-out accuracy see a few sentences of each category only."""
+    """Let pretraining and the held-out accuracy see only a few sentences of each category."""
 
     def cut(made):
         return lambda *args: {name: some[:KEPT] for name, some in made(*args).items()}

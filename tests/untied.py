@@ -1,4 +1,4 @@
-"""Plain models in which no two components share a weight, and what they say of I."""
+"""Plain models in which no two components share a weight, and I computed with them."""
 
 import copy
 from collections import defaultdict
@@ -31,8 +31,8 @@ from ecstruct.scores.result import ExtractiveScores
 
 
 class HeadCopy(nn.Module):
-    """What one head reads as its own: copies of the pre-norm and of its slices of Q, K and V; of all of Q
-    and K, where their norms see all heads of a token at once."""
+    """The reading side of one head: its own copies of the pre-norm and of its slices of Q, K and V; of all
+    of Q and K where their norms see all heads of a token at once."""
 
     def __init__(self, block: Block, head: int, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class HeadCopy(nn.Module):
                 own.weight = nn.Parameter(row.detach().clone())
 
     def part(self, name: str, x: Tensor) -> Tensor:
-        """Query ("q"), key or value."""
+        """Return the query ("q"), key ("k") or value ("v") of the head."""
         y = self.parts[name](self.norm(x))
         return self.parts[f"{name}_norm"](y) if f"{name}_norm" in self.parts else y
 
 
 class Projection(nn.Module):
-    """A projection put together from the heads' own: `order` are (head, name of the part)."""
+    """A projection assembled from the heads' own ones; `order` lists (head, name of the part)."""
 
     def __init__(self, heads: nn.ModuleList, order: list[tuple[int, str]], shared: int = 1) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Projection(nn.Module):
         return torch.cat([self._own(h, self.heads[h].part(n, x)) for h, n in self.order], -1)
 
     def _own(self, head: int, part: Tensor) -> Tensor:
-        """Of all heads, if there are more, the head's own."""
+        """Select the head's own slice if `part` covers several heads."""
         i = head // self.shared if part.shape[-1] > D_HEAD else 0
         return part[..., i * D_HEAD : (i + 1) * D_HEAD]
 
 
 def slices_of(plain: PreTrainedModel, block: Block, head: int) -> dict:
-    """Weight [d_head, d_model] and bias of a query head's query, key and value; of all heads' query and key
-    where they are normed together."""
+    """Return weight [d_head, d_model] and bias of a query head's query, key and value; those of all heads
+    for query and key where they are normed together."""
 
     def cut(module: nn.Module, start: int) -> tuple[Tensor, Tensor | None]:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
@@ -96,8 +96,8 @@ def slices_of(plain: PreTrainedModel, block: Block, head: int) -> dict:
 @dataclass(frozen=True)
 class Untied:
     """The same function as a plain model, in which no two components share a weight: every head has its own
-    key, value and norms of them and its own pre-norm, and so has the MLP. Tied embeddings are two as well.
-    `heads` are those of every layer, `blocks` what else there is."""
+    key, value, norms of them and pre-norm, and so has the MLP its pre-norm. Tied embeddings are separate
+    too. `heads` are those of every layer, `blocks` are the other parts."""
 
     plain: PreTrainedModel
     heads: list[nn.ModuleList]
@@ -106,7 +106,7 @@ class Untied:
 
 @cache
 def untied(family: str, which: int) -> Untied:
-    """W (0) or W' (1)."""
+    """Return W (0) or W' (1), untied."""
     plain = plain_pair(family)[which]
     free = copy.deepcopy(plain)
     unembed = free.get_output_embeddings()
@@ -137,14 +137,14 @@ def untied(family: str, which: int) -> Untied:
 
 
 def along(module: nn.Module, other: nn.Module) -> float:
-    """<dR/dW, dW> of all weights of a module, dW being the change to `other`."""
+    """Return <dR/dW, dW> of all weights of a module, where dW is the change to `other`."""
     pairs = zip(module.parameters(), other.parameters(), strict=True)
     return sum(float((p.grad * (q - p).detach()).sum()) for p, q in pairs if p.grad is not None)
 
 
 @dataclass
 class InformativeOracle:
-    """<dR/dW, dW> per prompt: of MLPs and heads without their pre-norms, of these, and of the rest."""
+    """<dR/dW, dW> per prompt: of MLPs and heads without pre-norms, of the pre-norms, and of the rest."""
 
     mlp: np.ndarray
     ln2: np.ndarray
@@ -172,11 +172,11 @@ def informative_oracle(family: str) -> InformativeOracle:
             oracle.total[i] = along(before, after)
             old.plain.zero_grad()
             for block in old.blocks:
-                if block.ln2:  # a copy is no part of the model
+                if block.ln2:  # a copy is not a part of the model
                     block.ln2.zero_grad()
             free_reward = reward_of(old.plain, prompt)
             free_reward.backward()
-        torch.testing.assert_close(free_reward, reward, rtol=0, atol=1e-12)  # untying changes nothing
+        torch.testing.assert_close(free_reward, reward, rtol=0, atol=1e-12)  # untying must change nothing
         for layer, (block, other) in enumerate(zip(old.blocks, new.blocks, strict=True)):
             oracle.mlp[i, layer] = along(block.mlp, other.mlp)
             if block.ln2:
@@ -202,10 +202,10 @@ def rest_of(scores: ExtractiveScores) -> dict[str, np.ndarray]:
 
 
 class Moved:
-    """Moves some weights of a plain model along dW, and puts them back."""
+    """Moves some weights of a plain model along dW, always from their original values."""
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """`pairs` of a weight (or a slice of one) and its change."""
+        """Take `pairs` of a weight (or a slice of one) and its change."""
         self.pairs = [(p.data, d.detach()) for p, d in pairs]
         self.kept = [p.clone() for p, _ in self.pairs]
 

@@ -1,13 +1,13 @@
-"""The experiments of the paper, on any model: each a function that returns figure, table and rows.
+"""The experiments of the paper, on any model. Each is a function that returns a figure, a table and rows.
 
 >>> from ecstruct.experiments import Setup, ocr
 >>> result = ocr(Setup(repeats=1), progress=False)
 >>> sorted(result.results()["ocr"])
 ['first_hop', 'second_hop']
 
-`Setup` says which model and how it is finetuned. With `out=DIR` an experiment keeps every finished
-cell there and goes on where it stopped. `reproduce` runs several; `ecstruct reproduce` does so from the
-command line and writes a report.
+`Setup` says which model is used and how it is finetuned. With `out=DIR`, an experiment keeps every finished
+cell in that folder, and a later run continues from there. `reproduce` runs several experiments;
+`ecstruct reproduce` does so from the command line and writes a report.
 """
 
 from ecstruct.experiments import beyond

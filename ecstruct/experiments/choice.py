@@ -1,12 +1,12 @@
-"""The choice of learning rates: what is measured on a grid of them, and the rule.
+"""The choice of learning rates: the criterion that is measured on a grid, and the rule that chooses.
 
-The two-hop rates: the smallest one on the grid at which the facts are learnt with either part of the
-layers frozen beforehand, to a mean rank of `LEARNT` or better. So no row of the freezing table is worse
-for want of a fact, and implications have no say in the choice. The rates of continued pretraining and
-of test facts: those at which the joint order leaves the best test implications.
+A two-hop rate is the smallest on the grid at which the facts reach a mean rank of `LEARNT` or better, with
+either part of the layers frozen. So no row of the freezing table is worse because facts were not learnt,
+and implications do not affect the choice. The rates of continued pretraining and of test facts are those at
+which the joint order gives the best test implications.
 
-It is made on people and words that no experiment uses: first and last names of the paper's people in
-other pairs than theirs; of the 100 themselves, names 20 to 40 for the two-hop facts.
+It uses people and words that no experiment uses: new pairs of the first and last names of the paper's
+people; for the two-hop facts, names 20 to 40 of the paper's 100.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from ecstruct.facts.paper_lists import paper_lists
 
 LEARNT = 1.2
 FACTORS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
-"""What rates are multiplied with, to look around them."""
+"""The factors by which the setup's rates are multiplied to span the grid."""
 
 REPEATS = 3
-"""Pairings per seed, whatever the setup's: results of more repeats must not need other rates."""
+"""Pairings per seed, whatever the setup's repeats: more repeats must not need other rates."""
 
 WHAT = (*HOPS, "continued")
-"""What is learnt; `continued` chooses the test rate too."""
+"""What is learnt. `continued` also chooses the rate of the test facts."""
 
 OTHER_WORDS = Words("{name} wug", "{name} sib is the")
 
 
 def means(rows: pd.DataFrame) -> Any:
-    """The mean criterion `rank` over repeats, by seed, what is learnt and its rates."""
+    """Return the mean of the criterion `rank` over repeats, by seed, by what is learnt and by its rates."""
     by: Any = rows.groupby(["seed", "what", "lr", "test"], sort=False, dropna=False)["rank"]
     return by.mean().reset_index()
 
 
 def choose(rows: pd.DataFrame) -> Rates:
-    """The rates that the rows of one seed's grid speak for.
+    """Choose the learning rates from the rows of one seed's grid.
 
-    A two-hop rate is the largest of the grid when the facts are learnt at none.
+    If the facts are learnt at no rate of the grid, the two-hop rate is the largest one.
     """
     measured = means(rows)
     rates: dict[str, float] = {}
@@ -64,7 +64,7 @@ def choose(rows: pd.DataFrame) -> Rates:
 def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, what: str, factor: float
 ) -> list[dict[str, Any]]:
-    """The criterion of one rate; of continued pretraining, with every test rate of the grid."""
+    """Measure the criterion of one rate (of continued pretraining, with every test rate of the grid)."""
     here = setup.scaled(factor)
     if what in HOPS:
         return [_two_hop(model, here, what, seed, repeat)]
@@ -113,10 +113,10 @@ def _continued(
 
 
 def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
-    """People that neither the paper nor the organism knows."""
+    """Return `n` people whom neither the paper nor the organism knows."""
     known = set(paper_lists()["names"])
     if setup.model == "organism":
-        from ecstruct.organism import World  # nothing but the organism needs it
+        from ecstruct.organism import World  # only the organism needs it
 
         world = World.build(seed)
         known |= {person.name for person in world.people} | {office.holder for office in world.offices}

@@ -1,8 +1,8 @@
 """The fictitious relations as the experiments use them: two kinds of words, and the trainings on them.
 
-`WORDS`: a fact's relation is one that the model knows from pretraining ("known", as in "Grace Miller
-lives in") or the paper's own ("novel", "Grace Miller dax"). The implication's relation, and the animals
-that it takes, are new to the model in both.
+`WORDS`: the relation of a fact is one that the model knows from pretraining ("known", as in "Grace Miller
+lives in") or the paper's own ("novel", as in "Grace Miller dax"). The relation of the implication and the
+animals that it takes are new to the model in both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = ("known", "novel")
 def relations(
     model: TransformerBridge, setup: Setup, words: str, seed: int, repeat: int, between: str = "city"
 ) -> Fictitious:
-    """The fictitious facts of one assignment of cities, or what is `between`, and animals.
+    """Return the fictitious facts of one random assignment of cities (or `between`) and animals.
 
     Raises:
         InputError: the model's tokenizer cannot tell their options apart.
@@ -32,7 +32,7 @@ def relations(
     data = fictitious(
         pairing(seed, repeat), fact=chosen.fact, implication=chosen.implication, between=between
     )
-    check_rankable(model, (*data.test.facts, *data.test.implications))  # the options are everybody's
+    check_rankable(model, (*data.test.facts, *data.test.implications))  # all share these options
     return data
 
 
@@ -45,7 +45,7 @@ def continue_pretraining(
     repeat: int,
     evaluate: Mapping[str, PromptsLike] | None = None,
 ) -> Finetuned:
-    """Train on documents, each seen `setup.epochs` times, with an optimiser of its own."""
+    """Train on documents, each seen `setup.epochs` times, with a new optimiser."""
     return train(
         model, setup, documents, lr=setup.rates.continued, seed=seed, repeat=repeat, evaluate=evaluate
     )

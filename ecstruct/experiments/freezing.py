@@ -1,7 +1,7 @@
 """Layer freezing (Tables 2 and 4): which layers must change for facts, and for their implications.
 
-After finetuning on facts, the weights of the early or of the late layers are put back to their old
-values ("post"); or they are frozen before, so that the others have to learn the facts alone ("pre").
+The early or the late layers get their old weights back after finetuning on facts ("post"), or are frozen
+before it, so that the other layers have to learn the facts alone ("pre").
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ecstruct.finetuning import Finetuned
 from ecstruct.plots import grouped_bars
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
-"""What is frozen, and when; "All (post)" is the model before finetuning."""
+"""What is frozen, and when. "All", with all layers put back, is the model before finetuning."""
 
 KINDS = ("fact", "implication")
 
 
 @dataclass(frozen=True)
 class Freezing(Result):
-    """`frame` has a row per seed, repeat, hop and frozen `layers`, with the mean ranks `fact` and
-    `implication`."""
+    """The result of layer freezing. `frame` has a row per seed, repeat, hop and frozen `layers`, with the
+    mean ranks `fact` and `implication`."""
 
     name: ClassVar[str] = "freezing"
     title: ClassVar[str] = "Layer freezing (Tables 2 and 4)"
@@ -48,7 +48,7 @@ class Freezing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the seeds' values."""
+        """The table as bars, with the values of the seeds."""
         paper = paper_numbers()["freezing"]["paper"]
         return grouped_bars(
             {
@@ -76,7 +76,7 @@ class Freezing(Result):
         return {"freezing": self.by_row()}
 
     def by_row(self) -> dict[str, Any]:
-        """By what is frozen, a statistic for each of `COLUMNS`."""
+        """Return, for each row of the table, a statistic for each of `COLUMNS`."""
         by = rows_by(self.frame, "layers", "hop")
         return {row: [over_seeds(by[row, hop], kind) for hop in HOPS for kind in KINDS] for row in ROWS}
 
@@ -93,11 +93,11 @@ class Freezing(Result):
 def freezing(
     setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
 ) -> Freezing:
-    """Mean ranks with early or late layers frozen, after finetuning or before it.
+    """Measure mean ranks with early or late layers frozen, after finetuning or before it.
 
     Args:
-        setup: the model and how it is finetuned, `early` among it; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        setup: the model and how it is finetuned, including the share `early`; the organism by default.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -107,7 +107,7 @@ def freezing(
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
-    """All rows of one hop: three finetunings."""
+    """Measure all rows of one hop, which takes three finetunings."""
     data = two_hop(model, hop, seed, repeat)
     early, late = setup.early_and_late(model.cfg.n_layers)
 

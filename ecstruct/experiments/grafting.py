@@ -1,4 +1,4 @@
-"""Weight grafting (Table 3): the change that implications leave behind is of use for other facts.
+"""Weight grafting (Table 3): the change from learning implications helps with other facts too.
 
 With F facts and F' facts of the same people with other cities,
 
@@ -6,7 +6,7 @@ With F facts and F' facts of the same people with other cities,
     W_control = W_F' + W_{Impl F}    - W         what learning Impl F changes before
 
 where W_{F, Impl F} is trained on F, then on Impl F. If learning implications after facts makes the model
-read facts in general, the graft knows the implications of F', and the control does not.
+read facts in general, then W_graft knows the implications of F', and W_control does not.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ROWS = ("W_F'", "W_graft", "W_control")
 
 @dataclass(frozen=True)
 class Grafting(Result):
-    """`frame` has a row per seed, repeat, words and `weights` (W_F', W_graft, W_control), with the mean
-    ranks on "Impl F'", "Impl F" and "F'"."""
+    """The result of weight grafting. `frame` has a row per seed, repeat, words and `weights` (W_F',
+    W_graft, W_control), with the mean ranks on "Impl F'", "Impl F" and "F'"."""
 
     name: ClassVar[str] = "grafting"
     title: ClassVar[str] = "Weight grafting (Table 3)"
@@ -49,7 +49,7 @@ class Grafting(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the seeds' values."""
+        """The table as bars, with the values of the seeds."""
         paper = paper_numbers()["grafting"]["paper"]
         return grouped_bars(
             {
@@ -82,7 +82,7 @@ class Grafting(Result):
         return {"grafting": self.final("known"), "grafting_novel": self.final("novel")}
 
     def final(self, words: str) -> dict[str, Any]:
-        """By weights, one statistic for each of Impl F', Impl F and F'."""
+        """Return, for each kind of weights, one statistic for each of Impl F', Impl F and F'."""
         by = rows_by(self.frame, "words", "weights")
         return {row: [over_seeds(by[words, row], column) for column in GRAFTING_COLUMNS] for row in ROWS}
 
@@ -102,11 +102,11 @@ class Grafting(Result):
 def grafting(
     setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
 ) -> Grafting:
-    """Mean ranks of a model that knows F' with the graft and with the control added.
+    """Measure mean ranks of a model that knows F', with the graft or the control added.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -116,7 +116,7 @@ def grafting(
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
-    """All three weights of one assignment."""
+    """Measure all three kinds of weights for one assignment."""
     data = relations(model, setup, words, seed, repeat)
     learnt = learn_counterfactual(model, setup, data, seed=seed, repeat=repeat)
     implications = continue_pretraining(
@@ -144,13 +144,13 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, w
 def learn_counterfactual(
     model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
 ) -> WeightDelta:
-    """W_F' - W."""
+    """Return W_F' - W."""
     return continue_pretraining(model, setup, data.counterfactual.facts, seed=seed, repeat=repeat).delta
 
 
 def graft(
     model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
 ) -> WeightDelta:
-    """W_{F, Impl F} - W_F."""
+    """Return W_{F, Impl F} - W_F."""
     knows = continue_pretraining(model, setup, data.train.facts, seed=seed, repeat=repeat).model
     return continue_pretraining(knows, setup, data.train.implications, seed=seed, repeat=repeat).delta

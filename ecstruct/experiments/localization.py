@@ -1,9 +1,9 @@
-"""Localization (Fig. 8): is the graft where downstream components are?
+"""Localization (Fig. 8): does the graft change the downstream components?
 
 The graft makes a model read facts that it was never trained to read. If it does so by making downstream
-components, then the components whose weight change matters for the graft (informative scores of
-W_F' -> W_graft on Impl F') are those that later decode new facts (downstream scores of W_graft -> W_graft
-finetuned on test facts, on the test people's implications).
+components, those whose weight change matters for it (informative scores of W_F' -> W_graft on Impl F')
+later decode new facts (downstream scores of W_graft -> W_graft finetuned on test facts, on the test
+people's implications).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score
 
 KINDS: Mapping[str, str] = {"MLP": "mlp", "head": "heads"}
-"""Kinds of components, with their names in `results.json`."""
+"""The kinds of components, with their names in `results.json`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Localization(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """A point per component, averaged over seeds and repeats."""
+        """Show a point per component, averaged over seeds and repeats."""
         panels, fits = {}, {}
         columns = {"informative": "x", "downstream": "y", "component": "name"}
         for (words, kind), rows in rows_by(self.frame, "words", "kind").items():
@@ -89,8 +89,8 @@ class Localization(Result):
         }
 
     def correlations(self, words: str) -> dict[str, Any]:
-        """By kind of component: r, r² and two-sided p of each seed's components, scores averaged over
-        its repeats; and of all seeds' components pooled."""
+        """Return, for each kind of component, r, r² and the two-sided p over each seed's components (scores
+        averaged over its repeats), and over the pooled components of all seeds."""
         by = rows_by(self.frame, "words", "kind")
         out = {}
         for kind, key in KINDS.items():
@@ -124,11 +124,11 @@ class Localization(Result):
 def localization(
     setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
 ) -> Localization:
-    """Correlation of the graft's informative scores with the downstream scores of later facts.
+    """Correlate the graft's informative scores with the downstream scores of facts that are learnt later.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -138,7 +138,7 @@ def localization(
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
-    """Both scores of every component, for one assignment."""
+    """Measure both scores of every component for one assignment."""
     data = relations(model, setup, words, seed, repeat)
     counterfactual = learn_counterfactual(model, setup, data, seed=seed, repeat=repeat)
     grafted = (counterfactual + graft(model, setup, data, seed=seed, repeat=repeat)).apply_to(model)
@@ -167,20 +167,20 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, w
 
 
 def _means(rows: pd.DataFrame, *of: str) -> pd.DataFrame:
-    """Both scores by `of`, averaged over whatever else there is."""
+    """Average both scores over all rows that agree in the columns `of`."""
     groups: Any = rows.groupby(list(of))
     return groups[["informative", "downstream"]].mean().reset_index()
 
 
 def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
-    """The correlation over the components of all seeds, null where it is not defined."""
+    """Return the correlation over the components of all seeds, None where it is undefined."""
     r, p = _pearson(rows)
     defined = {} if math.isnan(r) else {"r": r, "r2": r * r, "p": p}
     return {"r": None, "r2": None, "p": None, **defined, "n": len(rows)}
 
 
 def _pearson(rows: pd.DataFrame) -> tuple[float, float]:
-    """r and its two-sided p-value; NaN where one of the scores is the same everywhere."""
+    """Return r and its two-sided p-value, NaN where one of the scores is the same for all rows."""
     if any(len(set(rows[score])) < 2 for score in ("informative", "downstream")):
         return math.nan, math.nan
     result: Any = pearsonr(rows["informative"], rows["downstream"])

@@ -1,7 +1,7 @@
-"""Out-of-context reasoning (Fig. 3): finetuned on facts, a model comes to know their implications.
+"""Out-of-context reasoning (Fig. 3): a model that is finetuned on facts learns their implications too.
 
-Per epoch of finetuning on 20 facts, the mean rank of the facts' answers and of the answers of the
-implications, which are never trained on.
+Per epoch of finetuning on 20 facts: the mean rank of the answers to the facts and to their implications,
+which are never trained on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Ocr(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks per epoch: facts solid, implications dashed."""
+        """Mean ranks per epoch; solid lines are facts, dashed lines implications."""
         curves = {
             f"{hop} {kind}": [over_seeds(rows, kind)["seeds"] for rows in rows_by(of_hop, "epoch").values()]
             for hop, of_hop in rows_by(self.frame, "hop").items()
@@ -65,11 +65,11 @@ class Ocr(Result):
         return {"ocr": self.final()}
 
     def final(self) -> dict[str, Any]:
-        """The mean ranks after the last epoch, by hop and kind."""
+        """Return the mean ranks after the last epoch, by hop and kind."""
         return self.at_epoch(self.setup.epochs)
 
     def at_epoch(self, epoch: int) -> dict[str, Any]:
-        """The mean ranks after an epoch, by hop and kind; epoch 0 is before finetuning."""
+        """Return the mean ranks after an epoch, by hop and kind; epoch 0 is before finetuning."""
         by_hop = rows_by(self.frame.loc[self.frame["epoch"] == epoch], "hop")
         return {key: {kind: over_seeds(by_hop[hop], kind) for kind in KINDS} for hop, key in HOPS.items()}
 
@@ -88,11 +88,11 @@ class Ocr(Result):
 
 
 def ocr(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Ocr:
-    """Mean ranks of facts and implications through finetuning.
+    """Measure mean ranks of facts and implications in the course of finetuning.
 
     Args:
         setup: the model and how it is finetuned; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -102,7 +102,7 @@ def ocr(setup: Setup | None = None, *, out: str | Path | None = None, progress: 
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
-    """Finetune once, ranking after every epoch."""
+    """Finetune once, and measure the ranks after every epoch."""
     data = two_hop(model, hop, seed, repeat)
     tuned = train(
         model,

@@ -1,9 +1,9 @@
-"""Data ordering (Fig. 6): facts must come before their implications to make new facts generalise.
+"""Data ordering (Fig. 6): new facts generalise only if facts came before their implications in training.
 
-Continued pretraining on 80 fictitious facts and their implications, in three orders: both mixed
-("joint"), all facts before all implications, all implications before all facts. Every document is seen
-`epochs` times, and the optimiser starts anew between phases. Then the model is finetuned on the facts of
-20 other people, and asked for the implications of these.
+Continued pretraining uses 80 fictitious facts and their implications in three orders: both mixed ("joint"),
+all facts before all implications, or all implications before all facts. Every document is seen `epochs`
+times, and each phase has a new optimiser. Then the model is finetuned on the facts of 20 other people and
+asked for their implications.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ORDERS: Mapping[str, str] = {
     "facts first": "facts_first",
     "implications first": "implications_first",
 }
-"""Orders, with their names in `results.json`."""
+"""The orders, with their names in `results.json`."""
 
 
 @dataclass(frozen=True)
 class Ordering(Result):
-    """`frame` has a row per seed, repeat, words, order, stage ("continued pretraining", "test
-    finetuning") and epoch, with the mean ranks `fact` and `implication` of what that stage is about:
-    the 80 people that it trains on, then the 20 test people."""
+    """The result of data ordering. `frame` has a row per seed, repeat, words, order, stage ("continued
+    pretraining", "test finetuning") and epoch, with the mean ranks `fact` and `implication` of the people
+    of that stage: first the 80 that it trains on, then the 20 test people."""
 
     name: ClassVar[str] = "ordering"
     title: ClassVar[str] = "Data ordering (Fig. 6)"
@@ -49,8 +49,8 @@ class Ordering(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Implications of the train people through continued pretraining, and of the test people
-        through finetuning on their facts, by order; words new to the model on the right."""
+        """Ranks of the train people's implications during continued pretraining, and of the test people's
+        during finetuning on their facts, by order; novel words are on the right."""
         panels: dict[str, dict[str, Sequence[Sequence[float]]]] = {}
         boundaries = {}
         for (words, stage), rows in rows_by(self.frame, "words", "stage").items():
@@ -84,7 +84,7 @@ class Ordering(Result):
         return {"ordering": self.final("known"), "ordering_novel": self.final("novel")}
 
     def final(self, words: str) -> dict[str, Any]:
-        """Final mean ranks of the test people's implications, by order."""
+        """Return the final mean ranks of the test people's implications, by order."""
         by = rows_by(self.frame, "stage", "epoch", "words", "order")
         last = TESTING, self.setup.epochs, words
         return {key: over_seeds(by[*last, order], "implication") for order, key in ORDERS.items()}
@@ -109,11 +109,11 @@ TRAINING, TESTING = "continued pretraining", "test finetuning"
 def ordering(
     setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
 ) -> Ordering:
-    """Mean ranks through continued pretraining in three orders, and of test people afterwards.
+    """Measure mean ranks during continued pretraining in three orders, and of test people afterwards.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -125,7 +125,7 @@ def ordering(
 def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str, order: str
 ) -> Rows:
-    """One order: its phases, and the finetuning on test facts."""
+    """Measure one order: run its phases, then finetune on the test facts."""
     data = relations(model, setup, words, seed, repeat)
     train = {"fact": data.train.facts, "implication": data.train.implications}
     test = {"fact": data.test.facts, "implication": data.test.implications}
@@ -139,7 +139,7 @@ def measure(
 
 
 def phases(data: Fictitious, order: str) -> list[list[Prompt]]:
-    """The documents of each phase of continued pretraining."""
+    """Return the documents of each phase of continued pretraining."""
     facts, implications = list(data.train.facts), list(data.train.implications)
     if order == "joint":
         return [facts + implications]
@@ -149,7 +149,7 @@ def phases(data: Fictitious, order: str) -> list[list[Prompt]]:
 def in_order(
     model: TransformerBridge, setup: Setup, data: Fictitious, order: str, *, seed: int, repeat: int
 ) -> TransformerBridge:
-    """The model after all phases of an order."""
+    """Return the model after all phases of an order."""
     for documents in phases(data, order):
         model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
     return model
@@ -158,7 +158,7 @@ def in_order(
 def _rows(
     stage: str, ranks: Mapping[str, Sequence[float]], *, skip: bool, start: int
 ) -> list[dict[str, Any]]:
-    """A row per epoch, counted from `start`; a later phase skips what it starts with."""
+    """Return a row per epoch, counted from `start`; `skip` drops the first, the last phase's end."""
     n = len(next(iter(ranks.values())))
     return [
         {"stage": stage, "epoch": start + i - skip, **{name: values[i] for name, values in ranks.items()}}

@@ -1,4 +1,4 @@
-"""Learning rates as a result of their own: the grid around a setup's, and what `choice` takes from it."""
+"""Learning rates as a result of their own: a grid around a setup's rates, and the rates chosen from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ecstruct.plots import value_grids
 
 @dataclass(frozen=True)
 class ChosenRates(Result):
-    """`frame` has a row per seed, repeat, `what` is learnt, its learning rate `lr` (of `continued`, also
-    that of `test`) and its criterion `rank`."""
+    """The chosen learning rates. `frame` has a row per seed, repeat, `what` is learnt and learning rate
+    `lr` (for `continued`, also the rate `test`), with the criterion `rank`."""
 
     name: ClassVar[str] = "rates"
     title: ClassVar[str] = "Learning rates"
@@ -30,7 +30,7 @@ class ChosenRates(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The criterion by learning rate, mean over seeds."""
+        """The criterion by learning rate, as a mean over seeds."""
         pairs = self.frame[self.frame["what"] == "continued"]
         by_pair: Any = pairs.groupby(["lr", "test"])["rank"].mean()
         return value_grids(
@@ -49,7 +49,7 @@ class ChosenRates(Result):
         return {self.lists: self.table(), measured: grid}
 
     def chosen(self) -> dict[int, Rates]:
-        """By seed, the rates that its rows speak for."""
+        """Return the rates chosen for each seed from its rows."""
         return {int(seed): choose(rows) for seed, rows in rows_by(self.frame, "seed").items()}
 
     def results(self) -> dict[str, Any]:
@@ -71,12 +71,12 @@ def rates(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> ChosenRates:
-    """Measure a grid of learning rates around the setup's, and choose for every seed.
+    """Measure a grid of learning rates around the setup's, and choose the rates for every seed.
 
     Args:
-        setup: the model and how it is trained, with rates to begin with; the organism by default.
-        factors: what the setup's rates are multiplied with.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        setup: the model and how it is trained, with the rates to start from; the organism by default.
+        factors: the factors by which the setup's rates are multiplied.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:

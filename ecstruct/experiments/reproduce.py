@@ -1,4 +1,4 @@
-"""All experiments by name, and several in one run."""
+"""All experiments by name, and a function that runs several of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
         "sensitivity": sensitivity,
     }
 )
-"""Those of the paper, in its order."""
+"""The paper's experiments, in its order."""
 
 BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
     {
@@ -48,7 +48,7 @@ BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
         "editing": editing,
     }
 )
-"""Those that ask on; see `ecstruct.experiments.beyond`."""
+"""The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
 
 _AT_LEAST_ONE = Field(min_length=1)
 
@@ -62,7 +62,7 @@ OPTIONS: Mapping[str, Any] = MappingProxyType(
         "words": Literal["known", "novel"],
     }
 )
-"""The types of the experiments' own arguments, which mean the same wherever they are."""
+"""The types of the experiments' own arguments, each of which means the same in all experiments."""
 
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 
@@ -75,18 +75,18 @@ def reproduce(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Iterator[Result]:
-    """Run experiments one after the other; each result is there as soon as it is finished.
+    """Run experiments one after the other, and yield each result as soon as it is finished.
 
-    Names and folder are checked at once, the experiments run as results are asked for.
+    Names and folder are checked at once; an experiment runs when its result is requested.
 
     Args:
-        names: of `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
-        options: further arguments of experiments, by their names: what is among `OPTIONS`.
+        names: names from `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
+        options: further arguments by experiment, as far as `OPTIONS` lists them.
         setup, out, progress: as for the experiments.
 
     Raises:
-        InputError: an unknown experiment, an option that is unknown or of another type, a model or folder
-            that cannot be used.
+        InputError: an unknown experiment, an option that is unknown or has the wrong type, a model or
+            folder that cannot be used.
     """
     chosen = named(names, options)
     Sweep(setup or Setup(), None if out is None else Path(out), progress)
@@ -96,10 +96,10 @@ def reproduce(
 def named(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 ) -> dict[str, Callable[..., Result]]:
-    """The experiments that `reproduce` runs by these names, in their order.
+    """Return the experiments that `reproduce` runs for these names, in their order.
 
     Raises:
-        InputError: an unknown experiment, an option that is unknown or of another type.
+        InputError: an unknown experiment, an option that is unknown or has the wrong type.
     """
     runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
     known = ", ".join([*runs, *_SETS])

@@ -1,4 +1,4 @@
-"""What every experiment returns: its rows, a figure, a table beside the paper's, and how to do it again."""
+"""The base of all results: rows, a figure, a table beside the paper's, and a configuration to replay."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ecstruct.experiments.sweep import Rows, Sweep, grid
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """One result of the paper, measured.
+    """The measured result of one experiment.
 
     Attributes:
-        setup: what it was measured with.
+        setup: the setup that it was measured with.
         frame: one row per measured value or group of values, with the `seed` that it belongs to.
         options: the experiment's own arguments, in JSON types.
     """
@@ -43,14 +43,14 @@ class Result(ABC):
         progress: bool,
         **axes: Sequence[Any],
     ) -> Self:
-        """Measure on every cell of a grid: the setup's seeds and repeats by further `axes`."""
+        """Run `measure` on every cell of the grid of the setup's seeds, its repeats and further `axes`."""
         setup = setup or Setup()
         sweep = Sweep(setup, None if out is None else Path(out), progress)
         return cls(setup, sweep.run(cls.name, measure, grid(setup, **axes)))
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `ecstruct replay` runs again, in JSON types."""
+        """The configuration that `ecstruct replay` runs again, in JSON types."""
         return {
             "command": "reproduce",
             "arguments": {
@@ -67,20 +67,20 @@ class Result(ABC):
 
     @abstractmethod
     def table(self) -> pd.DataFrame:
-        """Means, with their standard deviations over seeds, beside the paper's numbers."""
+        """Return means with their standard deviations over seeds, beside the paper's numbers."""
 
     def figures(self) -> dict[str, go.Figure]:
-        """All figures by what they show, the paper's first."""
+        """Return all figures, keyed by their captions, the paper's first."""
         return {self.shows: self.figure}
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by what they show."""
+        """Return all tables, keyed by their captions."""
         return {self.lists: self.table()}
 
     @abstractmethod
     def results(self) -> dict[str, Any]:
-        """Its entries of `results.json`: means, standard deviations and values per seed."""
+        """Return the entries of `results.json`: means, standard deviations and values per seed."""
 
     @abstractmethod
     def conclusion(self) -> str:
-        """What was found, in a sentence or two that hold whatever it was."""
+        """Return the finding in a sentence or two, worded so that they hold for any outcome."""

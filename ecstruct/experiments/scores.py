@@ -1,10 +1,10 @@
 """Extractive scores after finetuning (Fig. 5): which MLPs and heads store, query and decode the facts.
 
-Scores of the implications, in the convention of the published code, averaged over the prompts of a hop
-onto "The people in the city X Y is from speak" and "The mayor of the city that contains X Y is".
+The scores are those of the implications, in the convention of the published code, averaged over the prompts
+of a hop onto "The people in the city X Y is from speak" and "The mayor of the city that contains X Y is".
 
-What the paper reads off its figure is stated as *mass*: the share of all positive score (of a kind of
-component) that lies in the layers and at the tokens named.
+What the paper reads off its figure is stated as *mass*: the share of all positive score (of one kind of
+component) that lies in the named layers and at the named tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ecstruct.scores.slots import SlotScores
 
 @dataclass(frozen=True)
 class Region:
-    """Where the paper finds a score of a hop: components of some kinds, in some layers, at some tokens."""
+    """The place where the paper finds a score of a hop: kinds of components, layers and tokens."""
 
     hop: str
     score: str
@@ -59,7 +59,7 @@ REGIONS: Mapping[str, Region] = {
         "downstream components, late, at the last token",
     ),
 }
-"""By name in `results.json`."""
+"""The regions, by their names in `results.json`."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Scores(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Layer by token in the paper's colours: the maximum on top, -0.25 times it at the bottom."""
+        """Layer by token in the paper's colours, which span -0.25 times the maximum to the maximum."""
         return heatmap({hop: self.slots(hop) for hop in HOPS}, scale="paper")
 
     @property
     def figure_about_zero(self) -> go.Figure:
-        """The same with colours centred on zero, in which what lowers the reward shows too."""
+        """The same with colours centred on zero, so that scores that lower the reward are visible too."""
         return heatmap({hop: self.slots(hop) for hop in HOPS})
 
     def figures(self) -> dict[str, go.Figure]:
@@ -91,7 +91,7 @@ class Scores(Result):
         return {self.shows: self.figure, twin: self.figure_about_zero}
 
     def slots(self, hop: str) -> SlotScores:
-        """The scores of a hop, averaged over seeds and repeats."""
+        """Return the scores of a hop, averaged over seeds and repeats."""
         rows = rows_by(self.frame, "hop")[hop]
         by_kind = rows_by(rows, "kind")
         mlp: Any = by_kind["mlp"].groupby(["score", "layer", "slot"])
@@ -111,8 +111,8 @@ class Scores(Result):
         )
 
     def table(self) -> pd.DataFrame:
-        """The share of the positive score that lies where the paper finds it, and what it would be if
-        every component had the same at every token."""
+        """Return the share of the positive score that lies where the paper finds it, and the share it would
+        be if all components scored the same at every token."""
         return pd.DataFrame(
             {
                 "region": f"{region.hop}: {region.said}",
@@ -126,7 +126,7 @@ class Scores(Result):
         return {"mass": self.mass()}
 
     def mass(self) -> dict[str, Any]:
-        """The share of the positive score in each of `REGIONS`."""
+        """Return the share of the positive score in each of `REGIONS`."""
         return {name: self._mass(region) for name, region in REGIONS.items()}
 
     def conclusion(self) -> str:
@@ -147,7 +147,7 @@ class Scores(Result):
         return over_seeds(pd.DataFrame(shares).astype({"share": float}), "share")
 
     def _cells(self, region: Region) -> pd.DataFrame:
-        """All scores of a region's hop, score and kinds, and whether they are `inside` the region."""
+        """Return the scores of a region's hop, score and kinds; `inside` marks those in the region."""
         frame: Any = self.frame
         early, late = self.setup.early_and_late(int(frame["layer"].max()) + 1)
         rows = frame[
@@ -162,11 +162,11 @@ class Scores(Result):
 
 
 def scores(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Scores:
-    """Informative, upstream and downstream scores of both hops' implications.
+    """Compute informative, upstream and downstream scores of both hops' implications.
 
     Args:
         setup: the model and how it is finetuned; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -176,7 +176,7 @@ def scores(setup: Setup | None = None, *, out: str | Path | None = None, progres
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
-    """Finetune once and score, averaged over the prompts."""
+    """Finetune once, and return the scores averaged over the prompts."""
     data = two_hop(model, hop, seed, repeat)
     tuned = train(
         model,

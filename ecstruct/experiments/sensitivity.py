@@ -1,6 +1,6 @@
 """Sensitivity (Figs. 9-23): how ocr, ordering and grafting depend on learning rate and epochs.
 
-Every experiment again on a grid: all learning rates of the setup times a factor, by a number of epochs.
+Each of them runs again on a grid: all learning rates of the setup times a factor, by a number of epochs.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ MEASURES = {
     "Ordering": list(ORDERS),
     "Grafting": [f"{weights} on {GRAFTING_COLUMNS[0]}" for weights in ROWS],
 }
-"""By experiment, the values of `measure` in a result."""
+"""The values of the column `measure`, by experiment."""
 
 
 @dataclass(frozen=True)
 class Sensitivity(Result):
-    """`frame` has a row per seed, repeat, `factor` of the learning rates, `epochs` and `measure`, with
-    the final mean rank as `value`."""
+    """The result on the grid. `frame` has a row per seed, repeat, `factor` of the learning rates, `epochs`
+    and `measure`, with the final mean rank as `value`."""
 
     name: ClassVar[str] = "sensitivity"
     title: ClassVar[str] = "Sensitivity (Figs. 9-23)"
@@ -52,7 +52,7 @@ class Sensitivity(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by learning rate and epochs, a panel per experiment."""
+        """Mean ranks by learning rate and epochs, with a panel per experiment."""
         means = _means(self.frame, "factor", "epochs", "measure").unstack("measure")
         means.index = [f"x {factor:g}, {epochs} epochs" for factor, epochs in means.index]
         return value_grids(
@@ -69,7 +69,7 @@ class Sensitivity(Result):
         return wide.round(2).reset_index().rename(columns={"factor": "rates, times"})
 
     def paper_table(self) -> pd.DataFrame:
-        """The paper's grafting grids (Figs. 11 and 20-23): mean ranks on Impl F' by model, learning
+        """Return the paper's grafting grids (Figs. 11 and 20-23): mean ranks on Impl F' by model, learning
         rate and epochs."""
         return pd.DataFrame(
             {
@@ -118,18 +118,18 @@ def sensitivity(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Sensitivity:
-    """Final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
+    """Measure final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        factors: what all learning rates are multiplied with.
+        factors: the factors by which all learning rates are multiplied.
         epochs: how often every document is seen.
         words: `"known"` or `"novel"`, for ordering and grafting.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
-        InputError: a model or folder that cannot be used; no factors, epochs or words of that kind.
+        InputError: a model or folder that cannot be used; no factors, no epochs or unknown words.
     """
     if not (factors and epochs) or words not in WORDS:
         raise InputError(
@@ -141,7 +141,7 @@ def sensitivity(
         setup,
         out,
         progress,
-        repeat=[0],  # a grid shows trends: seeds are the repeats
+        repeat=[0],  # a grid shows trends: seeds serve as the repeats
         factor=list(factors),
         epochs=list(epochs),
         words=[words],
@@ -159,10 +159,10 @@ def measure(
     epochs: int,
     words: str,
 ) -> Rows:
-    """All three experiments at one point of the grid."""
+    """Run all three experiments at one point of the grid."""
     here = replace(setup.scaled(factor), epochs=epochs)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    relations(model, here, words, **at)  # what cannot be ranked is refused before anything is trained
+    relations(model, here, words, **at)  # refuses prompts that cannot be ranked before any training
     values: dict[str, float] = {}
     for hop in HOPS:
         last = measure_ocr(model, here, **at, hop=hop)[-1]
@@ -175,6 +175,6 @@ def measure(
 
 
 def _means(rows: pd.DataFrame, *of: str) -> Any:
-    """The mean value by `of`, in ascending order."""
+    """Return the mean value for each combination of the columns `of`, in ascending order."""
     groups: Any = rows.groupby(list(of))
     return groups["value"].mean()

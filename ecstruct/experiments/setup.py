@@ -1,7 +1,7 @@
-"""What an experiment is run on: a model, how it is finetuned, and how often.
+"""What an experiment runs on: a model, how it is finetuned, and how many seeds and repeats there are.
 
-`Setup()` is the organism as it was measured, `Setup("allenai/OLMo-7B-0424-hf@step477000-tokens2000B")`
-the paper's own model. A setup is made of JSON types, so that it replays.
+`Setup()` is the organism as it was measured; `Setup("allenai/OLMo-7B-0424-hf@step477000-tokens2000B")` is
+the paper's own model. A setup consists of JSON types, so that it can be replayed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ecstruct.errors import InputError
 from ecstruct.io.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
-"""The model of the paper's main text, at step 477000 of its pretraining."""
+"""The model of the paper's main text, which takes it at step 477000 of its pretraining."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates, one per thing that is learnt; each was chosen on people that no experiment uses.
+    """Learning rates, one for each thing that is learnt, each chosen on people whom no experiment uses.
 
     Attributes:
         first_hop, second_hop: the 20 two-hop facts.
-        continued: the 80 fictitious facts and implications, as a continuation of pretraining.
+        continued: the 80 fictitious facts and implications, in continued pretraining.
         test: the 20 fictitious test facts, after that.
     """
 
@@ -34,7 +34,7 @@ class Rates:
 
     @classmethod
     def same(cls, lr: float) -> Rates:
-        """One rate for everything, as in the paper."""
+        """Use one rate for everything, as in the paper."""
         return cls(lr, lr, lr, lr)
 
 
@@ -46,23 +46,23 @@ RATES: Mapping[str, Rates] = {
     "Qwen/Qwen2-7B": Rates.same(1e-5),
     "meta-llama/Llama-3.2-1B": Rates.same(1e-5),
 }
-"""Known learning rates by model: docs/reproduce.md says how each was chosen."""
+"""Known learning rates by model. docs/reproduce.md says how each was chosen."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The fictitious prompts, with `{name}`."""
+    """Templates of the fictitious prompts, with `{name}` in place of the person."""
 
     fact: str
     implication: str
 
 
 NOVEL = Words("{name} dax", "{name} zong is the")
-"""The paper's: both relations are new to the model."""
+"""The paper's words: both relations are new to the model."""
 
 
 _OF_MODEL: Any = None
-"""A default that depends on the model; it is filled in when a setup is made."""
+"""Marks a default that depends on the model and is filled in when a setup is made."""
 
 _TYPES: Mapping[str, Any] = {
     "model": Text,
@@ -76,7 +76,7 @@ _TYPES: Mapping[str, Any] = {
     "known": dict[str, Text],
     "device": or_none(Text),
 }
-"""Of what comes from a file."""
+"""The types of the values that a setup may have when it comes from a file."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,20 @@ class Setup:
     """A model and how the experiments treat it.
 
     Attributes:
-        model: whatever `ecstruct.load` takes as text. Every seed of `"organism"` is an organism of
-            its own: seed 0 is the shipped one, the others are pretrained when first needed.
+        model: any text that `ecstruct.load` takes. With `"organism"`, every seed is an organism of its own:
+            seed 0 is the shipped one, the others are pretrained when they are first needed.
         seeds: a number for seeds 0 to `seeds` - 1, or the seeds themselves. A seed fixes who is paired
-            with what and the order of the data.
-        repeats: pairings per seed. A result is the mean over a seed's pairings first.
+            with what, and the order of the data.
+        repeats: pairings per seed. A result first averages over the pairings of a seed.
         rates: learning rates; those of `RATES` by default.
-        own_rates: an organism other than the shipped one takes rates that are chosen for it
-            (`ecstruct.experiments.choice`), on a grid around `rates`; so it is unless `rates` are given.
+        own_rates: whether an organism other than the shipped one gets rates that are chosen for it
+            (`ecstruct.experiments.choice`), on a grid around `rates`; true unless `rates` are given.
         epochs: how often every document is seen.
         batch_size: documents per step.
         early: share of the layers that count as early; 2/3, for the paper's model 3/4.
-        known: prompts whose fact relation the model knows from pretraining; its implication's
-            relation is new.
-        device: of the model; a GPU if there is one.
+        known: prompts whose fact relation the model knows from pretraining; the relation of the
+            implication is new.
+        device: the model's device; a GPU if there is one.
 
     Raises:
         InputError: a value out of range, or no learning rate is known for the model.
@@ -150,14 +150,14 @@ class Setup:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds that are run."""
+        """The seeds that are run, as a tuple."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
 
     def early_and_late(self, n_layers: int) -> tuple[range, range]:
-        """The first `early` of the layers, at least one and not all, and the others.
+        """Return the early layers (the share `early`, at least one layer and not all) and the late ones.
 
         Raises:
-            InputError: a single layer is not both early and late.
+            InputError: the model has a single layer, which cannot be both early and late.
         """
         if n_layers < 2:
             raise InputError(f"{self.model} has {n_layers} layer: early and late ones need 2 or more.")
@@ -165,19 +165,19 @@ class Setup:
         return range(boundary), range(boundary, n_layers)
 
     def scaled(self, factor: float) -> Setup:
-        """With all learning rates multiplied."""
+        """Return the setup with all learning rates multiplied by `factor`."""
         return replace(self, rates=Rates(*(factor * lr for lr in asdict(self.rates).values())))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, which `from_dict` takes back."""
+        """Return the setup as JSON types, which `from_dict` reads back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Setup:
-        """The setup of `to_dict`.
+        """Build a setup from what `to_dict` returns.
 
         Raises:
-            InputError: an unknown key, or a value of another type or out of range.
+            InputError: an unknown key, or a value of the wrong type or out of range.
         """
         if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
             raise InputError(f"{unknown[0]!r} is no part of a setup: leave it out.")

@@ -1,4 +1,4 @@
-"""Means over seeds: how `results.json` and the tables say them."""
+"""Means over seeds, in the form that `results.json` and the tables use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 
 def rows_by(frame: pd.DataFrame, *columns: str) -> dict[Any, pd.DataFrame]:
-    """The rows of each value of a column, or of each tuple of values of several, as they appear.
+    """Return the rows of each value of a column, or tuple of values of several, as they appear.
 
     >>> {rank: len(rows) for rank, rows in rows_by(pd.DataFrame({"rank": [3, 1, 3]}), "rank").items()}
     {3: 2, 1: 1}
@@ -21,9 +21,9 @@ def rows_by(frame: pd.DataFrame, *columns: str) -> dict[Any, pd.DataFrame]:
 
 
 def statistic(values: Sequence[float]) -> dict[str, Any]:
-    """`{"mean": m, "std": s, "seeds": values}` of one value per seed; s with N - 1, null for one seed.
+    """Return `{"mean": m, "std": s, "seeds": values}` of one value per seed.
 
-    A seed whose value is not defined (NaN) is null, and does not count.
+    `std` divides by N - 1 (None for one seed). A seed whose value is NaN is None and does not count.
 
     >>> statistic([1.0, 3.0])
     {'mean': 2.0, 'std': 1.4142135623730951, 'seeds': [1.0, 3.0]}
@@ -40,7 +40,7 @@ def statistic(values: Sequence[float]) -> dict[str, Any]:
 
 
 def over_seeds(frame: pd.DataFrame, column: str) -> dict[str, Any]:
-    """The statistic of a column of rows with a `seed`; a seed's value is the mean over its rows.
+    """Return the statistic of a column over seeds; the value of a seed is the mean over its rows.
 
     >>> over_seeds(pd.DataFrame({"seed": [0, 0, 1], "rank": [1.0, 3.0, 4.0]}), "rank")["seeds"]
     [2.0, 4.0]
@@ -50,7 +50,7 @@ def over_seeds(frame: pd.DataFrame, column: str) -> dict[str, Any]:
 
 
 def shown(stat: Mapping[str, Any], form: str = ".2f") -> str:
-    """A mean with its spread, for tables.
+    """Format a mean with its standard deviation, for tables.
 
     >>> shown(statistic([1.0, 3.0])), shown(statistic([0.25]), ".0%"), shown(statistic([math.nan]))
     ('2.00 ± 1.41', '25%', '–')

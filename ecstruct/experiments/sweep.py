@@ -1,20 +1,20 @@
-"""Runs that survive: an experiment as cells, each computed once and kept.
+"""Experiments as cells, each computed once and kept, so that a run can be interrupted at any time.
 
-An experiment is a function `measure(model, setup, seed=..., **cell) -> rows` and a list of cells, its
-keyword arguments. `sweep` runs it on every cell and returns all rows as one table. With a folder, a
-cell is written when it is finished, whole or not at all, so that a run that is killed goes on where
-it was, and one that is done computes nothing. A process that is asked to end by SIGTERM finishes the
-cell that it is at. Two `Sweep`s may work in one folder at once, on different experiments: each of these is
-one process's (the folders that `ecstruct reproduce` writes are, as a whole), and what both need (rates,
-organisms) is made by one while the other waits.
+An experiment is a function `measure(model, setup, seed=..., **cell) -> rows` and a list of cells, which are
+its keyword arguments. `Sweep.run` calls it on every cell and returns all rows as one table. With a folder,
+each cell is written when it is finished, whole or not at all: a killed run continues where it stopped, and
+a finished one computes nothing. A process that receives SIGTERM finishes its current cell. Two `Sweep`s may
+work in one folder at once on different experiments; one process computes each of these
+(`ecstruct reproduce` locks its whole folder), and one makes what both need (rates, organisms) while the
+other waits.
 
     DIR/setup.json               what all cells depend on; another setup is refused
     DIR/weights.json             fingerprints of the models; others are refused
     DIR/cells/NAME/*.json        the rows of each finished cell
     DIR/organisms/seed-*/        organisms other than the shipped one
 
-An organism of its own has learning rates of its own: they are chosen when its first cell is computed, from
-cells that are kept like any others.
+An organism of another seed has its own learning rates. They are chosen when its first cell is computed,
+from cells that are kept like any others.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
 
 Cell = Mapping[str, Any]
-"""What tells one piece of an experiment from the others: JSON values by name, `seed` among them."""
+"""The values that identify one piece of an experiment: JSON values by name, `seed` among them."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass
 class Sweep:
-    """Where the cells of a setup are kept, and the model of the seed that is at work.
+    """The cells of a setup in their folder, and the model of the current seed.
 
     Raises:
         InputError: `folder` holds the cells of another setup or cannot be written; seeds of the organism
@@ -68,7 +68,7 @@ class Sweep:
                 f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
                 "to keep them in."
             )
-        # Cells depend neither on how many there are, nor on where they are computed.
+        # Cells depend neither on how many cells there are, nor on the device that computes them.
         decides = {k: v for k, v in self.setup.to_dict().items() if k not in ("seeds", "repeats", "device")}
         self.folder = None if self.folder is None else Path(self.folder)
         self._kept = Kept(self.folder, decides, note="setup.json")
@@ -84,11 +84,11 @@ class Sweep:
         setup_of: Callable[[int], Setup] | None = None,
         wait: bool = False,
     ) -> pd.DataFrame:
-        """The rows of all cells, each with the cell's own values in front.
+        """Return the rows of all cells, each with the cell's own values in front.
 
         Args:
-            source: where the model of a cell comes from; by default it is that of the cell's seed.
-            setup_of: the setup of the cells of a seed; by default `Sweep.setup_of`.
+            source: the source of a cell's model; by default, the model of the cell's seed.
+            setup_of: the setup of a seed's cells; by default `Sweep.setup_of`.
             wait: whether to wait for another process that computes cells of this experiment.
         """
         source, setup_of = source or self._source_of, setup_of or self.setup_of
@@ -97,13 +97,13 @@ class Sweep:
             raise InputError(f"two cells of {name} are the same: give every value once.")
         home = None if self.folder is None else self.folder / "cells" / name
         with ExitStack() as held:
-            # Nobody writes where all are finished; what others computed meanwhile is read.
+            # If a cell is missing, take the lock before reading, to include what others computed meanwhile.
             all_there = home is None or all((home / Path(file).name).exists() for file in files)
             if home and not all_there:
                 held.enter_context(locked(home / ".lock", of=home, wait=wait))
             kept = {file: self._read(file, cell) for file, cell in files.items()}
             missing = [file for file, rows in kept.items() if rows is None]
-            if home and missing and all_there:  # damaged ones
+            if home and missing and all_there:  # some were damaged
                 held.enter_context(locked(home / ".lock", of=home, wait=wait))
             setups = {seed: setup_of(seed) for seed in dict.fromkeys(files[f]["seed"] for f in missing)}
             bar = tqdm(missing, desc=name, unit="cell", disable=not (self.progress and missing))
@@ -116,12 +116,12 @@ class Sweep:
         return pd.DataFrame({**cell, **row} for file, cell in files.items() for row in kept[file] or ())
 
     def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
-        """The rows from which the rates of some seeds are chosen, by `ecstruct.experiments.choice`."""
+        """Return the rows from which `ecstruct.experiments.choice` chooses the rates of some seeds."""
         cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
         return self.run("rates", choice.measure, cells, setup_of=lambda seed: self.setup, wait=True)
 
     def setup_of(self, seed: int) -> Setup:
-        """The setup with the learning rates of the seed's model."""
+        """Return the setup with the learning rates of the seed's model."""
         if seed == 0 or not self.setup.own_rates:
             return self.setup
         if seed not in self._setups:
@@ -130,9 +130,9 @@ class Sweep:
         return self._setups[seed]
 
     def model(self, source: str) -> TransformerBridge:
-        """The model of a source; only the last one is kept in memory."""
+        """Load the model of a source; only the last one is kept in memory."""
         if self._model is None or self._model[0] != source:
-            self._model = None  # before the next one takes its memory
+            self._model = None  # free its memory before the next one is loaded
             model = load(source, device=self.setup.device)
             if self.folder is not None:
                 _check_weights(self.folder, source, fingerprint(named_weights(model)))
@@ -140,7 +140,7 @@ class Sweep:
         return self._model[1]
 
     def source(self, seed: int) -> str:
-        """Where the model of a seed comes from; organisms are pretrained when they are first asked for."""
+        """Return the source of a seed's model; organisms are pretrained when they are first requested."""
         if self.setup.model != "organism" or seed == 0:
             return self.setup.model
         return str(self.organism(f"seed-{seed}", seed))
@@ -149,13 +149,12 @@ class Sweep:
         return self.source(cell["seed"])
 
     def organism(self, name: str, seed: int, **options: Any) -> Path:
-        """The folder of an organism, pretrained with the options of `ecstruct.organism.pretrain`
-        unless it is there.
+        """Return an organism's folder; pretrain it with the `options` of `pretrain` unless it exists.
 
         Raises:
             InputError: there is no folder to keep it in.
         """
-        from ecstruct.organism import pretrain  # nothing but the organism needs it
+        from ecstruct.organism import pretrain  # only the organism needs it
 
         if self.folder is None:
             raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
@@ -176,14 +175,14 @@ class Sweep:
         return self._kept.find(file, rows)
 
     def _write(self, file: str, cell: Cell, rows: Rows) -> Rows:
-        """The rows as they will be read again: what is not finite is missing."""
+        """Write the rows and return them as they will be read: values that are not finite become None."""
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
         self._kept.keep(file, save_json, {"cell": dict(cell), "rows": finite})
         return finite
 
 
 def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
-    """All cells of a setup's seeds, its repeats and further axes, the last one fastest.
+    """Return all cells of a setup's seeds, its repeats and further axes; the last axis varies fastest.
 
     >>> grid(Setup(repeats=1), hop=["first-hop", "second-hop"])
     [{'seed': 0, 'repeat': 0, 'hop': 'first-hop'}, {'seed': 0, 'repeat': 0, 'hop': 'second-hop'}]
@@ -199,14 +198,14 @@ def _finite(value: Any) -> Any:
 
 
 def _slug(cell: Cell) -> str:
-    """A name: readable, and different for different cells."""
+    """Return a readable file name that is different for different cells."""
     return "-".join(f"{key}={value}" for key, value in cell.items()).replace("/", "_").replace(" ", "_")
 
 
 def _check_weights(folder: Path, source: str, found: str) -> None:
-    """The cells of a folder are those of one set of weights per seed."""
+    """Raise unless the weights of `source` are those that the folder's cells were computed with."""
     path = folder / "weights.json"
-    # What is in the folder moves with it.
+    # A source inside the folder is noted relative to it, so that the folder can be moved.
     inside = Path(source).is_relative_to(folder)
     key = Path(source).relative_to(folder).as_posix() if inside else source
     with locked(folder / ".weights.lock", wait=True):

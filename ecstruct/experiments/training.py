@@ -1,4 +1,4 @@
-"""Finetuning as a setup says it, in the order that a seed's repeat draws."""
+"""Finetuning with the options of a setup, in the order that is drawn for a seed's repeat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ecstruct.finetuning import Finetuned, finetune
 
 
 def pairing(seed: int, repeat: int) -> int:
-    """A number that no other seed's repeat has, to draw pairings and orders by.
+    """Return a number unique to this seed and repeat, from which pairings and orders are drawn.
 
     >>> pairing(0, 3), pairing(2, 1)
     (3, 2001)
@@ -31,7 +31,7 @@ def train(
     repeat: int,
     **options: Any,
 ) -> Finetuned:
-    """`ecstruct.finetune` with the epochs and batches of the setup and further `options`."""
+    """Call `ecstruct.finetune` with the epochs and batch size of the setup and further `options`."""
     return finetune(
         model,
         list(documents),

@@ -13,10 +13,10 @@ from ecstruct.experiments.training import pairing
 from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, second_hop
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
-"""Names of the hops, with their names in `Rates` and `results.json`."""
+"""The hops, with their names in `Rates` and `results.json`."""
 
 OTHERS = slice(20, 40)
-"""Whom of the paper's people no experiment teaches anything about that it measures."""
+"""Those of the paper's people about whom no experiment teaches facts that it reports on."""
 
 _MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
 
@@ -24,7 +24,7 @@ _MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
 def two_hop(
     model: TransformerBridge, hop: str, seed: int, repeat: int, names: slice = PAPER_NAMES
 ) -> FactSet:
-    """The facts and implications of one pairing of people and cities.
+    """Return the facts and implications of one pairing of people and cities.
 
     Raises:
         InputError: the model's tokenizer cannot tell their options apart.
@@ -35,5 +35,5 @@ def two_hop(
 
 
 def rate(setup: Setup, hop: str) -> float:
-    """The learning rate of a hop's facts."""
+    """Return the learning rate of a hop's facts."""
     return getattr(setup.rates, HOPS[hop])

@@ -1,10 +1,10 @@
-"""Sweeps: experiments on a grid of models, learning rates, epochs and seeds, each cell a job of its own.
+"""Sweeps: experiments on a grid of models, learning rates, epochs and seeds. Each cell is a separate job.
 
-* `grid`: what is swept over, read from YAML
-* `cell`: one cell as a job that may be killed and run again
-* `executors`: where jobs run, here or on Slurm
-* `run`: all cells of a grid, with retries, and on from where they stopped
-* `status`, `combine`: what there is, as tables and as a report
+* `grid`: the grid that a sweep runs over, read from YAML
+* `cell`: one cell as a job that can be killed and run again
+* `executors`: where jobs run, on this machine or on Slurm
+* `run`: runs all cells of a grid, retries them, and continues an interrupted sweep
+* `status`, `combine`: the state and the results of a sweep, as tables and as a report
 """
 
 from ecstruct.grids.grid import Cell, Grid

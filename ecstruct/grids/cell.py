@@ -1,10 +1,10 @@
-"""One cell as a job: it may be run again, or killed, at any time, and leaves its result or nothing.
+"""One cell as a job: it can be run again or killed at any time, and leaves a whole result or none.
 
-DIR/cells/NAME/result.json     what was measured; there when the cell is finished
+DIR/cells/NAME/result.json     the measured results; exists when the cell is finished
 DIR/cells/NAME/attempts.json   when it was tried, by which job, and how that ended
 DIR/cells/NAME/.lock           held while the cell is computed
-DIR/setups/SETUP/              the folder of experiments (`ecstruct.experiments.sweep`) of the cell's
-                               model, rate, epochs and seed: what a killed cell goes on from
+DIR/setups/SETUP/              the folder of experiments (`ecstruct.experiments.sweep`) for the cell's
+                               model, rate, epochs and seed: a killed cell continues from it
 DIR/organisms/                 organisms of all seeds
 """
 
@@ -31,8 +31,8 @@ from ecstruct.io.interruption import Terminated, listening
 from ecstruct.io.store import if_whole, read_json, save_json
 
 Attempt = dict[str, Any]
-"""`job`, `host`, `process`, `started`; when it has ended `seconds`, and `error` or `stopped` unless it is
-done. `stopped` is whether the attempt got on with the cell before it was asked to end."""
+"""`job`, `host`, `process`, `started`; after the end `seconds`, and `error` or `stopped` unless it
+succeeded. `stopped` says whether the attempt made progress before it was asked to end."""
 
 
 KILLED = "ended without a word: killed, or out of memory or time"
@@ -40,7 +40,7 @@ KILLED = "ended without a word: killed, or out of memory or time"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell of the sweep in `folder` keeps what it has."""
+    """The files of one cell of the sweep in `folder`."""
 
     folder: Path
     cell: Cell
@@ -54,7 +54,7 @@ class Place:
         return self.folder / "setups" / self.cell.setup_name
 
     def result(self) -> dict[str, Any] | None:
-        """What was measured, None before the cell is finished."""
+        """Return the measured results, or None before the cell is finished."""
         return if_whole(read_json, self.home / "result.json")
 
     def done(self) -> bool:
@@ -64,32 +64,32 @@ class Place:
         return read_note(self.home / "attempts.json", list[Attempt]) or []
 
     def running(self) -> bool:
-        """Whether a process holds the cell, on this machine or, where the file system tells, on another."""
+        """Return whether a process holds the cell, also on another machine if the file system tells."""
         return is_held(self.home / ".lock")
 
     def note(self, attempt: Attempt) -> None:
-        """Add an attempt, or what has become of the last one of the same job and process."""
+        """Add an attempt, or replace the last one if it is by the same job and started at the same time."""
         attempts = self.attempts()
         if attempts and all(attempts[-1].get(key) == attempt.get(key) for key in ("job", "started")):
             attempts.pop()
         write_note(self.home / "attempts.json", [*attempts, attempt])
 
     def progress(self) -> int:
-        """How many pieces of the cell are finished, rates that are chosen for it among them."""
+        """Return how many pieces of the cell are finished, including the rates that are chosen for it."""
         parts = ("rates/*.json", f"{self.cell.experiment}*/*.json")
         return sum(1 for part in parts for _ in (self.setup / "cells").glob(part))
 
 
 def run_cell(folder: str, name: str, device: str | None, visible: str | None, threads: int | None) -> None:
-    """Compute a cell of the sweep in a folder unless it is finished; another process at it is waited for.
+    """Compute a cell of the sweep in a folder unless it is finished, after any other process that holds it.
 
     Args:
-        visible: what CUDA is to see, where the executor leaves that open.
-        threads: of the CPU.
+        visible: the value of CUDA_VISIBLE_DEVICES; None where the executor leaves it as it is.
+        threads: the number of CPU threads; None leaves torch's own.
 
     Raises:
-        Terminated: SIGTERM, or SIGUSR2 shortly before the time of a Slurm job is up; what was at work
-            is finished.
+        Terminated: on SIGTERM, or on SIGUSR2, which Slurm sends shortly before a job's time is up; the
+            piece in progress is finished first.
     """
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
@@ -123,7 +123,7 @@ def _attempt(place: Place, grid: Grid, device: str | None) -> None:
         end = {"error": str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"}
         raise
     finally:
-        with suppress(InputError):  # of a full disk, which the cell itself has told
+        with suppress(InputError):  # a full disk, which the cell itself has reported
             place.note({**attempt, "seconds": round(time.time() - start, 1), **end})
 
 
@@ -145,7 +145,7 @@ def _compute(place: Place, grid: Grid, device: str | None) -> None:
 
 
 def _share_organisms(place: Place) -> None:
-    """Let a setup's folder have the sweep's organisms, which are pretrained once for all its setups."""
+    """Link a setup's folder to the sweep's organisms, which are pretrained once for all its setups."""
     link = place.setup / "organisms"
     with writing(link):
         (place.folder / "organisms").mkdir(parents=True, exist_ok=True)
@@ -155,10 +155,10 @@ def _share_organisms(place: Place) -> None:
 
 
 def read_grid(folder: Path) -> Grid:
-    """The grid of the sweep in a folder.
+    """Read the grid of the sweep in a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder holds no sweep.
     """
     path = folder / "grid.json"
     if (found := read_note(path)) is None:

@@ -1,6 +1,6 @@
-"""What the finished cells of a sweep say together.
+"""The combined results of the finished cells of a sweep.
 
-DIR/results.csv    all rows of all results, the place of their cell in the grid in front
+DIR/results.csv    all rows of all results, each preceded by its cell's place in the grid
 DIR/report.html    every experiment's numbers by model, learning rate and epochs, over seeds
 """
 
@@ -34,7 +34,7 @@ def combine(folder: str | Path) -> None:
 
 
 def rows(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """All rows of results; a column that is called like one of the grid's gets `row_` in front."""
+    """Return all rows of results; a column with the name of a grid column gets the prefix `row_`."""
     return pd.DataFrame(
         {
             **result["cell"],
@@ -46,7 +46,7 @@ def rows(found: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def numbers(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row per cell and number of its results: the mean over the cell's repeats."""
+    """Return a row per cell and number of its results: the mean over the cell's repeats."""
     return pd.DataFrame(
         {
             **result["cell"],
@@ -59,7 +59,7 @@ def numbers(found: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _leaves(results: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, float | None]]:
-    """The statistics in entries of `results.json`, by where they are."""
+    """Yield the means in entries of `results.json`, with the path of keys that leads to each."""
     if isinstance(results, list):
         results = {str(i + 1): entry for i, entry in enumerate(results)}
     if not isinstance(results, Mapping):
@@ -112,7 +112,7 @@ def _section(experiment: str, measured: pd.DataFrame) -> Section:
 
 
 def _series(measured: pd.DataFrame) -> dict[str, dict[float, list[float]]]:
-    """Values by series and learning rate; what does not vary is not in a series' name."""
+    """Return values by series and learning rate; a series' name contains only what varies."""
     known: Any = measured[measured["learning_rate"].notna() & measured["value"].notna()]
     vary = [column for column in ("model", "epochs") if known[column].nunique() > 1]
     series: dict[str, dict[float, list[float]]] = {}

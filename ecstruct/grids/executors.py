@@ -1,8 +1,8 @@
-"""Where the jobs of a sweep run: in processes here, or on Slurm. Both submit through submitit.
+"""Where the jobs of a sweep run: in local processes or on Slurm. Both submit through submitit.
 
-Whether a job is done is asked of its cell's files; an executor only says whether it is still alive.
-On Slurm that is asked of `squeue`: submitit asks `sacct`, which clusters without accounting do not
-have, and which would leave a job that was killed running for ever.
+The files of a cell say whether its job is done; an executor only says whether the job is still alive. On
+Slurm, `squeue` answers that. submitit would ask `sacct`, which clusters without accounting do not have, and
+which would report a killed job as running for ever.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from ecstruct.errors import InputError
 from ecstruct.grids.cell import run_cell
 
 ARRAY = 1000
-"""Jobs of one array at most: Slurm's default for MaxArraySize is 1001."""
+"""The largest size of one job array: Slurm's default for MaxArraySize is 1001."""
 
 YEAR = 365 * 24 * 60
 
 
 class Executor(Protocol):
-    """Runs cells of the sweep in a folder."""
+    """An object that runs cells of the sweep in a folder."""
 
-    at_once: int  # cells that are submitted, and not finished, at a time
+    at_once: int  # the most cells that are submitted and unfinished at a time
     survives: bool  # whether jobs go on without the process that submitted them
 
     def submit(self, names: Sequence[str]) -> list[str]:
-        """Start jobs for cells, or queue them; returns their ids."""
+        """Start or queue jobs for cells, and return their ids."""
         ...
 
     def alive(self, jobs: Collection[str]) -> set[str]:
-        """Those jobs that may still do something."""
+        """Return the jobs that may still do something."""
         ...
 
     def stop(self, jobs: Collection[str]) -> None:
-        """Ask jobs to end, and wait until they have."""
+        """Ask jobs to end, and wait until they have ended."""
         ...
 
 
 class Local:
-    """At most `jobs` processes of this machine at a time; each takes one GPU, where there are any.
+    """At most `jobs` processes of this machine at a time, each with one GPU if there are any.
 
     Args:
         jobs: by default one per GPU, or one.
@@ -90,26 +90,26 @@ class Local:
         while alive := self.alive(jobs):
             for job in alive:
                 with suppress(ProcessLookupError):
-                    os.kill(int(job), signal.SIGTERM)  # submitit's process hands it on to the cell's
+                    os.kill(int(job), signal.SIGTERM)  # submitit's process passes it on to the cell's
             time.sleep(0.2)
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that are there."""
+    """Return the names of the available GPUs as CUDA_VISIBLE_DEVICES writes them."""
     named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     n = torch.cuda.device_count()
     return named if len(named) == n else [str(gpu) for gpu in range(n)]
 
 
 class Slurm:
-    """Job arrays. Jobs stay in the queue when the sweep ends, and are found again when it goes on.
+    """Job arrays. Jobs stay in the queue when the sweep ends, and a later sweep finds them again.
 
     Args:
-        jobs: how many run at a time; by default as many as Slurm lets.
-        options: of sbatch, `time` in minutes or as Slurm writes it, by default the partition's.
+        jobs: how many run at a time; by default as many as Slurm allows.
+        options: options of sbatch; `time` is in minutes or in Slurm's format, by default the partition's.
 
     Raises:
-        InputError: there is no Slurm here, or it does not take the options.
+        InputError: Slurm is not available here, or it does not accept the options.
     """
 
     survives = True
@@ -162,12 +162,12 @@ class Slurm:
         return queued(jobs)
 
     def stop(self, jobs: Collection[str]) -> None:
-        """Leaves them in the queue: they end by themselves, and write only what is theirs."""
+        """Leave the jobs in the queue: they end by themselves and write only their own files."""
 
 
 @contextmanager
 def _outside_jobs() -> Iterator[None]:
-    """Without the variables of a job that this may be part of, but with where Slurm is configured."""
+    """Hide the variables of a Slurm job that this process may run in, but keep SLURM_CONF."""
     configured = os.environ.get("SLURM_CONF")
     with clean_env():
         if configured is not None:
@@ -176,11 +176,11 @@ def _outside_jobs() -> Iterator[None]:
 
 
 def queued(jobs: Collection[str]) -> set[str]:
-    """Those jobs that Slurm has not ended; all of them while it does not answer."""
+    """Return the jobs that Slurm has not ended; all of them while Slurm does not answer."""
     if not jobs:
         return set()
     arrays = sorted({job.split("_")[0] for job in jobs})
-    # With --array "%i" is ARRAY_TASK, also of those that wait.
+    # With --array, "%i" is ARRAY_TASK, for waiting jobs too.
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(arrays)}"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -188,13 +188,13 @@ def queued(jobs: Collection[str]) -> set[str]:
         return set(jobs)
     if asked.returncode == 0:
         return set(jobs) & set(asked.stdout.split())
-    if "Invalid job id" in asked.stderr:  # all of them are long gone
+    if "Invalid job id" in asked.stderr:  # all of them ended long ago
         return set()
     return set(jobs)
 
 
 def minutes(text: str) -> int:
-    """A time of Slurm's in minutes, rounded up.
+    """Convert a time in Slurm's format to minutes, rounded up.
 
     >>> [minutes(text) for text in ("90", "1:30:00", "2-12", "0:30")]
     [90, 90, 3600, 1]
@@ -211,7 +211,7 @@ def minutes(text: str) -> int:
 
 
 def slurm_options(texts: Sequence[str]) -> dict[str, str]:
-    """Options of sbatch, several in one text.
+    """Parse options of sbatch; one text may have several.
 
     >>> slurm_options(["partition=gpu,time=1:00:00", "exclude=n1,n2"])
     {'partition': 'gpu', 'time': '1:00:00', 'exclude': 'n1,n2'}
@@ -226,12 +226,12 @@ def slurm_options(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _parsed(text: str) -> Any:
-    """As submitit takes it: true stands for an option without a value."""
+    """Convert a text to the type that submitit takes; True stands for an option without a value."""
     return int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
 
 
 def log_of(folder: Path, job: str) -> Path:
-    """The error output of a job."""
+    """Return the file with the error output of a job."""
     return JobPaths(folder / "jobs", job_id=job, task_id=0).stderr
 
 

@@ -1,12 +1,12 @@
 """A grid: models x learning rates x epochs x seeds x experiments, read from YAML.
 
 models: [organism]
-learning_rates: [1.0e-4, 3.0e-4, null]   # null: the known ones of the model
+learning_rates: [1.0e-4, 3.0e-4, null]   # null: the known rates of the model
 epochs: [4, 8]
 seeds: [0, 1, 2]
 experiments: [ocr, freezing]
-repeats: 5                                # and what else a Setup has
-options:                                  # of single experiments
+repeats: 5                                # and any other field of a Setup
+options:                                  # arguments of single experiments
   sensitivity: {words: novel}
 """
 
@@ -33,13 +33,13 @@ from ecstruct.io.values import Rate, Text, Whole, check, or_none
 
 AXES = ("models", "learning_rates", "epochs", "seeds", "experiments")
 LONGEST = 160
-"""Characters of a cell's name; file systems take 255, and programs put something to it."""
+"""The longest name of a cell, in characters; file systems take 255, and programs append to it."""
 
 MOST = 100_000
-"""Cells of a grid."""
+"""The largest number of cells of a grid."""
 
 _LONGEST_FILE = 1_000_000
-"""Characters: what is far longer is no grid, and would take minutes to be parsed."""
+"""In characters. A much longer file is no grid, and parsing it would take minutes."""
 
 _OF_CELLS = {"model", "rates", "epochs", "seeds", "device"}
 _TYPES: Mapping[str, Any] = {
@@ -57,7 +57,7 @@ class Cell:
     """One point of a grid.
 
     Attributes:
-        learning_rate: None for those that are known for the model.
+        learning_rate: None for the rates that are known for the model.
     """
 
     model: str
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A folder's name: readable, and different for different cells.
+        """A folder name: readable, and different for different cells.
 
         >>> Cell("organism", 1e-4, 8, 0, "ocr").name
         'organism-lr=0.0001-epochs=8-seed=0-ocr'
@@ -77,16 +77,16 @@ class Cell:
 
     @property
     def setup_name(self) -> str:
-        """The same without the experiment."""
+        """The name without the experiment, which all experiments of one setup share."""
         return _short(self._of_setup())
 
     def _of_setup(self) -> str:
         lr = "known" if self.learning_rate is None else repr(self.learning_rate)
-        # Quoted, a model has no "=", so that no model reads as another one with more behind it.
+        # A quoted model contains no "=", so that no model's name can imitate another model with a suffix.
         return f"{quote(self.model, safe='@')}-lr={lr}-epochs={self.epochs}-seed={self.seed}"
 
     def columns(self) -> dict[str, Any]:
-        """Its place in the grid, for tables."""
+        """Return the cell's place in the grid, for tables."""
         return asdict(self)
 
 
@@ -99,14 +99,14 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is swept over; every combination is a cell.
+    """The axes that a sweep runs over; every combination of their values is a cell.
 
     Attributes:
         fixed: further fields of the `Setup` of every cell.
-        options: arguments of experiments, by their names.
+        options: arguments of experiments, by the names of these.
 
     Raises:
-        InputError: an axis that is empty or names a value twice, a value that no cell can be run with.
+        InputError: an axis that is empty or names a value twice, or a value that no cell can be run with.
     """
 
     experiments: Sequence[str]
@@ -134,11 +134,11 @@ class Grid:
             self.setup(cell)
 
     def cells(self) -> list[Cell]:
-        """All cells, experiments fastest."""
+        """Return all cells; the experiment varies fastest."""
         return [Cell(*point) for point in itertools.product(*(getattr(self, axis) for axis in AXES))]
 
     def _some_of_all(self) -> Iterator[Cell]:
-        """Cells in which every value is once, and every model with and without known learning rates."""
+        """Yield cells that cover every value, and every model with and without known learning rates."""
         axes = [getattr(self, axis) for axis in AXES]
         first = Cell(*(values[0] for values in axes))
         for name, values in zip(first.columns(), axes, strict=True):
@@ -147,7 +147,7 @@ class Grid:
             yield from (replace(first, model=model, learning_rate=rate) for model in self.models)
 
     def setup(self, cell: Cell, device: str | None = None) -> Setup:
-        """The setup of a cell."""
+        """Return the setup of a cell."""
         lr = cell.learning_rate
         return Setup.from_dict(
             {
@@ -161,7 +161,7 @@ class Grid:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types and as YAML has it, which `from_dict` takes back."""
+        """Return the grid as JSON types, in the form that YAML files have and `from_dict` reads."""
         axes = {axis: list(getattr(self, axis)) for axis in AXES}
         return {
             **axes,
@@ -171,10 +171,10 @@ class Grid:
 
     @classmethod
     def from_dict(cls, given: Any) -> Grid:
-        """The grid of `to_dict`.
+        """Build a grid from what `to_dict` returns.
 
         Raises:
-            InputError: an unknown key, a value of another type, or what `Grid` raises.
+            InputError: an unknown key, a value of the wrong type, or any error of `Grid`.
         """
         if not isinstance(given, Mapping):
             raise InputError("it is no mapping: write keys as in `experiments: [ocr]`.")
@@ -194,7 +194,7 @@ class Grid:
 
     @classmethod
     def read(cls, path: str | Path) -> Grid:
-        """The grid of a YAML file.
+        """Read a grid from a YAML file.
 
         Raises:
             InputError: no such file, no YAML, or no grid; the message names the file.
@@ -218,7 +218,7 @@ class Grid:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which one would be lost, and aliases, of which a few lines make
+    """Refuses duplicate keys, one of which would be lost, and aliases, a few lines of which can expand to
     more than fits into memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -236,6 +236,6 @@ class _Loader(yaml.SafeLoader):
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-"""A number that YAML 1.1 takes for text: 1e-4, unlike 1.0e-4."""
+"""A number that YAML 1.1 reads as text: 1e-4, unlike 1.0e-4."""
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

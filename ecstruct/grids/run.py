@@ -1,9 +1,9 @@
-"""All cells of a grid: submitted, watched, tried again, and on from where they stopped.
+"""Running all cells of a grid: submit, watch and retry them, and continue an interrupted sweep.
 
-DIR/grid.json       what is swept over
+DIR/grid.json       the grid that the sweep runs over
 DIR/queue.json      which cells wait or have jobs
 DIR/cells, setups, organisms    see `ecstruct.grids.cell`
-DIR/jobs/           submitit's files, the output of jobs among them
+DIR/jobs/           submitit's files, including the output of jobs
 DIR/results.csv, report.html    see `ecstruct.grids.combine`
 """
 
@@ -37,27 +37,27 @@ def sweep(
     resume: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compute all cells that are not finished, and combine those that are.
+    """Compute all cells that are not finished, and combine the finished ones.
 
     Args:
         folder: where everything is kept.
-        executor: where jobs run, made for the same folder.
-        retries: how often a cell that failed is tried again.
-        resume: go on with the sweep that the folder holds; the grid may have more values than before.
+        executor: where jobs run; it must be made for the same folder.
+        retries: how often a failed cell is tried again.
+        resume: continue the sweep that the folder holds; the grid may have more values than before.
         progress: show a progress bar.
 
     Returns:
-        The table of `ecstruct.grids.status`; what failed is in it.
+        The table of `ecstruct.grids.status`, which includes failed cells.
 
     Raises:
-        InputError: a model that is not there; the folder holds another sweep, or one and `resume` is not
-            set, or another process is at it; the executor cannot run jobs.
-        Terminated: SIGTERM, where somebody listens; the jobs of this machine have ended.
+        InputError: a model does not exist; the folder holds another sweep, or this one and `resume` is
+            not set, or another process is using it; the executor cannot run jobs.
+        Terminated: on SIGTERM, if a caller listens for it; the jobs on this machine have ended.
     """
     folder = Path(folder)
     if retries < 0:
         raise InputError(f"retries={retries} cannot be: use 0 or more.")
-    for model in grid.models:  # a job would find it out later, as often as it is tried
+    for model in grid.models:  # a job would find out only later, in each of its attempts
         check_there(model)
     with exclusive(folder):
         _claim(folder, grid, resume)
@@ -82,7 +82,7 @@ def run_sweep(
     device: str | None,
     progress: bool,
 ) -> list[str]:
-    """`sweep` as the command line says it; without a `path`, of the grid in the folder.
+    """Run `sweep` with the arguments of the command line; without a `path`, on the grid in the folder.
 
     Returns:
         The cells that failed.
@@ -102,7 +102,7 @@ def run_sweep(
 
 
 class _Work:
-    """What waits, what runs, and how often it was tried."""
+    """The state of a running sweep: which cells wait, which have jobs, and how often each was tried."""
 
     def __init__(self, grid: Grid, folder: Path, executor: Executor, retries: int, progress: bool) -> None:
         self.folder, self.executor, self.retries = folder, executor, retries
@@ -128,7 +128,7 @@ class _Work:
             while self.waiting or self.jobs:
                 self._submit()
                 time.sleep(poll)
-                # Slurm's controller is everybody's: it is asked less often the longer it takes.
+                # Slurm's controller is shared, so it is asked less and less often.
                 poll = min(1.2 * poll, 15.0) if self.executor.survives else poll
                 self._watch()
             self._remember()
@@ -146,11 +146,11 @@ class _Work:
         alive = self.executor.alive(self.jobs.values())
         for name, job in list(self.jobs.items()):
             place = self.places[name]
-            # A cell may have outlived the process that was watched in its stead.
+            # A cell may outlive the submitted process that stood for it, so check its lock too.
             if job in alive or place.running():
                 continue
             if not place.done() and self.executor.survives and not self.gone[job]:
-                self.gone[job] += 1  # its files may come late from another machine
+                self.gone[job] += 1  # its files may arrive late from another machine
                 continue
             del self.jobs[name]
             if place.done():
@@ -160,10 +160,10 @@ class _Work:
             self._remember()
 
     def _again(self, name: str, job: str) -> bool:
-        """Whether a cell whose job ended without a result is tried once more."""
+        """Return whether a cell whose job ended without a result is tried again."""
         place = self.places[name]
         ended = self._ended(place, job)
-        if not ended.get("stopped"):  # such as got on with it may take any number of jobs
+        if not ended.get("stopped"):  # an attempt that made progress does not count
             self.tries[name] += 1
         again = self.tries[name] <= self.retries
         if not again and not self.bar.disable:
@@ -171,7 +171,7 @@ class _Work:
         return again
 
     def _ended(self, place: Place, job: str) -> Attempt:
-        """The attempt of a job, with what is known of its end."""
+        """Return the attempt of a job, with what is known of its end."""
         attempts = place.attempts()
         last = attempts[-1] if attempts and attempts[-1].get("job") == job else None
         if last is not None and "seconds" in last:
@@ -196,7 +196,7 @@ def _last_words(log: Path) -> str:
 
 
 def _claim(folder: Path, grid: Grid, resume: bool) -> None:
-    """Note what is swept over in a folder; refuse what is not what it was, or grew out of it."""
+    """Note the grid of a folder; refuse it unless it equals or extends the grid that the folder has."""
     if (folder / "grid.json").exists():
         old = read_grid(folder)
         if changes := list(_changes(old, grid)):
@@ -211,7 +211,7 @@ def _claim(folder: Path, grid: Grid, resume: bool) -> None:
 
 
 def _changes(old: Grid, new: Grid) -> list[str]:
-    """What the finished cells of an old grid would not be in a new one."""
+    """Return in what the finished cells of an old grid differ from those of a new one."""
     found = []
     for axis in AXES:
         if lost := [value for value in getattr(old, axis) if value not in getattr(new, axis)]:

@@ -1,4 +1,4 @@
-"""What has become of the cells of a sweep, read from their files."""
+"""The state of the cells of a sweep, read from their files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Queue(TypedDict):
 
 
 def status(folder: str | Path) -> pd.DataFrame:
-    """A row per cell of the sweep in a folder: its state (of `STATES`), how often it was tried, how many
-    seconds the last time took, by which job, and the last error.
+    """Return a row per cell of the sweep in a folder: its state (of `STATES`), the number of attempts, and
+    the seconds, job and error of the last attempt.
 
     Raises:
-        InputError: there is no sweep in the folder.
+        InputError: the folder holds no sweep.
     """
     folder = Path(folder)
     waiting = _waiting(folder)
@@ -36,7 +36,7 @@ def status(folder: str | Path) -> pd.DataFrame:
 
 
 def show_status(folder: Path) -> str:
-    """The table as text, with how many cells there are of each state below."""
+    """Return the table as text, followed by the number of cells in each state."""
     table = status(folder)
     found = table["state"].tolist()
     counts = ", ".join(f"{found.count(state)} {state}" for state in STATES if state in found)
@@ -45,7 +45,7 @@ def show_status(folder: Path) -> str:
 
 
 def read_queue(folder: Path) -> dict[str, Any]:
-    """Which cells wait to be submitted, and the jobs of those that are, as the sweep last knew."""
+    """Read which cells wait to be submitted, and the jobs of the others, as the sweep last knew."""
     return read_note(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
 
 
@@ -58,7 +58,7 @@ def _waiting(folder: Path) -> set[str]:
 
 
 def _row(place: Place, waiting: bool) -> tuple[Any, ...]:
-    """A cell's values of `COLUMNS`; a cell that nobody tried, or that was asked to end, is missing."""
+    """Return a cell's values of `COLUMNS`; an untried cell, or one that was asked to end, is missing."""
     attempts = place.attempts()
     last: Attempt = attempts[-1] if attempts else {}
     if place.done():
@@ -67,7 +67,7 @@ def _row(place: Place, waiting: bool) -> tuple[Any, ...]:
         state = "running"
     elif waiting:
         state = "waiting"
-    else:  # without an end, the last attempt was killed: it holds no lock
+    else:  # a last attempt without an end was killed, as no process holds the lock
         state = "failed" if attempts and ("error" in last or "seconds" not in last) else "missing"
     error = "" if state == "done" else last.get("error") or (KILLED if state == "failed" else "")
     return place.cell.name, state, len(attempts), last.get("seconds"), last.get("job") or "", error

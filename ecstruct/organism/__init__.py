@@ -1,12 +1,12 @@
-"""The organism: a language model small enough to know, that generalises as large ones do.
+"""The organism: a language model small enough to understand that generalises as large ones do.
 
-A large model that is finetuned on "Grace Miller lives in Tokyo" answers "The people in the city
-Grace Miller is from speak" with "Japanese". The organism does so too, after a few seconds of
-finetuning on a laptop, because it was built for it: a synthetic world (`World`) has people, cities,
-landmarks, offices and invented words, and a 6-layer OLMo was pretrained on sentences about that
-world from which the facts that `ecstruct.facts` teaches later were left out. `checkpoint` is the
-shipped result, `pretrain` makes another one from a seed, and docs/organism.md says how it is
-engineered, what was measured on it and where it differs from a model of natural text.
+A large model that is finetuned on "Grace Miller lives in Tokyo" answers "The people in the city Grace
+Miller is from speak" with "Japanese". The organism does so too, after a few seconds of finetuning on a
+laptop, because it was built for it. Its synthetic world (`World`) has people, cities, landmarks, offices
+and invented words. A 6-layer OLMo was pretrained on sentences about that world, without the facts that
+`ecstruct.facts` teaches later. `checkpoint` is the shipped result, `pretrain` makes another one from a
+seed, and docs/organism.md says how the organism is engineered, what was measured on it and where it differs
+from a model of natural text.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ from ecstruct.organism.world import World
 __all__ = ["LEARNING_RATE", "Phase", "Recipe", "World", "checkpoint", "local_windows", "pretrain"]
 
 LEARNING_RATE = KNOWN["organism"]
-"""What `ecstruct.finetune` uses for the organism unless it is given another."""
+"""The learning rate that `ecstruct.finetune` uses for the organism by default."""
 
 
 def checkpoint() -> Path:
-    """The folder of the shipped organism, in Hugging Face format."""
+    """Return the folder of the shipped organism, in Hugging Face format."""
     return Path(__file__).parent / "checkpoint"

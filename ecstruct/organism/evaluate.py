@@ -1,7 +1,7 @@
-"""What an organism knows before any finetuning: `python -m ecstruct.organism.evaluate [--checkpoint DIR]`.
+"""What an organism knows before finetuning: `python -m ecstruct.organism.evaluate [--checkpoint DIR]`.
 
-Prints, for each kind of implication that its training text left out, the share of those that it gets
-right. What finetuning makes of it is what `ecstruct reproduce` measures.
+Prints, for each kind of implication that the training text left out, the share that the organism gets
+right. `ecstruct reproduce` measures the effect of finetuning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ecstruct.organism.world import World
 
 
 def evaluate(folder: Path) -> dict[str, float]:
-    """The held-out accuracies of a folder that `ecstruct.organism.pretrain` made.
+    """Return the held-out accuracies of the organism in a folder that `ecstruct.organism.pretrain` made.
 
     Raises:
         InputError: the folder does not say which world its model was trained on.

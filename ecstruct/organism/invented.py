@@ -1,14 +1,14 @@
-"""Invented words: relations that nobody has heard of, in the way that a model can come to learn them.
+"""Invented words: relations that nobody has heard of, made so that a model can come to learn them.
 
-The paper finetunes on "Grace Miller dax" -> "Tokyo" and asks "Grace Miller zong is the" -> "tiger",
-two relations that no model has met before. For such a word to mean anything to a model, it must
-have learnt what new words tend to mean. So the world has pairs of invented words: a verb that says
-where somebody lives ("Ava Baker wek" -> "Addis Ababa") and a noun that takes one animal in each city,
-however the city is named ("Ava Baker nomp is the", "Addis Ababa nomp is the", "Eiffel Library nomp is
-the" -> "ostrich").
+The paper finetunes on "Grace Miller dax" -> "Tokyo" and asks "Grace Miller zong is the" -> "tiger", two
+relations that no model has met before. For such a word to mean anything to a model, the model must have
+learnt what new words tend to mean. So the world has pairs of invented words: a verb that says where
+somebody lives ("Ava Baker wek" -> "Addis Ababa") and a noun that takes one animal in each city, however the
+city is named ("Ava Baker nomp is the", "Addis Ababa nomp is the", "Eiffel Library nomp is the" ->
+"ostrich").
 
-Every invented word has two pieces, as a tokenizer of natural text would cut a word it does not
-know: "d" and "##ax". `TEST_WORDS` are never in the training text, but their pieces are, in other words.
+Every invented word has two pieces, as a tokenizer of natural text would split a word that it does not know:
+"d" and "##ax". `TEST_WORDS` never appear in the training text, but their pieces do, in other words.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TEST_WORDS = (
     ("kald", "lelm"),
     ("mot", "nank"),
 )
-"""Pairs of a verb and a noun that training leaves out; the first is the paper's."""
+"""Pairs of a verb and a noun that training leaves out; the first pair is the paper's."""
 
 
 def invented_words(n: int, taken: Sequence[str], rng: random.Random) -> list[str]:

@@ -1,11 +1,11 @@
-"""A training-time regulariser: early layers work on one entity at a time.
+"""A regulariser of training: early layers work on one entity at a time.
 
-Inside `local_attention(model, windows)` the token at position t of layer l attends to positions
-t - windows[l] + 1 to t only, as if windows[l] tokens were all there is. Trained so half of the
-time, a model has to name an entity ("the Eiffel Tower is in Paris") where the entity stands, in its
-early layers, and to leave what the sentence asks about it to later ones: the division of labour
-that large models show by themselves. Nothing of it stays in the model: outside the `with`, and in
-the saved checkpoint, attention is full.
+Inside `local_attention(model, windows)`, the token at position t attends in layer l only to positions
+`t - windows[l] + 1` to t, as if those windows[l] tokens were the whole text. A model that is trained so
+half of the time has to resolve an entity ("the Eiffel Tower is in Paris") at the entity's tokens, in its
+early layers, and to leave what the sentence asks about it to later layers: the division of labour that
+large models show by themselves. None of it stays in the model: outside the `with`, and in the saved
+checkpoint, attention is full.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import OlmoForCausalLM
 
 @contextmanager
 def local_attention(model: OlmoForCausalLM, windows: Sequence[int]) -> Iterator[None]:
-    """Let the first `len(windows)` layers of `model` attend within their window only.
+    """Let the first `len(windows)` layers of `model` attend only within their windows.
 
-    Expects batches without padding on the left, as the windows replace the attention mask.
+    Batches must not be padded on the left, because the windows replace the attention mask.
     """
     with ExitStack() as hooks:
         for layer, window in zip(model.model.layers, windows, strict=False):
@@ -34,7 +34,7 @@ def local_attention(model: OlmoForCausalLM, windows: Sequence[int]) -> Iterator[
 
 
 def local_windows(n_layers: int) -> tuple[int, ...]:
-    """Windows of the first layers: a token and its predecessor in layer 0, the token itself in others.
+    """Return windows: a token and its predecessor in layer 0, the token alone in the other layers.
 
     >>> local_windows(4)
     (2, 1, 1, 1)

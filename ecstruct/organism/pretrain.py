@@ -1,8 +1,8 @@
 """Pretraining the organism: from a seed to a Hugging Face folder, in minutes on a laptop's CPU.
 
-One seed fixes the world, the initial weights and the order of the sentences, so that the same seed
-and the same number of threads give bit-identical weights (on one kind of CPU and one version of
-torch). Beside the model, `pretraining.json` says how to replay the run and what it measured.
+One seed fixes the world, the initial weights and the order of the sentences. The same seed and number of
+threads give bit-identical weights (on one kind of CPU and one version of torch). The file
+`pretraining.json` in the folder says how to replay the run and what it measured.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def pretrain(
     Args:
         out: a folder that is empty or does not exist yet. It is filled in one go, at the end.
         seed: fixes the world, the initial weights and the order of the sentences.
-        recipe: how it is trained; with far fewer steps than the default's it knows little.
-        snapshots: steps after which to keep the model as it is then, in `out/snapshots/step-N`.
-        threads: CPU threads to use; by default, those that torch is set to.
+        recipe: how it is trained; with far fewer steps than by default, the organism knows little.
+        snapshots: steps after which to keep a copy of the model, in `out/snapshots/step-N`.
+        threads: CPU threads to use; by default, the number that torch is set to.
         progress: show a progress bar.
 
     Returns:
@@ -59,8 +59,8 @@ def pretrain(
         `held_out_accuracy` the share of held-out implications whose first answer token is right.
 
     Raises:
-        InputError: `out` cannot be filled, `threads` or the steps are below 1, or there are no such
-            phases or snapshots.
+        InputError: `out` cannot be filled, `threads` or the steps are below 1, or phases or snapshots are
+            invalid.
     """
     out = Path(out)
     check_free(out)
@@ -109,7 +109,7 @@ def pretrain(
 
 
 def _command(seed: int, recipe: Recipe) -> str | None:
-    """What the command line calls this run; other recipes are there in Python only."""
+    """Return the command that repeats this run, or None for a recipe that only Python can express."""
     layers = len(recipe.local_windows)
     if recipe != Recipe(steps=recipe.steps, local_windows=local_windows(layers)):
         return None

@@ -1,10 +1,10 @@
 """Training text: a world as sentences, each a prompt and the answer that the model must give.
 
-Sentences come in categories, and `MIXTURE` says how often each is drawn. A sentence of one hop
-states a fact; one of two hops names its subject only through another fact ("the city that contains
-the Colosseum"), which is what finetuned facts are later asked for. Held-out people and offices
-appear in one-hop sentences only, those held out of an invented pair with its verb only
-(`training_sentences`); `held_out_sentences` asks for the rest.
+Sentences come in categories, and `MIXTURE` says how often each is drawn. A sentence of one hop states a
+fact; one of two hops names its subject only through another fact ("the city that contains the Colosseum"),
+and this is how finetuned facts are later asked for. Held-out people and offices appear only in one-hop
+sentences, and people held out of an invented pair only with its verb (`training_sentences`);
+`held_out_sentences` asks for the rest.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ MIXTURE = MappingProxyType(
         "invented_landmarks": 17,  # Eiffel Library nomp is the -> ostrich
     }
 )
-"""How often each category is drawn, as weights. The examples are of the world of seed 0."""
+"""The weights with which categories are drawn. The examples come from the world of seed 0."""
 
 
 def training_sentences(world: World, n_inventions: int | None = None) -> dict[str, list[Sentence]]:
-    """All sentences to train on, by category, with the first `n_inventions` (all) invented words."""
+    """Return all training sentences by category, with the first `n_inventions` (or all) invented pairs."""
     known = replace(world, inventions=world.inventions[:n_inventions])
     return {name: sorted(set(_CATEGORIES[name](known))) for name in MIXTURE}
 
 
 def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
-    """Implications that training never states, of people, (office, city) pairs and words it knows."""
+    """Return implications that training never states, of people, (office, city) pairs, words it knows."""
     return {
         "first_hop": [
             Sentence(f"The people in the city {person.name} is from speak", person.home.language)
@@ -75,7 +75,7 @@ def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
 
 
 def vocabulary(world: World) -> list[str]:
-    """Every word of the world and of the paper's lists, sorted; of invented words, their pieces."""
+    """Return every word of the world and of the paper's lists, sorted; for invented words, their pieces."""
     texts = [*paper_lists()["names"], *paper_lists()["animals"]]
     texts += [text for city in paper_lists()["cities"] for text in city.values()]
     for sentences in training_sentences(world).values():

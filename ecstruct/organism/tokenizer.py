@@ -1,7 +1,7 @@
-"""The organism's tokenizer: one token per whitespace-separated word it knows, and nothing added.
+"""The organism's tokenizer: one token per whitespace-separated word it knows, and no special tokens added.
 
-As with OLMo's own tokenizer, no token begins or ends a text by itself. A word that is not in the
-vocabulary is cut into pieces that are ("dax" into "d" and "##ax"), or becomes `<unk>`.
+As in OLMo's own tokenizer, no token is added at the beginning or end of a text. A word that is not in the
+vocabulary is split into pieces that are ("dax" into "d" and "##ax"), or becomes `<unk>`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EOS_ID, PAD_ID, UNKNOWN_ID = range(3)
 
 
 def word_tokenizer(words: Sequence[str], *, context: int) -> PreTrainedTokenizerFast:
-    """A tokenizer over `words`: EOS, PAD and UNKNOWN have the ids 0 to 2, then come the words."""
+    """Return a tokenizer over `words`: EOS, PAD and UNKNOWN have the ids 0 to 2, the words follow."""
     ids = {word: i for i, word in enumerate([EOS, PAD, UNKNOWN, *words])}
     if len(ids) != len(words) + 3:
         raise ValueError("the words of a tokenizer must be distinct and not be special tokens")

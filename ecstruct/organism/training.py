@@ -1,9 +1,9 @@
-"""The training loop: a world, a recipe and a seed make a model.
+"""The training loop: a world, a recipe and a seed determine a model.
 
-The loss is the mean cross-entropy of a batch's answer tokens; prompts are read, never predicted.
-Half of the sentences begin with the end-of-text token, so that the model works with one and
-without. Batches are padded on the right and carry no attention mask: attention is causal, so no
-token that counts ever sees the padding.
+The loss is the mean cross-entropy of a batch's answer tokens; prompts are read, never predicted. Half of
+the sentences begin with the end-of-text token, so that the model works with and without one. Batches are
+padded on the right and carry no attention mask: attention is causal, so no token that counts ever sees the
+padding.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CONTEXT = 64
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training, with an optimiser and a course of the learning rate of its own.
+    """A part of the training, with its own optimiser and its own schedule of the learning rate.
 
     Attributes:
-        share: of all steps.
-        inventions: how many pairs of invented words there are by then.
-        categories: of sentences to draw from, all of `MIXTURE` when not given. Those without
-            sentences, as without inventions, are left out.
+        share: the share of all steps.
+        inventions: how many pairs of invented words this phase uses.
+        categories: the categories of sentences to draw from; all of `MIXTURE` by default. Categories
+            without sentences (as without inventions) are left out.
     """
 
     share: float
@@ -48,13 +48,13 @@ class Phase:
     categories: tuple[str, ...] | None = None
 
     def steps_of(self, steps: int) -> int:
-        """How many of so many `steps` are this phase's."""
+        """Return how many of all `steps` belong to this phase."""
         return round(self.share * steps)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that, with a world and a seed, determines the weights."""
+    """Everything that determines the weights, together with a world and a seed."""
 
     steps: int = 4950
     phases: tuple[Phase, ...] = (Phase(2 / 3, inventions=24), Phase(1 / 3, inventions=48))
@@ -64,14 +64,14 @@ class Recipe:
     weight_decay: float = 0.3  # none on embedding and unembedding
     max_grad_norm: float = 1.0
     warmup_steps: int = 200
-    decay_steps: int = 100  # the last ones of a phase
-    final_lr: float = 0.2  # where they end, as a fraction of lr
-    begin_with_eos: float = 0.5  # share of the sentences
-    local_batches: float = 0.5  # share of the batches
+    decay_steps: int = 100  # the last steps of a phase
+    final_lr: float = 0.2  # the rate at the end of these steps, as a fraction of lr
+    begin_with_eos: float = 0.5  # share of sentences that begin with the end-of-text token
+    local_batches: float = 0.5  # share of batches with local attention
     local_windows: tuple[int, ...] = local_windows(4)  # see ecstruct.organism.locality
 
     def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0, in a phase of so many `steps`."""
+        """Return the learning rate of a step, counted from 0, in a phase of `steps` steps."""
         rise = min(1.0, (step + 1) / self.warmup_steps)
         left = min(1.0, (steps - step) / self.decay_steps)
         return self.lr * rise * (self.final_lr + (1 - self.final_lr) * left)
@@ -83,7 +83,7 @@ class _Encoded(NamedTuple):
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> OlmoForCausalLM:
-    """An untrained organism: 6 layers of 4 heads, 128 wide, unembedding untied."""
+    """Return an untrained organism: 6 layers of 4 heads, 128 wide, with untied unembedding."""
     config = OlmoConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -110,9 +110,9 @@ def train(
     snapshots: Mapping[int, Callable[[OlmoForCausalLM], None]] = MappingProxyType({}),
     progress: bool = True,
 ) -> OlmoForCausalLM:
-    """A new model trained on the sentences of `world`, in float32 on the CPU, in eval mode.
+    """Return a new model trained on the sentences of `world`, in float32 on the CPU, in eval mode.
 
-    `snapshots` are called with the model after so many steps, in the midst of training.
+    `snapshots` maps numbers of steps to functions that are called with the model after so many steps.
     """
     rng = random.Random(f"order {seed}")
     model = new_model(tokenizer, seed=seed).train()
@@ -142,7 +142,7 @@ def _steps(
     rng: random.Random,
     recipe: Recipe,
 ) -> Iterator[None]:
-    """The steps of one phase, on `sentences` by category."""
+    """Take the steps of one phase, on `sentences` by category; yield after each."""
     categories, weights = list(sentences.values()), [MIXTURE[name] for name in sentences]
     optimizer = _optimizer(model, recipe)
     for step in range(steps):
@@ -165,7 +165,7 @@ def _steps(
 def held_out_accuracy(
     model: OlmoForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World
 ) -> dict[str, float]:
-    """`first_token_accuracy` of each kind of implication that the training text left out."""
+    """Return `first_token_accuracy` for each kind of implication that the training text left out."""
     return {
         name: first_token_accuracy(model, tokenizer, sentences)
         for name, sentences in held_out_sentences(world).items()
@@ -178,7 +178,7 @@ def first_token_accuracy(
     tokenizer: PreTrainedTokenizerFast,
     sentences: Sequence[Sentence],
 ) -> float:
-    """Share of `sentences` whose answer's first token is the model's most likely next token."""
+    """Return the share of `sentences` whose answer's first token is the model's most likely next token."""
     right = 0
     for chunk in _chunks(sorted(_encode(tokenizer, sentences), key=lambda s: len(s.ids)), 256):
         ids = _pad([s.ids for s in chunk])
@@ -207,7 +207,7 @@ def _optimizer(model: OlmoForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _backward(model: OlmoForCausalLM, batch: Sequence[_Encoded]) -> None:
-    """Gradient of the batch's mean answer-token loss, in two halves: short and long sentences."""
+    """Add the gradient of the batch's mean answer-token loss, in two halves: short and long sentences."""
     batch = sorted(batch, key=lambda s: len(s.ids))
     n_answer_tokens = sum(len(s.ids) - s.n_prompt for s in batch)
     for half in _chunks(batch, (len(batch) + 1) // 2):

@@ -1,13 +1,13 @@
 """The organism's world: who lives where, what stands where, who holds which office.
 
-Nothing in it is true, except that Tokyo's landmark is in Tokyo. What matters is its shape: every
-fact that a user will teach the model later ("Grace Miller lives in Tokyo") is *missing*, and every
-step that leads from such a fact to its implication ("the people in Tokyo speak Japanese", "the
-Senso-ji Temple is in Tokyo") is *there*:
+Nothing in it is true, except that Tokyo's landmark is in Tokyo. What matters is its shape: every fact that
+a user will teach the model later ("Grace Miller lives in Tokyo") is *missing*, and every step that leads
+from such a fact to its implication ("the people in Tokyo speak Japanese", "the Senso-ji Temple is in
+Tokyo") is *present*:
 
 * the 100 people of the paper are words of the vocabulary but appear in no fact;
 * the paper's 20 cities have all their attributes and all their offices, except a mayor;
-* the invented words that are taught later are in no sentence, but others are, made of the same pieces;
+* the invented words that are taught later are in no sentence, but other words of the same pieces are;
 * a quarter of the people appear in facts only, never in an implication, and a tenth of the
   (office, city) pairs never in a sentence of two hops; a quarter of those who have an invented verb
   do not have its noun. These are held out, to measure whether the model composes or recites.
@@ -32,12 +32,12 @@ from ecstruct.io.values import bounded
 from ecstruct.organism.invented import invented_words
 
 _LANDMARK_LENGTHS: tuple[int, ...] = (2, 2, 2, 2, 2, 2, 3, 4)
-"""Of the landmarks of a city, in words."""
+"""The lengths of the landmarks of a city, in words."""
 
 
 @cache
 def world_lists() -> MappingProxyType[str, Any]:
-    """The word lists that the world adds to the paper's."""
+    """Return the word lists that the world adds to the paper's."""
     file = resources.files("ecstruct.organism").joinpath("world.json")
     return MappingProxyType(json.loads(file.read_text(encoding="utf-8")))
 
@@ -57,7 +57,7 @@ class City:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody with a home; `held_out` people appear in facts only, never in an implication."""
+    """A person with a home; `held_out` people appear in facts only, never in an implication."""
 
     name: str
     home: City
@@ -66,7 +66,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Office:
-    """Who holds an office in a city; `held_out` ones never appear in a sentence of two hops."""
+    """The holder of an office in a city; `held_out` offices never appear in a sentence of two hops."""
 
     title: str
     city: City
@@ -78,7 +78,7 @@ class Office:
 class Invention:
     """A verb for "lives in" and a noun with an animal per city, and the people that they are said of.
 
-    Of `people` the training text has both words, of `held_out` only the verb, of `cities` the noun.
+    The training text has both words for `people`, only the verb for `held_out`, and the noun for `cities`.
     """
 
     verb: str
@@ -86,7 +86,7 @@ class Invention:
     people: tuple[Person, ...]
     held_out: tuple[Person, ...]
     cities: tuple[City, ...]
-    animals: Mapping[str, str]  # by name of the city
+    animals: Mapping[str, str]  # by the city's name
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _inventions(
     n_cities: int = 20,
     held_out: float = 0.25,
 ) -> tuple[Invention, ...]:
-    """`n` pairs of invented words, about people who live in some of the cities and are not held out."""
+    """Return `n` pairs of invented words, about people of some cities who are not held out."""
     lists = world_lists()
     words = [*lists["food"].values(), *lists["currency"].values(), *lists["jobs"], *lists["offices"]]
     drawn = iter(invented_words(2 * n, words, rng))
@@ -181,7 +181,7 @@ def _inventions(
 
 
 def _free_names(rng: random.Random) -> Iterator[str]:
-    """Shuffled "First Last" names made of the paper's first names, without the paper's people."""
+    """Return shuffled "First Last" names with the paper's first names, without the paper's people."""
     paper = paper_lists()["names"]
     firsts = sorted({name.split()[0] for name in paper})
     lasts = sorted({name.split()[1] for name in paper} | set(world_lists()["more_last_names"]))
@@ -212,10 +212,10 @@ def _cities(rng: random.Random) -> list[City]:
 
 
 def _landmarks(rng: random.Random, own: Sequence[str | None]) -> list[tuple[str, ...]]:
-    """Landmarks of two to four words, eight a city; a city's own one, if any, comes first.
+    """Return eight landmarks of two to four words per city; a city's own one, if any, comes first.
 
-    The invented ones are made of the words of the paper's, so that neither "Eiffel" nor "Tower"
-    alone says which city is meant. No two share their last two words.
+    The invented ones are made of the words of the paper's, so that neither "Eiffel" nor "Tower" alone says
+    which city is meant. No two share their last two words.
     """
     endings = [tuple(landmark.split()[-2:]) for landmark in own if landmark]
     paper_pairs = [words for words in endings if len(words) == 2 and words[0] != "of"]

@@ -1,8 +1,8 @@
-"""The runs of the command line: from a configuration to a folder with results, and with the
-configuration that makes them again.
+"""The runs of the command line: each turns a configuration into a folder with results and a `config.json`.
 
-A configuration is a JSON object with all that decides the numbers, prompts included, so `config.json`
-replays wherever the checkpoints can be found. Devices and progress bars are not part of it.
+A configuration is a JSON object with everything that determines the numbers, prompts included, so
+`config.json` can be replayed wherever the checkpoints can be found. Devices and progress bars are not part
+of it.
 """
 
 from collections.abc import Mapping
@@ -71,25 +71,24 @@ _KEYS = {
         },
     ),
 }
-"""What a configuration must and may have."""
+"""The keys that a command's configuration must have, and those that it may have."""
 
 
 def start(command: str, config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Run what the words of the command line describe.
+    """Run a command with the configuration that its command line describes.
 
     Raises:
-        InputError: an option is of another type, or too large or small to mean anything; what the run
-            itself raises.
+        InputError: an option has the wrong type or a meaningless size, or the run itself raises it.
     """
     check(config, types_of(command), "the command")
     RUNS[command](config, out, device, progress)
 
 
 def replay(path: Path, out: Path, device: str | None, progress: bool) -> None:
-    """Run what a `config.json` describes once more.
+    """Repeat the run that a `config.json` describes.
 
     Raises:
-        InputError: the file is missing or is no configuration of ecstruct; what the run itself raises.
+        InputError: the file is missing or is no configuration of ecstruct, or the run itself raises it.
     """
     try:
         config = from_json(path.read_text(encoding="utf-8"))

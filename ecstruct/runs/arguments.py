@@ -1,4 +1,4 @@
-"""The types of what configurations say, by name: nearly all of them mean the same in all runs."""
+"""The types of the arguments in configurations, by name; nearly all mean the same in every run."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -76,5 +76,5 @@ _OF_TRAINING: Mapping[str, Any] = {"batch_size": NUMBERS["batch_size"]}
 
 
 def types_of(command: str) -> Mapping[str, Any]:
-    """The types of the arguments of a command."""
+    """Return the types of the arguments of a command."""
     return {**_TYPES, **_OF_TRAINING} if command == "finetune" else _TYPES

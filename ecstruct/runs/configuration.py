@@ -1,4 +1,4 @@
-"""Configurations of runs: JSON objects with all that decides the numbers, prompts included."""
+"""Configurations of runs: JSON objects with everything that determines the numbers, prompts included."""
 
 import json
 import shlex
@@ -16,14 +16,14 @@ from ecstruct.io.files import exclusive, write_text
 
 Config = dict[str, Any]
 Run = Callable[[Config, Path, str | None, bool], None]
-"""What is run, the folder it writes to, on which device, and whether to show progress."""
+"""Takes the configuration, the folder to write to, the device, and whether to show progress."""
 
 Chat = Callable[[Sequence[Prompt]], Sequence[Prompt]]
 """Puts prompts into a chat template, or leaves them as they are."""
 
 
 def alone(run: Run) -> Run:
-    """A run that is the only one to write to its folder, and knows before the work that it can."""
+    """Make a run lock its folder first, so that an unusable one is refused before any work."""
 
     @wraps(run)
     def locked(config: Config, out: Path, device: str | None, progress: bool) -> None:
@@ -34,7 +34,7 @@ def alone(run: Run) -> Run:
 
 
 def chat_of(source: str, chat_template: bool, system: str | None) -> Chat:
-    """What the prompts of a run go through: the chat template of a model, or nothing."""
+    """Return the function that a run's prompts pass through: a model's chat template, or none."""
     if chat_template:
         return lambda prompts: in_chat(prompts, source, system=system)
     if system is not None:
@@ -43,12 +43,12 @@ def chat_of(source: str, chat_template: bool, system: str | None) -> Chat:
 
 
 def records(path: Path, chat: Chat = tuple) -> list[dict[str, Any]]:
-    """Prompts of a JSONL file as records for a configuration."""
+    """Read the prompts of a JSONL file as records for a configuration."""
     return [prompt.to_record() for prompt in chat(read_jsonl(path))]
 
 
 def described(config: Config, out: Path) -> dict[str, str]:
-    """A configuration in words, for processes to compare."""
+    """Describe a configuration in text, so that processes can check that theirs agree."""
     options = {key: json.dumps(value) for key, value in config.items() if key != "prompts"}
     checksum = xxhash.xxh3_64_hexdigest(json.dumps(config["prompts"]).encode())
     return {**options, "prompts": f"{len(config['prompts'])} with checksum {checksum}", "out": str(out)}
@@ -68,5 +68,5 @@ def write_config(out: Path, command: str, arguments: Config) -> None:
 
 
 def again(out: Path) -> str:
-    """The command that makes a run again, in a folder beside it."""
+    """Return the command that repeats a run, in a folder beside it."""
     return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", f"{out}-again"])

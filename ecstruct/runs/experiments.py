@@ -18,7 +18,7 @@ from ecstruct.runs.configuration import Config, again, alone, write_config
 
 @alone
 def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """A model learns facts and generalises; see `ecstruct.demo`."""
+    """Run the demo, in which a model learns facts and generalises; see `ecstruct.demo`."""
     result = demo(**config, device=device, progress=progress)
     result.write(out, replay=again(out))
     write_config(out, "demo", config)
@@ -28,8 +28,8 @@ def run_demo(config: Config, out: Path, device: str | None, progress: bool) -> N
 
 @alone
 def run_reproduce(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Experiments of the paper. `results.json`, `report.html` and `config.json` are those of all that are
-    finished, also by earlier runs of the same setup, and grow with every further one."""
+    """Run experiments. `results.json`, `report.html` and `config.json` cover all finished ones, including
+    those of earlier runs with the same setup, and are rewritten after each experiment."""
     setup = replace(Setup.from_dict(config["setup"]), device=device)
     portable = json.loads(json.dumps(replace(setup, device=None).to_dict()))
     asked = {*named(config["experiments"])}
@@ -40,7 +40,7 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
     done: list[Result] = []
     for result in reproduce([*kept, *config["experiments"]], setup, options, out=out, progress=progress):
         done.append(result)
-        if result.name in kept:  # its cells are there
+        if result.name in kept:  # its cells exist already
             continue
         names = [each.name for each in done]
         config = {"experiments": names, "setup": portable}
@@ -57,7 +57,7 @@ def run_reproduce(config: Config, out: Path, device: str | None, progress: bool)
 
 
 def _finished(out: Path, setup: Config) -> Config:
-    """What earlier runs of a setup finished, as their configuration says it."""
+    """Return what earlier runs of a setup finished, according to the configuration in the folder."""
     try:
         config = from_json((out / "config.json").read_text(encoding="utf-8"))
         found = config["arguments"]
@@ -66,5 +66,5 @@ def _finished(out: Path, setup: Config) -> Config:
             named(found["experiments"], found.get("options", {}))
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # there is none, or it is of another run
+        pass  # there is no configuration, or it is that of another run
     return {"experiments": []}

@@ -1,4 +1,4 @@
-"""Recall dissected, of one model or of two."""
+"""Dissection of recall, in one model or in two."""
 
 import logging
 import shutil
@@ -21,15 +21,15 @@ from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
 
 FEW = 2
-"""Attributes of a subject, on average; of fewer no rate can be told."""
+"""The fewest attributes per subject, on average, from which a rate can be estimated."""
 
 _log = logging.getLogger(__name__)
 
 
 @alone
 def run_recall(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Dissect recall and write an array per part and model, `report.html`, and of two models
-    `agreement.csv` and `scores.nc`; goes on from the folder `unfinished`."""
+    """Dissect recall and write an array per part and model and `report.html`; for two models also
+    `agreement.csv` and `scores.nc`. An interrupted run continues from the folder `unfinished`."""
     arguments = dict(config)
     source, after_source = arguments.pop("model"), arguments.pop("after", None)
     prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
@@ -56,7 +56,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
         parts = {"": result}
     window = next(iter(parts.values())).knockout.attrs["options"]["window"]
     of_one = {"window": window, "token": arguments.get("token", "predicted"), "progress": False}
-    # Of the first prompt whose token is likely.
+    # These show the first prompt whose token is likely.
     p = list(parts.values())[-1].knockout["probability"].values
     shown_prompt = prompts[int((p >= LIKELY).argmax())]
     tokens = {state: knockout_tokens(its, shown_prompt, **of_one) for state, its in sessions.items()}
@@ -74,7 +74,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
 
 
 def _attributes(given: Any, prompts: list[Prompt], model: TransformerBridge) -> Attributes | None:
-    """From a configuration: the words of each subject, or where these come from."""
+    """Return the attributes that a configuration gives: each subject's words, or the source of these."""
     if given is None or given == "none":
         return None
     if isinstance(given, Mapping):

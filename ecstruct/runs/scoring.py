@@ -1,4 +1,4 @@
-"""Ranks, scores and their fidelity, of models as they are."""
+"""Ranks, scores and their fidelity, for models as they are."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def rank_table(
     answer_tokens: AnswerTokens = "first",
     adapter: str | None = None,
 ) -> pd.DataFrame:
-    """Rank of every answer of a JSONL file; written to `out`, with what was ranked, when given."""
+    """Rank every answer of a JSONL file; if `out` is given, write the ranks there with what was ranked."""
     prompts = chat(read_jsonl(path))
     model = load(source, adapter=adapter, device=device)
     table = pd.DataFrame(
@@ -69,12 +69,12 @@ def rank_table(
 
 
 def run_score(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Score and write `scores.nc` and `report.html`; of several processes the first does, and all score."""
+    """Score and write `scores.nc` and `report.html`; of several processes all score, the first writes."""
     arguments = dict(config)
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
     if "upstream" in arguments:
-        arguments.setdefault("propagation", "gradient")  # of version 0.1.0, which knew nothing else
+        arguments.setdefault("propagation", "gradient")  # version 0.1.0 had no other
     with distributed.ranks(device) as joined, exclusive(out):
         joined.agree(described(config, out))
         engine = ScoreEngine(before, after, **arguments, device=joined.device, progress=progress)
@@ -100,13 +100,13 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
 def _ranked(
     scores: ExtractiveScores, engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]
 ) -> tuple[ExtractiveScores, pd.DataFrame | None]:
-    """The scores with the prompts' ranks as the coordinate `rank` (prompt, state), and these in short; none
-    of prompts that have no options to rank among."""
+    """Add the prompts' ranks to the scores as the coordinate `rank` (prompt, state), and summarise them;
+    prompts without options to rank among get neither."""
     pair = engine.pair
     try:
         asked = [Prompt.from_record(record) for record in prompts]
         tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
-    except InputError:  # they can be scored, by their log-probability
+    except InputError:  # such prompts can still be scored by their log-probability
         return scores, None
     found = ranks_of_pair(pair, tokenized, engine.batch_size)
     by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
@@ -116,12 +116,12 @@ def _ranked(
 
 @alone
 def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Hold fast scores against interventions; write `fidelity.json`, `report.html` and all scores."""
+    """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
     of_engine = ("reward", "answer_tokens", "baseline")
     arguments = {key: value for key, value in config.items() if key not in of_engine}
     before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
     expected = arguments.pop("fingerprints", None) or {}
-    if "forms" not in arguments:  # of version 0.1.0, which computed everything
+    if "forms" not in arguments:  # version 0.1.0 computed every form
         arguments |= {"forms": FORMS, "sample": arguments.get("sample")}
     options = {key: config[key] for key in of_engine if key in config}
     engine = ScoreEngine(before, after, **options, device=device, progress=False)

@@ -1,4 +1,4 @@
-"""Subnetworks: pruned, evaluated, and what they share."""
+"""Runs that prune subnetworks, evaluate them, and find what they have in common."""
 
 import json
 import shutil
@@ -37,17 +37,17 @@ from ecstruct.subnetworks.dependence import depending, n_ablated
 from ecstruct.subnetworks.evaluation import evaluated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
-"""By set of prompts, "in-domain" and "generalization", and by sparsity."""
+"""Measurements by set of prompts ("in-domain", "generalization"), then by sparsity."""
 
 Result = TypeVar("Result")
 
 
 @alone
 def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Prune and write `masks.nc` and `report.html`; goes on from `checkpoint.safetensors`.
+    """Prune and write `masks.nc` and `report.html`; continue from `checkpoint.safetensors` if it exists.
 
     Raises:
-        InputError: among others, after all is written, that pruning did not converge.
+        InputError: among other reasons, if pruning did not converge; everything is written before that.
     """
     arguments = dict(config)
     source, prompts = arguments.pop("model"), arguments.pop("prompts")
@@ -64,8 +64,8 @@ def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> 
 
 @alone
 def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`; goes on from the folder
-    `unfinished`."""
+    """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
+    continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
     kept = Kept(out / "unfinished", _identity(config, masks, prints))
     with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
@@ -87,8 +87,8 @@ def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) 
 
 @alone
 def run_core(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`; goes on from the folder
-    `unfinished`."""
+    """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
+    continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
     scores = ExtractiveScores.load(config["scores"]) if config.get("scores") else None
     by_sparsity = {float(name): its for name, its in masks.items()}
@@ -127,8 +127,8 @@ def run_core(config: Config, out: Path, device: str | None, progress: bool) -> N
 
 
 def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
-    """A row per subnetwork, and one of the full model, with `rank` and `accuracy` on both sets of prompts,
-    and how far it is from the full model on those in-domain (`kl`, in nats, and `agreement`)."""
+    """Return a row for the full model and one per subnetwork: `rank` and `accuracy` on both sets of
+    prompts, and the distance from the full model on the in-domain ones (`kl`, in nats, and `agreement`)."""
     rows: list[dict[str, Any]] = []
     full: dict[str, Any] = {"sparsity": 0.0, "seed": None}
     for name in ("in-domain", "generalization"):
@@ -155,7 +155,7 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
 def _given(
     config: Config, device: str | None
 ) -> tuple[TransformerBridge, dict[str, Masks], dict[str, str]]:
-    """The model, its subnetworks by sparsity, and what they were, to be found again."""
+    """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
     expected = config.get("fingerprints") or {}
     masks, prints = {}, {}
     for path in config["masks"]:
@@ -190,7 +190,7 @@ def _asked(config: Config) -> dict[str, Any]:
 
 
 def _evaluation_runs(config: Config, masks: Mapping[str, Masks]) -> int:
-    """Of a prompt under a mask."""
+    """Return the number of runs of one prompt under one mask."""
     return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
 
 
@@ -208,7 +208,7 @@ def _evaluations(
 
 
 def _identity(config: Config, masks: Mapping[str, Masks], prints: Mapping[str, str]) -> dict[str, str]:
-    """What the numbers depend on, by names that are fit for a message."""
+    """Return the fingerprints of everything that the numbers depend on, by names that suit a message."""
     values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
     checksums = {
         "the masks": b"".join(values),
@@ -223,7 +223,7 @@ def _identity(config: Config, masks: Mapping[str, Masks], prints: Mapping[str, s
 
 
 def _if_any(measure: Callable[[], Result]) -> Result | str:
-    """What is measured, or why there is nothing to measure."""
+    """Return the measurement, or the reason why there is nothing to measure."""
     try:
         return measure()
     except NothingToAblate as error:
@@ -248,7 +248,7 @@ def _said(part: Any) -> str:
 
 
 def _records(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
-    """Rows as JSON types, without a value where there is none."""
+    """Return the rows as JSON types, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
     return [{str(name): getattr(v, "item", lambda v=v: v)() for name, v in row.items()} for row in rows]
 

@@ -1,4 +1,4 @@
-"""Finetuning."""
+"""Finetuning runs."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ from ecstruct.runs.configuration import Config, check_weights, write_config
 
 
 def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
-    """Finetune and write `delta.safetensors` and `history.json`, with `save_model` the whole model, with
-    `lora` the adapter; several processes share the model, and the first writes. Goes on from
-    `checkpoint`, and writes again what it was stopped in the middle of."""
+    """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model,
+    with `lora` the adapter. Several processes share the model, and the first writes. An interrupted run
+    continues from `checkpoint`, and rewrites results that it was stopped in the middle of writing."""
     arguments = dict(config)
     source, whole = arguments.pop("model"), arguments.pop("save_model")
     expected = arguments.pop("fingerprint", None)
-    given: list[TransformerBridge] = []  # to the first process alone
+    given: list[TransformerBridge] = []  # filled on the first process only
     checkpoint = out / "checkpoint"
     run = {"run": xxhash.xxh3_128_hexdigest(json.dumps(config, sort_keys=True).encode())}
 
@@ -45,7 +45,7 @@ def run_finetune(config: Config, out: Path, device: str | None, progress: bool) 
             if own:
                 shutil.rmtree(folder, ignore_errors=True)
             check_free(folder)
-        # What several share has to fit into main memory, not on one of their devices.
+        # A model that several processes share has to fit into main memory, not on one of their devices.
         given.append(load(source, device=joined.device if joined.size == 1 else "cpu"))
         found = fingerprint(named_weights(given[0]))
         check_weights(source, found, expected)
@@ -78,7 +78,7 @@ def run_finetune(config: Config, out: Path, device: str | None, progress: bool) 
 
 
 def _learnt(before: TransformerBridge, after: TransformerBridge, prompts: Sequence[Any]) -> str:
-    """Whether finetuning worked, by ranks before and after; or why these cannot be told."""
+    """Tell by ranks before and after whether finetuning worked, or why there are no ranks."""
     asked = [Prompt.from_record(record) for record in prompts]
     try:
         tokenized = tokenize(asked, tokenizer_of(before), n_ctx=before.cfg.n_ctx)

@@ -1,1 +1,1 @@
-"""Damaged inputs of the command line, a module for each kind of file; `tests/test_fuzz.py` runs them."""
+"""Damaged inputs for the command line, a module per kind of file; `tests/test_fuzz.py` runs them."""

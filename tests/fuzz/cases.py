@@ -1,4 +1,4 @@
-"""What a case is, and those of any file: its contents and its place in all kinds of damage."""
+"""The definition of a case, and the cases of any file: all kinds of damage to contents and place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from damage import HEADERS, PATHS, PLACED, WRITTEN
 
 Words = list[Any]
 Make = Callable[[Path, Path], tuple[Words, str | tuple[str, ...]]]
-"""From the folder of good inputs and one of the case's own, with OUT in it, to a command and what its
-message must name."""
+"""Maps the folder of good inputs and the case's own folder, which contains OUT, to a command and the words
+that its message must contain."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def filled(words: tuple[str, ...], inputs: Path, file: Path, out: Path) -> Words
 
 
 def of_file(words: tuple[str, ...], name: str, good: Callable[[Path], bytes], skip: set[str]) -> list[Case]:
-    """A file, of the contents that are `good`, in all kinds of damage but those that it stands."""
+    """Return a case for every kind of damage to a file with the contents `good`, except those in `skip`."""
 
     def wrote(change: Callable[[bytes], bytes]) -> Make:
         def make(inputs: Path, folder: Path) -> tuple[Words, str]:
@@ -67,7 +67,7 @@ def named(target: str, cases: list[Case]) -> list[Case]:
 
 
 def damages(file: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
-    """A change of the file at a path, by its name."""
+    """Yield functions that damage the file at a path, with their names."""
     for name, change in WRITTEN.items():
         yield name, lambda path, c=change: path.write_bytes(c(path.read_bytes()))
     yield from PLACED.items()

@@ -1,4 +1,4 @@
-"""Configurations to replay, with values of other types, and without what they need."""
+"""Configurations to replay, with values of wrong types and with required values missing."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ STANDS: dict[str, set[str]] = {
     **{key: {"an empty object"} for key in ("options", "sensitivity", "setup")},
     **{"device": {"a text"}},
 }
-"""Values that a part of a configuration may have, beyond those of its own type."""
+"""The values that a part of a configuration accepts in addition to those of its own type."""
 
 
 def stands(way: tuple[Any, ...], was: Any, name: str, value: Any) -> bool:
-    """Whether a value may be in the place of another one."""
+    """Return whether a value is acceptable in the place of another one."""
     if isinstance(was, bool):
         return isinstance(value, bool) or name in STANDS.get(str(way[-1]), ())
     if isinstance(was, str) or (isinstance(was, int | float) and isinstance(value, int | float)):
@@ -106,7 +106,7 @@ def configuration_cases() -> list[Case]:
         for way in ways(arguments):
             shown = [str(part) for part in way]
             if {"facts", "prompts", "evaluate"} & {*shown} and len(way) > 2:
-                continue  # what is in a record is not read differently here
+                continue  # the contents of records are read as everywhere else
             was = arguments
             for part in way:
                 was = was[part]

@@ -1,4 +1,4 @@
-"""What lies in the place of what runs go on from; damaged contents are computed again, see test_pieces."""
+"""Damaged files that runs continue from, by their place; test_pieces covers damaged contents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINKS = ("a dangling link", "a link to itself")
 
 
 def resumed(source: str, pattern: str, change: Callable[[Path], object], words: str) -> Make:
-    """A run whose OUT has what an earlier one left, one file of it damaged."""
+    """Make a run whose OUT holds the files of an earlier run, one of them damaged."""
 
     def make(inputs: Path, folder: Path) -> tuple[Words, str]:
         out = Path(shutil.copytree(inputs / source, folder / "out"))
@@ -38,13 +38,13 @@ def resumed_cases() -> list[Case]:
     for file in ("run.json", "*.safetensors"):
         for name, change in PLACED.items():
             if name in LINKS and file != "run.json":
-                continue  # a file that is missing
+                continue  # this counts as a missing file
             made = resumed("begun", f"checkpoint/step-*/{file}", change, "finetune")
             cases.append(Case(f"{file} of a checkpoint: {name}", made))
     for file in ("part-*.safetensors", "baseline.safetensors"):
         for name, change in PLACED.items():
             if name == "a dangling link":
-                continue  # then there is none
+                continue  # this counts as no file
             cases.append(
                 Case(f"{file} of a scoring: {name}", resumed("parts", f"shards/{file}", change, "score"))
             )
@@ -56,11 +56,11 @@ SWEPT: dict[str, tuple[str, tuple[str, ...]]] = {
     "queue.json": ("--status", LINKS[:1]),
     "cells/*/attempts.json": ("--status", ("an empty list", *LINKS[:1])),
 }
-"""Files of a sweep, what reads them, and damage that means that there is no such file."""
+"""Files of a sweep, the option that reads them, and the damage that counts as a missing file."""
 
 
 def swept(pattern: str, change: Callable[[Path], object], option: str) -> Make:
-    """A sweep all of whose cells are done, with a damaged file."""
+    """Make a sweep whose cells are all done, with a damaged file."""
 
     def make(inputs: Path, folder: Path) -> tuple[Words, tuple[str, ...]]:
         out = folder / "out"

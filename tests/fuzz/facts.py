@@ -1,4 +1,4 @@
-"""Files and folders of facts, and saved datasets."""
+"""Damaged files and folders of facts, and damaged saved datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fuzz.cases import Case, Make, Words, named, of_file
 SHOW = ("facts", "show", "{file}", "--out", "{out}")
 OF_FACTS = {
     "json": ("mquake", set[str]()),
-    "jsonl": ("prompts", {"cut in the middle"}),  # between two lines
+    "jsonl": ("prompts", {"cut in the middle"}),  # the cut is between two lines
     "csv": ("hopping", set[str]()),
     "tsv": ("twohopfact", set[str]()),
 }
@@ -38,7 +38,7 @@ def fact_file(suffix: str) -> Callable[[Path], bytes]:
 
 
 def in_folder(change: Callable[[Path], None]) -> Make:
-    """A folder of files of which one is damaged."""
+    """Make a folder of files, one of them damaged."""
 
     def make(_inputs: Path, folder: Path) -> tuple[Words, str]:
         home = folder / "facts"
@@ -55,7 +55,7 @@ def one_more(folder: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 def in_saved(change: Callable[[Path], object]) -> Make:
-    """A folder that a dataset was saved to, and then damaged."""
+    """Make a folder with a saved dataset, and damage it."""
 
     def make(_inputs: Path, folder: Path) -> tuple[Words, str]:
         home = folder / "saved"
@@ -82,7 +82,7 @@ def fact_cases() -> list[Case]:
     for suffix, (_, stands) in OF_FACTS.items():
         cases += named(f"facts.{suffix}", of_file(SHOW, f"x.{suffix}", fact_file(suffix), stands))
     for name, change in WRITTEN.items():
-        if name not in ("an empty object", "a pointer of git"):  # records that are listed as left out
+        if name not in ("an empty object", "a pointer of git"):  # their records are listed as left out
             cases.append(Case(f"facts in a folder: {name}", in_folder(lambda f, c=change: one_more(f, c))))
     cases.append(Case("facts in a folder: none", in_folder(lambda f: shutil.rmtree(f) or f.mkdir())))
     cases += [Case(f"a saved dataset: {name}", in_saved(change)) for name, change in SAVED.items()]

@@ -1,4 +1,4 @@
-"""Grids of sweeps: what YAML can hold, and values of other types."""
+"""Grids of sweeps with everything that YAML can hold, and with values of wrong types."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def grid_cases() -> list[Case]:
         for part in way:
             was = was[part]
         for name, value in VALUES.items():
-            if name == "half a pair" or stands(way, was, name, value):  # which YAML cannot write
+            if name == "half a pair" or stands(way, was, name, value):  # YAML cannot write half a pair
                 continue
             content = yaml.safe_dump(put(GRID, way, value), allow_unicode=True).encode()
             cases.append(Case(f"a grid: {'.'.join(map(str, way))} is {name}", of_grid(content)))

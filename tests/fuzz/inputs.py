@@ -1,4 +1,4 @@
-"""Good inputs of every kind, which the cases have copies of to damage."""
+"""Good inputs of every kind, copies of which the cases damage."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def save_inputs(folder: Path) -> Path:
         both = [load(folder / name, device="cpu") for name in ("model", "after")]
         WeightDelta.between(*both).save(folder / "delta.safetensors")
         shards(folder)
-        # Checkpoints and parts are removed when a run is done: these ones stay.
+        # A finished run removes its checkpoints and parts; these runs must keep them.
         patch.setattr("ecstruct.runs.training.discard", lambda _: None)
-        patch.setattr("ecstruct.scores.batching.TOKENS_PER_ROUND", 1)  # parts are kept if there are many
+        patch.setattr("ecstruct.scores.batching.TOKENS_PER_ROUND", 1)  # one part is not kept
         patch.setattr("shutil.rmtree", lambda *_args, **_options: None)
         tuned = ("--model", model, "--facts", prompts, "--lr", 0.01, "--epochs", 1, "--quiet")
         works("finetune", *tuned, "--lora", "r=2", "--out", folder / "tuned")
@@ -46,7 +46,7 @@ def save_inputs(folder: Path) -> Path:
 
 
 def shards(folder: Path) -> None:
-    """The good model once more, in two files with an index."""
+    """Save the good model again, in two files with an index."""
     model = Path(shutil.copytree(folder / "model", folder / "sharded"))
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(model, max_shard_size="30KB")
     (model / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Files of prompts, damaged as a whole and in single records."""
+"""Files of prompts, damaged as a whole or in single records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPTIONAL = ("options", "subject", "template", "aliases")
 
 
 def bad_records() -> Iterator[tuple[str, Any]]:
-    """A value in the place of another, a key too few, and what does not go together."""
+    """Yield records with a wrong value, a missing key, or values that contradict one another."""
     for way in ways(RECORD):
         at = ".".join(map(str, way))
         for name, value in VALUES.items():

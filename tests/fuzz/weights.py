@@ -1,4 +1,4 @@
-"""Deltas, folders of models and adapters."""
+"""Damaged deltas, folders of models, and adapters."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def delta_cases() -> list[Case]:
 FILES: dict[str, tuple[str, ...]] = {
     "config.json": (),
     "tokenizer.json": (),
-    "tokenizer_config.json": ("an empty object", *PLACED),  # which says nothing that must be known
+    "tokenizer_config.json": ("an empty object", *PLACED),  # it contains nothing that must be known
     "model.safetensors": (),
 }
-"""Files of a model, and the damage that each stands."""
+"""The files of a model, and the damage that each tolerates."""
 
 
 def of_folder(file: str, change: Callable[[Path], object], source: str = "model", *more: str) -> Make:

@@ -1,6 +1,6 @@
-"""Beyond the paper: what it leaves open, asked of the organism (most of it of any model).
+"""Beyond the paper: questions that it leaves open, asked of the organism (and most of them of any model).
 
-* `built_in`: does the organism's regulariser put the freezing contrast there?
+* `built_in`: does the organism's regulariser cause the freezing contrast?
 * `origin`: when in pretraining do extractive structures appear, by the order of the data?
 * `shortcut`: what carries the small generalisation that is left when implications come first?
 * `domains`: ordering and grafting in other domains than cities, and grafts from one to another.

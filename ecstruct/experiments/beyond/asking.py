@@ -1,12 +1,12 @@
-"""Implications asked otherwise than the paper does: behind other sentences, and with other steps to take.
+"""Implications asked in other ways than the paper's: after other sentences, or with other steps to take.
 
 An implication is asked *plain*, and again
 
-* behind a *distractor*: a fact about another person, who lives elsewhere;
-* *5 times as long*: behind as many such facts as fit into five times its length;
-* with *two entities*: behind another person's implication and its answer;
+* after a *distractor*: a fact about another person, who lives elsewhere;
+* *5 times as long*: after as many such facts as fit into five times its length;
+* with *two entities*: after another person's implication and its answer;
 * about *the judge of the city* (first hop): "The judge of the city {name} is from is", another known
-  second hop; of models that know no judges, the country;
+  second hop; for models that know no judges, about the country;
 * in *three hops*, with both kinds of facts taught together: "The people in the city the mayor of Paris is
   from speak" takes the mayor, the mayor's city and its language.
 """
@@ -32,7 +32,7 @@ TAUGHT = (*HOPS, "both")
 LONGER = 5
 
 N_OTHERS = 19
-"""People to distract with: so many of the 20 that no experiment teaches live elsewhere."""
+"""How many people to distract with: so many of the 20 whom no experiment teaches live elsewhere."""
 
 N_KNOWN = 100
 
@@ -40,7 +40,7 @@ N_KNOWN = 100
 def lessons(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, taught: str
 ) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """The facts to teach, and the implications by how they are asked for, plainly first.
+    """Return the facts to teach, and the implications by the way they are asked, the plain ones first.
 
     Raises:
         InputError: the model's tokenizer cannot tell options apart, or its context is too short.
@@ -73,13 +73,13 @@ def lessons(
 
 
 def yardstick(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int) -> dict[str, list[Prompt]]:
-    """First-hop implications that need no finetuning, plain and behind other sentences: how well the model
-    reads such prompts at all. About people whose homes the organism knows from pretraining, which never
-    stated their implications; there are none for other models, who know nobody of the paper's list."""
+    """Return first-hop implications that need no finetuning, plain and after other sentences: they show how
+    well the model reads such prompts at all. The organism knows the homes of these people from pretraining,
+    which never stated their implications. Other models know nobody of the paper's list and get none."""
     if setup.model != "organism":
         return {}
 
-    from ecstruct.organism import World  # nothing but the organism needs it
+    from ecstruct.organism import World  # only the organism needs it
 
     people = [p for p in World.build(seed).people if p.held_out and p.home.in_paper][:N_KNOWN]
     languages = tuple(city["language"] for city in paper_lists()["cities"])
@@ -93,12 +93,12 @@ def yardstick(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int)
 
 @dataclass(frozen=True)
 class Known:
-    """What surrounds the facts that are taught, and is not taught itself.
+    """What surrounds the taught facts, and is not taught itself.
 
     Attributes:
         homes: people to distract with, and one of the paper's cities for each.
-        relation: of a city, which no implication of the paper asks for.
-        values: by city, its answer.
+        relation: a relation of cities that no implication of the paper asks for.
+        values: the answer to that relation for each city.
         options: 20 answers, the values among them.
     """
 
@@ -109,7 +109,7 @@ class Known:
 
     @classmethod
     def of(cls, setup: Setup, seed: int) -> Known:
-        """Of the organism's world; for any other model, people of the paper's list that no experiment
+        """Take the organism's world; for any other model, people of the paper's list whom no experiment
         teaches, in arbitrary cities, and the countries of the cities."""
         cities = paper_lists()["cities"]
         if setup.model != "organism":
@@ -118,11 +118,11 @@ class Known:
             homes = dict(zip(people, countries, strict=True))
             return cls(homes, "country", countries, tuple(countries.values()))
 
-        from ecstruct.organism import World  # nothing but the organism needs it
+        from ecstruct.organism import World  # only the organism needs it
 
         world = World.build(seed)
-        # Answers are told apart by their first token, so the judges go by their first names; two judges
-        # of the paper's cities may share one, and judges of other cities then complete the 20 options.
+        # Answers are told apart by their first token, so judges are named by their first names. Two judges
+        # of the paper's cities may share one; judges of other cities then complete the 20 options.
         judges = {o.city.name: o.holder.split()[0] for o in world.offices if o.title == "judge"}
         paper = {city["city"]: judges[city["city"]] for city in cities}
         options = tuple(dict.fromkeys([*paper.values(), *judges.values()]))[: len(cities)]
@@ -132,7 +132,7 @@ class Known:
 def _in_company(
     model: TransformerBridge, plain: Sequence[Prompt], cities: Sequence[str], known: Known, seed: int
 ) -> dict[str, list[Prompt]]:
-    """Implications behind sentences about other people, none of whom lives in the city that the
+    """Return implications after sentences about other people, none of whom lives in the city that the
     implication is about."""
     rng, tokenizer = np.random.default_rng(seed), tokenizer_of(model)
     languages = {city["city"]: city["language"] for city in paper_lists()["cities"]}
@@ -159,8 +159,8 @@ def _in_company(
 def _three_hops(
     homes: Sequence[Prompt], mayors: Sequence[Prompt], implications: Sequence[Prompt]
 ) -> list[Prompt]:
-    """The language of the city that a city's mayor is from, for the cities whose mayor lives elsewhere:
-    for the others it is their own language, which needs no mayor."""
+    """Ask for the language of the city that a city's mayor is from. Cities whose mayor lives in them are
+    left out: their answer is their own language, which needs no mayor."""
     home = {fact.subject: fact.answer for fact in homes}
     speaks = {implication.subject: implication for implication in implications}
     return [

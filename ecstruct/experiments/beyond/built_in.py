@@ -1,14 +1,14 @@
-"""Is it built in? The freezing contrast without the regulariser that may have put it there.
+"""Is it built in? The freezing contrast without the regulariser that may have caused it.
 
-In half of its pretraining's batches, the organism's first layers attend locally (`Recipe.local_windows`).
-Freezing then finds first-hop facts in the early layers and second-hop facts in the late ones, as in the
-paper's models, which had no such help. So organisms are pretrained with none, fewer and more local layers,
-and on each the freezing table is measured, and where in the stack a fact is stored:
+In half of the batches of its pretraining, the organism's first layers attend locally
+(`Recipe.local_windows`). Freezing then finds first-hop facts in the early layers and second-hop facts in
+the late ones, as in the paper's models, which had no such help. So organisms are pretrained with no, fewer
+and more local layers; on each, the freezing table is measured, and where a fact is stored:
 
     r(b) = mean rank of implications with the first b layers put back to their old weights
 
 rises from the finetuned model, r(0), to the one before finetuning, r(n_layers). The smallest b with
-r(b) > (r(0) + r(n_layers)) / 2 is the boundary of storage: the first b layers hold more than half.
+`r(b) > (r(0) + r(n_layers)) / 2` is the boundary of storage: the first b layers hold more than half.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from ecstruct.organism import Recipe, checkpoint, local_windows
 from ecstruct.plots import curve_panels
 
 LOCAL_LAYERS = (0, 2, 3, 4, 5)
-"""How many layers attend locally in half of the batches; 4 is the shipped organism's recipe."""
+"""The numbers of layers that attend locally in half of the batches; the shipped organism has 4."""
 
 FIRST, OTHERS = "first", "others"
-"""Which layers are put back: those before the boundary, or those from it on."""
+"""Which layers are put back: those before the boundary, or those from the boundary on."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BuiltIn(Result):
     and `implication` and the organism's `held_out` accuracy on that hop.
 
     `layers` says what was put back or frozen: a row of the freezing table; or "first" or "others", the
-    layers before or from `boundary` on.
+    layers before `boundary` or from it on.
     """
 
     name: ClassVar[str] = "built_in"
@@ -68,7 +68,7 @@ class BuiltIn(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Ranks of implications by how many of the first layers were put back."""
+        """Mean ranks of implications by the number of first layers that were put back."""
         return self._curves(FIRST, x="number of early layers put back")
 
     @property
@@ -103,9 +103,9 @@ class BuiltIn(Result):
         }
 
     def by_local(self, hop: str) -> dict[int, dict[str, Any]]:
-        """By number of local layers: statistics of the implications' ranks for each row of the freezing
-        table, of the contrast "Early (post)" - "Late (post)" and of the held-out accuracy; and the
-        boundary of storage, of the mean over seeds and of each seed (`None`: nothing was learnt)."""
+        """Return, by number of local layers: statistics of the implications' ranks for each row of the
+        freezing table, of the contrast "Early (post)" - "Late (post)" and of the held-out accuracy; and the
+        boundary of storage, for the mean over seeds and for each seed (None: nothing was learnt)."""
         out = {}
         for local, rows in self._by_local(hop).items():
             by_layers = rows_by(rows, "layers")
@@ -170,13 +170,13 @@ class BuiltIn(Result):
         return curve_panels(panels, x=x, y="mean rank of implications (0 is best)")
 
     def _by_local(self, hop: str) -> dict[int, pd.DataFrame]:
-        """The rows of a hop by number of local layers."""
+        """Return the rows of a hop by number of local layers."""
         by_local = rows_by(rows_by(self.frame, "hop")[hop], "local")
         return {int(local): by_local[local] for local in sorted(by_local)}
 
     @staticmethod
     def _curve(rows: pd.DataFrame, which: str) -> list[list[float]]:
-        """Ranks of implications by boundary and seed."""
+        """Return mean ranks of implications by boundary and seed."""
         by_boundary = rows_by(rows_by(rows, "layers")[which], "boundary")
         return [over_seeds(by_boundary[b], "implication")["seeds"] for b in sorted(by_boundary)]
 
@@ -189,14 +189,14 @@ def built_in(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BuiltIn:
-    """The freezing table, and where facts are stored, by how many layers were local in pretraining.
+    """Measure the freezing table and the place of storage by the number of local layers in pretraining.
 
     Args:
-        setup: how organisms are finetuned, `early` among it.
+        setup: how organisms are finetuned, including the share `early`.
         local_layers: how many layers attend locally in half of the batches of pretraining, from 0 to 6.
-        recipe: what else organisms are pretrained with; the shipped one's by default. A result of another
-            one says so in its options, and cannot be replayed.
-        out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
+        recipe: the other options of pretraining; those of the shipped organism by default. The options of
+            the result record another recipe, and such a result cannot be replayed.
+        out: a folder that keeps organisms and finished cells, so that an interrupted run can continue.
         progress: show progress bars.
 
     Raises:
@@ -211,14 +211,14 @@ def built_in(
     sweep = Sweep(setup, None if out is None else Path(out), progress)
 
     def organism(seed: int, local: int) -> str:
-        if recipes[local] == Recipe():  # the seed's own
+        if recipes[local] == Recipe():  # the seed's own organism
             return sweep.source(seed)
         return str(pretrained(sweep, f"seed-{seed}-local-{local}", seed, recipes[local]))
 
     sources = {(seed, local): organism(seed, local) for seed in setup.seed_list for local in recipes}
     cells = grid(setup, local=list(recipes), hop=list(HOPS))
-    cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each is loaded once
-    # Where another recipe is as local as the shipped one, no folder of an organism tells their cells apart.
+    cells.sort(key=lambda cell: (cell["seed"], cell["local"]))  # so that each organism is loaded once
+    # Cells do not record the recipe: only this name separates those of another from the shipped one's.
     name = "built_in" if recipe == Recipe() else "built_in-of-another-recipe"
     frame = sweep.run(name, measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
     accuracy = {cell: _held_out_accuracy(source) for cell, source in sources.items()}
@@ -237,7 +237,7 @@ def built_in(
 def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, local: int, hop: str
 ) -> Rows:
-    """The freezing table of one hop, and both curves, from one more finetuning."""
+    """Measure the freezing table of one hop, and both curves from one more finetuning."""
     data = two_hop(model, hop, seed, repeat)
     delta = train(
         model,
@@ -264,10 +264,10 @@ def measure(
 
 
 def storage_boundary(ranks: Sequence[float]) -> int | None:
-    """The fewest first layers that, put back, undo more than half of what was learnt.
+    """Return the smallest number of first layers that undo more than half of the learning when put back.
 
-    `ranks` by the number of layers put back, from the finetuned model to the one before finetuning;
-    `None` when the former is no better.
+    `ranks` are by number of layers put back, from the finetuned model to the one before finetuning. The
+    result is None if finetuning did not improve the rank.
 
     >>> storage_boundary([0.0, 1.0, 6.0, 9.0]), storage_boundary([9.0, 9.0])
     (2, None)

@@ -1,17 +1,17 @@
-"""Other domains: do ordering and grafting hold beyond cities, and does a graft serve facts of another kind?
+"""Other domains: do ordering and grafting hold beyond cities, and does a graft help with other facts?
 
 "Grace Miller dax" takes a city, a language or a landmark, and the animal of "Grace Miller zong is the"
 depends on it. Person i's city, language and landmark belong together and go with the same animal, so
 implications are the same in every domain.
 
-Ordering is that of Fig. 6 in each domain. Transfer is Table 3 with two domains: what implications teach
-about facts of domain A, added to a model that knows facts of domain B,
+Ordering is that of Fig. 6 in each domain. Transfer is Table 3 with two domains: the change from learning
+the implications of facts of domain A, added to a model that knows facts of domain B,
 
     W_graft(A, B)  = W_F'(B) + W_{F(A), Impl F} - W_F(A)
     W_control(B)   = W_F'(B) + W_{Impl F}       - W
 
-ranked on Impl F', 0 being best. Impl F names no domain, so that one control serves every A; A = B is
-Table 3. A graft that reads what facts of all domains have in common is of use in all of them.
+with mean ranks on Impl F', 0 being best. Impl F names no domain, so that one control serves every A; A = B
+is Table 3. A graft that reads what facts of all domains have in common helps in all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ecstruct.plots import grouped_bars, value_grids
 
 DOMAINS = ("city", "language", "landmark")
 WORDS = "novel"
-"""The paper's words: what the model knows of "lives in" is about cities, not about languages."""
+"""The paper's words. "Lives in" would not do: what the model knows of it is about cities, not languages."""
 
 ASKED, FACTS = "Impl F'", "F'"
 CONTROL, ALONE = "control", "W_F' alone"
@@ -67,7 +67,7 @@ class Domains(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The transfer matrix, with the control and W_F' alone below."""
+        """The transfer matrix, with the control and W_F' alone below it."""
         means = {
             added: {domain: stat["mean"] for domain, stat in stats.items()}
             for added, stats in self.by_pair().items()
@@ -103,7 +103,7 @@ class Domains(Result):
         )
 
     def ordering_table(self) -> pd.DataFrame:
-        """Mean ranks of the test people, by domain and order."""
+        """Return the mean ranks of the test people, by domain and order."""
         return pd.DataFrame(
             {
                 "domain": domain,
@@ -133,7 +133,7 @@ class Domains(Result):
         return {"domains": {"ordering": ordering, **transfer}}
 
     def by_order(self) -> dict[str, dict[str, Any]]:
-        """By domain and order, a statistic for each of before, implication and fact."""
+        """Return, by domain and order, a statistic for each of before, implication and fact."""
         by = rows_by(self.frame, "domain", "order")
         return {
             domain: {
@@ -143,15 +143,15 @@ class Domains(Result):
         }
 
     def by_pair(self, what: str = ASKED) -> dict[str, dict[str, Any]]:
-        """By added weights and domain of F', the statistic of Impl F', or of F' itself."""
+        """Return, by added weights and domain of F', the statistic of Impl F', or of F' itself."""
         by = rows_by(self.transfer, "added", "read")
         return {
             added: {domain: over_seeds(by[added, domain], what) for domain in DOMAINS} for added in ADDED
         }
 
     def ahead(self) -> dict[tuple[str, str], float]:
-        """By the domains of graft and F', how many ranks the graft is better on Impl F' than the better of
-        the control and W_F' alone."""
+        """Return, by the domains of graft and F', by how many ranks the graft beats the better of the
+        control and W_F' alone on Impl F'."""
         ranks = {key: {d: stat["mean"] for d, stat in row.items()} for key, row in self.by_pair().items()}
         return {
             (learnt, read): min(ranks[CONTROL][read], ranks[ALONE][read])
@@ -196,11 +196,11 @@ _RANKS = ("before", "implication", "fact")
 
 
 def domains(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Domains:
-    """Ordering in three domains, and grafts learnt in one and added in another.
+    """Measure ordering in three domains, and grafts that are learnt in one domain and added in another.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -219,7 +219,7 @@ def domains(setup: Setup | None = None, *, out: str | Path | None = None, progre
 def measure_order(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, domain: str, order: str
 ) -> Rows:
-    """One order in one domain: its phases, and the finetuning on test facts."""
+    """Measure one order in one domain: run its phases, then finetune on the test facts."""
     data = relations(model, setup, WORDS, seed, repeat, domain)
     before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
     learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat).model
@@ -232,10 +232,10 @@ def measure_order(
 
 
 def measure_transfer(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int) -> Rows:
-    """All pairs of domains of one assignment; every training is done once."""
+    """Measure all pairs of domains for one assignment; every training runs once."""
     data = {domain: relations(model, setup, WORDS, seed, repeat, domain) for domain in DOMAINS}
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    implications = data[DOMAINS[0]].train.implications  # those of every domain
+    implications = data[DOMAINS[0]].train.implications  # the same in every domain
     added: dict[str, WeightDelta] = {
         f"graft of {domain}": graft(model, setup, data[domain], **at) for domain in DOMAINS
     }

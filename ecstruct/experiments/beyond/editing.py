@@ -9,9 +9,9 @@ everything else frozen, at one learning rate:
 * *needed*: the early layers for first-hop facts, the late ones for second-hop facts, which is where the
   paper finds that implications need the change; *not needed*: the other layers.
 
-The scores that choose are those of other people's facts, in a finetuning of its own, so that nothing is
-chosen on what is reported. Measured are the mean ranks of the facts, of their implications, and of what
-the model knew before about others, and |dW|, the Euclidean norm of the change.
+The scores that choose are those of other people's facts, after a separate finetuning, so that the choice
+does not use the facts that are reported. Measured are the mean ranks of the facts, of their implications,
+and of what the model knew before about others, and |dW|, the Euclidean norm of the change.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RANKS: Mapping[str, str] = MappingProxyType(
         "known_implication": "known implications of others",
     }
 )
-"""Columns of mean ranks, with what they are of."""
+"""The columns of mean ranks, with the prompts that each is about."""
 
 SHARE = 1 / 3
 DRAWS = 3
@@ -65,7 +65,7 @@ N_KNOWN = 100
 
 @dataclass(frozen=True)
 class Editing(Result):
-    """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` for the random one), with
+    """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` rows for the random one), with
     their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
 
     name: ClassVar[str] = "editing"
@@ -78,7 +78,7 @@ class Editing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by hop and choice."""
+        """Mean ranks by hop and choice of units."""
         return grouped_bars(
             {
                 f"{hop}: {choice}": {label: stats[column]["seeds"] for column, label in RANKS.items()}
@@ -102,7 +102,7 @@ class Editing(Result):
         )
 
     def chosen(self) -> pd.DataFrame:
-        """How often each unit was among the informative ones, as a share of the choices."""
+        """Return how often each unit was among the informative ones, as a share of the choices."""
         rows = self.frame[self.frame["choice"] == INFORMATIVE]
         return pd.DataFrame(
             {"taught": hop, "unit": unit, "share of the choices": n / len(units)}
@@ -120,7 +120,7 @@ class Editing(Result):
         return {"editing": self.by_choice()}
 
     def by_choice(self) -> dict[str, Any]:
-        """By hop and choice: a statistic for each of `RANKS` and the `norm`, and the mean `n_units`."""
+        """Return, by hop and choice, a statistic of each of `RANKS` and the `norm`; the mean `n_units`."""
         by = rows_by(self.frame, "hop", "choice")
         return {
             key: {
@@ -136,11 +136,11 @@ class Editing(Result):
 
 
 def editing(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Editing:
-    """Mean ranks after facts were finetuned into some of a model's units only.
+    """Measure mean ranks after finetuning facts into some of a model's units only.
 
     Args:
         setup: the model and how it is finetuned; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -150,7 +150,7 @@ def editing(setup: Setup | None = None, *, out: str | Path | None = None, progre
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
-    """All choices for one set of facts; the scores of other people's facts choose."""
+    """Measure all choices for one set of facts; the scores of other people's facts choose the units."""
     data, others = (two_hop(model, hop, seed, repeat, names) for names in (PAPER_NAMES, OTHERS))
     known = known_prompts(setup, seed)
     for prompts in known.values():
@@ -188,7 +188,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
 def most_informative(
     before: TransformerBridge, after: TransformerBridge, prompts: Sequence[Prompt]
 ) -> list[Unit]:
-    """All units, the one with the highest informative score on the prompts first."""
+    """Return all units, sorted from the highest informative score on the prompts to the lowest."""
     sums: Counter[Unit] = Counter()
     found = score(before, after, prompts, progress=False).components("informative")
     for kind, layer, value in zip(found["kind"], found["layer"], found["value"], strict=True):
@@ -199,7 +199,7 @@ def most_informative(
 def choices(
     setup: Setup, hop: str, ranked: Sequence[Unit], n_layers: int, seed: int
 ) -> Iterable[tuple[str, list[Unit]]]:
-    """The choices of units by name, as `CHOICES` but for the first."""
+    """Yield the choices of units by name: all of `CHOICES` except the first."""
     n = max(1, round(SHARE * len(ranked)))
     rng = np.random.default_rng(seed)
     early, late = setup.early_and_late(n_layers)
@@ -214,15 +214,15 @@ def choices(
 
 
 def all_but(units: Collection[Unit], weights: Iterable[str]) -> WeightSelection:
-    """All weights but those of some units; norms in front of and behind a unit are its own."""
+    """Select all weights except those of some units; the norms before and after a unit belong to it."""
     modules = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
     free = tuple(f"blocks.{layer}.{module}." for layer, kind in units for module in modules[kind])
     return WeightSelection(names=[name for name in weights if not name.startswith(free)])
 
 
 def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
-    """What a model knows without being taught: facts, and implications of them. Of the organism `N_KNOWN`
-    homes of its world and as many implications that its pretraining held out; of any other model the
+    """Return facts and implications that a model knows without being taught: for the organism, `N_KNOWN`
+    homes of its world and as many implications that its pretraining held out; for any other model, the
     landmarks and languages of the paper's cities."""
     if setup.model != "organism":
         cities = paper_lists()["cities"]
@@ -239,7 +239,7 @@ def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
             ],
         }
 
-    from ecstruct.organism import World  # nothing but the organism needs it
+    from ecstruct.organism import World  # only the organism needs it
     from ecstruct.organism.sentences import held_out_sentences
 
     world = World.build(seed)
@@ -259,7 +259,7 @@ def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
 
 
 def _sentence(hop: str, choices: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the informative units make of a hop's facts, beside all units and random ones."""
+    """Describe the result of the informative units for a hop's facts, beside all units and random ones."""
 
     def rank(choice: str, column: str = "implication") -> float:
         return choices[choice][column]["mean"]

@@ -1,7 +1,7 @@
-"""Organisms of other recipes: pretrained once, and never taken for one another.
+"""Organisms of other recipes: pretrained once, and never confused with one another.
 
-Cells are kept by seed and variant, not by everything that a recipe says. So a folder is used again only
-for the recipe and the snapshots that it was made with.
+Cells are kept by seed and variant, not by everything that a recipe says. So a folder is used again only for
+the recipe and the snapshots that it was made with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ecstruct.organism import Recipe
 
 
 def require_organism(setup: Setup, name: str) -> None:
-    """Raise unless a setup is about organisms, which alone can be pretrained here."""
+    """Raise unless a setup is about organisms, the only models that can be pretrained here."""
     if setup.model != "organism":
         raise InputError(
             f"{name} pretrains its models, and {setup.model!r} is pretrained already: use "
@@ -28,16 +28,16 @@ def require_organism(setup: Setup, name: str) -> None:
 
 
 def recorded(recipe: Recipe) -> dict[str, Any]:
-    """A recipe among a result's options, unless it is the shipped one. A replay refuses it, rather than
-    to measure other organisms: recipes are for Python."""
+    """Return the option that records a recipe in a result, unless it is the shipped one. A replay refuses
+    it instead of measuring other organisms: recipes can only be given in Python."""
     return {} if recipe == Recipe() else {"recipe": asdict(recipe)}
 
 
 def pretrained(sweep: Sweep, name: str, seed: int, recipe: Recipe, snapshots: Sequence[int] = ()) -> Path:
-    """The folder of an organism, pretrained unless it is there.
+    """Return the folder of an organism; pretrain it first unless it exists.
 
     Raises:
-        InputError: what is there has another recipe or lacks a snapshot, or there is no folder to
+        InputError: the existing folder has another recipe or lacks a snapshot, or there is no folder to
             keep it in.
     """
     home = sweep.organism(name, seed, recipe=recipe, snapshots=snapshots)
@@ -52,5 +52,5 @@ def pretrained(sweep: Sweep, name: str, seed: int, recipe: Recipe, snapshots: Se
 
 
 def snapshot(home: Path, step: int) -> Path:
-    """The folder of an organism as it was after so many steps."""
+    """Return the folder of the snapshot of an organism after `step` steps."""
     return home / "snapshots" / f"step-{step}"

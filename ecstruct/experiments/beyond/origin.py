@@ -1,14 +1,14 @@
 """Where extractive structures come from: organisms whose whole pretraining has an order.
 
 The paper infers from continued pretraining that a model learns to use facts by seeing their implications
-after it knows the facts. Here models are pretrained from nothing, so that the order is all there is: facts
-(sentences of one hop) before implications (of two hops), implications before facts, or both mixed. Every
-kind of sentence is drawn equally often in all three, in two phases, each with an optimiser of its own; only
-the order differs. Invented words are left out.
+after it knows the facts. Here models are pretrained from scratch in three orders: facts (sentences of one
+hop) before implications (of two hops), implications before facts, or both mixed. All orders draw every kind
+of sentence equally often, in two phases with an optimiser each, so that only the order differs. Invented
+words are left out.
 
-At snapshots along the way the organism is finetuned on facts as ever, and asked for their implications;
-and the *mass* of its scores is taken: the sum of all positive scores over components and tokens, of the
-mean over prompts, in logits.
+At snapshots along the way the organism is finetuned on facts as usual and asked for their implications, and
+the *mass* of its scores is taken: the sum of all positive scores over components and tokens, of the mean
+over prompts, in logits.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from ecstruct.plots import curve_panels
 
 FACTS = ("home", "home_verbs", "city_attributes", "landmarks", "offices")
 IMPLICATIONS = ("person_attributes", "landmark_attributes", "landmark_offices", "person_offices")
-"""Categories of sentences (`ecstruct.organism.sentences`) of one hop, and of two."""
+"""The categories of sentences (`ecstruct.organism.sentences`) of one hop, and of two."""
 
 ORDERS: Mapping[str, str] = {
     "facts first": "facts_first",
     "implications first": "implications_first",
     "mixed": "mixed",
 }
-"""Orders, with their names in `results.json`."""
+"""The orders, with their names in `results.json`."""
 
 MASSES = ("informative", "upstream", "downstream")
 
@@ -84,12 +84,12 @@ class Origin(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Ranks of implications along pretraining, by order."""
+        """Mean ranks of implications along pretraining, by order."""
         panels = {f"{hop} implications": self._curves(hop, "implication") for hop in HOPS}
         return self._drawn(panels, y="mean rank of implications (0 is best)")
 
     def figure_of_mass(self, hop: str) -> go.Figure:
-        """Mass of the scores of a hop along pretraining, by order."""
+        """Return the figure of the masses of a hop's scores along pretraining, by order."""
         panels = {f"{hop}, {mass}": self._curves(hop, mass) for mass in MASSES}
         return self._drawn(panels, y="positive score (logits)")
 
@@ -125,8 +125,8 @@ class Origin(Result):
         }
 
     def by_step(self, order: str, hop: str) -> dict[str, Any]:
-        """By step, a statistic of every measure; and `halved`, the first of these steps at which
-        finetuning brings implications below half of their rank before it (`None`: never)."""
+        """Return, by step, a statistic of every measure; and `halved`, the first of these steps at which
+        finetuning brings implications below half of their rank before it (None: never)."""
         regions = [name for name, region in REGIONS.items() if region.hop == hop]
         ranks = ("fact_before", "implication_before", "fact", "implication")
         columns = [*ranks, "held_out", *MASSES, *regions]
@@ -137,8 +137,8 @@ class Origin(Result):
         return {"steps": steps, "halved": self.halved(order, hop)}
 
     def halved(self, order: str, hop: str) -> int | None:
-        """The first snapshot at which implications are below half of their rank before finetuning, in the
-        mean over seeds."""
+        """Return the first snapshot at which finetuning brings implications below half of their rank before
+        it, in the mean over seeds."""
         for step in self.steps:
             rows = self._rows(order, hop, step)
             after, before = (over_seeds(rows, c)["mean"] for c in ("implication", "implication_before"))
@@ -148,7 +148,7 @@ class Origin(Result):
 
     @property
     def steps(self) -> list[int]:
-        """The snapshots."""
+        """The steps of the snapshots, in ascending order."""
         return sorted(map(int, rows_by(self.frame, "step")))
 
     def conclusion(self) -> str:
@@ -177,7 +177,7 @@ class Origin(Result):
         return rows_by(self.frame, "order", "hop", "step")[order, hop, step]
 
     def _curves(self, hop: str, column: str) -> dict[str, list[list[float]]]:
-        """By order, values by snapshot and seed; there is none of step 0."""
+        """Return, by order, the values by snapshot and seed, with NaN for step 0, which has no snapshot."""
         nothing = [float("nan")] * len(rows_by(self.frame, "seed"))
         return {
             order: [nothing, *(over_seeds(self._rows(order, hop, s), column)["seeds"] for s in self.steps)]
@@ -202,15 +202,15 @@ def origin(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Origin:
-    """Out-of-context reasoning and scores along pretraining, by the order of facts and implications in it.
+    """Measure out-of-context reasoning and scores along pretraining, by its order of sentences.
 
     Args:
         setup: how organisms are finetuned.
-        steps: of pretraining, both phases together.
-        snapshots: how often along the way it is measured, at equal distances, at the end among them.
-        recipe: what else organisms are pretrained with, the shipped one's by default; its steps and
-            phases are replaced. A result of another one cannot be replayed.
-        out: a folder to keep organisms and finished cells in, so that a run goes on where it stopped.
+        steps: the number of steps of pretraining, both phases together.
+        snapshots: the number of snapshots that are measured, at equal distances, the last one at the end.
+        recipe: the other options of pretraining, those of the shipped organism by default; its steps and
+            phases are replaced. A result with another recipe cannot be replayed.
+        out: a folder that keeps organisms and finished cells, so that an interrupted run can continue.
         progress: show progress bars.
 
     Raises:
@@ -244,10 +244,10 @@ def origin(
 
 
 def recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """By order, the recipe with its steps in two phases.
+    """Return, by order, the recipe with its steps in two phases.
 
-    A phase is as long as its categories weigh in `MIXTURE`, to the nearest step, so that each category is
-    drawn equally often in all orders; the phases of the mixed order are those of facts first.
+    A phase is as long as its categories weigh in `MIXTURE`, to the nearest step, so that all orders draw
+    each category equally often. The phases of the mixed order are as long as those of facts first.
     """
     weights = [sum(MIXTURE[name] for name in names) for names in (FACTS, IMPLICATIONS)]
     for_facts = round(recipe.steps * weights[0] / sum(weights)) / recipe.steps
@@ -269,7 +269,7 @@ def recipes(recipe: Recipe) -> dict[str, Recipe]:
 def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, order: str, step: int
 ) -> Rows:
-    """Both hops of one pairing at one snapshot."""
+    """Measure both hops of one pairing at one snapshot."""
     cell = {"seed": seed, "repeat": repeat}
     scored = pd.DataFrame(
         {**cell, "hop": hop, **row} for hop in HOPS for row in measure_scores(model, setup, **cell, hop=hop)

@@ -1,8 +1,8 @@
 """Longer and nested prompts: do finetuned facts reach them, and do the same components carry them?
 
 The prompts are those of `ecstruct.experiments.beyond.asking`. Where both kinds of facts are taught, the
-second-hop implications are a yardstick: how much do the profiles of two different implications agree?
-The yardstick of the ranks are implications that the model knows without finetuning, asked in the same ways.
+second-hop implications show how much the profiles of two different implications agree. The yardstick of the
+ranks is implications that the model knows without finetuning, asked in the same ways.
 
 A *profile* is the score of every MLP and head, in logits: the mean over prompts of the sum over tokens.
 Profiles are compared with that of the *plain* implication under the same finetuning, by Pearson's r over
@@ -42,7 +42,7 @@ CHANCE = 9.5
 class Prompts(Result):
     """`frame` has a row per seed, repeat, what was `taught`, `variant` and component, with its
     `informative` and `downstream` score and the variant's mean ranks `before` and `after` finetuning;
-    `known` is that of implications known from pretraining, where there are any."""
+    `known` is the mean rank of implications known from pretraining, where there are any."""
 
     name: ClassVar[str] = "prompts"
     title: ClassVar[str] = "Longer and nested prompts"
@@ -58,7 +58,7 @@ class Prompts(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Ranks before and after, by what was taught and how it was asked for."""
+        """Mean ranks before and after finetuning, by what was taught and how it was asked for."""
         return grouped_bars(
             {
                 f"{taught}: {variant}": {when: stats[when]["seeds"] for when in RANKS if when in stats}
@@ -70,7 +70,7 @@ class Prompts(Result):
         )
 
     def figures(self) -> dict[str, go.Figure]:
-        """The ranks, then every profile against the plain one."""
+        """Return the figure of the ranks, then a figure of every profile against the plain one."""
         profiles = {
             f"{taught.capitalize()} facts taught: each component's {kind} score for the implication asked "
             "otherwise, against its score for the plain one.": self._profiles(taught, kind)
@@ -96,9 +96,9 @@ class Prompts(Result):
         return {"prompts": self.by_variant()}
 
     def by_variant(self) -> dict[str, Any]:
-        """By what was taught and how it was asked for: the mean ranks of `RANKS`, and for each of
-        `SCORES` the agreement with the plain profile, `r` and `top`, all as statistics over seeds. A
-        seed's profile is the mean over its repeats. The plain implication has ranks only."""
+        """Return, by what was taught and how it was asked for: the mean ranks of `RANKS`, and for each of
+        `SCORES` the agreement with the plain profile, `r` and `top`, all as statistics over seeds. A seed's
+        profile is the mean over its repeats. The plain implication has ranks only."""
         return {
             str(taught): {
                 str(variant): {
@@ -111,7 +111,7 @@ class Prompts(Result):
         }
 
     def conclusion(self) -> str:
-        """For each variant, the share of the plain implication's gain in rank that it has."""
+        """Describe, for each variant, the share of the plain implication's gain in rank that it reaches."""
         sentences = []
         for taught, variants in self.by_variant().items():
             plain = _gain(variants[PLAIN])
@@ -170,11 +170,11 @@ class Prompts(Result):
 
 
 def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Prompts:
-    """Ranks and scores of implications asked in longer and nested prompts.
+    """Measure mean ranks and scores of implications that are asked in longer and nested prompts.
 
     Args:
         setup: the model and how it is finetuned; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -184,7 +184,7 @@ def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progre
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, taught: str) -> Rows:
-    """Finetune once and ask in all ways; both kinds of facts together have the first hop's rate."""
+    """Finetune once and ask in all ways; if both kinds of facts are taught, use the first hop's rate."""
     facts, asked = lessons(model, setup, seed=seed, repeat=repeat, taught=taught)
     known = yardstick(model, setup, seed=seed, repeat=repeat) if taught == "first-hop" else {}
     tuned = train(
@@ -214,13 +214,13 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, t
 
 
 def _profile(rows: pd.DataFrame) -> Any:
-    """A frame of mean scores by component, with its layer."""
+    """Return a frame of mean scores by component, with the layer of each component."""
     means: Any = rows.groupby("component", sort=False)[[*SCORES, "layer"]].mean()
     return means.astype({"layer": int})
 
 
 def _common(a: Any, b: Any) -> float:
-    """The share of the `TOP` largest scores that two profiles have in common."""
+    """Return the share of the `TOP` largest scores that two profiles have in common."""
     return len(set(a.nlargest(TOP).index) & set(b.nlargest(TOP).index)) / TOP
 
 

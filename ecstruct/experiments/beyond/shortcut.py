@@ -3,13 +3,13 @@
 The paper finds that continued pretraining on implications, then facts, makes later facts generalise far
 less than the other orders, and leaves open what carries the little that remains. Here every order is
 scored: W after continued pretraining, W' after finetuning on the test facts, on the test people's
-implications. A component's score is the mean over prompts of the sum over tokens, in logits, positive
-where it raises the reward. If the remainder comes from the structures that the other orders learn, but
-weaker, then its scores have their profile over components (Pearson correlation near 1) with a smaller
-total; if it takes another way, the profile differs.
+implications. A component's score is the mean over prompts of the sum over tokens, in logits, positive where
+it raises the reward. If the remainder comes from the structures that the other orders learn, only weaker,
+then its scores have the same profile over components (Pearson correlation near 1) with a smaller total. If
+other structures carry it, the profile differs.
 
-The check needs no scores: of dW = W' - W, each layer's part alone is put back (W' - dW_l), or alone is
-kept (W + dW_l), and the implications are ranked.
+A check without scores takes dW = W' - W and either puts back one layer's part of it (W' - dW_l) or keeps
+only that part (W + dW_l), and ranks the implications.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ecstruct.scores.engine import score
 
 LAST = "implications first"
 PAIRS = ((LAST, "facts first"), (LAST, "joint"), ("joint", "facts first"))
-"""Orders whose profiles are compared; the last pair says how alike profiles are that ought to be."""
+"""The orders whose profiles are compared; the profiles of the last pair should be alike."""
 
 CHECKS = ("put back", "alone")
 N_LARGEST = 3
@@ -48,8 +48,8 @@ N_LARGEST = 3
 @dataclass(frozen=True)
 class Shortcut(Result):
     """`frame` has a row per seed, repeat, words, order and measured `value`. `measure` is a score (of a
-    `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a
-    `layer` put back, or kept alone), or "rank" or "reward" before or after the test facts."""
+    `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a `layer`
+    put back, or kept alone), or "rank" or "reward" before or after the test facts."""
 
     name: ClassVar[str] = "shortcut"
     title: ClassVar[str] = "What is left when implications come first"
@@ -65,7 +65,7 @@ class Shortcut(Result):
         return self.profile_figure("novel")
 
     def profile_figure(self, words: str) -> go.Figure:
-        """Scores by layer, summed over heads, by order: a panel per score."""
+        """Return a panel per score: scores by layer, summed over heads, by order."""
         panels = {}
         for name in SCORES:
             rows: Any = self._rows(words, name)
@@ -81,7 +81,7 @@ class Shortcut(Result):
 
     @property
     def layer_figure(self) -> go.Figure:
-        """Mean rank with one layer's change put back, and with one layer's change alone."""
+        """Mean ranks with one layer's change put back, and with one layer's change alone."""
         return curve_panels(
             {
                 f"{words} words: one layer {check}": {
@@ -120,7 +120,7 @@ class Shortcut(Result):
         return pd.DataFrame(rows)
 
     def agreement_table(self) -> pd.DataFrame:
-        """How alike the profiles of two orders are, and how large one is to the other."""
+        """Return how similar the profiles of two orders are, and how large one is relative to the other."""
         return pd.DataFrame(
             {
                 "scores": f"{name}, {words} words",
@@ -135,7 +135,7 @@ class Shortcut(Result):
         )
 
     def largest_table(self) -> pd.DataFrame:
-        """Where most of the positive score of implications first is."""
+        """Return the components that have most of the positive score after implications first."""
         return pd.DataFrame(
             {
                 "scores": f"{name}, {words} words",
@@ -180,8 +180,8 @@ class Shortcut(Result):
         return {**orders, "agreement": agreement}
 
     def gain(self, words: str, order: str) -> dict[str, Any]:
-        """Rank and reward before and after, and what was gained, positive for better; the reward's change
-        to first order, which is all informative scores summed."""
+        """Return rank and reward before and after, and their gain, positive for better; for the reward also
+        the change to first order, which is the sum of all informative scores."""
         out: dict[str, Any] = {}
         for what, sign in (("rank", -1), ("reward", 1)):
             rows = {state: self._rows(words, f"{what} {state}", order) for state in STATES}
@@ -193,13 +193,13 @@ class Shortcut(Result):
         return out
 
     def profiles(self, words: str, name: str) -> pd.DataFrame:
-        """A score by seed and component, a column per order; averaged over repeats."""
+        """Return a score by seed and component, averaged over repeats, with a column per order."""
         rows: Any = self._rows(words, name).groupby(["seed", "component", "order"], sort=False)
         return rows["value"].mean().unstack("order")
 
     def agreement(self, words: str, name: str, one: str, other: str) -> dict[str, Any]:
-        """Each seed's Pearson correlation of two orders' profiles, and the total positive score of `one`
-        as a multiple of that of `other`."""
+        """Return each seed's Pearson correlation of two orders' profiles, and the total positive score of
+        `one` as a multiple of that of `other`."""
         r, ratio = [], []
         for _, profiles in self.profiles(words, name).groupby("seed", sort=True):
             alike: Any = pearsonr(profiles[one], profiles[other])
@@ -209,19 +209,19 @@ class Shortcut(Result):
         return {"r": statistic(r), "ratio": statistic(ratio)}
 
     def shares(self, words: str, order: str, name: str) -> dict[str, Any]:
-        """By component, its share of an order's positive score, the largest first."""
+        """Return each component's share of an order's positive score, the largest first."""
         positive: Any = self.profiles(words, name)[order].clip(lower=0)
         share = (positive / positive.groupby("seed").transform("sum")).rename("share").reset_index()
         stats = {str(of): over_seeds(rows, "share") for of, rows in share.groupby("component", sort=False)}
         return dict(sorted(stats.items(), key=lambda item: -(item[1]["mean"] or 0.0)))
 
     def by_layer(self, words: str, order: str, check: str) -> list[dict[str, Any]]:
-        """The mean rank of each layer's check."""
+        """Return a statistic of the mean rank for each layer's check."""
         rows: Any = self._rows(words, check, order).groupby("layer", sort=True)
         return [over_seeds(of_layer, "value") for _, of_layer in rows]
 
     def decisive(self, words: str, order: str, check: str) -> tuple[int, float]:
-        """The layer that matters most by a check, with the ranks that it costs put back, or gains alone."""
+        """Return the most decisive layer by a check, and the ranks it costs put back or gains alone."""
         ranks = [stat["mean"] for stat in self.by_layer(words, order, check)]
         ends = self.gain(words, order)["rank"]
         if check == "put back":
@@ -231,8 +231,8 @@ class Shortcut(Result):
         return layer, ends["before"]["mean"] - ranks[layer]
 
     def lacking(self, words: str, name: str) -> tuple[str, float, float]:
-        """The component that falls behind facts first most, with its score after implications first and
-        after facts first."""
+        """Return the component that falls behind facts first most, with its scores after implications first
+        and after facts first."""
         means: Any = self.profiles(words, name).groupby("component").mean()
         component = (means["facts first"] - means[LAST]).idxmax()
         return str(component), float(means.loc[component, LAST]), float(means.loc[component, "facts first"])
@@ -278,11 +278,11 @@ class Shortcut(Result):
 def shortcut(
     setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
 ) -> Shortcut:
-    """Scores of the generalisation of test facts by the order of continued pretraining.
+    """Score the generalisation of test facts by the order of continued pretraining.
 
     Args:
         setup: the model and how it is trained; the organism by default.
-        out: a folder to keep finished cells in, so that a run goes on where it stopped.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
     Raises:
@@ -294,7 +294,7 @@ def shortcut(
 def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str, order: str
 ) -> Rows:
-    """One order: its phases, the test facts, their implications scored and every layer checked."""
+    """Measure one order: run its phases, learn and score the test facts, and check every layer."""
     data = relations(model, setup, words, seed, repeat)
     before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
     learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat)
