@@ -38,9 +38,9 @@ _logger = logging.getLogger("ecstruct.scores")
 
 @dataclass(frozen=True)
 class Pair:
-    """A hooked model with its own weights W (`before`) and others, W' (`after`), in the dtype that scores
-    are computed in; `sources` say where each comes from. Fingerprints are of a model's weights
-    in its own dtype, as those of masks and recall are; of a delta or a source, as they are read here."""
+    """A hooked model with its own weights W (`before`) and with W' (`after`), in the dtype that scores are
+    computed in; `sources` say where each comes from. Fingerprints are of a model's weights in its own
+    dtype, as for masks and recall; for a delta or a source, of the weights as they are read here."""
 
     view: HookedView
     before: Mapping[str, Tensor]
