@@ -1,4 +1,4 @@
-"""What a long computation costs, said before most of it is done, and one bar over all of its phases."""
+"""A progress bar over all phases of a long computation, which estimates the remaining time early."""
 
 import sys
 import time
@@ -7,15 +7,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 MEASURED = 5.0
-"""Seconds after which the cost can be told."""
+"""Seconds after which the remaining time can be estimated."""
 
 WORTH_SAYING = 60.0
-"""Seconds that are still to come; of less, the bar says enough."""
+"""Remaining seconds from which an estimate is printed; for less, the bar is enough."""
 
 
 class Bar(tqdm):
-    """A bar over all of a computation: `phase` names what it is at. What an earlier run has `done` counts
-    as done, but not as fast."""
+    """A bar over a whole computation, with the name of the current phase. Steps `done` by an earlier run
+    count as progress, but not towards the speed."""
 
     def __init__(
         self, total: int, phase: str, *, unit: str, done: int = 0, disable: bool = False, **options: Any
@@ -24,11 +24,11 @@ class Bar(tqdm):
         self._begun, self._said = time.monotonic(), False
 
     def phase(self, name: str) -> None:
-        """What the computation is at."""
+        """Set the name of the current phase."""
         self.set_description(name)
 
     def step(self, n: int, *, new: bool) -> None:
-        """So much is finished, now or by an earlier run."""
+        """Advance by `n`; `new` says that this run did the work, not an earlier one."""
         if not (new or self.disable):
             self.initial += n
         self.update(n)
@@ -47,7 +47,7 @@ class Bar(tqdm):
 
 
 def _said(seconds: float) -> str:
-    """A time in words.
+    """Return a time in words.
 
     >>> [_said(seconds) for seconds in (0.0123, 4.2, 250, 19500)]
     ['12 ms', '4.2 s', '4 min', '5 h 25 min']

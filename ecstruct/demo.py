@@ -23,7 +23,7 @@ from ecstruct.scores.result import ExtractiveScores
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a model is shown with: facts by hop, and how scores are held against interventions."""
+    """The plan of a model's demo: facts by hop, and the options of `fidelity`."""
 
     hops: Mapping[str, Callable[[int], FactSet]]
     check: Mapping[str, Any]
@@ -37,13 +37,13 @@ PLANS: Mapping[str, _Plan] = MappingProxyType(
         "smollm2": _Plan({"first-hop": people}, {"sample": 18, "batch_size": 2, "memory": 2**28}),
     }
 )
-"""The paper's facts for the organism; for a pretrained model, people whose names are nobody else's, few
-prompts at once, as the demo is to run on a laptop, and interventions on a sample of the components."""
+"""The organism learns the paper's facts; a pretrained model learns about people with unique names, with
+small batches, so that the demo runs on a laptop, and interventions on a sample of the components."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured of a model, by hop; `n_facts` are the facts of a hop, and as many options."""
+    """The demo's measurements of a model, by hop; each hop has `n_facts` facts, and as many options."""
 
     model: str
     n_facts: int
@@ -53,7 +53,7 @@ class Demo:
     seconds: float
 
     def ranks(self) -> pd.DataFrame:
-        """Mean ranks of facts and implications before and after finetuning."""
+        """Return mean ranks of facts and implications before and after finetuning."""
         rows = [
             {"prompts": f"{hop} {kind}s", "before": curve[0], "after": curve[-1]}
             for hop, history in self.histories.items()
@@ -71,11 +71,11 @@ class Demo:
 
     @property
     def scale(self) -> str:
-        """What ranks are among."""
+        """The scale of the ranks, in words: the number of options, the best rank, and chance."""
         return f"among {self.n_facts} options; 0 is best, {(self.n_facts - 1) / 2:.1f} chance"
 
     def table(self) -> str:
-        """The short table that the command line prints."""
+        """Return the short table that the command line prints."""
         parts = [f"mean rank {self.scale}"]
         parts.append(self.ranks().to_string(index=False, float_format="{:.2f}".format))
         for hop, scores in self.scores.items():
@@ -105,18 +105,18 @@ class Demo:
 def demo(
     *, model: str = "organism", seed: int = 0, device: str | None = None, progress: bool = True
 ) -> Demo:
-    """Finetune a model on facts of one or two hops, score their implications, and hold the scores against
+    """Finetune a model on facts of one or two hops, score their implications, and compare the scores with
     interventions.
 
     Args:
         model: `"organism"`, on first- and second-hop facts of the paper, or `"smollm2"`, on first-hop facts
             of people with unusual names.
         seed: draws who lives where, the names of `ecstruct.facts.people`, and the order of the facts.
-        device: of the model; a GPU if there is one.
+        device: the model's device, by default a GPU if there is one.
         progress: show progress bars.
 
     Raises:
-        InputError: another model, or one that cannot be fetched.
+        InputError: the model is neither of these, or cannot be fetched.
     """
     if model not in PLANS:
         raise InputError(f"there is no demo of {model!r}: choose among {', '.join(PLANS)}.")

@@ -1,5 +1,5 @@
-"""What is wrong with an installation, or with a model in it: versions, devices, memory, extras, the hub,
-and whether a model computes what its checkpoint does.
+"""Checks of an installation, and of a model in it: versions, devices, memory, extras, the hub, and whether
+a model computes what its checkpoint does.
 
 A `Finding` is "ok", a "warning" (something is missing that may not be needed, or is worth knowing) or a
 "problem" (numbers cannot be trusted, or nothing runs).
@@ -36,18 +36,18 @@ from ecstruct.scores.walk import Walk
 State = Literal["ok", "warning", "problem"]
 
 _TOLERANCES = {"ok": 1e-5, "warning": 1e-3}
-"""Of differences in float32, relative to the largest value."""
+"""The largest differences in float32, relative to the largest value, by state."""
 _GIB = 2**30
 _LITTLE = {"memory": 2 * _GIB, "disk": 5 * _GIB}
 _SECONDS = 5.0
-"""That the hub may take to answer."""
+"""The timeout for the hub's answer."""
 _LENGTHS = (12, 7)
-"""Tokens of the two prompts of the trial, of which the second is padded."""
+"""The numbers of tokens of the two trial prompts; the second is padded."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing."""
+    """The result of one check."""
 
     section: str
     name: str
@@ -59,16 +59,16 @@ class Finding:
 
 
 def examine(source: str = "organism", device: str | None = None) -> list[Finding]:
-    """Everything, and a model by its source, as `ecstruct.load` takes it.
+    """Run all checks, with a model given by its source, as for `ecstruct.load`.
 
     Raises:
-        InputError: the model cannot be loaded, or there is no such device.
+        InputError: the model cannot be loaded, or the device does not exist.
     """
     return [*versions(), *devices(), *memory(), *extras(), hub(), *model(source, device)]
 
 
 def versions() -> Iterator[Finding]:
-    """Python and the packages that ecstruct needs, against what its metadata asks for."""
+    """Compare Python and the packages that ecstruct needs with the versions in its metadata."""
     yield Finding("versions", "ecstruct", "ok", version("ecstruct"))
     asked = SpecifierSet(metadata("ecstruct")["Requires-Python"])
     yield _versioned("python", ".".join(map(str, sys.version_info[:3])), asked)
@@ -93,7 +93,7 @@ def _versioned(name: str, found: str | None, asked: SpecifierSet) -> Finding:
 
 
 def devices() -> Iterator[Finding]:
-    """Where models can be: what is not there is told of the CPU alone."""
+    """List the devices that models can use: the CPU, and any GPUs."""
     threads = torch.get_num_threads()
     yield Finding("devices", "cpu", "ok", f"{threads} of {os.cpu_count()} threads")
     for index in range(torch.cuda.device_count()):
@@ -106,7 +106,7 @@ def devices() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """What is free, of main memory and on the disks of this folder and of the hub's cache."""
+    """Check free main memory, and free space on the disks of this folder and of the hub's cache."""
     main = psutil.virtual_memory()
     text = f"{_size(main.available)} of {_size(main.total)} free"
     yield Finding("memory", "main", _enough(main.available, "memory"), text)
@@ -126,7 +126,7 @@ def _size(n_bytes: float) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """What is needed for some things only."""
+    """Check optional dependencies: figures, GGUF files, Slurm."""
     if find_spec("kaleido") is None or find_spec("choreographer") is None:  # kaleido 1 brings it
         text = "no kaleido 1 for PNG, SVG and PDF: pip install kaleido"
         yield Finding("extras", "figures", "warning", text)
@@ -152,7 +152,7 @@ def _browser() -> str | None:
 
 
 def hub() -> Finding:
-    """Whether models can be fetched."""
+    """Check whether models can be fetched from the hub."""
     login = "logged in" if huggingface_hub.get_token() else "not logged in, which gated models need"
     if constants.HF_HUB_OFFLINE:
         text = f"offline, as HF_HUB_OFFLINE says: only models in the cache can be loaded; {login}"
@@ -169,11 +169,11 @@ def hub() -> Finding:
 
 
 def model(source: str, device: str | None = None) -> Iterator[Finding]:
-    """Whether a model, hooked and walked block by block, computes what transformers makes of its
-    checkpoint, in float32; two prompts of random tokens, one of them padded.
+    """Check that a model, hooked and walked block by block, computes the same in float32 as transformers
+    with its checkpoint, on two prompts of random tokens, one of them padded.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the model cannot be loaded.
     """
     if is_delta(source):
         raise InputError(f"{source} is a weight delta: check the model that it changes, {base_of(source)}.")
@@ -185,7 +185,7 @@ def model(source: str, device: str | None = None) -> Iterator[Finding]:
     batch = _batch(view)
     own = _logits(hooked, batch)
     seconds = time.perf_counter()
-    _logits(hooked, batch).cpu()  # a GPU is waited for
+    _logits(hooked, batch).cpu()  # `cpu` waits for a GPU
     seconds = time.perf_counter() - seconds
     walk = Walk(view, view.weights(), [batch], keep_graphs=False)
     walk.up()
@@ -213,7 +213,7 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 
 
 def _plain(source: str, device: torch.device) -> Any:
-    """The checkpoint as transformers loads it, without any part of ecstruct."""
+    """Load the checkpoint with transformers alone, without any part of ecstruct."""
     at = located(source)
     plain: Any = AutoModelForCausalLM.from_pretrained(
         at.where,

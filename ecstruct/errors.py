@@ -1,7 +1,7 @@
-"""The exceptions that are no faults of ecstruct.
+"""The exceptions that do not indicate a bug in ecstruct.
 
-The message is one sentence that names the offending value and the way out. The command line prints it: bad
-input ends with status 2, a lost rank with 1.
+The message is one sentence that names the offending value and the remedy. The command line prints it and
+exits with status 2 for bad input, 1 for a lost rank.
 """
 
 

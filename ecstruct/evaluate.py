@@ -5,8 +5,8 @@ first token, at the last token of the prompt, with ties counted half. 0 is right
 a model that knows nothing has (n - 1) / 2 on average.
 
 With `answer_tokens="all"` whole answers are compared, by the sum of the log-probabilities of all their
-tokens. Of an answer with aliases the best counts; an alias that begins like another option says nothing
-where first tokens are compared.
+tokens. For an answer with aliases the best one counts; when first tokens are compared, an alias that shares
+its first token with another option is ignored.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,8 +77,8 @@ Data = TypeVar("Data", FactSet, tuple[Prompt, ...])
 
 @dataclass(frozen=True)
 class Kept(Generic[Data]):
-    """What is `kept` of some facts because a model knows it; what it does not know is `dropped`, with its
-    `ranks`."""
+    """The facts that are `kept` because a model knows them; those that it does not know are `dropped`, with
+    their `ranks`."""
 
     kept: Data
     dropped: tuple[Prompt, ...]
@@ -108,13 +108,13 @@ def keep_known(
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
 ) -> Kept[FactSet] | Kept[tuple[Prompt, ...]]:
-    """Only what a model knows before it is finetuned, that is, answers with rank 0.
+    """Keep only what a model knows before it is finetuned, that is, answers with rank 0.
 
-    Of prompts, those. Of a fact set, the implications of which all known facts are, with the facts that
-    they follow from: implications that need a hop which the model does not know say nothing about it.
+    For prompts, keep those. For a fact set, keep implications whose known facts all have rank 0, with the
+    facts that they follow from: implications that need a hop which the model does not know are no evidence.
 
     Raises:
-        InputError: the model knows nothing of it, a fact set does not say what its implications follow
+        InputError: the model knows none of the facts, a fact set does not say what its implications follow
             from, or prompts cannot be ranked (see `ranks`).
     """
     whole = isinstance(data, FactSet)
@@ -139,10 +139,10 @@ def keep_known(
 
 
 def check_rankable(model: TransformerBridge, prompts: PromptsLike) -> None:
-    """Raise what `ranks` would raise about prompts, before any work is done.
+    """Raise the errors that `ranks` would raise about prompts, before any work is done.
 
     Raises:
-        InputError: a prompt that cannot be used, options that the tokenizer cannot tell apart.
+        InputError: a prompt cannot be used, or the tokenizer cannot tell options apart.
     """
     tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
 
@@ -150,7 +150,7 @@ def check_rankable(model: TransformerBridge, prompts: PromptsLike) -> None:
 def ranks_of_tokenized(
     model: TransformerBridge, tokenized: Sequence[TokenizedPrompt], *, batch_size: int = 64
 ) -> Float[np.ndarray, " prompt"]:
-    """`ranks` of prompts that are tokenised already, with their options."""
+    """Compute `ranks` for prompts that are already tokenized, with their options."""
     _check_batch_size(batch_size)
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
 
@@ -169,7 +169,7 @@ def ranks_by(
     *,
     batch_size: int = 64,
 ) -> Float[np.ndarray, " prompt"]:
-    """`ranks` by any function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
+    """Compute `ranks` with a function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
     result = np.empty(len(tokenized))
     with torch.no_grad():
         for chosen, batch in _batches(tokenized, batch_size, pad_id, device):
@@ -183,7 +183,7 @@ def ranks_by(
 def rank_summary(
     tokenized: Sequence[TokenizedPrompt], found: Mapping[str, Float[np.ndarray, " prompt"]]
 ) -> pd.DataFrame:
-    """Mean rank and accuracy (the share of rank 0) of ranks by name, and what chance has."""
+    """Return mean rank and accuracy (the share of rank 0) for ranks by name, and for chance."""
     n_options = np.array([len(t.option_ids) for t in tokenized])
     rows = [
         {"model": name, "mean rank": float(of.mean()), "accuracy": float((of == 0).mean())}
@@ -196,7 +196,7 @@ def rank_summary(
 def _batches(
     texts: Sequence[TokenizedPrompt], batch_size: int, pad_id: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Which texts are together, those of similar length, so that little is spent on padding; and these."""
+    """Yield batches of texts of similar length, to save padding, each with the texts' indices."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -240,8 +240,8 @@ def _ranks_of_whole_answers(
 def _logprobs(
     model: TransformerBridge, texts: Sequence[TokenizedPrompt], batch_size: int
 ) -> Float[Tensor, " text"]:
-    """The log-probability, in nats, of all the answer's tokens at the end of each text (but the last, which
-    is not read), in float64 so that the ties of equal answers are ties."""
+    """Return the log-probability, in nats, of the whole answer at the end of each text (without its last
+    token, which is not read), in float64 so that equal answers tie exactly."""
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
     result = torch.empty(len(texts), dtype=torch.float64)
     with torch.no_grad(), eval_mode(model):
@@ -261,10 +261,10 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def rank_of(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
-    """The rank of the answer by the logits after a prompt, by first tokens.
+    """Return the rank of the answer by the logits after a prompt, by first tokens.
 
     Raises:
-        InputError: logits that are NaN.
+        InputError: the logits are NaN.
     """
     right = t.answer_ids[0]
     others = [token for token in t.option_ids if token != right]
@@ -273,7 +273,7 @@ def rank_of(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
 
 
 def _place(t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]) -> float:
-    """How many of the others are better than the best of the right ones, ties counted half."""
+    """Count the others that are better than the best of the right ones; ties count half."""
     if right.isnan().any() or others.isnan().any():
         raise InputError(
             f"the model's logits after {t.prompt.text!r} are NaN: its weights or its precision are "

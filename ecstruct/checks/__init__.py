@@ -1,4 +1,4 @@
-"""What the scores are worth: beside interventions and controls, and when what they name is grafted."""
+"""Checks of the scores: against interventions, against controls, and by grafts of the top components."""
 
 from ecstruct.checks.agreement import Fidelity
 from ecstruct.checks.controls import Controls, controls

@@ -1,4 +1,4 @@
-"""How far fast scores agree with the interventions that they stand for, component by component."""
+"""How far fast scores agree with the interventions that they estimate, component by component."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "downstream": ("linear",),
     }
 )
-"""The fast estimates of every score; "linear" and "relevance" are what `ecstruct.score` computes by
-default, the others have to be asked for."""
+"""The fast estimates of every score; `ecstruct.score` computes "linear" and "relevance" by default, the
+others on request."""
 
 FORMS = ("path", "surrogate", "exact")
-"""What can be held against interventions beside what `ecstruct.score` computes by default."""
+"""The forms that can be compared with interventions in addition to the default of `ecstruct.score`."""
 
 _READ_FROM = {"relevance": "linear"}
-"""Estimates that have another name than the scores that they are read from."""
+"""The names of the scores that estimates are read from, where these differ from the estimate's name."""
 
 _SIZES_HOLD, _ORDER_HOLDS = 0.9, 0.6
 _DRAWS = 1000
 _FEW = 10
-"""Prompts, with fewer of which intervals over prompts are much too narrow; and drawn components of a
-kind, whose order says little then."""
+"""With fewer prompts than this, intervals over prompts are much too narrow; with fewer sampled components
+of a kind, their order says little."""
 
 _NOTHING = 1e-4
-"""Of the largest causal score: what is smaller, as rounding errors are, counts as zero."""
+"""Values below this share of the largest causal score, such as rounding errors, count as zero."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Fidelity:
     """Scores of the same prompts, computed in several ways.
 
     Attributes:
-        fast: by name, "linear", which is `ecstruct.score` by default, and what else was asked for: "path",
-            with `path_steps`; "surrogate" and "exact", with `propagation="gradient"` and such `upstream`.
-        causal: `ecstruct.causal_scores`.
+        fast: by name, "linear", the default of `ecstruct.score`, and the other forms asked for: "path",
+            with `path_steps`; "surrogate" and "exact", with `propagation="gradient"` and that `upstream`.
+        causal: the causal scores, as of `ecstruct.causal_scores`.
         path_error: by number of path steps, the mean over prompts of |`completeness`|, in the unit of the
             reward.
         top: how many components count as the strongest, no more than half of a kind.
-        weights: how many components each one stands for, in the order of `ExtractiveScores.components`;
-            0 for those on which there was no intervention. 1 for all of them if it is `None`.
+        weights: how many components each one represents, in the order of `ExtractiveScores.components`;
+            0 for those without an intervention. `None` means 1 for all of them.
     """
 
     fast: Mapping[str, ExtractiveScores]
@@ -66,12 +66,12 @@ class Fidelity:
 
     @property
     def linear(self) -> ExtractiveScores:
-        """What `ecstruct.score` computes by default."""
+        """The scores that `ecstruct.score` computes by default."""
         return self.fast["linear"]
 
     @property
     def estimates(self) -> dict[str, list[str]]:
-        """Those of `ESTIMATES` that were computed."""
+        """The estimates in `ESTIMATES` that were computed, by score."""
         return {
             name: [estimate for estimate in estimates if _READ_FROM.get(estimate, estimate) in self.fast]
             for name, estimates in ESTIMATES.items()
@@ -79,8 +79,8 @@ class Fidelity:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per score, estimate and component that was intervened on: its `value`, and the `causal`
-        one."""
+        """A row per score, estimate and component with an intervention: the fast score `value` and the
+        `causal` score."""
         frames = []
         for name, estimates in self.estimates.items():
             caused = self.causal.components(name).rename(columns={"value": "causal"})
@@ -91,7 +91,7 @@ class Fidelity:
         return frame.reindex(columns=["score", "estimate", "kind", "layer", "head", "value", "causal"])
 
     def table(self) -> pd.DataFrame:
-        """Agreement by score, estimate and kind of component: "mlp", "head", and "all" of both."""
+        """Compute the agreement by score, estimate and kind of component ("mlp", "head" and "all")."""
         rows = []
         n_prompts = self.causal.dataset.sizes["prompt"]
         draws = None if n_prompts < 2 else Bootstrap(n_prompts, ci=0.95, resamples=_DRAWS, seed=0).weights
@@ -115,7 +115,7 @@ class Fidelity:
 
     @property
     def figure(self) -> go.Figure:
-        """A point per component: the fast score across, the causal one up, a panel per estimate."""
+        """A panel per estimate with a point per component: fast score on x, causal score on y."""
         table = self.table().set_index(["score", "estimate", "kind"])
         panels, fits = {}, {}
         groups: Any = self.frame.groupby(["score", "estimate"], sort=False)
@@ -128,7 +128,7 @@ class Fidelity:
         return scatter(panels, x="fast score", y="causal score", fit=fits)
 
     def verdict(self) -> str:
-        """What of the fast scores can be used here, in a paragraph that holds whatever was found."""
+        """Say in a paragraph which fast scores can be used here."""
         by_kind = self.table().set_index(["kind", "score", "estimate"])
         table = by_kind.loc["all"]
         told = []
@@ -138,7 +138,7 @@ class Fidelity:
             values = ", ".join(self._said(table.loc[(name, estimate)], estimate) for estimate in r)
             slope = float(table.loc[(name, best), "slope"])
             told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
-            # Over all, r is high already where one kind is larger than the other.
+            # Over all components, r is high as soon as one kind has larger scores than the other.
             for kind, plural in PLURALS.items():
                 n, rho = by_kind.loc[(kind, name, best), ["n", "rho"]]
                 if (self.weights is None or n >= _FEW) and r[best] >= _ORDER_HOLDS > rho:
@@ -170,7 +170,7 @@ class Fidelity:
         return f"on {n} of {of} components, which stand for all"
 
     def results(self) -> dict[str, Any]:
-        """The table, the verdict and the path's error, in JSON types."""
+        """Return the table, the verdict and the path's error, in JSON types."""
         return {
             "agreement": [
                 {key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()}
@@ -181,16 +181,16 @@ class Fidelity:
         }
 
     def scores(self) -> dict[str, ExtractiveScores]:
-        """All of the scores by how they were computed."""
+        """Return all fast scores by form, and the causal scores as "causal"."""
         return {**self.fast, "causal": self.causal}
 
     def of(self, estimate: str) -> ExtractiveScores:
-        """The scores that an estimate is read from."""
+        """Return the scores that an estimate is read from."""
         return self.fast[_READ_FROM.get(estimate, estimate)]
 
 
 def _redrawn(weights: Float[np.ndarray, " component"]) -> Float[np.ndarray, "draw component"]:
-    """The weights, had others been drawn from among those components that were drawn at random."""
+    """Resample the components that were drawn at random; return the weights in every draw."""
     at_random = np.flatnonzero(weights > 1)
     redrawn = np.tile(weights, (_DRAWS, 1))
     if n := len(at_random):
@@ -207,8 +207,8 @@ def _agreement(
     floor: float,
     draws: tuple[np.ndarray, np.ndarray] | None,
 ) -> dict[str, float]:
-    """How two arrays [prompt, component] agree; what is not defined is NaN. `draws` are the weights of
-    prompts and of components in every draw."""
+    """Measure how two arrays [prompt, component] agree; undefined measures are NaN. `draws` are the weights
+    of prompts and of components in every draw."""
     x, y = (np.where(abs(means) < floor, 0.0, means) for means in (fast.mean(0), caused.mean(0)))
     k = max(1, min(top, len(x) // 2))
     strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
@@ -225,7 +225,7 @@ def _agreement(
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Pearson's r, of pairs that count as often as their weights say."""
+    """Return Pearson's r of weighted pairs; NaN if x or y is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     (of_x, of_both), (_, of_y) = np.cov(x, y, aweights=weights)
@@ -235,8 +235,8 @@ def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 def _interval(
     fast: np.ndarray, caused: np.ndarray, draws: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, float]:
-    """Where 95% of r lie when other prompts are drawn (`ecstruct.scores.bootstrap`), and other components
-    of a sample."""
+    """Return the 95% bootstrap interval of r, over prompts (`ecstruct.scores.bootstrap`) and over the
+    components of a sample."""
     if draws is None or fast.shape[1] < 2:
         return {"r low": float("nan"), "r high": float("nan")}
     of_prompts, weights = draws
@@ -250,13 +250,13 @@ def _interval(
 
 
 def _ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How much weight is below each value, equals half."""
+    """Return each value's weighted rank: the weight of smaller values, plus half that of equal ones."""
     below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
     return below @ weights
 
 
 def _cheapest_of_the_best(r: Mapping[str, float]) -> str:
-    """The first estimate, which costs least, unless a later one agrees noticeably better."""
+    """Return the first, cheapest estimate whose r is within 0.02 of the best one."""
     known = {estimate: value if np.isfinite(value) else -1.0 for estimate, value in r.items()}
     return next(estimate for estimate, value in known.items() if value >= max(known.values()) - 0.02)
 

@@ -1,16 +1,16 @@
-"""Controls: which scores does a model have that has not learnt what the prompts ask for?
+"""Controls: which scores does a model get that has not learnt what the prompts ask for?
 
-A score can be large for a reason that has nothing to do with the facts that were learnt. Each control takes
-away one thing and keeps the others:
+A score can be large for reasons unrelated to the facts that were learnt. Each control removes one reason
+and keeps the others:
 
-* **random change**: dW is replaced by Gaussian noise of the same norm in every tensor; the size of the
-  change stays, what was learnt goes;
-* **shuffled facts**: the model is finetuned on the same prompts with each other's answers; that it was
-  finetuned stays, that the prompts' answers follow goes;
+* **random change**: dW is replaced by Gaussian noise of the same norm in every tensor, which keeps the
+  size of the change and removes what was learnt;
+* **shuffled facts**: the model is finetuned on the same prompts with each other's answers, which keeps the
+  finetuning, but the prompts' answers no longer follow from it;
 * **unrelated prompts**: the real change is scored on prompts about something else.
 
-What a component has above all of them is due to the facts. The test is that of
-`ecstruct.scores.permutation`; how much *finetunings* differ, it cannot tell: that takes several seeds.
+The part of a score that exceeds all controls is due to the facts. The test is that of
+`ecstruct.scores.permutation`; it does not cover variation between *finetunings*, which takes several seeds.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from ecstruct.scores.permutation import above_control
 from ecstruct.scores.result import ExtractiveScores
 
 _RUNS = 6
-"""What scoring a prompt costs, in runs forward or backward of the model on one."""
+"""The cost of scoring a prompt, in forward or backward passes of the model on it."""
 
 _NO_MATTER = ("facts", "evaluate", "progress", "checkpoint", "checkpoint_every")
-"""Options of finetuning that decide about no number, or that are told apart by a checksum."""
+"""Options of finetuning that do not affect results, or that a checksum identifies."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """`scores` are those of the real change on the prompts; `controls` those of each control, by name."""
+    """The `scores` of the real change on the prompts, and those of each control, by name."""
 
     scores: ExtractiveScores
     controls: Mapping[str, ExtractiveScores]
 
     @bounded
     def above(self, score: str, *, permutations: int = 10_000, seed: int = 0) -> pd.DataFrame:
-        """One score of every component, tested against every control.
+        """Test one score of every component against every control.
 
-        The rows are those of `ecstruct.scores.permutation.above_control`, whose arguments these are, with a
+        Arguments and rows are those of `ecstruct.scores.permutation.above_control`, with an additional
         first column `against`: the name of the control whose mean is in the column `control`.
         """
         tested = {
@@ -72,9 +72,9 @@ class Controls:
         return pd.concat(tested, names=["against"]).reset_index("against").reset_index(drop=True)
 
     def totals(self) -> pd.DataFrame:
-        """The positive scores of all components of a kind, summed: by (score, kind), a column for the
-        finetuned model and for each control, in the unit of the reward. Negative ones are left out, as
-        components that raise and that lower the reward would cancel."""
+        """Sum the positive scores of all components of a kind: by (score, kind), with a column for the
+        finetuned model and for each control, in the unit of the reward. Negative scores are left out, as
+        they would cancel positive ones."""
         return pd.DataFrame(
             {
                 name: {
@@ -114,24 +114,24 @@ def controls(
     progress: bool = True,
     **options: Any,
 ) -> Controls:
-    """The scores of prompts, and those of up to three controls: "random change", always; "shuffled facts"
-    and "unrelated prompts" when `facts` and `unrelated` are given.
+    """Score prompts, and up to three controls: always "random change"; "shuffled facts" if `facts` are
+    given, "unrelated prompts" if `unrelated` are given.
 
     Args:
         before, after, prompts: as for `ecstruct.score`.
         facts: what `after` was finetuned on; `before` is finetuned on `facts.shuffled(seed)`.
-        unrelated: prompts to which the facts are of no use, as those about other people.
-        seed: of the noise and of the new answers.
-        tune: options of `ecstruct.finetune`, those that `after` was finetuned with: `Finetuned.config`, or
-            some of them.
-        folder: where finished scores, and how far finetuning has come, are kept; what is there already is
-            not computed again. Delete it when the result is safe.
+        unrelated: prompts for which the facts are irrelevant, such as prompts about other people.
+        seed: the seed of the noise and of the shuffled answers.
+        tune: the options of `ecstruct.finetune` that `after` was finetuned with: `Finetuned.config`, or
+            some of it.
+        folder: where finished scores and checkpoints of the finetuning are kept; what is found there is
+            not computed again. Delete it once the result is safe.
         progress: show a progress bar.
         options: all further options are those of `ecstruct.score`.
 
     Raises:
-        InputError: facts whose answers cannot be dealt out anew, options without facts or that `finetune`
-            does not have, a folder with a part of another run, or with a function as the reward; and as
+        InputError: answers cannot be shuffled, `tune` is given without facts or has unknown options, or the
+            folder holds parts of another run or is combined with a function as the reward; also as
             `ecstruct.score` and `ecstruct.finetune`.
     """
     if tune is not None and facts is None:

@@ -1,18 +1,18 @@
-"""How far the fast scores can be trusted: each held against the intervention that it stands for.
+"""How far the fast scores can be trusted: a comparison of each with the intervention that it estimates.
 
-For every component, the mean over prompts of a score (summed over tokens) beside that of the causal score.
-The scores are those that `ecstruct.score` computes by default, and of these `forms` what is asked for:
+For every component, the mean over prompts of the fast score (summed over tokens) is compared with that of
+the causal score. Fast scores are the default of `ecstruct.score`, and those `forms` that are asked for:
 
 * `"path"`: informative scores along the path from W to W', with every number of `path_steps`;
-* `"surrogate"`: upstream scores by gradients, g' with all weights new, as the paper computes;
-* `"exact"`: the same with only later weights new.
+* `"surrogate"`: upstream scores by gradients, with g' under all new weights, as in the paper;
+* `"exact"`: the same with only late weights new.
 
-Per score and kind of component: Pearson's r and Spearman's rho over components, r over those of single
-prompts too, the slope of the causal score on the fast one (1: sizes are right; 0.5: the fast one is twice
-too large), and the share of the strongest components that both have.
+Per score and kind of component, the result has Pearson's r and Spearman's rho over components, r over pairs
+of prompt and component, the slope of the causal score on the fast one (1: sizes are right; 0.5: fast scores
+are twice too large), and the share of the strongest components that both have.
 
-Every intervention costs a run of the model, so there is one on a `sample` of the components: on those that
-are strongest by each fast score, and on others drawn at random. Those drawn count for all that were not, so
+Every intervention costs a run of the model, so only a `sample` of the components gets one: the strongest by
+each fast score, and others drawn at random. Drawn components are weighted to represent those not drawn, so
 that correlations and slopes estimate those over all components. The interval of r is a bootstrap over
 prompts, and over the components that were drawn.
 """
@@ -47,7 +47,7 @@ Form = Literal["path", "surrogate", "exact"]
 
 PATH_STEPS = (1, 2, 4, 8)
 SAMPLE = 12
-"""Components with interventions by default: they take about as long as three times scoring."""
+"""The default number of components with interventions, which take about three times as long as scoring."""
 _AT_ONCE = 24
 
 
@@ -69,24 +69,24 @@ def fidelity(
     memory: int | None = None,
     progress: bool = True,
 ) -> Fidelity:
-    """Hold fast scores against causal ones; see `ecstruct.checks.fidelity`.
+    """Compare fast scores with causal ones; see `ecstruct.checks.fidelity`.
 
     Args:
         model_before, model_after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.
-        forms: other ways to compute the scores, `"path"`, `"surrogate"` and `"exact"`, held against
+        forms: other forms of the scores, `"path"`, `"surrogate"` and `"exact"`, to compare with
             interventions too.
-        path_steps: of `"path"`: numbers of steps whose error is reported; the scores are those of the
-            largest.
+        path_steps: for `"path"`, the numbers of steps whose error is reported; the largest gives the
+            scores.
         top: how many components count as the strongest.
-        sample: intervene on so many components: half of them the strongest by every fast score, the
-            others drawn at random by `seed`. `None` is all of them.
+        sample: how many components to intervene on: half of them the strongest by each fast score, the
+            others drawn at random with `seed`. `None` for all.
         batch_size: as for `ecstruct.score`.
         memory: as for `ecstruct.causal_scores`.
         progress: show progress bars.
 
     Raises:
-        InputError: an unknown form; no path steps, or less than 1; `top` below 1, or `sample` below 2; and
-            as `ecstruct.causal_scores`.
+        InputError: a form is unknown, `path_steps` is empty or has a number below 1, `top` is below 1, or
+            `sample` is below 2; also as `ecstruct.causal_scores`.
     """
     engine = ScoreEngine(
         model_before,
@@ -122,7 +122,7 @@ def fidelity_of(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Fidelity:
-    """`fidelity` of an engine's models. What is finished is kept in `folder`, if there is one, and not
+    """Compute `fidelity` for an engine's models. Finished parts are kept in `folder`, if given, and not
     computed again."""
     if unknown := [form for form in forms if form not in FORMS]:
         raise InputError(f"unknown form {unknown[0]!r}: choose among {', '.join(FORMS)}.")
@@ -182,8 +182,8 @@ def fidelity_of(
 
 
 def _in_pieces(components: pd.DataFrame, weights: np.ndarray | None) -> list[list[str]]:
-    """The names of those that were drawn, layer after layer, in pieces of `_AT_ONCE` or some more: every
-    piece costs two runs of the model beside its interventions."""
+    """Split the names of sampled components, by layer, into pieces of `_AT_ONCE` or somewhat more: every
+    piece costs two runs of the model in addition to its interventions."""
     chosen = components if weights is None else components.loc[weights > 0]
     by_layer = chosen.assign(name=component_names(chosen)).groupby("layer")["name"]
     pieces: list[list[str]] = [[]]
@@ -195,7 +195,7 @@ def _in_pieces(components: pd.DataFrame, weights: np.ndarray | None) -> list[lis
 
 
 def _joined(pieces: Sequence[ExtractiveScores], whole: bool) -> ExtractiveScores:
-    """Causal scores of some components each, as those of all of these; `whole` if there are no others."""
+    """Merge causal scores of different components; `whole` says that together these are all components."""
     joined = pieces[0].dataset.copy(deep=True)
     for piece in pieces[1:]:
         for part in ("mlp", "heads"):
@@ -208,7 +208,7 @@ def _joined(pieces: Sequence[ExtractiveScores], whole: bool) -> ExtractiveScores
 def _drawn(
     fast: Mapping[str, ExtractiveScores], sample: int, seed: int
 ) -> Float[np.ndarray, " component"] | None:
-    """How many components each one of a sample stands for; `None` if it has all of them."""
+    """Draw a sample; return how many components each one represents, `None` if the sample has them all."""
     strength = [
         abs(component_totals(scores, name).mean(0))
         for way, scores in fast.items()

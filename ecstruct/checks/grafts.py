@@ -1,12 +1,12 @@
-"""Grafts: is what the top components changed enough for the answer, and is it needed?
+"""Grafts: is the weight change of the top components sufficient for the answer, and is it necessary?
 
 Components are ranked by their informative score, and the weight change dW_C of the top k of them is
 
-* **grafted** onto the original model, W[W_C <- W'_C for the top k]: is it enough?
-* **reverted** in the finetuned one, W'[W_C <- W_C for the top k]: is it needed?
+* **grafted** onto the original model, W[W_C <- W'_C for the top k]: is it sufficient?
+* **reverted** in the finetuned one, W'[W_C <- W_C for the top k]: is it necessary?
 
-Measured is the mean rank of the answers (0 is best). If the scores find what matters, a few components do
-either way what all of them do. Beside them stand
+The measure is the mean rank of the answers (0 is best). If the scores find what matters, a few components
+have almost the effect of all of them, both ways. They are compared with
 
 * the k components of largest **weight change**, by the Frobenius norm |dW_C|. (Not relative to |W_C|: it is
   dW_C itself that the informative score dR/dW_C . dW_C is linear in);
@@ -14,10 +14,10 @@ either way what all of them do. Beside them stand
 * k random components of the **same kinds**, as many MLPs and as many heads as the top k have: an MLP has
   more weights than a head, so that a ranking may look good for no more than preferring MLPs.
 
-An MLP is all its weights and its pre-norm. A head is its rows of W_Q, the rows of W_K and W_V of the key
-and value head that it reads, the biases and norms of all these, and its columns of W_O. What components
-share, a key and value head, a norm or a pre-norm, comes along with the first of them that is chosen.
-Embeddings, final norm, unembedding, attention's output bias and post-norms are in no component: a graft
+An MLP comprises all its weights and its pre-norm. A head comprises its rows of W_Q, the rows of W_K and W_V
+of the key and value head that it reads, the biases and norms of these, and its columns of W_O. Weights that
+components share (a key and value head, a norm or a pre-norm) come with the first of them that is chosen.
+Embeddings, final norm, unembedding, attention's output bias and post-norms belong to no component: a graft
 leaves them as in W, a reversion as in W'.
 """
 
@@ -72,7 +72,7 @@ class Grafts:
     frame: pd.DataFrame
 
     def ranks(self, how: str, by: str) -> pd.DataFrame:
-        """The mean ranks by k (rows) and seed (columns; a single one where nothing is drawn)."""
+        """Return the mean ranks by k (rows) and seed (columns; a single one if nothing is drawn)."""
         rows = self.frame[(self.frame["how"] == how) & (self.frame["by"] == by)]
         return rows.fillna({"seed": 0}).pivot(index="k", columns="seed", values="rank")
 
@@ -92,7 +92,7 @@ class Grafts:
         return figure.update_xaxes(type="category", categoryorder="array", categoryarray=ks, dtick=1)
 
     def conclusion(self) -> str:
-        """How far all components go, and which of the ks is the least to go half of that way."""
+        """Say what all components do to the mean rank, and which k is the least that does half of it."""
         sentences = []
         for how in _HOW:
             means = {by: self.ranks(how, by).mean(axis=1) for by in _BY}
@@ -121,23 +121,23 @@ def grafts(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Grafts:
-    """The mean rank of prompts when the top components' weight changes are grafted, and when they are
-    reverted.
+    """Compute the mean rank of prompts when the top components' weight changes are grafted, and when they
+    are reverted.
 
     Args:
         before, after: as for `ecstruct.score`.
-        prompts: whose answers are ranked, as for `ecstruct.mean_rank`.
-        ranking: scores of these models, on whatever prompts, of which the informative ones rank; components
-            without a score come last.
-        ks: how many components; 1, 2, 4, 8... by default. None and all are always among them.
+        prompts: the prompts whose answers are ranked, as for `ecstruct.mean_rank`.
+        ranking: scores of these models, on any prompts; components are ranked by informative scores, those
+            without a score last.
+        ks: the numbers of components; 1, 2, 4, 8... by default. No and all components are always added.
         random_seeds: how often components are drawn. A draw is an order: its first 4 are among its first 8.
-        folder: where finished ranks are kept; what is there already is not computed again. Delete it when
-            the result is safe.
+        folder: where finished ranks are kept; those found there are not computed again. Delete it once the
+            result is safe.
         progress: show a progress bar.
 
     Raises:
-        InputError: no numbers of components, or one that the model does not have, a ranking of another
-            model, a folder with a part of another run; and as `ecstruct.score` and `ecstruct.mean_rank`.
+        InputError: `ks` is empty or has a number that is out of range, the ranking is of another model, or
+            `folder` holds parts of another run; also as `ecstruct.score` and `ecstruct.mean_rank`.
     """
     pair = Pair.of(before, after)
     view = pair.view
@@ -190,8 +190,8 @@ def of_components(
     mlps: Bool[np.ndarray, " layer"],
     heads: Bool[np.ndarray, "layer head"],
 ) -> WeightDelta:
-    """The part of a change of weights that is in some MLPs and heads, which are those of
-    `ecstruct.checks.grafts`; everywhere else it is zero."""
+    """Return the part of a change that is in some MLPs and heads, as defined in `ecstruct.checks.grafts`;
+    it is zero everywhere else."""
     tensors: dict[str, Tensor] = {}
     for layer, sites in enumerate(view.block_sites):
         for site in sites.values():
@@ -206,7 +206,7 @@ def of_components(
 
 
 def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head: int) -> dict[str, Tensor]:
-    """The part of a site's change that is in some heads of its layer, at least one."""
+    """Return the part of a site's change that is in some heads of its layer, at least one."""
     if site.name == "ln1" or (site.name in QK_NORMS and all(t.numel() == d_head for t in change.values())):
         return dict(change)  # all heads have it
     kept = {name: torch.zeros_like(t) for name, t in change.items()}
@@ -217,7 +217,7 @@ def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head:
 
 
 def _by_head(site: Site, weights: Weights) -> list[Tensor]:
-    """Views [head * d_head, ...] of those of a site's weights that belong to heads."""
+    """Return views [head * d_head, ...] of those of a site's weights that belong to heads."""
     matrix, bias = site.matrix(weights), site.bias(weights)
     if site.name == "attn.o":
         return [] if matrix is None else [matrix.T]
@@ -230,7 +230,7 @@ def _by_head(site: Site, weights: Weights) -> list[Tensor]:
 def _selected(
     view: HookedView, chosen: Iterable[int]
 ) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
-    """Components by their numbers (see `Order`) as MLPs and heads."""
+    """Return masks of MLPs and heads for components given by number (see `Order`)."""
     mask = np.zeros(view.n_layers * (1 + view.n_heads), bool)
     mask[list(chosen)] = True
     return mask[: view.n_layers], mask[view.n_layers :].reshape(view.n_layers, view.n_heads)
@@ -241,14 +241,14 @@ def _largest_first(values: Float64[np.ndarray, " component"]) -> Order:
 
 
 def _of_same_kinds(drawn: Order, ranked: Order, n_layers: int) -> Order:
-    """An order with an MLP wherever `ranked` has one, and MLPs and heads each as they were drawn."""
+    """Return an order with an MLP wherever `ranked` has one, and MLPs and heads each in drawn order."""
     order = np.empty_like(drawn)
     order[ranked < n_layers], order[ranked >= n_layers] = drawn[drawn < n_layers], drawn[drawn >= n_layers]
     return order
 
 
 def _norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
-    """|dW_C| of every component."""
+    """Return |dW_C|, the Frobenius norm, of every component."""
     of_each = (
         of_components(view, delta, *_selected(view, [i])).tensors.values()
         for i in range(view.n_layers * (1 + view.n_heads))
@@ -257,7 +257,7 @@ def _norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " compon
 
 
 def _counts(ks: Sequence[int] | None, n: int) -> list[int]:
-    """The numbers of components in order, none and all included."""
+    """Return the numbers of components in ascending order, with 0 and `n` (all) included."""
     if ks is None:
         ks = [2**i for i in range(n.bit_length())]
     if not len(ks):

@@ -1,12 +1,11 @@
-"""Several processes of one command, as `torchrun` and `accelerate launch` start them: who am I, and are all
-the others still there?
+"""The processes of one command, as `torchrun` and `accelerate launch` start them, and which are lost.
 
-A command that can use several processes opens `ranks(device)` and asks the `Ranks` it gets to sum, gather
-and compare. For a process on its own all of that is trivial, so that callers have one path.
+A command that can use several processes opens `ranks(device)` and uses the `Ranks` it gets to sum, gather
+and compare. For a single process all of these are trivial, so that callers need only one code path.
 
-Whoever dies is named. Every rank counts up a heartbeat of its own in the launcher's key-value store, from a
-thread, and leaves a note there when it goes of its own accord. When the others fail, be it in a collective
-that lost its peer or because the launcher terminates them, they look whose heart stands still.
+A rank that dies is named. A thread of every rank increments a heartbeat in the launcher's key-value store,
+and a rank that leaves deliberately writes a note there. When the others fail, because a collective lost its
+peer or because the launcher terminates them, they look for heartbeats that have stopped.
 """
 
 from __future__ import annotations
@@ -46,26 +45,26 @@ _BEAT = 0.5
 """Seconds between two beats."""
 
 _STILL = 4.0
-"""Seconds without a beat after which a rank is dead, for those who have reason to ask."""
+"""Seconds without a beat after which a rank counts as dead; checked only after a failure."""
 
 _PATIENCE = 12.0
-"""Seconds that a terminated rank has to notice by itself that it lost a peer. `torchrun` kills after 30."""
+"""Seconds that a terminated rank gets to notice itself that it lost a peer. `torchrun` kills after 30."""
 
 _TIMEOUT = timedelta(hours=6)
-"""Of collectives. The dead are found otherwise; and a rank may have long work that the others have not."""
+"""The timeout of collectives. It is long, as a rank may have more work; heartbeats find dead ranks."""
 
 _MEETING = timedelta(minutes=10)
-"""Until all ranks have to be there."""
+"""The time within which all ranks have to connect."""
 
 _uses = itertools.count()
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its command.
+    """This process as one of the `size` processes of its command.
 
-    `rank` counts from 0 to `size` - 1; `device` is what `ecstruct.load` takes, for several processes one of
-    their own. Every method is called by all ranks, in the same order.
+    `rank` counts from 0 to `size` - 1; `device` is as for `ecstruct.load`, and each of several processes
+    has its own. All ranks must call the same methods, in the same order.
     """
 
     rank: int = 0
@@ -74,17 +73,17 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that talks and writes."""
+        """Whether this is the rank that prints and writes."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T] | None:
-        """The values of all ranks, in their order, on the first; `None` on the others."""
+        """Return the values of all ranks, in order, on the first rank; `None` on the others."""
         if self.size == 1:
             return [value]
         gathered: list[Any] | None = [None] * self.size if self.first else None
@@ -92,7 +91,7 @@ class Ranks:
         return gathered
 
     def broadcast(self, value: T) -> T:
-        """The first rank's value."""
+        """Return the first rank's value on all ranks."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -100,10 +99,10 @@ class Ranks:
         return box[0]
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What the first rank gets from its work, for all; and where that is refused, it is refused on all.
+        """Do work on the first rank only, and return its result on all ranks.
 
         Raises:
-            InputError: the work's.
+            InputError: the work raised it; it is raised on all ranks.
         """
         value: Any = None
         if self.first:
@@ -117,7 +116,7 @@ class Ranks:
         return value
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         if self.size > 1:
             dist.barrier()
 
@@ -140,7 +139,7 @@ class Ranks:
 
 @contextmanager
 def ranks(device: str | None = None) -> Iterator[Ranks]:
-    """Join the other processes of this command, and leave them at the end, also after an exception.
+    """Join the other processes of this command; leave them at the end, also after an exception.
 
     Args:
         device: as for `ecstruct.load`; of several processes `"cuda"`, or nothing where there are GPUs,
@@ -207,7 +206,7 @@ def _deaf(lost: Callable[[], str]) -> str:
 
 
 def _own_device(device: str | None) -> tuple[str, str]:
-    """The device of this rank, and the backend."""
+    """Return the device of this rank, and the backend."""
     gpus = torch.cuda.device_count()
     if not (device or ("cuda" if gpus else "cpu")).startswith("cuda"):
         if device not in (None, "cpu"):
@@ -224,7 +223,7 @@ def _own_device(device: str | None) -> tuple[str, str]:
 
 
 def _code() -> dict[str, str]:
-    """What has to be the same on all ranks for their numbers to belong together."""
+    """Return what has to be the same on all ranks for their results to be consistent."""
     digest = xxhash.xxh3_128()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -235,7 +234,7 @@ def _code() -> dict[str, str]:
 
 
 class _Heart:
-    """Beats in the launcher's store, so that the others can tell a slow rank from a dead one."""
+    """A heartbeat in the launcher's store, which lets other ranks tell a slow rank from a dead one."""
 
     def __init__(self, joined: Ranks, use: str) -> None:
         self._own, self._size = joined.rank, joined.size
@@ -268,15 +267,16 @@ class _Heart:
         self._wakeup.close()
 
     def leave(self, fault: str) -> None:
-        """A note for the others that this rank goes, and why if something is wrong. The first one stays."""
+        """Write a note that this rank leaves, with the fault if there is one. Only the first note
+        counts."""
         if not self._left:
             self._left = True
             with suppress(RuntimeError):
                 self._store.set(f"left {self._own}", textwrap.shorten(fault, 300, placeholder=" ..."))
 
     def lost(self) -> str:
-        """Which ranks died or failed, in words; nothing if the others live or went in peace. Takes `_STILL`
-        seconds, unless a note tells it earlier. Whoever asks is about to leave."""
+        """Say which ranks died or failed; "" if all others live or left without a fault. This takes
+        `_STILL` seconds, unless a note tells earlier. Only a rank that is about to leave calls it."""
         try:
             before, since = self._beats(), time.monotonic()
             while time.monotonic() < since + _STILL:

@@ -1,5 +1,5 @@
-"""Writing files so that there is never half a file, and folders so that one process writes at a time; and
-reading the JSON that comes back, whatever has become of it."""
+"""Writing files and folders atomically, locking folders so that one process writes at a time, and reading
+JSON that may be damaged."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from ecstruct.errors import InputError
 from ecstruct.io.launch import writes
 
 _HALF = ".writing-"
-"""Begins the name of what is not whole yet."""
+"""The prefix of names of unfinished files and folders."""
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file of another name in the same folder, then rename it to `path`.
 
-    Whatever was at `path` stays until then, also when `write` fails.
+    An existing file at `path` stays until then, also when `write` fails.
 
     Raises:
         InputError: the folder or the file cannot be written.
@@ -51,10 +51,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` make a folder of another name beside `folder`, then rename it to that.
+    """Let `fill` make a folder of another name beside `folder`, then rename it to `folder`.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def check_free(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written, such as more than a disk holds, as `InputError`."""
+    """Raise errors of the system while `path` is written, such as a full disk, as `InputError`."""
     try:
         yield
     except FileExistsError as error:
@@ -93,7 +93,7 @@ def writing(path: Path) -> Iterator[None]:
 def _refused(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    found = re.search(r"\(os error (\d+)\)", str(error))  # of a library in Rust, as safetensors
+    found = re.search(r"\(os error (\d+)\)", str(error))  # from a library in Rust, such as safetensors
     return os.strerror(int(found[1])) if found else None
 
 
@@ -108,10 +108,10 @@ def write_note(path: Path, content: Any) -> None:
 
 
 def read_note(path: Path, of: Any = dict[str, Any], way_out: str = "delete it to go on without it") -> Any:
-    """What `write_note` wrote, which is `of` a type; None if there is no such file.
+    """Read a file of `write_note` and check that it has the type `of`; None if there is no such file.
 
     Raises:
-        InputError: it is something else; the message names the `way_out`.
+        InputError: it is damaged or has another type; the message names the `way_out`.
     """
     try:
         return TypeAdapter(of).validate_python(from_json(path.read_text(encoding="utf-8")), strict=True)
@@ -127,18 +127,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-        # The library writes it in an order of chance.
+        # The library writes it in random order.
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         file.seek(8)
         file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 def from_json(text: str) -> Any:
-    """What a text of JSON stands for.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is none, is nested deeper than Python can follow, or has a key twice, of which one
-            would be lost.
+        ValueError: the text is not JSON, is nested deeper than Python can follow, or has a key twice, of
+            which one would be lost.
     """
     try:
         return json.loads(text, object_pairs_hook=once)
@@ -147,7 +147,7 @@ def from_json(text: str) -> Any:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for `object_pairs_hook`; raises `ValueError` if it has a key twice."""
+    """Make a dict, as an `object_pairs_hook` for JSON; raise `ValueError` if a key is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -156,7 +156,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def digest(weight: Tensor) -> str:
-    """128-bit XXH3, in hexadecimal, of the shape, dtype and bytes of a tensor."""
+    """Return the 128-bit XXH3, in hexadecimal, of a tensor's shape, dtype and bytes."""
     t = weight.detach().cpu().contiguous()
     checksum = xxhash.xxh3_128(f"{tuple(t.shape)} {t.dtype}".encode())
     checksum.update(t.reshape(-1).view(torch.uint8).numpy().data)
@@ -165,14 +165,14 @@ def digest(weight: Tensor) -> str:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to a folder, which is made if it is not there; if that comes to
-    nothing, it is gone again. What a process that was killed had half written there is removed.
+    """Lock a folder, so that no other process writes to it. A missing folder is created, and removed again
+    if the block fails and leaves it empty. Unfinished files of a process that was killed are removed.
 
-    The lock is the operating system's: it ends with the process, whatever ends that. A process may take
-    it again within. The ranks of a distributed job are one writer, for which the first holds the lock.
+    The lock is the operating system's, which releases it whenever the process ends. A process may take it
+    repeatedly. The ranks of a distributed job count as one writer, for which the first holds the lock.
 
     Raises:
-        InputError: another process writes to the folder, or nobody can.
+        InputError: another process writes to the folder, or it is not writable.
     """
     if not writes():
         yield
@@ -193,7 +193,7 @@ def exclusive(folder: Path) -> Iterator[None]:
                 shutil.rmtree(half) if half.is_dir() else half.unlink()
             yield
     except BaseException:
-        with suppress(OSError):  # it holds something
+        with suppress(OSError):  # it is not empty
             for path in made:
                 path.rmdir()
         raise
@@ -201,19 +201,19 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterator[None]:
-    """Hold a lock by the name of a file, which is gone afterwards; its folder is made if it is not there.
+    """Hold a lock on a file, which is removed afterwards; its folder is created if it is missing.
 
     Raises:
-        InputError: another process holds it, and this one does not `wait`; the message says so `of` what
-            it stands for. Or the system does not let it be taken.
+        InputError: another process holds the lock and this one does not `wait`; the message names `of`,
+            what the lock protects. Or the system refuses the lock.
     """
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    # One per file and process, for all threads, so that a process may take what it has; and for all users
-    # of a folder, so that what a process that was killed left there is in nobody's way.
+    # One lock per file and process, for all threads, so that a process may take it again; and writable by
+    # all users, so that the file that a killed process leaves does not block others.
     lock = FileLock(file.absolute(), mode=0o666, is_singleton=True, thread_local=False)
     try:
-        lock.acquire(timeout=-1 if wait else 0.3)  # who only asks whether it is held, has it for a moment
+        lock.acquire(timeout=-1 if wait else 0.3)  # `is_held` in another process holds it for a moment
     except Timeout:
         raise InputError(
             f"{of or file} is being written by {_holder(file)}: wait for it, or choose another folder."
@@ -226,18 +226,18 @@ def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterato
     try:
         if lock.lock_counter == 1:
             note = {"process": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            with suppress(OSError):  # only a comfort for who finds it locked
+            with suppress(OSError):  # the note only improves a message
                 file.write_text(json.dumps(note), encoding="utf-8")
         yield
     finally:
         if lock.lock_counter == 1:
             with suppress(OSError):
-                file.unlink()  # while it is held: who waits for this file takes a new one
+                file.unlink()  # while it is held, so that whoever waits for it takes a new file
         lock.release()
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process holds the lock by the name of a file; that it is there does not say so."""
+    """Return whether a process holds the lock on a file; the file's existence alone does not say so."""
     if not file.exists():
         return False
     try:

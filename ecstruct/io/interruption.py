@@ -1,8 +1,8 @@
-"""SIGTERM, which schedulers send before they kill: what is at work is finished, then the process ends.
+"""SIGTERM, which schedulers send before they kill: the work in progress is finished, then the process ends.
 
-The command line listens (`listening`); a library does not touch the signals of its caller. Where it
-listens, a SIGTERM raises `Terminated`, so that `finally` clauses run and nothing half-written stays:
-at once, or, within `finishing`, when that block is left. Where nobody listens, `finishing` does nothing.
+The command line listens (`listening`); a library does not touch the signals of its caller. In `listening`,
+a SIGTERM raises `Terminated`, so that `finally` clauses run and no unfinished file is left: at once, or,
+within `finishing`, at the end of that block. Outside `listening`, `finishing` does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATUS = 128 + signal.SIGTERM
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. No `Exception`, so that nothing takes it for an error and goes on."""
+    """SIGTERM arrived. This is no `Exception`, so that no handler takes it for an error and continues."""
 
     def __init__(self) -> None:
         super().__init__(STATUS)
@@ -30,9 +30,9 @@ _blocks = 0  # of `finishing`, one in another
 
 @contextmanager
 def listening(*signals: signal.Signals) -> Iterator[None]:
-    """SIGTERM, or other `signals`, raise `Terminated` in this block.
+    """Let SIGTERM, or other `signals`, raise `Terminated` in this block.
 
-    Python hands signals to the main thread: in others, nothing changes.
+    Python delivers signals to the main thread; in other threads this does nothing.
     """
     global _arrived
     if not _in_main_thread():
@@ -49,12 +49,12 @@ def listening(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Let a SIGTERM wait until this block, and every one around it, is left.
+    """Defer a SIGTERM until this block, and every one around it, ends.
 
-    A block that an exception leaves raises that; the SIGTERM is then raised where the next one begins.
+    If the block ends with an exception, that is raised, and the SIGTERM where the next block begins.
 
     Raises:
-        Terminated: a SIGTERM has arrived, and somebody listens.
+        Terminated: a SIGTERM has arrived within `listening`.
     """
     global _blocks
     if not _in_main_thread():
@@ -70,13 +70,13 @@ def finishing() -> Iterator[None]:
 
 
 def arrived() -> bool:
-    """Whether a SIGTERM waits for the end of `finishing`."""
+    """Return whether a SIGTERM waits for the end of `finishing`."""
     return _arrived
 
 
 def _handle(number: int, frame: Any) -> None:
     global _arrived
-    if not _arrived:  # a second one would interrupt what the first one made run
+    if not _arrived:  # a second signal would interrupt the cleanup that the first one started
         _arrived = True
         _raise_if_due()
 

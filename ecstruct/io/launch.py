@@ -1,4 +1,4 @@
-"""What `torchrun` and `accelerate launch` say to the processes of one command, in their environment."""
+"""The environment variables that `torchrun` and `accelerate launch` set for a command's processes."""
 
 import os
 
@@ -8,10 +8,10 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> bool:
-    """Whether this process is one of several that a launcher started.
+    """Return whether this process is one of several that a launcher started.
 
     Raises:
-        InputError: what the environment says of it cannot be.
+        InputError: the environment variables have impossible values.
     """
     if not all(os.environ.get(name) for name in NEEDED):
         return False
@@ -25,7 +25,7 @@ def launched() -> bool:
 
 
 def writes() -> bool:
-    """Whether this process writes what its command writes."""
+    """Return whether this process writes the files of its command."""
     return not launched() or _number("RANK", 0, 10**6) == 0
 
 

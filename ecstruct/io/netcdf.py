@@ -1,6 +1,6 @@
-"""Labelled results as netCDF files (HDF5), which appear whole or not at all.
+"""Labelled results as netCDF files (HDF5), written atomically.
 
-Numbers keep their type and every bit. netCDF text holds no NUL and no half of a surrogate pair: such
+Numbers are stored exactly, with their type. netCDF text cannot hold NUL or half of a surrogate pair: such
 characters in a token are replaced.
 """
 
@@ -19,7 +19,7 @@ Result = xr.DataArray | xr.Dataset
 
 
 def write_result(result: Result, path: str | os.PathLike[str], form: str) -> None:
-    """Write an array or a dataset as `write` does, with all of its labels and attributes.
+    """Write an array or a dataset with `write`, including all labels and attributes.
 
     Raises:
         InputError: the file cannot be written.
@@ -33,10 +33,10 @@ def write_result(result: Result, path: str | os.PathLike[str], form: str) -> Non
 
 
 def read_result(path: str | os.PathLike[str], form: str, what: str) -> Result:
-    """Read what `write_result` wrote; `what` it holds is for the message.
+    """Read a file of `write_result`; `what` names its content in messages.
 
     Raises:
-        InputError: no such file, a damaged one, or one that holds something else.
+        InputError: the file does not exist, is damaged, or holds something else.
     """
     dataset = read(path, form, what)
     result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
@@ -45,7 +45,7 @@ def read_result(path: str | os.PathLike[str], form: str, what: str) -> Result:
 
 
 def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
-    """Write labelled arrays, which say of themselves that they are of the format `form`.
+    """Write labelled arrays, with the format `form` as an attribute.
 
     Raises:
         InputError: the file cannot be written.
@@ -56,16 +56,16 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
         if variable.dtype.kind not in "biuf":
             stored[name] = variable.copy(data=_storable(variable.values))
     stored.attrs["checksum"] = _checksum(stored)
-    # In memory: HDF5 ends the whole process when it writes to a disk that fills.
+    # In memory, because HDF5 ends the whole process when the disk that it writes to is full.
     content = stored.to_netcdf(engine="h5netcdf")
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
 def read(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
-    """Read what `write` wrote; `what` it holds is for the message.
+    """Read a file of `write`; `what` names its content in messages.
 
     Raises:
-        InputError: no such file, a damaged one, or one of another format.
+        InputError: the file does not exist, is damaged, or has another format.
     """
     try:
         dataset = xr.load_dataset(path, engine="h5netcdf")
@@ -86,8 +86,8 @@ def read(path: str | os.PathLike[str], form: str, what: str) -> xr.Dataset:
 
 
 def _checksum(dataset: xr.Dataset) -> str:
-    """128-bit XXH3 of the names, dimensions and values of all variables, coordinates included, and of the
-    attributes; text counts by its characters, whatever holds it in memory."""
+    """Return the 128-bit XXH3 of the names, dimensions and values of all variables, including coordinates,
+    and of the attributes; text is hashed by its characters, whatever its dtype."""
     checksum = xxhash.xxh3_128(dataset.attrs["attrs"].encode())
     for name, variable in sorted(dataset.variables.items(), key=lambda item: str(item[0])):
         values = variable.values

@@ -1,4 +1,4 @@
-"""Finished pieces of a run, from which a later run goes on.
+"""Finished pieces of a run, from which a later run resumes.
 
 A *piece* is a file with a checksum of what it holds, in one format for each kind of content:
 
@@ -8,10 +8,10 @@ A *piece* is a file with a checksum of what it holds, in one format for each kin
     labelled arrays         `save_result`, `read_result`: netCDF, as results are saved
     files of other formats  `save_sums`, `read_sums`: JSON beside them, with the checksum of each of them
 
-A piece that is not what was written, because a bit of it changed or a part of it is gone, is computed
-again, and the log says so. A file that was never a piece is somebody else's, and is not overwritten.
+A piece that is damaged or incomplete is computed again, with a warning in the log. A file that never was a
+piece belongs to somebody else, and is not overwritten.
 
-`Kept` is a folder of pieces together with the identity of their run. The pieces of another run are refused.
+`Kept` is a folder of pieces with the identity of their run. The pieces of another run are refused.
 """
 
 import json
@@ -44,7 +44,7 @@ from ecstruct.io.values import differences
 _CHECKSUM, _PIECE, _FORMAT = "checksum", "piece", "ecstruct part 1"
 
 SHOWN = 5
-"""Differences that a message has at most."""
+"""The largest number of differences in a message."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -53,19 +53,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
-    """A piece is not what was written."""
+    """A piece differs from what was written."""
 
 
 class Foreign(Damaged):
-    """Nothing says that a file ever was a piece."""
+    """A file shows no sign of ever having been a piece."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """The finished pieces of one run in a folder; without a folder, no pieces are kept.
 
-    The file `note` has the `identity`: what the numbers depend on, by names that are fit for a message. It
-    is written with the first piece, so that a run that is refused at once leaves nothing behind.
+    The file `note` has the `identity`: everything that results depend on, by names that can go into a
+    message. It is written with the first piece, so that a run that is refused leaves nothing behind.
 
     Raises:
         InputError: the folder holds pieces of another run.
@@ -85,16 +85,16 @@ class Kept:
             check_same_run(self.folder, found, self.identity)
 
     def claim(self) -> None:
-        """Write down whose the folder is, unless that is there."""
+        """Write the identity to the folder, unless it is there."""
         if self.folder is not None and not (path := self.folder / self.note).exists():
             write_note(path, dict(self.identity))
 
     def find(self, name: str, read: Callable[[Path], T]) -> T | None:
-        """What is `read` of the piece in the file `name`; None if there is none that is whole."""
+        """Return what `read` returns for the piece in the file `name`; None if it is missing or damaged."""
         return None if self.folder is None else if_whole(read, self.folder / name)
 
     def keep(self, name: str, save: Callable[..., None], *content: Any) -> None:
-        """`save` content as the piece in the file `name`; a SIGTERM waits for it."""
+        """Write content with `save` as the piece in the file `name`; a SIGTERM waits for that."""
         if self.folder is None:
             return
         with finishing():
@@ -102,25 +102,25 @@ class Kept:
             save(self.folder / name, *content)
 
     def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
-        """What is kept under a name, or what is measured now, and whether it is new."""
+        """Return the result kept under a name, or measure it now; also return whether it is new."""
         file = f"{name.replace(' ', '-')}.nc"
         if (found := self.find(file, read_result)) is not None:
             return found, False
         measured = measure()
         self.keep(file, save_result, measured)
-        # As it is read again: what is kept and what is new are alike to the bit.
+        # Read it back, so that new results equal kept ones to the bit.
         return (measured if self.folder is None else read_result(self.folder / file)), True
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a run: what each of them finds is kept, and the bar goes on."""
+    """The steps of a run: the result of each is kept, and advances the bar."""
 
     bar: Bar
     kept: Kept = Kept(None, {})
 
     def take(self, name: str, measure: Callable[[], R], cost: int = 1) -> R:
-        """What is kept under a name, or what is measured now; `cost` is that of the bar."""
+        """Return the result kept under a name, or measure it now; advance the bar by `cost`."""
         found, new = self.kept.result(name, measure)
         self.bar.step(cost, new=new)
         return cast(R, found)
@@ -130,7 +130,7 @@ def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str,
     """Compare the identity that was `found` with that of this run.
 
     Raises:
-        InputError: they differ; the message has the first differences.
+        InputError: they differ; the message lists the first differences.
     """
     if differing := list(differences(found, identity)):
         more = [f"{len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
@@ -141,13 +141,13 @@ def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str,
 
 
 def if_whole(read: Callable[[Path], T], path: Path) -> T | None:
-    """What is `read` of a piece; None if there is none, or if it is damaged, which the log says then.
+    """Return what `read` returns for a piece; None if it is missing, or (with a warning) if it is damaged.
 
     Raises:
-        InputError: the system does not let it be read, or it was never a piece.
+        InputError: the system refuses to read it, or it was never a piece.
     """
     try:
-        with path.open("rb"):  # the libraries that read pieces hide what the system says
+        with path.open("rb"):  # the libraries that read pieces hide the system's error
             pass
         return read(path)
     except FileNotFoundError:
@@ -166,32 +166,32 @@ def if_whole(read: Callable[[Path], T], path: Path) -> T | None:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a piece of JSON, whole or not at all."""
+    """Write a piece of JSON, atomically."""
     write_text(path, json.dumps(_sealed(content), indent=1, allow_nan=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `save_json` wrote.
+    """Read a piece of `save_json`.
 
     Raises:
-        Damaged: it is not what was written.
+        Damaged: it differs from what was written.
         OSError: it cannot be read.
     """
     return _opened(path.read_bytes())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a piece of tensors, with JSON `about` them, whole or not at all."""
+    """Write a piece of tensors, with JSON `about` them, atomically."""
     sums = {name: digest(tensor) for name, tensor in tensors.items()}
     header = {_PIECE: json.dumps(_sealed({"about": about, "tensors": sums}))}
     write_atomically(path, lambda temporary: write_tensors(temporary, tensors, header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save_tensors` wrote: what is said about the tensors, and these.
+    """Read a piece of `save_tensors`: the JSON about the tensors, and the tensors.
 
     Raises:
-        Damaged: it is not what was written; `Foreign` if it is no such piece.
+        Damaged: it differs from what was written; `Foreign` if it is no such piece.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -212,15 +212,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def save_result(path: Path, result: Result) -> None:
-    """Write a piece of labelled arrays, whole or not at all."""
+    """Write a piece of labelled arrays, atomically."""
     netcdf.write_result(result, path, _FORMAT)
 
 
 def read_result(path: Path) -> Result:
-    """What `save_result` wrote.
+    """Read a piece of `save_result`.
 
     Raises:
-        Damaged: it is not what was written.
+        Damaged: it differs from what was written.
     """
     try:
         return netcdf.read_result(path, _FORMAT, "part of a run")
@@ -229,16 +229,16 @@ def read_result(path: Path) -> Result:
 
 
 def save_sums(path: Path, about: Mapping[str, Any]) -> None:
-    """Make the files that lie in a folder a piece: `path` in it says what they are, and their checksums."""
+    """Make the files in a folder a piece: write `about` and their checksums to `path` in it."""
     save_json(path, {"about": about, "files": {f.name: _sum_of(f) for f in sorted(path.parent.iterdir())}})
 
 
 def read_sums(path: Path) -> dict[str, Any]:
-    """What `save_sums` was given about the files.
+    """Check the files of `save_sums`; return what it was given about them.
 
     Raises:
-        Damaged: one of the files is not what was written.
-        OSError: one of them cannot be read.
+        Damaged: a file is missing or differs from what was written.
+        OSError: a file cannot be read.
     """
     said = read_json(path)
     for name, expected in said["files"].items():
@@ -258,13 +258,13 @@ def _sum_of(path: Path) -> str:
 
 
 def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of JSON types as it comes back from a file, with its checksum."""
+    """Return content as JSON would read it back, with its checksum."""
     content = json.loads(json.dumps(content))
     return {_CHECKSUM: _checksum(content), **content}
 
 
 def _opened(text: str | bytes) -> dict[str, Any]:
-    """The content that `_sealed` gave a checksum."""
+    """Check and remove the checksum that `_sealed` added; return the content."""
     try:
         content = dict(from_json(text if isinstance(text, str) else text.decode("utf-8")))
         expected = content.pop(_CHECKSUM)

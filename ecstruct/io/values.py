@@ -1,4 +1,4 @@
-"""Values by name, against the types that they must have and against what they were."""
+"""Validation of named values by type, and comparison with earlier values."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
@@ -13,15 +13,15 @@ from ecstruct.errors import InputError
 Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(le=10**6)]
-"""How often something is done: what is too small has a better message where it is used."""
+"""A number of repetitions. It has no lower bound, as the code that uses it raises a better message."""
 Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
 """Neither NaN nor infinite."""
 FASTEST = 1e30
-"""Of learning rates: what an optimiser makes of a larger one is beyond numbers of 32 bits."""
+"""The largest learning rate: with a larger one, the optimiser's steps overflow float32."""
 Rate = Annotated[float, Field(strict=True, ge=-FASTEST, le=FASTEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Annotated[int, Field(lt=2**10)]
-"""With far more of them, a process dies."""
+"""A number of threads. With far more than the bound, a process dies."""
 
 NUMBERS: Mapping[str, Any] = {
     "accumulate": Whole,
@@ -44,23 +44,23 @@ NUMBERS: Mapping[str, Any] = {
     "verify": Whole,
     "window": Whole,
 }
-"""Of options that are whole numbers, by name: they mean the same wherever they are."""
+"""The types of integer options by name; a name means the same in every function."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def check_numbers(values: Mapping[str, Any], of: str = "the call") -> None:
-    """Check those values that are whole numbers; all others are for others to check.
+    """Check those values that are integers, and ignore all others.
 
     Raises:
-        InputError: a number that an option of its name, among `NUMBERS`, cannot be.
+        InputError: an integer is not valid for the option of its name in `NUMBERS`.
     """
     check({name: int(v) for name, v in values.items() if isinstance(v, Integral)}, NUMBERS, of)
 
 
 def bounded(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, its arguments being checked by `check_numbers` first."""
+    """Wrap a function so that `check_numbers` checks its arguments first."""
     names = [*signature(function).parameters]
 
     @wraps(function)
@@ -72,15 +72,15 @@ def bounded(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def or_none(of: Any) -> Any:
-    """A type, or nothing."""
+    """Return the union of a type and None."""
     return of | None
 
 
 def check(values: Mapping[str, Any], types: Mapping[str, Any], of: str) -> None:
-    """Values that are not among the types are for others to check.
+    """Check values against the types of the same names; values without a type are ignored.
 
     Raises:
-        InputError: a value is of another type than that of its name; `of` says where they come from.
+        InputError: a value does not have its type; `of` says in the message where the values come from.
     """
     for name in values.keys() & types.keys():
         try:
@@ -93,7 +93,7 @@ def check(values: Mapping[str, Any], types: Mapping[str, Any], of: str) -> None:
 
 
 def _place(name: str, value: Any, location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """Where in a value something is wrong, and what is there; pydantic names branches of types, too."""
+    """Return the path of an invalid part, and the part; skip pydantic's names for branches of unions."""
     for part in location:
         of_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if of_list or (isinstance(value, Mapping) and part in value):
@@ -103,7 +103,7 @@ def _place(name: str, value: Any, location: tuple[int | str, ...]) -> tuple[str,
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """What is not the same in two mappings, in words.
+    """Describe in words the differences of two mappings.
 
     >>> list(differences({"lr": 0.1, "of": {"n": 1}}, {"lr": 0.1, "of": {"n": 2}}))
     ['of.n was 1, now 2']
@@ -118,7 +118,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """The beginning of a text, for a message."""
+    """Shorten a text to `most` characters, for a message."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -1,16 +1,16 @@
-"""Prompts of one template, averaged onto the slots that they share.
+"""Averaging the prompts of one template at the slots that they share.
 
-Prompts made from one template differ in their entity only, so their tokens line up:
+Prompts made from one template differ only in their entity, so their tokens line up:
 
     The people in the city | Grace Miller    | is from speak
     The people in the city | Mary Lou Parker | is from speak
     prefix                 | entity          | suffix
 
-Prefix and suffix tokens are slots of their own; the entity has two, "X" and "Y", for its last two
+Each prefix and suffix token is a slot; the entity has two slots, "X" and "Y", for its last two
 tokens (the paper's "The people in the city X Y is from speak"). A slot's value is the mean over
-those prompts that have a token there, and `count` says how many these are. A value keeps the unit
-and the sign of the score it averages: change of the reward, positive raises it. Other prompts would
-have given other means; `ecstruct.scores.bootstrap` says how far off they may be.
+the prompts that have a token there, and `count` is the number of these. A value keeps the unit
+and the sign of the score that it averages: change of the reward, positive raises it. Other prompts
+would give other means; `ecstruct.scores.bootstrap` estimates how far off they may be.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.slots import SlotScores
 
 ENTITY_SLOTS = ("X", "Y")
-"""Labels of the slots of the entity's last token but one, and of its last."""
+"""The labels of the slots for the entity's second-last token and its last token."""
 
 
 def aggregate_dataset(
@@ -59,7 +59,7 @@ def aggregate_dataset(
 
 
 def prompt_slots(dataset: xr.Dataset, prompt: int) -> SlotScores:
-    """One prompt by its own tokens, each a slot of count 1; `prompt` counts from 0."""
+    """Return one prompt's scores, with each of its tokens as a slot of count 1; `prompt` counts from 0."""
     require_tokens(dataset)
     n_prompts = dataset.sizes["prompt"]
     if not 0 <= prompt < n_prompts:
@@ -90,7 +90,7 @@ def require_tokens(dataset: xr.Dataset) -> None:
 
 @dataclass(frozen=True)
 class _Slots:
-    """Where each slot's token stands in each prompt."""
+    """The position of each slot's token in each prompt."""
 
     positions: np.ndarray  # (prompt, slot), -1 where a prompt has no token for a slot
     surplus: list[slice]  # per prompt, the leading entity tokens that have no slot
@@ -102,7 +102,7 @@ class _Slots:
 def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slots:
     starts = dataset["entity_start"].values[chosen]
     ends = dataset["entity_end"].values[chosen]
-    # Beyond the prompt come tokens of the answer, which differ from prompt to prompt: no slots.
+    # After the prompt come tokens of the answer. They differ between prompts and have no slots.
     name = "prompt_length" if "prompt_length" in dataset.coords else "length"
     stops = dataset[name].values[chosen]
     for what, sizes in (("before", starts), ("after", stops - ends)):
@@ -114,7 +114,7 @@ def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slot
             )
 
     n_prefix, n_suffix, n_entity = int(starts[0]), int(stops[0] - ends[0]), len(ENTITY_SLOTS)
-    last_entity = n_prefix + n_entity  # one past it
+    last_entity = n_prefix + n_entity  # one past the last entity slot
     positions = np.full((len(chosen), last_entity + n_suffix), -1)
     surplus: list[slice] = []
     for row, (start, end, stop) in enumerate(zip(starts, ends, stops, strict=True)):
@@ -134,7 +134,7 @@ def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slot
 
 
 def _shared_text(tokens: np.ndarray, positions: np.ndarray) -> str:
-    """The one token at a slot, or "…" where the prompts of a template differ outside `subject=`."""
+    """Return the token at a slot, or "…" where the prompts of a template differ outside `subject=`."""
     seen = {str(tokens[row, position]) for row, position in enumerate(positions)}
     return seen.pop() if len(seen) == 1 else "…"
 
@@ -148,13 +148,13 @@ def _averaged(
     fold: bool,
     attrs: dict[str, Any],
 ) -> SlotScores:
-    """Every variable of the scores, averaged over the chosen prompts, in float64."""
+    """Average every variable of the scores over the chosen prompts, in float64."""
     variables: dict[str, Any] = {"count": ("slot", (slots.positions >= 0).sum(0))}
     for name, variable in dataset.data_vars.items():
         if "token" in variable.dims:
             variables[str(name)] = _mean_at_slots(variable, chosen, slots, fold=fold)
         else:
-            # Not in the scores' own precision: a mean over many prompts would lose digits.
+            # In float64, because a mean over many prompts in the scores' own precision would lose digits.
             variables[str(name)] = (
                 variable.isel(prompt=chosen).astype("float64").mean("prompt", skipna=False)
             )
@@ -162,7 +162,7 @@ def _averaged(
         summed = dataset[name].isel(prompt=chosen).astype("float64").sum("token")
         variables[f"total_{name}"] = summed.mean("prompt")
     if bootstrap is not None:
-        # The interval of a sum is not the sum of intervals: a layer's attention has its own.
+        # The interval of a sum is not the sum of intervals, so a layer's attention needs its own.
         attention = dataset["heads"].astype("float64").sum("head", skipna=False)
         for name, variable in {
             "mlp": dataset["mlp"],
@@ -181,8 +181,8 @@ def _averaged(
 
 
 def _in_wrapper(dataset: xr.Dataset, chosen: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Whether all tokens at a slot are of a chat template."""
-    if "wrapper" not in dataset.coords:  # in files of scores from before there were any
+    """Return for each slot whether all its tokens belong to a chat template."""
+    if "wrapper" not in dataset.coords:  # older files of scores lack it
         return np.zeros(positions.shape[1], dtype=bool)
     in_wrapper = dataset["wrapper"].values[chosen][np.arange(len(chosen))[:, None], positions]
     filled = positions >= 0
@@ -192,7 +192,7 @@ def _in_wrapper(dataset: xr.Dataset, chosen: np.ndarray, positions: np.ndarray) 
 def _mean_at_slots(
     variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool
 ) -> xr.DataArray:
-    """Mean over prompts of (..., prompt, ..., token) at each slot, as (..., slot) in float64."""
+    """Average (..., prompt, ..., token) over prompts at each slot; return (..., slot) in float64."""
     at_slots = _at_slots(variable, chosen, slots, fold=fold)
     count = (slots.positions >= 0).sum(0).reshape(-1, *(1 for _ in at_slots.shape[2:]))
     mean = np.where(count > 0, at_slots.sum(0) / np.maximum(count, 1), np.nan)
@@ -202,7 +202,7 @@ def _mean_at_slots(
 def _interval_at_slots(
     variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, bootstrap: Bootstrap, *, fold: bool
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Both ends of the interval about that mean."""
+    """Return both ends of the interval about the mean of `_mean_at_slots`."""
     at_slots = _at_slots(variable, chosen, slots, fold=fold)
     by_slot = [
         bootstrap.interval(at_slots[:, slot], counted)
@@ -213,9 +213,9 @@ def _interval_at_slots(
 
 
 def _at_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold: bool) -> np.ndarray:
-    """The chosen prompts' values of (..., prompt, ..., token) at each slot, in float64.
+    """Return the chosen prompts' values of (..., prompt, ..., token) at each slot, in float64.
 
-    As (prompt, slot, ...); 0 where a prompt has no token for a slot.
+    The result is (prompt, slot, ...); it is 0 where a prompt has no token for a slot.
     """
     others = _others(variable)
     values = variable.transpose("prompt", "token", *others).values[chosen].astype("float64")
@@ -229,7 +229,7 @@ def _at_slots(variable: xr.DataArray, chosen: np.ndarray, slots: _Slots, *, fold
 
 
 def _labelled(values: np.ndarray, variable: xr.DataArray) -> xr.DataArray:
-    """(slot, ...) as (..., slot), with the labels that `variable` has."""
+    """Move (slot, ...) to (..., slot) and add the labels of `variable`."""
     others = _others(variable)
     coords = {dim: variable.coords[dim] for dim in others if dim in variable.coords}
     return xr.DataArray(np.moveaxis(values, 0, -1), dims=(*others, "slot"), coords=coords)

@@ -1,4 +1,4 @@
-"""From the numbers of single blocks and batches to one labelled dataset."""
+"""Assembling the numbers of single blocks and batches into one labelled dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 @dataclass(frozen=True)
 class Part:
-    """The numbers of some prompts: `rows` says which. `arrays` are those of the dataset, by its names and
-    in its layout, as long as the longest of these prompts; `groups` are the columns of `rest`."""
+    """The numbers of the prompts with indices `rows`. `arrays` are named and laid out like the dataset's
+    variables, as long as the longest of these prompts; `groups` are the columns of `rest`."""
 
     rows: list[int]
     groups: list[str]
@@ -33,8 +33,8 @@ class Part:
 
 
 class Assembly:
-    """Arrays of all prompts, or of those in `rows`, filled block by block and batch by batch; what comes
-    again is added. Padding stays NaN."""
+    """Arrays for all prompts, or for those in `rows`, filled block by block and batch by batch. Repeated
+    values for the same entry are summed; padding stays NaN."""
 
     def __init__(
         self,
@@ -62,27 +62,27 @@ class Assembly:
         self._reward = empty(n, len(STATES))
 
     def add(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
-        """`value` of the prompts `rows`, [batch, pos] of MLPs or [batch, pos, head] of heads."""
+        """Add the `value` of the prompts `rows`: [batch, pos] for MLPs, [batch, pos, head] for heads."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
             place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
             place[:] = np.nan_to_num(place) + of_prompt[:n_tokens].T
 
     def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:
-        """Add to the informative score of a group of weights, [batch]."""
+        """Add `value` [batch] to the informative score of a group of weights."""
         self._of_group(group)[self._places(rows)] += value.cpu().numpy()
 
     def put_rewards(self, rows: Sequence[int], before: Tensor, after: Tensor) -> None:
-        """The rewards of the prompts `rows` under both states; see `rewards_by_state`."""
+        """Set the rewards of the prompts `rows` under both states; see `rewards_by_state`."""
         its_prompts = [self._prompts[row] for row in rows]
         self._reward[self._places(rows)] = rewards_by_state(its_prompts, before, after)
 
     def part(self) -> Part:
-        """What there is, to be `put` into an assembly of more prompts."""
+        """Return all numbers, to be `put` into an assembly of more prompts."""
         return Part(self._rows, list(self._rest), {**self._arrays, **self._flat()})
 
     def put(self, part: Part) -> None:
-        """Take the numbers of some prompts, once."""
+        """Copy in the numbers of some prompts; unlike `add`, this overwrites."""
         places = self._places(part.rows)
         for name, array in self._arrays.items():
             found = part.arrays[name]
@@ -92,7 +92,7 @@ class Assembly:
             self._of_group(group)[places] = value
 
     def dataset(self, prompt_lengths: Sequence[int], attrs: dict[str, Any]) -> xr.Dataset:
-        """The dataset that `ExtractiveScores` wraps. `prompt_lengths` are without answer tokens."""
+        """Return the dataset that `ExtractiveScores` wraps. `prompt_lengths` exclude answer tokens."""
         of_layer, of_head = ("prompt", "layer", "token"), ("prompt", "layer", "head", "token")
         dims = {
             "mlp": ("score", *of_layer),
@@ -109,7 +109,7 @@ class Assembly:
         return dataset.assign_coords(group=np.array(list(self._rest), dtype=object))
 
     def _flat(self) -> dict[str, np.ndarray]:
-        """What has no tokens."""
+        """The arrays without a token dimension."""
         none = np.zeros((len(self._rows), 0), dtype=self._dtype)
         return {
             "rest": np.stack(list(self._rest.values()), 1) if self._rest else none,
@@ -124,10 +124,10 @@ class Assembly:
 
 
 def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: Tensor) -> np.ndarray:
-    """[prompt, state].
+    """Stack rewards [prompt] under both states into [prompt, state].
 
     Raises:
-        InputError: one is NaN or infinite.
+        InputError: a reward is NaN or infinite.
     """
     rewards = torch.stack([before, after], dim=1).detach().cpu().numpy()
     for i, state in zip(*np.nonzero(~np.isfinite(rewards)), strict=True):
@@ -146,8 +146,8 @@ def labelled(
     sizes: dict[str, int],
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    """Variables, as (dimensions, values), with the labels of their dimensions and what is known of every
-    prompt; `sizes` of the dimensions that count from 0."""
+    """Return a dataset of `variables`, given as (dimensions, values), with coordinates that label the
+    dimensions and describe every prompt. `sizes` gives the sizes of dimensions that count from 0."""
     n_tokens = max(len(p.ids) for p in prompts)
     padded = [[*p.tokens, *[""] * (n_tokens - len(p.tokens))] for p in prompts]
     position, spans = np.arange(n_tokens), np.array([(*p.text_span, len(p.ids)) for p in prompts])

@@ -1,18 +1,18 @@
-"""The baseline y*: what a component writes for other prompts, token for token.
+"""The baseline y*: what a component writes on other prompts, token by token.
 
-Prompts of one template are aligned: the prefix and the suffix that all of them share one to one, the
-entity between them from its right end. The aligned positions are the template's *slots*: prefix, as
-many entity slots as the longest entity has tokens, suffix. A prompt whose entity is shorter fills the
-surplus leading slots with its first entity token. Then, for every component and slot,
+Prompts of one template are aligned: the shared prefix and suffix one to one, the entity between them
+from its right end. The aligned positions are the template's *slots*: the prefix, as many entity slots as
+the longest entity has tokens, and the suffix. A prompt with a shorter entity fills the surplus leading
+slots with its first entity token. Then, for every component and slot,
 
 * `"counterfactual"`: y* is the mean over the template's prompts whose text and answer both differ. The
   score is linear in y*, so this equals averaging the scores of all of them (the published code draws 10);
 * `"mean"`: the mean over all prompts of the template (Feng et al. 2024, appendix B.4);
 * `"zero"`: 0.
 
-Only sums per slot are kept, over all prompts and over each group that shares an answer, so y* depends
-neither on how prompts are batched nor on their order, and is never held for all prompts at once. Where
-several processes share the prompts, their sums are added up.
+Only sums per slot are kept, over all prompts and over each group that is left out together, so y* depends
+neither on the batches nor on the order of prompts, and is never held for all prompts at once. If several
+processes share the prompts, their sums are added up.
 """
 
 import copy
@@ -35,15 +35,15 @@ BaselineKind = Literal["counterfactual", "mean", "zero"]
 KINDS = ("counterfactual", "mean", "zero")
 
 Sums = dict[tuple[int, str], Tensor]
-"""By layer and component: the sums of what it writes, [part * slot, d] in float64."""
+"""By layer and writer ("attn.o" or "mlp.out"): the sums of its values, [part * slot, d] in float64."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Slots of all prompts, numbered over all templates.
+    """The slots of all prompts, numbered over all templates.
 
-    `slots[i]`: the slots of prompt i's template. `positions[i]`: for each of them the position of
-    prompt i that fills it. `slot_of[i]`: for each position of prompt i its own slot.
+    `slots[i]` are the slots of prompt i's template, `positions[i]` the positions in prompt i that fill
+    them, and `slot_of[i]` the slots of all positions in prompt i.
     """
 
     n_slots: int
@@ -53,8 +53,8 @@ class Alignment:
 
 
 def align(prompts: Sequence[TokenizedPrompt]) -> Alignment:
-    """Align prompts within their templates; positions beyond the prompt (answer tokens that are read)
-    align one to one, a prompt that has fewer repeating its last."""
+    """Align prompts within their templates. Positions after the prompt (answer tokens that are read) align
+    one to one; a prompt that has fewer of them repeats its last one."""
     members = defaultdict(list)
     for i, prompt in enumerate(prompts):
         members[prompt.template].append(i)
@@ -80,7 +80,7 @@ def align(prompts: Sequence[TokenizedPrompt]) -> Alignment:
 
 
 class Baseline:
-    """y* of every component of a model; `add` what they write for all prompts, then ask `of`."""
+    """The y* of every component of a model: first `add` what they write on all prompts, then call `of`."""
 
     def __init__(
         self,
@@ -89,10 +89,10 @@ class Baseline:
         batches: Sequence[Sequence[int]],
         device: torch.device,
     ) -> None:
-        """`batches` are the indices of the prompts in each batch.
+        """Prepare sums for prompts; `batches` are the indices of the prompts in each batch.
 
         Raises:
-            InputError: unknown kind; a prompt without any eligible counterfactual.
+            InputError: the kind is unknown, or a prompt has no eligible counterfactual.
         """
         if kind not in KINDS:
             raise InputError(f"unknown baseline {kind!r}: choose among {', '.join(KINDS)}.")
@@ -108,8 +108,8 @@ class Baseline:
                 f"the prompt {text!r} has no counterfactual, a prompt of its template with another text "
                 "and another answer: add prompts, or choose baseline='mean' or baseline='zero'."
             )
-        # Part 0 of the sums is over all prompts; a part is added for every group left out together. A
-        # prompt that only leaves out itself needs none: what it wrote is at hand when y* is asked for.
+        # Part 0 of the sums is over all prompts; each group that is left out together adds a part. A
+        # prompt that leaves out only itself needs none: `of` is given what it writes.
         groups = dict.fromkeys(out for out in left_out if len(out) > 1)
         part_of = {group: part for part, group in enumerate(groups, start=1)}
         self._n_parts = 1 + len(groups)
@@ -126,13 +126,13 @@ class Baseline:
         self.sums: Sums = {}
 
     def take(self, batches: Sequence[int]) -> "Baseline":
-        """These batches only, numbered anew; what they write is counted into the same sums."""
+        """Return a baseline for these batches only, renumbered, which shares the sums with this one."""
         taken = copy.copy(self)
         taken._plans = [self._plans[b] for b in batches]
         return taken
 
     def reduce(self, ranks: Ranks) -> None:
-        """Add up what all ranks have counted in; the first has counted something if any has."""
+        """Add up the sums of all ranks. The first rank must have counted something if any rank has."""
         for key, width in ranks.broadcast({key: t.shape[-1] for key, t in self.sums.items()}).items():
             ranks.all_reduce(self._sum_of(key, width))
 
@@ -168,12 +168,12 @@ class Baseline:
         return _Plan(*(torch.as_tensor(array, device=self._device) for array in arrays))
 
     def see(self, layer: int, batch: int, trace: Trace) -> None:
-        """Count in what attention and MLP of a block wrote for one batch."""
+        """Add what attention and MLP of a block wrote on one batch."""
         self.add(layer, "attn.o", batch, trace.taps["attn.o"].input)
         self.add(layer, "mlp.out", batch, trace.taps["mlp.out"].output)
 
     def add(self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]) -> None:
-        """Count in what a component wrote for one batch."""
+        """Add what a component wrote on one batch to its sums."""
         if self.kind == "zero":
             return
         plan = self._plans[batch]
@@ -183,7 +183,7 @@ class Baseline:
     def of(
         self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]
     ) -> Float[Tensor, "batch pos d"]:
-        """y* at every token of the batch; `written` is what the component itself wrote there."""
+        """Return y* at every token of the batch; `written` is what the component itself wrote there."""
         if self.kind == "zero":
             return torch.zeros_like(written)
         plan, sums = self._plans[batch], self.sums[layer, name]
@@ -201,8 +201,8 @@ class Baseline:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How one batch enters the sums (rows and positions of the batch into target rows of the sums), and
-    how its y* is read from them."""
+    """Indices by which one batch enters the sums (`rows` and `positions` of the batch, added to the rows
+    `targets` of the sums), and by which its y* is read from them."""
 
     rows: Tensor
     positions: Tensor
@@ -215,8 +215,8 @@ class _Plan:
 
 
 def _left_out(prompts: Sequence[TokenizedPrompt]) -> list[frozenset[int]]:
-    """For every prompt, the prompts of its template that share its text or its answer, itself among
-    them."""
+    """Return for every prompt the prompts of its template that share its text or its answer, including
+    itself."""
     sharing: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for i, p in enumerate(prompts):
         sharing[p.template, "text", p.prompt.text].add(i)

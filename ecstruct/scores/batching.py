@@ -1,4 +1,4 @@
-"""Cutting prompts into batches, and what of them fits into memory.
+"""Cutting prompts into batches that fit into memory.
 
 Prompts of similar length share a batch. Nothing here changes a score.
 """
@@ -17,21 +17,21 @@ from ecstruct.models.hooked import HookedView
 from ecstruct.scores.reward import read_positions
 
 TOKENS_PER_BATCH = 2048
-"""Enough for matrix products to run at full speed."""
+"""Enough tokens for matrix products to run at full speed."""
 
 BATCHES = 8
 LEAST_TOKENS = 256
-"""Fewer prompts are still cut into so many batches, that processes may share them, but into none of fewer
-tokens: there the calls between matrix products would weigh in."""
+"""Small prompt sets are still cut into `BATCHES` batches, so that processes can share them, but not into
+batches of fewer than `LEAST_TOKENS` tokens, where the overhead of calls would dominate."""
 
 TOKENS_PER_ROUND = 8 * TOKENS_PER_BATCH
-"""Tokens that are walked together: what is lost when a run dies, and has to be done again."""
+"""Tokens that are walked together. A run that dies loses at most these, and computes them again."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts in batches: `rows` are the indices of the prompts of each batch, `positions` [batch, read]
-    those whose logits are read."""
+    """Prompts in batches: `rows` are the indices of the prompts in each batch, `positions` [batch, read]
+    the token positions whose logits are read."""
 
     prompts: list[TokenizedPrompt]
     rows: list[list[int]]
@@ -39,7 +39,7 @@ class Job:
     positions: list[Tensor]
 
     def take(self, batches: Sequence[int]) -> "Job":
-        """These batches only, of the same prompts."""
+        """Return a job with these batches only, of the same prompts."""
         return Job(
             self.prompts,
             [self.rows[b] for b in batches],
@@ -49,8 +49,8 @@ class Job:
 
 
 def prompts_per_batch(prompts: Sequence[TokenizedPrompt]) -> int:
-    """How many prompts share a batch: by the prompts alone, not by how many processes take the batches, so
-    that numbers are the same for any."""
+    """Return the default number of prompts per batch. It depends on the prompts alone, not on the number of
+    processes, so that results do not depend on that number either."""
     lengths = [len(p.ids) for p in prompts]
     tokens = min(max(sum(lengths) // BATCHES, LEAST_TOKENS), TOKENS_PER_BATCH)
     return max(1, tokens // max(lengths))
@@ -63,7 +63,7 @@ def cut(
     pad_id: int,
     every_answer_token: bool,
 ) -> Job:
-    """Batches of at most `batch_size` prompts, the shortest prompts first."""
+    """Cut prompts into batches of at most `batch_size`, the shortest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     rows = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = [collate([prompts[i] for i in some], device, pad_id) for some in rows]
@@ -72,15 +72,15 @@ def cut(
 
 
 def with_answer(prompt: TokenizedPrompt, tokenizer: Any) -> TokenizedPrompt:
-    """The prompt followed by its answer but for the last token: what is read to score all of it."""
+    """Append all of the answer's tokens but the last, which are the input for scoring the whole answer."""
     extra = prompt.answer_ids[:-1]
     tokens = tuple(tokenizer.convert_ids_to_tokens(list(extra)))
     return replace(prompt, ids=prompt.ids + extra, tokens=prompt.tokens + tokens)
 
 
 def graph_bytes(view: HookedView, n: int, length: int) -> int:
-    """What the graph of one block takes on `n` prompts of `length` tokens: inputs, outputs and what lies
-    between them of every projection; scores, softmax and pattern of every head."""
+    """Estimate the bytes of one block's graph on `n` prompts of `length` tokens: inputs, outputs and
+    intermediate values of every projection; scores, softmax and pattern of every head."""
     widths = 0
     for site in view.block_sites[0].values():
         widths += sum(sum(p.shape) for p in site.module.parameters() if p.ndim == 2)
@@ -89,22 +89,22 @@ def graph_bytes(view: HookedView, n: int, length: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had, also from the system's cache of files; of a machine's, the share of this one
-    among the processes launched there."""
+    """Return the bytes that can be allocated, including the system's file cache; of main memory, this
+    process's share among the processes launched on the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
-    """Whether the graphs of all blocks, under both sets of weights, can be kept between the ways."""
+    """Return whether the graphs of all blocks, under W and W', can be kept until the way down."""
     saved = sum(graph_bytes(view, *batch.ids.shape) for batch in batches)
     return 2 * view.n_layers * saved < free_bytes(view.device) / 2
 
 
 def rounds(view: HookedView, batches: Sequence[Batch], indices: Sequence[int]) -> list[list[int]]:
-    """Which of the batches `indices` are walked together. Their residual streams, under both sets of
-    weights, are kept: they take at most a quarter of the free memory."""
+    """Group the batches `indices` into rounds, which are walked together. Their residual streams, under W
+    and W', are kept and take at most a quarter of the free memory."""
     of_token = 2 * (view.n_layers + 1) * view.model.cfg.d_model * torch.finfo(view.dtype).bits // 8
     limit = min(TOKENS_PER_ROUND, free_bytes(view.device) // 4 // of_token)
     found: list[list[int]] = []
@@ -119,5 +119,5 @@ def rounds(view: HookedView, batches: Sequence[Batch], indices: Sequence[int]) -
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception for it; on the CPU it is a RuntimeError of the allocator."""
+    """Recognise CUDA's own exception, and the RuntimeError of the CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

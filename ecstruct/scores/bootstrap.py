@@ -1,16 +1,16 @@
-"""How far a mean over prompts could be off, by chance of which prompts were asked: the bootstrap.
+"""The bootstrap: how far a mean over prompts may be off because of the choice of prompts.
 
-Prompts are drawn with replacement, as many as there are, again and again. A draw b is how often it
-took each prompt, w_bp, and gives one mean of the values v_p,
+Each draw takes as many prompts as there are, with replacement. Draw b takes prompt p w_bp times, and
+gives one mean of the values v_p,
 
     mean_b = sum_p w_bp v_p / sum_p w_bp
 
-over the prompts that have a value. The interval is from the (1 - ci) / 2 to the (1 + ci) / 2
+over the prompts that have a value. The interval goes from the (1 - ci) / 2 to the (1 + ci) / 2
 quantile of mean_b over b. All components, slots and scores share the draws, as they share prompts.
 
-What varies is the choice of prompts alone: not the seed of a finetuning, and not the baselines, which
-stay those of all prompts. Few prompts make the intervals too narrow. Of normal values, those with
-ci=0.95 hold the truth in 84% of cases for 5 prompts, 90% for 10, 93% for 20 and 94% for 50.
+Only the choice of prompts varies: not the seed of a finetuning, nor the baselines, which are always
+computed from all prompts. With few prompts, intervals are too narrow. For normal values, intervals with
+ci=0.95 contain the true mean in 84% of cases for 5 prompts, 90% for 10, 93% for 20 and 94% for 50.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float64, Int64
 from ecstruct.errors import InputError
 
 _AT_ONCE = 2**22
-"""Means held at a time, 32 MiB of them, however large the model."""
+"""The number of means held in memory at a time: 32 MiB, however large the model."""
 
 
 class Bootstrap:
-    """Draws of `n_prompts` prompts, the same for everything that `interval` is asked about."""
+    """Draws of `n_prompts` prompts, which all calls of `interval` share."""
 
     weights: Int64[np.ndarray, "draw prompt"]
 
@@ -57,11 +57,11 @@ class Bootstrap:
         values: Float64[np.ndarray, "prompt ..."],
         counted: Bool[np.ndarray, " prompt"] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The lower and the upper end of the interval about the mean over prompts, both (...).
+        """Return the lower and the upper end of the interval about the mean over prompts, both (...).
 
         Args:
-            values: Whatever a prompt has numbers of.
-            counted: The prompts that have values; None for all. NaN is returned for fewer than two.
+            values: One array of numbers per prompt.
+            counted: The prompts that have values; None for all. For fewer than two, both ends are NaN.
         """
         cells = values.shape[1:]
         if counted is None:
@@ -69,11 +69,11 @@ class Bootstrap:
         if counted.sum() < 2:
             return np.full(cells, np.nan), np.full(cells, np.nan)
         weights = self.weights[:, counted]
-        weights = weights[weights.any(axis=1)]  # a draw of none of these prompts has no mean
+        weights = weights[weights.any(axis=1)]  # a draw without any of these prompts has no mean
         shares = weights / weights.sum(axis=1, keepdims=True)
 
-        # One matrix product: scipy.stats.bootstrap gathers the values of each draw, 3 times slower for 20
-        # prompts and 12 times for 100, and has no draws in which some prompts have no value.
+        # One matrix product. scipy.stats.bootstrap gathers the values of each draw, which is 3 times slower
+        # for 20 prompts and 12 times for 100, and does not support prompts without a value.
         columns = values[counted].reshape(shares.shape[1], -1)
         ends = np.empty((2, columns.shape[1]))
         step = max(1, _AT_ONCE // len(shares))

@@ -1,22 +1,21 @@
-"""The causal scores: what the linear ones approximate, by intervention (Feng et al. 2024, eq. 1 to 4).
+"""Causal scores: the interventions that the linear scores approximate (Feng et al. 2024, eq. 1 to 4).
 
-With W the original and W' the finetuned weights, y_C what component C writes (before any post-norm), z_C
-its input, f_C the component, y*_C its baseline and W_late the weights after it:
+W are the original and W' the finetuned weights, y_C is what component C writes (before any post-norm), z_C
+its input, f_C the component as a function, y*_C its baseline, and W_late the weights after it:
 
     I_C = R[W_C <- W'_C] - R
     D_C = R[y_C <- f_C(z'_C, W_C)] - R
     U_C = (R[W_late <- W'_late] - R[W_late <- W'_late, y_C <- y*_C]) - (R - R[y_C <- y*_C])
 
-Positive raises the reward R; the unit is the reward's. All three put another value in the place of y_C,
-which is computed once (`ecstruct.scores.interventions`); then only the rest of the model is run, from C on:
-under W, and for U also with the later weights new. For a head these are, beside those of later layers, its
-own layer's post-attention norm and MLP with its norms; for an MLP its own post-norm. In a parallel block,
-MLP and heads are not late for one another.
+Positive raises the reward R; the unit is the reward's. All three replace y_C by a value that is computed
+once (`ecstruct.scores.interventions`). Then only the rest of the model is run, from C on: under W, and for
+U also with new late weights. Late weights are those of later layers, and within the same layer, for a head
+the post-attention norm and the MLP with its norms, for an MLP its own post-norm. In a parallel block, MLP
+and heads are not late for one another.
 
-Beside these three there is `"patching"`, R[y_C <- y'_C] - R: what C writes in the whole run under W', for
-whatever reason, put into the run under W. It is activation patching across models, to compare with.
-
-Per token, y_C takes its other value at that token alone.
+A fourth kind is `"patching"`, R[y_C <- y'_C] - R: it puts what C writes in the full run under W' into the
+run under W, whatever made them differ. This is activation patching across models, for comparison. Per-token
+scores replace y_C at that token alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ from ecstruct.scores.walk import Walk
 
 KINDS = (*SCORES, "patching")
 PROMPTS_PER_BATCH = 32
-"""Of packed prompts every token is multiplied with all the others', so that a row is not to be too long."""
+"""A limit on the length of packed rows, in which attention costs the square of all prompts' tokens."""
 
 
 @bounded
@@ -69,20 +68,20 @@ def causal_scores(
     memory: int | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """Informative, upstream and downstream scores by intervention, of every MLP and attention head.
+    """Compute informative, upstream and downstream scores of all MLPs and attention heads by intervention.
 
-    The formulas are those of `ecstruct.scores.causal` (Feng, Russell and Steinhardt 2024, arXiv 2412.04614,
+    The formulas are in `ecstruct.scores.causal` (Feng, Russell and Steinhardt 2024, arXiv 2412.04614,
     eq. 1 to 4). Positive raises the reward. Neither model is changed.
 
     Args:
         model_before, model_after, prompts: W, W' and prompts, as for `ecstruct.score`.
-        kinds: which of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`, all but the last by
-            default.
-        components: names as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
+        kinds: any of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`; the last is not among
+            the default ones.
+        components: names such as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
         reward, answer_tokens: as for `ecstruct.score`.
         baseline: y*, as for `ecstruct.score`.
-        per_token: intervene at every token on its own, for as many times the cost as there are tokens.
-        memory: bytes that the stacked interventions may take; a quarter of what is free by default.
+        per_token: intervene at each token separately; the cost is multiplied by the number of tokens.
+        memory: bytes that the stacked interventions may take; by default a quarter of the free memory.
         progress: show a progress bar.
 
     Returns:
@@ -90,7 +89,7 @@ def causal_scores(
         if `per_token`; NaN for components that were not asked for. `.reward` under both states.
 
     Raises:
-        InputError: an unknown kind or component, too little memory for one intervention; and as
+        InputError: a kind or component is unknown, or `memory` is too small for one intervention; also as
             `ecstruct.score`.
     """
     chosen = _checked(kinds)
@@ -120,7 +119,7 @@ def intervened(
     memory: int | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """`causal_scores` of models that have been read; `components` may be others for every kind."""
+    """Compute `causal_scores` for models that are already loaded; `components` may differ by kind."""
     view = pair.view
     by_kind = components if isinstance(components, Mapping) else dict.fromkeys(kinds, components)
     chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
@@ -165,7 +164,7 @@ def _checked(kinds: str | Sequence[str]) -> list[str]:
 def _stacked(
     pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None, every: bool
 ) -> tuple[Job, int]:
-    """The prompts in batches, and how many copies of a batch are run at once."""
+    """Return the prompts in batches, and how many copies of a batch are run at once."""
     check_memory(pair, tokenized, memory)
     longest = max(len(p.ids) for p in tokenized)
     of_prompt = graph_bytes(pair.view, 1, longest)
@@ -176,7 +175,7 @@ def _stacked(
 
 
 def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int | None) -> None:
-    """Raise `InputError` if so many bytes are too few for one intervention."""
+    """Raise `InputError` if `memory` bytes are too few for one intervention."""
     longest = max(len(p.ids) for p in tokenized)
     of_prompt = graph_bytes(pair.view, 1, longest)
     if memory is not None and memory < of_prompt:
@@ -188,7 +187,8 @@ def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int |
 
 @dataclass(frozen=True)
 class _Ask:
-    """One intervention whose effect is asked for: the score, where it is done, and to what."""
+    """One intervention: `change` of what a component writes (an MLP has no `head`), for one kind of
+    score."""
 
     kind: str
     writer: str
@@ -202,7 +202,7 @@ class _Ask:
 
 @dataclass
 class _Run:
-    """All interventions on a job's prompts, block by block; their scores arrive in `mlp` and `heads`."""
+    """All interventions on a job's prompts, run block by block; they fill `mlp` and `heads` with scores."""
 
     pair: Pair
     job: Job
@@ -231,7 +231,7 @@ class _Run:
         }
 
     def all(self, progress: bool) -> None:
-        """Run them."""
+        """Run all interventions."""
         pair, job, view = self.pair, self.job, self.pair.view
         baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
         before, after = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
@@ -254,8 +254,8 @@ class _Run:
     def _tails(
         self, b: int, batch: Batch, walks: tuple[Walk, Walk]
     ) -> tuple[list[Tails], list[Float[Tensor, " batch"]]]:
-        """The rest of both models, packed if that makes rows shorter and leaves rewards as they are; and
-        the rewards without any intervention."""
+        """Return the tails under W and W', packed if that shortens rows and does not change rewards, and
+        the rewards under W and W' without any intervention."""
 
         def both(packing: Packing | None) -> tuple[list[Tails], list[Tensor]]:
             read = self.job.positions[b], self.reward_of, packing
@@ -265,7 +265,7 @@ class _Run:
             return tails, [t.rewards(start, t.rows(walk.resid(start, b)))[0] for t, walk in pairs]
 
         tails, rewards = both(None)
-        # Within entities y* is each prompt's own, even where these begin alike.
+        # Within entities, each prompt has its own y*, even where entities begin with the same tokens.
         entities = [self.job.prompts[row].entity[0] for row in self.job.rows[b]]
         packing = Packing.of(batch, at_most=min(entities))
         if packing.ids.numel() < 0.9 * batch.ids.numel():
@@ -302,7 +302,7 @@ class _Run:
             array[tuple(index for index in place if index is not None)] = value
 
     def _asks(self, layer: int, kind: str, replacements: Replacements) -> Iterator[_Ask]:
-        """The interventions of one score at a block, without those that cannot have an effect."""
+        """Yield the interventions for one kind of score at a block, skipping those that have no effect."""
         mlp, heads = (of[self.kinds.index(kind), layer] for of in (self.mlps, self.heads_of))
         if not (mlp or heads.any()):
             return
@@ -320,7 +320,7 @@ class _Run:
                         yield _Ask(kind, WRITERS[part], head, token, change)
 
     def _late_changes(self, layer: int, part: Part) -> bool:
-        """Whether any weight after a component differs between W and W'."""
+        """Return whether any late weight of a component differs between W and W'."""
         view = self.pair.view
         late = set(view.late_in_block(layer, part))
         late |= {name for site in view.head_sites.values() for name in site.weights.values()}

@@ -12,30 +12,30 @@ from jaxtyping import Bool
 from ecstruct.errors import InputError
 
 Components = Iterable[str] | pd.DataFrame | None
-"""Names as "MLP 4" and "head 5.2", or a frame with their columns; `None` is all of them."""
+"""Names such as "MLP 4" and "head 5.2", or a frame as of `component_frame`; `None` for all components."""
 
 PLURALS = {"mlp": "MLPs", "head": "heads"}
-"""Of the kinds of components."""
+"""The plural of each kind of component, for display."""
 
 _NAME = re.compile(r"MLP (\d+)|head (\d+)\.(\d+)", re.IGNORECASE)
 
 
 def component_frame(layers: np.ndarray, heads: np.ndarray) -> pd.DataFrame:
-    """A row per component, MLPs first, layer by layer: `kind`, `layer` and `head`, missing for an MLP."""
+    """Return a row per component, MLPs first, layer by layer: `kind`, `layer`, `head` (NA for MLPs)."""
     of_heads = {"layer": np.repeat(layers, len(heads)), "head": np.tile(heads, len(layers))}
     frame = both_kinds(pd.DataFrame({"layer": layers}), pd.DataFrame(of_heads))
     return frame.reindex(columns=["kind", "layer", "head"])
 
 
 def both_kinds(mlp: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
-    """Rows of MLPs and of heads in one frame, told apart by `kind` and a missing `head`."""
+    """Concatenate rows of MLPs and of heads; `kind` and, for MLPs, a missing `head` tell them apart."""
     mlp = mlp.assign(kind="mlp", head=pd.array([pd.NA] * len(mlp), dtype="Int64"))
     heads = heads.assign(kind="head", head=heads["head"].astype("Int64"))
     return pd.concat([mlp, heads], ignore_index=True)
 
 
 def component_names(frame: pd.DataFrame) -> list[str]:
-    """Names of the components of a frame: "MLP 4", "head 5.2"."""
+    """Return the names of a frame's components: "MLP 4", "head 5.2"."""
     return [
         f"MLP {layer}" if kind == "mlp" else f"head {layer}.{head}"
         for kind, layer, head in zip(frame["kind"], frame["layer"], frame["head"], strict=True)
@@ -45,14 +45,14 @@ def component_names(frame: pd.DataFrame) -> list[str]:
 def selected(
     components: Components, n_layers: int, n_heads: int
 ) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
-    """Which MLPs and which heads are named, in any order; `None` names all.
+    """Return masks of the MLPs and heads that `components` names, in any order; `None` names all.
 
     >>> mlps, heads = selected(["MLP 1", "head 0.2"], n_layers=2, n_heads=3)
     >>> mlps.tolist(), heads.tolist()
     ([False, True], [[False, False, True], [False, False, False]])
 
     Raises:
-        InputError: a component that there is not, or none at all.
+        InputError: the model does not have a component, or none is named.
     """
     mlps, heads = np.zeros(n_layers, bool), np.zeros((n_layers, n_heads), bool)
     if components is None:

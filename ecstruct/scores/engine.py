@@ -1,4 +1,4 @@
-"""The linearised scores of two checkpoints: `ecstruct.score` and the engine behind it."""
+"""Fast scores of two models: `ecstruct.score` and the engine behind it."""
 
 import copy
 import logging
@@ -47,7 +47,7 @@ def score(
     device: str | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """Informative, upstream and downstream scores of every MLP and attention head, per token.
+    """Compute informative, upstream and downstream scores of every MLP and attention head, per token.
 
     With g = dR/dy_C under W, g' under W', z_C the input of component C and y_C what it writes
     (Feng, Russell and Steinhardt 2024, arXiv 2412.04614; the linear forms of eq. 1, 2 and 4):
@@ -59,32 +59,32 @@ def score(
 
     Args:
         model_before: W, from `ecstruct.load`, or a source string as for it.
-        model_after: W': a model, a `WeightDelta`, or a source string as for `ecstruct.load`, or the path
-            of a saved delta, or the folder of a LoRA adapter of `model_before`.
+        model_after: W': a model, a `WeightDelta`, a source string as for `ecstruct.load`, the path of a
+            saved delta, or the folder of a LoRA adapter of `model_before`.
         prompts: `Prompt`s, (text, answer) pairs, a `datasets.Dataset` or a JSONL file.
         reward: `"logit_diff"`, `"logprob"` or a function, see `ecstruct.scores.reward`.
         answer_tokens: with `"logprob"`, the answer's `"first"` token or `"all"` of them.
         baseline: y*, `"counterfactual"`, `"mean"` or `"zero"`, see `ecstruct.scores.baseline`.
-        upstream: under which weights g' is: `"local"`, all new, each block on what enters it under W;
-            `"surrogate"`, all new, each block on what enters it then, as the paper computes; `"exact"`,
-            only later ones new (eq. 5), for about twice as many further forward passes as there are layers.
-        propagation: what g and g' of upstream scores are: slopes by the rules of `"relevance"`, see
-            `ecstruct.scores.relevance`, or the `"gradient"`, as the paper has it.
+        upstream: the weights under which g' is taken: `"local"`, all new, each block on its input under W;
+            `"surrogate"`, all new, each block on its input under W', as in the paper; `"exact"`, only late
+            weights new (eq. 5), which costs about 2 n_layers more forward passes.
+        propagation: how g and g' of upstream scores are computed: as slopes by the rules of `"relevance"`,
+            see `ecstruct.scores.relevance`, or as the `"gradient"`, as in the paper.
         convention: how tokens and weights are booked, see `ecstruct.scores.linear.Convention`.
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
-            W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k further forward and backward
-            passes: then informative scores and `rest` sum to R(W') - R(W), see `.completeness`.
-        verify: how many of the strongest components by each score get the intervention that the score
-            stands for (`ecstruct.scores.causal`), see `ExtractiveScores.verified`.
-        batch_size: prompts per batch; chosen from their lengths when not given. Does not change scores.
+            W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k more forward and backward
+            passes; informative scores and `rest` then sum to R(W') - R(W), see `.completeness`.
+        verify: how many of the strongest components by each score to verify by the intervention that the
+            score estimates (`ecstruct.scores.causal`), see `ExtractiveScores.verified`.
+        batch_size: prompts per batch; by default chosen from their lengths. Does not change scores.
             Halved when memory runs out.
-        offload: leave both models on disk and read one block at a time, for models that do not fit into
-            memory; they are given as sources then. Does not change scores.
-        device: of models that are given as sources; a GPU if there is one. Others stay where they are.
+        offload: leave both models, given as sources, on disk and read one block at a time, for models that
+            do not fit into memory. Does not change scores.
+        device: where to load models given as sources, by default a GPU if there is one; others stay.
         progress: show a progress bar.
 
     Raises:
-        InputError: unusable prompts or options, models that do not fit one another, NaN rewards.
+        InputError: prompts or options are unusable, the models do not match, or a reward is NaN.
     """
     engine = ScoreEngine(
         model_before,
@@ -106,9 +106,9 @@ def score(
 
 
 class ScoreEngine:
-    """Holds two sets of weights of one architecture, and scores prompts with them.
+    """An engine that holds two sets of weights of one architecture and scores prompts with them.
 
-    Arguments as for `score`; the pair of both models may be given in their place. What is not offloaded is
+    Arguments are those of `score`; a `Pair` may replace the two models. Weights that are not offloaded are
     read once, so scoring several prompt sets with one engine saves that time.
     """
 
@@ -175,7 +175,7 @@ class ScoreEngine:
 
     @bounded
     def like(self, **options: Any) -> "ScoreEngine":
-        """An engine of the same models, with other `upstream`, `propagation` or `path_steps`."""
+        """Return an engine for the same models, with other `upstream`, `propagation` or `path_steps`."""
         other = copy.copy(self)
         other._passes = replace(self._passes, **options)
         other.attrs = {**self.attrs, "options": {**self.attrs["options"], **options}}
@@ -190,20 +190,20 @@ class ScoreEngine:
     def shared(
         self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
     ) -> ExtractiveScores | None:
-        """Score one set of prompts, together with other processes that do the same.
+        """Score one set of prompts, sharing the work with other processes that call this method.
 
         Args:
             prompts: as for `ecstruct.score`.
-            ranks: this process among them; every one has an engine with the same models and options.
-            folder: where finished parts of the work are kept, if there is more than one; what is there
-                already is not computed again. Delete it when the scores are safe.
+            ranks: the processes; each one has an engine with the same models and options.
+            folder: where finished parts of the work are kept, if there is more than one; parts found there
+                are not computed again. Delete it once the scores are safe.
 
         Returns:
             The scores on the first rank, `None` on the others.
 
         Raises:
-            InputError: as `ecstruct.score`; ranks that differ; `folder` holds parts of another run; memory
-                runs out on one of several ranks.
+            InputError: as `ecstruct.score`; also if ranks differ, `folder` holds parts of another run, or
+                memory runs out on one of several ranks.
         """
         prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
@@ -238,7 +238,7 @@ class ScoreEngine:
         return scores.verified(self._interventions(scores, prompts)) if self.verify else scores
 
     def _interventions(self, scores: ExtractiveScores, prompts: Sequence[Prompt]) -> ExtractiveScores:
-        """Those on the strongest components by each score."""
+        """Run the interventions on the `verify` strongest components by each score."""
         return intervened(
             self.pair,
             prompts,
@@ -249,7 +249,7 @@ class ScoreEngine:
         )
 
     def identity(self, prompts: PromptsLike) -> dict[str, str]:
-        """What scores of these prompts depend on, by names that are fit for a message."""
+        """Return everything that scores of these prompts depend on, by names that can go into a message."""
         return self._identity(self.pair.tokenize(prompts, self.reward)[0])
 
     def _shards(self, folder: Path | None, identity: Mapping[str, str]) -> Shards | None:
@@ -259,7 +259,7 @@ class ScoreEngine:
         return Shards(folder, identity)
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
-        """What the numbers depend on, by names that are fit for a message."""
+        """Like `identity`, for prompts that are tokenized already."""
         given, irrelevant = self.attrs["options"], ("batch_size", "verify")
         options = {key: str(value) for key, value in given.items() if key not in irrelevant}
         checksum = xxhash.xxh3_64_hexdigest(repr(prompts).encode())

@@ -1,4 +1,4 @@
-"""Informative scores of a whole model: of one walk under W, or of several along the path from W to W'.
+"""Informative scores of a whole model, from one walk under W or from several along the path from W to W'.
 
 At W alone, I_C = <dR/dW_C, dW_C> with dW = W' - W, the paper's linear score. Along the path,
 
@@ -26,7 +26,7 @@ from ecstruct.scores.walk import Descent, Visit, Walk
 
 
 def path_nodes(k: int) -> list[tuple[float, float]]:
-    """(a_i, w_i) of k-point Gauss-Legendre quadrature on [0, 1].
+    """Return (a_i, w_i) of k-point Gauss-Legendre quadrature on [0, 1].
 
     >>> path_nodes(1)
     [(0.5, 1.0)]
@@ -37,7 +37,7 @@ def path_nodes(k: int) -> list[tuple[float, float]]:
 
 @dataclass
 class InformativeScores:
-    """Adds informative scores to `out`, site by site, as walks see them."""
+    """Adds informative scores to `out`, site by site, from the visits of walks."""
 
     pair: Pair
     convention: linear.Convention
@@ -45,7 +45,7 @@ class InformativeScores:
     _room: dict[str, Tensor] = field(default_factory=dict)
 
     def change(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-        """dW of these sites; it is overwritten by the next call."""
+        """Return dW of these sites; the next call overwrites it."""
         return linear.changed(self.pair.before, self.pair.after, sites, self._room)
 
     def outside(
@@ -55,7 +55,7 @@ class InformativeScores:
         rows: Sequence[Sequence[int]],
         share: float = 1.0,
     ) -> None:
-        """The weights of the head or of the embedding, from the visits of all batches."""
+        """Add the scores of the head or the embedding, times `share`, from the visits of all batches."""
         change = self.change(sites)
         for of_batch, visit in zip(rows, visits, strict=True):
             for name, site in sites.items():
@@ -72,7 +72,7 @@ class InformativeScores:
         change: Weights,
         share: float = 1.0,
     ) -> None:
-        """The weights of one block, from the visit of one batch under `weights`."""
+        """Add the scores of one block, times `share`, from the visit of one batch under `weights`."""
         view = self.pair.view
         with torch.no_grad():
             i = linear.informative(view, view.block_sites[layer], visit, weights, change, self.convention)
@@ -84,7 +84,7 @@ class InformativeScores:
     def along_path(
         self, k: int, job: Job, reward: Reward, keep_graphs: bool, tick: Callable[[], object]
     ) -> None:
-        """The scores of all prompts from `k` walks between W and W'; `tick` after every layer."""
+        """Add the scores of all prompts from `k` walks between W and W'; call `tick` after every layer."""
         view = self.pair.view
         for a, share in path_nodes(k):
             weights = self.pair.between(a)

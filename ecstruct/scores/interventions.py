@@ -1,8 +1,8 @@
-"""Interventions on what the components of one block write: their values, and the rewards they lead to.
+"""Interventions on what the components of one block write: replacements, and the rewards that result.
 
-Whatever an intervention means, it puts another value in the place of y_C, what component C writes before
-any post-norm. `Replacements` are those values, as changes of what is written: a head's is its share of what
-attention writes. A `Variant` is one of them in a run of the rest of the model; many variants share a batch.
+Every intervention replaces y_C, what component C writes before any post-norm. `Replacements` computes the
+changes of y_C; a head's is a change of its share of what attention writes. A `Variant` is one such change
+in a run of the rest of the model; many variants share a batch.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
 @dataclass(frozen=True)
 class Replacements:
-    """What the MLP and the heads of a block write instead, on one batch, minus what they write under W.
+    """The changes that interventions make to what a block's MLP and heads write under W, on one batch.
 
-    Every method gives the heads' [head, batch, pos, d_model] and the MLP's [batch, pos, d_model].
-    """
+    Every intervention method returns the changes of the heads, [head, batch, pos, d_model], and of the MLP,
+    [batch, pos, d_model]."""
 
     pair: Pair
     before: Walk
@@ -43,28 +43,28 @@ class Replacements:
     batch: int
 
     def informative(self) -> tuple[Tensor, Change]:
-        """By their own new weights, f_C(z_C, W'_C) - y_C. A head's are its rows of query, key and value and
-        its columns of W_O, so that heads that share a key and value head have a copy each."""
+        """Give each component its own new weights: f_C(z_C, W'_C) - y_C. A head's weights are its rows of
+        W_Q, W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
         norm = "ln1" if self.pair.view.shared_norm else "ln2"
         own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
         new = [name for site in own for name in self._sites[site].weights.values()]
-        # Of both at once: neither reads what the other one writes.
+        # One run for both: on the given inputs, neither part reads what the other one writes.
         z, hidden = self._writer_inputs(self.pair.mixed(new), self.before, self._old)
         heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
         out = self._sites["mlp.out"]
         matrix, bias = out.matrix(self.pair.after), out.bias(self.pair.after)
-        y = hidden if matrix is None else hidden @ matrix.T  # none of an MLP whose output this is
+        y = hidden if matrix is None else hidden @ matrix.T  # None if `hidden` is already the MLP's output
         return heads, (y if bias is None else y + bias) - self._old.taps["mlp.out"].output
 
     def downstream(self) -> tuple[Tensor, Change]:
-        """Of their new input, f_C(z'_C, W_C) - y_C."""
+        """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
         z, hidden = self._writer_inputs(self.pair.before, self.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
         out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
     def patching(self) -> tuple[Tensor, Change]:
-        """As they write in the run under W', y'_C - y_C."""
+        """Give each component what it writes in the run under W': y'_C - y_C."""
         taps = self._new.taps
         return (
             self._written(taps["attn.o"].input, self.pair.after) - self._written(self._z, self.pair.before),
@@ -72,7 +72,7 @@ class Replacements:
         )
 
     def upstream(self) -> tuple[Tensor, Change]:
-        """The baseline, y*_C - y_C."""
+        """Give each component its baseline: y*_C - y_C."""
         y = self._old.taps["mlp.out"].output
         z_star = self.baseline.of(self.layer, "attn.o", self.batch, self._z)
         y_star = self.baseline.of(self.layer, "mlp.out", self.batch, y)
@@ -87,12 +87,12 @@ class Replacements:
         return self._run(self.pair.after, self.after)
 
     def _run(self, weights: Weights, walk: Walk) -> Trace:
-        """The block on what enters it in a walk."""
+        """Run the block under `weights`, on the residual stream that enters it in `walk`."""
         call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
         return self.pair.view.block(self.layer, weights, call, resid)
 
     def _writer_inputs(self, weights: Weights, walk: Walk, run: Trace) -> tuple[Tensor, Tensor]:
-        """What attention and MLP write from, under `weights`, on their inputs in the walk of this run."""
+        """Return the inputs of `attn.o` and `mlp.out` under `weights`, on the block's inputs in `run`."""
         given = self.pair.view.given_to_mlp(self.layer, run.taps)
         call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
         return self.pair.view.writer_inputs(self.layer, weights, call, resid, given)
@@ -103,7 +103,7 @@ class Replacements:
 
     @cached_property
     def written(self) -> dict[str, Change]:
-        """What attention ("attn.o") and MLP ("mlp.out") write under W."""
+        """What attention ("attn.o") and MLP ("mlp.out") write under W, each [batch, pos, d_model]."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
 
     @property
@@ -111,7 +111,7 @@ class Replacements:
         return self.pair.view.block_sites[self.layer]
 
     def _written(self, z: Tensor, weights: Weights) -> Tensor:
-        """z_h W_O^h of every head, [head, batch, pos, d_model]."""
+        """Return z_h W_O^h for every head, [head, batch, pos, d_model]."""
         n_heads = self.pair.view.n_heads
         matrix = self._sites["attn.o"].matrix(weights)
         assert matrix is not None
@@ -122,9 +122,9 @@ class Replacements:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of a block under `weights`, `change` being added to what `writer` (`attn.o` or `mlp.out`)
-    writes, at one token or at all; without a change, the block as it is. The weights are those of W, but
-    for what is late for the writer."""
+    """A run of a block under `weights`, with `change` added to what `writer` (`attn.o` or `mlp.out`)
+    writes, at one `token` or (None) at all of them. Without a change the block runs unmodified. The weights
+    are W, except that weights that are late for the writer may be new."""
 
     weights: Weights
     writer: str = "attn.o"
@@ -132,7 +132,7 @@ class Variant:
     token: int | None = None
 
     def change_like(self, x: Change) -> Change:
-        """What is added to `x`, which `writer` writes."""
+        """Return the change to add to `x`, what `writer` writes; it has the shape of `x`."""
         if self.change is None:
             return torch.zeros_like(x)
         if self.token is None:
@@ -145,8 +145,8 @@ class Variant:
 def rewards_of(
     variants: Sequence[Variant], tails: Tails, replacements: Replacements, copies: int
 ) -> Float[Tensor, "variant batch"]:
-    """The rewards with each variant in the place of its block in the run under W, and `tails` after it;
-    `copies` of the batch are run at once."""
+    """Return the rewards when each variant replaces its block in the run under W and `tails` runs the
+    layers after it; `copies` of the batch are run at once."""
     rewards = []
     for i in range(0, len(variants), copies):
         chunk = variants[i : i + copies]
@@ -159,15 +159,15 @@ def rewards_of(
 
 
 def _leaving(alike: Sequence[Variant], tails: Tails, replacements: Replacements) -> Rows:
-    """What leaves the block in variants that share weights and writer."""
+    """Return the residual stream after the block, for variants that share weights and writer."""
     walk, layer, batch = replacements.before, replacements.layer, replacements.batch
     writer = alike[0].writer
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
-        # Nothing in the block comes after what its MLP writes: it is added to what leaves.
+        # Nothing in the block comes after what its MLP writes: its change is added to the block's output.
         leaving = walk.resid(layer + 1, batch)
         return torch.cat([tails.rows(leaving + variant.change_like(leaving)) for variant in alike])
     written = {}
-    for name in ("attn.o", writer):  # what attention writes is known, whether it is changed or not
+    for name in ("attn.o", writer):  # passing what attention writes spares recomputing it
         as_ever = replacements.written[name]
         written[name] = torch.cat(
             [tails.rows(as_ever + v.change_like(as_ever) if name == writer else as_ever) for v in alike]

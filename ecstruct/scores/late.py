@@ -1,14 +1,14 @@
-"""Exact gradients of upstream scores: g' with only later weights new (Feng et al. 2024, eq. 5).
+"""Exact gradients of upstream scores: g' with only late weights new (Feng et al. 2024, eq. 5).
 
-The upstream score of component C asks what the *later* weights make of what C writes. So its gradient g'
-is taken at what C writes under W, with the weights new that come after it: those of later layers, the final
-norm and the unembedding; for a head also its own layer's post-attention norm and MLP with its norms, for
-an MLP its own post-norm. `upstream="surrogate"` takes g' with all weights new, which differs to first
-order, as what C writes then differs too.
+The upstream score of component C asks what the *late* weights make of what C writes. So its gradient g'
+is taken at what C writes under W, with new late weights: those of later layers, the final norm and the
+unembedding; for a head also its own layer's post-attention norm and MLP with its norms, for an MLP its own
+post-norm. `upstream="surrogate"` takes g' with all weights new, which differs to first order, because
+what C writes then differs too.
 
-Every layer is a boundary: up to it everything is as under W, from there on as under W'. The tails of many
-boundaries run in one growing batch, which a boundary's rows join at its layer; so this costs about
-2 n_layers forward passes, however it is cut to fit into memory.
+Every layer is a boundary: W is used up to it, W' from there on. The tails of many boundaries run in one
+growing batch, which a boundary's rows join at its layer. This costs about 2 n_layers forward passes,
+however the boundaries are split to fit into memory.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
 WRITERS: Mapping[Part, str] = {"attn": "attn.o", "mlp": "mlp.out"}
-"""The output projections of a block's parts."""
+"""The site of the output projection of each part of a block."""
 
 
 def late_gradients(
@@ -37,16 +37,16 @@ def late_gradients(
     rules: Relevance | None = None,
     memory: float | None = None,
 ) -> list[dict[str, Float[Tensor, "batch pos d_model"]]]:
-    """dR/dy at what attention ("attn.o") and MLP ("mlp.out") of every layer write, before any post-norm.
+    """Return dR/dy at what attention ("attn.o") and MLP ("mlp.out") of each layer write, before post-norms.
 
     Args:
         pair: W and W'.
-        walk: under W, after its way up.
-        b: which of its batches.
+        walk: a walk under W, after its way up.
+        b: the index of one of its batches.
         tails: that batch under W'.
-        rules: of relevance, if slopes are to follow these.
-        memory: bytes that graphs may take, half of what is free by default; one boundary at a time is run
-            however little there is.
+        rules: rules of relevance for the slopes; None for gradients.
+        memory: bytes that graphs may take, by default half of the free memory; at least one boundary at a
+            time is run, however little memory there is.
     """
     n_layers = walk.view.n_layers
     memory = memory or free_bytes(walk.view.device) / 2
@@ -63,8 +63,8 @@ def late_gradients(
 
 
 def _parts_by_late(view: HookedView, layer: int) -> dict[tuple[str, ...], list[Part]]:
-    """The parts of a block by the weights of the block that are late for them: those for which they are the
-    same ones, as in most parallel blocks, share a run."""
+    """Group the parts of a block by the block's weights that are late for them: parts with the same ones,
+    as in most parallel blocks, share a run."""
     parts: dict[tuple[str, ...], list[Part]] = {}
     for part in WRITERS:
         parts.setdefault(tuple(view.late_in_block(layer, part)), []).append(part)
@@ -72,14 +72,14 @@ def _parts_by_late(view: HookedView, layer: int) -> dict[tuple[str, ...], list[P
 
 
 def _runs(start: int, end: int, n_layers: int) -> int:
-    """Runs of a block on one copy of the batch, for the boundaries from `start` to before `end`."""
+    """Count block runs, each on one copy of the batch, for the boundaries in [start, end)."""
     return sum(min(layer, end - 1) - start + 1 for layer in range(start, n_layers))
 
 
 def _between(
     start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails, rules: Relevance | None
 ) -> list[dict[str, Tensor]]:
-    """The gradients at the layers from `start` to before `end`, whose tails share a batch."""
+    """Return the gradients at the layers in [start, end), whose tails share a batch."""
     view = pair.view
     joined: list[Tensor] = []
     written: list[tuple[int, str, Tensor]] = []

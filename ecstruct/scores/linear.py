@@ -1,15 +1,15 @@
-"""The three linearised scores of one block, from what a walk under W and a walk under W' saw of it.
+"""The three linear scores of one block, from its visits in a walk under W and in one under W'.
 
 With g = dR/dy under W and g' = dR/dy under W' (Feng, Russell and Steinhardt 2024, section 4):
 
     I_C = dR/dW_C . dW_C              D_C = g_C . (f_C(z'_C, W_C) - y_C)
     U_C = (g'_C - g_C) . (y_C - y*_C)
 
-for an MLP or a head C of the block, split over tokens; positive raises the reward. A head writes
-y_h = z_h W_O^h, an MLP y = h W_out: both are a linear image of what enters an *output projection*
-(`attn.o`, `mlp.out`), so D is taken there, g W^T . (z(z') - z), and spares the projection.
+for an MLP or a head C of the block, per token; positive raises the reward. A head writes y_h = z_h W_O^h,
+an MLP y = h W_out: both are linear in the input of an *output projection* (`attn.o`, `mlp.out`). So D is
+computed at that input, g W^T . (z(z') - z), which spares the projection.
 
-Two conventions of how tokens and weights are booked, see `Convention`.
+There are two conventions for booking tokens and weights, see `Convention`.
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ from ecstruct.models.sites import QK_NORMS, Site, Weights, token_axis
 from ecstruct.scores.walk import Visit
 
 Convention = Literal["definition", "reference"]
-"""`"definition"`: everything is booked at the token where the component writes. Heads live in residual
+"""`"definition"`: scores are booked at the token where the component writes. Heads are scored in residual
 space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
 pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
 
-`"reference"`: the published code's choices. Heads live in z space, each gradient with its own W_O:
-U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input seen under W'; a
-weight is booked at the token where it multiplies, keys and values at the source token; norm weights go
-to `rest`. The published code counts an MLP's W_out twice and leaves W_in out; that is corrected here."""
+`"reference"`: the published code's choices. Heads are scored in z space, each gradient with its own W_O:
+U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; a weight
+is booked at the token where it multiplies, keys and values at the source token; norm weights go to `rest`.
+The published code counts an MLP's W_out twice and omits W_in; that is corrected here."""
 
 PerToken = Float[Tensor, "batch pos"]
 PerHead = Float[Tensor, "batch pos head"]
@@ -40,7 +40,7 @@ PerHead = Float[Tensor, "batch pos head"]
 
 @dataclass(frozen=True)
 class Informative:
-    """I of one block: of its MLP, of its heads, and of its weights outside both, by group."""
+    """I of one block: for its MLP, for its heads, and for its weights outside both, by group."""
 
     mlp: PerToken
     heads: PerHead
@@ -48,27 +48,27 @@ class Informative:
 
 
 def split_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> Tensor:
-    """[batch, pos, head * d_head] to [batch, pos, head, d_head]."""
+    """Reshape [batch, pos, head * d_head] to [batch, pos, head, d_head]."""
     return x.unflatten(-1, (n_heads, -1))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over the last dimension."""
+    """Return the inner product over the last dimension."""
     return (a * b).sum(-1)
 
 
 def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
-    """Inner product within each head of two concatenations of heads."""
+    """Return the inner product per head of two concatenations of heads, [batch, pos, head * d_head]."""
     return split_heads(a * b, n_heads).sum(-1)
 
 
 def changed(
     before: Weights, after: Weights, sites: Mapping[str, Site], room: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """dW of the weights of these sites that do change.
+    """Return dW by name, for those weights of these sites that change.
 
-    It is written into `room`, whose tensors are taken over from the block before: on a CPU, getting
-    fresh memory for a weight costs more than subtracting it.
+    It is written into `room`, whose tensors are reused from block to block: on a CPU, allocating
+    memory for a weight costs more than the subtraction.
     """
     change = {}
     for site in sites.values():
@@ -86,8 +86,8 @@ def changed(
 def contribution(
     site: Site, visit: Visit, change: Weights, weights: Weights | None = None
 ) -> PerToken | None:
-    """<dR/dW, dW> of one site under `weights`, at the token where they multiply; `None` if they do not
-    change."""
+    """Return <dR/dW, dW> of one site under `weights`, at the token where its weights multiply; `None` if
+    they do not change."""
     along = site.product(visit.input(site.name), change, weights)
     return None if along is None else dot(visit.d_output[site.name], along)
 
@@ -100,9 +100,9 @@ def informative(
     change: Weights,
     convention: Convention,
 ) -> Informative:
-    """I of one block from its visit under W, where all sites that change were differentiated.
+    """Compute I of one block from its visit under W, with gradients at all sites that change.
 
-    The sum over tokens of a component's I is <dR/dW_C, dW_C>, and everything sums to that of the block.
+    A component's I sums over tokens to <dR/dW_C, dW_C>; with the rest, all sum to <dR/dW, dW> of the block.
     """
     z, n_heads = visit.input("attn.o"), view.n_heads
     mlp = torch.zeros_like(z[..., 0])
@@ -144,8 +144,8 @@ def _attention_tangents(
     change: Weights,
     convention: Convention,
 ) -> dict[str, Tensor]:
-    """How query, key and value move along dW, their pre-norm's change included by the definition, and how
-    their own norms' outputs move."""
+    """Return the derivatives along dW of query, key and value (with convention "definition" including the
+    change of their pre-norm) and of the outputs of their own norms, by site."""
     tangents = {}
     for name in QK_NORMS:
         if name in sites and (tangent := sites[name].product(visit.input(name), change)) is not None:
@@ -168,8 +168,8 @@ def _attention_tangents(
 def _through_mlp(
     sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Tensor | None
 ) -> PerToken | float:
-    """<gradient at what the MLP reads, its change> where a pre-norm is shared: the part of the gradient at
-    the norm's output that comes back through the MLP."""
+    """Return <gradient at the MLP's input, change of that input> for a shared pre-norm, [batch, pos]: only
+    the part of the gradient at the norm's output that comes back through the MLP counts."""
     if d_norm is None:
         return 0.0
     total: PerToken | float = 0.0
@@ -182,11 +182,11 @@ def _through_mlp(
 
 
 def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tensor]) -> PerHead:
-    """g_z . dz, with dz the change of z when query, key and value move by `tangents`.
+    """Return g_z . dz, where dz is the first-order change of z if query, key and value move by `tangents`.
 
     phi(u) = <vjp of the attention pattern and mixing at u, tangents> is linear in u = dR/dz, and its
-    gradient is dz: two backward passes through the attention alone, whatever the architecture does in
-    there (rotary, clipping, soft-caps, shared key and value heads).
+    gradient is dz. This takes two backward passes through the attention alone, whatever the architecture
+    does there (rotary, clipping, soft-caps, shared key and value heads).
     """
     names = list(tangents)
     u = visit.d_input["attn.o"].detach().requires_grad_()
@@ -204,9 +204,9 @@ def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tenso
 def _where_multiplied(
     view: HookedView, sites: Mapping[str, Site], visit: Visit, tangents: Mapping[str, Tensor]
 ) -> PerHead:
-    """Each of query, key and value at its own token. A key or value head that several query heads share
-    is split among them by asking for the gradients that come back through each of them alone. Where a norm
-    sees all heads of a token at once, every head reads all queries and keys, and what comes back is its."""
+    """Book query, key and value each at its own token. A key or value head that several query heads share
+    is split among them by the gradients that come back through each of them alone. Where one norm acts on
+    all heads of a token, every head depends on all queries and keys, and its whole gradient counts."""
     n_heads, d_z = view.n_heads, visit.d_input["attn.o"]
     total = torch.zeros_like(split_heads(d_z, n_heads)[..., 0])
     names = list(tangents)
@@ -229,7 +229,7 @@ def _where_multiplied(
 
 
 def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
-    """Sums within the query, key or value heads."""
+    """Sum within each query, key or value head."""
     if x.ndim == 3:
         return x.unflatten(-1, (-1, d_head)).sum(-1)
     return x.sum(-1).movedim(token_axis(site), 1)
@@ -238,15 +238,15 @@ def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos som
 def upstream(
     view: HookedView, before: Visit, d_written: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """U of one block's MLP and heads; `d_written` is the change of the slope at what the MLP writes,
-    `d_z` that which the heads see at their z."""
+    """Compute U of one block's MLP and heads; `d_written` is the change of the slope at what the MLP
+    writes, `d_z` the change of the slope at the heads' z."""
     mlp = dot(d_written, before.output("mlp.out") - y_star)
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
 
 
 def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Tensor:
-    """(g'_o - g_o) W_O^T: the change of the slope at what the heads write, seen at their z through
-    the original W_O, [batch, pos, n_heads * d_head]."""
+    """Return (g'_o - g_o) W_O^T: the change of the slope at what the heads write, pulled back to their z
+    through the original W_O, [batch, pos, n_heads * d_head]."""
     matrix = sites["attn.o"].matrix(weights)
     assert matrix is not None
     return (new.d_output["attn.o"] - old.d_output["attn.o"]) @ matrix
@@ -255,8 +255,8 @@ def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weig
 def downstream(
     view: HookedView, before: Visit, z_at: Tensor, hidden_at: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """D of one block's MLP and heads; `z_at`, `hidden_at` enter `attn.o` and `mlp.out` when the
-    components run under W on their inputs z' seen under W'."""
+    """Compute D of one block's MLP and heads; `z_at` and `hidden_at` are the inputs of `attn.o` and
+    `mlp.out` when the components run under W on their inputs z' from the run under W'."""
     mlp = dot(before.d_input["mlp.out"], hidden_at - before.input("mlp.out"))
     return mlp, dot_heads(before.d_input["attn.o"], z_at - before.input("attn.o"), view.n_heads)
 
@@ -264,7 +264,7 @@ def downstream(
 def attribution(
     view: HookedView, before: Visit, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """R_C = g_C . (y_C - y*_C) of MLP and heads under W."""
+    """Compute R_C = g_C . (y_C - y*_C) of MLP and heads under W."""
     return (
         dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
         dot_heads(before.d_input["attn.o"], before.input("attn.o") - z_star, view.n_heads),
@@ -274,7 +274,7 @@ def attribution(
 def attribution_after(
     view: HookedView, before: Visit, after: Visit, d_z: Tensor, z_star: Tensor, y_star: Tensor
 ) -> tuple[PerToken, PerHead]:
-    """The same under W', y* being that of W. Its change is U + I + D to first order in the change of
+    """Compute R_C under W', with the y* of W. Its change is U + I + D to first order in the change of
     weights, with the paper's U (its appendix A)."""
     # g'_o . (z' W'_O - z* W_O), where g'_o W_O^T = g_z + (g'_o - g_o) W_O^T.
     at_baseline = (before.d_input["attn.o"] + d_z) * z_star

@@ -1,12 +1,11 @@
-"""Packing: prompts that begin alike in one row, what they share computed once.
+"""Packing: prompts with a common beginning in one row, so that shared tokens are computed once.
 
-Prompts of a template share their first tokens, and in a causal model nothing that follows changes what
-happens there. So a batch becomes a single row: the shared tokens, then what is each prompt's own, one
+Prompts of a template share their first tokens, and in a causal model later tokens do not change what is
+computed there. So a batch becomes a single row: the shared tokens, then each prompt's own tokens, one
 prompt after the other. A mask lets every token see the shared ones and those of its own prompt up to
-itself, and every token keeps the position that it has in its prompt. Of the paper's prompts' 11 tokens, 5
-are shared.
+itself, and every token keeps its position in its prompt. In the paper's prompts, 5 of 11 tokens are shared.
 
-Architectures are free to make other masks of a mask (sliding windows), so whoever packs compares rewards.
+Architectures may modify the mask (sliding windows), so callers must compare rewards with unpacked ones.
 """
 
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from ecstruct.facts.tokens import Batch
 
 @dataclass(frozen=True)
 class Packing:
-    """A batch as one row. `prompts` and `positions` [token] say what the row's tokens are in the batch,
-    `places` [batch, pos] where the batch's tokens are in the row; the first `n_shared` are everybody's."""
+    """A batch as one row. `prompts` and `positions` [token] say where the row's tokens are in the batch,
+    `places` [batch, pos] where the batch's tokens are in the row; all prompts share the first
+    `n_shared`."""
 
     ids: Int[Tensor, "1 token"]
     prompts: Int[Tensor, " token"]
@@ -31,7 +31,7 @@ class Packing:
 
     @classmethod
     def of(cls, batch: Batch, at_most: int) -> "Packing":
-        """Share no more than `at_most` of the first tokens; every prompt keeps at least its last one."""
+        """Pack a batch, sharing no more than `at_most` tokens; every prompt keeps at least its last one."""
         ids, lengths = batch.ids, batch.lengths
         alike = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
         n_shared = min(alike, at_most, int(lengths.min()) - 1)
@@ -46,11 +46,11 @@ class Packing:
 
     @property
     def seen(self) -> Bool[Tensor, "token token"]:
-        """Which token (column) is seen from which (row)."""
+        """The attention mask: True where a token (row) sees another one (column)."""
         shared = torch.arange(len(self.prompts), device=self.prompts.device) < self.n_shared
         own = ~shared[:, None] & (self.prompts[:, None] == self.prompts)
         return (shared | own) & (self.positions <= self.positions[:, None])
 
     def pack(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "1 token d"]:
-        """The row of a batch."""
+        """Return a batch as a row."""
         return x[self.prompts, self.positions][None]

@@ -30,34 +30,34 @@ ModelBefore = TransformerBridge | str | Path
 """The original model, or a source string for `ecstruct.load`."""
 
 ModelAfter = TransformerBridge | WeightDelta | str | Path
-"""The finetuned model: as a model, as a change of weights, or as a source string for `ecstruct.load`, the
-path of a saved delta, or the folder of an adapter of the model before."""
+"""The finetuned model: a model, a `WeightDelta`, a source string for `ecstruct.load`, the path of a saved
+delta, or the folder of an adapter of the original model."""
 
 _logger = logging.getLogger("ecstruct.scores")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A hooked model with its own weights W (`before`) and others, W' (`after`), in the dtype that scores
-    are computed in; `sources` say where each comes from. Fingerprints are of a model's weights
-    in its own dtype, as those of masks and recall are; of a delta or a source, as they are read here."""
+    """A hooked model with its own weights W (`before`) and with W' (`after`), in the dtype that scores are
+    computed in; `sources` say where each comes from. Fingerprints are of a model's weights in its own
+    dtype, as for masks and recall; for a delta or a source, of the weights as they are read here."""
 
     view: HookedView
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     sources: Mapping[str, Mapping[str, Any]]
     resident: bool = True
-    """Whether weights are in memory, not read when they are asked for."""
+    """Whether weights are in memory, rather than read from disk on access."""
     tokenizer_after: Any = None
-    """The model's own, if the one after brings one; what is scored are the ids of the one before."""
+    """The finetuned model's tokenizer, if it has one. Scoring uses the original model's token ids."""
 
     @classmethod
     def of(cls, model_before: ModelBefore, model_after: ModelAfter, device: str | None = None) -> "Pair":
-        """Read both; warns in the log when weights are cast up, or when nothing differs. `device` is that
-        of a model before that is given as a source.
+        """Read both models; warn in the log if weights are cast up, or if no weight differs. `device` is
+        for an original model that is given as a source.
 
         Raises:
-            InputError: a model that cannot be scored, or two that do not fit one another.
+            InputError: a model cannot be scored, or the two do not match.
         """
         if isinstance(model_before, str | Path):
             model_before = load(model_before, device=device)
@@ -77,10 +77,10 @@ class Pair:
 
     @classmethod
     def on_disk(cls, before: Any, after: Any, device: str | None = None) -> "Pair":
-        """Both stay there, see `ecstruct.models.offload`. Each weight is read once to begin with.
+        """Pair two models that stay on disk, see `ecstruct.models.offload`. Each weight is read once here.
 
         Raises:
-            InputError: as `ecstruct.load` does; a model that is in memory already.
+            InputError: as `ecstruct.load`; also for a model that is already in memory.
         """
         found = offloaded(before, after, device)
         described = provenance(found.model).described, found.after_described
@@ -89,7 +89,7 @@ class Pair:
         return cls(view, found.before, found.after, sources, False, found.tokenizer_after)
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What it takes to compute a result again: sources, options, versions."""
+        """Return what is needed to compute a result again: sources, options, versions."""
         return {
             **{state: dict(source) for state, source in self.sources.items()},
             "options": dict(options),
@@ -97,12 +97,12 @@ class Pair:
         }
 
     def mixed(self, new: Iterable[str]) -> Mapping[str, Tensor]:
-        """W, but for the weights of these names, which are those of W'."""
+        """Return W with the weights named in `new` replaced by those of W'."""
         names = frozenset(new)
         return Computed(self.before, lambda name: (self.after if name in names else self.before)[name])
 
     def between(self, a: float) -> Mapping[str, Tensor]:
-        """W + a (W' - W)."""
+        """Return W + a (W' - W)."""
         return Computed(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
 
     @property
@@ -110,7 +110,7 @@ class Pair:
         return pad_id_of(provenance(self.view.model).tokenizer)
 
     def tokenize(self, prompts: PromptsLike, reward: Reward) -> tuple[list[TokenizedPrompt], list[int]]:
-        """The prompts as they are read for a reward, and their lengths without answer tokens."""
+        """Return the prompts, tokenized as `reward` needs them, and their lengths without answer tokens."""
         tokenizer = provenance(self.view.model).tokenizer
         tokenized = tokenize(
             prompts, tokenizer, n_ctx=self.view.model.cfg.n_ctx, with_options=reward.needs_options
@@ -123,7 +123,7 @@ class Pair:
         return tokenized, lengths
 
     def _compare_tokenizers(self, tokenized: list[TokenizedPrompt]) -> None:
-        """Warn in the log of the first text that the tokenizer after reads otherwise."""
+        """Warn in the log about the first text that the finetuned model's tokenizer splits differently."""
         for prompt in tokenized:
             ids, text = [*prompt.ids, *prompt.answer_ids], prompt.prompt.answered(prompt.prompt.answer)
             if prompt.prompt.wrapper is None and ids != self.tokenizer_after(text)["input_ids"][: len(ids)]:
@@ -136,7 +136,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Computed(Mapping[str, Tensor]):
-    """Weights that are made when they are asked for, by name."""
+    """Weights by name, computed on access."""
 
     names: Collection[str]
     weight: Callable[[str], Tensor]
@@ -152,7 +152,7 @@ class Computed(Mapping[str, Tensor]):
 
 
 def _as_bridge(model: Any) -> Any:
-    """A HookedTransformer as the checkpoint that it was made from; all else as it is."""
+    """Load a HookedTransformer's original checkpoint; return anything else unchanged."""
     if is_hooked_transformer(model):
         return load(model, device=model.cfg.device, dtype=model.cfg.dtype)
     return model
@@ -160,7 +160,7 @@ def _as_bridge(model: Any) -> Any:
 
 _STATES = "before", "after"
 _ROUNDINGS = [(state, dtype) for state in (1, 0) for dtype in (torch.bfloat16, torch.float16)]
-"""Which of two weights may be the other one rounded, and to what."""
+"""The roundings to check for: (index of the state that may be the other one rounded, dtype)."""
 
 _States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
@@ -168,16 +168,15 @@ _States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 def _sources(
     weights: _States, described: tuple[dict[str, Any], dict[str, Any]], own: _States | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What is known of both states, with fingerprints; warns in the log when their weights are the same, or
-    those of one are the other's, rounded. `own` are the weights as the models have them, where those were
-    cast up.
+    """Describe both states, with fingerprints; warn in the log if their weights are equal, or equal but for
+    rounding. `own` are the weights before they were cast up, from which fingerprints are computed.
 
     Raises:
-        InputError: NaN or infinite values.
+        InputError: a weight is NaN or infinite.
     """
     digests: tuple[dict[str, str], dict[str, str]] = {}, {}
     same, roundings = True, list(_ROUNDINGS)
-    for name in weights[0]:  # both states in turn: they may be read together
+    for name in weights[0]:  # weight by weight, as both states may be read from disk together
         pair = [its[name] for its in weights]
         if not torch.equal(*pair):
             same = False
@@ -204,7 +203,7 @@ def _sources(
 def _weights_after(
     view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
 ) -> tuple[Mapping[str, Tensor], dict[str, Any], Any]:
-    """W', where it comes from, and its tokenizer if it has one."""
+    """Return W', a description of its source, and its tokenizer if it has one."""
     if isinstance(after, str | Path):
         if is_delta(after):
             change = delta_onto(after, view.model)

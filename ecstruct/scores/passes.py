@@ -1,8 +1,8 @@
-"""The passes of one scoring: two walks that meet at every block.
+"""The passes that compute scores: walks under W and W', which advance block by block together.
 
-Under the original weights W and the finetuned weights W', one forward and one backward pass each. On the
-way down everything about the components of a block is known: inputs, what they write, and the gradients of
-the reward there. The formulas are in `ecstruct.scores.linear`.
+Under the original weights W and the finetuned weights W' there are forward and backward passes. At each
+block on the way down, the inputs of its components, what they write, and the gradients of the reward there
+are all known. The formulas are in `ecstruct.scores.linear`.
 """
 
 import logging
@@ -43,8 +43,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Passes:
-    """What a pair of weights is scored with, see `ecstruct.score`; who shares the work, and where finished
-    parts of it are kept."""
+    """Scores prompts with a pair of weights and the options of `ecstruct.score`. `ranks` share the work,
+    and `shards` keep its finished parts."""
 
     pair: Pair
     reward: Reward
@@ -58,11 +58,11 @@ class Passes:
     shards: Shards | None = None
 
     def run(self, job: Job) -> Assembly | None:
-        """The scores of all prompts, on the first rank; on the others nothing.
+        """Return the scores of all prompts on the first rank, `None` on the others.
 
-        Batches are dealt out to the ranks, which walk them in rounds: so a run that dies loses no more than
-        its last ones, and only one has its residual streams in memory. Before any prompt is scored, the
-        baseline has to have seen all of them: on the way up of the only round, else beforehand.
+        Batches are dealt out to the ranks, which walk them in rounds: a run that dies loses only its last
+        round, and only one round has its residual streams in memory. The baseline has to see all prompts
+        before any is scored: on the way up if there is a single round, otherwise in a pass beforehand.
         """
         view, ranks = self.pair.view, self.ranks
         out = self._assembly(job) if ranks.first else None
@@ -109,7 +109,7 @@ class Passes:
         return out
 
     def _resume(self, out: Assembly | None, baseline: Baseline) -> tuple[set[int], bool]:
-        """Which prompts are finished: they are put into `out`. And whether the baseline is known."""
+        """Put finished prompts into `out`; return which these are, and whether the baseline is known."""
         done: set[int] = set()
         known = self.baseline == "zero"
         if out and self.shards:
@@ -132,16 +132,16 @@ class Passes:
     def _score(
         self, job: Job, baseline: Baseline, tick: Callable[[], object], seen: Callable[[], None] | None
     ) -> Assembly:
-        """The scores of some batches. `seen` is called after the way up if the baseline sees it."""
+        """Score some batches. With `seen`, the baseline sees the way up, and `seen` is called after it."""
         view, batches = self.pair.view, range(len(job.batches))
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
         rules = Relevance() if self.propagation == "relevance" else None
         before = Walk(view, self.pair.before, job.batches, graphs, rules)
-        descends = self.upstream == "surrogate"  # under W' too; else it is only looked at there
+        descends = self.upstream == "surrogate"  # only then is a backward pass under W' needed
         after = Walk(view, self.pair.after, job.batches, graphs, rules if descends else None, descends)
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
         informative = InformativeScores(self.pair, self.convention, out)
-        at_before = self.path_steps == 1  # informative scores are of the walk under W itself
+        at_before = self.path_steps == 1  # informative scores come from the walk under W itself
         self._up(before, after, baseline.see if seen else None, tick)
         if seen:
             seen()
@@ -182,8 +182,8 @@ class Passes:
         return out
 
     def _descents(self, before: Walk, after: Walk, rules: Relevance | None) -> dict[str, Descent]:
-        """ "before" and "after" follow gradients; the slopes of upstream scores are those of "early" and
-        "late", where they are not these."""
+        """Return the descents by name. "before" and "after" follow gradients; "early" (under W) and "late"
+        (under W') give the slopes of upstream scores where these differ."""
         ways = {"before": Descent(before), "after": Descent(after)}
         if rules:
             ways["early"] = Descent(before, rules=rules)
@@ -194,7 +194,7 @@ class Passes:
         return ways
 
     def _up(self, before: Walk, after: Walk, see: See | None, tick: Callable[[], object]) -> None:
-        """Both walks, a block of one after that of the other: so weights are read once for both."""
+        """Run both walks up in step, block by block, so that weights are read once for both."""
         before.embed()
         after.embed()
         for layer in range(self.pair.view.n_layers):
@@ -203,7 +203,7 @@ class Passes:
             tick()
 
     def _read_out(self, ways: Mapping[str, Descent], job: Job, out: Assembly) -> Iterator[Visit]:
-        """Begin all descents; the visits are those under W, batch by batch."""
+        """Begin all descents; yield the visits under W, batch by batch."""
         for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
             reward = self.reward.of_batch(batch)
             read = {way: descent.read_out(b, job.positions[b], reward) for way, descent in ways.items()}
@@ -228,7 +228,7 @@ class Passes:
         baseline: Baseline,
         out: Assembly,
     ) -> None:
-        """Upstream and downstream scores of one block, and its attributions, on one batch."""
+        """Add upstream and downstream scores of one block, and its attributions, on one batch."""
         view, rows, sites = self.pair.view, job.rows[b], self.pair.view.block_sites[layer]
         z_star = baseline.of(layer, "attn.o", b, old.input("attn.o"))
         y_star = baseline.of(layer, "mlp.out", b, old.output("mlp.out"))
@@ -251,7 +251,7 @@ class Passes:
     def _change_of_slope(
         self, sites: Mapping[str, Site], early: Visit, late: Visit
     ) -> tuple[Tensor, Tensor]:
-        """At what the MLP writes, and at the heads' z."""
+        """Return g' - g at what the MLP writes, and at the heads' z."""
         d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
         if self.convention == "definition" or self.upstream == "exact":  # W_O is not among later weights
             return d_written, linear.pulled_back(sites, early, late, self.pair.before)
@@ -260,8 +260,8 @@ class Passes:
     def _at_new_inputs(
         self, layer: int, b: int, before: Walk, after: Walk, new: Visit
     ) -> tuple[Tensor, Tensor]:
-        """What the components of a block feed to their output projections when they run under W on the
-        inputs seen under W'."""
+        """Return the inputs of a block's output projections `attn.o` and `mlp.out` when its components run
+        under W on their inputs from the walk under W'."""
         if self.convention == "definition":
             inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:

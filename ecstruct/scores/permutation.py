@@ -1,21 +1,21 @@
-"""Is a component's score above that of a control, or could chance have made the difference?
+"""Permutation tests: is a component's score above its score under a control, by more than chance?
 
-The control is another set of scores of the same components: of a random weight change of the same
-norm, or on prompts that have nothing to do with what was finetuned. If a component does not tell
-the two apart, chance decided which number came from which, and exchanging numbers gives differences
-like the one seen. The p-value is how often they are as large:
+The control is another set of scores of the same components: for a random weight change of the same
+norm, or on prompts unrelated to the finetuning. Under the null hypothesis, the scores and the control's
+are exchangeable, so exchanging them gives differences like the observed one, d. The p-value is how often
+the differences d* of permutations are at least as large:
 
     d = mean over prompts of the score - mean over prompts of the control's
     p = (1 + number of permutations with d* >= d) / (1 + number of permutations)
 
-Two sets on the same prompts are compared prompt by prompt: a permutation exchanges the two numbers
-of some prompts, which turns the signs of their differences. Otherwise it deals out all prompts anew.
+Two sets on the same prompts are compared in pairs: a permutation exchanges the two numbers of some
+prompts, which flips the signs of their differences. Otherwise it reassigns all prompts to the two sets.
 
-Of many components some are above the control by chance. `p_adjusted` (Westfall and Young's) is how
+With many components, some are above the control by chance. `p_adjusted` (Westfall and Young) is how
 often the *largest* d* of all components is at least d, each in units of its own spread: the root
-mean square of its differences, or its standard deviation over both sets together. No permutation
-changes these, so that they order the d* of a component as Student's t would. All components are
-permuted at once, so it does not matter how they depend on each other: the probability that any
+mean square of its differences, or its standard deviation over both sets together. Permutations do not
+change the spread, so it orders the d* of a component as Student's t would. All components are
+permuted together, so any dependence between them is allowed: the probability that any
 component that is not above its control has p_adjusted <= 0.05 is at most 5%.
 """
 
@@ -34,10 +34,10 @@ from ecstruct.io.values import bounded
 from ecstruct.scores.result import ExtractiveScores, component_totals
 
 _ROUNDING = 1e-12
-"""Differences as close as this, in units of their spread, are equal."""
+"""Differences closer than this, in units of their spread, count as equal."""
 
 _AT_ONCE = 2**22
-"""Differences held at a time, 32 MiB of them."""
+"""The number of differences held in memory at a time: 32 MiB."""
 
 
 @bounded
@@ -51,32 +51,32 @@ def above_control(
 ) -> pd.DataFrame:
     """Test for each component whether one of its scores is above the control's; one-sided.
 
-    What is compared is a component's sum over tokens on each prompt. Prompts of the same texts in
-    the same order are compared prompt by prompt, all others as two independent samples. When there
-    are no more than `permutations` different permutations, each is used once: p is exact, and as
-    the scores themselves are one of them, nothing is added to the counts. There are 2^n for n
-    prompts in pairs, so that p cannot be below 1/4 for two.
+    The test compares a component's sums over tokens, one per prompt. If both sets have the same texts in
+    the same order, they are compared in pairs, otherwise as two independent samples. If there are no
+    more than `permutations` different permutations, each is used once: p is then exact, and because
+    the identity is one of them, nothing is added to the counts. For n pairs there are 2^n, so that p
+    cannot be below 1/4 for two prompts.
 
-    Prompts are what varies: a small p says that the difference would be there on other prompts like
-    these, but for this control. How much controls differ, several of them can tell.
+    The test generalises over prompts: a small p says that the difference would hold on other prompts like
+    these, against this control. How much controls vary takes several of them to tell.
 
     Args:
-        scores: The scores in question.
+        scores: The scores to test.
         control: Scores of the same components.
-        score: Which of them, as in "informative".
-        permutations: How many to draw.
+        score: The name of the score, such as "informative".
+        permutations: The number of permutations to draw.
         seed: The same seed draws the same permutations.
 
     Returns:
         One row per component, in the order of `ExtractiveScores.components`: `kind`, `layer`,
         `head` (missing for an MLP), the means `value` and `control` and their `difference`, in the
-        unit of the reward, `p`, and `p_adjusted` for the number of components. Components that were
-        not scored in both (NaN on every prompt) are not tested either. The frame's `.attrs` say
+        unit of the reward, `p`, and `p_adjusted` for the number of components. Components that lack
+        scores in one of the sets (NaN on every prompt) are not tested. The frame's `.attrs` say
         whether the test was `paired` and `exact`, and how many `permutations` it used.
 
     Raises:
-        InputError: unlike components or rewards, an unknown score, fewer than two prompts, scores that
-            are not finite, no permutations.
+        InputError: components or rewards differ, the score is unknown, there are fewer than two prompts,
+            scores are not finite, or `permutations` is below 1.
     """
     if permutations < 1:
         raise InputError(f"permutations={permutations} give no p-value; draw 1 or more, as in 10000")
@@ -91,7 +91,7 @@ def above_control(
         numbers, shares = ours - theirs, np.full(len(ours), 1 / len(ours))
     else:
         numbers = np.concatenate([ours, theirs])
-        numbers -= numbers[0].copy()  # first, so that equal numbers become zeros without rounding
+        numbers -= numbers[0].copy()  # before the mean, so that equal numbers become exact zeros
         numbers -= numbers.mean(axis=0)
         shares = np.repeat([1 / len(ours), -1 / len(theirs)], [len(ours), len(theirs)])
     permuted, exact = _permuted(shares, len(ours), paired, permutations, np.random.default_rng(seed))
@@ -115,7 +115,7 @@ def _counts(
     shares: Float64[np.ndarray, " number"],
     permuted: Float64[np.ndarray, "permutation number"],
 ) -> tuple[Int64[np.ndarray, " component"], Int64[np.ndarray, " component"]]:
-    """In how many permutations a difference, or the largest of all, is at least the one that is seen."""
+    """Count the permutations in which d*, and the largest d* of all components, are at least d."""
     spread = np.sqrt((numbers**2).mean(axis=0))
     numbers = numbers / np.where(spread > 0, spread, 1.0)
     seen = shares @ numbers - _ROUNDING
@@ -134,11 +134,11 @@ def _permuted(
     permutations: int,
     rng: np.random.Generator,
 ) -> tuple[Float64[np.ndarray, "permutation number"], bool]:
-    """The shares of the numbers in the difference, permuted; and whether in every possible way.
+    """Return the permuted weights of the numbers in d, and whether these are all possible permutations.
 
-    Permuting these, instead of the scores of all components, makes of each permutation a row of one
+    Permuting the weights, not the scores of all components, makes each permutation a row of one
     matrix product: 0.1 s for 20 pairs and 1000 components, where scipy.stats.permutation_test takes 4 s.
-    Nor does that promise to permute all components at once.
+    That function does not promise to permute all components together, either.
     """
     n = len(shares)
     if paired:
@@ -183,8 +183,8 @@ def _require_comparable(scores: ExtractiveScores, control: ExtractiveScores) -> 
 def rank_correlation(
     x: Float[np.ndarray, " point"], y: Float[np.ndarray, " point"], permutations: int, seed: int
 ) -> tuple[float, float]:
-    """Spearman's rho of x and y, and its two-sided p: (1 + number of permutations of y whose rho is at
-    least as far from 0) / (1 + number of permutations). Both are NaN where one of the two does not vary."""
+    """Return Spearman's rho of x and y, and its two-sided p: (1 + number of permutations of y whose rho is
+    at least as far from 0) / (1 + number of permutations). Both are NaN if x or y is constant."""
     a, b = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
     scale = float(np.sqrt((a @ a) * (b @ b)))
     if not scale:

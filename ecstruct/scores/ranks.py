@@ -16,10 +16,10 @@ from ecstruct.scores.pair import Pair
 def ranks_of_pair(
     pair: Pair, tokenized: Sequence[TokenizedPrompt], batch_size: int | None = None
 ) -> dict[str, Float[np.ndarray, " prompt"]]:
-    """`ecstruct.ranks` of the models "before" and "after". `batch_size` is as for `ecstruct.score`.
+    """Compute `ecstruct.ranks` for "before" and "after". `batch_size` is as for `ecstruct.score`.
 
-    Blocks are the outer loop, states and batches the inner ones: weights that are read when they are asked
-    for are read once for both states and all batches of a round.
+    Blocks are the outer loop, states and batches the inner ones, so that offloaded weights are read once
+    for both states and all batches of a round.
     """
     view, prompts = pair.view, [*tokenized]
     states = {"before": pair.before, "after": pair.after}

@@ -1,28 +1,28 @@
 """The rules of relevance: a backward pass that gives the slope of a large step, not that of a small one.
 
-A gradient is how a reward begins to change. What a component writes is taken away as a whole, and on the
-way to the reward it goes through norms, products and activations, in which the first small step tells
-little of the whole one. Layer-wise relevance propagation passes on what a step of the whole size does. Its
-rules, as Achtibat et al. 2024 use them for transformers (arXiv 2402.05602), and Jafari, Eberle, Khakzar
-and Nanda 2025 for attribution patching (RelP, arXiv 2508.21258), are those of a linear model that has the
-values of the forward pass:
+A gradient is the slope of an infinitesimal step. An intervention removes the whole of what a component
+writes, which passes through norms, products and activations on its way to the reward; there, the slope of
+an infinitesimal step says little about the whole one. Layer-wise relevance propagation passes on the effect
+of the whole step. Its rules, as used by Achtibat et al. 2024 for transformers (arXiv 2402.05602), and by
+Jafari, Eberle, Khakzar and Nanda 2025 for attribution patching (RelP, arXiv 2508.21258), are those of a
+linear model that has the values of the forward pass:
 
 | operation | rule |
 |---|---|
-| norm, x / s(x) | s is held: d_x = d_y / s; of a layer norm the mean is not held |
+| norm, x / s(x) | s is held constant: d_x = d_y / s; the mean of a layer norm is not held |
 | product of two activations, a b | each factor gets half: d_a = d_y b / 2, d_b = d_y a / 2 |
-| activation, f(x) with f(0) = 0 | its quotient is held: d_x = d_y f(x) / x, and d_y f'(0) where x = 0 |
-| x f(x), a number times a function of itself | it is an activation: f is held, d_x = d_y f(x) |
-| softmax, sigmoid | they are held: attention patterns, routers and gates pass nothing on |
-| whatever is linear | as ever |
+| activation, f(x) with f(0) = 0 | f(x) / x is held: d_x = d_y f(x) / x, and d_y f'(0) where x = 0 |
+| x f(x), elementwise | this counts as an activation: f is held, d_x = d_y f(x) |
+| softmax, sigmoid | the output is held: attention patterns, routers and gates pass nothing on |
+| linear operations | the gradient |
 
-So a soft-cap is an activation; norms of queries and keys, rotations and position biases have no part; a
-norm after a component is a norm like any other; experts are weighted as the held router says; parallel
+Therefore a soft-cap is an activation; norms of queries and keys, rotations and position biases have no
+effect; a norm after a component is a norm like any other; experts are weighted by the held router; parallel
 blocks need no rule.
 
-Nothing in a model is replaced. An operation is told by its node in the graph that autograd recorded in the
-model's own forward pass, and a hook on the node follows the rule in those backward passes that ask for it;
-in any other one the same graph gives gradients.
+The model is not modified. An operation is recognised by its node in the graph that autograd recorded in the
+model's own forward pass, and a hook on the node applies the rule in those backward passes that ask for it;
+in all others the same graph gives gradients.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,18 +38,18 @@ from torch.nn import functional
 from ecstruct.errors import InputError
 
 Node = Any
-"""A node of autograd's graph; torch has no public type for those that it makes."""
+"""A node of autograd's graph; torch has no public type for the nodes that it makes."""
 
 Edge = tuple[Node, int]
-"""A node, and which of its outputs."""
+"""A node, and the index of one of its outputs."""
 
 Grads = tuple[Any, ...]
 
 Rule = Callable[[Grads, Grads], Grads]
-"""From the gradients of a node's inputs and outputs to what its inputs get."""
+"""A function from the gradients of a node's inputs and outputs to what its inputs get instead."""
 
 Passing = dict[Node, tuple[bool, ...]]
-"""To which of its inputs each node passes anything on."""
+"""For each node, whether it passes anything on to each of its inputs."""
 
 _LINEAR = frozenset(
     {
@@ -77,14 +77,14 @@ _LINEAR = frozenset(
             "Flip",
             "CopySlices",
         ),
-        *("Relu", "LeakyRelu"),  # their quotient is their slope
+        *("Relu", "LeakyRelu"),  # their quotient f(x) / x equals their slope
     }
 )
 _HELD = frozenset({"Softmax", "Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "LinalgVectorNorm", "Norm"})
 _PRODUCTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"Mul": (0, 1), "Mm": (0, 1), "Bmm": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2)}
 )
-"""Which of their inputs are the factors."""
+"""For each kind of product, the indices of the inputs that are its factors."""
 
 _ACTIVATIONS: Mapping[str, Callable[[Node], Callable[[Tensor], Tensor]]] = MappingProxyType(
     {
@@ -99,7 +99,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Node], Callable[[Tensor], Tensor]]] = Mappi
         "GeLUFunction": lambda node: partial(functional.gelu, approximate="tanh"),  # of transformers' Bloom
     }
 )
-"""From a node to the function that it is of."""
+"""For each kind of activation, a function from its node to the activation itself."""
 
 _KNOWN = {*_LINEAR, *_HELD, *_PRODUCTS, *_ACTIVATIONS, "Div", "NativeLayerNorm", "FusedRmsNorm"} | {
     "AccumulateGrad"
@@ -111,14 +111,14 @@ _ELEMENTWISE = {*_ACTIVATIONS, "Add", "Sub", "Rsub", "Neg", "Mul", "Div", "ToCop
 
 
 class Relevance:
-    """Rules for the graphs that are prepared for them; backward passes within `followed` follow them."""
+    """The rules on all graphs given to `prepare`; backward passes within `followed` apply them."""
 
     def __init__(self) -> None:
         self._followed = False
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Backward passes follow the rules; without, they give gradients."""
+        """Make backward passes in this block follow the rules; outside, they give gradients."""
         self._followed = True
         try:
             yield
@@ -126,10 +126,10 @@ class Relevance:
             self._followed = False
 
     def prepare(self, output: Tensor) -> None:
-        """Let the graph that leads to `output` have rules.
+        """Attach the rules to the graph that leads to `output`.
 
         Raises:
-            InputError: it has an operation for which there is none.
+            InputError: it has an operation without a rule.
         """
         assert output.grad_fn is not None
         passing: Passing = {}
@@ -148,7 +148,7 @@ class Relevance:
 
 
 def _inputs_first(output: Node) -> list[Node]:
-    """The nodes of a graph, each after all that lead to it."""
+    """Return the nodes of a graph in topological order, inputs first."""
     found: dict[Node, None] = {}
     stack = [(output, False)]
     while stack:
@@ -162,7 +162,7 @@ def _inputs_first(output: Node) -> list[Node]:
 
 
 def _check_has_rules(output: Node, passing: Passing) -> None:
-    """Raise `InputError` if something is passed on through an operation that has no rule."""
+    """Raise `InputError` if an operation that passes something on has no rule."""
     stack, seen = [output], {output}
     while stack:
         node = stack.pop()
@@ -178,12 +178,12 @@ def _check_has_rules(output: Node, passing: Passing) -> None:
 
 
 def _rule(node: Node, passing: Passing) -> tuple[tuple[bool, ...], Rule | None]:
-    """To which of its inputs a node passes anything on, and its rule if it is not the gradient's."""
+    """Return to which inputs a node passes anything on, and its rule, or None for the gradient."""
     name = _kind(node)
     reached = tuple(of is not None and any(passing[of]) for of, _ in node.next_functions)
     nothing = (False,) * len(reached)
     if name == "AccumulateGrad":
-        return (True,), None  # what entered
+        return (True,), None  # a leaf, the input of the graph
     if not any(reached):
         return nothing, None
     if name in _HELD or (name == "Pow" and node._saved_exponent < 0):
@@ -220,7 +220,7 @@ def _product(node: Node, name: str, reached: tuple[bool, ...]) -> tuple[tuple[bo
 
 
 def _gate(product: Node) -> int | None:
-    """Which factor of x f(x) is f(x), or neither."""
+    """Return which factor of x f(x) is f(x), 0 or 1; None if neither is a function of the other."""
     x, f = product.next_functions
     if _is_function_of(f, _without_scale(x)):
         return 1
@@ -228,7 +228,7 @@ def _gate(product: Node) -> int | None:
 
 
 def _without_scale(edge: Edge) -> Edge:
-    """What is multiplied by constants to give it."""
+    """Follow an edge back through multiplications by constants."""
     while _kind(edge[0]) in ("Mul", "Div", "Neg"):
         factors = [of for of in edge[0].next_functions if of[0] is not None]
         if len(factors) != 1:
@@ -238,7 +238,7 @@ def _without_scale(edge: Edge) -> Edge:
 
 
 def _is_function_of(edge: Edge, x: Edge) -> bool:
-    """Whether every number of one tensor depends on the same number of another one alone."""
+    """Return whether a tensor is an elementwise function of `x` alone."""
     stack = [edge]
     while stack:
         node, at = stack.pop()

@@ -1,15 +1,15 @@
-"""Scores of every component, with everything needed to read them later.
+"""The scores of every component, with everything needed to interpret them later.
 
-One labelled array per kind of component. A number is how much a component, through its
-finetuning, raised the reward of a prompt, in the unit of the reward (logits for "logit_diff",
-nats for "logprob"): **positive raises the reward**, in all three scores.
+There is one labelled array per kind of component. Each number says how much finetuning made a component
+raise the reward of a prompt, in the unit of the reward (logits for "logit_diff", nats for "logprob"):
+**positive raises the reward**, in all three scores.
 
 * informative: the component's own weights changed; they store the fact;
 * upstream: its unchanged output is used by later weights that changed;
 * downstream: its unchanged weights decode an input that changed.
 
 Summed over tokens, a component's informative scores are its share of the first-order change of
-the reward; together with `rest` (all weights outside MLPs and heads) they are all of it.
+the reward; with `rest` (all weights outside MLPs and heads) they sum to that change.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FORMAT = "ecstruct scores 1"
-"""What a file of scores says of itself; the number changes with the file's layout."""
+"""The format that files of scores declare; the number changes with the layout of the file."""
 
 _DIMS = {"mlp": ("score", "prompt", "layer"), "heads": ("score", "prompt", "layer", "head")}
 
 
 @dataclass(frozen=True, eq=False)
 class ExtractiveScores:
-    """The scores of every MLP and attention head on every prompt; what `ecstruct.score` returns.
+    """The scores of every MLP and attention head on every prompt; `ecstruct.score` returns one.
 
-    Wraps one `xarray.Dataset`, open to use as `.dataset`. Its variables are the properties below;
+    It wraps one `xarray.Dataset`, accessible as `.dataset`. Its variables are the properties below;
     its coordinates name scores, layers, heads and states ("before", "after" finetuning), and give
     each prompt's `text`, `answer`, `template`, `length`, entity span (`entity_start`,
     `entity_end`) and `token_text`. Positions past a prompt's end are NaN.
@@ -84,8 +84,8 @@ class ExtractiveScores:
 
     @property
     def completeness(self) -> xr.DataArray:
-        """What the informative scores make of the change of the reward too much or too little (prompt):
-        the sum of all of them and of `rest`, minus R(W') - R(W). With more `path_steps` it goes to 0."""
+        """The error of the informative scores as shares of the change of the reward (prompt): the sum of
+        all of them and of `rest`, minus R(W') - R(W). With more `path_steps` it goes to 0."""
         rest = self.rest.astype("float64").sum("group")
         informative = self.dataset[["mlp", "heads"]].sel(score="informative").astype("float64")
         summed = sum(
@@ -99,8 +99,8 @@ class ExtractiveScores:
     def attribution(self) -> xr.Dataset:
         """Grad-CAM attributions g . (y - y*) under both states: `mlp` (state, prompt, layer, token) and
         `heads` (state, prompt, layer, head, token). Under W' they need a backward pass that only
-        `upstream="surrogate"` takes, and are NaN without. With `propagation="gradient"` their change from
-        "before" to "after" is then the sum of the three scores, to first order."""
+        `upstream="surrogate"` makes, and are NaN otherwise. With `propagation="gradient"` too, their change
+        from "before" to "after" is the sum of the three scores, to first order."""
         return xr.Dataset(
             {
                 "mlp": self._variable("attribution_mlp"),
@@ -110,25 +110,25 @@ class ExtractiveScores:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """A copy of what it takes to run this again: sources, revisions, hashes, options."""
+        """A copy of what is needed to compute the scores again: sources, revisions, hashes, options."""
         return copy.deepcopy(self.dataset.attrs)
 
     @property
     def interventions(self) -> ExtractiveScores | None:
-        """What interventions found of the components that were verified, NaN for the others: `mlp` (score,
-        prompt, layer) and `heads` (score, prompt, layer, head); `None` if none were."""
+        """The causal scores of the components that were verified, NaN for the others: `mlp` (score, prompt,
+        layer) and `heads` (score, prompt, layer, head); `None` if no component was verified."""
         if "causal_mlp" not in self.dataset:
             return None
         causal = self.dataset[["causal_mlp", "causal_heads"]]
         return ExtractiveScores(causal.rename(causal_mlp="mlp", causal_heads="heads"))
 
     def verified(self, causal: ExtractiveScores) -> ExtractiveScores:
-        """These scores with those of interventions, for all or some of the components, beside them.
+        """Return these scores together with causal scores of some or all of the components.
 
-        `components` and `top`, tables, reports and the texts of figures show both numbers then.
+        `components` and `top`, tables, reports and the texts of figures then show both numbers.
 
         Raises:
-            InputError: the interventions are on other prompts or components.
+            InputError: the causal scores have other prompts or components.
         """
         _require_same_labels(self.dataset, causal.dataset, ("layer", "head", "text", "answer"))
         added = {}
@@ -154,7 +154,7 @@ class ExtractiveScores:
         resamples: int = 1000,
         seed: int = 0,
     ) -> SlotScores:
-        """The mean over a template's prompts at each of its slots.
+        """Average a template's prompts at each of its slots.
 
         Slots are the prefix tokens, the last two entity tokens ("X", "Y") and the suffix tokens.
         A one-token entity fills "Y" and leaves "X" out; `count` says how many prompts are behind
@@ -163,17 +163,17 @@ class ExtractiveScores:
         Args:
             fold: Add the entity's surplus leading tokens to "X", which keeps the sums over
                 tokens, instead of dropping them.
-            like: "reference" does as the published code: a one-token entity fills "X" and "Y",
+            like: "reference" follows the published code: a one-token entity fills "X" and "Y",
                 surplus tokens are dropped.
-            template: Which prompts; None when all are of one template.
-            ci: The level of intervals about the means, as 0.95; they are the result's `low` and
-                `high`, and `ecstruct.scores.bootstrap` says what they mean. None for none.
-            resamples: How often the bootstrap draws prompts for them.
+            template: The template whose prompts to average; None if there is only one.
+            ci: The level of intervals about the means, such as 0.95; they become the result's `low` and
+                `high`, and `ecstruct.scores.bootstrap` says what they mean. None for no intervals.
+            resamples: How often the bootstrap draws prompts for the intervals.
             seed: The same seed gives the same intervals.
 
         Raises:
-            InputError: prompts of several templates and `template` None, an unknown template,
-                prompts that do not line up, scores without tokens; with `ci`, a level outside of
+            InputError: there are several templates and `template` is None, the template is unknown,
+                prompts do not line up, or scores have no tokens; with `ci`, also for a level outside of
                 (0, 1) or a single prompt.
         """
         return aggregate_dataset(
@@ -181,12 +181,12 @@ class ExtractiveScores:
         )
 
     def top(self, n: int, score: str, kind: Literal["mlp", "head"] | None = None) -> pd.DataFrame:
-        """The `n` components that raise the reward most by one score, the largest first.
+        """Return the `n` components that raise the reward most by one score, the largest first.
 
         Columns: `kind` ("mlp" or "head"), `layer`, `head` (missing for an MLP) and `value`: the
-        mean over prompts of the sum over tokens, in the unit of the reward. If components were
-        verified, also `causal`, the mean over prompts of what the intervention does, and `agrees`: whether
-        that has the sign of `value` and a tenth of its size at least; both are missing for the others.
+        mean over prompts of the sum over tokens, in the unit of the reward. If components were verified,
+        also `causal`, the mean over prompts of the causal score, and `agrees`: whether that has the sign
+        of `value` and at least a tenth of its size; both are missing for components not verified.
         """
         if kind not in (None, "mlp", "head"):
             raise InputError(f"kind={kind!r} is unknown; it is 'mlp', 'head' or None for both")
@@ -200,10 +200,10 @@ class ExtractiveScores:
     def components(
         self, score: str, *, ci: float | None = None, resamples: int = 1000, seed: int = 0
     ) -> pd.DataFrame:
-        """All components by one score, MLPs first, layer by layer; columns as in `top`.
+        """Return all components with one score, MLPs first, layer by layer; columns as in `top`.
 
-        With `ci`, as 0.95, there are also `low` and `high`, the interval about `value`; the
-        arguments are those of `aggregate`, but all prompts are drawn from, whatever their template.
+        With `ci`, such as 0.95, there are also `low` and `high`, the interval about `value`; the arguments
+        are those of `aggregate`, but the bootstrap draws from all prompts, whatever their template.
         """
         totals = component_totals(self, score)
         frame = component_frame(self.dataset["layer"].values, self.dataset["head"].values)
@@ -219,7 +219,7 @@ class ExtractiveScores:
         return frame
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per score, prompt, component and token of the prompt, with the token's text."""
+        """Return one row per score, prompt, component and token of the prompt, with the token's text."""
         frame = both_kinds(
             self.mlp.rename("value").to_dataframe().reset_index(),
             self.heads.rename("value").to_dataframe().reset_index(),
@@ -231,21 +231,21 @@ class ExtractiveScores:
         return frame.reindex(columns=[*columns, "value"]).reset_index(drop=True)
 
     def heatmap(self, **options: Any) -> go.Figure:
-        """Layer by token, one row per score: `ecstruct.plots.heatmap`."""
+        """Plot layer by token, one row per score; see `ecstruct.plots.heatmap`."""
         from ecstruct.plots import heatmap
 
         return heatmap(self, **options)
 
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
-        """Layer by head at one token: `ecstruct.plots.head_map`."""
+        """Plot layer by head at one token; see `ecstruct.plots.head_map`."""
         from ecstruct.plots import head_map
 
         return head_map(self, slot, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it to one netCDF file (HDF5), which appears whole or not at all.
+        """Write all of it atomically to one netCDF file (HDF5).
 
-        Numbers keep their type and every bit. netCDF text holds no NUL and no half of a
+        Numbers are stored exactly, with their type. netCDF text cannot hold NUL or half of a
         surrogate pair: such characters in a token are replaced.
         """
         netcdf.write(self.dataset, path, FORMAT)
@@ -255,15 +255,15 @@ class ExtractiveScores:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, a damaged one, or one that holds something else.
+            InputError: the file does not exist, is damaged, or holds something else.
         """
         return cls(netcdf.read(path, FORMAT, "scores"))
 
     def mean(self, *others: ExtractiveScores) -> ExtractiveScores:
-        """The mean of these and other scores, as over seeds: `a.mean(b)`.
+        """Average these and other scores, for example over seeds: `a.mean(b)`.
 
         Raises:
-            InputError: when they are not of the same components and prompts.
+            InputError: they are not of the same components and prompts.
         """
         return self._combine("mean", others, lambda values: np.add.reduce(values) / len(values))
 
@@ -304,7 +304,7 @@ class ExtractiveScores:
 
 
 def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray, "prompt component"]:
-    """One score summed over tokens; components in the order of `ExtractiveScores.components`."""
+    """Return one score summed over tokens, with components ordered as in `ExtractiveScores.components`."""
     known = [str(name) for name in scores.dataset["score"].values]
     if score not in known:
         raise InputError(f"score={score!r} is not among these scores; they have {known}")

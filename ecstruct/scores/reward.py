@@ -1,10 +1,10 @@
-"""The reward R of a prompt: what a score says a component raises (positive) or lowers (negative).
+"""The reward R of a prompt, which components raise (positive score) or lower (negative score).
 
 * `"logit_diff"`: logit of the answer's first token minus the mean logit of the first tokens of all
   options, the answer's included, at the last prompt token. In logits.
 * `"logprob"`: log-probability of the answer, in nats: of its first token (Feng et al. 2024, appendix
-  B.1), or of all of them, teacher-forced, with `answer_tokens="all"`.
-* a function of the logits at the last prompt token, [batch, d_vocab], and the `Batch`, that gives one
+  B.1), or of all its tokens, teacher-forced, with `answer_tokens="all"`.
+* a function of the logits at the last prompt token, [batch, d_vocab], and the `Batch`, that returns one
   differentiable number per prompt, [batch]. Prompts must not influence one another.
 """
 
@@ -25,7 +25,7 @@ AnswerTokens = Literal["first", "all"]
 
 
 def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: Batch) -> Float[Tensor, " batch"]:
-    """Answer's logit minus the mean logit of the options (first tokens)."""
+    """Return the answer's logit minus the mean logit of the options (first tokens), in logits."""
     answer = logits.gather(1, batch.answer_ids[:, :1])[:, 0]
     present = batch.option_ids != MISSING
     options = logits.gather(1, batch.option_ids.clamp(min=0)).where(present, 0.0)
@@ -33,7 +33,7 @@ def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: Batch) -> Float[Te
 
 
 def logprob(logits: Float[Tensor, "batch read d_vocab"], batch: Batch) -> Float[Tensor, " batch"]:
-    """Sum of the log-probabilities of as many answer tokens as there are positions read."""
+    """Sum the log-probabilities, in nats, of as many answer tokens as there are positions read."""
     ids = batch.answer_ids[:, : logits.shape[1]]
     logprobs = logits.log_softmax(-1).gather(2, ids.clamp(min=0)[..., None])[..., 0]
     return logprobs.where(ids != MISSING, 0.0).sum(1)
@@ -41,7 +41,7 @@ def logprob(logits: Float[Tensor, "batch read d_vocab"], batch: Batch) -> Float[
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward with what it needs: whether options, whether all the answer's tokens."""
+    """A reward function with its name, and whether it reads the first or all of the answer's tokens."""
 
     name: str
     function: RewardFunction
@@ -49,10 +49,10 @@ class Reward:
 
     @classmethod
     def of(cls, reward: RewardLike, answer_tokens: AnswerTokens = "first") -> "Reward":
-        """The reward that a caller named or gave.
+        """Return the reward for a name or a function.
 
         Raises:
-            InputError: unknown name; `answer_tokens="all"` for another reward than `"logprob"`.
+            InputError: the name is unknown, or `answer_tokens="all"` is used without `"logprob"`.
         """
         if answer_tokens not in ("first", "all"):
             raise InputError(f"answer_tokens is 'first' or 'all', not {answer_tokens!r}.")
@@ -73,7 +73,7 @@ class Reward:
         return self.function is not logprob
 
     def check_is_known_by_name(self) -> None:
-        """Raise InputError for a function of a user, before parts of a run with it are kept."""
+        """Raise InputError for a user's function, before parts of a run that uses it are kept."""
         if self.function not in (logit_diff, logprob):
             raise InputError(
                 f"parts of a run with the reward {self.name} cannot be told from those with another "
@@ -81,16 +81,16 @@ class Reward:
             )
 
     def of_batch(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The reward as a function of logits alone."""
+        """Return the reward as a function of logits alone."""
         return lambda logits: self(logits, batch)
 
     def __call__(
         self, logits: Float[Tensor, "batch read d_vocab"], batch: Batch
     ) -> Float[Tensor, " batch"]:
-        """R of every prompt. `read` is 1, or the number of answer tokens.
+        """Compute R of every prompt. `read` is 1, or the number of answer tokens.
 
         Raises:
-            InputError: a user's function does not give one number per prompt.
+            InputError: a user's function does not return one number per prompt.
         """
         if self.function is logprob:
             return logprob(logits, batch)
@@ -105,8 +105,8 @@ class Reward:
 
 
 def read_positions(batch_lengths: Tensor, answer_ids: Tensor, all_tokens: bool) -> Tensor:
-    """Positions whose logits are read, [batch, read]: the last prompt token's and, for all answer
-    tokens, those of the answer's tokens but the last. A shorter answer repeats its last position."""
+    """Return the positions whose logits are read, [batch, read]: the last prompt token and, for all answer
+    tokens, also the answer's tokens but the last. A shorter answer repeats its last position."""
     if not all_tokens:
         return batch_lengths[:, None] - 1
     n_answer = (answer_ids != MISSING).sum(1, keepdim=True)

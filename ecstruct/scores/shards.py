@@ -1,11 +1,11 @@
-"""What is finished of one scoring, kept in a folder until all of it is.
+"""Finished parts of one scoring run, kept in a folder until all parts are finished.
 
-    DIR/identity.json           what the numbers depend on
+    DIR/identity.json           everything that the scores depend on
     DIR/baseline.safetensors    the sums of the baseline, over all prompts
     DIR/part-*.safetensors      the scores of some prompts
 
-How prompts are batched and over how many processes they are shared is not part of the identity: any run of
-the same scoring goes on from here.
+The batch size and the number of processes are not part of the identity: any run that computes the same
+scores can resume from here.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ _SUMS = "baseline.safetensors"
 
 
 class Shards(Kept):
-    """The finished parts of a scoring, see `Kept`; the folder must be given."""
+    """The finished parts of a scoring run, see `Kept`; the folder must be given."""
 
     def parts(self) -> Iterator[Part]:
-        """The scores that are finished."""
+        """Yield the scores that are finished."""
         assert self.folder is not None
         for path in sorted(self.folder.glob("part-*.safetensors")):
             if found := self.find(path.name, read_tensors):
@@ -40,7 +40,7 @@ class Shards(Kept):
         self.keep(name, save_tensors, {"rows": rows, **arrays}, {"groups": part.groups})
 
     def sums(self) -> Sums | None:
-        """The sums of the baseline, if they are here."""
+        """Return the sums of the baseline, or None if they are not in the folder."""
         if (found := self.find(_SUMS, read_tensors)) is None:
             return None
         by_key = ((key.split(".", 1), sums) for key, sums in found[1].items())

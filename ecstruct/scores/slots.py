@@ -1,4 +1,4 @@
-"""Scores at the slots of a template, which prompts were averaged onto: see `ecstruct.scores.aggregate`."""
+"""Scores averaged over prompts, at the slots of a template; see `ecstruct.scores.aggregate`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 class SlotScores:
     """Scores per slot of a template: what `ExtractiveScores.aggregate()` returns.
 
-    `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot)
-    and whatever else the scores had (`reward`, `rest`, attributions), averaged over the prompts; with
-    intervals, also their ends, as `mlp_low`. If components were verified, it has what interventions do,
-    `causal_mlp` (score, layer) and `causal_heads` (score, layer, head), and what the scores of all tokens
-    sum to, `total_mlp` and `total_heads`.
-    Coordinates of `slot`: `slot_text`, its label, `part`: "prefix", "entity" or "suffix", and `wrapper`:
-    whether it is of the chat template that the prompts are in.
+    `dataset` holds `mlp` (score, layer, slot), `heads` (score, layer, head, slot), `count` (slot) and the
+    other variables of the scores (`reward`, `rest`, attributions), averaged over the prompts; with
+    intervals, also their ends, such as `mlp_low`. If components were verified, it also holds causal scores,
+    `causal_mlp` (score, layer) and `causal_heads` (score, layer, head), and the scores summed over all
+    tokens, `total_mlp` and `total_heads`. The dimension `slot` has the coordinates `slot_text`, its label;
+    `part`, one of "prefix", "entity" and "suffix"; and `wrapper`, whether it belongs to a chat template.
     """
 
     dataset: xr.Dataset
@@ -49,19 +48,19 @@ class SlotScores:
 
     @property
     def ci(self) -> float | None:
-        """The level of the intervals, as 0.95; None when there are none."""
+        """The level of the intervals, such as 0.95; None if there are no intervals."""
         return self.dataset.attrs.get("aggregate", {}).get("ci")
 
     @property
     def low(self) -> xr.Dataset:
         """The lower ends of the intervals: `mlp` and `heads` as above, and `attention` (score,
-        layer, slot), of the heads of a layer summed. NaN where fewer than two prompts have a token.
+        layer, slot) for the sum over a layer's heads. NaN where fewer than two prompts have a token.
         """
         return self._ends("low")
 
     @property
     def high(self) -> xr.Dataset:
-        """The upper ends of the intervals, as `low`."""
+        """The upper ends of the intervals, with the same variables as `low`."""
         return self._ends("high")
 
     def _ends(self, which: str) -> xr.Dataset:
@@ -76,18 +75,18 @@ class SlotScores:
 
     @property
     def in_wrapper(self) -> list[bool]:
-        """Whether each slot is of the chat template that the prompts are in."""
+        """Whether each slot belongs to the chat template around the prompts."""
         known = self.dataset.coords.get("wrapper")
         return [False] * len(self.slot_text) if known is None else [bool(one) for one in known.values]
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """A copy of the attributes of the scores, with what was aggregated and how."""
+        """A copy of the scores' attributes, including the options of the aggregation."""
         return copy.deepcopy(self.dataset.attrs)
 
     def folded(self) -> SlotScores:
-        """The same with each run of the chat template's tokens summed into one slot, but for the prompt's
-        last token, where the answer is read. Means with intervals stay as they are: ends do not add up."""
+        """Sum each run of chat-template tokens into one slot, except for the prompt's last token, where the
+        answer is read. Means with intervals are returned unchanged, because ends do not add up."""
         wrapped, n = self.in_wrapper, len(self.slot_text)
         inner = [one and slot < n - 1 for slot, one in enumerate(wrapped)]
         starts = [slot for slot in range(n) if not (slot and inner[slot] and inner[slot - 1])]
@@ -108,7 +107,7 @@ class SlotScores:
         return SlotScores(dataset)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per score, component and slot; `head` is missing for MLPs.
+        """Return one row per score, component and slot; `head` is missing for MLPs.
 
         Means with intervals also have the columns `low` and `high`.
         """
@@ -124,13 +123,13 @@ class SlotScores:
         return frame.reindex(columns=columns).reset_index(drop=True)
 
     def heatmap(self, **options: Any) -> go.Figure:
-        """Layer by slot, one row per score: `ecstruct.plots.heatmap`."""
+        """Plot layer by slot, one row per score; see `ecstruct.plots.heatmap`."""
         from ecstruct.plots import heatmap
 
         return heatmap(self, **options)
 
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
-        """Layer by head at one slot: `ecstruct.plots.head_map`."""
+        """Plot layer by head at one slot; see `ecstruct.plots.head_map`."""
         from ecstruct.plots import head_map
 
         return head_map(self, slot, **options)
@@ -144,7 +143,7 @@ class SlotScores:
 
 
 def plain_token(text: str) -> str:
-    """A token as one reads it: without its tokenizer's mark for the space before it.
+    """Return a token without its tokenizer's mark for a leading space.
 
     >>> plain_token("Ġspeak"), plain_token("▁speak"), plain_token(" speak"), plain_token("a b")
     ('speak', 'speak', 'speak', 'a b')

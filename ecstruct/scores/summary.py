@@ -1,4 +1,4 @@
-"""What a notebook shows of scores: what was compared, how it went, and who did it."""
+"""The summary of scores that a notebook shows: models, options, rewards, and the strongest components."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from ecstruct.scores.result import ExtractiveScores
 
 MISSED = 0.5
-"""Of the change of the reward: where informative scores miss more, they are no shares of it."""
+"""If informative scores miss more than this share of the reward's change, they are no shares of it."""
 
 _AGREES = 0.1
 
 HOW = {True: "causal", False: "refuted: causal"}
-"""The words for what an intervention does, by whether the score agrees with it."""
+"""The label of a causal score, by whether the fast score agrees with it."""
 
 _FOR_MACHINES = ("fingerprint", "versions")
-"""Attributes that a summary leaves to `.attrs`."""
+"""Attributes that the summary omits; they are in `.attrs`."""
 
 
 def agree(score: float, causal: float) -> bool:
-    """Whether an intervention does what a score says: at least a tenth of it, in the same direction. Sizes
-    may differ several times where the order of components holds; an intervention that does next to
-    nothing, or the opposite, refutes the score."""
+    """Return whether an intervention does at least a tenth of what a score says, in the same direction.
+    Sizes may differ several times even where the order of components holds, but an intervention that does
+    next to nothing, or the opposite, refutes the score."""
     return abs(causal) >= _AGREES * abs(score) and causal * score >= 0
 
 
 def summary_html(scores: ExtractiveScores) -> str:
-    """HTML of a few lines and a small table per score; safe for any text in the scores."""
+    """Return HTML with a few lines and a small table per score; text in the scores is escaped."""
     dataset = scores.dataset
     rows = [("prompts", _prompts(scores))]
     if "reward" in dataset:
@@ -63,7 +63,7 @@ def summary_html(scores: ExtractiveScores) -> str:
 
 
 def adding_up(scores: ExtractiveScores) -> str:
-    """Whether informative scores can be read as shares of what finetuning changed."""
+    """Say in a sentence whether informative scores can be read as shares of the reward's change."""
     change = float((scores.reward.sel(state="after") - scores.reward.sel(state="before")).mean())
     if not change:
         return "The reward did not change: there is nothing that the scores could be shares of."
@@ -81,7 +81,7 @@ def adding_up(scores: ExtractiveScores) -> str:
 
 
 def with_values(top: pd.DataFrame) -> list[str]:
-    """The components of `ExtractiveScores.top` with their scores, and with what their interventions do."""
+    """Return the names of the components of `ExtractiveScores.top`, with their fast and causal scores."""
     values = [f"{value:+.3g}" for value in top["value"]]
     if "causal" in top:
         verified = zip(values, top["causal"], top["agrees"], strict=True)

@@ -1,9 +1,9 @@
-"""Tails: the layers after a boundary, run again, with many variants of a batch stacked in one.
+"""Tails: rerun the layers after a boundary, with many variants of one batch stacked together.
 
-Whatever changes at a layer, the layers before it stay as they are. So an intervention needs the layers
-from its own on, and as all of them run the same layers under the same weights, they share a batch: *copies*
-of the prompts, one per intervention, that differ in the residual stream they enter with. What the prompts
-share is run once when they are packed, and of the last block little more than what is read.
+An intervention leaves all earlier layers unchanged, so only its own layer and the later ones are run again.
+Interventions run the same layers under the same weights and therefore share a batch of *copies* of the
+prompts, one per intervention, which differ in the residual stream that enters. Tokens that packed prompts
+share are computed once, and the last block computes little more than the positions that are read.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,15 +21,15 @@ from ecstruct.scores.packing import Packing
 from ecstruct.scores.relevance import Relevance
 
 Rows = Float[Tensor, "rows pos d"]
-"""Copies of a batch as they enter a block, copy after copy: [copies * batch, pos, d_model] or, packed,
-[copies, token, d_model]."""
+"""The residual stream of stacked copies of a batch, copy after copy: [copies * batch, pos, d_model] or,
+packed, [copies, token, d_model]."""
 
 
 class Tails:
-    """The blocks and the head under `weights`, on copies of one batch.
+    """Runs blocks and the model's head under `weights`, on copies of one batch.
 
-    The logits are read at `positions` [batch, read], and `reward` is of logits and batch, as in
-    `ecstruct.scores.reward`.
+    Logits are read at `positions` [batch, read]; `reward` maps logits and batch to one number per prompt,
+    as in `ecstruct.scores.reward`.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Tails:
         self._batch, self._reward, self._packing = batch, reward, packing
         if packing:
             positions = packing.places.gather(1, positions).flatten()[None]
-        self._read = positions  # of one copy, [rows, read]
-        self._calls_on = lru_cache(maxsize=16)(self._record)  # a handful of sizes comes again and again
+        self._read = positions  # for one copy, [rows, read]
+        self._calls_on = lru_cache(maxsize=16)(self._record)  # only a few batch sizes occur, repeatedly
 
     def rows(self, x: Float[Tensor, "batch pos d"]) -> Rows:
-        """One copy of the batch."""
+        """Return `x` as the rows of one copy of the batch."""
         return self._packing.pack(x) if self._packing else x
 
     def block(
@@ -59,7 +59,7 @@ class Tails:
         weights: Weights | None = None,
         written: Mapping[str, Rows] | None = None,
     ) -> Rows:
-        """One block on all copies, under the tail's weights unless others are given; `written` is as for
+        """Run one block on all copies, under `weights` or by default the tail's own; `written` is as for
         `HookedView.through`."""
         copies = len(rows) // len(self._read)
         at = self._read.repeat(copies, 1) if layer == self.view.n_layers - 1 else None
@@ -69,8 +69,8 @@ class Tails:
     def rewards(
         self, layer: int, rows: Rows, rules: Relevance | None = None
     ) -> Float[Tensor, "copies batch"]:
-        """The rewards of all copies, from what enters block `layer`; the graph of the logits has `rules`
-        if any are given."""
+        """Return the rewards of all copies, given the residual stream `rows` that enters block `layer`. If
+        `rules` are given, the graph of the logits is prepared for them."""
         for later in range(layer, self.view.n_layers):
             rows = self.block(later, rows)
         copies = len(rows) // len(self._read)
@@ -84,7 +84,7 @@ class Tails:
         return self._reward(logits, self._batch.repeat(copies)).unflatten(0, (copies, -1))
 
     def _record(self, copies: int) -> list[BlockCall]:
-        """How the model calls its blocks on so many copies."""
+        """Record how the model calls its blocks on this many copies."""
         with torch.no_grad():
             if not self._packing:
                 batch = self._batch.repeat(copies)

@@ -1,14 +1,13 @@
-"""The walk: one set of weights, run up the blocks over batches of prompts, and the ways back down.
+"""The walk: a forward pass, block by block, over batches of prompts, and the backward passes on its graphs.
 
-Up, every block runs on a detached copy of its input, with a small graph of its own; so on the way down
-one block at a time can be differentiated, looked at and let go. Blocks are the outer loop and batches
-the inner one: what one block writes for all prompts is known before any of it is scored. Graphs are
-kept between the ways when memory allows; otherwise a block is run again on its stored input.
+On the way up, every block runs on a detached copy of its input and records a small graph of its own, so on
+the way down blocks can be differentiated, read and freed one at a time. Blocks are the outer loop and
+batches the inner one: what a block writes for all prompts is known before any of it is scored. Graphs are
+kept until the way down if memory allows; otherwise each block is run again on its stored input.
 
 A descent is one backward pass, with respect to activations only. Several may share the graphs of a walk:
-one follows gradients, another one the rules of relevance. One under other weights than the walk's runs each
-block on what entered it in the walk. The numbers of a walk are those of the model's own forward, bit for
-bit.
+one follows gradients, another the rules of relevance. A descent under other weights runs blocks again, on
+their inputs in the walk. A walk has the values of the model's own forward pass, bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,10 +28,10 @@ RewardOfLogits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Visit:
-    """One block under one set of weights, seen on the way down: its taps, and dR/d(what they hold).
+    """One block under one set of weights, as seen on the way down: its taps and their gradients.
 
     `d_input` and `d_output` are gradients of the summed reward with respect to the inputs and outputs of
-    the components that were asked for.
+    the sites that were asked for, by name.
     """
 
     taps: dict[str, Tap]
@@ -48,15 +47,15 @@ class Visit:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of one block on `leaf`, what entered it."""
+    """A run of one block; `leaf` is its input, the residual stream [batch, pos, d_model]."""
 
     leaf: Tensor
     trace: Trace
 
 
 class Walk:
-    """A walk under `weights`: `up` it, then descend, unless it is only to be seen. `rules` are
-    those that some descents follow."""
+    """A walk under `weights`: call `up`, then make descents. `rules` are those that some of them follow;
+    without `descends`, blocks record no graphs."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class Walk:
         see: Callable[[int, int, Trace], None] | None = None,
         tick: Callable[[], object] | None = None,
     ) -> None:
-        """Run all blocks; `see` as for `climb`, `tick` is called after every layer."""
+        """Run all blocks; `see` is as for `climb`, and `tick` is called after every layer."""
         self.embed()
         for layer in range(self.view.n_layers):
             self.climb(layer, see)
@@ -103,7 +102,8 @@ class Walk:
             self._resid[0].append(trace.output.detach())
 
     def climb(self, layer: int, see: Callable[[int, int, Trace], None] | None = None) -> None:
-        """Run one block, the lower ones before it; `see` is shown every trace as (layer, batch, trace)."""
+        """Run one block, after all lower ones; `see` is called with (layer, batch, trace) for every
+        batch."""
         for b in range(len(self.batches)):
             run = self.run(layer, b)
             if see:
@@ -113,17 +113,17 @@ class Walk:
                 self.let_go(layer, b)
 
     def run(self, layer: int, batch: int) -> Run:
-        """The run of a block, which is kept until it is let go."""
+        """Return the run of a block, which is kept until `let_go`."""
         if (layer, batch) not in self._runs:
             self._runs[layer, batch] = self.under(self.weights, layer, batch)
         return self._runs[layer, batch]
 
     def let_go(self, layer: int, batch: int) -> None:
-        """Forget the run of a block, with its graph."""
+        """Free the run of a block, with its graph."""
         self._runs.pop((layer, batch), None)
 
     def under(self, weights: Weights, layer: int, batch: int) -> Run:
-        """A run of a block under `weights`, on what entered it in this walk."""
+        """Run a block under `weights`, on the input that it had in this walk."""
         leaf = self._resid[layer][batch].detach().requires_grad_()
         with torch.set_grad_enabled(self._descends):
             trace = self.view.block(layer, weights, self.call(layer, batch), leaf)
@@ -136,9 +136,9 @@ class Walk:
 
 
 class Descent:
-    """A way down a walk, under its weights, or under others on the walk's residual stream; it follows
-    gradients or `rules`, those of the walk. Call `read_out`, then `down` for every layer from the last to
-    the first, all batches of a layer before the next, then `to_embedding`."""
+    """A backward pass down a walk, under its weights or under others on its residual stream; it follows
+    gradients, or `rules` if given, which must be the walk's. Call `read_out`, then `down` for every layer
+    from the last to the first, all batches of a layer before the next, then `to_embedding`."""
 
     def __init__(self, walk: Walk, weights: Weights | None = None, rules: Relevance | None = None) -> None:
         self._walk, self._weights, self._rules = walk, weights, rules
@@ -147,8 +147,8 @@ class Descent:
     def read_out(
         self, batch: int, positions: Tensor, reward: RewardOfLogits
     ) -> tuple[Float[Tensor, " batch"], Visit]:
-        """The reward of every prompt from the logits at `positions` [batch, read], and the visit of the
-        model's head. Batches are read in their order, once."""
+        """Return the reward of every prompt, from the logits at `positions` [batch, read], and the visit of
+        the model's head. Call it once per batch, in order."""
         walk = self._walk
         final = walk.resid(walk.view.n_layers, batch)
         rows = torch.arange(len(final), device=final.device)[:, None]
@@ -173,8 +173,8 @@ class Descent:
         outputs: Iterable[str],
         retain_graph: bool = False,
     ) -> Visit:
-        """Differentiate one block: gradients with respect to the inputs and outputs of the named
-        components, and on to the block's own input. The walk keeps its run until it lets it go."""
+        """Differentiate one block, with respect to the inputs and outputs of the named sites and to its own
+        input. The walk keeps the block's run until `let_go`."""
         walk = self._walk
         weights = self._weights
         run = walk.run(layer, batch) if weights is None else walk.under(weights, layer, batch)
@@ -195,7 +195,7 @@ class Descent:
         )
 
     def to_embedding(self, batch: int) -> Visit:
-        """The visit of the embedding, after all blocks."""
+        """Return the visit of the embedding; call it after all blocks."""
         trace = self._walk.embedded(batch)
         outputs = list(trace.taps)
         grads = self._grads(
