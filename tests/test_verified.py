@@ -124,7 +124,7 @@ def test_a_wrong_component_is_refuted():
     assert refuted
 
 
-@pytest.mark.parametrize("verify", [-1, 16, 10**23])
+@pytest.mark.parametrize("verify", [-1, 16])
 def test_a_number_that_is_none_of_components_is_named(pair, verify):
     with pytest.raises(
         InputError, match=f"verify={verify} is no number of components: give one from 0 to 15"
