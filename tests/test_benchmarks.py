@@ -45,6 +45,7 @@ def test_every_question_has_its_rows(written):
     for what, n in (
         ("three scores / bare passes", 4),
         ("causal scores, 72 interventions", 6),
+        ("checked / scored", 2),
         ("slope of log time", 3),
         ("three scores written with TransformerLens", 2),
         ("published way", 4),

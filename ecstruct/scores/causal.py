@@ -257,21 +257,22 @@ class _Run:
         """Return the tails under W and W', packed if that shortens rows and does not change rewards, and
         the rewards under W and W' without any intervention."""
 
-        def both(packing: Packing | None) -> tuple[list[Tails], list[Tensor]]:
+        def under_both(packing: Packing | None = None) -> list[Tails]:
             read = self.job.positions[b], self.reward_of, packing
-            tails = [Tails(self.pair.view, walk.weights, batch, *read) for walk in walks]
-            start = 0 if packing else self.pair.view.n_layers
-            pairs = zip(tails, walks, strict=True)
-            return tails, [t.rewards(start, t.rows(walk.resid(start, b)))[0] for t, walk in pairs]
+            return [Tails(self.pair.view, walk.weights, batch, *read) for walk in walks]
 
-        tails, rewards = both(None)
+        tails, n_layers = under_both(), self.pair.view.n_layers
+        pairs = zip(tails, walks, strict=True)
+        rewards = [its.rewards(n_layers, walk.resid(n_layers, b))[0] for its, walk in pairs]
         # Within entities, each prompt has its own y*, even where entities begin with the same tokens.
         entities = [self.job.prompts[row].entity[0] for row in self.job.rows[b]]
         packing = Packing.of(batch, at_most=min(entities))
         if packing.ids.numel() < 0.9 * batch.ids.numel():
-            packed, again = both(packing)
-            if all(torch.allclose(x, y, 1e-5, 1e-5) for x, y in zip(rewards, again, strict=True)):
-                tails = packed
+            packed = under_both(packing)
+            # Whether an architecture masks packed rows as it should does not depend on its weights.
+            again = packed[0].rewards(0, packing.pack(walks[0].resid(0, b)))[0]
+            if torch.allclose(rewards[0], again, 1e-5, 1e-5):
+                return packed, rewards
         return tails, rewards
 
     def _block(
