@@ -17,7 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "demo": {"seed": 0},
     "fidelity": {
         **{"before": "{model}", "after": "{after}", "prompts": ONE, "reward": "logit_diff"},
-        **{"baseline": "mean", "top": 5, "memory": None, "forms": ["surrogate"], "sample": 4},
+        **{"baseline": "mean", "top": 5, "memory": None, "forms": ["surrogate"], "sample": None},
     },
     "finetune": {
         **{"model": "{model}", "facts": ONE, "save_model": False, "lr": 1e-3, "epochs": 1, "batch_size": 2},
