@@ -2,7 +2,7 @@
 
 `fidelity` has interventions on a sample of the components, and includes the scores; with `verify=2`, as on
 the command line, scoring adds those on the two strongest components by each score. The model is as deep as
-SmolLM2; with fewer layers, interventions cost relatively more (4.4 and 2.05 times with 8).
+SmolLM2; with fewer layers, interventions cost relatively more.
 
     python -m benchmarks.checking
 """

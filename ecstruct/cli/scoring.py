@@ -23,7 +23,7 @@ from ecstruct.cli.words import (
 )
 
 VERIFIED = 2
-"""Of the strongest by each score: their interventions cost less than the scores."""
+"""Of the strongest by each score: their interventions cost about as much as the scores."""
 
 
 def rank(
