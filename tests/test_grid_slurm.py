@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,28 +42,40 @@ def words(path: Path, out: Path, *more: str) -> list[str]:
     return ["sweep", str(path), "--out", str(out), *given, *more]
 
 
+def waits(process: int, number: signal.Signals) -> bool:
+    """Return whether a signal has been sent to a process that is paused."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
 def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_path: Path) -> None:
     """An array of two: one is killed for good, the other told to end, as at the end of its time."""
     path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=4), tmp_path / "out"
     first, second = (Place(out, each) for each in Grid.read(path).cells())
-    before: list[dict[str, int]] = []
+    before: dict[Place, dict[str, int]] = {}
+
+    def pause(place: Place) -> int:
+        until(lambda: pieces(place))
+        os.kill(process := place.attempts()[-1]["process"], signal.SIGSTOP)
+        before[place] = pieces(place)
+        return process
 
     def disturb() -> None:
-        until(lambda: pieces(first))
-        os.kill(first.attempts()[-1]["process"], signal.SIGKILL)
-        until(lambda: not first.running())
-        before.append(pieces(first))
-        until(lambda: pieces(second))
+        # Both are held at their first piece, so that neither can finish before its signal comes.
+        with ThreadPoolExecutor() as pool:
+            killed, asked = pool.map(pause, (first, second))
+        os.kill(killed, signal.SIGKILL)
         subprocess.run(["scancel", "--signal=USR2", second.attempts()[-1]["job"]], check=True)
-        until(lambda: not second.running())
-        before.append(pieces(second))
+        until(lambda: waits(asked, signal.SIGUSR2))
+        os.kill(asked, signal.SIGCONT)
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
     result = CliRunner().invoke(app, words(path, out, "--retries", "1"))
     disturber.join()
     assert result.exit_code == 0, result.stderr
-    for place, old in zip((first, second), before, strict=True):
+    assert before.keys() == {first, second}
+    for place, old in before.items():
         assert 0 < len(old) < 8 and old.items() <= pieces(place).items() and len(pieces(place)) == 8
         assert len(place.attempts()) == 2 and place.done()
     killed, ended = (place.attempts()[0] for place in (first, second))
