@@ -241,7 +241,7 @@ class _Run:
         total = len(layers) * len(job.batches)
         with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
             for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
-                tails, plain = self._tails(b, batch, (before, after))
+                tails, plain = self._tails(b, batch, (before, after), min(layers, default=view.n_layers))
                 self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *plain)
                 for layer in layers:
                     replacements = Replacements(pair, before, after, baseline, layer, b)
@@ -252,10 +252,10 @@ class _Run:
             self.heads[:, i, :, :, len(prompt.ids) :] = np.nan
 
     def _tails(
-        self, b: int, batch: Batch, walks: tuple[Walk, Walk]
+        self, b: int, batch: Batch, walks: tuple[Walk, Walk], first: int
     ) -> tuple[list[Tails], list[Float[Tensor, " batch"]]]:
         """Return the tails under W and W', packed if that shortens rows and does not change rewards, and
-        the rewards under W and W' without any intervention."""
+        the rewards under W and W' without any intervention. `first` is the first layer with one."""
 
         def under_both(packing: Packing | None = None) -> list[Tails]:
             read = self.job.positions[b], self.reward_of, packing
@@ -269,8 +269,9 @@ class _Run:
         packing = Packing.of(batch, at_most=min(entities))
         if packing.ids.numel() < 0.9 * batch.ids.numel():
             packed = under_both(packing)
-            # Whether an architecture masks packed rows as it should does not depend on its weights.
-            again = packed[0].rewards(0, packing.pack(walks[0].resid(0, b)))[0]
+            # Whether an architecture masks packed rows as it should does not depend on its weights,
+            # and layers below the first intervention are not run packed.
+            again = packed[0].rewards(first, packing.pack(walks[0].resid(first, b)))[0]
             if torch.allclose(rewards[0], again, 1e-5, 1e-5):
                 return packed, rewards
         return tails, rewards
