@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from damage import VALUES, put, ways, without
 
-from ecstruct.runs import _KEYS
+from ecstruct.commands import COMMANDS
 from fuzz.cases import Case, Make, Words, named, of_file
 
 ONE = [{"prompt": "Mia lives in", "answer": "Rome"}, {"prompt": "Zoe lives in", "answer": "Paris"}]
@@ -96,7 +97,11 @@ def configuration_cases() -> list[Case]:
         ),
     )
     for command, arguments in CONFIGS.items():
-        for key in sorted(_KEYS[command][0]):
+        for key in sorted(
+            each.name
+            for each in fields(COMMANDS[command])
+            if each.default is each.default_factory is MISSING
+        ):
             cases.append(
                 Case(
                     f"replay {command}: no {key}",
