@@ -184,7 +184,7 @@ ARGUMENTS = {
     "batches of none": (
         "score",
         ["--batch-size", "0"],
-        "batch_size=0: it should be greater than or equal to 1",
+        "batch_size=0: it should be greater",
     ),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from damage import VALUES, put, ways, without
 
 from ecstruct.commands import COMMANDS
+from ecstruct.options import Options
 from fuzz.cases import Case, Make, Words, named, of_file
 
 ONE = [{"prompt": "Mia lives in", "answer": "Rome"}, {"prompt": "Zoe lives in", "answer": "Paris"}]
@@ -43,6 +44,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def required(configuration: type[Options]) -> set[str]:
+    return {each.name for each in fields(configuration) if each.default is each.default_factory is MISSING}
 
 
 def good_config(command: str, inputs: Path) -> dict[str, Any]:
@@ -97,11 +102,7 @@ def configuration_cases() -> list[Case]:
         ),
     )
     for command, arguments in CONFIGS.items():
-        for key in sorted(
-            each.name
-            for each in fields(COMMANDS[command])
-            if each.default is each.default_factory is MISSING
-        ):
+        for key in sorted(required(COMMANDS[command])):
             cases.append(
                 Case(
                     f"replay {command}: no {key}",
