@@ -7,7 +7,7 @@ every field that it can express, and `ecstruct.runs` a function for every comman
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Lt, MinLen
 from typing_extensions import Doc, TypedDict
@@ -66,6 +66,29 @@ class Causal(CausalOptions, OfPair):
         Doc("A component, as 'MLP 4' or 'head 5.2'; repeatable, all if not given."),
         Word("--component"),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls(ScoreOptions, OfPair):
+    unrelated: Annotated[
+        Records | None, Doc(f"Prompts for which the facts are irrelevant, as a control. {JSONL}")
+    ] = None
+    facts: Records | None = None
+    tune: dict[str, Any] | None = None
+    verify: Literal[0] = 0
+    offload: Literal[False] = False
+    seed: Annotated[Seed, Doc("Seed of the random change and of the shuffled facts.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grafts(OfPair):
+    scores: Annotated[Text, Doc("scores.nc of the same models, which ranks the components.")]
+    ks: Annotated[
+        Sequence[Whole] | None,
+        Doc("A number of components; repeatable, 1, 2, 4... if not given."),
+        Word("--k"),
+    ] = None
+    random_seeds: Annotated[Count, Doc("How often components are drawn at random.")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +190,12 @@ class Reproduce(Options):
 
 
 COMMANDS: Mapping[str, type[Options]] = {
+    "causal": Causal,
+    "controls": Controls,
     "demo": Demo,
     "fidelity": Fidelity,
     "finetune": Finetune,
+    "grafts": Grafts,
     "recall": Recall,
     "reproduce": Reproduce,
     "score": Score,

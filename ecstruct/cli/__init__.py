@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from ecstruct import __version__
+from ecstruct.cli.checking import causal, controls, fidelity, grafts
 from ecstruct.cli.doctor import doctor
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
 from ecstruct.cli.recall import recall
-from ecstruct.cli.scoring import fidelity, rank, score
+from ecstruct.cli.scoring import rank, score
 from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
@@ -42,7 +43,10 @@ def options(
     """Which MLPs and attention heads make a finetuned language model generalise."""
 
 
-for command in (demo, doctor, finetune, rank, score, fidelity, recall, reproduce, sweep, replay):
+for command in (
+    *(demo, doctor, finetune, rank, score, fidelity, causal, controls, grafts),
+    *(recall, reproduce, sweep, replay),
+):
     app.command()(command)
 app.add_typer(organism_app, name="organism")
 app.add_typer(facts_app, name="facts")

@@ -92,7 +92,7 @@ def _plain(kind: Any) -> Any:
     kind = _bare(kind)
     if get_origin(kind) in (Union, types.UnionType):
         parts = [_plain(part) for part in get_args(kind) if part is not type(None)]
-        first = next(part for part in parts if get_origin(part) is Literal or isinstance(part, type))
+        first = next(p for p in parts if get_origin(p) in (Literal, list) or isinstance(p, type))
         return first | None if type(None) in get_args(kind) else first
     if get_origin(kind) in (list, Sequence):
         (item,) = (_bare(each) for each in get_args(kind))

@@ -1,4 +1,4 @@
-"""`ecstruct rank`, `score` and `fidelity`: what is measured of models as they are."""
+"""`ecstruct rank` and `score`: what is measured of models as they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,11 +58,3 @@ def score(
     Goes on where it was stopped. Under torchrun all processes share the prompts.
     """
     return {"verify": (0 if offload else VERIFIED) if verify is None else verify, "offload": offload}
-
-
-@command("fidelity")
-def fidelity(
-    whole: Annotated[bool, typer.Option("--whole", help="Intervene on all components.")] = False,
-) -> Mapping[str, Any]:
-    """How far the scores can be trusted: each beside the intervention it stands for."""
-    return {"sample": None} if whole else {}

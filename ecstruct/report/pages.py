@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ecstruct.checks import Controls, Grafts
 from ecstruct.checks.agreement import Fidelity
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
@@ -34,6 +35,10 @@ _UNCHANGED = (
     "Both models have the same weights: nothing was finetuned between them, and all scores are zero."
 )
 _RANKED = "Rank of the answer among its options, 0 being best; accuracy is the share of rank 0."
+_TESTED = (
+    "The components of lowest p, by permutations of prompts; p_adjusted is for the number of components."
+)
+_EVERY = "The mean rank for every choice of components."
 _CHECK = "check them with ecstruct fidelity"
 
 
@@ -91,6 +96,54 @@ def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
         Section("Make it again", [Replay(replay, fidelity.linear.attrs)]),
     ]
     write_report(path, title="Fidelity of the scores", summary=fidelity.verdict(), sections=sections)
+
+
+def causal_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
+    """Write the report of scores by intervention."""
+    summary = f"Interventions on the components of a model, on {_prompts(scores)}: no approximation."
+    sections = [
+        Section("Strongest components", [_top(scores)]),
+        Section("Make it again", [Replay(replay, scores.attrs)]),
+    ]
+    write_report(path, title="Scores by intervention", summary=summary, sections=sections)
+
+
+def controls_report(path: Path, controls: Controls, replay: str) -> None:
+    """Write the report of scores beside those of controls."""
+    tests = {
+        f"Informative scores above those of {name}": rows.drop(columns="against")
+        for name, rows in controls.above("informative").groupby("against", sort=False)
+    }
+    sums = f"The sum of positive scores of all components of a kind{_unit(controls.scores)}."
+    sections = [
+        Section(
+            "Finetuned and controls",
+            [Picture(controls.figure, sums), Table(controls.totals().reset_index(), sums)],
+        ),
+        *(
+            Section(title, [Table(rows.nsmallest(10, "p").round(4), _TESTED)])
+            for title, rows in tests.items()
+        ),
+        Section("Make it again", [Replay(replay, controls.scores.attrs)]),
+    ]
+    summary = (
+        "A control has the same prompts or the same size of change, but nothing to be found: scores that "
+        "are no larger than its scores say nothing of the facts."
+    )
+    write_report(path, title="Controls", summary=summary, sections=sections)
+
+
+def grafts_report(path: Path, grafts: Grafts, replay: str) -> None:
+    """Write the report of what grafting and reverting components does to the ranks."""
+    caption = (
+        "Mean rank of the answer against the number of components that have the finetuned weights, or lack "
+        "them."
+    )
+    sections = [
+        Section("Grafted and reverted", [Picture(grafts.figure, caption), Table(grafts.frame, _EVERY)]),
+        Section("Make it again", [Replay(replay)]),
+    ]
+    write_report(path, title="Grafts", summary=grafts.conclusion(), sections=sections)
 
 
 def demo_report(

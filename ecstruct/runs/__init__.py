@@ -8,19 +8,23 @@ from typing import Any
 from ecstruct.commands import COMMANDS
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
+from ecstruct.runs.checking import finetuning_of, run_causal, run_controls, run_fidelity, run_grafts
 from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
 from ecstruct.runs.recall import run_recall
-from ecstruct.runs.scoring import rank_table, run_fidelity, run_score
+from ecstruct.runs.scoring import rank_table, run_score
 from ecstruct.runs.subnetworks import run_core, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
 
-__all__ = ["chat_of", "rank_table", "records", "replay", "start"]
+__all__ = ["chat_of", "finetuning_of", "rank_table", "records", "replay", "start"]
 
 RUNS: Mapping[str, Run] = {
+    "causal": run_causal,
+    "controls": run_controls,
     "demo": run_demo,
     "fidelity": run_fidelity,
     "finetune": run_finetune,
+    "grafts": run_grafts,
     "recall": run_recall,
     "reproduce": run_reproduce,
     "score": run_score,

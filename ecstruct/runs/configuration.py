@@ -15,7 +15,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.options import Options
-from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.pair import Pair
 
 Run = Callable[[Any, Path, str | None, bool], None]
 """Takes the configuration (see `ecstruct.commands`), the folder to write to, the device, and whether to
@@ -61,9 +61,9 @@ def described(config: Options, out: Path) -> dict[str, str]:
     return {**texts, **checksums, "out": str(out)}
 
 
-def check_pair(engine: ScoreEngine, config: OfPair) -> dict[str, str]:
+def check_fingerprints(pair: Pair, config: OfPair) -> dict[str, str]:
     """Return the fingerprints of both models, and check that a replay has found the same weights."""
-    found = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
+    found = {state: source["fingerprint"] for state, source in pair.sources.items()}
     for state, print_of in found.items():
         check_weights(getattr(config, state), print_of, (config.fingerprints or {}).get(state))
     return found

@@ -1,4 +1,4 @@
-"""Ranks, scores and their fidelity, for models as they are."""
+"""Ranks and scores of models as they are."""
 
 import json
 import shutil
@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ecstruct.checks.fidelity import engine_for, fidelity_of
-from ecstruct.commands import Fidelity, Score
+from ecstruct.commands import Score
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_summary, ranks
 from ecstruct.facts import Prompt, read_jsonl
@@ -20,9 +19,9 @@ from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.load import load
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.options import AnswerTokens, FidelityOptions, ScoreOptions
-from ecstruct.report.pages import PROMPTS, fidelity_report, score_report, top_table
-from ecstruct.runs.configuration import Chat, again, alone, check_pair, described, write_config
+from ecstruct.options import AnswerTokens, ScoreOptions
+from ecstruct.report.pages import PROMPTS, score_report, top_table
+from ecstruct.runs.configuration import Chat, again, check_fingerprints, described, write_config
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.ranks import ranks_of_pair
 from ecstruct.scores.result import ExtractiveScores
@@ -68,7 +67,7 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         joined.agree(described(config, out))
         options = ScoreOptions.given(vars(config))
         engine = ScoreEngine(config.before, config.after, options, device=joined.device, progress=progress)
-        prints = check_pair(engine, config)
+        prints = check_fingerprints(engine.pair, config)
         scores = engine.shared(prompts, joined, out / "shards")
         if scores is None:
             return
@@ -100,21 +99,3 @@ def _ranked(
     by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
     dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
     return ExtractiveScores(dataset), rank_summary(tokenized, found)
-
-
-@alone
-def run_fidelity(config: Fidelity, out: Path, device: str | None, progress: bool) -> None:
-    """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
-    options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
-    engine = engine_for(config.before, config.after, options, device)
-    prints = check_pair(engine, config)
-    result = fidelity_of(engine, config.prompts, options, folder=folder, progress=progress)
-    for how, scores in result.scores().items():
-        scores.save(out / f"scores-{how}.nc")
-    write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
-    fidelity_report(out / "report.html", result, again(out))
-    write_config(out, "fidelity", config, fingerprints=prints)
-    shutil.rmtree(folder, ignore_errors=True)
-    if progress:
-        table = result.table().to_string(index=False, float_format="{:.2f}".format)
-        tqdm.write(f"{table}\n{result.verdict()}\nreport: {out / 'report.html'}")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import xxhash
 
@@ -124,12 +124,8 @@ class ScoreEngine:
         """
         self.options = ScoreOptions(**given) if options is None else replace(options, **given)
         self.reward = Reward.of(self.options.reward, self.options.answer_tokens)
-        if isinstance(model_before, Pair):
-            self.pair = model_before
-        elif self.options.offload:
-            self.pair = Pair.on_disk(model_before, model_after, device)
-        else:
-            self.pair = Pair.of(model_before, cast(ModelAfter, model_after), device)
+        on_disk = self.options.offload and not isinstance(model_before, Pair)
+        self.pair = (Pair.on_disk if on_disk else Pair.of)(model_before, model_after, device)
         n_components = self.pair.view.n_layers * (1 + self.pair.view.n_heads)
         if (verify := self.options.verify) > n_components:
             raise InputError(f"verify={verify} is more than the {n_components} components: give fewer.")

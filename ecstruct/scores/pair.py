@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,13 +52,17 @@ class Pair:
     """The finetuned model's tokenizer, if it has one. Scoring uses the original model's token ids."""
 
     @classmethod
-    def of(cls, model_before: ModelBefore, model_after: ModelAfter, device: str | None = None) -> "Pair":
-        """Read both models; warn in the log if weights are cast up, or if no weight differs. `device` is
-        for an original model that is given as a source.
+    def of(
+        cls, model_before: "ModelBefore | Pair", model_after: ModelAfter | None, device: str | None = None
+    ) -> "Pair":
+        """Read both models, unless they are a pair already; warn in the log if weights are cast up, or if
+        no weight differs. `device` is for an original model that is given as a source.
 
         Raises:
             InputError: a model cannot be scored, or the two do not match.
         """
+        if isinstance(model_before, Pair):
+            return model_before
         if isinstance(model_before, str | Path):
             model_before = load(model_before, device=device)
         model, model_after = _as_bridge(model_before), _as_bridge(model_after)
@@ -66,7 +70,7 @@ class Pair:
         if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
-        after, described, tokenizer_after = _weights_after(view, before, model_after)
+        after, described, tokenizer_after = _weights_after(view, before, cast(ModelAfter, model_after))
         described = provenance(model).described, described
         own = (
             view.named_weights,

@@ -1,0 +1,52 @@
+"""`ecstruct fidelity`, `causal`, `controls` and `grafts`: whether scores can be trusted, and what stands
+behind them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ecstruct.cli.command import command
+
+
+@command("fidelity")
+def fidelity(
+    whole: Annotated[bool, typer.Option("--whole", help="Intervene on all components.")] = False,
+) -> Mapping[str, Any]:
+    """How far the scores can be trusted: each beside the intervention it stands for."""
+    return {"sample": None} if whole else {}
+
+
+@command("causal")
+def causal() -> None:
+    """The scores by intervention, without any approximation; writes scores.nc and report.html."""
+
+
+@command("controls")
+def controls(
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            help="config.json of the finetuning that made --after, which is done again with shuffled facts."
+        ),
+    ] = None,
+) -> Mapping[str, Any]:
+    """The scores where there is nothing to be found; writes all scores, controls.json and report.html.
+
+    Goes on where it was stopped.
+    """
+    if tuned is None:
+        return {}
+    from ecstruct.runs import finetuning_of
+
+    return finetuning_of(tuned)
+
+
+@command("grafts")
+def grafts() -> None:
+    """Ranks when the change of the strongest components is grafted or reverted; writes grafts.csv and
+    report.html.
+
+    Goes on where it was stopped.
+    """

@@ -1,0 +1,122 @@
+"""Checks of scores: interventions, controls and grafts."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ecstruct import commands
+from ecstruct.checks import controls, grafts
+from ecstruct.checks.fidelity import engine_for, fidelity_of
+from ecstruct.errors import InputError
+from ecstruct.facts import FactSet, Prompt
+from ecstruct.io.files import from_json, write_text
+from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
+from ecstruct.report.pages import causal_report, controls_report, fidelity_report, grafts_report, top_table
+from ecstruct.runs.configuration import again, alone, check_fingerprints, write_config
+from ecstruct.scores.causal import intervened
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.result import ExtractiveScores
+
+
+@alone
+def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progress: bool) -> None:
+    """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
+    options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
+    engine = engine_for(config.before, config.after, options, device)
+    prints = check_fingerprints(engine.pair, config)
+    result = fidelity_of(engine, config.prompts, options, folder=folder, progress=progress)
+    for how, scores in result.scores().items():
+        scores.save(out / f"scores-{how}.nc")
+    write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
+    fidelity_report(out / "report.html", result, again(out))
+    write_config(out, "fidelity", config, fingerprints=prints)
+    shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        table = result.table().to_string(index=False, float_format="{:.2f}".format)
+        _tell(f"{table}\n{result.verdict()}", out)
+
+
+@alone
+def run_causal(config: commands.Causal, out: Path, device: str | None, progress: bool) -> None:
+    """Compute scores by intervention; write `scores.nc` and `report.html`."""
+    pair = Pair.of(config.before, config.after, device)
+    prints = check_fingerprints(pair, config)
+    options = CausalOptions.given(vars(config))
+    scores = intervened(pair, config.prompts, options, components=config.components, progress=progress)
+    scores.save(out / "scores.nc")
+    causal_report(out / "report.html", scores, again(out))
+    write_config(out, "causal", config, fingerprints=prints)
+    if progress:
+        _tell(top_table(scores).to_string(index=False), out)
+
+
+@alone
+def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
+    """Score prompts and controls; write all scores, `controls.json` and `report.html`."""
+    pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
+    prints = check_fingerprints(pair, config)
+    facts = None if config.facts is None else FactSet([*map(Prompt.from_record, config.facts)], ())
+    models: tuple[Any, Any] = pair, None
+    found = controls(
+        *(*models, config.prompts),
+        facts=facts,
+        unrelated=config.unrelated,
+        seed=config.seed,
+        tune=config.tune,
+        folder=folder,
+        progress=progress,
+        **vars(ScoreOptions.given(vars(config))),
+    )
+    for name, scores in {"finetuned": found.scores, **found.controls}.items():
+        scores.save(out / f"scores-{name.replace(' ', '-')}.nc")
+    totals = found.totals().reset_index()
+    write_text(out / "controls.json", json.dumps(totals.to_dict("records"), indent=1))
+    controls_report(out / "report.html", found, again(out))
+    write_config(out, "controls", config, fingerprints=prints)
+    shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        _tell(totals.to_string(index=False, float_format="{:.3f}".format), out)
+
+
+@alone
+def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress: bool) -> None:
+    """Graft and revert components; write `grafts.csv` and `report.html`."""
+    pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
+    prints = check_fingerprints(pair, config)
+    ranking = ExtractiveScores.load(config.scores)
+    models: tuple[Any, Any] = pair, None
+    asked: dict[str, Any] = {"ks": config.ks, "random_seeds": config.random_seeds}
+    found = grafts(*models, config.prompts, ranking, **asked, folder=folder, progress=progress)
+    write_text(out / "grafts.csv", found.frame.to_csv(index=False))
+    grafts_report(out / "report.html", found, again(out))
+    write_config(out, "grafts", config, fingerprints=prints)
+    shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        _tell(found.conclusion(), out)
+
+
+def finetuning_of(path: Path) -> Mapping[str, Any]:
+    """Return the facts and the options of a finetuning from the `config.json` that it wrote.
+
+    Raises:
+        InputError: the file is not the configuration of a finetuning.
+    """
+    try:
+        config = from_json(path.read_text(encoding="utf-8"))
+        found = commands.Finetune.read(config["arguments"], str(path), "finetune")
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no configuration of ecstruct finetune: give its config.json."
+        ) from error
+    names = {*types_of(FinetuneOptions), "freeze", "lora"}
+    return {"facts": found.facts, "tune": {name: getattr(found, name) for name in sorted(names)}}
+
+
+def _tell(text: str, out: Path) -> None:
+    tqdm.write(f"{text}\nreport: {out / 'report.html'}")
