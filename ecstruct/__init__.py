@@ -12,6 +12,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ecstruct.named_models import NamedModel, register
+
 if TYPE_CHECKING:
     from ecstruct import checks, experiments, facts, models, organism, plots, recall, subnetworks
     from ecstruct.checks.fidelity import fidelity
@@ -80,6 +82,22 @@ _HOMES = {
     "save_model": "models.export",
     "score": "scores.engine",
 }
+
+
+def _organism() -> NamedModel:
+    from ecstruct.organism.shipped import ORGANISM
+
+    return ORGANISM
+
+
+def _smollm2() -> NamedModel:
+    from ecstruct.models.smollm2 import SMOLLM2
+
+    return SMOLLM2
+
+
+register("organism", _organism)
+register("smollm2", _smollm2)
 
 
 def __getattr__(name: str) -> Any:

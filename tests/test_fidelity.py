@@ -11,12 +11,12 @@ from synthetic_scores import make_scores
 from tiny import PROMPTS, single_pair
 
 import ecstruct
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.checks.fidelity import fidelity, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import ExtractiveScores
-from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.result import component_totals
 

@@ -94,7 +94,8 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
     if progress:
         tables = [] if ranked is None else [ranked.to_string(index=False, float_format="{:.2f}".format)]
         tables.append(top_table(scores).to_string(index=False))
-        tqdm.write("\n\n".join([*tables, f"{adding_up(scores)}\nreport: {out / 'report.html'}"]))
+        tables.append(f"{adding_up(scores.reward, scores.completeness)}\nreport: {out / 'report.html'}")
+        tqdm.write("\n\n".join(tables))
 
 
 def _ranked(
