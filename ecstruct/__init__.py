@@ -16,14 +16,14 @@ from ecstruct.named_models import NamedModel, register
 
 if TYPE_CHECKING:
     from ecstruct import checks, experiments, facts, models, organism, plots, recall, subnetworks
-    from ecstruct.checks.fidelity import fidelity
+    from ecstruct.checks.against_causal import fidelity
     from ecstruct.errors import InputError
     from ecstruct.evaluate import keep_known, mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
     from ecstruct.finetuning import Finetuned, finetune
     from ecstruct.models.delta import WeightDelta
     from ecstruct.models.export import save_model
-    from ecstruct.models.load import load
+    from ecstruct.models.loading import load
     from ecstruct.models.names import WeightSelection
     from ecstruct.models.steps import checkpoints
     from ecstruct.scores.causal import causal_scores
@@ -73,10 +73,10 @@ _HOMES = {
     "WeightSelection": "models.names",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
-    "fidelity": "checks.fidelity",
+    "fidelity": "checks.against_causal",
     "finetune": "finetuning",
     "keep_known": "evaluate",
-    "load": "models.load",
+    "load": "models.loading",
     "mean_rank": "evaluate",
     "ranks": "evaluate",
     "save_model": "models.export",

@@ -2,7 +2,6 @@ import logging
 import pickle
 import shutil
 import socket
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +17,10 @@ import ecstruct
 from ecstruct import named_models
 from ecstruct.errors import InputError
 from ecstruct.finetuning.rates import learning_rate
-from ecstruct.models import load
+from ecstruct.models import load, loading, sources
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, tokenizer_of
 from ecstruct.named_models import NamedModel
-
-loading = import_module("ecstruct.models.load")
-sources = import_module("ecstruct.models.sources")
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6], [11, 5, 4, 3, 10, 6, 7]])
 

@@ -13,7 +13,7 @@ from tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_pair
 from ecstruct import InputError, causal_scores, recall, save_model, score, subnetworks
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.subnetworks.dependence import Dependence
+from ecstruct.subnetworks.dependence_on_core import Dependence
 from ecstruct.subnetworks.masks import Masks
 
 FAST = {"seeds": 2, "steps": 2, "progress": False}

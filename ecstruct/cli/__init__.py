@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from ecstruct import __version__
-from ecstruct.cli.doctor import doctor
+from ecstruct.cli.checkup import doctor
+from ecstruct.cli.dissection import recall
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.recall import recall
 from ecstruct.cli.scoring import fidelity, rank, score
 from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app

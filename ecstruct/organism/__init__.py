@@ -10,7 +10,7 @@ from a model of natural text.
 """
 
 from ecstruct.organism.locality import local_windows
-from ecstruct.organism.pretrain import pretrain
+from ecstruct.organism.pretraining import pretrain
 from ecstruct.organism.shipped import LEARNING_RATE, checkpoint
 from ecstruct.organism.training import Phase, Recipe
 from ecstruct.organism.world import World

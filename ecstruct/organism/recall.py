@@ -18,12 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.facts import Prompt, first_hop, second_hop
 from ecstruct.finetuning import finetune
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.organism.world import World
+from ecstruct.recall.attention_knockout import knockout
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
-from ecstruct.recall.extraction import extracted, extraction
-from ecstruct.recall.knockout import knockout
+from ecstruct.recall.extraction_events import extracted, extraction
 
 SIZE = 100
 """The number of prompts of every kind of pretrained facts."""

@@ -14,7 +14,7 @@ how it was chosen."""
 
 def checkpoint() -> Path:
     """Return the folder of the shipped organism, in Hugging Face format."""
-    return Path(__file__).parent / "checkpoint"
+    return Path(__file__).parent / "model"
 
 
 def texts_by_subject(facts: Sequence[Prompt] = (), world: World | None = None) -> dict[str, list[str]]:

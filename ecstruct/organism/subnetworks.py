@@ -14,7 +14,7 @@ from ecstruct import subnetworks
 from ecstruct.evaluate import mean_rank
 from ecstruct.facts import first_hop, second_hop
 from ecstruct.finetuning import finetune
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.plots import save_figure, spread
 from ecstruct.scores import score
 

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ecstruct.demo import demo
 from ecstruct.experiments import Result, Setup, reproduce
-from ecstruct.experiments.reproduce import named
+from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.io.values import check
 from ecstruct.report.experiments import experiments_report

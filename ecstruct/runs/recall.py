@@ -13,9 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
-from ecstruct.models.load import load, load_after
+from ecstruct.models.loading import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
-from ecstruct.recall.knockout import LIKELY
+from ecstruct.recall.attention_knockout import LIKELY
 from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ecstruct.checks.against_causal import fidelity_of
 from ecstruct.checks.agreement import FORMS
-from ecstruct.checks.fidelity import fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.evaluate import AnswerTokens, rank_summary, ranks
 from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.report.pages import PROMPTS, fidelity_report, score_report, top_table
 from ecstruct.runs.configuration import (

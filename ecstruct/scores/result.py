@@ -30,7 +30,7 @@ from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.values import bounded
-from ecstruct.plots.heatmap import head_map, heatmap
+from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.heatmap import head_map, heatmap
+from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.plots.style import number, plain_token
 from ecstruct.scores.components import both_kinds
 from ecstruct.scores.summary import HOW, agree
