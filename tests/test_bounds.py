@@ -126,8 +126,11 @@ def too_large(option: str) -> int:
     return LATE if option == "seed" else MANY
 
 
-OF_OTHERS = ("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organism.training.")
-"""Where the model has a limit of its own, or such a name is of something else."""
+OF_OTHERS = (
+    *("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organism.training."),
+    *("ecstruct.organism.pretraining.", "ecstruct.experiments.rate_sensitivity."),
+)
+"""Where the model has a limit of its own, or such a name is of something else, as a list of epochs."""
 
 OPTIONS = [
     pytest.param(function, option, id=f"{name} {option}")
