@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from damage import VALUES, put, ways, without
 
-from ecstruct.runs import _KEYS
+from ecstruct.commands import COMMANDS
+from ecstruct.options import Options
 from fuzz.cases import Case, Make, Words, named, of_file
 
 ONE = [{"prompt": "Mia lives in", "answer": "Rome"}, {"prompt": "Zoe lives in", "answer": "Paris"}]
@@ -42,6 +44,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def required(configuration: type[Options]) -> set[str]:
+    return {each.name for each in fields(configuration) if each.default is each.default_factory is MISSING}
 
 
 def good_config(command: str, inputs: Path) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def configuration_cases() -> list[Case]:
         ),
     )
     for command, arguments in CONFIGS.items():
-        for key in sorted(_KEYS[command][0]):
+        for key in sorted(required(COMMANDS[command])):
             cases.append(
                 Case(
                     f"replay {command}: no {key}",
