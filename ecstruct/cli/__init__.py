@@ -42,8 +42,8 @@ def options(
     """Which MLPs and attention heads make a finetuned language model generalise."""
 
 
-for command in (demo, doctor, finetune, rank, score, fidelity, recall, reproduce, sweep, replay):
-    app.command()(command)
+for function in (demo, doctor, finetune, rank, score, fidelity, recall, reproduce, sweep, replay):
+    app.command()(function)
 app.add_typer(organism_app, name="organism")
 app.add_typer(facts_app, name="facts")
 app.add_typer(subnetworks_app, name="subnetworks")
