@@ -15,7 +15,7 @@ from benchmarks.models import Shape, hooked_pair, make_prompts
 from benchmarks.setup import Setup
 from benchmarks.table import Row
 from benchmarks.timing import Side
-from ecstruct.checks.fidelity import fidelity_of
+from ecstruct.checks.against_causal import fidelity_of
 from ecstruct.scores.engine import ScoreEngine
 
 SIZES = (("olmo", 32, 256),)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ecstruct.facts import Prompt
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 
 N_WORDS, N_HEADS, LENGTH = 2000, 8, 11
 PAPER: dict[str, Any] = {"upstream": "surrogate", "propagation": "gradient"}

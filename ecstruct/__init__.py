@@ -12,16 +12,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ecstruct.named_models import NamedModel, register
+
 if TYPE_CHECKING:
     from ecstruct import checks, experiments, facts, models, organism, plots, recall, subnetworks
-    from ecstruct.checks.fidelity import fidelity
+    from ecstruct.checks.against_causal import fidelity
     from ecstruct.errors import InputError
     from ecstruct.evaluate import keep_known, mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
     from ecstruct.finetuning import Finetuned, finetune
     from ecstruct.models.delta import WeightDelta
     from ecstruct.models.export import save_model
-    from ecstruct.models.load import load
+    from ecstruct.models.loading import load
     from ecstruct.models.names import WeightSelection
     from ecstruct.models.steps import checkpoints
     from ecstruct.scores.causal import causal_scores
@@ -71,15 +73,31 @@ _HOMES = {
     "WeightSelection": "models.names",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
-    "fidelity": "checks.fidelity",
+    "fidelity": "checks.against_causal",
     "finetune": "finetuning",
     "keep_known": "evaluate",
-    "load": "models.load",
+    "load": "models.loading",
     "mean_rank": "evaluate",
     "ranks": "evaluate",
     "save_model": "models.export",
     "score": "scores.engine",
 }
+
+
+def _organism() -> NamedModel:
+    from ecstruct.organism.shipped import ORGANISM
+
+    return ORGANISM
+
+
+def _smollm2() -> NamedModel:
+    from ecstruct.models.smollm2 import SMOLLM2
+
+    return SMOLLM2
+
+
+register("organism", _organism)
+register("smollm2", _smollm2)
 
 
 def __getattr__(name: str) -> Any:

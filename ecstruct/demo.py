@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from ecstruct.checks.against_causal import fidelity
 from ecstruct.checks.agreement import FORMS, Fidelity
-from ecstruct.checks.fidelity import fidelity
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, first_hop, people, second_hop
 from ecstruct.finetuning import History, finetune
 from ecstruct.io.files import write_text
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.report.pages import demo_report, top_table
 from ecstruct.scores.result import ExtractiveScores
 

@@ -29,7 +29,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.sources import located
 from ecstruct.scores.walk import Walk
 

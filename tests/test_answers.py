@@ -16,7 +16,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks
 from ecstruct.facts import Prompt, as_prompts
 from ecstruct.facts.tokens import tokenize
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 
 SCRIPTS = [
     ("東京の人々が話す言語は", "日本語", ("日本語", "フランス語", "中国語")),

@@ -24,7 +24,7 @@ from ecstruct.facts import FactSet
 from ecstruct.finetuning import finetune
 from ecstruct.io import distributed
 from ecstruct.io.values import NUMBERS
-from ecstruct.models.load import device_of
+from ecstruct.models.loading import device_of
 from ecstruct.organism import pretrain
 from ecstruct.recall import knockout
 from ecstruct.subnetworks import prune
@@ -113,8 +113,7 @@ def documented() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Functions and methods of the pages on Python, and what makes an engine."""
     for page in sorted((Path(__file__).parents[1] / "docs" / "api").glob("*.md")):
         for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
-            module, _, attribute = name.rpartition(".")  # the folder of organism.checkpoint is no module
-            found = getattr(pydoc.locate(module), attribute, None) or pydoc.locate(name)
+            found = pydoc.locate(name)
             if inspect.isclass(found):
                 methods = inspect.getmembers(found, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
                 yield from ((f"{name}.{n}", method) for n, method in methods if n[0] != "_")
@@ -127,8 +126,11 @@ def too_large(option: str) -> int:
     return LATE if option == "seed" else MANY
 
 
-OF_OTHERS = ("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organism.training.")
-"""Where the model has a limit of its own, or such a name is of something else."""
+OF_OTHERS = (
+    *("ecstruct.recall.", "ecstruct.subnetworks.Masks.", "ecstruct.organism.training."),
+    *("ecstruct.organism.pretraining.", "ecstruct.experiments.rate_sensitivity."),
+)
+"""Where the model has a limit of its own, or such a name is of something else, as a list of epochs."""
 
 OPTIONS = [
     pytest.param(function, option, id=f"{name} {option}")

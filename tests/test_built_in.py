@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from itertools import product
 
 import pandas as pd
@@ -12,12 +11,11 @@ from tiny_organisms import few_sentences
 from ecstruct import organism
 from ecstruct.errors import InputError
 from ecstruct.experiments import Rates, Setup, reproduce
-from ecstruct.experiments.beyond.built_in import BuiltIn, built_in, storage_boundary
-from ecstruct.experiments.freezing import ROWS
+from ecstruct.experiments.beyond import without_regulariser
+from ecstruct.experiments.beyond.without_regulariser import BuiltIn, built_in, storage_boundary
+from ecstruct.experiments.layer_freezing import ROWS
 from ecstruct.experiments.two_hop import HOPS
 from ecstruct.organism import Phase, Recipe
-
-module = import_module("ecstruct.experiments.beyond.built_in")  # its name is the function's, too
 
 SETUP = Setup(repeats=1, epochs=1, batch_size=5, rates=Rates.same(1e-2))
 RECIPE = Recipe(steps=2, phases=(Phase(1, inventions=1),), batch_size=4)
@@ -69,7 +67,7 @@ def test_the_curves_go_from_the_finetuned_model_to_the_one_before(run, hop):
 
 def test_a_finished_run_computes_nothing(run, monkeypatch):
     out, result = run
-    monkeypatch.setattr(module, "measure", None)
+    monkeypatch.setattr(without_regulariser, "measure", None)
     monkeypatch.setattr(organism, "pretrain", None)
     again = built_in(SETUP, local_layers=(0,), recipe=RECIPE, out=out, progress=False)
     pd.testing.assert_frame_equal(again.frame, result.frame)
@@ -83,7 +81,7 @@ def test_another_recipe_is_not_taken_for_this_one(run):
 def test_as_local_as_the_shipped_organism_and_yet_another_one(run, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        module, "measure", lambda model, *_, **cell: asked.append(cell) or [{"layers": "All"}]
+        without_regulariser, "measure", lambda model, *_, **cell: asked.append(cell) or [{"layers": "All"}]
     )
     few_sentences(monkeypatch)
     results = [
@@ -100,7 +98,9 @@ def test_as_local_as_the_shipped_organism_and_yet_another_one(run, tmp_path, mon
 def test_the_default_recipe_is_the_shipped_organism(monkeypatch):
     sources = []
     monkeypatch.setattr(
-        module, "measure", lambda model, *_, **cell: sources.append(cell) or [{"layers": "All"}]
+        without_regulariser,
+        "measure",
+        lambda model, *_, **cell: sources.append(cell) or [{"layers": "All"}],
     )
     result = built_in(SETUP, local_layers=(4,), progress=False)
     shipped = json.loads((organism.checkpoint() / "pretraining.json").read_text())["held_out_accuracy"]

@@ -17,7 +17,7 @@ import ecstruct
 from ecstruct.facts import Prompt, as_prompts, in_chat, write_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.finetuning.batches import IGNORED, teacher_forced
-from ecstruct.plots.heatmap import slot_labels
+from ecstruct.plots.scores import slot_labels
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Noise of the same size, facts with other answers, and the scores under either."""
 
-import sys
 from collections import Counter
 from itertools import permutations
 
@@ -16,7 +15,8 @@ from tiny import PROMPTS, hooked_pair
 
 import ecstruct
 from ecstruct import FactSet, InputError, Prompt, ScoreEngine, WeightDelta, finetune, finetuning, score
-from ecstruct.checks.controls import Controls, controls
+from ecstruct.checks import control_models
+from ecstruct.checks.control_models import Controls, controls
 from ecstruct.facts import first_hop
 from ecstruct.scores.permutation import above_control
 
@@ -223,7 +223,7 @@ def test_what_is_finished_is_not_computed_again(pair, checked, tmp_path, monkeyp
         monkeypatch.setattr(module, name, counted)
 
     dies("steps", finetuning.loop, "add_gradient", at=2)  # of two epochs of one step each
-    dies("other changes", sys.modules["ecstruct.checks.controls"], "score", at=2)  # the first is random
+    dies("other changes", control_models, "score", at=2)  # the first is random
     dies("scored", ScoreEngine, "score", at=-1)
     for expected in (
         {"scored": 2, "other changes": 1, "steps": 2},  # died in the second step of finetuning

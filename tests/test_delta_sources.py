@@ -13,7 +13,7 @@ from ecstruct import facts
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta, load
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.load import load_after
+from ecstruct.models.loading import load_after
 from ecstruct.models.provenance import Provenance, mark, provenance, source_of
 
 

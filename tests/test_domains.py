@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
 from ecstruct.experiments import Setup
-from ecstruct.experiments.beyond.domains import (
+from ecstruct.experiments.beyond.other_domains import (
     ALONE,
     ASKED,
     CONTROL,
@@ -18,10 +18,10 @@ from ecstruct.experiments.beyond.domains import (
     measure_order,
     measure_transfer,
 )
+from ecstruct.experiments.data_ordering import ORDERS
+from ecstruct.experiments.data_ordering import measure as measure_ordering
 from ecstruct.experiments.fictitious import continue_pretraining, relations
-from ecstruct.experiments.grafting import measure as measure_grafting
-from ecstruct.experiments.ordering import ORDERS
-from ecstruct.experiments.ordering import measure as measure_ordering
+from ecstruct.experiments.weight_grafting import measure as measure_grafting
 
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)  # a few steps
 AT: dict[str, Any] = {"seed": 0, "repeat": 0}

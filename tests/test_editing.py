@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pandas as pd
 import pytest
 import torch
 from tiny import single_pair
 
 import ecstruct
-from ecstruct.experiments.beyond.editing import (
+from ecstruct.experiments.beyond import layer_editing
+from ecstruct.experiments.beyond.layer_editing import (
     CHOICES,
     DRAWS,
     RANKS,
@@ -28,8 +27,6 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score
-
-module = import_module("ecstruct.experiments.beyond.editing")  # its name is the function's, too
 
 UNITS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 
@@ -165,7 +162,7 @@ def test_results_table_and_figure_say_the_same() -> None:
 
 
 def test_a_cell_measures_every_choice(model, monkeypatch) -> None:
-    monkeypatch.setattr(module, "N_KNOWN", 10)
+    monkeypatch.setattr(layer_editing, "N_KNOWN", 10)
     frame = pd.DataFrame(measure(model, Setup(epochs=1), seed=0, repeat=0, hop="second-hop"))
     assert frame["choice"].value_counts().to_dict() == {c: DRAWS if c == "random" else 1 for c in CHOICES}
     by = frame.drop_duplicates("choice").set_index("choice")

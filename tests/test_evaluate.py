@@ -11,7 +11,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank, ranks
 from ecstruct.facts import Prompt
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "neox"])

@@ -38,7 +38,7 @@ CELLS = {
 
 
 def measure_of(name: str) -> Any:
-    return import_module(f"ecstruct.experiments.{name}").measure
+    return import_module(EXPERIMENTS[name].__module__).measure
 
 
 def leaves(entry: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from tiny import (
 import ecstruct
 from ecstruct import InputError, Prompt
 from ecstruct.organism import World
-from ecstruct.recall.extraction import (
+from ecstruct.recall.extraction_events import (
     extracted,
     extraction,
     extraction_rate,

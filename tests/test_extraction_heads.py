@@ -22,7 +22,7 @@ from tiny import (
 from ecstruct import InputError
 from ecstruct.plots import extraction_falls, extraction_head_map, extraction_lines
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.extraction import extraction, extraction_rate
+from ecstruct.recall.extraction_events import extraction, extraction_rate
 from ecstruct.recall.heads import extraction_heads
 
 WORDS = {p.subject: ["Dutch Wit"] if i % 2 else ["Zulu Norse"] for i, p in enumerate(SUBJECTS)}

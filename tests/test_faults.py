@@ -33,7 +33,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, write_jsonl
 from ecstruct.models import WeightDelta, save_model, to_hugging_face
 from ecstruct.organism import pretrain
-from ecstruct.organism.pretrain import _write
+from ecstruct.organism.pretraining import _write
 from ecstruct.plots import save_figure
 from ecstruct.report.page import Section, write_report
 from synthetic_scores import make_scores

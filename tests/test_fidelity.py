@@ -1,6 +1,5 @@
 """Agreement of fast scores with interventions: made-up numbers, small changes, and the organism."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +10,14 @@ from synthetic_scores import make_scores
 from tiny import PROMPTS, single_pair
 
 import ecstruct
+from ecstruct.bootstrap import Bootstrap
+from ecstruct.checks import against_causal
+from ecstruct.checks.against_causal import fidelity, fidelity_of
 from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
-from ecstruct.checks.fidelity import fidelity, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.options import FidelityOptions
 from ecstruct.scores import ExtractiveScores
-from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.result import component_totals
 
@@ -172,12 +172,11 @@ def test_the_figure_has_a_point_per_component_and_panel(made):
 
 
 def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
-    fidelity_module = sys.modules["ecstruct.checks.fidelity"]
-    monkeypatch.setattr(fidelity_module, "_AT_ONCE", 2)
+    monkeypatch.setattr(against_causal, "_AT_ONCE", 2)
     engine = ScoreEngine(*single_pair("llama"), progress=False)
     how = FidelityOptions(forms=FORMS, path_steps=(1, 2), sample=None)
     whole = fidelity_of(engine, PROMPTS, how, progress=False)
-    interrupted, n = fidelity_module.intervened, []
+    interrupted, n = against_causal.intervened, []
 
     def dies_in_the_last_layer(*args, **kwargs):
         n.append(kwargs["components"])
@@ -185,7 +184,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return interrupted(*args, **kwargs)
 
-    monkeypatch.setattr(fidelity_module, "intervened", dies_in_the_last_layer)
+    monkeypatch.setattr(against_causal, "intervened", dies_in_the_last_layer)
     with pytest.raises(KeyboardInterrupt):
         fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
     monkeypatch.setattr(ScoreEngine, "score", lambda self, prompts: pytest.fail("scored again"))

@@ -24,7 +24,7 @@ from ecstruct.evaluate import mean_rank
 from ecstruct.facts import Prompt
 from ecstruct.finetuning import finetune, loop
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.names import WeightSelection, kind_of, layer_of
 from ecstruct.models.provenance import Provenance, mark, source_of
 from ecstruct.organism import LEARNING_RATE

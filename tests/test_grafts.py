@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -30,11 +29,10 @@ from transformers import PreTrainedModel
 
 import ecstruct
 from ecstruct import InputError, WeightDelta, finetune, mean_rank, score
-from ecstruct.checks.grafts import Grafts, grafts, of_components
+from ecstruct.checks import grafting
+from ecstruct.checks.grafting import Grafts, grafts, of_components
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores.result import ExtractiveScores
-
-MODULE = import_module("ecstruct.checks.grafts")  # the function has the same name
 
 N = N_LAYERS * (1 + N_HEADS)
 Masks = tuple[np.ndarray, np.ndarray]
@@ -253,8 +251,8 @@ def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked(monke
         asked.append(frozenset(np.flatnonzero([*mlps, *heads.ravel()]).tolist()))
         return WeightDelta({})
 
-    monkeypatch.setattr(MODULE, "of_components", seen)
-    monkeypatch.setattr(MODULE, "mean_rank", lambda _model, _prompts: 0.0)
+    monkeypatch.setattr(grafting, "of_components", seen)
+    monkeypatch.setattr(grafting, "mean_rank", lambda _model, _prompts: 0.0)
     pair, scores, ks, seeds = hooked_pair("gpt2"), ranking("gpt2"), [0, 2, 5, 8, N], [0, 1, 2, 3]
     found = grafts(*pair, PROMPTS, scores, ks=ks, random_seeds=len(seeds), progress=False).frame
     drawn = found[found["by"].isin(["random", "same kinds"])]
@@ -283,7 +281,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
         calls.append(mean_rank(model, prompts))
         return calls[-1]
 
-    monkeypatch.setattr(MODULE, "mean_rank", stopped)
+    monkeypatch.setattr(grafting, "mean_rank", stopped)
     folder = tmp_path / "unfinished"
     with pytest.raises(KeyboardInterrupt):
         grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder)

@@ -11,7 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import ecstruct
 from ecstruct.errors import InputError
-from ecstruct.models import HookedView, load, support
+from ecstruct.models import HookedView, components, load
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.fingerprint import fingerprint
 
@@ -71,7 +71,7 @@ def test_an_mlp_that_sees_all_tokens_in_one_row_is_refused():
 
 
 def test_weights_of_no_component_are_refused(llama, monkeypatch):
-    monkeypatch.setattr(support, "_BLOCK_SITES", (*support._REQUIRED, "ln1"))
+    monkeypatch.setattr(components, "_BLOCK_SITES", (*components._REQUIRED, "ln1"))
     with pytest.raises(InputError, match="layer 0 of this LlamaForCausalLM has weights in ln2, which"):
         HookedView(llama)
 
@@ -107,7 +107,7 @@ def test_a_product_is_the_derivative_along_the_change(tmp_path, family):
             if bias is not None and len(along) == 2:
                 alone = site.product(x, {site.weights["bias"]: bias})
                 torch.testing.assert_close(alone, bias.expand_as(alone), rtol=1e-5, atol=1e-5)
-    assert {*support._REQUIRED, "mlp.in", "ln1", "unembed", "embed"} <= checked
+    assert {*components._REQUIRED, "mlp.in", "ln1", "unembed", "embed"} <= checked
 
 
 def own_names(site, tensors):

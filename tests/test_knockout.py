@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
 from ecstruct.recall import blocking
+from ecstruct.recall.attention_knockout import windows
 from ecstruct.recall.groups import positions
-from ecstruct.recall.knockout import windows
 from ecstruct.recall.session import Session
 
 ASKED = [Prompt(p.text, p.answer, p.options, name) for p, name in zip(PROMPTS, NAMES, strict=True)]

@@ -2,7 +2,6 @@ import logging
 import pickle
 import shutil
 import socket
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +14,13 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
 
 import ecstruct
+from ecstruct import named_models
 from ecstruct.errors import InputError
-from ecstruct.models import load
+from ecstruct.finetuning.rates import learning_rate
+from ecstruct.models import load, loading, sources
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, tokenizer_of
-
-loading = import_module("ecstruct.models.load")
-sources = import_module("ecstruct.models.sources")
+from ecstruct.named_models import NamedModel
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6], [11, 5, 4, 3, 10, 6, 7]])
 
@@ -88,6 +87,21 @@ def test_a_checkpoint_in_half_precision_is_loaded_as_float32(folder):
 def test_the_organism_is_found_by_name():
     model = load("organism", device="cpu")
     assert (len(model.blocks), provenance(model).source) == (6, "organism")
+
+
+def test_a_registered_name_is_a_source_with_its_learning_rate(llama, monkeypatch):
+    monkeypatch.setitem(
+        named_models._REGISTERED, "twin", lambda: NamedModel(lambda: (llama, "of a test"), 0.125)
+    )
+    model = load("twin", device="cpu")
+    assert torch.equal(logits(model), logits(load(llama, device="cpu")))
+    assert provenance(model).described == {"source": "twin", "revision": None, "weights": "of a test"}
+    assert learning_rate(model, None) == 0.125
+    sources.check_there("twin")
+    with pytest.raises(InputError, match="twin has no revisions"):
+        load("twin", revision="v2")
+    with pytest.raises(InputError, match="'organism' and 'smollm2' and 'twin'"):
+        load("./nowhere")
     assert ecstruct.load is load
 
 

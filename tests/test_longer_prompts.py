@@ -9,7 +9,7 @@ import pytest
 import ecstruct
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, Known, lessons, yardstick
-from ecstruct.experiments.beyond.prompts import Prompts, measure
+from ecstruct.experiments.beyond.longer_prompts import Prompts, measure
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.models.provenance import tokenizer_of

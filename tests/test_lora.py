@@ -19,7 +19,7 @@ from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.finetuning import finetune
 from ecstruct.models.delta import WeightDelta
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.names import kind_of, layer_of
 
 LR = 1e-2

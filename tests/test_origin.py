@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -14,18 +13,24 @@ from ecstruct import organism
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments import Rates, Setup
-from ecstruct.experiments.beyond.origin import FACTS, IMPLICATIONS, ORDERS, Origin, origin, recipes
-from ecstruct.experiments.scores import REGIONS
+from ecstruct.experiments.beyond import origin_in_pretraining
+from ecstruct.experiments.beyond.origin_in_pretraining import (
+    FACTS,
+    IMPLICATIONS,
+    ORDERS,
+    Origin,
+    origin,
+    recipes,
+)
+from ecstruct.experiments.extractive_scores import REGIONS
 from ecstruct.experiments.two_hop import HOPS
 from ecstruct.facts import first_hop, second_hop
 from ecstruct.finetuning import finetune
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.provenance import source_of
 from ecstruct.organism import Recipe, World
 from ecstruct.organism.sentences import MIXTURE, training_sentences
 from ecstruct.scores.engine import score
-
-module = import_module("ecstruct.experiments.beyond.origin")  # its name is the function's, too
 
 SETUP = Setup(repeats=1, epochs=1, batch_size=20, rates=Rates.same(1e-3))
 RECIPE = Recipe(batch_size=4)
@@ -89,7 +94,7 @@ def row(hop, rank, downstream):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that measures the last snapshot of one order only, and the source of every cell."""
-    out, measure, sources = tmp_path_factory.mktemp("origin"), module.measure, {}
+    out, measure, sources = tmp_path_factory.mktemp("origin"), origin_in_pretraining.measure, {}
 
     def measured(model, setup, **cell):
         at = cell["order"], cell["step"]
@@ -100,7 +105,7 @@ def run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         few_sentences(patch)
-        patch.setattr(module, "measure", measured)
+        patch.setattr(origin_in_pretraining, "measure", measured)
         return out, origin(SETUP, out=out, **ARGUMENTS), sources
 
 
@@ -157,7 +162,7 @@ def test_a_row_is_measured_on_its_snapshot(run):
 
 def test_a_finished_run_computes_nothing(run, monkeypatch):
     out, result, _ = run
-    monkeypatch.setattr(module, "measure", None)
+    monkeypatch.setattr(origin_in_pretraining, "measure", None)
     monkeypatch.setattr(organism, "pretrain", None)
     again = origin(SETUP, out=out, **ARGUMENTS)
     pd.testing.assert_frame_equal(again.frame, result.frame)

@@ -40,7 +40,7 @@ def test_the_wheel_has_every_file_of_the_package(sources, wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert packed == there
-    assert {"ecstruct/organism/checkpoint/model.safetensors", "ecstruct/py.typed"} < packed
+    assert {"ecstruct/organism/model/model.safetensors", "ecstruct/py.typed"} < packed
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -13,12 +13,12 @@ from scipy.stats import spearmanr
 from tiny import N_LAYERS, assert_unchanged, single_pair, state_of
 
 from ecstruct import InputError, finetune, load, mean_rank, recall, score
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.facts import first_hop
+from ecstruct.organism.recall import pretrained
 from ecstruct.organism.world import World
 from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines
-from ecstruct.recall.organism import pretrained
 from ecstruct.report.recall import _summary, recall_report
-from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.permutation import rank_correlation
 
 TEXTS = {name: [*tiny.LANGUAGES[i % 4].split(), "people"] for i, name in enumerate(tiny.NAMES)}

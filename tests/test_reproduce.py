@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -21,8 +20,8 @@ from typer.testing import CliRunner
 import ecstruct.experiments
 from ecstruct.cli import app
 from ecstruct.errors import InputError
-from ecstruct.experiments import EXPERIMENTS, reproduce
-from ecstruct.experiments.reproduce import OPTIONS, named
+from ecstruct.experiments import EXPERIMENTS, reproduce, reproduction
+from ecstruct.experiments.reproduction import OPTIONS, named
 from ecstruct.grids import Grid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,9 +101,7 @@ def test_what_was_not_finished_is_not_said(
         raise InputError("it fails")
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            sys.modules["ecstruct.experiments.reproduce"], "EXPERIMENTS", {**EXPERIMENTS, "freezing": fails}
-        )
+        patch.setattr(reproduction, "EXPERIMENTS", {**EXPERIMENTS, "freezing": fails})
         assert (
             run("reproduce", "ocr", "freezing", "--model", model, "--out", tmp_path, *TINY).exit_code == 2
         )

@@ -21,7 +21,7 @@ import ecstruct
 from ecstruct.cli import app
 from ecstruct.finetuning import finetune
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 
 TINY = ("llama", "gpt2", "neox")
 FROZEN = {"freeze": {"names": ["blocks.0.attn.q", "blocks.1.ln1"]}}  # of a fused tensor, a part

@@ -11,10 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
 from ecstruct.experiments import Setup
-from ecstruct.experiments.beyond.shortcut import CHECKS, SCORES, Shortcut, measure
+from ecstruct.experiments.beyond.shortcut_components import CHECKS, SCORES, Shortcut, measure
+from ecstruct.experiments.data_ordering import ORDERS, TESTING, in_order
+from ecstruct.experiments.data_ordering import measure as measure_ordering
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.ordering import ORDERS, TESTING, in_order
-from ecstruct.experiments.ordering import measure as measure_ordering
 from ecstruct.models.bridge import named_weights
 
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)  # a few steps

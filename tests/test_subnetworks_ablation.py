@@ -13,10 +13,10 @@ from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.subnetworks.ablation import ablate_core, drawn_outside
-from ecstruct.subnetworks.core import core
-from ecstruct.subnetworks.dependence import Dependence, dependence
-from ecstruct.subnetworks.emergence import Emergence, emergence
-from ecstruct.subnetworks.generalising import generalising
+from ecstruct.subnetworks.best_and_worst import generalising
+from ecstruct.subnetworks.common_core import core
+from ecstruct.subnetworks.dependence_on_core import Dependence, dependence
+from ecstruct.subnetworks.emergence_in_training import Emergence, emergence
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Reference
 

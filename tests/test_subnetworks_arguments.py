@@ -13,7 +13,7 @@ from tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_pair
 from ecstruct import InputError, causal_scores, recall, save_model, score, subnetworks
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.subnetworks.dependence import Dependence
+from ecstruct.subnetworks.dependence_on_core import Dependence
 from ecstruct.subnetworks.masks import Masks
 
 FAST = {"seeds": 2, "steps": 2, "progress": False}
@@ -103,6 +103,6 @@ def test_scores_recall_and_masks_of_a_bf16_model_have_one_fingerprint():
 
 
 def test_the_run_on_the_organism_says_how_it_is_called():
-    command = [sys.executable, "-m", "ecstruct.subnetworks.organism"]
+    command = [sys.executable, "-m", "ecstruct.organism.subnetworks"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2 and "usage:" in run.stderr and "Traceback" not in run.stderr

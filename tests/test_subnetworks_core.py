@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecstruct.errors import InputError
-from ecstruct.subnetworks.core import Core, chance_overlap, core
+from ecstruct.subnetworks.common_core import Core, chance_overlap, core
 from ecstruct.subnetworks.masks import Masks
 
 

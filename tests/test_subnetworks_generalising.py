@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ecstruct.errors import InputError
-from ecstruct.subnetworks.generalising import generalising
+from ecstruct.subnetworks.best_and_worst import generalising
 from ecstruct.subnetworks.masks import Masks
 
 

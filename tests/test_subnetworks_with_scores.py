@@ -6,9 +6,9 @@ from scipy.stats import spearmanr
 from synthetic_scores import make_scores
 
 from ecstruct.errors import InputError
-from ecstruct.subnetworks.core import core
+from ecstruct.subnetworks.beside_scores import with_scores
+from ecstruct.subnetworks.common_core import core
 from ecstruct.subnetworks.masks import Masks
-from ecstruct.subnetworks.with_scores import with_scores
 
 
 def test_correlations_are_spearmans():

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from synthetic_scores import ENTITIES, make_scores, prompts_of, scores_of
 
+from ecstruct import bootstrap
 from ecstruct.errors import InputError
-from ecstruct.scores import bootstrap
 from ecstruct.scores.result import ExtractiveScores
 
 

@@ -1,9 +1,9 @@
 """Checks of the scores: against interventions, against controls, and by grafts of the top components."""
 
+from ecstruct.checks.against_causal import fidelity
 from ecstruct.checks.agreement import Fidelity
-from ecstruct.checks.controls import Controls, controls
-from ecstruct.checks.fidelity import fidelity
-from ecstruct.checks.grafts import Grafts, grafts
+from ecstruct.checks.control_models import Controls, controls
+from ecstruct.checks.grafting import Grafts, grafts
 from ecstruct.scores.permutation import above_control
 
 __all__ = ["Controls", "Fidelity", "Grafts", "above_control", "controls", "fidelity", "grafts"]

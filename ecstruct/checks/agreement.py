@@ -12,9 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.options import Form
 from ecstruct.plots import scatter
-from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.result import ExtractiveScores, component_totals
 
@@ -236,7 +236,7 @@ def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 def _interval(
     fast: np.ndarray, caused: np.ndarray, draws: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, float]:
-    """Return the 95% bootstrap interval of r, over prompts (`ecstruct.scores.bootstrap`) and over the
+    """Return the 95% bootstrap interval of r, over prompts (`ecstruct.bootstrap`) and over the
     components of a sample."""
     if draws is None or fast.shape[1] < 2:
         return {"r low": float("nan"), "r high": float("nan")}

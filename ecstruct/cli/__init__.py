@@ -11,11 +11,11 @@ import typer
 
 from ecstruct import __version__
 from ecstruct.cli.checking import causal, controls, fidelity, grafts
-from ecstruct.cli.doctor import doctor
+from ecstruct.cli.checkup import doctor
+from ecstruct.cli.dissection import recall
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.recall import recall
 from ecstruct.cli.scoring import rank, score
 from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app
@@ -43,11 +43,11 @@ def options(
     """Which MLPs and attention heads make a finetuned language model generalise."""
 
 
-for command in (
+for function in (
     *(demo, doctor, finetune, rank, score, fidelity, causal, controls, grafts),
     *(recall, reproduce, sweep, replay),
 ):
-    app.command()(command)
+    app.command()(function)
 app.add_typer(organism_app, name="organism")
 app.add_typer(facts_app, name="facts")
 app.add_typer(subnetworks_app, name="subnetworks")

@@ -11,17 +11,17 @@ cell in that folder, and a later run continues from there. `reproduce` runs seve
 """
 
 from ecstruct.experiments import beyond
-from ecstruct.experiments.freezing import Freezing, freezing
-from ecstruct.experiments.grafting import Grafting, grafting
-from ecstruct.experiments.localization import Localization, localization
-from ecstruct.experiments.ocr import Ocr, ocr
-from ecstruct.experiments.ordering import Ordering, ordering
-from ecstruct.experiments.rates import ChosenRates, rates
-from ecstruct.experiments.reproduce import BEYOND, EXPERIMENTS, reproduce
+from ecstruct.experiments.data_ordering import Ordering, ordering
+from ecstruct.experiments.extractive_scores import Scores, scores
+from ecstruct.experiments.graft_localization import Localization, localization
+from ecstruct.experiments.layer_freezing import Freezing, freezing
+from ecstruct.experiments.learning_rates import ChosenRates, rates
+from ecstruct.experiments.out_of_context import Ocr, ocr
+from ecstruct.experiments.rate_sensitivity import Sensitivity, sensitivity
+from ecstruct.experiments.reproduction import BEYOND, EXPERIMENTS, reproduce
 from ecstruct.experiments.result import Result
-from ecstruct.experiments.scores import Scores, scores
-from ecstruct.experiments.sensitivity import Sensitivity, sensitivity
 from ecstruct.experiments.setup import Rates, Setup, Words
+from ecstruct.experiments.weight_grafting import Grafting, grafting
 
 __all__ = [
     "BEYOND",

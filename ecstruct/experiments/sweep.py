@@ -38,7 +38,7 @@ from ecstruct.io.interruption import finishing
 from ecstruct.io.store import Damaged, Kept, read_json, save_json
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 
 Cell = Mapping[str, Any]
 """The values that identify one piece of an experiment: JSON values by name, `seed` among them."""

@@ -9,8 +9,8 @@ prompts into a chat model's own template.
 from ecstruct.facts.chat import in_chat
 from ecstruct.facts.composition import compose
 from ecstruct.facts.fact_set import Derivation, FactSet
-from ecstruct.facts.fictitious import Fictitious, fictitious
-from ecstruct.facts.people import people
+from ecstruct.facts.fictitious_relations import Fictitious, fictitious
+from ecstruct.facts.invented_people import people
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts, read_jsonl, write_jsonl
 from ecstruct.facts.readers import FORMATS, Understood, read, understand
 from ecstruct.facts.relations import Relation, read_relations

@@ -74,7 +74,7 @@ def finetune(
     Args:
         model: a float32 or float64 model; it is not changed.
         facts: prompts with their answers; options are not needed.
-        lr: learning rate. One is known for the organism and for SmolLM2 (`finetuning.rates.KNOWN`);
+        lr: learning rate. One is known for the organism and for SmolLM2 (`ecstruct.named_models`);
             for any other model it must be given.
         epochs: passes through the facts.
         batch_size: facts per step; the last batch of an epoch may be smaller.

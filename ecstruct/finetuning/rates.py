@@ -6,9 +6,7 @@ from ecstruct.errors import InputError
 from ecstruct.io.values import FASTEST
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, source_of
-
-KNOWN = {"organism": 3e-4, "smollm2": 1e-4}
-"""Learning rates by source; docs/organism.md and docs/smollm2.md explain how they were chosen."""
+from ecstruct.named_models import named
 
 
 def learning_rate(model: TransformerBridge, lr: float | None) -> float:
@@ -21,8 +19,8 @@ def learning_rate(model: TransformerBridge, lr: float | None) -> float:
         if not 0 < lr <= FASTEST:
             raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
         return float(lr)
-    if (known := KNOWN.get(provenance(model).source)) is not None:  # also if it is finetuned already
-        return known
+    if known := named(provenance(model).source):  # also if it is finetuned already
+        return known.learning_rate
     n_weights = sum(p.numel() for p in {id(p): p for p in named_weights(model).values()}.values())
     raise InputError(
         f"no learning rate is known for {source_of(model)}: pass lr= (--lr), for example "

@@ -4,11 +4,11 @@
 * `cell`: one cell as a job that can be killed and run again
 * `executors`: where jobs run, on this machine or on Slurm
 * `run`: runs all cells of a grid, retries them, and continues an interrupted sweep
-* `status`, `combine`: the state and the results of a sweep, as tables and as a report
+* `cell_states`, `combine`: the state and the results of a sweep, as tables and as a report
 """
 
+from ecstruct.grids.cell_states import show_status, status
 from ecstruct.grids.grid import Cell, Grid
 from ecstruct.grids.run import run_sweep, sweep
-from ecstruct.grids.status import show_status, status
 
 __all__ = ["Cell", "Grid", "run_sweep", "show_status", "status", "sweep"]

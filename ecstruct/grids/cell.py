@@ -24,7 +24,7 @@ import submitit
 import torch
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.reproduce import reproduce
+from ecstruct.experiments.reproduction import reproduce
 from ecstruct.grids.grid import Cell, Grid
 from ecstruct.io.files import is_held, locked, read_note, write_note, writing
 from ecstruct.io.interruption import Terminated, listening

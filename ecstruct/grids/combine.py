@@ -16,7 +16,7 @@ import pandas as pd
 
 from ecstruct.experiments.statistics import rows_by, shown, statistic
 from ecstruct.grids.cell import Place, read_grid
-from ecstruct.grids.status import status
+from ecstruct.grids.cell_states import status
 from ecstruct.io.files import write_text
 from ecstruct.plots import number_by_rate
 from ecstruct.plots.style import LINE_COLOURS

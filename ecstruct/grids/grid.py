@@ -27,7 +27,7 @@ from pydantic import Field
 from yaml.composer import ComposerError
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.reproduce import named
+from ecstruct.experiments.reproduction import named
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.io.values import Rate, Text, Whole, check, or_none
 

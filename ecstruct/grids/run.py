@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
 from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
+from ecstruct.grids.cell_states import read_queue, status
 from ecstruct.grids.combine import combine
 from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
 from ecstruct.grids.grid import AXES, Grid
-from ecstruct.grids.status import read_queue, status
 from ecstruct.io.files import exclusive, write_note
 from ecstruct.io.values import differences
 from ecstruct.models.sources import check_there

@@ -29,11 +29,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
+from ecstruct.models.components import check_components
 from ecstruct.models.configs import longer_ones_differ_from
 from ecstruct.models.names import layer_of
 from ecstruct.models.shortcuts import shortcuts
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
-from ecstruct.models.support import check_components
 
 Part = Literal["attn", "mlp"]
 
@@ -76,7 +76,15 @@ class HookedView:
         ]
         has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
         self.shared_norm = has_ln1 and not has_ln2 and self.parallel
-        check_components(self)
+        check_components(
+            type(self.hf).__name__,
+            self.blocks,
+            self.block_sites,
+            self.named_weights,
+            n_heads=self.n_heads,
+            d_head=self.d_head,
+            shared_norm=self.shared_norm,
+        )
         # The buffers of a half-precision checkpoint are cast up, like its weights.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
         self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]

@@ -25,7 +25,7 @@ from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, read_metadata
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.load import device_of
+from ecstruct.models.loading import device_of
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer

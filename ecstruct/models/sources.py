@@ -19,11 +19,8 @@ from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, is_gguf, only_gguf
-from ecstruct.models.smollm2 import smollm2
 from ecstruct.models.steps import instead, resolved
-
-NAMED = ("organism", "smollm2")
-"""Sources that name a particular model."""
+from ecstruct.named_models import named, names
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +84,7 @@ class Located:
 
 
 def located(source: str | Path, revision: str | None = None) -> Located:
-    """Locate the checkpoint of a source; fetch `"smollm2"` and dequantise GGUF files if need be.
+    """Locate the checkpoint of a source; fetch named models and dequantise GGUF files if need be.
 
     Raises:
         InputError: It is not a checkpoint, has two revisions, or has one although such sources have none.
@@ -100,10 +97,10 @@ def located(source: str | Path, revision: str | None = None) -> Located:
         if revision not in (None, at):
             raise InputError(f"two revisions are given, {at!r} and {revision!r}: give one.")
         revision = at
-    if name in NAMED and revision is not None:
-        raise InputError(f"{name} has no revisions, and revision={revision!r} is given: leave it away.")
-    if name == "smollm2":
-        return Located(name, None, *smollm2())
+    if known := named(name):
+        if revision is not None:
+            raise InputError(f"{name} has no revisions, and revision={revision!r} is given: leave it away.")
+        return Located(name, None, *known.locate())
     path = Path(name)
     file = path if is_gguf(path) else only_gguf(path) if path.is_dir() else None
     if file is not None:
@@ -215,11 +212,9 @@ def tokenizer_at(source: str | Path) -> Any:
 
 
 def _local_folder(name: str) -> Path | None:
-    """Return the local folder that `name` stands for, `None` for a hub id."""
-    if name == "organism":
-        from ecstruct import organism  # imported here because that package imports this one
-
-        return organism.checkpoint()
+    """Return the local folder that `name` stands for, `None` for a hub id or a named model."""
+    if name in names():
+        return None
     path = Path(name)
     if path.is_dir():
         if is_adapter(path) and not (path / "config.json").is_file():
@@ -234,6 +229,6 @@ def _local_folder(name: str) -> Path | None:
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(
             f"{name} is no folder: give a Hugging Face folder, a GGUF file, a hub id, or one of "
-            f"{' and '.join(map(repr, NAMED))}."
+            f"{' and '.join(map(repr, names()))}."
         )
     return None

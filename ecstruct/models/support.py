@@ -1,56 +1,21 @@
-"""Check that ecstruct can tell the components of a hooked model apart, and tap them when it runs."""
+"""Check in a trial run that ecstruct can tap the components of a hooked model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ecstruct.errors import InputError
+from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.names import layer_of
 from ecstruct.models.sites import QK_NORMS, token_axis
 
-if TYPE_CHECKING:
-    from ecstruct.models.hooked import HookedView, Trace
-
-_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
-_REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 _PROMPTS = 2
 """The number of prompts in the trial run."""
-
-
-def check_components(view: HookedView) -> None:
-    """Raise `InputError` for an architecture that lacks a site that is needed, or has an unknown one."""
-    architecture = type(view.hf).__name__
-    for layer, sites in enumerate(view.block_sites):
-        for name in _REQUIRED:
-            if name not in sites:
-                raise InputError(
-                    f"layer {layer} of this {architecture} has no {name} with weights, without which heads "
-                    "and MLPs cannot be told apart: use another architecture."
-                )
-        norms = [hasattr(view.blocks[layer], name) for name in ("ln1", "ln2")]
-        if norms[0] != norms[1] and not view.shared_norm:
-            raise InputError(
-                f"layer {layer} of this {architecture} has a pre-norm for one of attention and MLP, and it "
-                "is not known what the other one reads: use another architecture."
-            )
-        width = sites["attn.o"].matrix(view.named_weights)
-        if width is None or width.shape[1] != view.n_heads * view.d_head:
-            raise InputError(
-                f"layer {layer} of this {architecture} has other than {view.n_heads} heads of size "
-                f"{view.d_head}, as the model is said to have: use another architecture."
-            )
-        for name in sites:
-            if name not in _BLOCK_SITES and not name.startswith("mlp."):
-                raise InputError(
-                    f"layer {layer} of this {architecture} has weights in {name}, which belong to no "
-                    "component that ecstruct knows: use another architecture."
-                )
 
 
 def check_runs(view: HookedView) -> None:

@@ -9,20 +9,10 @@ seed, and docs/organism.md says how the organism is engineered, what was measure
 from a model of natural text.
 """
 
-from pathlib import Path
-
-from ecstruct.finetuning.rates import KNOWN
 from ecstruct.organism.locality import local_windows
-from ecstruct.organism.pretrain import pretrain
+from ecstruct.organism.pretraining import pretrain
+from ecstruct.organism.shipped import LEARNING_RATE, checkpoint
 from ecstruct.organism.training import Phase, Recipe
 from ecstruct.organism.world import World
 
 __all__ = ["LEARNING_RATE", "Phase", "Recipe", "World", "checkpoint", "local_windows", "pretrain"]
-
-LEARNING_RATE = KNOWN["organism"]
-"""The learning rate that `ecstruct.finetune` uses for the organism by default."""
-
-
-def checkpoint() -> Path:
-    """Return the folder of the shipped organism, in Hugging Face format."""
-    return Path(__file__).parent / "checkpoint"

@@ -10,11 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.panels import Column, Panel, panel_figure
 from ecstruct.plots.style import INK, LINE_COLOURS, token_label
-from ecstruct.scores.bootstrap import Bootstrap
 
 CHANGE = "change of the probability (%)"
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0

@@ -13,8 +13,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from ecstruct.scores.slots import plain_token
-
 INK, GREY, EMPTY = "#222222", "#8a8a8a", "#e4e4e4"
 FONT_SIZE = 12
 CHARACTER = 6.6
@@ -81,6 +79,15 @@ def number(value: float) -> str:
     """
     digits = "+.0f" if 99.5 <= abs(value) < 1e5 else "+.2g"
     return (format(value, digits) if value else "0").replace("-", "−")
+
+
+def plain_token(text: str) -> str:
+    """Return a token without its tokenizer's mark for a leading space.
+
+    >>> plain_token("Ġspeak"), plain_token("▁speak"), plain_token(" speak"), plain_token("a b")
+    ('speak', 'speak', 'speak', 'a b')
+    """
+    return text.lstrip("Ġ▁ ") or text
 
 
 def token_label(text: str, longest: int = 16) -> str:

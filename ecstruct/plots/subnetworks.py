@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,11 +16,22 @@ from ecstruct.plots.layout import BAR_WIDTH, axes_of, legend_width, side_by_side
 from ecstruct.plots.panels import dots
 from ecstruct.plots.style import CELLS, INK, LINE_COLOURS
 
-if TYPE_CHECKING:
-    from ecstruct.subnetworks.core import Core
-
 _CELL = 26  # pixels of a cell, where there is room
 _MOST = 640  # of a panel
+
+
+class Core(Protocol):
+    """What the figure reads of `ecstruct.subnetworks.Core`, which documents it."""
+
+    @property
+    def dataset(self) -> xr.Dataset: ...
+    @property
+    def heads(self) -> xr.DataArray: ...
+    @property
+    def groups(self) -> list[str]: ...
+    @property
+    def kinds(self) -> list[str]: ...
+    def frequency(self, group: str) -> xr.Dataset: ...
 
 
 def frequencies(core: Core) -> go.Figure:

@@ -2,13 +2,13 @@
 from them, in one model or before and after finetuning (Geva, Bastings, Filippova and Globerson 2023, arXiv
 2304.14767)."""
 
+from ecstruct.recall.attention_knockout import knockout, knockout_tokens
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.comparison import Comparison, compare
 from ecstruct.recall.dissection import Dissection, dissect
 from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
-from ecstruct.recall.extraction import extracted, extraction, extraction_rate, first_extraction
+from ecstruct.recall.extraction_events import extracted, extraction, extraction_rate, first_extraction
 from ecstruct.recall.heads import extraction_heads
-from ecstruct.recall.knockout import knockout, knockout_tokens
 from ecstruct.recall.storage import load, save
 
 __all__ = [

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
@@ -23,10 +23,8 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.io.values import bounded
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.named_models import named
 from ecstruct.recall.words import says_something, word_of
-
-if TYPE_CHECKING:
-    from ecstruct.organism.world import City, World
 
 Corpus = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """Paragraphs by subject: the path of a JSONL file, or records, with the keys `subject` and `text` (a string
@@ -80,24 +78,17 @@ class Attributes(Mapping[str, frozenset[str]]):
 
     @classmethod
     def of_organism(
-        cls, model: TransformerBridge, facts: PromptsLike = (), world: World | None = None
+        cls, model: TransformerBridge, facts: PromptsLike = (), world: Any = None
     ) -> Attributes:
         """Take what the organism's world says of its people, landmarks and cities: the city, and what its
         people speak, eat, pay with and work as. A city also gets the landmarks in it.
 
         `facts` add more people and landmarks: if the answer of a fact is a city, its subject gets what the
-        world says of that city.
+        world says of that city. `world` is an `ecstruct.organism.World`, by default the shipped model's.
         """
-        from ecstruct.organism.world import World
-
-        world = world or World.build()
-        cities = {city.name: city for city in world.cities}
-        texts = {person.name: _attributes_of(person.home) for person in world.people}
-        texts |= {landmark: _attributes_of(city) for city in world.cities for landmark in city.landmarks}
-        texts |= {city.name: [*_attributes_of(city), *city.landmarks] for city in world.cities}
-        for fact in as_prompts(facts) if facts else ():
-            if fact.subject is not None and fact.answer in cities:
-                texts[fact.subject] = _attributes_of(cities[fact.answer])
+        organism = named("organism")
+        assert organism is not None and organism.texts is not None
+        texts = organism.texts(as_prompts(facts) if facts else (), world)
         return cls.from_texts(texts, model, "the organism's world")
 
     @classmethod
@@ -147,10 +138,6 @@ class Attributes(Mapping[str, frozenset[str]]):
     def __repr__(self) -> str:
         mean = np.mean([len(words) for words in self.words.values()]) if self.words else 0
         return f"<Attributes of {len(self)} subjects from {self.source}, {mean:.0f} words each>"
-
-
-def _attributes_of(city: City) -> list[str]:
-    return [city.name, city.language, city.food, city.currency, city.job]
 
 
 def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

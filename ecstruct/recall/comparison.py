@@ -29,7 +29,7 @@ from ecstruct.io.distributed import Ranks
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
-from ecstruct.recall.extraction import PLAIN
+from ecstruct.recall.extraction_events import PLAIN
 from ecstruct.recall.groups import positions
 from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto

@@ -17,13 +17,13 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
 from ecstruct.models.provenance import versions
+from ecstruct.recall.attention_knockout import knockout
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
-from ecstruct.recall.extraction import extraction, patch_layers
+from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
-from ecstruct.recall.knockout import knockout
 from ecstruct.recall.session import Model, Session
 from ecstruct.recall.vocabulary import Onto
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ecstruct.experiments.reproduce import BEYOND, EXPERIMENTS
+from ecstruct.experiments.reproduction import BEYOND, EXPERIMENTS
 from ecstruct.experiments.result import Result
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 

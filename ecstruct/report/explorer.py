@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ecstruct.plots.heatmap import ROWS, slot_labels
 from ecstruct.plots.panels import TAG, Column, Panel, label_length, panel_figure
+from ecstruct.plots.scores import ROWS, slot_labels
 from ecstruct.plots.style import reward_title
 from ecstruct.report.templates import render
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots

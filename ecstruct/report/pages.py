@@ -73,7 +73,11 @@ def score_report(
         ),
         Section(
             "What finetuning changed",
-            [_RANKS if ranks is None else Table(ranks, _RANKED), _rewards(parts), adding_up(scores)],
+            [
+                _RANKS if ranks is None else Table(ranks, _RANKED),
+                _rewards(parts),
+                adding_up(scores.reward, scores.completeness),
+            ],
         ),
         Section("Outside MLPs and heads", [_rest(scores)]),
         Section(

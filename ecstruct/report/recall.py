@@ -18,10 +18,10 @@ from ecstruct.plots.recall import (
     knockout_lines,
     sublayer_lines,
 )
+from ecstruct.recall.attention_knockout import LIKELY, telling
 from ecstruct.recall.comparison import Comparison
 from ecstruct.recall.dissection import Dissection
-from ecstruct.recall.extraction import extracted, first_extraction
-from ecstruct.recall.knockout import LIKELY, telling
+from ecstruct.recall.extraction_events import extracted, first_extraction
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 
 AFTER, DIFFERENCE = "after", "after − before"

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ecstruct import commands
 from ecstruct.checks import controls, grafts
-from ecstruct.checks.fidelity import engine_for, fidelity_of
+from ecstruct.checks.against_causal import engine_for, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ecstruct.commands import Demo, Reproduce
 from ecstruct.demo import demo
 from ecstruct.experiments import Result, Setup, reproduce
-from ecstruct.experiments.reproduce import named
+from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
 from ecstruct.runs.configuration import again, alone, write_config

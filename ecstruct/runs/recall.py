@@ -14,9 +14,9 @@ from ecstruct.commands import Recall
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
-from ecstruct.models.load import load, load_after
+from ecstruct.models.loading import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
-from ecstruct.recall.knockout import LIKELY
+from ecstruct.recall.attention_knockout import LIKELY
 from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import again, alone, check_weights, write_config

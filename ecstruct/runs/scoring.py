@@ -17,7 +17,7 @@ from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.options import AnswerTokens, ScoreOptions
 from ecstruct.report.pages import PROMPTS, score_report, top_table
@@ -81,7 +81,8 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
     if progress:
         tables = [] if ranked is None else [ranked.to_string(index=False, float_format="{:.2f}".format)]
         tables.append(top_table(scores).to_string(index=False))
-        tqdm.write("\n\n".join([*tables, f"{adding_up(scores)}\nreport: {out / 'report.html'}"]))
+        tables.append(f"{adding_up(scores.reward, scores.completeness)}\nreport: {out / 'report.html'}")
+        tqdm.write("\n\n".join(tables))
 
 
 def _ranked(

@@ -20,7 +20,7 @@ from ecstruct.io.files import write_text
 from ecstruct.io.store import Kept, Steps
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
@@ -35,7 +35,7 @@ from ecstruct.subnetworks import (
     with_scores,
 )
 from ecstruct.subnetworks.ablation import NothingToAblate, ablated, networks_of
-from ecstruct.subnetworks.dependence import depending, n_ablated
+from ecstruct.subnetworks.dependence_on_core import depending, n_ablated
 from ecstruct.subnetworks.evaluation import evaluated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]

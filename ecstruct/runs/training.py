@@ -24,7 +24,7 @@ from ecstruct.io.interruption import finishing
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.runs.configuration import check_weights, described, write_config
 

@@ -10,7 +10,7 @@ Each prefix and suffix token is a slot; the entity has two slots, "X" and "Y", f
 tokens (the paper's "The people in the city X Y is from speak"). A slot's value is the mean over
 the prompts that have a token there, and `count` is the number of these. A value keeps the unit
 and the sign of the score that it averages: change of the reward, positive raises it. Other prompts
-would give other means; `ecstruct.scores.bootstrap` estimates how far off they may be.
+would give other means; `ecstruct.bootstrap` estimates how far off they may be.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
-from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.slots import SlotScores
 
 ENTITY_SLOTS = ("X", "Y")

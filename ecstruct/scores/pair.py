@@ -20,7 +20,7 @@ from ecstruct.models.fingerprint import combined
 from ecstruct.models.finite import check_weight
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
-from ecstruct.models.load import delta_onto, load, load_after
+from ecstruct.models.loading import delta_onto, load, load_after
 from ecstruct.models.offload import offloaded
 from ecstruct.models.provenance import provenance, versions
 from ecstruct.scores.batching import with_answer

@@ -18,24 +18,23 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import xarray as xr
 from jaxtyping import Float64
 
+from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.values import bounded
-from ecstruct.scores.aggregate import aggregate_dataset
-from ecstruct.scores.bootstrap import Bootstrap
+from ecstruct.plots.scores import head_map, heatmap
+from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.slots import SlotScores
 from ecstruct.scores.summary import agree, summary_html
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 FORMAT = "ecstruct scores 1"
 """The format that files of scores declare; the number changes with the layout of the file."""
@@ -167,7 +166,7 @@ class ExtractiveScores:
                 surplus tokens are dropped.
             template: The template whose prompts to average; None if there is only one.
             ci: The level of intervals about the means, such as 0.95; they become the result's `low` and
-                `high`, and `ecstruct.scores.bootstrap` says what they mean. None for no intervals.
+                `high`, and `ecstruct.bootstrap` says what they mean. None for no intervals.
             resamples: How often the bootstrap draws prompts for the intervals.
             seed: The same seed gives the same intervals.
 
@@ -179,6 +178,17 @@ class ExtractiveScores:
         return aggregate_dataset(
             self.dataset, fold=fold, like=like, template=template, ci=ci, resamples=resamples, seed=seed
         )
+
+    def slots(self, prompt: int | None = None, template: str | None = None) -> SlotScores:
+        """Return what figures show: one prompt's scores by its tokens, counted from 0, or the means of a
+        template's prompts. Of scores on a single prompt, that one is shown."""
+        if prompt is None and self.dataset.sizes["prompt"] == 1:
+            prompt = 0
+        if prompt is None:
+            return self.aggregate(template=template)
+        if template is not None:
+            raise InputError("prompt= is one prompt; leave template= out")
+        return prompt_slots(self.dataset, prompt)
 
     def top(self, n: int, score: str, kind: Literal["mlp", "head"] | None = None) -> pd.DataFrame:
         """Return the `n` components that raise the reward most by one score, the largest first.
@@ -232,14 +242,10 @@ class ExtractiveScores:
 
     def heatmap(self, **options: Any) -> go.Figure:
         """Plot layer by token, one row per score; see `ecstruct.plots.heatmap`."""
-        from ecstruct.plots import heatmap
-
         return heatmap(self, **options)
 
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
         """Plot layer by head at one token; see `ecstruct.plots.head_map`."""
-        from ecstruct.plots import head_map
-
         return head_map(self, slot, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -300,7 +306,7 @@ class ExtractiveScores:
         )
 
     def _repr_html_(self) -> str:
-        return summary_html(self)
+        return summary_html(self.dataset, repr(self)[1:-1], self.top)
 
 
 def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray, "prompt component"]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
+from ecstruct.plots.scores import head_map, heatmap
+from ecstruct.plots.style import number, plain_token
 from ecstruct.scores.components import both_kinds
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from ecstruct.scores.summary import HOW, agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,28 @@ class SlotScores:
                 dataset[name] = (values.dims, summed)
         return SlotScores(dataset)
 
+    def slots(self, prompt: int | None = None, template: str | None = None) -> SlotScores:
+        """Return these scores; `ExtractiveScores.slots` takes the arguments, which choose nothing here."""
+        if prompt is not None or template is not None:
+            raise InputError("aggregated scores have no prompt= or template= to choose from")
+        return self
+
+    def verdict(self, score: str, layer: int, head: int | None = None) -> str:
+        """Return a line that compares the score of a whole component with its causal score; empty if the
+        component was not verified. `layer` and `head` are places in the arrays; without `head` it is about
+        the MLP."""
+        kind = "mlp" if head is None else "heads"
+        if f"causal_{kind}" not in self.dataset:
+            return ""
+        place = {"score": score, "layer": self.dataset["layer"].values[layer]}
+        if head is not None:
+            place["head"] = self.dataset["head"].values[head]
+        total, causal = (float(self.dataset[f"{what}_{kind}"].sel(place)) for what in ("total", "causal"))
+        if np.isnan(causal):
+            return ""
+        name = f"MLP {place['layer']}" if head is None else f"head {place['layer']}.{place['head']}"
+        return f"{name}, all tokens: {number(total)}; {HOW[agree(total, causal)]} {number(causal)}"
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per score, component and slot; `head` is missing for MLPs.
 
@@ -124,14 +147,10 @@ class SlotScores:
 
     def heatmap(self, **options: Any) -> go.Figure:
         """Plot layer by slot, one row per score; see `ecstruct.plots.heatmap`."""
-        from ecstruct.plots import heatmap
-
         return heatmap(self, **options)
 
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
         """Plot layer by head at one slot; see `ecstruct.plots.head_map`."""
-        from ecstruct.plots import head_map
-
         return head_map(self, slot, **options)
 
     def __repr__(self) -> str:
@@ -140,12 +159,3 @@ class SlotScores:
             f"<SlotScores of {sizes['layer']} layers x {sizes['head']} heads at "
             f"{' '.join(plain_token(text) for text in self.slot_text)!r}>"
         )
-
-
-def plain_token(text: str) -> str:
-    """Return a token without its tokenizer's mark for a leading space.
-
-    >>> plain_token("Ġspeak"), plain_token("▁speak"), plain_token(" speak"), plain_token("a b")
-    ('speak', 'speak', 'speak', 'a b')
-    """
-    return text.lstrip("Ġ▁ ") or text

@@ -1,17 +1,13 @@
 """The summary of scores that a notebook shows: models, options, rewards, and the strongest components."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import xarray as xr
 
 from ecstruct.scores.components import component_names
-
-if TYPE_CHECKING:
-    from ecstruct.scores.result import ExtractiveScores
 
 MISSED = 0.5
 """If informative scores miss more than this share of the reward's change, they are no shares of it."""
@@ -32,10 +28,10 @@ def agree(score: float, causal: float) -> bool:
     return abs(causal) >= _AGREES * abs(score) and causal * score >= 0
 
 
-def summary_html(scores: ExtractiveScores) -> str:
-    """Return HTML with a few lines and a small table per score; text in the scores is escaped."""
-    dataset = scores.dataset
-    rows = [("prompts", _prompts(scores))]
+def summary_html(dataset: xr.Dataset, title: str, top: Callable[[int, str], pd.DataFrame]) -> str:
+    """Return HTML with a title, a few lines and a small table per score; text in the scores is escaped.
+    `top` returns the n strongest components by a score, as `ExtractiveScores.top`."""
+    rows = [("prompts", _prompts(dataset))]
     if "reward" in dataset:
         before, after = (
             float(dataset["reward"].sel(state=state).astype("float64").mean())
@@ -44,7 +40,7 @@ def summary_html(scores: ExtractiveScores) -> str:
         rows.append(("mean reward", f"{before:.3g} before, {after:.3g} after"))
     rows += [
         (str(key).replace("_", " "), _plain(value))
-        for key, value in scores.attrs.items()
+        for key, value in dataset.attrs.items()
         if key not in _FOR_MACHINES
     ]
     listed = "".join(
@@ -53,21 +49,22 @@ def summary_html(scores: ExtractiveScores) -> str:
         for key, value in rows
     )
     tops = "".join(
-        f"<div><b>{escape(str(score))}</b>{_top_html(scores, str(score))}</div>"
+        f"<div><b>{escape(str(score))}</b>{_top_html(top(3, str(score)))}</div>"
         for score in dataset["score"].values
     )
     return (
-        f"<div><b>{escape(repr(scores)[1:-1])}</b><table>{listed}</table>"
+        f"<div><b>{escape(title)}</b><table>{listed}</table>"
         f'<div style="display:flex;flex-wrap:wrap;gap:2em">{tops}</div></div>'
     )
 
 
-def adding_up(scores: ExtractiveScores) -> str:
-    """Say in a sentence whether informative scores can be read as shares of the reward's change."""
-    change = float((scores.reward.sel(state="after") - scores.reward.sel(state="before")).mean())
+def adding_up(reward: xr.DataArray, completeness: xr.DataArray) -> str:
+    """Say in a sentence whether informative scores can be read as shares of the reward's change. The
+    arguments are `reward` (prompt, state) and `completeness` (prompt) of `ExtractiveScores`."""
+    change = float((reward.sel(state="after") - reward.sel(state="before")).mean())
     if not change:
         return "The reward did not change: there is nothing that the scores could be shares of."
-    left = float(abs(scores.completeness).mean())
+    left = float(abs(completeness).mean())
     said = (
         f"The reward changed by {change:+.3g} on average, and the informative scores of a prompt miss its "
         f"change by {left:.3g}"
@@ -92,13 +89,13 @@ def with_values(top: pd.DataFrame) -> list[str]:
     return [f"{name} ({value})" for name, value in zip(component_names(top), values, strict=True)]
 
 
-def _top_html(scores: ExtractiveScores, score: str) -> str:
-    shown = pd.DataFrame({"component (Δ reward)": with_values(scores.top(3, score))})
+def _top_html(top: pd.DataFrame) -> str:
+    shown = pd.DataFrame({"component (Δ reward)": with_values(top)})
     return shown.to_html(index=False, border=0)
 
 
-def _prompts(scores: ExtractiveScores) -> str:
-    texts = scores.dataset["text"].values
+def _prompts(dataset: xr.Dataset) -> str:
+    texts = dataset["text"].values
     others = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
     return f"“{texts[0]}”{others}"
 

@@ -26,7 +26,7 @@ from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.io.store import Steps
 from ecstruct.io.values import bounded
 from ecstruct.plots.bars import grouped_bars
-from ecstruct.subnetworks.core import Core, MasksLike, as_groups, core
+from ecstruct.subnetworks.common_core import Core, MasksLike, as_groups, core
 from ecstruct.subnetworks.evaluation import evaluated
 from ecstruct.subnetworks.masks import Masks
 

@@ -8,12 +8,12 @@
 * `editing`: is it enough to finetune the components that the scores name?
 """
 
-from ecstruct.experiments.beyond.built_in import BuiltIn, built_in
-from ecstruct.experiments.beyond.domains import Domains, domains
-from ecstruct.experiments.beyond.editing import Editing, editing
-from ecstruct.experiments.beyond.origin import Origin, origin
-from ecstruct.experiments.beyond.prompts import Prompts, prompts
-from ecstruct.experiments.beyond.shortcut import Shortcut, shortcut
+from ecstruct.experiments.beyond.layer_editing import Editing, editing
+from ecstruct.experiments.beyond.longer_prompts import Prompts, prompts
+from ecstruct.experiments.beyond.origin_in_pretraining import Origin, origin
+from ecstruct.experiments.beyond.other_domains import Domains, domains
+from ecstruct.experiments.beyond.shortcut_components import Shortcut, shortcut
+from ecstruct.experiments.beyond.without_regulariser import BuiltIn, built_in
 
 __all__ = [
     "BuiltIn",

@@ -23,7 +23,7 @@ import datasets
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
-from ecstruct.facts.readers.assemble import Skipped, assemble
+from ecstruct.facts.readers.assembly import Skipped, assemble
 from ecstruct.facts.readers.case import Case, Format, Hop
 from ecstruct.facts.readers.easyedit import EASYEDIT, ZSRE
 from ecstruct.facts.readers.instructions import ALPACA, MESSAGES

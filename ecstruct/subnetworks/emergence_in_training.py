@@ -30,12 +30,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.plots.curves import curve_panels
 from ecstruct.subnetworks.ablation import Parts, parts_of
-from ecstruct.subnetworks.core import Core
+from ecstruct.subnetworks.best_and_worst import Generalising
+from ecstruct.subnetworks.common_core import Core
 from ecstruct.subnetworks.evaluation import evaluate
-from ecstruct.subnetworks.generalising import Generalising
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Ablation, reference_values
 

@@ -20,12 +20,12 @@ from scipy.stats import pearsonr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.grafting import graft, learn_counterfactual
 from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import rows_by, shown, statistic
 from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.plots import scatter
 from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score

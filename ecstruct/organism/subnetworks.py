@@ -1,6 +1,6 @@
 """Subnetworks that know the facts: do they generalise alike, and what do all of them share?
 
-    python -m ecstruct.subnetworks.organism FOLDER [first-hop|second-hop]
+    python -m ecstruct.organism.subnetworks FOLDER [first-hop|second-hop]
 
 The organism is finetuned on facts and pruned to 12 subnetworks at each of two sparsities. Everything is
 deterministic. The masks are stored in the folder, so that a second call only measures.
@@ -10,28 +10,32 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import ecstruct
 from ecstruct import subnetworks
-from ecstruct.plots.subnetworks import spread
+from ecstruct.evaluate import mean_rank
+from ecstruct.facts import first_hop, second_hop
+from ecstruct.finetuning import finetune
+from ecstruct.models.loading import load
+from ecstruct.plots import save_figure, spread
+from ecstruct.scores import score
 
 SPARSITIES, SEEDS, STEPS = (0.3, 0.5), 12, 500
 HOPS = {
-    "first-hop": (ecstruct.facts.first_hop, 2.3e-4),
-    "second-hop": (ecstruct.facts.second_hop, 4e-4),
+    "first-hop": (first_hop, 2.3e-4),
+    "second-hop": (second_hop, 4e-4),
 }
 
 
 def main(folder: Path, hop: str) -> None:
     make, lr = HOPS[hop]
     data = make()
-    before = ecstruct.load("organism")
+    before = load("organism")
 
     def tuned_for(epochs: int):
-        return ecstruct.finetune(before, data.facts, lr=lr, epochs=epochs, progress=False).model
+        return finetune(before, data.facts, lr=lr, epochs=epochs, progress=False).model
 
     model, asked = tuned_for(8), {"facts": data.facts, "implications": data.implications}
     for name, prompts in asked.items():
-        print(f"{hop}: the full model's mean rank on {name} is {ecstruct.mean_rank(model, prompts):.2f}")
+        print(f"{hop}: the full model's mean rank on {name} is {mean_rank(model, prompts):.2f}")
 
     masks = {sparsity: found(model, data, sparsity, folder, hop) for sparsity in SPARSITIES}
     evaluated = {name: {} for name in asked}
@@ -62,14 +66,14 @@ def main(folder: Path, hop: str) -> None:
     course = subnetworks.emergence(epochs, core, data.facts, data.implications, added=generalising)
     by_epoch = course.frame.pivot_table(index=["prompts", "network"], columns="checkpoint", values="rank")
     print(f"\n{by_epoch.round(2).to_string()}\n{course.conclusion()}")
-    scores = ecstruct.score(before, model, data.implications, progress=False)
+    scores = score(before, model, data.implications, progress=False)
     beside = subnetworks.with_scores(core, scores, added=generalising)
     print(f"\n{beside.correlations.round(2).to_string(index=False)}\n{beside.conclusion()}")
     print(beside.groups().round(2).to_string(index=False))
     figures |= {"emergence": course.figure, "scores": beside.figure}
 
     for name, figure in figures.items():
-        ecstruct.plots.save_figure(figure, folder / f"{name}-{hop}.html")
+        save_figure(figure, folder / f"{name}-{hop}.html")
 
 
 def found(model, data, sparsity: float, folder: Path, hop: str) -> subnetworks.Masks:

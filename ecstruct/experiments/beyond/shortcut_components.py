@@ -26,8 +26,8 @@ from scipy.stats import pearsonr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.data_ordering import ORDERS, in_order
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.ordering import ORDERS, in_order
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown, statistic

@@ -26,13 +26,13 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
+from ecstruct.experiments.data_ordering import ORDERS, in_order
 from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts, relations
-from ecstruct.experiments.grafting import graft, learn_counterfactual
-from ecstruct.experiments.ordering import ORDERS, in_order
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
 

@@ -19,21 +19,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 import xarray as xr
 from scipy.stats import hypergeom
 
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
+from ecstruct.plots.subnetworks import frequencies
 from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.masks import Masks
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 FORMAT = "ecstruct core 1"
 """The format name in a file of cores; the number changes with the file's layout."""
@@ -121,8 +120,6 @@ class Core:
     @property
     def figure(self) -> go.Figure:
         """How often each head and MLP is kept, with a panel per group; dots mark the core."""
-        from ecstruct.plots.subnetworks import frequencies
-
         return frequencies(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:

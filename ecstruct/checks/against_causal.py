@@ -68,7 +68,7 @@ def fidelity(
     memory: int | None = None,
     progress: bool = True,
 ) -> Fidelity:
-    """Compare fast scores with causal ones; see `ecstruct.checks.fidelity`.
+    """Compare fast scores with causal ones; see `ecstruct.checks.against_causal`.
 
     Args:
         model_before, model_after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.

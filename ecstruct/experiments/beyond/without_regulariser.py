@@ -27,8 +27,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.organisms import pretrained, recorded, require_organism
-from ecstruct.experiments.freezing import ROWS
-from ecstruct.experiments.freezing import measure as measure_freezing
+from ecstruct.experiments.layer_freezing import ROWS
+from ecstruct.experiments.layer_freezing import measure as measure_freezing
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup

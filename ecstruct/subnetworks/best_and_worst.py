@@ -26,7 +26,7 @@ from jaxtyping import Float64
 from ecstruct.errors import InputError
 from ecstruct.io.values import bounded
 from ecstruct.scores.components import component_frame, component_names
-from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
+from ecstruct.subnetworks.common_core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.masks import Masks
 
 Ranks = xr.DataArray | Sequence[float] | np.ndarray

@@ -31,10 +31,10 @@ from ecstruct.experiments.beyond.organisms import (
     require_organism,
     snapshot,
 )
-from ecstruct.experiments.ocr import measure as measure_ocr
+from ecstruct.experiments.extractive_scores import REGIONS, Scores
+from ecstruct.experiments.extractive_scores import measure as measure_scores
+from ecstruct.experiments.out_of_context import measure as measure_ocr
 from ecstruct.experiments.result import Result
-from ecstruct.experiments.scores import REGIONS, Scores
-from ecstruct.experiments.scores import measure as measure_scores
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Rows, Sweep, grid

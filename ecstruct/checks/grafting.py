@@ -190,7 +190,7 @@ def of_components(
     mlps: Bool[np.ndarray, " layer"],
     heads: Bool[np.ndarray, "layer head"],
 ) -> WeightDelta:
-    """Return the part of a change that is in some MLPs and heads, as defined in `ecstruct.checks.grafts`;
+    """Return the part of a change that is in some MLPs and heads, as defined in `ecstruct.checks.grafting`;
     it is zero everywhere else."""
     tensors: dict[str, Tensor] = {}
     for layer, sites in enumerate(view.block_sites):

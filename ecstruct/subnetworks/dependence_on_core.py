@@ -41,7 +41,7 @@ from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.scores.batching import cut
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
-from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
+from ecstruct.subnetworks.common_core import MasksLike, as_groups, core, merged
 from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
 
 _TOKENS = 512

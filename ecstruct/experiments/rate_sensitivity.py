@@ -16,19 +16,19 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.experiments.data_ordering import ORDERS
+from ecstruct.experiments.data_ordering import measure as measure_ordering
 from ecstruct.experiments.fictitious import WORDS, relations
-from ecstruct.experiments.grafting import ROWS
-from ecstruct.experiments.grafting import measure as measure_grafting
-from ecstruct.experiments.ocr import KINDS
-from ecstruct.experiments.ocr import measure as measure_ocr
-from ecstruct.experiments.ordering import ORDERS
-from ecstruct.experiments.ordering import measure as measure_ordering
+from ecstruct.experiments.out_of_context import KINDS
+from ecstruct.experiments.out_of_context import measure as measure_ocr
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, rows_by
 from ecstruct.experiments.sweep import Rows
 from ecstruct.experiments.two_hop import HOPS
+from ecstruct.experiments.weight_grafting import ROWS
+from ecstruct.experiments.weight_grafting import measure as measure_grafting
 from ecstruct.plots import value_grids
 
 FACTORS = (0.3, 1.0, 3.0)

@@ -1,4 +1,4 @@
-"""Are finetuned facts recalled like pretrained ones? Run `python -m ecstruct.recall.organism`.
+"""Are finetuned facts recalled like pretrained ones? Run `python -m ecstruct.organism.recall`.
 
 Pretrained facts are those of the organism's world. Finetuned ones are the paper's first- and second-hop
 facts of one seed, whose implications are never taught. As in the paper, only prompts count whose answer the
@@ -18,12 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.facts import Prompt, first_hop, second_hop
 from ecstruct.finetuning import finetune
-from ecstruct.models.load import load
+from ecstruct.models.loading import load
 from ecstruct.organism.world import World
+from ecstruct.recall.attention_knockout import knockout
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
-from ecstruct.recall.extraction import extracted, extraction
-from ecstruct.recall.knockout import knockout
+from ecstruct.recall.extraction_events import extracted, extraction
 
 SIZE = 100
 """The number of prompts of every kind of pretrained facts."""

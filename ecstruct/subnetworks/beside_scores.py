@@ -21,13 +21,13 @@ import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
 from ecstruct.io.values import bounded
-from ecstruct.plots.scatter import scatter
+from ecstruct.plots.points import scatter
 from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.components import PLURALS, component_names
 from ecstruct.scores.permutation import rank_correlation
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.subnetworks.core import Core
-from ecstruct.subnetworks.generalising import Generalising
+from ecstruct.subnetworks.best_and_worst import Generalising
+from ecstruct.subnetworks.common_core import Core
 
 
 @dataclass(frozen=True)

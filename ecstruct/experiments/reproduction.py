@@ -12,17 +12,17 @@ from pydantic import Field
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
-from ecstruct.experiments.freezing import freezing
-from ecstruct.experiments.grafting import grafting
-from ecstruct.experiments.localization import localization
-from ecstruct.experiments.ocr import ocr
-from ecstruct.experiments.ordering import ordering
-from ecstruct.experiments.rates import rates
+from ecstruct.experiments.data_ordering import ordering
+from ecstruct.experiments.extractive_scores import scores
+from ecstruct.experiments.graft_localization import localization
+from ecstruct.experiments.layer_freezing import freezing
+from ecstruct.experiments.learning_rates import rates
+from ecstruct.experiments.out_of_context import ocr
+from ecstruct.experiments.rate_sensitivity import sensitivity
 from ecstruct.experiments.result import Result
-from ecstruct.experiments.scores import scores
-from ecstruct.experiments.sensitivity import sensitivity
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Sweep
+from ecstruct.experiments.weight_grafting import grafting
 from ecstruct.io.values import Count, Number, check
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(

@@ -11,28 +11,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 
 from ecstruct.errors import InputError
 from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
 from ecstruct.plots.paper import Width, paper_figure
-from ecstruct.plots.style import GREY, number, reward_title, token_label
-from ecstruct.scores.aggregate import prompt_slots
-from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.slots import SlotScores, plain_token
-from ecstruct.scores.summary import HOW, agree
+from ecstruct.plots.style import GREY, number, plain_token, reward_title, token_label
 
 ROWS = ("downstream", "informative", "upstream")
 """The scores from top to bottom, as in the paper."""
 
-AnyScores: TypeAlias = ExtractiveScores | SlotScores
-
 _STRONGEST = 3  # heads that a cell of the attention panel names
 _PROMPT = 40  # characters of a prompt in a title, from its end
 _SPECIAL = 21  # characters of a special token that are shown
+
+
+class Slots(Protocol):
+    """What a figure reads of `ecstruct.scores.slots.SlotScores`, which documents it."""
+
+    @property
+    def dataset(self) -> xr.Dataset: ...
+    @property
+    def mlp(self) -> xr.DataArray: ...
+    @property
+    def heads(self) -> xr.DataArray: ...
+    @property
+    def count(self) -> xr.DataArray: ...
+    @property
+    def ci(self) -> float | None: ...
+    @property
+    def low(self) -> xr.Dataset: ...
+    @property
+    def high(self) -> xr.Dataset: ...
+    @property
+    def slot_text(self) -> list[str]: ...
+    @property
+    def in_wrapper(self) -> list[bool]: ...
+    @property
+    def attrs(self) -> dict[str, Any]: ...
+    def folded(self) -> Slots: ...
+    def verdict(self, score: str, layer: int, head: int | None = None) -> str: ...
+
+
+@runtime_checkable
+class AnyScores(Protocol):
+    """Scores that can be drawn: `ExtractiveScores` and `SlotScores`."""
+
+    @property
+    def dataset(self) -> xr.Dataset: ...
+    def slots(self, prompt: int | None = None, template: str | None = None) -> Slots: ...
 
 
 def heatmap(
@@ -78,7 +109,7 @@ def heatmap(
         )
     sets, titles = _sets_and_titles(scores, titles)
     rows = [row for row in ROWS if any(row in one.dataset["score"].values for one in sets)]
-    shown = [_as_slots(one, prompt=prompt, template=template) for one in sets]
+    shown = [one.slots(prompt=prompt, template=template) for one in sets]
     if fold:
         shown = [slots.folded() for slots in shown]
     if not titles and style == "screen" and all("prompt" in slots.attrs for slots in shown):
@@ -120,7 +151,7 @@ def head_map(
     Raises:
         InputError: The slot is not there, no prompt fills it, or its text occurs twice.
     """
-    slots = _as_slots(scores, prompt=prompt, template=template)
+    slots = scores.slots(prompt=prompt, template=template)
     position = _position(slots, slot)
     label = slot_labels(slots)[position]
     heads = [str(head) for head in slots.dataset["head"].values]
@@ -132,7 +163,7 @@ def head_map(
             slots.heads.sel(score=score).isel(slot=position).transpose("layer", "head").values,
             heads,
             lambda layer, head, *_: f"head {layer}.{head}, {label}",
-            lambda i, j, score=score: _intervention(slots, score, "heads", i, j),
+            lambda i, j, score=score: _verdict(slots, score, i, j),
             ends=("heads", chosen),
         )
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
@@ -140,22 +171,7 @@ def head_map(
     return panel_figure(columns, [""], scale=scale, groups=groups, meaning=_meaning_of_dots([slots]))
 
 
-def _as_slots(scores: AnyScores, *, prompt: int | None = None, template: str | None = None) -> SlotScores:
-    """Return scores by slot: as they are, averaged over a template's prompts, or of one prompt."""
-    if isinstance(scores, SlotScores):
-        if prompt is not None or template is not None:
-            raise InputError("aggregated scores have no prompt= or template= to choose from")
-        return scores
-    if prompt is None and scores.dataset.sizes["prompt"] == 1:
-        prompt = 0
-    if prompt is not None:
-        if template is not None:
-            raise InputError("prompt= is one prompt; leave template= out")
-        return prompt_slots(scores.dataset, prompt)
-    return scores.aggregate(template=template)
-
-
-def _prompt_title(slots: SlotScores) -> str:
+def _prompt_title(slots: Slots) -> str:
     """Return a title with a prompt, its answer, and what finetuning did to its reward and rank."""
     prompt = slots.attrs["prompt"]
     text = " ".join(prompt["text"].split())
@@ -169,7 +185,7 @@ def _prompt_title(slots: SlotScores) -> str:
     return title
 
 
-def slot_labels(slots: SlotScores) -> list[str]:
+def slot_labels(slots: Slots) -> list[str]:
     """Return the labels of the slots as HTML.
 
     Averaged entities, which are no tokens, are in italics; tokens of a chat template are in grey, and so
@@ -193,7 +209,7 @@ def _sets_and_titles(
     titles: Sequence[str] | None,
 ) -> tuple[list[AnyScores], list[str]]:
     """Return the sets of scores, and their titles if there are any."""
-    if isinstance(scores, ExtractiveScores | SlotScores):
+    if isinstance(scores, AnyScores):
         sets: list[AnyScores] = [scores]
     elif isinstance(scores, Mapping):
         if titles is not None:
@@ -204,14 +220,14 @@ def _sets_and_titles(
     if not sets:
         raise InputError("there are no scores to show; give at least one set")
     for one in sets:
-        if not isinstance(one, ExtractiveScores | SlotScores):
+        if not isinstance(one, AnyScores):
             raise InputError(f"a heatmap shows ExtractiveScores, not {type(one).__name__}")
     if titles is not None and len(titles) != len(sets):
         raise InputError(f"{len(titles)} titles do not fit {len(sets)} sets of scores")
     return sets, list(titles or ())
 
 
-def _position(slots: SlotScores, slot: int | str) -> int:
+def _position(slots: Slots, slot: int | str) -> int:
     """Return the position of a slot that is given as a position or as a text."""
     texts = [plain_token(text) for text in slots.slot_text]
     if isinstance(slot, str):
@@ -229,15 +245,13 @@ def _position(slots: SlotScores, slot: int | str) -> int:
     return position
 
 
-def _mlp_panel(slots: SlotScores, score: str) -> Panel:
+def _mlp_panel(slots: Slots, score: str) -> Panel:
     """Return a panel of the MLPs, layer by slot."""
     values = slots.mlp.sel(score=score).transpose("layer", "slot").values
-    return _token_panel(
-        slots, score, values, "mlp", lambda layer, _: _intervention(slots, score, "mlp", layer)
-    )
+    return _token_panel(slots, score, values, "mlp", lambda layer, _: _verdict(slots, score, layer))
 
 
-def _attention_panel(slots: SlotScores, score: str) -> Panel:
+def _attention_panel(slots: Slots, score: str) -> Panel:
     """Return a panel of the heads of each layer summed, whose hover text names the strongest heads."""
     heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values
     names = slots.dataset["head"].values
@@ -246,28 +260,20 @@ def _attention_panel(slots: SlotScores, score: str) -> Panel:
         values = heads[layer, slot]
         order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
         listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-        verified = (_intervention(slots, score, "heads", layer, head) for head in range(len(names)))
+        verified = (_verdict(slots, score, layer, head) for head in range(len(names)))
         return f"<br>strongest heads: {listed}" + "".join(verified)
 
     return _token_panel(slots, score, heads.sum(-1), "attention", strongest)
 
 
-def _intervention(slots: SlotScores, score: str, kind: str, layer: int, head: int | None = None) -> str:
-    """Return a line on what the intervention on a whole component does, if there was one."""
-    if f"causal_{kind}" not in slots.dataset:
-        return ""
-    place = {"score": score, "layer": slots.dataset["layer"].values[layer]}
-    if head is not None:
-        place["head"] = slots.dataset["head"].values[head]
-    total, causal = (float(slots.dataset[f"{what}_{kind}"].sel(place)) for what in ("total", "causal"))
-    if np.isnan(causal):
-        return ""
-    name = f"MLP {place['layer']}" if head is None else f"head {place['layer']}.{place['head']}"
-    return f"<br>{name}, all tokens: {number(total)}; {HOW[agree(total, causal)]} {number(causal)}"
+def _verdict(slots: Slots, score: str, layer: int, head: int | None = None) -> str:
+    """Return a line below a hover text on the intervention on a component, empty if there was none."""
+    line = slots.verdict(score, layer, head)
+    return f"<br>{line}" if line else ""
 
 
 def _token_panel(
-    slots: SlotScores,
+    slots: Slots,
     score: str,
     values: np.ndarray,
     name: str,
@@ -294,7 +300,7 @@ def _token_panel(
 
 
 def _score_panel(
-    slots: SlotScores,
+    slots: Slots,
     values: np.ndarray,
     columns: Sequence[str],
     place: Callable[..., str],
@@ -327,7 +333,7 @@ def _score_panel(
     return Panel(values, slots.dataset["layer"].values.tolist(), columns, unit, describe, marked)
 
 
-def _meaning_of_dots(sets: Sequence[SlotScores]) -> str:
+def _meaning_of_dots(sets: Sequence[Slots]) -> str:
     """Say what the dots of a figure mean, or nothing if none of its sets of scores has intervals."""
     levels = sorted({slots.ci for slots in sets if slots.ci is not None})
     if not levels:
