@@ -29,7 +29,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores import SCORES, ExtractiveScores, causal_scores, score
-from ecstruct.scores.batching import graph_bytes
+from ecstruct.engine.plan import graph_bytes
 from ecstruct.scores.interventions import rewards_of
 
 # --- The interventions themselves ---

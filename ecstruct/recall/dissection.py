@@ -13,6 +13,7 @@ import xarray as xr
 import xxhash
 
 from ecstruct.cost import Bar
+from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
@@ -24,7 +25,7 @@ from ecstruct.recall.extraction import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.knockout import knockout
-from ecstruct.recall.session import Model, Session
+from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 8
@@ -100,7 +101,7 @@ class Work:
         folder: Path | None,
         name: str = "",
     ) -> None:
-        self.session, self.prompts, self.attributes = session, session.read(prompts), attributes
+        self.session, self.prompts, self.attributes = session, read(session, prompts), attributes
         self.window, self.token, self.onto = window, token, onto
         self.folder, self.name = folder, name
         n_layers = session.view.n_layers

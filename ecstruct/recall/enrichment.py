@@ -29,12 +29,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.forward import Intervention, Step, leaving, traces
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.groups import named
 from ecstruct.recall.masks import all_alike, mask_of, with_mask
-from ecstruct.recall.session import PARTS, Intervention, Model, Part, Prompts, Runs, Step
+from ecstruct.recall.runs import PARTS, Part, Prompts, Run, Runs
 from ecstruct.recall.vocabulary import Onto, Reader
 
 POSITIONS = ("subject-last", "subject-first", "subject-others", "last")
@@ -85,14 +87,17 @@ def attributes_rate(
     places = [runs.places(which, may_be_empty=True) for which in groups.values()]
     of_any_group = [[*chain(*of_prompt)] for of_prompt in zip(*places, strict=True)]
     rates = np.full((len(runs.prompts), len(groups), runs.view.n_layers), np.nan)
-    with runs.still(), tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
-        for b, rows in enumerate(runs.rows):
-            for layer, found in enumerate(_rates_by_layer(runs, reader, b, runs.where(b, of_any_group))):
-                for of_tokens, row in zip(found, rows, strict=True):
+    with tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
+
+        def measure(run: Run) -> None:
+            for layer, found in enumerate(_rates_by_layer(run, reader, run.where(of_any_group))):
+                for of_tokens, row in zip(found, run.rows, strict=True):
                     for g, of_group in enumerate(places):
                         if of_group[row]:
                             rates[row, g, layer] = of_tokens[of_group[row]].mean()
-            bar.update(len(rows))
+            bar.update(len(run.rows))
+
+        runs.each(measure)
     texts = [
         [" ".join(prompt.tokens[at] for at in of_group[row]) for of_group in places]
         for row, prompt in enumerate(runs.prompts)
@@ -158,25 +163,30 @@ def sublayer_knockout(
     if at_layer is not None and at_layer not in range(n_layers):
         raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
     places = runs.places(position)
-    read = [runs.where(b, places) for b in range(len(runs.batches))]
-    with runs.still():
-        rates = np.empty((len(runs.prompts), n_layers))
-        for b, rows in enumerate(runs.rows):
-            for layer, found in enumerate(_rates_by_layer(runs, reader, b, read[b])):
-                rates[rows, layer] = _means(found, read[b])
-        at = peak(rates) if at_layer is None else at_layer
-        without = np.empty((len(parts), len(runs.prompts), at + 1))
-        total = without.shape[0] * without.shape[1] * without.shape[2]
-        with tqdm(total=total, desc="sublayer knockout", disable=not progress) as bar:
-            for b, rows in enumerate(runs.rows):
-                resid, calls = runs.embed(runs.batches[b])
-                for first in range(at + 1):
-                    for p, part in enumerate(parts):
-                        cancelled = _cancelling(runs, part, mode, read[b], range(first, first + width))
-                        changed = runs.leaving(calls[: at + 1], resid, cancelled, first)
-                        without[p, rows, first] = _means(reader.read(b, changed, read[b]), read[b])
-                        bar.update(len(rows))
-                    resid = runs.leaving(calls[: first + 1], resid, start=first)
+    rates = np.empty((len(runs.prompts), n_layers))
+
+    def measure(run: Run) -> None:
+        where = run.where(places)
+        for layer, found in enumerate(_rates_by_layer(run, reader, where)):
+            rates[run.rows, layer] = _means(found, where)
+
+    runs.each(measure)
+    at = peak(rates) if at_layer is None else at_layer
+    without = np.empty((len(parts), len(runs.prompts), at + 1))
+    with tqdm(total=len(runs.prompts), desc="sublayer knockout", disable=not progress) as bar:
+
+        def cancel(run: Run) -> None:
+            session, where, embedded = runs.session, run.where(places), run.embed()
+            resid, calls = embedded.resid, embedded.calls
+            for first in range(at + 1):
+                for p, part in enumerate(parts):
+                    cancelled = _cancelling(runs, part, mode, where, range(first, first + width))
+                    changed = leaving(session, calls[: at + 1], resid, cancelled, first)
+                    without[p, run.rows, first] = _means(reader.read(run, changed, where), where)
+                resid = leaving(session, calls[: first + 1], resid, start=first)
+            bar.update(len(run.rows))
+
+        runs.each(cancel)
     coordinates = {
         **runs.coordinates(),
         "part": list(parts),
@@ -208,12 +218,12 @@ def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
 
 
 def _rates_by_layer(
-    runs: Runs, reader: Reader, b: int, where: Bool[Tensor, "batch pos"]
+    run: Run, reader: Reader, where: Bool[Tensor, "batch pos"]
 ) -> Iterator[Float[np.ndarray, "batch pos"]]:
-    """Yield the rates of the tokens of batch `b`, layer after layer, with nothing cancelled."""
-    resid, calls = runs.embed(runs.batches[b])
-    for trace in runs.traces(calls, resid):
-        yield reader.read(b, trace.output, where)
+    """Yield the rates of the tokens of a batch, layer after layer, with nothing cancelled."""
+    embedded = run.embed()
+    for trace in traces(run.session, embedded.calls, embedded.resid):
+        yield reader.read(run, trace.output, where)
 
 
 def _cancelling(

@@ -10,15 +10,16 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
 from ecstruct.models.load import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.knockout import LIKELY
-from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+from ecstruct.scores.pair import Pair
 
 FEW = 2
 """The fewest attributes per subject, on average, from which a rate can be estimated."""
@@ -36,7 +37,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
     expected = arguments.pop("fingerprints", None) or {}
     model = load(source, device=device)
     if after_source:
-        before, after = Session.both(model, load_after(after_source, model, device=device))
+        before, after = Pair.of(model, load_after(after_source, model, device=device)).sessions
         sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
