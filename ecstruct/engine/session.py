@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
+from ecstruct.engine.plan import each_batch, rows_at_once
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.models.bridge import still
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.finite import check_weights
@@ -68,6 +69,18 @@ class Session:
         """Tokenise prompts with the model's own tokenizer; see `ecstruct.facts.tokens.tokenize`."""
         n_ctx = self.view.model.cfg.n_ctx
         return tokenize(prompts, self.tokenizer, n_ctx=n_ctx, with_options=with_options)
+
+    def each_batch(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        run: Callable[[list[int], Batch], object],
+        size: int | None = None,
+    ) -> None:
+        """Call `run` on the indices and the batch of at most `size` prompts at a time, by default of as
+        many as are efficient; see `ecstruct.engine.plan.each_batch`. Nothing is differentiated."""
+        size = size or rows_at_once(self.view, max(len(p.ids) for p in prompts))
+        with self.still():
+            each_batch(prompts, size, self.view.device, self.pad_id, run)
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ecstruct.engine.forward import Embedded, embed
-from ecstruct.engine.plan import each_batch, rows_at_once
 from ecstruct.engine.session import Model, Session
 from ecstruct.facts.alignment import subject_span
 from ecstruct.facts.encoding import offsets
@@ -71,14 +70,8 @@ class Runs:
         return self.session.view
 
     def each(self, run: Callable[[Run], object], size: int | None = None) -> None:
-        """Call `run` for a batch of prompts after the other, of at most `size` prompts, by default as many
-        as are efficient; see `ecstruct.engine.plan.each_piece`. Nothing is differentiated."""
-        size = size or rows_at_once(self.view, max(len(p.ids) for p in self.prompts))
-        with self.session.still():
-            each_batch(
-                *(self.prompts, size, self.view.device, self.session.pad_id),
-                lambda rows, batch: run(Run(self, rows, batch)),
-            )
+        """Call `run` on every batch of at most `size` prompts; see `Session.each_batch`."""
+        self.session.each_batch(self.prompts, lambda rows, batch: run(Run(self, rows, batch)), size)
 
     def written_by(self, layer: int, part: Part) -> str:
         """Return the site whose output attention or MLP adds to the residual stream: its post-norm if there
