@@ -172,14 +172,12 @@ MEASURES = {
     "rate": lambda model: recall.attributes_rate(
         model, SUBJECTS, recall.Attributes.from_facts(SUBJECTS, model), **QUIET
     ),
-    "extraction": lambda model: recall.extraction(model, SUBJECTS, patched=[1], **QUIET)["token"],
+    "extraction": lambda model: recall.extraction(model, SUBJECTS, patched=[1], **QUIET)["attention"],
     "reference": lambda model: subnetworks.reference_values(model, PROMPTS).heads,
     "prune": lambda model: subnetworks.prune(model, PROMPTS, steps=30, seeds=3, **QUIET).heads,
     "evaluate": lambda model: subnetworks.evaluate(model, masks_of(model), PROMPTS, **QUIET)["kl"],
     "causal": lambda model: (
-        ecstruct.causal_scores(
-            *hooked_pair("llama"), PROMPTS, baseline="zero", kinds="downstream", **QUIET
-        ).mlp
+        ecstruct.causal_scores(*hooked_pair("llama"), PROMPTS, baseline="zero", **QUIET).mlp
     ),
 }
 
@@ -191,20 +189,19 @@ def masks_of(model) -> Masks:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_less_at_once_when_memory_runs_out(name, monkeypatch, caplog):
+def test_less_at_once_when_memory_runs_out(name, monkeypatch, caplog, double_everywhere):
     model = hooked_pair("llama")[0]
     expected = np.asarray(MEASURES[name](model))
-    call = hooked.HookedView._call_block if name != "ranks" else type(model).forward
-    owner = hooked.HookedView if name != "ranks" else type(model)
-    most = {"ranks": 2, "prune": 7, "evaluate": 6}.get(name, 2)
+    owner, method = (type(model), "forward") if name == "ranks" else (hooked.HookedView, "_call_block")
+    most, call = {"prune": 7, "evaluate": 6, "causal": 5}.get(name, 2), getattr(owner, method)
 
     def call_if_it_fits(self, *args, **kwargs):
-        rows = len(args[0] if name == "ranks" else args[3])
-        if rows > most and (name != "causal" or args[3].requires_grad is False):
+        rows = args[0 if name == "ranks" else 3]
+        if len(rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(owner, call.__name__, call_if_it_fits)
+    monkeypatch.setattr(owner, method, call_if_it_fits)
     np.testing.assert_allclose(np.asarray(MEASURES[name](model)), expected, rtol=1e-6, atol=1e-9)
     assert "out of memory: trying again" in caplog.text
 
