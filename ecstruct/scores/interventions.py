@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -116,9 +117,8 @@ class Replacements:
         n_heads = self.pair.view.n_heads
         matrix = self._sites["attn.o"].matrix(weights)
         assert matrix is not None
-        return torch.einsum(
-            "bthd,ohd->hbto", split_heads(z, n_heads), split_heads(matrix[None], n_heads)[0]
-        )
+        w_o = rearrange(matrix, "d_model (head d_head) -> d_model head d_head", head=n_heads)
+        return torch.einsum("bthd,ohd->hbto", split_heads(z, n_heads), w_o)
 
 
 @dataclass(frozen=True)

@@ -84,18 +84,11 @@ class CoreAblation:
     @property
     def figure(self) -> go.Figure:
         """Mean ranks by what was done; each dot is a draw or a subnetwork."""
-        return grouped_bars(
-            {
-                of: {
-                    prompts: self.frame.loc[
-                        (self.frame["of"] == of) & (self.frame["prompts"] == prompts), "rank"
-                    ].tolist()
-                    for prompts in dict.fromkeys(self.frame["prompts"])
-                }
-                for of in dict.fromkeys(self.frame["of"])
-            },
-            y="mean rank of the answer (0 is best)",
-        )
+        ranks = {
+            of: {prompts: its["rank"].tolist() for prompts, its in rows.groupby("prompts", sort=False)}
+            for of, rows in self.frame.groupby("of", sort=False)
+        }
+        return grouped_bars(ranks, y="mean rank of the answer (0 is best)")
 
 
 @bounded
