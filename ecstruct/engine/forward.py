@@ -87,8 +87,3 @@ def leaving(
         with editing(session.view.block_sites[layer], step.inputs, step.outputs):
             resid = session.view.through(layer, session.weights, step.call, step.resid)
     return resid
-
-
-def logits_at(session: Session, resid: Resid, at: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
-    """Return the logits at one position of each row, given what leaves the last block."""
-    return session.view.logits_at(session.weights, resid, at)

@@ -32,6 +32,7 @@ from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
 from ecstruct.recall.extraction import PLAIN
 from ecstruct.recall.groups import positions
+from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
@@ -101,7 +102,7 @@ def compare(
     pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, prompts, attributes, window, token, onto),
+            *(session, read(session, prompts), attributes, window, token, onto),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )

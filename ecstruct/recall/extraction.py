@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Intervention, Step, logits_at, nothing, traces
+from ecstruct.engine.forward import Intervention, Step, nothing, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
@@ -177,7 +177,7 @@ def _largest(
             written = trace.taps[run.runs.written_by(layer, part)].output[rows, last]
             largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
         resid = trace.output
-    logits = finite(logits_at(run.session, resid, last), "the model's logits")
+    logits = finite(run.runs.view.logits_at(run.session.weights, resid, last), "the model's logits")
     by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}
     return by_part, logits.argmax(-1).cpu().numpy()
 

@@ -161,25 +161,17 @@ def prune(
                 "in a step, so that about %d are needed, and 500 are ample at lr=0.1.",
                 *(steps, lr, INITIAL, options.settled),
             )
-        state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)
         pruning = Pruning(gated, tokenized, options)
+        state = Progress.begin(chosen, pruning.n_gates, checkpoint, about)
         shown = Bar(len(chosen) * steps, "pruning", unit="step", done=sum(state.done), disable=not progress)
         with shown as bar, interruption.finishing() if checkpoint else nullcontext():
             pruning.run_all(state, bar)
-    heads, mlp = (torch.ones(len(chosen), *shape, dtype=torch.bool) for shape in _shapes(gated).values())
-    masks = {"heads": heads, "mlp": mlp}
+    masks = {kind: np.ones((len(chosen), *shape), bool) for kind, shape in _shapes(gated).items()}
     expected = probability_of_zero(state.tensors["log_alpha"]).mean(1)
     for row, log_alpha in enumerate(state.tensors["log_alpha"]):
         for kind, kept in zip(options.kinds, binary(pruning.by_kind(log_alpha), sparsity), strict=True):
-            masks[kind][row] = kept
-    return Masks.of(
-        masks["heads"].numpy(),
-        masks["mlp"].numpy(),
-        seeds=chosen,
-        reference=values,
-        expected=expected.numpy(),
-        attrs=about,
-    )
+            masks[kind][row] = kept.numpy()
+    return Masks.of(**masks, seeds=chosen, reference=values, expected=expected.numpy(), attrs=about)
 
 
 def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
@@ -229,6 +221,10 @@ class Pruning:
             )
         self._full = torch.cat(logits).log_softmax(-1)
         self._everything: tuple[int, Embedded] | None = None
+
+    @property
+    def n_gates(self) -> int:
+        return sum(math.prod(_shapes(self.gated)[kind]) for kind in self.options.kinds)
 
     def by_kind(self, gates: Tensor) -> list[Tensor]:
         """Split values of all gates [..., gate] by kind: [..., layer, head] or [..., layer]."""
@@ -284,12 +280,8 @@ class Pruning:
         u = torch.from_numpy(np.stack([draw.uniform(EDGE, 1 - EDGE, log_alpha.shape[1]) for draw in draws]))
         z = hard_concrete(log_alpha, u).to(self.gated.view.device, self.gated.view.dtype)
         shown = dict(zip(self.options.kinds, self.by_kind(z), strict=True))
-        gates = Gates(
-            **{
-                kind: shown[kind] if kind in shown else z.new_ones(len(z), *shape)
-                for kind, shape in _shapes(self.gated).items()
-            }
-        )
+        every = {kind: z.new_ones(len(z), *shape) for kind, shape in _shapes(self.gated).items()}
+        gates = Gates(**(every | shown))
         embedded, indices = self._batch(draws)
         logp = self.gated.logits(embedded, gates.each(self._per_seed)).log_softmax(-1)
         full = self._full[indices]
@@ -321,11 +313,6 @@ class Pruning:
 def _shapes(gated: GatedModel) -> dict[Kind, tuple[int, ...]]:
     view = gated.view
     return {"heads": (view.n_layers, view.n_heads), "mlp": (view.n_layers,)}
-
-
-def _n_gates(gated: GatedModel, options: Options) -> int:
-    shapes = _shapes(gated)
-    return sum(math.prod(shapes[kind]) for kind in options.kinds)
 
 
 def _warn_if_unsolved(session: Session, prompts: Sequence[TokenizedPrompt]) -> None:

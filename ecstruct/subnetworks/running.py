@@ -15,7 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, logits_at, nothing
+from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, nothing
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
@@ -91,7 +91,7 @@ class GatedModel:
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
         """Return the logits at every row's last token, with a gradient in the gates, or without gates."""
-        return logits_at(self.session, self.resid(embedded, gates), embedded.last)
+        return self.view.logits_at(self.session.weights, self.resid(embedded, gates), embedded.last)
 
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
         """Return what leaves the last block."""
