@@ -40,7 +40,6 @@ from ecstruct.models.finite import finite
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.core import MasksLike, as_groups, core, merged
-from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.running import GatedModel
 
 _ABLATED = ("the core", "random ones", "random ones of its layers")
@@ -221,10 +220,9 @@ class _Batch:
         """Return the z of every head with some components ablated; of ablated heads, before it is
         replaced."""
         view, found = self.gated.view, []
-        shapes = {"heads": (view.n_layers, view.n_heads), "mlp": (view.n_layers,)}
-        none = {kind: np.zeros(shape, bool) for kind, shape in shapes.items()}
-        kept = Masks.of(*(~part[None] for part in (none | dict(ablated)).values()))
-        gating = self.gated.gating(self.gated.gates(kept).each(len(self.batch.ids)))
+        none = {kind: np.zeros(shape, bool) for kind, shape in self.gated.shapes.items()}
+        gates = self.gated.gates(**{kind: ~part[None] for kind, part in {**none, **ablated}.items()})
+        gating = self.gated.gating(gates.each(len(self.batch.ids)))
 
         def seen(step: Step) -> Step:
             step = gating(step)

@@ -153,16 +153,19 @@ def emergence(
     kept = [np.stack([parts[kind] for parts in networks.values()]) for kind in ("heads", "mlp")]
     asked = both_sets(prompts, generalization)
     rows, chosen = [], []
-    for label, source in models.items():
-        session = Session.of(source)
+
+    def follow(label: str, session: Session) -> None:
         values = reference_values(session, prompts if reference is None else reference, ablation=ablation)
         masks = Masks.of(*kept, reference=values)
-        labels = [{"checkpoint": str(label), "network": network} for network in networks]
+        labels = [{"checkpoint": label, "network": network} for network in networks]
         with Bar(0, "emergence", unit="run", disable=True) as bar:
-            rows += mean_ranks(session, masks, labels, asked, Steps(bar))
+            rows.extend(mean_ranks(session, masks, labels, asked, Steps(bar)))
         if prune is not None:
             here = prune(session.view.model)
-            chosen += [{"checkpoint": str(label), **row} for row in _frequencies(here, of_core, of_added)]
+            chosen.extend({"checkpoint": label, **row} for row in _frequencies(here, of_core, of_added))
+
+    for label, source in models.items():
+        follow(str(label), Session.of(source))
     columns = ["checkpoint", "kind", "components", "frequency"]
     return Emergence(pd.DataFrame(rows), pd.DataFrame(chosen, columns=columns))
 

@@ -49,7 +49,7 @@ def evaluated(
 ) -> xr.Dataset:
     """Run `evaluate` in steps, whose names begin with `name`; the cost is one per prompt and mask."""
     gated = GatedModel.of(model, masks)
-    session, gates = gated.session, gated.gates(masks)
+    session, gates = gated.session, gated.gates(masks.heads.values, masks.mlp.values)
     tokenized = session.tokenize(prompts)
     shape, dims = (len(masks), len(tokenized)), ("seed", "prompt")
     rank, kl, agrees = np.empty(shape), np.empty(shape), np.empty(shape, dtype=bool)

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -50,9 +50,7 @@ from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import INITIAL, Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
-from ecstruct.subnetworks.running import GatedModel, Gates
-
-Kind = Literal["heads", "mlp"]
+from ecstruct.subnetworks.running import GatedModel, Gates, Kind
 
 RATE = 1.0
 """The learning rate of the multipliers."""
@@ -166,7 +164,7 @@ def prune(
         shown = Bar(len(chosen) * steps, "pruning", unit="step", done=sum(state.done), disable=not progress)
         with shown as bar, interruption.finishing() if checkpoint else nullcontext():
             pruning.run_all(state, bar)
-    masks = {kind: np.ones((len(chosen), *shape), bool) for kind, shape in _shapes(gated).items()}
+    masks = {kind: np.ones((len(chosen), *shape), bool) for kind, shape in gated.shapes.items()}
     expected = probability_of_zero(state.tensors["log_alpha"]).mean(1)
     for row, log_alpha in enumerate(state.tensors["log_alpha"]):
         for kind, kept in zip(options.kinds, binary(pruning.by_kind(log_alpha), sparsity), strict=True):
@@ -224,18 +222,17 @@ class Pruning:
 
     @property
     def n_gates(self) -> int:
-        return sum(math.prod(_shapes(self.gated)[kind]) for kind in self.options.kinds)
+        return sum(math.prod(self.gated.shapes[kind]) for kind in self.options.kinds)
 
     def by_kind(self, gates: Tensor) -> list[Tensor]:
         """Split values of all gates [..., gate] by kind: [..., layer, head] or [..., layer]."""
-        shapes = [_shapes(self.gated)[kind] for kind in self.options.kinds]
+        shapes = [self.gated.shapes[kind] for kind in self.options.kinds]
         parts = gates.split([math.prod(shape) for shape in shapes], dim=-1)
         return [p.unflatten(-1, shape) for p, shape in zip(parts, shapes, strict=True)]
 
     def run_all(self, state: Progress, bar: Any) -> None:
         """Optimise all seeds to the end: those at the same step together, as many as memory allows."""
-        view, full = self.gated.view, self._full
-        kept = 4 * self._full.shape[1] * full.element_size()
+        view, kept = self.gated.view, 4 * self._full.shape[1] * self._full.element_size()
         length = max(len(p.ids) for p in self.prompts)
         at_once = affordable(view, length, graphs=view.n_layers, kept=kept) // self._per_seed
         for done in sorted({n for n in state.done if n < self.options.steps}):
@@ -280,7 +277,7 @@ class Pruning:
         u = torch.from_numpy(np.stack([draw.uniform(EDGE, 1 - EDGE, log_alpha.shape[1]) for draw in draws]))
         z = hard_concrete(log_alpha, u).to(self.gated.view.device, self.gated.view.dtype)
         shown = dict(zip(self.options.kinds, self.by_kind(z), strict=True))
-        every = {kind: z.new_ones(len(z), *shape) for kind, shape in _shapes(self.gated).items()}
+        every = {kind: z.new_ones(len(z), *shape) for kind, shape in self.gated.shapes.items()}
         gates = Gates(**(every | shown))
         embedded, indices = self._batch(draws)
         logp = self.gated.logits(embedded, gates.each(self._per_seed)).log_softmax(-1)
@@ -308,11 +305,6 @@ class Pruning:
                 f"are NaN or infinite when components are ablated, or lr={self.options.lr:g} is too large; "
                 "load the model in float32, or use a smaller lr=."
             )
-
-
-def _shapes(gated: GatedModel) -> dict[Kind, tuple[int, ...]]:
-    view = gated.view
-    return {"heads": (view.n_layers, view.n_heads), "mlp": (view.n_layers,)}
 
 
 def _warn_if_unsolved(session: Session, prompts: Sequence[TokenizedPrompt]) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, nothing
@@ -21,6 +23,8 @@ from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Reference
+
+Kind = Literal["heads", "mlp"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +88,17 @@ class GatedModel:
     def embed(self, batch: Batch) -> Embedded:
         return embed(self.session, batch)
 
-    def gates(self, masks: Masks) -> Gates:
-        """Return masks as gates: 1 for the components that a subnetwork keeps, and 0 for all others."""
-        parts = (torch.from_numpy(part.values) for part in (masks.heads, masks.mlp))
-        return Gates(*(part.to(self.view.device, self.view.dtype) for part in parts))
+    @property
+    def shapes(self) -> dict[Kind, tuple[int, ...]]:
+        """The shape of one subnetwork's gates, by kind of component."""
+        return {"heads": (self.view.n_layers, self.view.n_heads), "mlp": (self.view.n_layers,)}
+
+    def gates(
+        self, heads: Bool[np.ndarray, "seed layer head"], mlp: Bool[np.ndarray, "seed layer"]
+    ) -> Gates:
+        """Return gates that are 1 for the components that a subnetwork keeps, and 0 for all others."""
+        parts = (torch.from_numpy(part).to(self.view.device, self.view.dtype) for part in (heads, mlp))
+        return Gates(*parts)
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
         """Return the logits at every row's last token, with a gradient in the gates, or without gates."""
