@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ecstruct.engine.forward import Embedded, embed
 from ecstruct.engine.session import Model, Session
-from ecstruct.facts.alignment import subject_span
+from ecstruct.facts.alignment import Span, subject_span
 from ecstruct.facts.encoding import offsets
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch
+from ecstruct.facts.tokens import Batch, TokenizedPrompt
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import versions
 from ecstruct.recall.groups import RecallPrompt, Which, positions
@@ -45,12 +45,14 @@ def read(session: Session, prompts: Prompts) -> list[RecallPrompt]:
         return [RecallPrompt(**vars(t)) for t in found]
     characters = offsets([t.prompt for t in found], session.tokenizer)
     return [
-        RecallPrompt(
-            **vars(t),
-            subject=t.prompt.subject and subject_span(t.prompt.text, t.prompt.subject, spans[: len(t.ids)]),
-        )
+        RecallPrompt(**vars(t), subject=_subject_of(t, spans[: len(t.ids)]))
         for t, spans in zip(found, characters, strict=True)
     ]
+
+
+def _subject_of(read: TokenizedPrompt, characters: Sequence[Span]) -> Span | None:
+    subject = read.prompt.subject
+    return None if subject is None else subject_span(read.prompt.text, subject, characters)
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,9 @@ def _sources(
 
 
 def _weights_after(
-    view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
+    view: HookedView,
+    before: Mapping[str, Tensor],
+    after: TransformerBridge | WeightDelta | str | Path,
 ) -> tuple[Mapping[str, Tensor], dict[str, Any], Any]:
     """Return W', a description of its source, and its tokenizer if it has one."""
     if isinstance(after, str | Path):

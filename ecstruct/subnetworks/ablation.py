@@ -84,10 +84,9 @@ class CoreAblation:
     @property
     def figure(self) -> go.Figure:
         """Mean ranks by what was done; each dot is a draw or a subnetwork."""
-        ranks = {
-            of: {prompts: its["rank"].tolist() for prompts, its in rows.groupby("prompts", sort=False)}
-            for of, rows in self.frame.groupby("of", sort=False)
-        }
+        ranks: dict[str, dict[str, list[float]]] = {}
+        for row in self.frame.to_dict(orient="records"):
+            ranks.setdefault(row["of"], {}).setdefault(row["prompts"], []).append(row["rank"])
         return grouped_bars(ranks, y="mean rank of the answer (0 is best)")
 
 

@@ -56,11 +56,12 @@ class Dependence:
         """Return a row per set that is `ablated`: its mean number of `components`, the mean `change` of the
         heads, the `lowest` and `highest` mean of a draw, and `p`, the share of draws that change the heads
         at least as much as the core does, counting the core as one draw."""
-        means, n = self._means(), self.frame.groupby("ablated")["components"].mean()
+        means = self._means()
         of_core = means["the core"].item()
         rows = []
         for name, its in means.items():
-            row = {"ablated": name, "components": n[name], "change": its.mean()}
+            n = self.frame.loc[self.frame["ablated"] == name, "components"].mean()
+            row = {"ablated": name, "components": n, "change": its.mean()}
             row |= {"lowest": its.min(), "highest": its.max()}
             p = (1 + int((its >= of_core).sum())) / (1 + len(its)) if name != "the core" else np.nan
             rows.append(row | {"p": p})
