@@ -65,16 +65,16 @@ class Pair:
             return cls._of_sessions(model_before, model_after)
         if isinstance(model_before, str | Path):
             model_before = load(model_before, device=device)
-        model, model_after = _as_bridge(model_before), _as_bridge(model_after)
+        model, other = _as_bridge(model_before), _as_bridge(model_after)
         view = HookedView(model)
         if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
-        after, described, tokenizer_after = _weights_after(view, before, model_after)
+        after, described, tokenizer_after = _weights_after(view, before, other)
         described = provenance(model).described, described
         own = (
             view.named_weights,
-            (named_weights(model_after) if isinstance(model_after, TransformerBridge) else after),
+            (named_weights(other) if isinstance(other, TransformerBridge) else after),
         )
         sources = _sources((before, after), described, own)
         return cls(view, before, after, sources, tokenizer_after=tokenizer_after)
