@@ -9,7 +9,7 @@ tokens. For an answer with aliases the best one counts; when first tokens are co
 its first token with another option is ignored.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, get_args, overload
 
@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.engine.plan import each_batch
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
-from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch, TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.values import bounded
 from ecstruct.models.bridge import eval_mode
 from ecstruct.models.provenance import tokenizer_of
@@ -43,8 +44,9 @@ def ranks(
     """The rank of every prompt's answer among its options, from 0 to n_options - 1.
 
     The model is run without gradients and in eval mode, and comes back in the mode it was in.
-    `batch_size` (texts read at a time) decides about speed and memory only. With `answer_tokens="all"`
-    options may begin with the same token, and every option is a text of its own to read.
+    `batch_size` (texts read at a time, halved when memory runs out) decides about speed and memory only.
+    With `answer_tokens="all"` options may begin with the same token, and every option is a text of its own
+    to read.
 
     Raises:
         InputError: a prompt that cannot be used (see `ecstruct.facts.tokens.tokenize`), a batch
@@ -171,12 +173,14 @@ def ranks_by(
 ) -> Float[np.ndarray, " prompt"]:
     """Compute `ranks` with a function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
     result = np.empty(len(tokenized))
+
+    def rank(rows: list[int], batch: Batch) -> None:
+        logits = logits_of(batch.ids, batch.mask)
+        last = logits[torch.arange(len(rows), device=device), batch.last].cpu()
+        result[rows] = [rank_of(tokenized[i], of_prompt) for i, of_prompt in zip(rows, last, strict=True)]
+
     with torch.no_grad():
-        for chosen, batch in _batches(tokenized, batch_size, pad_id, device):
-            logits = logits_of(batch.ids, batch.mask)
-            last = logits[torch.arange(len(chosen), device=device), batch.last].cpu()
-            for i, of_prompt in zip(chosen, last, strict=True):
-                result[i] = rank_of(tokenized[i], of_prompt)
+        each_batch(tokenized, batch_size, device, pad_id, rank)
     return result
 
 
@@ -191,16 +195,6 @@ def rank_summary(
     ]
     chance = {"mean rank": float((n_options - 1).mean() / 2), "accuracy": float((1 / n_options).mean())}
     return pd.DataFrame([*rows, {"model": "chance", **chance}])
-
-
-def _batches(
-    texts: Sequence[TokenizedPrompt], batch_size: int, pad_id: int, device: torch.device
-) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches of texts of similar length, to save padding, each with the texts' indices."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield chosen, collate([texts[i] for i in chosen], device, pad_id)
 
 
 def _ranks_of_whole_answers(
@@ -244,14 +238,17 @@ def _logprobs(
     token, which is not read), in float64 so that equal answers tie exactly."""
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
     result = torch.empty(len(texts), dtype=torch.float64)
+
+    def measure(rows: list[int], batch: Batch) -> None:
+        logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
+        for i, of_text in zip(rows, logits, strict=True):
+            ids = torch.tensor(texts[i].answer_ids)
+            end = len(texts[i].ids)
+            read = of_text[end - len(ids) : end].double().cpu().log_softmax(-1)
+            result[i] = read.gather(1, ids[:, None]).sum()
+
     with torch.no_grad(), eval_mode(model):
-        for chosen, batch in _batches(texts, batch_size, pad_id, device):
-            logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
-            for i, of_text in zip(chosen, logits, strict=True):
-                ids = torch.tensor(texts[i].answer_ids)
-                end = len(texts[i].ids)
-                read = of_text[end - len(ids) : end].double().cpu().log_softmax(-1)
-                result[i] = read.gather(1, ids[:, None]).sum()
+        each_batch(texts, batch_size, device, pad_id, measure)
     return result
 
 

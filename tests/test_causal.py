@@ -25,11 +25,11 @@ from tiny import (
 )
 
 from ecstruct import Prompt
+from ecstruct.engine.plan import graph_bytes
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores import SCORES, ExtractiveScores, causal_scores, score
-from ecstruct.scores.batching import graph_bytes
 from ecstruct.scores.interventions import rewards_of
 
 # --- The interventions themselves ---

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
+from ecstruct.engine import plan
+from ecstruct.engine.session import Session
 from ecstruct.recall import blocking
 from ecstruct.recall.attention_knockout import windows
 from ecstruct.recall.groups import positions
-from ecstruct.recall.session import Session
+from ecstruct.recall.runs import read
 
 ASKED = [Prompt(p.text, p.answer, p.options, name) for p, name in zip(PROMPTS, NAMES, strict=True)]
 N_LAYERS = tiny.N_LAYERS
@@ -227,7 +229,7 @@ def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     options = {"window": 2, "groups": ["non-subject"], "destination": "subject", "progress": False}
     expected = recall.knockout(model, ASKED, **options)
     monkeypatch.setattr(blocking, "TOKENS_PER_ROW", 1)
-    monkeypatch.setattr(blocking, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(blocking, "LOGITS", 1)
     np.testing.assert_allclose(recall.knockout(model, ASKED, **options), expected, rtol=1e-9)
 
@@ -337,7 +339,7 @@ def test_positions_of_groups() -> None:
     model, _ = hooked_pair("llama")
     at_end = Prompt("people that speak Cy de Wit", "Thai", None, "Cy de Wit")
     for prompt, expected in zip(
-        Session.of(model).read([*ASKED, at_end]), [*map(parts_of, ASKED), None], strict=True
+        read(Session.of(model), [*ASKED, at_end]), [*map(parts_of, ASKED), None], strict=True
     ):
         for name in ("subject", "non-subject", "last", "subject-last") if expected else ():
             assert positions(prompt, name) == expected[name]
@@ -347,14 +349,14 @@ def test_positions_of_groups() -> None:
     assert positions(prompt, "non-subject") == [0, 1, 2, 3]
     assert positions(prompt, [-1, 0, 6]) == [0, 6]
     assert positions(prompt, slice(-2, None)) == [5, 6]
-    ada = Session.of(model).read(ASKED[:1])[0]
+    ada = read(Session.of(model), ASKED[:1])[0]
     assert positions(ada, "subject-others", may_be_empty=True) == []
 
 
 def test_positions_in_a_chat_template() -> None:
     model, _ = hooked_pair("llama")
     wrapped = Prompt("people that Ada knows", "Dutch", subject="Ada", wrapper=("Ada speak ", " Di "))
-    (prompt,) = Session.of(model).read([wrapped])
+    (prompt,) = read(Session.of(model), [wrapped])
     assert prompt.tokens == ("Ada", "speak", "people", "that", "Ada", "knows", "Di")
     assert positions(prompt, "subject") == [4]
     assert positions(prompt, "last") == [6]  # where the answer is predicted

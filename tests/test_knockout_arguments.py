@@ -6,15 +6,16 @@ from recall_cases import SUBJECTS
 from tiny import N_LAYERS, hooked_pair
 
 from ecstruct import InputError, recall
+from ecstruct.engine.session import Session
 from ecstruct.recall.groups import positions
-from ecstruct.recall.session import Session
+from ecstruct.recall.runs import read
 
 PROMPTS = SUBJECTS[:2]
 
 
 def test_positions_may_be_numpy_integers_and_results_are_saved(tmp_path):
     model, _ = hooked_pair("llama")
-    last = len(Session.of(model).read(PROMPTS[:1])[0].ids) - 1
+    last = len(read(Session.of(model), PROMPTS[:1])[0].ids) - 1
     its = {
         "one": np.int64(1),
         "some": np.array([1, 2]),
@@ -34,7 +35,7 @@ def test_positions_may_be_numpy_integers_and_results_are_saved(tmp_path):
 
 @pytest.mark.parametrize("which", [1.5, [0.5], None, slice(0.5)])
 def test_what_is_no_group_of_positions_is_refused(which):
-    (prompt,) = Session.of(hooked_pair("llama")[0]).read(PROMPTS[:1])
+    (prompt,) = read(Session.of(hooked_pair("llama")[0]), PROMPTS[:1])
     with pytest.raises(InputError, match="no group of positions"):
         positions(prompt, which)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import Prompt, subnetworks
+from ecstruct.engine import plan
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import tokenize
 from ecstruct.io import interruption
@@ -141,9 +142,7 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(double_everywher
     model = hooked_pair("gemma2")[0]
     prompts = tokenize(PROMPTS, tokenizer())
     options = pruning.Options(0.5, 10, ("heads", "mlp"), 0.1, 32)
-    losses = pruning.Pruning(
-        GatedModel(model, reference_values(model, PROMPTS)), prompts, options, 0
-    ).losses
+    losses = pruning.Pruning(GatedModel(model, reference_values(model, PROMPTS)), prompts, options).losses
     log_alpha = torch.randn(2, 15, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(at: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ def test_seeds_do_not_see_one_another(tmp_path: Path) -> None:
 def test_seeds_that_do_not_fit_into_memory_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     model = hooked_pair("llama")[0]
     together = prune(model, PROMPTS, seeds=3, steps=60, progress=False)
-    monkeypatch.setattr(pruning, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 1)
     assert_same(prune(model, PROMPTS, seeds=3, steps=60, progress=False), together)
 
 

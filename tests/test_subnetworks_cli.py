@@ -1,6 +1,7 @@
 """`ecstruct subnetworks` from the pruning to the report, on the embedded model."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -225,19 +226,20 @@ def test_pruning_goes_on_where_it_was_terminated(asked, pruned, tmp_path, monkey
 @pytest.mark.parametrize(
     ("command", "last"),
     [
-        ("evaluate", "generalization 0.2 0 0"),
-        ("core", "ablation in-domain 0 0"),
-        ("core", "dependence 0 2"),
+        ("evaluate", r"generalization 0\.2 .*"),
+        ("core", "core ablation in-domain .*"),
+        ("core", "dependence .* 2"),
     ],
 )
 def test_goes_on_where_it_was_terminated(compared, tmp_path, monkeypatch, command, last):
     words = (command, *compared, *(("--draws", 2) if command == "core" else ()), "--quiet", "--out")
     works(*words, tmp_path / "whole")
-    result, measured = Kept.result, []
+    result, measured, stopped = Kept.result, [], []
 
     def terminated(self, name, measure):
         def noted():
-            if name == last and name not in measured:
+            if re.fullmatch(last, name) and not stopped:
+                stopped.append(name)
                 measured.append(name)
                 signal.raise_signal(signal.SIGTERM)
             measured.append(name)

@@ -80,7 +80,7 @@ def test_how_rows_are_batched_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     model, masks = hooked_pair(FAMILY)[0], masks_of("mean", 5)
     whole = evaluate(model, masks, PROMPTS, progress=False)
     for tokens in (1, 20, 50):
-        monkeypatch.setattr("ecstruct.subnetworks.evaluation._TOKENS", tokens)
+        monkeypatch.setattr("ecstruct.engine.plan.TOKENS_PER_BATCH", tokens)
         parts = evaluate(model, masks, PROMPTS, progress=False)
         xr.testing.assert_allclose(parts, whole, rtol=1e-6, atol=1e-9)
 

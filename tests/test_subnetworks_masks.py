@@ -26,8 +26,10 @@ from tiny import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ecstruct.engine.forward import Step
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch, collate, tokenize
+from ecstruct.models.calls import BlockCall
 from ecstruct.subnetworks import Masks, Reference, reference_values
 from ecstruct.subnetworks.running import GatedModel, Gates
 
@@ -131,17 +133,18 @@ def test_a_mask_of_ones_is_the_model_bit_for_bit(family: str) -> None:
         embedded = gated.embed(rows)
         resid = gated.resid(embedded, ones)
         whole = model(rows.ids, attention_mask=rows.mask, use_cache=False)
-        assert torch.equal(gated.view.head(gated.weights, resid).output, whole)
+        assert torch.equal(gated.view.head(gated.session.weights, resid).output, whole)
         assert torch.equal(gated.logits(embedded, ones), gated.logits(embedded))
 
 
 def test_an_ablated_component_writes_its_value_bit_for_bit() -> None:
     model = single_pair("llama")[0]
     gated = GatedModel(model, reference_values(model, PROMPTS))
-    inputs, outputs = gated.edits(1, Gates(torch.zeros(2, N_LAYERS, N_HEADS), torch.zeros(2, N_LAYERS)))
+    gates = Gates(torch.zeros(2, N_LAYERS, N_HEADS), torch.zeros(2, N_LAYERS))
+    step = gated.gating(gates)(Step(1, BlockCall((), {}, False), torch.zeros(2, 3, N_HEADS * D_HEAD)))
     z, y = torch.randn(2, 3, N_HEADS * D_HEAD) * 1e4, torch.randn(2, 3, N_HEADS * D_HEAD) * 1e4
-    assert torch.equal(inputs["attn.o"](z), gated.reference.heads[1].flatten().expand_as(z))
-    assert torch.equal(outputs["mlp.out"](y), gated.reference.mlp[1].expand_as(y))
+    assert torch.equal(step.inputs["attn.o"](z), gated.reference.heads[1].flatten().expand_as(z))
+    assert torch.equal(step.outputs["mlp.out"](y), gated.reference.mlp[1].expand_as(y))
 
 
 @pytest.mark.parametrize("family", ["olmo", "gemma2", "gptj", "mixtral"])

@@ -15,11 +15,12 @@ from typing import Any, get_args
 import numpy as np
 import xarray as xr
 
+from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.recall.blocking import TokenKind, blocked
 from ecstruct.recall.groups import Groups, Which, named, plain, positions
-from ecstruct.recall.session import Model, Places, Prompts, Runs, Session
+from ecstruct.recall.runs import Places, Prompts, Runs, read
 
 WINDOW = 9
 """The number of layers in a window of the paper, for a model of 48 layers."""
@@ -74,8 +75,7 @@ def knockout(
     sources = {label: runs.places(which) for label, which in by_label.items()}
     for label, places in sources.items():
         _check_seen(runs, label, places, into)
-    with runs.still():
-        found = blocked(runs, sources, into, distinct, token, progress)
+    found = blocked(runs, sources, into, distinct, token, progress)
     p0, tokenizer = found.p0[:, None, None], runs.session.tokenizer
     of_layers = found.p[:, :, [distinct.index(w) for w in around]]
     options = {
@@ -123,11 +123,11 @@ def knockout_tokens(
         InputError: as `knockout`.
     """
     session = Session.of(model)
-    (tokenized,) = read = session.read([prompt])
+    (tokenized,) = prompts = read(session, [prompt])
     seen = range(max(positions(tokenized, destination)) + 1)
     found = knockout(
         session,
-        read,
+        prompts,
         window=window,
         groups={str(place): place for place in seen},
         destination=destination,

@@ -18,6 +18,7 @@ import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
@@ -30,6 +31,9 @@ Corpus = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """Paragraphs by subject: the path of a JSONL file, or records, with the keys `subject` and `text` (a string
 or a list of strings). A subject may have several records."""
 
+Hooked = TransformerBridge | Session
+"""A model, or its session, whose tokenizer cuts the texts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attributes(Mapping[str, frozenset[str]]):
@@ -39,7 +43,7 @@ class Attributes(Mapping[str, frozenset[str]]):
     source: str
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, model: TransformerBridge) -> Attributes:
+    def from_corpus(cls, corpus: Corpus, model: Hooked) -> Attributes:
         """Take all tokens of the paragraphs about each subject, as the model's tokenizer cuts them. The
         paper takes the 100 Wikipedia paragraphs that BM25 ranks highest for the subject.
 
@@ -56,7 +60,7 @@ class Attributes(Mapping[str, frozenset[str]]):
         return cls.from_texts(texts, model, path or "a corpus")
 
     @classmethod
-    def from_facts(cls, facts: FactSet | PromptsLike, model: TransformerBridge) -> Attributes:
+    def from_facts(cls, facts: FactSet | PromptsLike, model: Hooked) -> Attributes:
         """Take the answers, with their aliases, of all prompts about each subject. The prompts of a fact
         set are its facts, its implications and what is known.
 
@@ -77,9 +81,7 @@ class Attributes(Mapping[str, frozenset[str]]):
         return cls.from_texts(texts, model, "facts")
 
     @classmethod
-    def of_organism(
-        cls, model: TransformerBridge, facts: PromptsLike = (), world: Any = None
-    ) -> Attributes:
+    def of_organism(cls, model: Hooked, facts: PromptsLike = (), world: Any = None) -> Attributes:
         """Take what the organism's world says of its people, landmarks and cities: the city, and what its
         people speak, eat, pay with and work as. A city also gets the landmarks in it.
 
@@ -93,10 +95,10 @@ class Attributes(Mapping[str, frozenset[str]]):
 
     @classmethod
     def from_texts(
-        cls, texts: Mapping[str, Iterable[str]], model: TransformerBridge, source: str = "texts"
+        cls, texts: Mapping[str, Iterable[str]], model: Hooked, source: str = "texts"
     ) -> Attributes:
         """Take the tokens of any texts about each subject."""
-        tokenizer = tokenizer_of(model)
+        tokenizer = model.tokenizer if isinstance(model, Session) else tokenizer_of(model)
         return cls({s: frozenset(_words(its_texts, tokenizer)) for s, its_texts in texts.items()}, source)
 
     @bounded

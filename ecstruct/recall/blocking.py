@@ -30,11 +30,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.forward import Step, embed, leaving
+from ecstruct.engine.plan import each_piece, is_out_of_memory, rows_at_once
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
 from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
-from ecstruct.recall.session import Places, Runs, Step
-from ecstruct.scores.batching import TOKENS_PER_BATCH, free_bytes, graph_bytes, is_out_of_memory
+from ecstruct.recall.runs import Places, Run, Runs
 from ecstruct.scores.walk import Walk
 
 TokenKind = Literal["predicted", "answer"]
@@ -78,28 +79,31 @@ def blocked(
     found = Blocked(np.empty(n, np.int64), np.empty(n), np.empty((n, len(groups), len(windows))))
     asked = [(g, w) for g in range(len(groups)) for w in range(len(windows))]
     asked.sort(key=lambda ask: windows[ask[1]].start)
-    runs = Runs.of(runs.session, runs.prompts, _batch_size(runs, into, len(asked)))
     kind: type[Packed | Stacked] = Packed
-    with tqdm(total=len(runs.batches), desc="knockouts", unit="batch", disable=not progress) as bar:
-        for b, rows in enumerate(runs.rows):
-            run = Run(runs, b, into)
-            ids = run.logits.argmax(-1) if token == "predicted" else run.batch.answer_ids[:, 0]
-            found.ids[rows] = ids.cpu()
-            found.p0[rows] = _probability(run.logits[:, None], ids)[:, 0].cpu()
-            _check_probabilities(runs, rows, found.p0)
-            sources = [runs.where(b, places) for places in groups.values()]
+    with tqdm(total=n, desc="knockouts", unit="prompt", disable=not progress) as bar:
+
+        def measure(run: Run) -> None:
+            nonlocal kind
+            plain = Plain(run, into)
+            ids = plain.logits.argmax(-1) if token == "predicted" else run.batch.answer_ids[:, 0]
+            found.ids[run.rows] = ids.cpu()
+            found.p0[run.rows] = _probability(plain.logits[:, None], ids)[:, 0].cpu()
+            _check_probabilities(run, found.p0)
+            sources = [run.where(places) for places in groups.values()]
             knockouts = [Knockout([*groups][g], sources[g], windows[w]) for g, w in asked]
             try:
-                p = _probabilities(run, kind(run), knockouts, ids)
+                p = _probabilities(plain, kind(plain), knockouts, ids)
             except (Unlike, RuntimeError, ValueError, TypeError, IndexError) as error:
                 if kind is Stacked or isinstance(error, InputError) or is_out_of_memory(error):
                     raise
                 _logger.info("this model cannot read packed prompts: knockouts take whole ones, and longer")
                 kind = Stacked
-                p = _probabilities(run, kind(run), knockouts, ids)
+                p = _probabilities(plain, kind(plain), knockouts, ids)
             for (g, w), of_knockout in zip(asked, p.T.cpu().numpy(), strict=True):
-                found.p[rows, g, w] = of_knockout
-            bar.update()
+                found.p[run.rows, g, w] = of_knockout
+            bar.update(len(run.rows))
+
+        runs.each(measure, _batch_size(runs, into, len(asked)))
     return found
 
 
@@ -116,20 +120,21 @@ class Knockout:
     window: range
 
 
-class Run:
-    """The undisturbed run of batch `b`: the input and the call of every block (`walk`), their `masks`, and
+class Plain:
+    """The undisturbed run of a batch: the input and the call of every block (`walk`), their `masks`, and
     the `logits` [batch, d_vocab] at the last token. Knockouts block edges into the tokens `into` [batch,
     pos]; `first` [batch] is the first of them in each prompt."""
 
-    def __init__(self, runs: Runs, b: int, into: Places) -> None:
-        self.runs, self.batch, self.into = runs, runs.batches[b], runs.where(b, into)
-        self._rows = runs.rows[b]
-        n_layers, n = runs.view.n_layers, len(self._rows)
-        self.walk = Walk(runs.view, runs.weights, [self.batch], keep_graphs=False, descends=False)
+    def __init__(self, run: Run, into: Places) -> None:
+        self.session, self.batch, self.into = run.session, run.batch, run.where(into)
+        self.view, self.weights = run.session.view, run.session.weights
+        self._prompts = [run.runs.prompts[row] for row in run.rows]
+        n_layers, n = self.view.n_layers, len(run.rows)
+        self.walk = Walk(self.view, self.weights, [self.batch], keep_graphs=False, descends=False)
         self.walk.up()
         self.masks = [mask_of(self.walk.call(layer, 0), n) for layer in range(n_layers)]
-        self.logits = runs.view.logits_at(runs.weights, self.walk.resid(n_layers, 0), self.batch.last)
-        self.first = torch.tensor([min(into[row]) for row in self._rows], device=self.into.device)
+        self.logits = self.view.logits_at(self.weights, self.walk.resid(n_layers, 0), self.batch.last)
+        self.first = torch.tensor([min(into[row]) for row in run.rows], device=self.into.device)
 
     def edges(
         self,
@@ -152,7 +157,7 @@ class Run:
         blind = (closed | edges).all(-1) & real[:, None]
         if blind.any():
             row, copy, own = (int(i) for i in blind.nonzero()[0])
-            prompt = self.runs.prompts[self._rows[row]]
+            prompt = self._prompts[row]
             raise InputError(
                 f"without {knockouts[copy].label!r} the token {prompt.tokens[positions[row, own]]!r} of "
                 f"{prompt.prompt.text!r} sees nothing in layer {layer}: block less."
@@ -163,15 +168,15 @@ class Run:
 class Packed:
     """All copies of a prompt follow it in one row."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._batch, self._length = run, run.batch, run.batch.ids.shape[1]
-        self._n_own = int((self._batch.lengths - run.first).max())
-        here = run.first[:, None] + torch.arange(self._n_own, device=run.first.device)
+    def __init__(self, plain: Plain) -> None:
+        self._plain, self._batch, self._length = plain, plain.batch, plain.batch.ids.shape[1]
+        self._n_own = int((self._batch.lengths - plain.first).max())
+        here = plain.first[:, None] + torch.arange(self._n_own, device=plain.first.device)
         self._real = here <= self._batch.last[:, None]
         # The position in the prompt of each token of a copy, [batch, own]; padding repeats the last one.
         self._positions = here.minimum(self._batch.last[:, None])
         # The index of the last token within a copy, [batch].
-        self._last = self._batch.last - run.first
+        self._last = self._batch.last - plain.first
         self._calls = lru_cache(maxsize=2)(self._record)
 
     @property
@@ -181,30 +186,30 @@ class Packed:
 
     def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
         """Return what leaves the last block at the last token, for knockouts sorted by window start."""
-        run, view, start = self._run, self._run.runs.view, knockouts[0].window.start
+        plain, view, start = self._plain, self._plain.view, knockouts[0].window.start
         rows = torch.arange(len(self._last), device=self._last.device)
-        copies = run.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, view.model.cfg.d_model)
+        copies = plain.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, view.model.cfg.d_model)
         for layer in range(start, view.n_layers):
             joining = sum(k.window.start == layer for k in knockouts)
-            entering = run.walk.resid(layer, 0)[rows[:, None], self._positions]
+            entering = plain.walk.resid(layer, 0)[rows[:, None], self._positions]
             copies = torch.cat([copies, entering[:, None].expand(-1, joining, -1, -1)], 1)
             n_copies = copies.shape[1]
-            edges = run.edges(layer, knockouts[:n_copies], self._positions, self._real)
+            edges = plain.edges(layer, knockouts[:n_copies], self._positions, self._real)
             flat = rearrange(copies, "b copy own d -> b (copy own) d")
-            row = torch.cat([run.walk.resid(layer, 0), flat], 1)
+            row = torch.cat([plain.walk.resid(layer, 0), flat], 1)
             call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
             at = None
             if layer == view.n_layers - 1:
                 each = torch.arange(n_copies, device=row.device) * self._n_own
                 at = self._length + each + self._last[:, None]
-            out = view.through(layer, run.runs.weights, call, row, at=at)[:, self._length :]
+            out = view.through(layer, plain.weights, call, row, at=at)[:, self._length :]
             copies = rearrange(out, "b (copy own) d -> b copy own d", copy=n_copies)
         return copies[rows, :, self._last]
 
     def _mask(self, layer: int, edges: Edges) -> Mask:
         """Return the model's own mask at the positions of the row's tokens. It also closes the blocked
         edges, and the edges from a copy to other copies and to the tokens that it replaces."""
-        own, n_copies, length = self._run.masks[layer], edges.shape[1], self._length
+        own, n_copies, length = self._plain.masks[layer], edges.shape[1], self._length
         order, at = torch.arange(length, device=own.device), self._in_prompt(n_copies)
         mask = own.gather(2, at[:, None, :, None].expand(-1, own.shape[1], -1, length))
         mask = mask.gather(3, at[:, None, None, :].expand(-1, own.shape[1], at.shape[1], -1))
@@ -215,16 +220,16 @@ class Packed:
         blocked = rearrange(edges, "b copy own pos -> b (copy own) pos")
         closed = torch.zeros(len(own), *mask.shape[2:], dtype=torch.bool, device=own.device)
         closed[:, :, length:] = True
-        closed[:, length:, :length] = blocked | (order >= self._run.first[:, None])[:, None]
+        closed[:, length:, :length] = blocked | (order >= self._plain.first[:, None])[:, None]
         closed[:, length:, length:] = unseen | blocked.take_along_dim(at[:, None, length:], 2)
         return closing(mask, closed)
 
     def _record(self, n_copies: int) -> list[BlockCall]:
         """Record how the model calls its blocks on rows with `n_copies` copies."""
-        view, positions = self._run.runs.view, self._in_prompt(n_copies)
+        view, positions = self._plain.view, self._in_prompt(n_copies)
         ids = self._batch.ids.gather(1, positions)
         mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=view.dtype, device=ids.device)
-        return view.embed(self._run.runs.weights, ids, mask, positions)[1]
+        return view.embed(self._plain.weights, ids, mask, positions)[1]
 
     def _in_prompt(self, n_copies: int) -> Int[Tensor, "batch token"]:
         """Return the position in the prompt of every token of a row."""
@@ -235,50 +240,54 @@ class Packed:
 class Stacked:
     """The copies are a batch of whole prompts, one copy of the batch after another."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, plain: Plain) -> None:
+        self._plain = plain
 
     @property
     def at_once(self) -> int:
         """The number of copies of each prompt that run together."""
-        return max(1, TOKENS_PER_BATCH // self._run.batch.ids.numel())
+        n, length = self._plain.batch.ids.shape
+        return max(1, rows_at_once(self._plain.view, length) // n)
 
     def finals(self, knockouts: Sequence[Knockout]) -> Float[Tensor, "batch copy d_model"]:
         """Return what leaves the last block at the last token, for knockouts sorted by window start."""
-        run, start, n_copies = self._run, knockouts[0].window.start, len(knockouts)
-        batch = run.batch.repeat(n_copies)
-        real = run.batch.mask.bool()
+        plain, start, n_copies = self._plain, knockouts[0].window.start, len(knockouts)
+        batch = plain.batch.repeat(n_copies)
+        real = plain.batch.mask.bool()
         positions = torch.arange(real.shape[1], device=real.device).expand(len(real), -1)
 
         def closed(step: Step) -> Step:
-            edges = run.edges(step.layer, knockouts, positions, real)
+            edges = plain.edges(step.layer, knockouts, positions, real)
             mask = mask_of(step.call, len(batch.ids))
             mask = closing(mask, rearrange(edges, "b copy own pos -> (copy b) own pos"))
             return replace(step, call=with_mask(step.call, mask))
 
-        calls = run.runs.embed(batch)[1]
-        out = run.runs.leaving(calls, run.walk.resid(start, 0).repeat(n_copies, 1, 1), closed, start)
+        calls = embed(plain.session, batch).calls
+        entering = plain.walk.resid(start, 0).repeat(n_copies, 1, 1)
+        out = leaving(plain.session, calls, entering, closed, start)
         rows = torch.arange(len(out), device=out.device)
         return rearrange(out[rows, batch.last], "(copy b) d -> b copy d", copy=n_copies)
 
 
 def _probabilities(
-    run: Run, copies: Packed | Stacked, knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
+    plain: Plain, copies: Packed | Stacked, knockouts: Sequence[Knockout], ids: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch knockout"]:
     """Return the probabilities of `ids`; raise `Unlike` if an unblocked copy differs from its prompt."""
 
     def logits(finals: Float[Tensor, "batch copy d_model"]) -> Float[Tensor, "batch copy d_vocab"]:
-        return run.runs.view.head(run.runs.weights, finals).output
+        return plain.view.head(plain.weights, finals).output
 
-    found, within = [], AGREE * float(run.logits.abs().max())
-    for i in range(0, len(knockouts), copies.at_once):
-        some = knockouts[i : i + copies.at_once]
+    found, within = [], AGREE * float(plain.logits.abs().max())
+
+    def run(some: Sequence[Knockout]) -> None:
         start = some[0].window.start
         finals = copies.finals([replace(some[0], window=range(start, start)), *some])
-        if not torch.allclose(logits(finals[:, :1])[:, 0], run.logits, rtol=0, atol=within):
+        if not torch.allclose(logits(finals[:, :1])[:, 0], plain.logits, rtol=0, atol=within):
             raise Unlike
-        parts = finals[:, 1:].split(max(1, LOGITS // run.logits.numel()), dim=1)
-        found += [_probability(logits(part), ids) for part in parts]
+        parts = finals[:, 1:].split(max(1, LOGITS // plain.logits.numel()), dim=1)
+        found.append(torch.cat([_probability(logits(part), ids) for part in parts], 1))
+
+    each_piece(knockouts, copies.at_once, run)
     return torch.cat(found, 1)
 
 
@@ -290,11 +299,11 @@ def _probability(
     return logprobs[torch.arange(len(ids), device=ids.device), :, ids].exp()
 
 
-def _check_probabilities(runs: Runs, rows: Sequence[int], p0: Float[np.ndarray, " prompt"]) -> None:
-    for row in rows:
+def _check_probabilities(run: Run, p0: Float[np.ndarray, " prompt"]) -> None:
+    for row in run.rows:
         if not p0[row] > 0:
             raise InputError(
-                f"the token after {runs.prompts[row].prompt.text!r} has the probability {p0[row]}, of "
+                f"the token after {run.runs.prompts[row].prompt.text!r} has the probability {p0[row]}, of "
                 "which no percentage can be told: take another, or look for NaN in the checkpoint."
             )
 
@@ -303,6 +312,4 @@ def _batch_size(runs: Runs, into: Places, n_knockouts: int) -> int:
     """Return how many prompts to run together, each with one row of copies."""
     own = max(len(p.ids) - min(places) for p, places in zip(runs.prompts, into, strict=True))
     copied = min(n_knockouts * own, max(TOKENS_PER_ROW, own))
-    length = max(len(p.ids) for p in runs.prompts) + own + copied
-    affordable = free_bytes(runs.view.device) // 4 // graph_bytes(runs.view, 1, length)
-    return max(1, min(affordable, TOKENS_PER_BATCH // length))
+    return rows_at_once(runs.view, max(len(p.ids) for p in runs.prompts) + own + copied)

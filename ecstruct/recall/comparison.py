@@ -24,6 +24,7 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.cost import Bar
+from ecstruct.engine.session import Model
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.io.distributed import Ranks
 from ecstruct.recall.attributes import Attributes
@@ -31,10 +32,11 @@ from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
 from ecstruct.recall.extraction_events import PLAIN
 from ecstruct.recall.groups import positions
-from ecstruct.recall.session import Model, Session
+from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
+from ecstruct.scores.pair import Pair
 from ecstruct.scores.permutation import rank_correlation
 
 PAIRINGS = 10_000
@@ -97,22 +99,20 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
-    sessions = Session.both(before, after)
+    pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, prompts, attributes, window, token, onto),
+            *(session, read(session, prompts), attributes, window, token, onto),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )
-        for session, state in zip(sessions, ("before", "after"), strict=True)
+        for session, state in zip(pair.sessions, ("before", "after"), strict=True)
     ]
     with Bar(sum(work.steps for work in works), "recall", unit="step", disable=not progress) as bar:
         of_after = works[1].run(bar, None)
         at_layer = None if of_after.sublayers is None else of_after.sublayers.attrs["options"]["at_layer"]
         of_before = works[0].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
-    pair = sessions[0].pair
-    assert pair is not None  # `Session.both` sets it
     engine = ScoreEngine(pair, reward=reward, baseline="mean", progress=progress)
     scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
     assert scores is not None  # a single process is the first rank

@@ -13,6 +13,7 @@ import xarray as xr
 import xxhash
 
 from ecstruct.cost import Bar
+from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
@@ -24,7 +25,7 @@ from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
-from ecstruct.recall.session import Model, Session
+from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 8
@@ -80,36 +81,39 @@ def dissect(
     Raises:
         InputError: as the functions of `ecstruct.recall`; or `folder` holds parts of another run.
     """
-    work = Work(Session.of(model), prompts, attributes, window, token, onto, folder)
+    session = Session.of(model)
+    work = Work(session, read(session, prompts), attributes, window, token, onto, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
         return work.run(bar, at_layer)
 
 
+@dataclass
 class Work:
-    """The work on the model of a session; the bar shows `name`. One of its `steps` is about one run of
-    `AT_ONCE` prompts through the model."""
+    """The work on the model of a session; the bar shows `name`."""
 
-    def __init__(
-        self,
-        session: Session,
-        prompts: PromptsLike,
-        attributes: Attributes | None,
-        window: int | None,
-        token: TokenKind,
-        onto: Onto,
-        folder: Path | None,
-        name: str = "",
-    ) -> None:
-        self.session, self.prompts, self.attributes = session, session.read(prompts), attributes
-        self.window, self.token, self.onto = window, token, onto
-        self.folder, self.name = folder, name
-        n_layers = session.view.n_layers
-        # The cost of each part that goes through the prompts: at most so many runs of the model.
-        self._costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
-        if attributes is not None:
-            self._costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
+    session: Session
+    prompts: list[RecallPrompt]
+    attributes: Attributes | None
+    window: int | None
+    token: TokenKind
+    onto: Onto
+    folder: Path | None
+    name: str = ""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps; one is about one run of `AT_ONCE` prompts through the model."""
         pieces = -(-len(self.prompts) // AT_ONCE)
-        self.steps = pieces * sum(self._costs.values()) + (n_layers if attributes else 0)
+        return pieces * sum(self._costs.values()) + (self.session.view.n_layers if self.attributes else 0)
+
+    @property
+    def _costs(self) -> dict[str, int]:
+        """The steps of each part that goes through the prompts: at most so many runs of the model."""
+        n_layers = self.session.view.n_layers
+        costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
+        if self.attributes is not None:
+            costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
+        return costs
 
     def run(self, bar: Bar, at_layer: int | None) -> Dissection:
         """Run the parts that are not stored yet, and return all of them."""

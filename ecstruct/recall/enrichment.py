@@ -17,7 +17,7 @@ the attributes rate at a later layer of interest (also section 5). There are two
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Literal, get_args
@@ -29,12 +29,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.forward import Intervention, Step, leaving, traces
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.groups import named
 from ecstruct.recall.masks import all_alike, mask_of, with_mask
-from ecstruct.recall.session import PARTS, Intervention, Model, Part, Prompts, Runs, Step
+from ecstruct.recall.runs import PARTS, Part, Places, Prompts, Run, Runs
 from ecstruct.recall.vocabulary import Onto, Reader
 
 POSITIONS = ("subject-last", "subject-first", "subject-others", "last")
@@ -83,16 +85,8 @@ def attributes_rate(
     runs = Runs.of(model, prompts)
     reader = Reader(runs, attributes, top=top, kept=kept, normed=normed, onto=onto)
     places = [runs.places(which, may_be_empty=True) for which in groups.values()]
-    of_any_group = [[*chain(*of_prompt)] for of_prompt in zip(*places, strict=True)]
-    rates = np.full((len(runs.prompts), len(groups), runs.view.n_layers), np.nan)
-    with runs.still(), tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
-        for b, rows in enumerate(runs.rows):
-            for layer, found in enumerate(_rates_by_layer(runs, reader, b, runs.where(b, of_any_group))):
-                for of_tokens, row in zip(found, rows, strict=True):
-                    for g, of_group in enumerate(places):
-                        if of_group[row]:
-                            rates[row, g, layer] = of_tokens[of_group[row]].mean()
-            bar.update(len(rows))
+    with tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
+        rates = _rates(runs, reader, places, bar.update)
     texts = [
         [" ".join(prompt.tokens[at] for at in of_group[row]) for of_group in places]
         for row, prompt in enumerate(runs.prompts)
@@ -158,25 +152,27 @@ def sublayer_knockout(
     if at_layer is not None and at_layer not in range(n_layers):
         raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
     places = runs.places(position)
-    read = [runs.where(b, places) for b in range(len(runs.batches))]
-    with runs.still():
-        rates = np.empty((len(runs.prompts), n_layers))
-        for b, rows in enumerate(runs.rows):
-            for layer, found in enumerate(_rates_by_layer(runs, reader, b, read[b])):
-                rates[rows, layer] = _means(found, read[b])
-        at = peak(rates) if at_layer is None else at_layer
-        without = np.empty((len(parts), len(runs.prompts), at + 1))
-        total = without.shape[0] * without.shape[1] * without.shape[2]
-        with tqdm(total=total, desc="sublayer knockout", disable=not progress) as bar:
-            for b, rows in enumerate(runs.rows):
-                resid, calls = runs.embed(runs.batches[b])
-                for first in range(at + 1):
-                    for p, part in enumerate(parts):
-                        cancelled = _cancelling(runs, part, mode, read[b], range(first, first + width))
-                        changed = runs.leaving(calls[: at + 1], resid, cancelled, first)
-                        without[p, rows, first] = _means(reader.read(b, changed, read[b]), read[b])
-                        bar.update(len(rows))
-                    resid = runs.leaving(calls[: first + 1], resid, start=first)
+    rates = _rates(runs, reader, [places])[:, 0]
+    at = peak(rates) if at_layer is None else at_layer
+    without = np.empty((len(parts), len(runs.prompts), at + 1))
+    with tqdm(total=len(runs.prompts), desc="sublayer knockout", disable=not progress) as bar:
+
+        def cancel(run: Run) -> None:
+            session, where, embedded = runs.session, run.where(places), run.embed()
+            read_at = where.cpu().numpy()
+            resid, calls = embedded.resid, embedded.calls
+            for first in range(at + 1):
+                for p, part in enumerate(parts):
+                    cancelled = _cancelling(runs, part, mode, where, range(first, first + width))
+                    changed = leaving(session, calls[: at + 1], resid, cancelled, first)
+                    found = reader.read(run, changed, where)
+                    without[p, run.rows, first] = [
+                        of_tokens[its].mean() for of_tokens, its in zip(found, read_at, strict=True)
+                    ]
+                resid = leaving(session, calls[: first + 1], resid, start=first)
+            bar.update(len(run.rows))
+
+        runs.each(cancel)
     coordinates = {
         **runs.coordinates(),
         "part": list(parts),
@@ -207,13 +203,29 @@ def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
     return int(np.argmax(np.where(known.any(0), totals / known.sum(0).clip(1), -1)))
 
 
-def _rates_by_layer(
-    runs: Runs, reader: Reader, b: int, where: Bool[Tensor, "batch pos"]
-) -> Iterator[Float[np.ndarray, "batch pos"]]:
-    """Yield the rates of the tokens of batch `b`, layer after layer, with nothing cancelled."""
-    resid, calls = runs.embed(runs.batches[b])
-    for trace in runs.traces(calls, resid):
-        yield reader.read(b, trace.output, where)
+def _rates(
+    runs: Runs,
+    reader: Reader,
+    places: Sequence[Places],
+    tick: Callable[[int], object] = lambda n_prompts: None,
+) -> Float[np.ndarray, "prompt group layer"]:
+    """Return the mean rates of groups of tokens after every layer, with nothing cancelled; NaN where a
+    group has no token."""
+    of_any_group = [[*chain(*of_prompt)] for of_prompt in zip(*places, strict=True)]
+    rates = np.full((len(runs.prompts), len(places), runs.view.n_layers), np.nan)
+
+    def measure(run: Run) -> None:
+        embedded, where = run.embed(), run.where(of_any_group)
+        for layer, trace in enumerate(traces(run.session, embedded.calls, embedded.resid)):
+            found = reader.read(run, trace.output, where)
+            for of_tokens, row in zip(found, run.rows, strict=True):
+                for g, of_group in enumerate(places):
+                    if of_group[row]:
+                        rates[row, g, layer] = of_tokens[of_group[row]].mean()
+        tick(len(run.rows))
+
+    runs.each(measure)
+    return rates
 
 
 def _cancelling(
@@ -235,9 +247,3 @@ def _cancelling(
         return replace(step, **{"outputs" if whole else "inputs": {"mlp.out": torch.zeros_like}})
 
     return cancelled
-
-
-def _means(
-    rates: Float[np.ndarray, "batch pos"], where: Bool[Tensor, "batch pos"]
-) -> Float[np.ndarray, " batch"]:
-    return np.array([of[its].mean() for of, its in zip(rates, where.cpu().numpy(), strict=True)])

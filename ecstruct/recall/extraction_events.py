@@ -28,12 +28,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.forward import Intervention, Step, nothing, traces
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
-from ecstruct.recall.session import PARTS, Intervention, Model, Places, Prompts, Runs, Step, nothing
+from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
 from ecstruct.recall.vocabulary import project, tokens_matrix
 
 PLAIN = "none"
@@ -87,33 +89,35 @@ def extraction(
         raise InputError(
             f"patched={list(patched)}: there is no layer {outside[0]}, but 0 to {n_layers - 1}."
         )
-    conditions: list[tuple[str, Callable[[int], Intervention]]] = [(PLAIN, lambda b: nothing)]
+    conditions: dict[str, Callable[[Run], Intervention]] = {PLAIN: lambda run: nothing}
     for name, which in groups.items():
-        blocking = partial(_blocking, runs, runs.places(which), runs.places("last"))
-        conditions.append((f"blocked {name}", blocking))
+        conditions[f"blocked {name}"] = partial(_blocking, runs.places(which), runs.places("last"))
     for layer in patched:
-        patching = partial(_patching, runs, runs.places("subject"), layer)
-        conditions.append((f"patched from {layer}", patching))
+        conditions[f"patched from {layer}"] = partial(_patching, runs.places("subject"), layer)
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
     unembedding = tokens_matrix(runs.session, "unembedding")
-    bar = tqdm(total=len(runs.rows) * len(conditions), desc="extraction", disable=not progress)
-    with runs.still(), bar:
-        for b, rows in enumerate(runs.rows):
-            for c, (_, intervention) in enumerate(conditions):
-                largest, predicted = _largest(runs, unembedding, b, intervention(b))
+    total = len(runs.prompts) * len(conditions)
+    with tqdm(total=total, desc="extraction", disable=not progress) as bar:
+
+        def measure(run: Run) -> None:
+            rows = run.rows
+            for c, intervention in enumerate(conditions.values()):
+                largest, predicted = _largest(run, unembedding, intervention(run))
                 if c == 0:  # every condition looks for the token of the plain run
-                    answer = runs.batches[b].answer_ids[:, 0].cpu().numpy()
+                    answer = run.batch.answer_ids[:, 0].cpu().numpy()
                     right[rows] = predicted == answer
                     tokens[rows] = predicted if token == "predicted" else answer
                 for part in PARTS:
                     events[part][c, rows] = largest[part] == tokens[rows, None]
-                bar.update()
+            bar.update(len(rows) * len(conditions))
+
+        runs.each(measure)
     texts = runs.session.tokenizer.convert_ids_to_tokens(tokens.tolist())
     coordinates = {
         **runs.coordinates(),
-        "condition": [name for name, _ in conditions],
+        "condition": list(conditions),
         "layer": np.arange(n_layers),
         "token": ("prompt", [str(text) for text in texts]),
         "predicted": ("prompt", right),
@@ -161,36 +165,35 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _largest(
-    runs: Runs, unembedding: Float[Tensor, "d_vocab d_model"], b: int, intervention: Intervention
+    run: Run, unembedding: Float[Tensor, "d_vocab d_model"], intervention: Intervention
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return which token is largest at the last position of batch `b`: by part, in the projection of what
+    """Return which token is largest at the last position of each prompt: by part, in the projection of what
     each layer writes (batch, layer); and in the logits (batch)."""
-    batch = runs.batches[b]
-    rows = torch.arange(len(batch.ids), device=batch.ids.device)
-    largest: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-    resid, calls = runs.embed(batch)
-    for layer, trace in enumerate(runs.traces(calls, resid, intervention)):
+    embedded, largest = run.embed(), {part: [] for part in PARTS}
+    rows, last = torch.arange(len(run.rows), device=embedded.last.device), embedded.last
+    resid = embedded.resid
+    for layer, trace in enumerate(traces(run.session, embedded.calls, resid, intervention)):
         for part in PARTS:
-            written = trace.taps[runs.written_by(layer, part)].output[rows, batch.last]
+            written = trace.taps[run.runs.written_by(layer, part)].output[rows, last]
             largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
         resid = trace.output
-    logits = finite(runs.view.logits_at(runs.weights, resid, batch.last), "the model's logits")
+    logits = finite(run.runs.view.logits_at(run.session.weights, resid, last), "the model's logits")
     by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}
     return by_part, logits.argmax(-1).cpu().numpy()
 
 
-def _blocking(runs: Runs, sources: Places, last: Places, b: int) -> Intervention:
-    """Return the intervention that hides the sources from the last tokens of batch `b`, in all layers."""
-    queries, keys = runs.where(b, last), runs.where(b, sources)
+def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
+    """Return the intervention that hides the sources from the last tokens of a batch, in all layers."""
+    queries, keys = run.where(last), run.where(sources)
     edges = rearrange(queries, "batch query -> batch query 1") & rearrange(keys, "batch key -> batch 1 key")
 
     def blocked(step: Step) -> Step:
         mask = mask_of(step.call, len(edges))
         blind = ((is_closed(mask) | edges).all(-1) & queries).any(-1)
-        for row, is_blind in zip(runs.rows[b], blind.tolist(), strict=True):
+        for row, is_blind in zip(run.rows, blind.tolist(), strict=True):
             if is_blind:
                 raise InputError(
-                    f"with these tokens blocked, the last one of {runs.prompts[row].prompt.text!r} "
+                    f"with these tokens blocked, the last one of {run.runs.prompts[row].prompt.text!r} "
                     f"sees none at all in layer {step.layer}: block fewer."
                 )
         return replace(step, call=with_mask(step.call, closing(mask, edges)))
@@ -198,9 +201,9 @@ def _blocking(runs: Runs, sources: Places, last: Places, b: int) -> Intervention
     return blocked
 
 
-def _patching(runs: Runs, subjects: Places, layer: int, b: int) -> Intervention:
-    """Return the intervention that keeps the subjects of batch `b` as they enter a layer."""
-    where, early = runs.where(b, subjects)[..., None], []
+def _patching(subjects: Places, layer: int, run: Run) -> Intervention:
+    """Return the intervention that keeps the subjects of a batch as they enter a layer."""
+    where, early = run.where(subjects)[..., None], []
 
     def patched(step: Step) -> Step:
         if step.layer < layer:

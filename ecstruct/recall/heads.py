@@ -20,9 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.session import Model, Prompts, Runs
+from ecstruct.recall.runs import Prompts, Runs
 from ecstruct.recall.vocabulary import TOP, Reader, tokens_matrix
 
 _SHOWN = 5
@@ -81,7 +82,10 @@ def extraction_heads(
     maps, hits = np.zeros(shape, dtype=bool), np.zeros(shape)
     shown = np.empty((*shape, min(_SHOWN, n_top)), dtype=object)
     names = np.array(reader.words, dtype=object)
-    with runs.still(), tqdm(total=len(chosen), desc="extraction heads", disable=not progress) as bar:
+    with (
+        runs.session.still(),
+        tqdm(total=len(chosen), desc="extraction heads", disable=not progress) as bar,
+    ):
         looked_up = embedding[torch.tensor(ids, device=view.device)]
         for at, layer in enumerate(chosen):
             for head, written in enumerate(_written(runs, layer, looked_up)):
@@ -114,7 +118,7 @@ def _written(
 ) -> Float[Tensor, "head token d_model"]:
     """Return what every head of a layer writes when it attends to each of these rows: row W_V W_O."""
     sites, d_head = runs.view.block_sites[layer], runs.view.d_head
-    values, output = (sites[name].matrix(runs.weights) for name in ("attn.v", "attn.o"))
+    values, output = (sites[name].matrix(runs.session.weights) for name in ("attn.v", "attn.o"))
     if values is None or output is None or len(values) % d_head:
         raise InputError(
             f"layer {layer} of this model has no value matrix with {d_head} rows for each head: use "

@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.session import Runs, Session
-from ecstruct.recall.words import says_something
+from ecstruct.recall.runs import Run, Runs
+from ecstruct.recall.words import says_something, words_of
 
 Onto = Literal["unembedding", "embedding"]
 
@@ -100,7 +101,7 @@ class Reader:
         onto: Onto = "unembedding",
     ) -> None:
         self._runs, self._normed, self._matrix = runs, normed, tokens_matrix(runs.session, onto)
-        n, words, device = len(self._matrix), runs.session.words, runs.view.device
+        n, words, device = len(self._matrix), words_of(runs.session.tokenizer), runs.view.device
         self.words = [*words[:n], *[""] * (n - len(words))]
         self._top, self._kept = top_and_kept(top, kept, n)
         self.options = {
@@ -124,9 +125,9 @@ class Reader:
         self.subjects = [order[str(p.prompt.subject)] for p in runs.prompts]
 
     def read(
-        self, b: int, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
+        self, run: Run, resid: Float[Tensor, "batch pos d_model"], where: Bool[Tensor, "batch pos"]
     ) -> Float[np.ndarray, "batch pos"]:
-        """Return the rates of batch `b` in percent: the share of the kept tokens that are attributes of the
+        """Return the rates of a batch in percent: the share of the kept tokens that are attributes of the
         prompt's own subject. It is NaN at tokens outside `where`, and where no token is kept."""
         hidden = resid[where]
         if self._normed:
@@ -134,7 +135,7 @@ class Reader:
         found = project(hidden, self._matrix).topk(self._top).indices
         telling = self._telling[found]
         kept = telling & (telling.cumsum(-1) <= self._kept)
-        of_rows = torch.tensor([self.subjects[row] for row in self._runs.rows[b]], device=found.device)
+        of_rows = torch.tensor([self.subjects[row] for row in run.rows], device=found.device)
         hits = self.members[of_rows[where.nonzero()[:, 0], None], found] & kept
         rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
         rates[where] = 100 * hits.sum(-1).double() / kept.sum(-1)
@@ -142,7 +143,7 @@ class Reader:
 
     def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Apply the model's final norm, with its gain and bias."""
-        view, weights = self._runs.view, self._runs.weights
+        view, weights = self._runs.view, self._runs.session.weights
         site = view.head_sites.get("ln_final")
         own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
         return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))

@@ -4,12 +4,23 @@ Tokens are compared by what they spell, in lower case and without leading space,
 and " paris" are one word.
 """
 
+from functools import lru_cache
+
 from transformers import PreTrainedTokenizerBase
 
 
 def word_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what a token spells, in lower case, without white space or markers of word boundaries."""
     return tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##").lower()
+
+
+@lru_cache(maxsize=2)
+def words_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return what every token of the vocabulary spells, by id; "" for special tokens and for ids without a
+    token."""
+    tokens = tokenizer.convert_ids_to_tokens([*range(len(tokenizer))])
+    special = set(tokenizer.all_special_tokens)
+    return tuple("" if t is None or t in special else word_of(t, tokenizer) for t in tokens)
 
 
 def says_something(word: str) -> bool:

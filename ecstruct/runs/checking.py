@@ -60,9 +60,8 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
     prints = check_fingerprints(pair, config)
     facts = None if config.facts is None else FactSet([*map(Prompt.from_record, config.facts)], ())
-    models: tuple[Any, Any] = pair, None
     found = controls(
-        *(*models, config.prompts),
+        *(*pair.sessions, config.prompts),
         facts=facts,
         unrelated=config.unrelated,
         seed=config.seed,
@@ -88,9 +87,8 @@ def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress:
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
     prints = check_fingerprints(pair, config)
     ranking = ExtractiveScores.load(config.scores)
-    models: tuple[Any, Any] = pair, None
     asked: dict[str, Any] = {"ks": config.ks, "random_seeds": config.random_seeds}
-    found = grafts(*models, config.prompts, ranking, **asked, folder=folder, progress=progress)
+    found = grafts(*pair.sessions, config.prompts, ranking, **asked, folder=folder, progress=progress)
     write_text(out / "grafts.csv", found.frame.to_csv(index=False))
     grafts_report(out / "report.html", found, again(out))
     write_config(out, "grafts", config, fingerprints=prints)

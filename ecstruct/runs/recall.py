@@ -11,15 +11,16 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.commands import Recall
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
 from ecstruct.models.loading import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.attention_knockout import LIKELY
-from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
 from ecstruct.runs.configuration import again, alone, check_weights, write_config
+from ecstruct.scores.pair import Pair
 
 FEW = 2
 """The fewest attributes per subject, on average, from which a rate can be estimated."""
@@ -34,7 +35,7 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     prompts = [Prompt.from_record(record) for record in config.prompts]
     model = load(config.before, device=device)
     if config.after:
-        before, after = Session.both(model, load_after(config.after, model, device=device))
+        before, after = Pair.of(model, load_after(config.after, model, device=device)).sessions
         sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}

@@ -10,16 +10,14 @@ import pandas as pd
 import xarray as xr
 import xxhash
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.commands import Core, Evaluate, Prune
 from ecstruct.cost import Bar
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.files import write_text
 from ecstruct.io.store import Kept, Steps
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
@@ -153,9 +151,7 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def _given(
-    config: Evaluate, device: str | None
-) -> tuple[TransformerBridge, dict[str, Masks], dict[str, str]]:
+def _given(config: Evaluate, device: str | None) -> tuple[Session, dict[str, Masks], dict[str, str]]:
     """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
     expected = config.fingerprints or {}
     masks, prints = {}, {}
@@ -179,11 +175,11 @@ def _given(
     return model, masks, prints
 
 
-def _model(source: str, device: str | None, expected: str | None) -> tuple[TransformerBridge, str]:
-    model = load(source, device=device)
-    found = fingerprint(named_weights(model))
+def _model(source: str, device: str | None, expected: str | None) -> tuple[Session, str]:
+    session = Session.of(load(source, device=device))
+    found = session.described["fingerprint"]
     check_weights(source, found, expected)
-    return model, found
+    return session, found
 
 
 def _asked(config: Evaluate) -> dict[str, Any]:
@@ -196,7 +192,7 @@ def _evaluation_runs(config: Evaluate, masks: Mapping[str, Masks]) -> int:
 
 
 def _evaluations(
-    config: Evaluate, model: TransformerBridge, masks: Mapping[str, Masks], steps: Steps
+    config: Evaluate, model: Session, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
     found: dict[str, dict[str, xr.Dataset]] = {}
     for name, prompts in _asked(config).items():

@@ -1,23 +1,16 @@
-"""Cutting prompts into batches that fit into memory.
+"""Cutting prompts into batches, and batches into rounds, for scoring. Nothing here changes a score."""
 
-Prompts of similar length share a batch. Nothing here changes a score.
-"""
-
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
+from ecstruct.engine.plan import TOKENS_PER_BATCH, by_length, free_bytes, graph_bytes
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores.reward import read_positions
-
-TOKENS_PER_BATCH = 2048
-"""Enough tokens for matrix products to run at full speed."""
 
 BATCHES = 8
 LEAST_TOKENS = 256
@@ -64,7 +57,7 @@ def cut(
     every_answer_token: bool,
 ) -> Job:
     """Cut prompts into batches of at most `batch_size`, the shortest prompts first."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    order = by_length(prompts)
     rows = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = [collate([prompts[i] for i in some], device, pad_id) for some in rows]
     positions = [read_positions(b.lengths, b.answer_ids, every_answer_token) for b in batches]
@@ -76,24 +69,6 @@ def with_answer(prompt: TokenizedPrompt, tokenizer: Any) -> TokenizedPrompt:
     extra = prompt.answer_ids[:-1]
     tokens = tuple(tokenizer.convert_ids_to_tokens(list(extra)))
     return replace(prompt, ids=prompt.ids + extra, tokens=prompt.tokens + tokens)
-
-
-def graph_bytes(view: HookedView, n: int, length: int) -> int:
-    """Estimate the bytes of one block's graph on `n` prompts of `length` tokens: inputs, outputs and
-    intermediate values of every projection; scores, softmax and pattern of every head."""
-    widths = 0
-    for site in view.block_sites[0].values():
-        widths += sum(sum(p.shape) for p in site.module.parameters() if p.ndim == 2)
-    itemsize = torch.finfo(view.dtype).bits // 8
-    return n * length * (3 * widths + 4 * view.n_heads * length) * itemsize
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the bytes that can be allocated, including the system's file cache; of main memory, this
-    process's share among the processes launched on the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def fits_in_memory(view: HookedView, batches: Sequence[Batch]) -> bool:
@@ -116,8 +91,3 @@ def rounds(view: HookedView, batches: Sequence[Batch], indices: Sequence[int]) -
             tokens = batches[b].ids.numel()
         found[-1].append(b)
     return found
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Recognise CUDA's own exception, and the RuntimeError of the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

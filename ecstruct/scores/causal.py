@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecstruct.engine.plan import graph_bytes, rows_at_once
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
@@ -37,7 +38,7 @@ from ecstruct.models.sites import Weights
 from ecstruct.options import KINDS, AnswerTokens, BaselineKind, CausalOptions
 from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
 from ecstruct.scores.baseline import Baseline
-from ecstruct.scores.batching import TOKENS_PER_BATCH, Job, cut, free_bytes, graph_bytes
+from ecstruct.scores.batching import Job, cut
 from ecstruct.scores.components import Components, selected
 from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
@@ -140,9 +141,7 @@ def _stacked(
     """Return the prompts in batches, and how many copies of a batch are run at once."""
     check_memory(pair, tokenized, memory)
     longest = max(len(p.ids) for p in tokenized)
-    of_prompt = graph_bytes(pair.view, 1, longest)
-    affordable = int((memory or free_bytes(pair.view.device) / 4) // of_prompt)
-    rows = max(1, min(affordable, TOKENS_PER_BATCH // longest))
+    rows = rows_at_once(pair.view, longest, memory=memory)
     batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
     return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
 

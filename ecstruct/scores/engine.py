@@ -1,6 +1,5 @@
 """Fast scores of two models: `ecstruct.score` and the engine behind it."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import xxhash
 
+from ecstruct.engine.plan import halving, is_out_of_memory
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
@@ -22,16 +22,14 @@ from ecstruct.options import (
     ScoreOptions,
     Upstream,
 )
-from ecstruct.scores.assemble import SCORES
-from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
+from ecstruct.scores.assemble import SCORES, Assembly
+from ecstruct.scores.batching import cut, prompts_per_batch
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward, RewardLike
 from ecstruct.scores.shards import Shards
-
-_logger = logging.getLogger(__name__)
 
 
 def score(
@@ -172,23 +170,22 @@ class ScoreEngine:
         shards = self._shards(folder, identity)
         passes = Passes(self.pair, self.reward, self.options, self._progress and ranks.first, ranks, shards)
         every = self.reward.answer_tokens == "all"
-        while True:
-            try:
-                job = cut(tokenized, batch_size, self.pair.view.device, self.pair.pad_id, every)
-                with still(self.pair.view.model):
-                    assembly = passes.run(job)
-                break
-            except RuntimeError as error:
-                if batch_size == 1 or not is_out_of_memory(error):
-                    raise
-                smaller = max(1, min(batch_size, len(tokenized)) // 2)
-                if ranks.size > 1:
-                    raise InputError(
-                        f"rank {ranks.rank} is out of memory with batch_size={batch_size}: pass batch_size="
-                        f"{smaller}, which goes on from what is finished."
-                    ) from error
-                batch_size = smaller
-                _logger.warning("out of memory: trying again with batch_size=%d", batch_size)
+
+        def run(size: int) -> Assembly | None:
+            job = cut(tokenized, size, self.pair.view.device, self.pair.pad_id, every)
+            with still(self.pair.view.model):
+                return passes.run(job)
+
+        size = min(batch_size, len(tokenized))
+        try:
+            assembly = halving(size, run) if ranks.size == 1 else run(size)
+        except RuntimeError as error:
+            if ranks.size == 1 or size == 1 or not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"rank {ranks.rank} is out of memory with batch_size={batch_size}: pass batch_size="
+                f"{size // 2}, which goes on from what is finished."
+            ) from error
         if assembly is None:
             return None
         scores = ExtractiveScores(assembly.dataset(lengths, self.attrs))

@@ -11,9 +11,11 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.engine.plan import each_piece
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import QK_NORMS, Weights
 from ecstruct.scores.baseline import Baseline
@@ -115,9 +117,8 @@ class Replacements:
         n_heads = self.pair.view.n_heads
         matrix = self._sites["attn.o"].matrix(weights)
         assert matrix is not None
-        return torch.einsum(
-            "bthd,ohd->hbto", split_heads(z, n_heads), split_heads(matrix[None], n_heads)[0]
-        )
+        w_o = rearrange(matrix, "d_model (head d_head) -> d_model head d_head", head=n_heads)
+        return torch.einsum("bthd,ohd->hbto", split_heads(z, n_heads), w_o)
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,17 @@ def rewards_of(
     variants: Sequence[Variant], tails: Tails, replacements: Replacements, copies: int
 ) -> Float[Tensor, "variant batch"]:
     """Return the rewards when each variant replaces its block in the run under W and `tails` runs the
-    layers after it; `copies` of the batch are run at once."""
+    layers after it; `copies` of the batch are run at once, and fewer when memory runs out."""
     rewards = []
-    for i in range(0, len(variants), copies):
-        chunk = variants[i : i + copies]
+
+    def run(some: Sequence[Variant]) -> None:
         leaving = [
             _leaving(list(alike), tails, replacements)
-            for _, alike in groupby(chunk, key=lambda variant: (id(variant.weights), variant.writer))
+            for _, alike in groupby(some, key=lambda variant: (id(variant.weights), variant.writer))
         ]
         rewards.append(tails.rewards(replacements.layer + 1, torch.cat(leaving)))
+
+    each_piece(variants, copies, run)
     return torch.cat(rewards)
 
 

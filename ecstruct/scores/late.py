@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.engine.plan import free_bytes, graph_bytes
 from ecstruct.models.hooked import HookedView, Part
-from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.relevance import Relevance
 from ecstruct.scores.tails import Tails

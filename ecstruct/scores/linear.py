@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,9 +47,11 @@ class Informative:
     rest: dict[str, PerToken]
 
 
-def split_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> Tensor:
-    """Reshape [batch, pos, head * d_head] to [batch, pos, head, d_head]."""
-    return x.unflatten(-1, (n_heads, -1))
+def split_heads(
+    x: Float[Tensor, "batch pos width"], n_heads: int
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Split a concatenation of heads."""
+    return rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=n_heads)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -58,7 +61,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
     """Return the inner product per head of two concatenations of heads, [batch, pos, head * d_head]."""
-    return split_heads(a * b, n_heads).sum(-1)
+    return sum_heads(a * b, n_heads)
+
+
+def sum_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> PerHead:
+    """Return the sum over each head of a concatenation of heads."""
+    return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", head=n_heads)
 
 
 def changed(
@@ -214,7 +222,9 @@ def _where_multiplied(
     n_shared = n_heads if read_all else n_heads * view.d_head // visit.taps["attn.k"].output.shape[-1]
     for turn in range(n_shared):
         asked = (torch.arange(n_heads, device=d_z.device) % n_shared == turn)[:, None]
-        part = (split_heads(d_z, n_heads) * asked).flatten(-2)
+        part = rearrange(
+            split_heads(d_z, n_heads) * asked, "batch pos head d_head -> batch pos (head d_head)"
+        )
         pulled = torch.autograd.grad(z, outputs, grad_outputs=part, retain_graph=True)
         for name, gradient in zip(names, pulled, strict=True):
             value = _by_head(gradient * tangents[name], sites[name], view.d_head)
@@ -230,7 +240,7 @@ def _where_multiplied(
 def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
     """Sum within each query, key or value head."""
     if x.ndim == 3:
-        return x.unflatten(-1, (-1, d_head)).sum(-1)
+        return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", d_head=d_head)
     return x.sum(-1).movedim(token_axis(site), 1)
 
 
@@ -280,5 +290,5 @@ def attribution_after(
     at_new = after.d_input["attn.o"] * after.input("attn.o")
     return (
         dot(after.d_output["mlp.out"], after.output("mlp.out") - y_star),
-        split_heads(at_new - at_baseline, view.n_heads).sum(-1),
+        sum_heads(at_new - at_baseline, view.n_heads),
     )

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.engine.session import Session
+from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
@@ -22,16 +24,16 @@ from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
 from ecstruct.models.loading import delta_onto, load, load_after
 from ecstruct.models.offload import offloaded
-from ecstruct.models.provenance import provenance, versions
+from ecstruct.models.provenance import provenance, tokenizer_of, versions
 from ecstruct.scores.batching import with_answer
 from ecstruct.scores.reward import Reward
 
-ModelBefore = TransformerBridge | str | Path
+ModelBefore = TransformerBridge | Session | str | Path
 """The original model, or a source string for `ecstruct.load`."""
 
-ModelAfter = TransformerBridge | WeightDelta | str | Path
+ModelAfter = TransformerBridge | WeightDelta | Session | str | Path
 """The finetuned model: a model, a `WeightDelta`, a source string for `ecstruct.load`, the path of a saved
-delta, or the folder of an adapter of the original model."""
+delta, or the folder of an adapter of the original model. Both models may be the `sessions` of a `Pair`."""
 
 _logger = logging.getLogger("ecstruct.scores")
 
@@ -55,26 +57,28 @@ class Pair:
     def of(
         cls, model_before: "ModelBefore | Pair", model_after: ModelAfter | None, device: str | None = None
     ) -> "Pair":
-        """Read both models, unless they are a pair already; warn in the log if weights are cast up, or if
-        no weight differs. `device` is for an original model that is given as a source.
+        """Read both models; warn in the log if weights are cast up, or if no weight differs. `device` is
+        for an original model that is given as a source. A pair, or its sessions, give that pair again.
 
         Raises:
             InputError: a model cannot be scored, or the two do not match.
         """
         if isinstance(model_before, Pair):
             return model_before
+        if isinstance(model_before, Session) or isinstance(model_after, Session):
+            return cls._of_sessions(model_before, model_after)
         if isinstance(model_before, str | Path):
             model_before = load(model_before, device=device)
-        model, model_after = _as_bridge(model_before), _as_bridge(model_after)
+        model, other = _as_bridge(model_before), _as_bridge(model_after)
         view = HookedView(model)
         if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
-        after, described, tokenizer_after = _weights_after(view, before, cast(ModelAfter, model_after))
+        after, described, tokenizer_after = _weights_after(view, before, other)
         described = provenance(model).described, described
         own = (
             view.named_weights,
-            (named_weights(model_after) if isinstance(model_after, TransformerBridge) else after),
+            (named_weights(other) if isinstance(other, TransformerBridge) else after),
         )
         sources = _sources((before, after), described, own)
         return cls(view, before, after, sources, tokenizer_after=tokenizer_after)
@@ -91,6 +95,27 @@ class Pair:
         sources = _sources((found.before, found.after), described)
         view = HookedView(found.model)
         return cls(view, found.before, found.after, sources, False, found.tokenizer_after)
+
+    @classmethod
+    def _of_sessions(cls, before: Any, after: Any) -> "Pair":
+        view, other = getattr(before, "view", None), getattr(after, "view", None)
+        if view is None or view is not other or before.tokenizer is not tokenizer_of(view.model):
+            raise InputError(
+                "these are not the sessions of two models, before and after finetuning: give the models, "
+                "or both sessions of the Pair that was made of them, in this order."
+            )
+        tokenizer_after = None if after.tokenizer is before.tokenizer else after.tokenizer
+        sources = {"before": before.described, "after": after.described}
+        return cls(view, before.weights, after.weights, sources, tokenizer_after=tokenizer_after)
+
+    @property
+    def sessions(self) -> tuple[Session, Session]:
+        """The sessions of both models, which share the hooked model but have tokenizers of their own."""
+        own = tokenizer_of(self.view.model)
+        return (
+            Session(self.view, self.before, own, self.sources["before"]),
+            Session(self.view, self.after, self.tokenizer_after or own, self.sources["after"]),
+        )
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is needed to compute a result again: sources, options, versions."""
@@ -111,11 +136,11 @@ class Pair:
 
     @property
     def pad_id(self) -> int:
-        return pad_id_of(provenance(self.view.model).tokenizer)
+        return pad_id_of(tokenizer_of(self.view.model))
 
     def tokenize(self, prompts: PromptsLike, reward: Reward) -> tuple[list[TokenizedPrompt], list[int]]:
         """Return the prompts, tokenized as `reward` needs them, and their lengths without answer tokens."""
-        tokenizer = provenance(self.view.model).tokenizer
+        tokenizer = tokenizer_of(self.view.model)
         tokenized = tokenize(
             prompts, tokenizer, n_ctx=self.view.model.cfg.n_ctx, with_options=reward.needs_options
         )
@@ -205,7 +230,9 @@ def _sources(
 
 
 def _weights_after(
-    view: HookedView, before: Mapping[str, Tensor], after: ModelAfter
+    view: HookedView,
+    before: Mapping[str, Tensor],
+    after: TransformerBridge | WeightDelta | str | Path,
 ) -> tuple[Mapping[str, Tensor], dict[str, Any], Any]:
     """Return W', a description of its source, and its tokenizer if it has one."""
     if isinstance(after, str | Path):

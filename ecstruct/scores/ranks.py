@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ecstruct.engine.plan import halving
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.bridge import still
@@ -24,8 +25,9 @@ def ranks_of_pair(
     view, prompts = pair.view, [*tokenized]
     states = {"before": pair.before, "after": pair.after}
     found = {state: np.empty(len(prompts)) for state in states}
-    job = cut(prompts, batch_size or prompts_per_batch(prompts), view.device, pair.pad_id, False)
-    with still(view.model), torch.no_grad():
+
+    def measure(size: int) -> None:
+        job = cut(prompts, size, view.device, pair.pad_id, False)
         for some in rounds(view, job.batches, range(len(job.batches))):
             of = [(state, weights, b) for state, weights in states.items() for b in some]
             embedded = [view.embed(w, job.batches[b].ids, job.batches[b].mask) for _, w, b in of]
@@ -37,4 +39,7 @@ def ranks_of_pair(
                 logits = view.logits_at(weights, leaving, job.batches[b].last).cpu()
                 for row, of_prompt in zip(job.rows[b], logits, strict=True):
                     found[state][row] = rank_of(prompts[row], of_prompt)
+
+    with still(view.model), torch.no_grad():
+        halving(min(batch_size or prompts_per_batch(prompts), len(prompts)), measure)
     return found

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.store import Steps
 from ecstruct.io.values import bounded
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.common_core import Core, MasksLike, as_groups, core
-from ecstruct.subnetworks.evaluation import evaluated
+from ecstruct.subnetworks.evaluation import both_sets, mean_ranks
 from ecstruct.subnetworks.masks import Masks
 
 Parts = Mapping[str, np.ndarray]
@@ -84,23 +84,15 @@ class CoreAblation:
     @property
     def figure(self) -> go.Figure:
         """Mean ranks by what was done; each dot is a draw or a subnetwork."""
-        return grouped_bars(
-            {
-                of: {
-                    prompts: self.frame.loc[
-                        (self.frame["of"] == of) & (self.frame["prompts"] == prompts), "rank"
-                    ].tolist()
-                    for prompts in dict.fromkeys(self.frame["prompts"])
-                }
-                for of in dict.fromkeys(self.frame["of"])
-            },
-            y="mean rank of the answer (0 is best)",
-        )
+        ranks: dict[str, dict[str, list[float]]] = {}
+        for row in self.frame.to_dict(orient="records"):
+            ranks.setdefault(row["of"], {}).setdefault(row["prompts"], []).append(row["rank"])
+        return grouped_bars(ranks, y="mean rank of the answer (0 is best)")
 
 
 @bounded
 def ablate_core(
-    model: TransformerBridge,
+    model: Model,
     masks: MasksLike,
     prompts: PromptsLike,
     generalization: PromptsLike | None = None,
@@ -126,8 +118,7 @@ def ablate_core(
         NothingToAblate: no component of these kinds is in the core, or all are.
         InputError: masks of another model; prompts that cannot be ranked; no draws.
     """
-    asked = {"in-domain": prompts} | ({} if generalization is None else {"generalization": generalization})
-    asked = {name: as_prompts(its) for name, its in asked.items()}
+    asked = both_sets(prompts, generalization)
     networks = networks_of(masks, kinds=kinds, draws=draws, seed=seed)
     n_runs = len(networks) * sum(map(len, asked.values()))
     with Bar(n_runs, "core ablation", unit="run", disable=not progress) as bar:
@@ -135,7 +126,7 @@ def ablate_core(
 
 
 def ablated(
-    model: TransformerBridge,
+    model: Model,
     masks: MasksLike,
     networks: Sequence[_Network],
     asked: Mapping[str, PromptsLike],
@@ -145,13 +136,7 @@ def ablated(
     every = next(iter(as_groups(masks).values())).like(
         *(np.stack([network.kept[kind] for network in networks]) for kind in ("heads", "mlp"))
     )
-    rows = []
-    for name, its in asked.items():
-        steps.bar.phase(f"core ablation, {name}")
-        measured = evaluated(model, every, its, steps, f"ablation {name}")
-        ranks, accuracy = (measured[what].values.tolist() for what in ("mean_rank", "accuracy"))
-        for network, rank, right in zip(networks, ranks, accuracy, strict=True):
-            rows.append({**network.labels, "prompts": name, "rank": rank, "accuracy": right})
+    rows = mean_ranks(model, every, [n.labels for n in networks], asked, steps, "core ablation")
     rows.sort(key=lambda row: _ORDER.index(row["of"]))
     return CoreAblation(pd.DataFrame(rows))
 

@@ -16,7 +16,7 @@ Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -24,28 +24,23 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Float64
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
-from ecstruct.errors import InputError
+from ecstruct.engine.forward import Embedded, Step, leaving
+from ecstruct.engine.plan import rows_at_once
+from ecstruct.engine.session import Model
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
+from ecstruct.facts.tokens import Batch
 from ecstruct.io.store import Steps
 from ecstruct.io.values import bounded
-from ecstruct.models.bridge import eval_mode
-from ecstruct.models.edits import editing
 from ecstruct.models.finite import finite
-from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
-from ecstruct.scores.batching import cut
 from ecstruct.subnetworks.ablation import NothingToAblate, Parts, check_draws, drawn_outside, parts_of
 from ecstruct.subnetworks.common_core import MasksLike, as_groups, core, merged
-from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
-
-_TOKENS = 512
-"""The number of tokens in a batch. It is small because the z of all layers are in memory at once."""
+from ecstruct.subnetworks.running import GatedModel
 
 _ABLATED = ("the core", "random ones", "random ones of its layers")
 
@@ -66,13 +61,8 @@ class Dependence:
         rows = []
         for name, its in means.items():
             n = self.frame.loc[self.frame["ablated"] == name, "components"].mean()
-            row = {
-                "ablated": name,
-                "components": n,
-                "change": its.mean(),
-                "lowest": its.min(),
-                "highest": its.max(),
-            }
+            row = {"ablated": name, "components": n, "change": its.mean()}
+            row |= {"lowest": its.min(), "highest": its.max()}
             p = (1 + int((its >= of_core).sum())) / (1 + len(its)) if name != "the core" else np.nan
             rows.append(row | {"p": p})
         return pd.DataFrame(rows)
@@ -103,7 +93,7 @@ class Dependence:
 
 @bounded
 def dependence(
-    model: TransformerBridge,
+    model: Model,
     masks: MasksLike,
     prompts: PromptsLike,
     *,
@@ -143,7 +133,7 @@ def n_ablated(draws: int) -> int:
 
 
 def depending(
-    model: TransformerBridge,
+    model: Model,
     masks: MasksLike,
     prompts: PromptsLike,
     steps: Steps,
@@ -167,11 +157,8 @@ def depending(
     for draw in range(draws):
         ablated.append(("random ones", draw, drawn_outside(of_core, rng)))
         ablated.append(("random ones of its layers", draw, drawn_outside(of_core, rng, by_layer=True)))
-    reference = merged(list(as_groups(masks).values())).reference
-    if reference is None:
-        raise InputError("these masks do not say what takes the place of ablated components: prune anew.")
-    gated = GatedModel(model, reference)
-    changes = _changes(model, gated, prompts, [parts for _, _, parts in ablated], steps)
+    gated = GatedModel.of(model, merged(list(as_groups(masks).values())))
+    changes = _changes(gated, prompts, [parts for _, _, parts in ablated], steps)
     rows = []
     for (name, draw, parts), change in zip(ablated, changes, strict=True):
         row = {"ablated": name, "components": sum(int(part.sum()) for part in parts.values()), "draw": draw}
@@ -183,24 +170,25 @@ def depending(
 
 
 def _changes(
-    model: TransformerBridge,
-    gated: GatedModel,
-    prompts: PromptsLike,
-    ablated: Sequence[Parts],
-    steps: Steps,
-) -> list[Float[Tensor, "layer head"]]:
+    gated: GatedModel, prompts: PromptsLike, ablated: Sequence[Parts], steps: Steps
+) -> list[Float64[Tensor, "layer head"]]:
     """Return the relative change of every head, for each set of components that is ablated."""
-    tokenizer = tokenizer_of(model)
-    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
+    tokenized = gated.session.tokenize(prompts, with_options=False)
     changes: list[Tensor] = [torch.zeros(())] * len(ablated)
-    at_once = max(1, _TOKENS // max(len(t.ids) for t in tokenized))
-    job = cut(tokenized, at_once, gated.view.device, pad_id_of(tokenizer), False)
-    with torch.no_grad(), eval_mode(model):
-        for b, batch in enumerate(job.batches):
-            run = _Batch(gated, batch, len(tokenized))
-            for i, parts in enumerate(ablated):
-                found = steps.take(f"dependence {b} {i}", partial(run.change, parts), len(job.rows[b]))
-                changes[i] = changes[i] + torch.from_numpy(found.values)
+    view, longest = gated.view, max(len(t.ids) for t in tokenized)
+    # The z of all layers are in memory at once, of the full model and of the ablated one.
+    kept = 2 * view.n_layers * longest * view.n_heads * view.d_head * torch.finfo(view.dtype).bits // 8
+
+    def run(rows: list[int], batch: Batch) -> None:
+        some = _Batch(gated, batch, len(tokenized))
+        found = [
+            steps.take(f"dependence {rows[0]} {len(rows)} {i}", partial(some.change, parts), len(rows))
+            for i, parts in enumerate(ablated)
+        ]
+        for i, change in enumerate(found):
+            changes[i] = changes[i] + torch.from_numpy(change.values)
+
+    gated.session.each_batch(tokenized, run, rows_at_once(view, longest, kept=kept))
     return changes
 
 
@@ -218,37 +206,35 @@ class _Batch:
 
     @cached_property
     def _whole(self) -> Float[Tensor, "layer batch pos head d_head"]:
-        return _z(self.gated, self._embedded, {})
+        return self._z({})
 
     def change(self, ablated: Parts) -> xr.DataArray:
         """Return what these prompts add to the mean relative change of every head over all prompts."""
         real = self.batch.mask.to(self.gated.view.dtype)
         weight = real / real.sum(1, keepdim=True) / self.n_prompts
-        moved = _z(self.gated, self._embedded, ablated)
+        moved = self._z(ablated)
         change = (moved - self._whole).norm(dim=-1) / self._whole.norm(dim=-1)
         mean = torch.einsum("lbth,bt->lh", change, weight)
         return xr.DataArray(mean.double().cpu().numpy(), dims=("layer", "head"))
 
+    def _z(self, ablated: Parts) -> Float[Tensor, "layer batch pos head d_head"]:
+        """Return the z of every head with some components ablated; of ablated heads, before it is
+        replaced."""
+        view, found = self.gated.view, []
+        none = {kind: np.zeros(shape, bool) for kind, shape in self.gated.shapes.items()}
+        gates = self.gated.gates(**{kind: ~part[None] for kind, part in {**none, **ablated}.items()})
+        gating = self.gated.gating(gates.each(len(self.batch.ids)))
 
-def _z(
-    gated: GatedModel, embedded: Embedded, ablated: Parts
-) -> Float[Tensor, "layer batch pos head d_head"]:
-    """Return the z of every head with some components ablated; of ablated heads, before it is replaced."""
-    shape, device, dtype = gated.reference.heads.shape[:2], gated.view.device, gated.view.dtype
-    kept = {"heads": torch.ones(shape), "mlp": torch.ones(shape[0])}
-    kept |= {kind: torch.from_numpy(~part).float() for kind, part in ablated.items()}
-    n_rows = len(embedded.resid)
-    gates = Gates(*(kept[kind][None].to(device, dtype) for kind in ("heads", "mlp"))).each(n_rows)
-    resid, found = embedded.resid, []
-    for layer, call in enumerate(embedded.calls):
-        inputs, outputs = gated.edits(layer, gates)
-        ablate = inputs["attn.o"]
+        def seen(step: Step) -> Step:
+            step = gating(step)
+            ablate = step.inputs["attn.o"]
 
-        def see(z: Tensor, ablate=ablate) -> Tensor:
-            found.append(z)
-            return ablate(z)
+            def see(z: Tensor) -> Tensor:
+                found.append(z)
+                return ablate(z)
 
-        with editing(gated.view.block_sites[layer], {"attn.o": see}, outputs):
-            resid = gated.view.through(layer, gated.weights, call, resid)
-    z = torch.stack(found).unflatten(-1, (shape[1], -1))
-    return finite(z, "what heads write")
+            return replace(step, inputs={"attn.o": see})
+
+        leaving(self.gated.session, self._embedded.calls, self._embedded.resid, seen)
+        z = rearrange(found, "l batch pos (head d_head) -> l batch pos head d_head", head=view.n_heads)
+        return finite(z, "what heads write")

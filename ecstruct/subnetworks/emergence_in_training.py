@@ -28,14 +28,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.cost import Bar
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.models.loading import load
+from ecstruct.io.store import Steps
 from ecstruct.plots.curves import curve_panels
 from ecstruct.subnetworks.ablation import Parts, parts_of
 from ecstruct.subnetworks.best_and_worst import Generalising
 from ecstruct.subnetworks.common_core import Core
-from ecstruct.subnetworks.evaluation import evaluate
+from ecstruct.subnetworks.evaluation import both_sets, mean_ranks
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Ablation, reference_values
 
@@ -149,21 +151,21 @@ def emergence(
     of_added = {kind: getattr(added, kind).values & ~of_core[kind] for kind in of_core} if added else {}
     networks = _networks(core, of_core, of_added)
     kept = [np.stack([parts[kind] for parts in networks.values()]) for kind in ("heads", "mlp")]
-    asked = {"in-domain": prompts} | ({} if generalization is None else {"generalization": generalization})
+    asked = both_sets(prompts, generalization)
     rows, chosen = [], []
-    for label, source in models.items():
-        model = load(source) if isinstance(source, str | Path) else source
-        values = reference_values(model, prompts if reference is None else reference, ablation=ablation)
+
+    def follow(label: str, session: Session) -> None:
+        values = reference_values(session, prompts if reference is None else reference, ablation=ablation)
         masks = Masks.of(*kept, reference=values)
-        for name, its in asked.items():
-            found = evaluate(model, masks, its, progress=False)
-            ranks, accuracy = (found[what].values.tolist() for what in ("mean_rank", "accuracy"))
-            for network, rank, right in zip(networks, ranks, accuracy, strict=True):
-                row = {"checkpoint": str(label), "network": network, "prompts": name}
-                rows.append(row | {"rank": rank, "accuracy": right})
+        labels = [{"checkpoint": label, "network": network} for network in networks]
+        with Bar(0, "emergence", unit="run", disable=True) as bar:
+            rows.extend(mean_ranks(session, masks, labels, asked, Steps(bar)))
         if prune is not None:
-            here = prune(model)
-            chosen += [{"checkpoint": str(label), **row} for row in _frequencies(here, of_core, of_added)]
+            here = prune(session.view.model)
+            chosen.extend({"checkpoint": label, **row} for row in _frequencies(here, of_core, of_added))
+
+    for label, source in models.items():
+        follow(str(label), Session.of(source))
     columns = ["checkpoint", "kind", "components", "frequency"]
     return Emergence(pd.DataFrame(rows), pd.DataFrame(chosen, columns=columns))
 

@@ -5,39 +5,29 @@ nats, is KL(full || subnetwork) between the distributions over the whole vocabul
 token. The two models agree on a prompt if these distributions have the same maximum.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
+from ecstruct.engine.plan import each_piece, rows_at_once
+from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_of
-from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.facts.tokens import Batch, TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.facts.tokens import Batch, TokenizedPrompt
 from ecstruct.io.store import Steps
-from ecstruct.models.bridge import eval_mode, named_weights
-from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.provenance import tokenizer_of
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.running import GatedModel, Gates
 
-_TOKENS = 4096
-"""The number of tokens in a batch of prompts under several masks."""
 
-_log = logging.getLogger(__name__)
-
-
-def evaluate(
-    model: TransformerBridge, masks: Masks, prompts: PromptsLike, *, progress: bool = True
-) -> xr.Dataset:
+def evaluate(model: Model, masks: Masks, prompts: PromptsLike, *, progress: bool = True) -> xr.Dataset:
     """Run prompts under every mask, and in the full model for comparison.
 
     Returns:
@@ -55,42 +45,31 @@ def evaluate(
 
 
 def evaluated(
-    model: TransformerBridge, masks: Masks, prompts: PromptsLike, steps: Steps, name: str = "evaluation"
+    model: Model, masks: Masks, prompts: PromptsLike, steps: Steps, name: str = "evaluation"
 ) -> xr.Dataset:
     """Run `evaluate` in steps, whose names begin with `name`; the cost is one per prompt and mask."""
-    masks.check_converged()
-    reference = masks.reference
-    if reference is None:
-        raise InputError(
-            "these masks do not say what takes the place of ablated components: give "
-            "Masks.of(..., reference=reference_values(model, prompts))."
-        )
-    gated = GatedModel(model, reference)
-    pruned = masks.attrs.get("model", {}).get("fingerprint")
-    if pruned is not None and pruned != fingerprint(named_weights(model)):
-        _log.warning("this is not the model that was pruned: its weights differ.")
-    tokenizer = tokenizer_of(model)
-    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx)
+    gated = GatedModel.of(model, masks)
+    session, gates = gated.session, gated.gates(masks.heads.values, masks.mlp.values)
+    tokenized = session.tokenize(prompts)
     shape, dims = (len(masks), len(tokenized)), ("seed", "prompt")
     rank, kl, agrees = np.empty(shape), np.empty(shape), np.empty(shape, dtype=bool)
     full_rank = np.empty(len(tokenized))
-    pad_id = pad_id_of(tokenizer)
-    heads, mlp = (
-        torch.from_numpy(part.values).to(gated.view.device, gated.view.dtype)
-        for part in (masks.heads, masks.mlp)
-    )
-    with torch.no_grad(), eval_mode(model):
-        for c, (rows, seeds) in enumerate(_chunks(tokenized, len(masks))):
-            chunk = _Chunk(gated, [tokenized[i] for i in rows], pad_id)
-            for some in seeds:
-                gates = Gates(heads[some], mlp[some])
-                found = steps.take(
-                    f"{name} {c} {some[0]}", partial(chunk.measured, gates), len(some) * len(rows)
-                )
-                here = np.ix_(some, rows)
-                for part, of_all in (("rank", rank), ("kl", kl), ("agrees", agrees)):
-                    of_all[here] = found[part].values
-                full_rank[rows] = found["full_rank"].values
+    at_once = rows_at_once(gated.view, max(len(t.ids) for t in tokenized))
+
+    def run(rows: list[int], batch: Batch) -> None:
+        chunk = _Chunk(gated, [tokenized[i] for i in rows], batch)
+
+        def under(seeds: Sequence[int]) -> None:
+            some = Gates(gates.heads[list(seeds)], gates.mlp[list(seeds)])
+            step = f"{name} {rows[0]} {len(rows)} {seeds[0]} {len(seeds)}"
+            found = steps.take(step, partial(chunk.measured, some), len(seeds) * len(rows))
+            for part, of_all in (("rank", rank), ("kl", kl), ("agrees", agrees)):
+                of_all[np.ix_(seeds, rows)] = found[part].values
+            full_rank[rows] = found["full_rank"].values
+
+        each_piece(range(len(masks)), at_once // len(rows), under)
+
+    session.each_batch(tokenized, run, at_once)
     variables = {
         "rank": (dims, rank),
         "kl": (dims, kl),
@@ -120,23 +99,19 @@ class _Chunk:
 
     gated: GatedModel
     prompts: list[TokenizedPrompt]
-    pad_id: int
-
-    @cached_property
-    def _batch(self) -> Batch:
-        return collate(self.prompts, self.gated.view.device, self.pad_id)
+    batch: Batch
 
     @cached_property
     def _full(self) -> tuple[Float[np.ndarray, " prompt"], Float[Tensor, "prompt d_vocab"]]:
         """The ranks and log-probabilities of the full model."""
-        logits = self.gated.logits(self.gated.embed(self._batch))
+        logits = self.gated.logits(self.gated.embed(self.batch))
         return _ranks(logits, self.prompts), logits.double().log_softmax(-1)
 
     def measured(self, masks: Gates) -> xr.Dataset:
         """Return `rank`, `kl` and `agrees` (seed, prompt), and `full_rank` (prompt)."""
         n = len(masks.heads)
         gates = masks.each(len(self.prompts))
-        logits = self.gated.logits(self.gated.embed(self._batch.repeat(n)), gates)
+        logits = self.gated.logits(self.gated.embed(self.batch.repeat(n)), gates)
         its = logits.double().log_softmax(-1).unflatten(0, (n, -1))
         full_rank, log_full = self._full
         kl, agrees = (log_full.exp() * (log_full - its)).sum(-1), its.argmax(-1) == log_full.argmax(-1)
@@ -173,17 +148,30 @@ def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0
     return 100 * (1 - max(kept, default=0.0))
 
 
-def _chunks(
-    prompts: Sequence[TokenizedPrompt], n_masks: int
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield prompts of similar length, and the masks to run them under, some at a time."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-    longest = len(prompts[order[-1]].ids)
-    at_once = max(1, _TOKENS // longest)
-    for start in range(0, len(order), at_once):
-        rows = order[start : start + at_once]
-        masks = max(1, at_once // len(rows))
-        yield rows, [list(range(i, min(i + masks, n_masks))) for i in range(0, n_masks, masks)]
+def mean_ranks(
+    model: Model,
+    masks: Masks,
+    labels: Sequence[Mapping[str, Any]],
+    prompts_by_name: Mapping[str, PromptsLike],
+    steps: Steps,
+    name: str = "evaluation",
+) -> list[dict[str, Any]]:
+    """Return a row per set of prompts and mask: the mask's `labels`, the name of the `prompts`, the mean
+    `rank` and the `accuracy`. The bar shows `name`."""
+    rows = []
+    for of_prompts, prompts in prompts_by_name.items():
+        steps.bar.phase(f"{name}, {of_prompts}")
+        found = evaluated(model, masks, prompts, steps, f"{name} {of_prompts}")
+        measured = (found[what].values.tolist() for what in ("mean_rank", "accuracy"))
+        for label, rank, accuracy in zip(labels, *measured, strict=True):
+            rows.append({**label, "prompts": of_prompts, "rank": rank, "accuracy": accuracy})
+    return rows
+
+
+def both_sets(prompts: PromptsLike, generalization: PromptsLike | None) -> dict[str, Sequence[Prompt]]:
+    """Return the prompts by the name of their set: "in-domain" and, if given, "generalization"."""
+    given = {"in-domain": prompts, "generalization": generalization}
+    return {name: as_prompts(its) for name, its in given.items() if its is not None}
 
 
 def _ranks(

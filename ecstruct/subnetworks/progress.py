@@ -11,13 +11,11 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.engine.session import Session
 from ecstruct.facts.prompt import Prompt
 from ecstruct.io.store import check_same_run, if_whole, read_tensors, save_tensors
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.fingerprint import fingerprint
-from ecstruct.models.provenance import provenance, versions
+from ecstruct.models.provenance import versions
 
 SECONDS = 30.0
 """The seconds between checkpoints."""
@@ -95,15 +93,12 @@ class Progress:
 
 
 def described(
-    model: TransformerBridge, options: Mapping[str, Any], prompts: Mapping[str, Sequence[Prompt]]
+    session: Session, options: Mapping[str, Any], prompts: Mapping[str, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """Return everything but the seeds that masks depend on, in the form in which JSON returns it."""
     about = {
         "method": "pruning",
-        "model": {
-            **provenance(model).described,
-            "fingerprint": fingerprint(named_weights(model)),
-        },
+        "model": dict(session.described),
         **{
             name: f"{len(some)} with checksum {xxhash.xxh3_64_hexdigest(repr(tuple(some)).encode())}"
             for name, some in prompts.items()

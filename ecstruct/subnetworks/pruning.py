@@ -29,30 +29,28 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
+from ecstruct.engine.forward import Embedded
+from ecstruct.engine.plan import affordable, each_piece
+from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.facts.tokens import TokenizedPrompt, collate, pad_id_of, tokenize
+from ecstruct.facts.tokens import TokenizedPrompt, collate
 from ecstruct.io import interruption
 from ecstruct.io.values import FASTEST, bounded, check_numbers
 from ecstruct.models.bridge import still
-from ecstruct.models.provenance import tokenizer_of
-from ecstruct.scores.batching import free_bytes, graph_bytes
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import INITIAL, Progress, described
 from ecstruct.subnetworks.reference import Ablation, reference_values
-from ecstruct.subnetworks.running import Embedded, GatedModel, Gates
-
-Kind = Literal["heads", "mlp"]
+from ecstruct.subnetworks.running import GatedModel, Gates, Kind
 
 RATE = 1.0
 """The learning rate of the multipliers."""
@@ -103,7 +101,7 @@ class Options:
 
 @bounded
 def prune(
-    model: TransformerBridge,
+    model: Model,
     prompts: PromptsLike,
     *,
     sparsity: float = 0.5,
@@ -143,43 +141,35 @@ def prune(
     options = Options(sparsity, steps, tuple(dict.fromkeys(kinds)), lr, batch_size)
     chosen = chosen_seeds(seeds)
     prompts = as_prompts(prompts)
-    tokenized = tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
+    session = Session.of(model)
+    tokenized = session.tokenize(prompts)
     reference = prompts if reference is None else reference
-    values = reference_values(model, reference, ablation=ablation)
+    values = reference_values(session, reference, ablation=ablation)
     about = described(
-        model,
+        session,
         {**asdict(options), "ablation": ablation},
         {"prompts": prompts, "reference": as_prompts(reference)},
     )
-    with still(model):
-        gated = GatedModel(model, values)
-        _warn_if_unsolved(model, tokenized)
+    with still(session.view.model):
+        gated = GatedModel(session, values)
+        _warn_if_unsolved(session, tokenized)
         if steps < options.settled:
             _log.warning(
                 "%d steps at lr=%g will hardly converge: gates begin at log alpha %g and move by about lr "
                 "in a step, so that about %d are needed, and 500 are ample at lr=0.1.",
                 *(steps, lr, INITIAL, options.settled),
             )
-        state = Progress.begin(chosen, _n_gates(gated, options), checkpoint, about)
-        pruning = Pruning(gated, tokenized, options, pad_id_of(tokenizer_of(model)))
+        pruning = Pruning(gated, tokenized, options)
+        state = Progress.begin(chosen, pruning.n_gates, checkpoint, about)
         shown = Bar(len(chosen) * steps, "pruning", unit="step", done=sum(state.done), disable=not progress)
         with shown as bar, interruption.finishing() if checkpoint else nullcontext():
-            for group in pruning.groups(state):
-                pruning.run(state, group, bar)
-    heads, mlp = (torch.ones(len(chosen), *shape, dtype=torch.bool) for shape in _shapes(gated).values())
-    masks = {"heads": heads, "mlp": mlp}
+            pruning.run_all(state, bar)
+    masks = {kind: np.ones((len(chosen), *shape), bool) for kind, shape in gated.shapes.items()}
     expected = probability_of_zero(state.tensors["log_alpha"]).mean(1)
     for row, log_alpha in enumerate(state.tensors["log_alpha"]):
         for kind, kept in zip(options.kinds, binary(pruning.by_kind(log_alpha), sparsity), strict=True):
-            masks[kind][row] = kept
-    return Masks.of(
-        masks["heads"].numpy(),
-        masks["mlp"].numpy(),
-        seeds=chosen,
-        reference=values,
-        expected=expected.numpy(),
-        attrs=about,
-    )
+            masks[kind][row] = kept.numpy()
+    return Masks.of(**masks, seeds=chosen, reference=values, expected=expected.numpy(), attrs=about)
 
 
 def chosen_seeds(seeds: int | Iterable[int]) -> list[int]:
@@ -219,38 +209,35 @@ def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 class Pruning:
     """The optimisation of any number of seeds."""
 
-    def __init__(
-        self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Options, pad_id: int
-    ) -> None:
-        self.gated, self.prompts, self.options, self._pad_id = gated, prompts, options, pad_id
+    def __init__(self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Options) -> None:
+        self.gated, self.prompts, self.options = gated, prompts, options
         self._per_seed = min(options.batch_size, len(prompts))
-        at_once = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
+        logits: list[Tensor] = []
         with torch.no_grad():
-            logits = [
-                gated.logits(gated.embed(collate(some, gated.view.device, pad_id))) for some in at_once
-            ]
+            each_piece(
+                prompts, options.batch_size, lambda some: logits.append(gated.logits(self._embed(some)))
+            )
         self._full = torch.cat(logits).log_softmax(-1)
         self._everything: tuple[int, Embedded] | None = None
 
+    @property
+    def n_gates(self) -> int:
+        return sum(math.prod(self.gated.shapes[kind]) for kind in self.options.kinds)
+
     def by_kind(self, gates: Tensor) -> list[Tensor]:
         """Split values of all gates [..., gate] by kind: [..., layer, head] or [..., layer]."""
-        shapes = [_shapes(self.gated)[kind] for kind in self.options.kinds]
+        shapes = [self.gated.shapes[kind] for kind in self.options.kinds]
         parts = gates.split([math.prod(shape) for shape in shapes], dim=-1)
         return [p.unflatten(-1, shape) for p, shape in zip(parts, shapes, strict=True)]
 
-    def groups(self, state: Progress) -> list[list[int]]:
-        """Return rows of seeds to optimise together: as many as memory allows, all at the same step."""
+    def run_all(self, state: Progress, bar: Any) -> None:
+        """Optimise all seeds to the end: those at the same step together, as many as memory allows."""
+        view, kept = self.gated.view, 4 * self._full.shape[1] * self._full.element_size()
         length = max(len(p.ids) for p in self.prompts)
-        view = self.gated.view
-        of_seed = view.n_layers * graph_bytes(view, self._per_seed, length)
-        of_seed += 4 * self._per_seed * self._full.shape[1] * self._full.element_size()
-        at_once = max(1, free_bytes(view.device) // 2 // of_seed)
-        groups = []
-        for done in sorted(set(state.done)):
+        at_once = affordable(view, length, graphs=view.n_layers, kept=kept) // self._per_seed
+        for done in sorted({n for n in state.done if n < self.options.steps}):
             rows = [row for row, n in enumerate(state.done) if n == done]
-            if done < self.options.steps:
-                groups += [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
-        return groups
+            each_piece(rows, at_once, lambda some: self.run(state, list(some), bar))
 
     def run(self, state: Progress, rows: list[int], bar: Any) -> None:
         """Optimise these seeds from where they are to the end."""
@@ -290,12 +277,8 @@ class Pruning:
         u = torch.from_numpy(np.stack([draw.uniform(EDGE, 1 - EDGE, log_alpha.shape[1]) for draw in draws]))
         z = hard_concrete(log_alpha, u).to(self.gated.view.device, self.gated.view.dtype)
         shown = dict(zip(self.options.kinds, self.by_kind(z), strict=True))
-        gates = Gates(
-            **{
-                kind: shown[kind] if kind in shown else z.new_ones(len(z), *shape)
-                for kind, shape in _shapes(self.gated).items()
-            }
-        )
+        every = {kind: z.new_ones(len(z), *shape) for kind, shape in self.gated.shapes.items()}
+        gates = Gates(**(every | shown))
         embedded, indices = self._batch(draws)
         logp = self.gated.logits(embedded, gates.each(self._per_seed)).log_softmax(-1)
         full = self._full[indices]
@@ -309,9 +292,11 @@ class Pruning:
         drawn = [np.arange(n) if every else np.sort(d.choice(n, self._per_seed, False)) for d in draws]
         indices = np.concatenate(drawn)
         if not (every and self._everything and self._everything[0] == len(draws)):
-            batch = collate([self.prompts[i] for i in indices], device, self._pad_id)
-            self._everything = len(draws), self.gated.embed(batch)
+            self._everything = len(draws), self._embed([self.prompts[i] for i in indices])
         return self._everything[1], torch.from_numpy(indices).to(device)
+
+    def _embed(self, prompts: Sequence[TokenizedPrompt]) -> Embedded:
+        return self.gated.embed(collate(prompts, self.gated.view.device, self.gated.session.pad_id))
 
     def _check(self, losses: Tensor, rows: list[int], state: Progress, step: int) -> None:
         if bad := [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]:
@@ -322,18 +307,8 @@ class Pruning:
             )
 
 
-def _shapes(gated: GatedModel) -> dict[Kind, tuple[int, ...]]:
-    view = gated.view
-    return {"heads": (view.n_layers, view.n_heads), "mlp": (view.n_layers,)}
-
-
-def _n_gates(gated: GatedModel, options: Options) -> int:
-    shapes = _shapes(gated)
-    return sum(math.prod(shapes[kind]) for kind in options.kinds)
-
-
-def _warn_if_unsolved(model: TransformerBridge, prompts: Sequence[TokenizedPrompt]) -> None:
-    ranks = ranks_of_tokenized(model, prompts)
+def _warn_if_unsolved(session: Session, prompts: Sequence[TokenizedPrompt]) -> None:
+    ranks = ranks_of_tokenized(session.view.model, prompts)
     if (solved := float((ranks == 0).mean())) < 0.5:
         _log.warning(
             "the full model solves %.0f%% of %d prompts (mean rank %.2f): what is pruned on them imitates "

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Float64
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.engine.forward import embed, traces
+from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch, pad_id_of, tokenize
-from ecstruct.models.bridge import eval_mode
-from ecstruct.models.finite import check_weights, finite
-from ecstruct.models.hooked import HookedView
-from ecstruct.models.provenance import source_of, tokenizer_of
-from ecstruct.models.sites import Weights
-from ecstruct.scores.batching import TOKENS_PER_BATCH, cut
+from ecstruct.facts.tokens import Batch
+from ecstruct.models.finite import finite
 
 Ablation = Literal["mean", "zero"]
 
@@ -37,9 +34,7 @@ class Reference:
         return Reference(self.heads.to(device, dtype), self.mlp.to(device, dtype))
 
 
-def reference_values(
-    model: TransformerBridge, prompts: PromptsLike, *, ablation: Ablation = "mean"
-) -> Reference:
+def reference_values(model: Model, prompts: PromptsLike, *, ablation: Ablation = "mean") -> Reference:
     """Return the means over these prompts, in float64 on the CPU. With ablation="zero", return zeros of the
     same shape, whatever the prompts.
 
@@ -48,42 +43,36 @@ def reference_values(
     """
     if ablation not in get_args(Ablation):
         raise InputError(f"ablation={ablation!r} is unknown: it is 'mean' or 'zero'.")
-    view, tokenizer = HookedView(model), tokenizer_of(model)
-    if ablation == "zero":
-        of_heads, of_mlp = (view.n_heads, view.d_head), (model.cfg.d_model,)
-        return Reference(
-            *(torch.zeros(view.n_layers, *sizes, dtype=torch.float64) for sizes in (of_heads, of_mlp))
-        )
-    if isinstance(prompts, Sequence) and not len(prompts):
-        raise InputError(
-            "the reference set is empty, so there is no mean to ablate with: give prompts as reference=, "
-            "or ablation='zero'."
-        )
-    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=False)
-    at_once = max(1, TOKENS_PER_BATCH // max(len(t.ids) for t in tokenized))
-    batches = cut(tokenized, at_once, view.device, pad_id_of(tokenizer), False).batches
-    n_tokens = sum(len(t.ids) for t in tokenized)
-    heads: list[Tensor] = [torch.zeros(())] * view.n_layers
-    mlp = list(heads)
-    with torch.no_grad(), eval_mode(model):
-        weights = view.weights()
-        check_weights(source_of(model), weights)
-        for batch in batches:
-            for layer, (z, y) in enumerate(_summed(view, weights, batch)):
-                heads[layer] = heads[layer] + z.cpu() / n_tokens
-                mlp[layer] = mlp[layer] + y.cpu() / n_tokens
-    means = [finite(torch.stack(values), "the means of what components write") for values in (heads, mlp)]
-    return Reference(means[0].unflatten(1, (view.n_heads, -1)), means[1])
+    session = Session.of(model)
+    view = session.view
+    sizes = {"attn.o": view.n_heads * view.d_head, "mlp.out": view.model.cfg.d_model}
+    means = {name: torch.zeros(view.n_layers, size, dtype=torch.float64) for name, size in sizes.items()}
+    if ablation == "mean":
+        if isinstance(prompts, Sequence) and not len(prompts):
+            raise InputError(
+                "the reference set is empty, so there is no mean to ablate with: give prompts as "
+                "reference=, or ablation='zero'."
+            )
+        tokenized = session.tokenize(prompts, with_options=False)
+        n_tokens = sum(len(t.ids) for t in tokenized)
+
+        def add(_rows: list[int], batch: Batch) -> None:
+            for name, total in _sums(session, batch).items():
+                means[name] += total / n_tokens
+
+        session.each_batch(tokenized, add)
+    heads, mlp = (finite(values, "the means of what components write") for values in means.values())
+    return Reference(rearrange(heads, "layer (head d_head) -> layer head d_head", head=view.n_heads), mlp)
 
 
-def _summed(view: HookedView, weights: Weights, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Return the z of all heads and what the MLP writes, of every layer, summed over tokens in float64."""
-    trace, calls = view.embed(weights, batch.ids, batch.mask)
-    resid, real, found = trace.output, batch.mask.bool(), []
-    for layer in range(view.n_layers):
-        trace = view.block(layer, weights, calls[layer], resid)
-        seen = (trace.taps["attn.o"].input, trace.taps["mlp.out"].output)
-        z, y = (value[real].double().sum(0) for value in seen)
-        found.append((z, y))
-        resid = trace.output
-    return found
+def _sums(session: Session, batch: Batch) -> dict[str, Float64[Tensor, "layer width"]]:
+    """Return the z of all heads and what the MLP writes, of every layer, summed over tokens."""
+    embedded, real = embed(session, batch), batch.mask.bool()
+    found: dict[str, list[Tensor]] = {"attn.o": [], "mlp.out": []}
+    for trace in traces(session, embedded.calls, embedded.resid):
+        for name, value in (
+            ("attn.o", trace.taps["attn.o"].input),
+            ("mlp.out", trace.taps["mlp.out"].output),
+        ):
+            found[name].append(value[real].double().sum(0).cpu())
+    return {name: torch.stack(of_layers) for name, of_layers in found.items()}
