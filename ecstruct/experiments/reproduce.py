@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
@@ -18,12 +15,12 @@ from ecstruct.experiments.localization import localization
 from ecstruct.experiments.ocr import ocr
 from ecstruct.experiments.ordering import ordering
 from ecstruct.experiments.rates import rates
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, option_types
 from ecstruct.experiments.scores import scores
 from ecstruct.experiments.sensitivity import sensitivity
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Sweep
-from ecstruct.io.values import Count, Number, check
+from ecstruct.io.values import check
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
     {
@@ -50,20 +47,6 @@ BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
 )
 """The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
 
-_AT_LEAST_ONE = Field(min_length=1)
-
-OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {
-        "epochs": Annotated[Sequence[Annotated[int, Field(ge=1, lt=10**6)]], _AT_LEAST_ONE],
-        "factors": Annotated[Sequence[Annotated[Number, Field(gt=0)]], _AT_LEAST_ONE],
-        "local_layers": Annotated[Sequence[Count], _AT_LEAST_ONE],
-        "snapshots": Count,
-        "steps": Count,
-        "words": Literal["known", "novel"],
-    }
-)
-"""The types of the experiments' own arguments, each of which means the same in all experiments."""
-
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 
 
@@ -81,7 +64,7 @@ def reproduce(
 
     Args:
         names: names from `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
-        options: further arguments by experiment, as far as `OPTIONS` lists them.
+        options: further arguments by experiment, as `option_types` lists them.
         setup, out, progress: as for the experiments.
 
     Raises:
@@ -89,7 +72,7 @@ def reproduce(
             folder that cannot be used.
     """
     chosen = named(names, options)
-    Sweep(setup or Setup(), None if out is None else Path(out), progress)
+    Sweep(setup or Setup(), out, progress)
     return (run(setup, **options.get(name, {}), out=out, progress=progress) for name, run in chosen.items())
 
 
@@ -110,8 +93,8 @@ def named(
     if not chosen:
         raise InputError(f"no experiment is named: choose among {known}.")
     for name, arguments in options.items():
-        taken = signature(runs[name]).parameters.keys() & OPTIONS.keys() if name in chosen else set()
-        if unknown := sorted(arguments.keys() - taken, key=str):
+        types = option_types(runs[name]) if name in chosen else {}
+        if unknown := sorted(arguments.keys() - types.keys(), key=str):
             raise InputError(f"{name} does not run with the option {unknown[0]!r}: leave it out.")
-        check(arguments, OPTIONS, name)
+        check(arguments, types, name)
     return {name: runs[name] for name in chosen}

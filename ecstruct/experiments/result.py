@@ -1,18 +1,36 @@
-"""The base of all results: rows, a figure, a table beside the paper's, and a configuration to replay."""
+"""What every experiment is: options, cells that are measured, and a result to show, to keep and to replay.
+
+An experiment is a function that `experiment` decorates. It runs a `measure` on its cells and returns a
+`Result`: rows, a figure, a table beside the paper's, and a configuration.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast, get_type_hints
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.io.values import check
+
+ARGUMENTS = """
+    Args:
+        setup: the model and how it is finetuned; the organism by default.
+        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a model or folder that cannot be used.
+    """
+"""What the docstring of an experiment without options ends with."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +62,8 @@ class Result(ABC):
         **axes: Sequence[Any],
     ) -> Self:
         """Run `measure` on every cell of the grid of the setup's seeds, its repeats and further `axes`."""
-        setup = setup or Setup()
-        sweep = Sweep(setup, None if out is None else Path(out), progress)
-        return cls(setup, sweep.run(cls.name, measure, grid(setup, **axes)))
+        sweep = Sweep(setup or Setup(), out, progress)
+        return cls(sweep.setup, sweep.run(cls.name, measure, grid(sweep.setup, **axes)))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,3 +101,44 @@ class Result(ABC):
     @abstractmethod
     def conclusion(self) -> str:
         """Return the finding in a sentence or two, worded so that they hold for any outcome."""
+
+
+Run = TypeVar("Run", bound=Callable[..., Result])
+
+
+def experiment(run: Run) -> Run:
+    """Check the options of an experiment when it is called, and record them in its result.
+
+    Options are those of `option_types`. A recipe is none, as a configuration cannot have it. The result
+    records one that is not the default, so that a replay refuses it instead of measuring other organisms.
+    """
+    if "Args:" not in (run.__doc__ or ""):
+        run.__doc__ = f"{run.__doc__}\n{ARGUMENTS}"
+
+    @wraps(run)
+    def checked(*args: Any, **given: Any) -> Result:
+        bound = signature(run).bind(*args, **given)
+        bound.apply_defaults()
+        types = option_types(run)
+        check(bound.arguments, types, run.__name__)
+        result = run(*bound.args, **bound.kwargs)
+        options = {
+            name: value if isinstance(value, str | int) else list(value)
+            for name, value in bound.arguments.items()
+            if name in types
+        }
+        recipe = bound.arguments.get("recipe")
+        if recipe is not None and recipe != type(recipe)():
+            options["recipe"] = asdict(recipe)
+        return replace(result, options=options)
+
+    return cast(Run, checked)
+
+
+def option_types(run: Callable[..., Result]) -> dict[str, Any]:
+    """Return the types of an experiment's options: its arguments that only this experiment has."""
+    hints = get_type_hints(run, include_extras=True)
+    return {name: of for name, of in hints.items() if name not in _OF_ALL}
+
+
+_OF_ALL = ("setup", "out", "progress", "recipe", "return")
