@@ -209,7 +209,7 @@ def test_an_option_means_the_same_in_all_experiments() -> None:
 def test_every_experiment_explains_its_arguments() -> None:
     for name, run in named(["all", "beyond", "rates"]).items():
         for argument in signature(run).parameters:
-            assert f"\n        {argument}: " in (run.__doc__ or ""), (name, argument)
+            assert f"\n    {argument}: " in (run.__doc__ or ""), (name, argument)
 
 
 def test_the_configuration_of_a_result_replays_its_options(written: Path, tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ The early or the late layers get their old weights back after finetuning on fact
 before it, so that the other layers have to learn the facts alone ("pre").
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +16,7 @@ from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.plots import grouped_bars
 
@@ -87,9 +84,7 @@ class Freezing(Result):
 
 
 @experiment
-def freezing(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Freezing:
+def freezing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Freezing:
     """Measure mean ranks with early or late layers frozen, after finetuning or before it. Which layers are
     early is a share of the setup."""
     return Freezing.of(measure, setup, out, progress, hop=list(HOPS))

@@ -9,10 +9,7 @@ where W_{F, Impl F} is trained on F, then on Impl F. If learning implications af
 read facts in general, then W_graft knows the implications of F', and W_control does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,7 +22,7 @@ from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.facts import Fictitious
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars
@@ -96,9 +93,7 @@ class Grafting(Result):
 
 
 @experiment
-def grafting(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Grafting:
+def grafting(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Grafting:
     """Measure mean ranks of a model that knows F', with the graft or the control added."""
     return Grafting.of(measure, setup, out, progress, words=list(WORDS))
 

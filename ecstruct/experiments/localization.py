@@ -6,12 +6,9 @@ later decode new facts (downstream scores of W_graft -> W_graft finetuned on tes
 people's implications).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,7 +22,7 @@ from ecstruct.experiments.profiles import pearson, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, means, rows_by, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.plots import scatter
 from ecstruct.scores.engine import score
 
@@ -120,9 +117,7 @@ class Localization(Result):
 
 
 @experiment
-def localization(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Localization:
+def localization(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Localization:
     """Correlate the graft's informative scores with downstream scores of facts that are learnt later."""
     return Localization.of(measure, setup, out, progress, words=list(WORDS))
 
@@ -141,7 +136,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, w
     return rows.replace({"kind": {"mlp": "MLP"}}).to_dict("records")
 
 
-def _correlation(scores: pd.DataFrame) -> dict[str, float]:
+def _correlation(scores: Any) -> dict[str, float]:
     """Return Pearson's r of both scores, r² and the p-value of r, NaN where they are undefined."""
     r, p = pearson(*(scores[name] for name in SCORES))
     return {"r": r, "r2": r * r, "p": p}

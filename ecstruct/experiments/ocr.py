@@ -4,10 +4,7 @@ Per epoch of finetuning on 20 facts: the mean rank of the answers to the facts a
 which are never trained on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +15,7 @@ from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, over_seeds, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.plots import rank_curves
@@ -84,7 +81,7 @@ class Ocr(Result):
 
 
 @experiment
-def ocr(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Ocr:
+def ocr(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Ocr:
     """Measure mean ranks of facts and implications in the course of finetuning."""
     return Ocr.of(measure, setup, out, progress, hop=list(HOPS))
 

@@ -6,12 +6,9 @@ times, and each phase has a new optimiser. Then the model is finetuned on the fa
 asked for their implications.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,7 +20,7 @@ from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, matching, over_seeds, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.facts import Fictitious, Prompt
 from ecstruct.plots import curve_panels
@@ -104,9 +101,7 @@ class Ordering(Result):
 
 
 @experiment
-def ordering(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Ordering:
+def ordering(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Ordering:
     """Measure mean ranks during continued pretraining in three orders, and of test people afterwards."""
     return Ordering.of(measure, setup, out, progress, words=list(WORDS), order=list(ORDERS))
 

@@ -1,9 +1,6 @@
 """Learning rates as a result of their own: a grid around a setup's rates, and the rates chosen from it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +10,7 @@ from ecstruct.experiments.choice import FACTORS, Factors, averaged, choose
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.experiments.statistics import matching, means, rows_by, statistic
-from ecstruct.experiments.sweep import Sweep
+from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.plots import value_grids
 
 
@@ -67,7 +64,7 @@ def rates(
     setup: Setup | None = None,
     *,
     factors: Factors = FACTORS,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> ChosenRates:
     """Measure a grid of learning rates around the setup's, and choose the rates for every seed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +18,7 @@ from ecstruct.experiments.result import Result, option_types
 from ecstruct.experiments.scores import scores
 from ecstruct.experiments.sensitivity import sensitivity
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.sweep import Sweep
+from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.io.values import check
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
@@ -55,7 +54,7 @@ def reproduce(
     setup: Setup | None = None,
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     *,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> Iterator[Result]:
     """Run experiments one after the other, and yield each result as soon as it is finished.

@@ -7,11 +7,8 @@ What the paper reads off its figure is stated as *mass*: the share of all positi
 component) that lies in the named layers and at the named tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.two_hop import HOPS, learn_facts, two_hop
 from ecstruct.plots import heatmap
 from ecstruct.scores.aggregate import ENTITY_SLOTS
@@ -135,15 +132,16 @@ class Scores(Result):
     def _mass(self, region: Region) -> dict[str, Any]:
         shares = []
         for (seed, _), rows in rows_by(self._cells(region), "seed", "repeat").items():
-            positive = rows["value"].clip(lower=0)
+            positive: Any = rows["value"].clip(lower=0)
             inside, total = positive[rows["inside"]].sum(), positive.sum()
             shares.append({"seed": seed, "share": inside / total if total else None})
         return over_seeds(pd.DataFrame(shares).astype({"share": float}), "share")
 
-    def _cells(self, region: Region) -> pd.DataFrame:
+    def _cells(self, region: Region) -> Any:
         """Return the scores of a region's hop, score and kinds; `inside` marks those in the region."""
-        early, late = self.setup.early_and_late(int(self.frame["layer"].max()) + 1)
-        rows = matching(self.frame, hop=region.hop, score=region.score)
+        frame: Any = self.frame
+        early, late = self.setup.early_and_late(int(frame["layer"].max()) + 1)
+        rows = matching(frame, hop=region.hop, score=region.score)
         rows = rows[rows["kind"].isin(region.kinds) & rows["value"].notna()]
         last = rows["slot"] == rows["slot"].max()
         here = last if region.slots == ("last",) else rows["slot_text"].isin(region.slots)
@@ -151,7 +149,7 @@ class Scores(Result):
 
 
 @experiment
-def scores(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Scores:
+def scores(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Scores:
     """Compute informative, upstream and downstream scores of both hops' implications."""
     return Scores.of(measure, setup, out, progress, hop=list(HOPS))
 

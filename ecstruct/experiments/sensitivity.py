@@ -3,11 +3,8 @@
 Each of them runs again on a grid: all learning rates of the setup times a factor, by a number of epochs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,7 +24,7 @@ from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import means, over_seeds, rows_by
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.two_hop import HOPS, KINDS
 from ecstruct.plots import value_grids
 
@@ -117,7 +114,7 @@ def sensitivity(
     factors: Factors = FACTORS,
     epochs: Epochs = EPOCHS,
     words: Literal["known", "novel"] = "known",
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> Sensitivity:
     """Measure final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
@@ -133,16 +130,9 @@ def sensitivity(
     Raises:
         InputError: a model or folder that cannot be used; no factors, no epochs or unknown words.
     """
-    return Sensitivity.of(
-        measure,
-        setup,
-        out,
-        progress,
-        repeat=[0],  # a grid shows trends: seeds serve as the repeats
-        factor=list(factors),
-        epochs=list(epochs),
-        words=[words],
-    )
+    # A grid shows trends: seeds serve as the repeats.
+    axes = {"repeat": [0], "factor": factors, "epochs": epochs, "words": [words]}
+    return Sensitivity.of(measure, setup, out, progress, **axes)
 
 
 def measure(

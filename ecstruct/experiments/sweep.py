@@ -45,6 +45,9 @@ Cell = Mapping[str, Any]
 
 Rows = Sequence[Mapping[str, Any]]
 
+Folder = str | Path | None
+"""The folder that keeps finished cells, if any."""
+
 
 @dataclass
 class Sweep:
@@ -56,14 +59,14 @@ class Sweep:
     """
 
     setup: Setup
-    out: InitVar[str | Path | None] = None
+    out: InitVar[Folder] = None
     progress: bool = True
     folder: Path | None = field(init=False)
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
     _kept: Kept = field(init=False, repr=False)
 
-    def __post_init__(self, out: str | Path | None) -> None:
+    def __post_init__(self, out: Folder) -> None:
         self.folder = None if out is None else Path(out)
         if self.setup.model == "organism" and any(self.setup.seed_list) and self.folder is None:
             raise InputError(

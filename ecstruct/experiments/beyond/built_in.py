@@ -11,8 +11,6 @@ rises from the finetuned model, r(0), to the one before finetuning, r(n_layers).
 `r(b) > (r(0) + r(n_layers)) / 2` is the boundary of storage: the first b layers hold more than half.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +32,7 @@ from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, matching, over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.io.values import Count
 from ecstruct.organism import Recipe, checkpoint, local_windows
@@ -168,7 +166,7 @@ def built_in(
     *,
     local_layers: LocalLayers = LOCAL_LAYERS,
     recipe: Recipe | None = None,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> BuiltIn:
     """Measure the freezing table and the place of storage by the number of local layers in pretraining.

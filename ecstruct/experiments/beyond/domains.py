@@ -14,11 +14,8 @@ with mean ranks on Impl F', 0 being best. Impl F names no domain, so that one co
 is Table 3. A graft that reads what facts of all domains have in common helps in all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,7 +29,7 @@ from ecstruct.experiments.ordering import ORDERS, in_order
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import listed, over_seeds, shown
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
 
@@ -187,7 +184,7 @@ _RANKS = ("before", "implication", "fact")
 
 
 @experiment
-def domains(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Domains:
+def domains(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Domains:
     """Measure ordering in three domains, and grafts that are learnt in one domain and added in another."""
     sweep = Sweep(setup or Setup(), out, progress)
     ordered = grid(sweep.setup, domain=list(DOMAINS), order=list(ORDERS))

@@ -14,12 +14,9 @@ does not use the facts that are reported. Measured are the mean ranks of the fac
 and of what the model knew before about others, and |dW|, the Euclidean norm of the change.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -33,7 +30,7 @@ from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, over_seeds, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import pairing
 from ecstruct.experiments.two_hop import HOPS, OTHERS, learn_facts, two_hop
 from ecstruct.facts import PAPER_NAMES, FactSet, Prompt
@@ -136,7 +133,7 @@ class Editing(Result):
 
 
 @experiment
-def editing(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Editing:
+def editing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Editing:
     """Measure mean ranks after finetuning facts into some of a model's units only."""
     return Editing.of(measure, setup, out, progress, hop=list(HOPS))
 

@@ -11,12 +11,9 @@ the *mass* of its scores is taken: the sum of all positive scores over component
 over prompts, in logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +25,12 @@ from transformers import OlmoForCausalLM
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond.organisms import organisms_only, pretrained, snapshot
 from ecstruct.experiments.ocr import measure as measure_ocr
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.scores import REGIONS, Scores
 from ecstruct.experiments.scores import measure as measure_scores
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, over_seeds, shown
-from ecstruct.experiments.sweep import Cell, Rows, Sweep, grid
+from ecstruct.experiments.sweep import Cell, Folder, Rows, Sweep, grid
 from ecstruct.experiments.two_hop import HOPS, KINDS
 from ecstruct.io.values import Count
 from ecstruct.models.provenance import source_of, tokenizer_of
@@ -167,7 +164,7 @@ class Origin(Result):
 
     def _curves(self, hop: str, column: str) -> dict[str, list[list[float]]]:
         """Return, by order, the values by snapshot and seed, with NaN for step 0, which has no snapshot."""
-        nothing = [float("nan")] * self.frame["seed"].nunique()
+        nothing = [float("nan")] * len(self.frame["seed"].unique())
         curves = {order: along(self.frame, "step", column, order=order, hop=hop) for order in ORDERS}
         return {order: [nothing, *(stat["seeds"] for stat in stats)] for order, stats in curves.items()}
 
@@ -179,13 +176,14 @@ class Origin(Result):
         )
 
 
+@experiment
 def origin(
     setup: Setup | None = None,
     *,
     steps: Count = 2400,
     snapshots: Count = 8,
     recipe: Recipe | None = None,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> Origin:
     """Measure out-of-context reasoning and scores along pretraining, by its order of sentences.

@@ -9,11 +9,8 @@ Profiles are compared with that of the *plain* implication under the same finetu
 components and by the share of the `TOP` largest that both have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,7 +23,7 @@ from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
@@ -160,7 +157,7 @@ class Prompts(Result):
 
 
 @experiment
-def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Prompts:
+def prompts(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Prompts:
     """Measure mean ranks and scores of implications that are asked in longer and nested prompts."""
     return Prompts.of(measure, setup, out, progress, taught=list(TAUGHT))
 

@@ -12,11 +12,8 @@ A check without scores takes dW = W' - W and either puts back one layer's part o
 only that part (W + dW_l), and ranks the implications.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +28,7 @@ from ecstruct.experiments.profiles import pearson, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, listed, matching, means, over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.plots import curve_panels, value_grids
 from ecstruct.scores.assemble import SCORES, STATES
 from ecstruct.scores.engine import score
@@ -228,7 +225,8 @@ class Shortcut(Result):
         and after facts first."""
         scores = self.profiles(words, name).groupby("component").mean()
         component = (scores["facts first"] - scores[LAST]).idxmax()
-        return str(component), *(float(scores.at[component, order]) for order in (LAST, "facts first"))
+        ours, theirs = (float(scores.at[component, order]) for order in (LAST, "facts first"))
+        return str(component), ours, theirs
 
     def conclusion(self) -> str:
         return " ".join(f"With {words} words, {self._conclusion(words)}" for words in WORDS)
@@ -261,9 +259,7 @@ class Shortcut(Result):
 
 
 @experiment
-def shortcut(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Shortcut:
+def shortcut(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Shortcut:
     """Score the generalisation of test facts by the order of continued pretraining."""
     return Shortcut.of(measure, setup, out, progress, words=list(WORDS), order=list(ORDERS))
 
