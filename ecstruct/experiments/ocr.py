@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import along, over_seeds, shown
+from ecstruct.experiments.statistics import curve, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
@@ -36,11 +36,7 @@ class Ocr(Result):
     def figure(self) -> go.Figure:
         """Mean ranks per epoch; solid lines are facts, dashed lines implications."""
         return rank_curves(
-            {
-                f"{hop} {kind}": [stat["seeds"] for stat in along(self.frame, "epoch", kind, hop=hop)]
-                for hop in HOPS
-                for kind in KINDS
-            }
+            {f"{hop} {kind}": curve(self.frame, "epoch", kind, hop=hop) for hop in HOPS for kind in KINDS}
         )
 
     def table(self) -> pd.DataFrame:

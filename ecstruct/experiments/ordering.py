@@ -19,7 +19,7 @@ from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_t
 from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import along, matching, over_seeds, shown
+from ecstruct.experiments.statistics import curve, matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.facts import Fictitious, Prompt
@@ -58,10 +58,7 @@ class Ordering(Result):
             if stage == TRAINING:
                 boundaries[title] = [self.setup.epochs]
             rows = matching(self.frame, words=words, stage=stage)
-            panels[title] = {
-                order: [stat["seeds"] for stat in along(rows, "epoch", "implication", order=order)]
-                for order in ORDERS
-            }
+            panels[title] = {order: curve(rows, "epoch", "implication", order=order) for order in ORDERS}
         return curve_panels(
             panels, x="epoch", y="mean rank of the answer (0 is best)", boundaries=boundaries
         )

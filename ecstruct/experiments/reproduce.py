@@ -21,29 +21,17 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.io.values import check
 
-EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
-    {
-        "ocr": ocr,
-        "scores": scores,
-        "freezing": freezing,
-        "ordering": ordering,
-        "grafting": grafting,
-        "localization": localization,
-        "sensitivity": sensitivity,
-    }
-)
+Experiments = Mapping[str, Callable[..., Result]]
+
+
+def _by_name(*experiments: Callable[..., Result]) -> Experiments:
+    return MappingProxyType({run.__name__: run for run in experiments})
+
+
+EXPERIMENTS = _by_name(ocr, scores, freezing, ordering, grafting, localization, sensitivity)
 """The paper's experiments, in its order."""
 
-BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
-    {
-        "built_in": built_in,
-        "origin": origin,
-        "shortcut": shortcut,
-        "domains": domains,
-        "prompts": prompts,
-        "editing": editing,
-    }
-)
+BEYOND = _by_name(built_in, origin, shortcut, domains, prompts, editing)
 """The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
 
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}

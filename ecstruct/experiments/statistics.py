@@ -63,6 +63,11 @@ def along(frame: pd.DataFrame, axis: str, column: str, **where: Any) -> list[dic
     return [over_seeds(rows, column) for _, rows in groups]
 
 
+def curve(frame: pd.DataFrame, axis: str, column: str, **where: Any) -> list[list[float]]:
+    """Return the values of the seeds for each value of the column `axis`, in ascending order."""
+    return [stat["seeds"] for stat in along(frame, axis, column, **where)]
+
+
 def means(frame: pd.DataFrame, of: str | list[str], *by: str, sort: bool = True) -> Any:
     """Return the means of a column or several, indexed by the values of the columns `by`."""
     return frame.groupby(list(by), sort=sort, dropna=False)[of].mean()

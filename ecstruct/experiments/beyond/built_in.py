@@ -31,7 +31,7 @@ from ecstruct.experiments.freezing import measure as measure_freezing
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import along, matching, over_seeds, shown, statistic
+from ecstruct.experiments.statistics import curve, matching, over_seeds, shown, statistic
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.io.values import Count
@@ -89,7 +89,7 @@ class BuiltIn(Result):
                 cells["held out"] = shown(summary["held_out"])
                 cells |= {row: shown(summary[row]) for row in ROWS}
                 cells["early - late (post)"] = shown(summary["contrast"])
-                rows.append({**cells, "boundary": _or_none(summary["boundary"]["of_mean"])})
+                rows.append({**cells, "boundary": _boundary_text(summary["boundary"]["of_mean"])})
             paper: dict[str, Any] = {"implications": hop, "local layers": "paper", "held out": ""}
             paper |= {row: f"{_in_paper(hop, row):.2f}" for row in ROWS}
             rows.append({**paper, "early - late (post)": f"{_paper_contrast(hop):.2f}", "boundary": ""})
@@ -121,8 +121,9 @@ class BuiltIn(Result):
         told = "; ".join(
             f"with {_local_layers(local)} it is {summary['contrast']['mean']:+.2f} ({agreeing(local)} of "
             f"{len(summary['contrast']['seeds'])} seeds have the paper's sign), the boundary of storage "
-            f"{_or_none(summary['boundary']['of_mean'])}, implications {summary['None']['mean']:.2f} after "
-            f"finetuning and held-out sentences {summary['held_out']['mean']:.0%} right"
+            f"{_boundary_text(summary['boundary']['of_mean'])}, implications "
+            f"{summary['None']['mean']:.2f} after finetuning and held-out sentences "
+            f"{summary['held_out']['mean']:.0%} right"
             for local, summary in by_local.items()
         )
         text = (
@@ -149,7 +150,8 @@ class BuiltIn(Result):
     def _curves(self, which: str, x: str) -> go.Figure:
         panels = {
             f"{hop} implications": {
-                _local_layers(local): _curve(rows, which) for local, rows in self._by_local(hop).items()
+                _local_layers(local): curve(rows, "boundary", "implication", layers=which)
+                for local, rows in self._by_local(hop).items()
             }
             for hop in HOPS
         }
@@ -230,18 +232,13 @@ def _summary(rows: pd.DataFrame) -> dict[str, Any]:
     """Return what `BuiltIn.by_local` says of the rows of one hop and number of local layers."""
     ranks = {row: over_seeds(rows, "implication", layers=row) for row in ROWS}
     early, late = (np.array(ranks[row]["seeds"]) for row in ("Early (post)", "Late (post)"))
-    curve = _curve(rows, FIRST)
+    storage = curve(rows, "boundary", "implication", layers=FIRST)
     boundary = {
-        "of_mean": storage_boundary([float(np.mean(seeds)) for seeds in curve]),
-        "seeds": [storage_boundary(of_seed) for of_seed in zip(*curve, strict=True)],
+        "of_mean": storage_boundary([float(np.mean(seeds)) for seeds in storage]),
+        "seeds": [storage_boundary(of_seed) for of_seed in zip(*storage, strict=True)],
     }
     contrast = statistic(list(early - late))
     return {"held_out": over_seeds(rows, "held_out"), **ranks, "contrast": contrast, "boundary": boundary}
-
-
-def _curve(rows: pd.DataFrame, which: str) -> list[list[float]]:
-    """Return mean ranks of implications by boundary and seed."""
-    return [stat["seeds"] for stat in along(rows, "boundary", "implication", layers=which)]
 
 
 def storage_boundary(ranks: Sequence[float]) -> int | None:
@@ -276,5 +273,5 @@ def _local_layers(n: int) -> str:
     return f"{n} local layer{'' if n == 1 else 's'}"
 
 
-def _or_none(boundary: int | None) -> str:
+def _boundary_text(boundary: int | None) -> str:
     return "none" if boundary is None else str(boundary)

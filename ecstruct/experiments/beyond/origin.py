@@ -29,7 +29,7 @@ from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.scores import REGIONS, Scores
 from ecstruct.experiments.scores import measure as measure_scores
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import along, over_seeds, shown
+from ecstruct.experiments.statistics import curve, over_seeds, shown
 from ecstruct.experiments.sweep import Cell, Folder, Rows, Sweep, grid
 from ecstruct.experiments.two_hop import HOPS, KINDS
 from ecstruct.io.values import Count
@@ -165,8 +165,9 @@ class Origin(Result):
     def _curves(self, hop: str, column: str) -> dict[str, list[list[float]]]:
         """Return, by order, the values by snapshot and seed, with NaN for step 0, which has no snapshot."""
         nothing = [float("nan")] * len(self.frame["seed"].unique())
-        curves = {order: along(self.frame, "step", column, order=order, hop=hop) for order in ORDERS}
-        return {order: [nothing, *(stat["seeds"] for stat in stats)] for order, stats in curves.items()}
+        return {
+            order: [nothing, *curve(self.frame, "step", column, order=order, hop=hop)] for order in ORDERS
+        }
 
     def _drawn(self, panels: Mapping[str, Mapping[str, list[list[float]]]], y: str) -> go.Figure:
         unit = self.steps[-1] / len(self.steps)
