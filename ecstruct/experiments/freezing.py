@@ -85,8 +85,8 @@ class Freezing(Result):
 
 @experiment
 def freezing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Freezing:
-    """Measure mean ranks with early or late layers frozen, after finetuning or before it. Which layers are
-    early is a share of the setup."""
+    """Measure mean ranks with early or late layers frozen, after finetuning or before it. The setup says
+    which share of the layers counts as early."""
     return Freezing.of(measure, setup, out, progress, hop=list(HOPS))
 
 

@@ -1,5 +1,7 @@
 """Learning rates as a result of their own: a grid around a setup's rates, and the rates chosen from it."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -3,6 +3,8 @@
 Each of them runs again on a grid: all learning rates of the setup times a factor, by a number of epochs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal

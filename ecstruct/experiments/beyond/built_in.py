@@ -11,6 +11,8 @@ rises from the finetuned model, r(0), to the one before finetuning, r(n_layers).
 `r(b) > (r(0) + r(n_layers)) / 2` is the boundary of storage: the first b layers hold more than half.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -11,6 +11,8 @@ the *mass* of its scores is taken: the sum of all positive scores over component
 over prompts, in logits.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
