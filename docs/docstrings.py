@@ -1,12 +1,15 @@
-"""Docstrings as they are written here, for the reference: griffe's Google style, and two things more.
+"""Docstrings as they are written here, for the reference: griffe's Google style, and three things more.
 
-Examples are fenced, so that they are shown as code, and `a, b: text` is said of `a` and of `b`.
+Examples are fenced, so that they are shown as code, and `a, b: text` is said of `a` and of `b`. Experiments
+get the arguments that all of them have.
 """
 
 import re
 from typing import Any
 
 import griffe
+
+from ecstruct.experiments.result import explained
 
 _EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
 _TOGETHER = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
@@ -26,6 +29,8 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is None:
             return
+        if isinstance(obj, griffe.Function) and "experiment" in {str(d.value) for d in obj.decorators}:
+            obj.docstring.value = explained(obj.docstring.value)
         before, args, after = obj.docstring.value.partition("\nArgs:\n")
         inside, gap, rest = after.partition("\n\n")
         obj.docstring.value = _EXAMPLE.sub(

@@ -1,7 +1,7 @@
 """origin: that only the order differs, that it is measured where it says, and what it says of it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -127,6 +127,7 @@ def test_snapshots_are_where_they_should_be(run):
         assert all(end[name].equal(final[name]) for name in final)
         assert not half["lm_head.weight"].equal(final["lm_head.weight"])
     assert result.steps == [2, 4]
+    assert result.options == {"steps": 4, "snapshots": 2, "recipe": asdict(RECIPE)}
     assert len(result.frame) == len(ORDERS) * 2 * len(HOPS)
     assert result.boundaries == {"facts first": 2, "implications first": 2, "mixed": 2}
 

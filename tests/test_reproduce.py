@@ -21,7 +21,8 @@ import ecstruct.experiments
 from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.experiments import EXPERIMENTS, reproduce, reproduction
-from ecstruct.experiments.reproduction import OPTIONS, named
+from ecstruct.experiments.reproduction import named
+from ecstruct.experiments.result import option_types
 from ecstruct.grids import Grid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -194,11 +195,18 @@ def test_what_a_run_decides_is_no_option(argument: str, tmp_path: Path) -> None:
     assert f"ocr does not run with the option '{argument}': leave it out." in result.stderr
 
 
-def test_every_option_is_some_experiment_s() -> None:
-    taken = {
-        name for run in named(["all", "beyond", "rates"]).values() for name in signature(run).parameters
-    }
-    assert taken - {"setup", "out", "progress", "recipe"} == set(OPTIONS)
+def test_an_option_means_the_same_in_all_experiments() -> None:
+    types: dict[str, Any] = {}
+    for run in named(["all", "beyond", "rates"]).values():
+        for option, of in option_types(run).items():
+            assert types.setdefault(option, of) == of
+    assert set(types) == {"epochs", "factors", "local_layers", "snapshots", "steps", "words"}
+
+
+def test_every_experiment_explains_its_arguments() -> None:
+    for name, run in named(["all", "beyond", "rates"]).items():
+        for argument in signature(run).parameters:
+            assert f"\n    {argument}: " in (run.__doc__ or ""), (name, argument)
 
 
 def test_the_configuration_of_a_result_replays_its_options(written: Path, tmp_path: Path) -> None:

@@ -11,25 +11,31 @@ people; for the two-hop facts, names 20 to 40 of the paper's 100.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
 from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts
 from ecstruct.experiments.setup import Rates, Setup, Words
-from ecstruct.experiments.training import pairing, train
-from ecstruct.experiments.two_hop import HOPS, OTHERS, two_hop
+from ecstruct.experiments.statistics import matching, means
+from ecstruct.experiments.training import pairing
+from ecstruct.experiments.two_hop import HOPS, OTHERS, learn_facts, rate, two_hop
 from ecstruct.facts import Fictitious, fictitious
 from ecstruct.facts.paper_lists import paper_lists
+from ecstruct.io.values import Number
 
 LEARNT = 1.2
 FACTORS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 """The factors by which the setup's rates are multiplied to span the grid."""
+
+Factors = Annotated[Sequence[Annotated[Number, Field(gt=0)]], Field(min_length=1)]
 
 REPEATS = 3
 """Pairings per seed, whatever the setup's repeats: more repeats must not need other rates."""
@@ -40,10 +46,9 @@ WHAT = (*HOPS, "continued")
 OTHER_WORDS = Words("{name} wug", "{name} sib is the")
 
 
-def means(rows: pd.DataFrame) -> Any:
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean of the criterion `rank` over repeats, by seed, by what is learnt and by its rates."""
-    by: Any = rows.groupby(["seed", "what", "lr", "test"], sort=False, dropna=False)["rank"]
-    return by.mean().reset_index()
+    return means(rows, "rank", "seed", "what", "lr", "test", sort=False).reset_index()
 
 
 def choose(rows: pd.DataFrame) -> Rates:
@@ -51,13 +56,13 @@ def choose(rows: pd.DataFrame) -> Rates:
 
     If the facts are learnt at no rate of the grid, the two-hop rate is the largest one.
     """
-    measured = means(rows)
+    measured = averaged(rows)
     rates: dict[str, float] = {}
     for hop, key in HOPS.items():
-        of_hop = measured[measured["what"] == hop]
+        of_hop = matching(measured, what=hop)
         learnt = of_hop[of_hop["rank"] <= LEARNT]
         rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
-    best = measured[measured["what"] == "continued"].nsmallest(1, "rank").iloc[0]
+    best = matching(measured, what="continued").nsmallest(1, "rank").iloc[0]
     return Rates(continued=float(best["lr"]), test=float(best["test"]), **rates)
 
 
@@ -79,20 +84,11 @@ def measure(
 
 def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int) -> dict[str, Any]:
     data = two_hop(model, hop, seed, repeat, OTHERS)
-    lr = getattr(setup.rates, HOPS[hop])
     ranks = []
     for frozen in setup.early_and_late(model.cfg.n_layers):
-        tuned = train(
-            model,
-            setup,
-            data.facts,
-            lr=lr,
-            seed=seed,
-            repeat=repeat,
-            freeze=frozen,
-        )
+        tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=frozen)
         ranks.append(mean_rank(tuned.model, data.facts))
-    return {"lr": lr, "test": None, "rank": max(ranks)}
+    return {"lr": rate(setup, hop), "test": None, "rank": max(ranks)}
 
 
 def _continued(

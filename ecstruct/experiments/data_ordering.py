@@ -6,12 +6,10 @@ times, and each phase has a new optimiser. Then the model is finetuned on the fa
 asked for their implications.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from itertools import product
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,10 +17,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_test_facts, relations
 from ecstruct.experiments.paper import paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.statistics import curve, matching, over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.facts import Fictitious, Prompt
 from ecstruct.plots import curve_panels
 
@@ -33,6 +32,8 @@ ORDERS: Mapping[str, str] = {
 }
 """The orders, with their names in `results.json`."""
 
+TRAINING, TESTING = "continued pretraining", "test finetuning"
+
 
 @dataclass(frozen=True)
 class Ordering(Result):
@@ -40,9 +41,9 @@ class Ordering(Result):
     pretraining", "test finetuning") and epoch, with the mean ranks `fact` and `implication` of the people
     of that stage: first the 80 that it trains on, then the 20 test people."""
 
-    name: ClassVar[str] = "ordering"
-    title: ClassVar[str] = "Data ordering (Fig. 6)"
-    shows: ClassVar[str] = (
+    name = "ordering"
+    title = "Data ordering (Fig. 6)"
+    shows = (
         "Mean rank of the answers, per epoch, by the order of continued pretraining. Bands: lowest and "
         "highest seed."
     )
@@ -51,19 +52,13 @@ class Ordering(Result):
     def figure(self) -> go.Figure:
         """Ranks of the train people's implications during continued pretraining, and of the test people's
         during finetuning on their facts, by order; novel words are on the right."""
-        panels: dict[str, dict[str, Sequence[Sequence[float]]]] = {}
-        boundaries = {}
-        for (words, stage), rows in rows_by(self.frame, "words", "stage").items():
-            of = "train" if stage == TRAINING else "test"
-            title = f"{words} words: {stage}, {of} implications"
+        panels, boundaries = {}, {}
+        for words, (stage, people) in product(WORDS, {TRAINING: "train", TESTING: "test"}.items()):
+            title = f"{words} words: {stage}, {people} implications"
             if stage == TRAINING:
                 boundaries[title] = [self.setup.epochs]
-            panels[title] = {
-                order: [
-                    over_seeds(at, "implication")["seeds"] for at in rows_by(of_order, "epoch").values()
-                ]
-                for order, of_order in rows_by(rows, "order").items()
-            }
+            rows = matching(self.frame, words=words, stage=stage)
+            panels[title] = {order: curve(rows, "epoch", "implication", order=order) for order in ORDERS}
         return curve_panels(
             panels, x="epoch", y="mean rank of the answer (0 is best)", boundaries=boundaries
         )
@@ -85,9 +80,8 @@ class Ordering(Result):
 
     def final(self, words: str) -> dict[str, Any]:
         """Return the final mean ranks of the test people's implications, by order."""
-        by = rows_by(self.frame, "stage", "epoch", "words", "order")
-        last = TESTING, self.setup.epochs, words
-        return {key: over_seeds(by[*last, order], "implication") for order, key in ORDERS.items()}
+        last = matching(self.frame, stage=TESTING, epoch=self.setup.epochs, words=words)
+        return {key: over_seeds(last, "implication", order=order) for order, key in ORDERS.items()}
 
     def conclusion(self) -> str:
         sentences = []
@@ -103,22 +97,9 @@ class Ordering(Result):
         return " ".join(sentences)
 
 
-TRAINING, TESTING = "continued pretraining", "test finetuning"
-
-
-def ordering(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Ordering:
-    """Measure mean ranks during continued pretraining in three orders, and of test people afterwards.
-
-    Args:
-        setup: the model and how it is trained; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def ordering(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Ordering:
+    """Measure mean ranks during continued pretraining in three orders, and of test people afterwards."""
     return Ordering.of(measure, setup, out, progress, words=list(WORDS), order=list(ORDERS))
 
 
@@ -127,15 +108,19 @@ def measure(
 ) -> Rows:
     """Measure one order: run its phases, then finetune on the test facts."""
     data = relations(model, setup, words, seed, repeat)
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
     train = {"fact": data.train.facts, "implication": data.train.implications}
     test = {"fact": data.test.facts, "implication": data.test.implications}
     rows: list[dict[str, Any]] = []
     for documents in phases(data, order):
-        tuned = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat, evaluate=train)
-        rows += _rows(TRAINING, tuned.history.ranks, skip=len(rows) > 0, start=len(rows))
+        tuned = continue_pretraining(model, setup, documents, evaluate=train, **at)
+        # A phase begins at the end of the one before, which has a row already.
+        for ranks in ranks_by_epoch(tuned)[len(rows) > 0 :]:
+            rows.append({"stage": TRAINING, "epoch": len(rows), **ranks})
         model = tuned.model
-    tested = learn_test_facts(model, setup, data, seed=seed, repeat=repeat, evaluate=test)
-    return rows + _rows(TESTING, tested.history.ranks, skip=False, start=0)
+    tested = learn_test_facts(model, setup, data, evaluate=test, **at)
+    epochs = enumerate(ranks_by_epoch(tested))
+    return [*rows, *({"stage": TESTING, "epoch": epoch, **ranks} for epoch, ranks in epochs)]
 
 
 def phases(data: Fictitious, order: str) -> list[list[Prompt]]:
@@ -153,14 +138,3 @@ def in_order(
     for documents in phases(data, order):
         model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
     return model
-
-
-def _rows(
-    stage: str, ranks: Mapping[str, Sequence[float]], *, skip: bool, start: int
-) -> list[dict[str, Any]]:
-    """Return a row per epoch, counted from `start`; `skip` drops the first, the last phase's end."""
-    n = len(next(iter(ranks.values())))
-    return [
-        {"stage": stage, "epoch": start + i - skip, **{name: values[i] for name, values in ranks.items()}}
-        for i in range(int(skip), n)
-    ]

@@ -7,24 +7,20 @@ What the paper reads off its figure is stated as *mass*: the share of all positi
 component) that lies in the named layers and at the named tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.training import train
-from ecstruct.experiments.two_hop import HOPS, rate, two_hop
+from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.two_hop import HOPS, learn_facts, two_hop
 from ecstruct.plots import heatmap
 from ecstruct.scores.aggregate import ENTITY_SLOTS
 from ecstruct.scores.engine import score
@@ -66,15 +62,13 @@ REGIONS: Mapping[str, Region] = {
 class Scores(Result):
     """`frame` has a row per seed, repeat, hop, score, component and slot, with the `value` in logits."""
 
-    name: ClassVar[str] = "scores"
-    title: ClassVar[str] = "Extractive scores (Fig. 5)"
-    shows: ClassVar[str] = (
+    name = "scores"
+    title = "Extractive scores (Fig. 5)"
+    shows = (
         "Mean scores on the implications, layer by token, in the paper's colours; X and Y are the last two "
         "tokens of the entity."
     )
-    lists: ClassVar[str] = (
-        "Where the paper finds the scores; with several seeds, mean ± standard deviation."
-    )
+    lists = "Where the paper finds the scores; with several seeds, mean ± standard deviation."
 
     @property
     def figure(self) -> go.Figure:
@@ -92,19 +86,18 @@ class Scores(Result):
 
     def slots(self, hop: str) -> SlotScores:
         """Return the scores of a hop, averaged over seeds and repeats."""
-        rows = rows_by(self.frame, "hop")[hop]
-        by_kind = rows_by(rows, "kind")
-        mlp: Any = by_kind["mlp"].groupby(["score", "layer", "slot"])
-        heads: Any = by_kind["head"].astype({"head": int}).groupby(["score", "layer", "head", "slot"])
-        by_slot: Any = rows.groupby("slot")
+        rows = matching(self.frame, hop=hop)
+        mlp = means(matching(rows, kind="mlp"), "value", "score", "layer", "slot")
+        heads = matching(rows, kind="head").astype({"head": int})
+        by_slot = rows.groupby("slot")[["count", "slot_text", "part"]].first()
         return SlotScores(
             xr.Dataset(
                 {
-                    "mlp": mlp["value"].mean().to_xarray(),
-                    "heads": heads["value"].mean().to_xarray(),
-                    "count": ("slot", by_slot["count"].first().to_numpy()),
-                    "slot_text": ("slot", by_slot["slot_text"].first().to_numpy(dtype=object)),
-                    "part": ("slot", by_slot["part"].first().to_numpy(dtype=object)),
+                    "mlp": mlp.to_xarray(),
+                    "heads": means(heads, "value", "score", "layer", "head", "slot").to_xarray(),
+                    "count": ("slot", by_slot["count"].to_numpy()),
+                    "slot_text": ("slot", by_slot["slot_text"].to_numpy(dtype=object)),
+                    "part": ("slot", by_slot["part"].to_numpy(dtype=object)),
                 },
                 attrs={"reward": "logit_diff", "aggregate": {"over": "prompts, seeds and repeats"}},
             ).set_coords(["slot_text", "part"])
@@ -140,52 +133,31 @@ class Scores(Result):
         shares = []
         for (seed, _), rows in rows_by(self._cells(region), "seed", "repeat").items():
             positive: Any = rows["value"].clip(lower=0)
-            total = positive.sum()
-            shares.append(
-                {"seed": seed, "share": positive[rows["inside"]].sum() / total if total else None}
-            )
+            inside, total = positive[rows["inside"]].sum(), positive.sum()
+            shares.append({"seed": seed, "share": inside / total if total else None})
         return over_seeds(pd.DataFrame(shares).astype({"share": float}), "share")
 
-    def _cells(self, region: Region) -> pd.DataFrame:
+    def _cells(self, region: Region) -> Any:
         """Return the scores of a region's hop, score and kinds; `inside` marks those in the region."""
         frame: Any = self.frame
         early, late = self.setup.early_and_late(int(frame["layer"].max()) + 1)
-        rows = frame[
-            (frame["hop"] == region.hop)
-            & (frame["score"] == region.score)
-            & frame["kind"].isin(region.kinds)
-            & frame["value"].notna()
-        ]
+        rows = matching(frame, hop=region.hop, score=region.score)
+        rows = rows[rows["kind"].isin(region.kinds) & rows["value"].notna()]
         last = rows["slot"] == rows["slot"].max()
         here = last if region.slots == ("last",) else rows["slot_text"].isin(region.slots)
         return rows.assign(inside=here & rows["layer"].isin(list(late if region.late else early)))
 
 
-def scores(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Scores:
-    """Compute informative, upstream and downstream scores of both hops' implications.
-
-    Args:
-        setup: the model and how it is finetuned; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def scores(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Scores:
+    """Compute informative, upstream and downstream scores of both hops' implications."""
     return Scores.of(measure, setup, out, progress, hop=list(HOPS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, and return the scores averaged over the prompts."""
     data = two_hop(model, hop, seed, repeat)
-    tuned = train(
-        model,
-        setup,
-        data.facts,
-        lr=rate(setup, hop),
-        seed=seed,
-        repeat=repeat,
-    )
+    tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat)
     scored = score(
         model,
         tuned.model,

@@ -7,14 +7,15 @@ animals that it takes are new to the model in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import NOVEL, Setup
 from ecstruct.experiments.training import pairing, train
-from ecstruct.facts import Fictitious, Prompt, PromptsLike, fictitious
+from ecstruct.facts import Fictitious, Prompt, fictitious
 from ecstruct.finetuning import Finetuned
 
 WORDS = ("known", "novel")
@@ -37,30 +38,12 @@ def relations(
 
 
 def continue_pretraining(
-    model: TransformerBridge,
-    setup: Setup,
-    documents: Iterable[Prompt],
-    *,
-    seed: int,
-    repeat: int,
-    evaluate: Mapping[str, PromptsLike] | None = None,
+    model: TransformerBridge, setup: Setup, documents: Iterable[Prompt], **options: Any
 ) -> Finetuned:
-    """Train on documents, each seen `setup.epochs` times, with a new optimiser."""
-    return train(
-        model, setup, documents, lr=setup.rates.continued, seed=seed, repeat=repeat, evaluate=evaluate
-    )
+    """Train on documents, each seen `setup.epochs` times, with a new optimiser; see `train` for options."""
+    return train(model, setup, documents, lr=setup.rates.continued, **options)
 
 
-def learn_test_facts(
-    model: TransformerBridge,
-    setup: Setup,
-    data: Fictitious,
-    *,
-    seed: int,
-    repeat: int,
-    evaluate: Mapping[str, PromptsLike] | None = None,
-) -> Finetuned:
-    """Finetune on the facts of the test people."""
-    return train(
-        model, setup, data.test.facts, lr=setup.rates.test, seed=seed, repeat=repeat, evaluate=evaluate
-    )
+def learn_test_facts(model: TransformerBridge, setup: Setup, data: Fictitious, **options: Any) -> Finetuned:
+    """Finetune on the facts of the test people; see `train` for options."""
+    return train(model, setup, data.test.facts, lr=setup.rates.test, **options)

@@ -6,32 +6,30 @@ later decode new facts (downstream scores of W_graft -> W_graft finetuned on tes
 people's implications).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import pearsonr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
 from ecstruct.experiments.paper import paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.profiles import pearson, profile
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import rows_by, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.statistics import matching, means, rows_by, shown, statistic
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.plots import scatter
-from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score
 
 KINDS: Mapping[str, str] = {"MLP": "mlp", "head": "heads"}
 """The kinds of components, with their names in `results.json`."""
+
+SCORES = ["informative", "downstream"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Localization(Result):
     """`frame` has a row per seed, repeat, words and component, with the `informative` score of the graft
     and the `downstream` score for test facts: means over prompts of sums over tokens, in logits."""
 
-    name: ClassVar[str] = "localization"
-    title: ClassVar[str] = "Localization (Fig. 8)"
-    shows: ClassVar[str] = (
+    name = "localization"
+    title = "Localization (Fig. 8)"
+    shows = (
         "A point per component: what its change does for the graft, and what it does to decode facts that "
         "were learnt later."
     )
@@ -53,9 +51,9 @@ class Localization(Result):
         columns = {"informative": "x", "downstream": "y", "component": "name"}
         for (words, kind), rows in rows_by(self.frame, "words", "kind").items():
             title = f"{kind}s, {words} words"
-            points = _means(rows, "component", "layer")
+            points = means(rows, SCORES, "component", "layer").reset_index()
             panels[title] = points.rename(columns=columns)
-            r, p = _pearson(points)
+            r, p = pearson(*(points[score] for score in SCORES))
             fits[title] = f"r = {r:.2f}, r² = {r * r:.2f}, p = {p:.2g}, n = {len(points)}"
         return scatter(
             panels,
@@ -91,17 +89,14 @@ class Localization(Result):
     def correlations(self, words: str) -> dict[str, Any]:
         """Return, for each kind of component, r, r² and the two-sided p over each seed's components (scores
         averaged over its repeats), and over the pooled components of all seeds."""
-        by = rows_by(self.frame, "words", "kind")
         out = {}
         for kind, key in KINDS.items():
-            means = _means(by[words, kind], "seed", "component")
-            by_seed = [_pearson(of_seed) for of_seed in rows_by(means, "seed").values()]
-            out[key] = {
-                "r": statistic([r for r, _ in by_seed]),
-                "r2": statistic([r * r for r, _ in by_seed]),
-                "p": statistic([p for _, p in by_seed]),
-                "pooled": _pooled(means),
-            }
+            rows = matching(self.frame, words=words, kind=kind)
+            averaged = means(rows, SCORES, "seed", "component")
+            seeds = [_correlation(of_seed) for _, of_seed in averaged.groupby("seed")]
+            by_seed = {column: statistic([found[column] for found in seeds]) for column in ("r", "r2", "p")}
+            pooled = {name: None if math.isnan(v) else v for name, v in _correlation(averaged).items()}
+            out[key] = {**by_seed, "pooled": {**pooled, "n": len(averaged)}}
         return out
 
     def conclusion(self) -> str:
@@ -121,67 +116,27 @@ class Localization(Result):
         return " ".join(sentences)
 
 
-def localization(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Localization:
-    """Correlate the graft's informative scores with the downstream scores of facts that are learnt later.
-
-    Args:
-        setup: the model and how it is trained; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def localization(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Localization:
+    """Correlate the graft's informative scores with downstream scores of facts that are learnt later."""
     return Localization.of(measure, setup, out, progress, words=list(WORDS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
     """Measure both scores of every component for one assignment."""
     data = relations(model, setup, words, seed, repeat)
-    counterfactual = learn_counterfactual(model, setup, data, seed=seed, repeat=repeat)
-    grafted = (counterfactual + graft(model, setup, data, seed=seed, repeat=repeat)).apply_to(model)
-    tested = learn_test_facts(grafted, setup, data, seed=seed, repeat=repeat).model
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
+    counterfactual = learn_counterfactual(model, setup, data, **at)
+    grafted = (counterfactual + graft(model, setup, data, **at)).apply_to(model)
+    tested = learn_test_facts(grafted, setup, data, **at).model
     before = counterfactual.apply_to(model)
     graft_scores = score(before, grafted, data.counterfactual.implications, progress=False)
     test_scores = score(grafted, tested, data.test.implications, progress=False)
-    informative, downstream = graft_scores.components("informative"), test_scores.components("downstream")
-    return [
-        {
-            "kind": "MLP" if kind == "mlp" else "head",
-            "component": name,
-            "layer": int(layer),
-            "informative": float(now),
-            "downstream": float(later),
-        }
-        for name, kind, layer, now, later in zip(
-            component_names(informative),
-            informative["kind"],
-            informative["layer"],
-            informative["value"],
-            downstream["value"],
-            strict=True,
-        )
-    ]
+    rows = profile(graft_scores, "informative").join(profile(test_scores, "downstream")["downstream"])
+    return rows.replace({"kind": {"mlp": "MLP"}}).to_dict("records")
 
 
-def _means(rows: pd.DataFrame, *of: str) -> pd.DataFrame:
-    """Average both scores over all rows that agree in the columns `of`."""
-    groups: Any = rows.groupby(list(of))
-    return groups[["informative", "downstream"]].mean().reset_index()
-
-
-def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the correlation over the components of all seeds, None where it is undefined."""
-    r, p = _pearson(rows)
-    defined = {} if math.isnan(r) else {"r": r, "r2": r * r, "p": p}
-    return {"r": None, "r2": None, "p": None, **defined, "n": len(rows)}
-
-
-def _pearson(rows: pd.DataFrame) -> tuple[float, float]:
-    """Return r and its two-sided p-value, NaN where one of the scores is the same for all rows."""
-    if any(len(set(rows[score])) < 2 for score in ("informative", "downstream")):
-        return math.nan, math.nan
-    result: Any = pearsonr(rows["informative"], rows["downstream"])
-    return float(result.statistic), float(result.pvalue)
+def _correlation(scores: Any) -> dict[str, float]:
+    """Return Pearson's r of both scores, r² and the p-value of r, NaN where they are undefined."""
+    r, p = pearson(*(scores[name] for name in SCORES))
+    return {"r": r, "r2": r * r, "p": p}

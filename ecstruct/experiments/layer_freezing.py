@@ -4,12 +4,8 @@ The early or the late layers get their old weights back after finetuning on fact
 before it, so that the other layers have to learn the facts alone ("pre").
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,19 +13,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.training import train
-from ecstruct.experiments.two_hop import HOPS, rate, two_hop
-from ecstruct.finetuning import Finetuned
+from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.plots import grouped_bars
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
 """What is frozen, and when. "All", with all layers put back, is the model before finetuning."""
-
-KINDS = ("fact", "implication")
 
 
 @dataclass(frozen=True)
@@ -37,39 +29,38 @@ class Freezing(Result):
     """The result of layer freezing. `frame` has a row per seed, repeat, hop and frozen `layers`, with the
     mean ranks `fact` and `implication`."""
 
-    name: ClassVar[str] = "freezing"
-    title: ClassVar[str] = "Layer freezing (Tables 2 and 4)"
-    shows: ClassVar[str] = (
-        "Mean rank of the answers by what was frozen, and when; dots are seeds, diamonds the paper's."
-    )
-    lists: ClassVar[str] = (
-        "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
-    )
+    name = "freezing"
+    title = "Layer freezing (Tables 2 and 4)"
+    shows = "Mean rank of the answers by what was frozen, and when; dots are seeds, diamonds the paper's."
+    lists = "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
 
     @property
     def figure(self) -> go.Figure:
         """The table as bars, with the values of the seeds."""
-        paper = paper_numbers()["freezing"]["paper"]
+        seeds = {row: [stat["seeds"] for stat in stats] for row, stats in self.by_row().items()}
         return grouped_bars(
-            {
-                row: {column: stat["seeds"] for column, stat in zip(COLUMNS, stats, strict=True)}
-                for row, stats in self.by_row().items()
-            },
+            {row: dict(zip(COLUMNS, values, strict=True)) for row, values in seeds.items()},
             y="mean rank of the answer (0 is best)",
-            reference={row: dict(zip(COLUMNS, paper[row], strict=True)) for row in ROWS},
+            reference={
+                row: dict(zip(COLUMNS, paper_numbers()["freezing"]["paper"][row], strict=True))
+                for row in ROWS
+            },
         )
 
     def table(self) -> pd.DataFrame:
         paper = paper_numbers()["freezing"]["paper"]
         return pd.DataFrame(
-            {
-                "frozen": row,
-                **{
-                    column: f"{shown(stat)} ({theirs:.2f})"
-                    for column, stat, theirs in zip(COLUMNS, stats, paper[row], strict=True)
-                },
-            }
-            for row, stats in self.by_row().items()
+            [
+                (
+                    row,
+                    *(
+                        f"{shown(stat)} ({theirs:.2f})"
+                        for stat, theirs in zip(stats, paper[row], strict=True)
+                    ),
+                )
+                for row, stats in self.by_row().items()
+            ],
+            columns=["frozen", *COLUMNS],
         )
 
     def results(self) -> dict[str, Any]:
@@ -77,8 +68,10 @@ class Freezing(Result):
 
     def by_row(self) -> dict[str, Any]:
         """Return, for each row of the table, a statistic for each of `COLUMNS`."""
-        by = rows_by(self.frame, "layers", "hop")
-        return {row: [over_seeds(by[row, hop], kind) for hop in HOPS for kind in KINDS] for row in ROWS}
+        return {
+            row: [over_seeds(self.frame, kind, layers=row, hop=hop) for hop in HOPS for kind in KINDS]
+            for row in ROWS
+        }
 
     def conclusion(self) -> str:
         means = {row: [stat["mean"] for stat in stats] for row, stats in self.by_row().items()}
@@ -90,19 +83,10 @@ class Freezing(Result):
         )
 
 
-def freezing(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Freezing:
-    """Measure mean ranks with early or late layers frozen, after finetuning or before it.
-
-    Args:
-        setup: the model and how it is finetuned, including the share `early`; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def freezing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Freezing:
+    """Measure mean ranks with early or late layers frozen, after finetuning or before it. The setup says
+    which share of the layers counts as early."""
     return Freezing.of(measure, setup, out, progress, hop=list(HOPS))
 
 
@@ -110,31 +94,21 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
     """Measure all rows of one hop, which takes three finetunings."""
     data = two_hop(model, hop, seed, repeat)
     early, late = setup.early_and_late(model.cfg.n_layers)
-
-    def tuned(freeze: Collection[int] | None = None) -> Finetuned:
-        return train(
-            model,
-            setup,
-            data.facts,
-            lr=rate(setup, hop),
-            seed=seed,
-            repeat=repeat,
-            freeze=freeze,
-        )
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
 
     def ranks(layers: str, model: TransformerBridge) -> dict[str, Any]:
-        return {
-            "layers": layers,
-            "fact": mean_rank(model, data.facts),
-            "implication": mean_rank(model, data.implications),
-        }
+        asked = zip(KINDS, (data.facts, data.implications), strict=True)
+        return {"layers": layers, **{kind: mean_rank(model, prompts) for kind, prompts in asked}}
 
-    after = tuned()
+    def frozen(layers: range) -> TransformerBridge:
+        return learn_facts(model, setup, data, hop, freeze=layers, **at).model
+
+    after = learn_facts(model, setup, data, hop, **at)
     return [
         ranks("None", after.model),
         ranks("Early (post)", (after.delta - after.delta.restrict(early)).apply_to(model)),
         ranks("Late (post)", (after.delta - after.delta.restrict(late)).apply_to(model)),
         ranks("All", model),
-        ranks("Early (pre)", tuned(early).model),
-        ranks("Late (pre)", tuned(late).model),
+        ranks("Early (pre)", frozen(early)),
+        ranks("Late (pre)", frozen(late)),
     ]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from ecstruct.experiments.choice import FACTORS, choose, means
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.choice import FACTORS, Factors, averaged, choose
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Rates, Setup
-from ecstruct.experiments.statistics import rows_by, statistic
-from ecstruct.experiments.sweep import Sweep
+from ecstruct.experiments.statistics import matching, means, rows_by, statistic
+from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.plots import value_grids
 
 
@@ -23,16 +21,15 @@ class ChosenRates(Result):
     """The chosen learning rates. `frame` has a row per seed, repeat, `what` is learnt and learning rate
     `lr` (for `continued`, also the rate `test`), with the criterion `rank`."""
 
-    name: ClassVar[str] = "rates"
-    title: ClassVar[str] = "Learning rates"
-    shows: ClassVar[str] = "Mean ranks on people and words that no experiment uses, by learning rate."
-    lists: ClassVar[str] = "The learning rates that were chosen."
+    name = "rates"
+    title = "Learning rates"
+    shows = "Mean ranks on people and words that no experiment uses, by learning rate."
+    lists = "The learning rates that were chosen."
 
     @property
     def figure(self) -> go.Figure:
         """The criterion by learning rate, as a mean over seeds."""
-        pairs = self.frame[self.frame["what"] == "continued"]
-        by_pair: Any = pairs.groupby(["lr", "test"])["rank"].mean()
+        by_pair = means(matching(self.frame, what="continued"), "rank", "lr", "test")
         return value_grids(
             {"test implications, joint order": by_pair.unstack("test")},
             x="learning rate of test facts",
@@ -44,7 +41,7 @@ class ChosenRates(Result):
         return pd.DataFrame({"seed": seed, **asdict(chosen)} for seed, chosen in self.chosen().items())
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        grid = means(self.frame).round({"rank": 2})
+        grid = averaged(self.frame).round({"rank": 2})
         measured = "The grid. Two-hop facts: mean rank with the worse of early and late layers frozen."
         return {self.lists: self.table(), measured: grid}
 
@@ -64,11 +61,12 @@ class ChosenRates(Result):
         return "Chosen for " + "; ".join(told) + "."
 
 
+@experiment
 def rates(
     setup: Setup | None = None,
     *,
-    factors: Sequence[float] = FACTORS,
-    out: str | Path | None = None,
+    factors: Factors = FACTORS,
+    out: Folder = None,
     progress: bool = True,
 ) -> ChosenRates:
     """Measure a grid of learning rates around the setup's, and choose the rates for every seed.
@@ -82,7 +80,5 @@ def rates(
     Raises:
         InputError: a model or folder that cannot be used.
     """
-    setup = setup or Setup()
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
-    frame = sweep.rates(setup.seed_list, factors)
-    return ChosenRates(setup, frame, options={"factors": list(factors)})
+    sweep = Sweep(setup or Setup(), out, progress)
+    return ChosenRates(sweep.setup, sweep.rates(sweep.setup.seed_list, factors))

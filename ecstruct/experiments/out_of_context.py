@@ -4,35 +4,30 @@ Per epoch of finetuning on 20 facts: the mean rank of the answers to the facts a
 which are never trained on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.experiments.paper import paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.training import train
-from ecstruct.experiments.two_hop import HOPS, rate, two_hop
+from ecstruct.experiments.statistics import curve, over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.training import ranks_by_epoch
+from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
 from ecstruct.plots import rank_curves
-
-KINDS = ("fact", "implication")
 
 
 @dataclass(frozen=True)
 class Ocr(Result):
     """`frame` has a row per seed, repeat, hop and epoch, with the mean ranks `fact` and `implication`."""
 
-    name: ClassVar[str] = "ocr"
-    title: ClassVar[str] = "Out-of-context reasoning (Fig. 3)"
-    shows: ClassVar[str] = (
+    name = "ocr"
+    title = "Out-of-context reasoning (Fig. 3)"
+    shows = (
         "Mean rank of the answers among 20 options, per epoch of finetuning on the facts; 9.5 is chance. "
         "Bands: lowest and highest seed."
     )
@@ -40,16 +35,12 @@ class Ocr(Result):
     @property
     def figure(self) -> go.Figure:
         """Mean ranks per epoch; solid lines are facts, dashed lines implications."""
-        curves = {
-            f"{hop} {kind}": [over_seeds(rows, kind)["seeds"] for rows in rows_by(of_hop, "epoch").values()]
-            for hop, of_hop in rows_by(self.frame, "hop").items()
-            for kind in KINDS
-        }
-        return rank_curves(curves)
+        return rank_curves(
+            {f"{hop} {kind}": curve(self.frame, "epoch", kind, hop=hop) for hop in HOPS for kind in KINDS}
+        )
 
     def table(self) -> pd.DataFrame:
-        paper = paper_numbers()["ocr"]
-        before, after = self.at_epoch(0), self.final()
+        paper, before, after = paper_numbers()["ocr"], self.at_epoch(0), self.final()
         return pd.DataFrame(
             {
                 "prompts": f"{hop} {kind}s",
@@ -70,51 +61,30 @@ class Ocr(Result):
 
     def at_epoch(self, epoch: int) -> dict[str, Any]:
         """Return the mean ranks after an epoch, by hop and kind; epoch 0 is before finetuning."""
-        by_hop = rows_by(self.frame.loc[self.frame["epoch"] == epoch], "hop")
-        return {key: {kind: over_seeds(by_hop[hop], kind) for kind in KINDS} for hop, key in HOPS.items()}
+        return {
+            key: {kind: over_seeds(self.frame, kind, hop=hop, epoch=epoch) for kind in KINDS}
+            for hop, key in HOPS.items()
+        }
 
     def conclusion(self) -> str:
-        before, after = (
-            {hop: ranks[key]["implication"]["mean"] for hop, key in HOPS.items()}
-            for ranks in (self.at_epoch(0), self.final())
+        before, after = self.at_epoch(0), self.final()
+        ranks = (
+            f"{hop} ones went from mean rank {before[key]['implication']['mean']:.2f} to "
+            f"{after[key]['implication']['mean']:.2f}"
+            for hop, key in HOPS.items()
         )
-        return (
-            "Implications were never trained on: "
-            + ", ".join(
-                f"{hop} ones went from mean rank {before[hop]:.2f} to {after[hop]:.2f}" for hop in HOPS
-            )
-            + "."
-        )
+        return f"Implications were never trained on: {', '.join(ranks)}."
 
 
-def ocr(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Ocr:
-    """Measure mean ranks of facts and implications in the course of finetuning.
-
-    Args:
-        setup: the model and how it is finetuned; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def ocr(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Ocr:
+    """Measure mean ranks of facts and implications in the course of finetuning."""
     return Ocr.of(measure, setup, out, progress, hop=list(HOPS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, and measure the ranks after every epoch."""
     data = two_hop(model, hop, seed, repeat)
-    tuned = train(
-        model,
-        setup,
-        data.facts,
-        lr=rate(setup, hop),
-        seed=seed,
-        repeat=repeat,
-        evaluate=dict(zip(KINDS, (data.facts, data.implications), strict=True)),
-    )
-    ranks = tuned.history.ranks
-    return [
-        {"epoch": epoch, **{kind: ranks[kind][epoch] for kind in KINDS}}
-        for epoch in range(setup.epochs + 1)
-    ]
+    asked = {"fact": data.facts, "implication": data.implications}
+    tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, evaluate=asked)
+    return [{"epoch": epoch, **ranks} for epoch, ranks in enumerate(ranks_by_epoch(tuned))]

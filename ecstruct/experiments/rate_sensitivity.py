@@ -7,32 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.errors import InputError
+from ecstruct.experiments.choice import Factors
 from ecstruct.experiments.data_ordering import ORDERS
 from ecstruct.experiments.data_ordering import measure as measure_ordering
-from ecstruct.experiments.fictitious import WORDS, relations
-from ecstruct.experiments.out_of_context import KINDS
+from ecstruct.experiments.fictitious import relations
 from ecstruct.experiments.out_of_context import measure as measure_ocr
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by
-from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.two_hop import HOPS
+from ecstruct.experiments.statistics import means, over_seeds, rows_by
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.two_hop import HOPS, KINDS
 from ecstruct.experiments.weight_grafting import ROWS
 from ecstruct.experiments.weight_grafting import measure as measure_grafting
 from ecstruct.plots import value_grids
 
 FACTORS = (0.3, 1.0, 3.0)
 EPOCHS = (4, 8)
+Epochs = Annotated[Sequence[Annotated[int, Field(ge=1, lt=10**6)]], Field(min_length=1)]
 MEASURES = {
     "Out-of-context reasoning": [f"{hop} {kind}s" for hop in HOPS for kind in KINDS],
     "Ordering": list(ORDERS),
@@ -46,24 +46,24 @@ class Sensitivity(Result):
     """The result on the grid. `frame` has a row per seed, repeat, `factor` of the learning rates, `epochs`
     and `measure`, with the final mean rank as `value`."""
 
-    name: ClassVar[str] = "sensitivity"
-    title: ClassVar[str] = "Sensitivity (Figs. 9-23)"
-    shows: ClassVar[str] = "Final mean ranks by learning rate and number of epochs."
+    name = "sensitivity"
+    title = "Sensitivity (Figs. 9-23)"
+    shows = "Final mean ranks by learning rate and number of epochs."
 
     @property
     def figure(self) -> go.Figure:
         """Mean ranks by learning rate and epochs, with a panel per experiment."""
-        means = _means(self.frame, "factor", "epochs", "measure").unstack("measure")
-        means.index = [f"x {factor:g}, {epochs} epochs" for factor, epochs in means.index]
+        ranks = means(self.frame, "value", "factor", "epochs", "measure").unstack("measure")
+        ranks.index = [f"x {factor:g}, {epochs} epochs" for factor, epochs in ranks.index]
         return value_grids(
-            {title: means[measures] for title, measures in MEASURES.items()},
+            {title: ranks[measures] for title, measures in MEASURES.items()},
             x="what is ranked",
             y="learning rates and epochs",
             value="mean rank of the answer (0 is best)",
         )
 
     def table(self) -> pd.DataFrame:
-        wide = _means(self.frame, "factor", "epochs", "measure").unstack("measure")[
+        wide = means(self.frame, "value", "factor", "epochs", "measure").unstack("measure")[
             [name for names in MEASURES.values() for name in names]
         ]
         return wide.round(2).reset_index().rename(columns={"factor": "rates, times"})
@@ -99,9 +99,9 @@ class Sensitivity(Result):
         }
 
     def conclusion(self) -> str:
-        means = _means(self.frame, "measure", "factor", "epochs")
-        worse = means["implications first"] - np.maximum(means["joint"], means["facts first"])
-        better = means["W_control on Impl F'"] - means["W_graft on Impl F'"]
+        ranks = means(self.frame, "value", "measure", "factor", "epochs")
+        worse = ranks["implications first"] - np.maximum(ranks["joint"], ranks["facts first"])
+        better = ranks["W_control on Impl F'"] - ranks["W_graft on Impl F'"]
         return (
             f"Implications first is worse than both other orders in {(worse > 0).sum()} of {len(worse)} "
             f"settings ({worse.min():+.2f} to {worse.max():+.2f} ranks), the graft better than the control "
@@ -109,13 +109,14 @@ class Sensitivity(Result):
         )
 
 
+@experiment
 def sensitivity(
     setup: Setup | None = None,
     *,
-    factors: Sequence[float] = FACTORS,
-    epochs: Sequence[int] = EPOCHS,
-    words: str = "known",
-    out: str | Path | None = None,
+    factors: Factors = FACTORS,
+    epochs: Epochs = EPOCHS,
+    words: Literal["known", "novel"] = "known",
+    out: Folder = None,
     progress: bool = True,
 ) -> Sensitivity:
     """Measure final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
@@ -131,22 +132,9 @@ def sensitivity(
     Raises:
         InputError: a model or folder that cannot be used; no factors, no epochs or unknown words.
     """
-    if not (factors and epochs) or words not in WORDS:
-        raise InputError(
-            f"factors={factors!r}, epochs={epochs!r} and words={words!r} make no grid: give at least one "
-            f"factor and number of epochs, and as words {' or '.join(map(repr, WORDS))}."
-        )
-    result = Sensitivity.of(
-        measure,
-        setup,
-        out,
-        progress,
-        repeat=[0],  # a grid shows trends: seeds serve as the repeats
-        factor=list(factors),
-        epochs=list(epochs),
-        words=[words],
-    )
-    return replace(result, options={"factors": list(factors), "epochs": list(epochs), "words": words})
+    # A grid shows trends: seeds serve as the repeats.
+    axes = {"repeat": [0], "factor": factors, "epochs": epochs, "words": [words]}
+    return Sensitivity.of(measure, setup, out, progress, **axes)
 
 
 def measure(
@@ -172,9 +160,3 @@ def measure(
     for row in measure_grafting(model, here, **at, words=words):
         values[f"{row['weights']} on {GRAFTING_COLUMNS[0]}"] = row[GRAFTING_COLUMNS[0]]
     return [{"measure": name, "value": value} for name, value in values.items()]
-
-
-def _means(rows: pd.DataFrame, *of: str) -> Any:
-    """Return the mean value for each combination of the columns `of`, in ascending order."""
-    groups: Any = rows.groupby(list(of))
-    return groups["value"].mean()

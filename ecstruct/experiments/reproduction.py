@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
-from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
@@ -19,50 +15,24 @@ from ecstruct.experiments.layer_freezing import freezing
 from ecstruct.experiments.learning_rates import rates
 from ecstruct.experiments.out_of_context import ocr
 from ecstruct.experiments.rate_sensitivity import sensitivity
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, option_types
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.sweep import Sweep
+from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.experiments.weight_grafting import grafting
-from ecstruct.io.values import Count, Number, check
+from ecstruct.io.values import check
 
-EXPERIMENTS: Mapping[str, Callable[..., Result]] = MappingProxyType(
-    {
-        "ocr": ocr,
-        "scores": scores,
-        "freezing": freezing,
-        "ordering": ordering,
-        "grafting": grafting,
-        "localization": localization,
-        "sensitivity": sensitivity,
-    }
-)
+Experiments = Mapping[str, Callable[..., Result]]
+
+
+def _by_name(*experiments: Callable[..., Result]) -> Experiments:
+    return MappingProxyType({run.__name__: run for run in experiments})
+
+
+EXPERIMENTS = _by_name(ocr, scores, freezing, ordering, grafting, localization, sensitivity)
 """The paper's experiments, in its order."""
 
-BEYOND: Mapping[str, Callable[..., Result]] = MappingProxyType(
-    {
-        "built_in": built_in,
-        "origin": origin,
-        "shortcut": shortcut,
-        "domains": domains,
-        "prompts": prompts,
-        "editing": editing,
-    }
-)
+BEYOND = _by_name(built_in, origin, shortcut, domains, prompts, editing)
 """The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
-
-_AT_LEAST_ONE = Field(min_length=1)
-
-OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {
-        "epochs": Annotated[Sequence[Annotated[int, Field(ge=1, lt=10**6)]], _AT_LEAST_ONE],
-        "factors": Annotated[Sequence[Annotated[Number, Field(gt=0)]], _AT_LEAST_ONE],
-        "local_layers": Annotated[Sequence[Count], _AT_LEAST_ONE],
-        "snapshots": Count,
-        "steps": Count,
-        "words": Literal["known", "novel"],
-    }
-)
-"""The types of the experiments' own arguments, each of which means the same in all experiments."""
 
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 
@@ -72,7 +42,7 @@ def reproduce(
     setup: Setup | None = None,
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     *,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> Iterator[Result]:
     """Run experiments one after the other, and yield each result as soon as it is finished.
@@ -81,7 +51,7 @@ def reproduce(
 
     Args:
         names: names from `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
-        options: further arguments by experiment, as far as `OPTIONS` lists them.
+        options: further arguments by experiment, as `option_types` lists them.
         setup, out, progress: as for the experiments.
 
     Raises:
@@ -89,7 +59,7 @@ def reproduce(
             folder that cannot be used.
     """
     chosen = named(names, options)
-    Sweep(setup or Setup(), None if out is None else Path(out), progress)
+    Sweep(setup or Setup(), out, progress)
     return (run(setup, **options.get(name, {}), out=out, progress=progress) for name, run in chosen.items())
 
 
@@ -110,8 +80,8 @@ def named(
     if not chosen:
         raise InputError(f"no experiment is named: choose among {known}.")
     for name, arguments in options.items():
-        taken = signature(runs[name]).parameters.keys() & OPTIONS.keys() if name in chosen else set()
-        if unknown := sorted(arguments.keys() - taken, key=str):
+        types = option_types(runs[name]) if name in chosen else {}
+        if unknown := sorted(arguments.keys() - types.keys(), key=str):
             raise InputError(f"{name} does not run with the option {unknown[0]!r}: leave it out.")
-        check(arguments, OPTIONS, name)
+        check(arguments, types, name)
     return {name: runs[name] for name in chosen}

@@ -1,18 +1,37 @@
-"""The base of all results: rows, a figure, a table beside the paper's, and a configuration to replay."""
+"""What every experiment is: options, cells that are measured, and a result to show, to keep and to replay.
+
+An experiment is a function that `experiment` decorates. It runs a `measure` on its cells and returns a
+`Result`: rows, a figure, a table beside the paper's, and a configuration.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
+from inspect import cleandoc, signature
+from typing import Any, ClassVar, Self, TypeVar, cast, get_type_hints
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
+from ecstruct.io.values import check
+
+_ARGUMENTS = """Args:
+    setup: the model and how it is finetuned; the organism by default.
+    out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
+    progress: show progress bars.
+
+Raises:
+    InputError: a model or folder that cannot be used.
+"""
+
+_OF_ALL = ("setup", "out", "progress", "recipe", "return")
+"""What the signatures of experiments name besides options."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +58,13 @@ class Result(ABC):
         cls,
         measure: Callable[..., Rows],
         setup: Setup | None,
-        out: str | Path | None,
+        out: Folder,
         progress: bool,
         **axes: Sequence[Any],
     ) -> Self:
         """Run `measure` on every cell of the grid of the setup's seeds, its repeats and further `axes`."""
-        setup = setup or Setup()
-        sweep = Sweep(setup, None if out is None else Path(out), progress)
-        return cls(setup, sweep.run(cls.name, measure, grid(setup, **axes)))
+        sweep = Sweep(setup or Setup(), out, progress)
+        return cls(sweep.setup, sweep.run(cls.name, measure, grid(sweep.setup, **axes)))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,3 +102,49 @@ class Result(ABC):
     @abstractmethod
     def conclusion(self) -> str:
         """Return the finding in a sentence or two, worded so that they hold for any outcome."""
+
+
+Run = TypeVar("Run", bound=Callable[..., Result])
+
+
+def experiment(run: Run) -> Run:
+    """Check the options of an experiment when it is called, and record them in its result.
+
+    Options are those of `option_types`. A recipe is none, as a configuration cannot have it. The result
+    records one that is not the default, so that a replay refuses it instead of measuring other organisms.
+    """
+    run.__doc__ = explained(cleandoc(run.__doc__ or ""))
+
+    @wraps(run)
+    def checked(*args: Any, **named: Any) -> Result:
+        bound = signature(run).bind(*args, **named)
+        bound.apply_defaults()
+        types = option_types(run)
+        for name in types:
+            bound.arguments[name] = _in_json_types(bound.arguments[name])
+        check(bound.arguments, types, run.__name__)
+        result = run(*bound.args, **bound.kwargs)
+        options = {name: bound.arguments[name] for name in types}
+        recipe = bound.arguments.get("recipe")
+        if recipe is not None and recipe != type(recipe)():
+            options["recipe"] = asdict(recipe)
+        return replace(result, options=options)
+
+    return cast(Run, checked)
+
+
+def _in_json_types(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple | range) else value
+
+
+def explained(docstring: str) -> str:
+    """Return the docstring of an experiment with the arguments that all have, unless it has its own."""
+    return docstring if "\nArgs:" in docstring else f"{docstring}\n\n{_ARGUMENTS}"
+
+
+def option_types(run: Callable[..., Result]) -> dict[str, Any]:
+    """Return the types of an experiment's options: its arguments that only this experiment has."""
+    hints = get_type_hints(run, include_extras=True)
+    return {name: of for name, of in hints.items() if name not in _OF_ALL}

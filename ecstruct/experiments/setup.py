@@ -61,7 +61,7 @@ NOVEL = Words("{name} dax", "{name} zong is the")
 """The paper's words: both relations are new to the model."""
 
 
-_OF_MODEL: Any = None
+_DEPENDS_ON_MODEL: Any = None
 """Marks a default that depends on the model and is filled in when a setup is made."""
 
 _TYPES: Mapping[str, Any] = {
@@ -106,17 +106,17 @@ class Setup:
     model: str = "organism"
     seeds: int | Sequence[int] = 1
     repeats: int = 5
-    rates: Rates = _OF_MODEL
-    own_rates: bool = _OF_MODEL
+    rates: Rates = _DEPENDS_ON_MODEL
+    own_rates: bool = _DEPENDS_ON_MODEL
     epochs: int = 8
     batch_size: int = 8
-    early: float = _OF_MODEL
+    early: float = _DEPENDS_ON_MODEL
     known: Words = Words("{name} lives in", "{name} zong is the")
     device: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds, Sequence):
-            object.__setattr__(self, "seeds", _checked(self.seeds))
+            object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
         counts = ("repeats", "epochs", "batch_size", "seeds")
         check_numbers({name: getattr(self, name) for name in counts}, "the setup")
         for name in counts:
@@ -193,7 +193,7 @@ class Setup:
             raise InputError(f"this is no setup ({error}): write one as to_dict does.") from error
 
 
-def _checked(seeds: Sequence[int]) -> tuple[int, ...]:
+def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not all(isinstance(seed, int) for seed in seeds):
         raise TypeError(f"seeds are numbers, not {seeds!r}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):

@@ -39,14 +39,38 @@ def statistic(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def over_seeds(frame: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Return the statistic of a column over seeds; the value of a seed is the mean over its rows.
+def matching(frame: pd.DataFrame, **where: Any) -> Any:
+    """Return the rows that have the values `where` in the columns of these names."""
+    for column, value in where.items():
+        frame = frame.loc[frame[column] == value]
+    return frame
 
-    >>> over_seeds(pd.DataFrame({"seed": [0, 0, 1], "rank": [1.0, 3.0, 4.0]}), "rank")["seeds"]
+
+def over_seeds(frame: pd.DataFrame, column: str, **where: Any) -> dict[str, Any]:
+    """Return the statistic over seeds of a column of the rows `where` other columns have these values; the
+    value of a seed is the mean over its rows.
+
+    >>> frame = pd.DataFrame({"seed": [0, 0, 1, 1], "hop": [1, 1, 1, 2], "rank": [1.0, 3.0, 4.0, 9.0]})
+    >>> over_seeds(frame, "rank", hop=1)["seeds"]
     [2.0, 4.0]
     """
-    by_seed: Any = frame.groupby("seed", sort=True)[column]
-    return statistic(by_seed.mean().tolist())
+    return statistic(means(matching(frame, **where), column, "seed").tolist())
+
+
+def along(frame: pd.DataFrame, axis: str, column: str, **where: Any) -> list[dict[str, Any]]:
+    """Return the statistic of `over_seeds` for each value of the column `axis`, in ascending order."""
+    groups = matching(frame, **where).groupby(axis, sort=True)
+    return [over_seeds(rows, column) for _, rows in groups]
+
+
+def curve(frame: pd.DataFrame, axis: str, column: str, **where: Any) -> list[list[float]]:
+    """Return the values of the seeds for each value of the column `axis`, in ascending order."""
+    return [stat["seeds"] for stat in along(frame, axis, column, **where)]
+
+
+def means(frame: pd.DataFrame, of: str | list[str], *by: str, sort: bool = True) -> Any:
+    """Return the means of a column or several, indexed by the values of the columns `by`."""
+    return frame.groupby(list(by), sort=sort, dropna=False)[of].mean()
 
 
 def shown(stat: Mapping[str, Any], form: str = ".2f") -> str:
@@ -59,3 +83,12 @@ def shown(stat: Mapping[str, Any], form: str = ".2f") -> str:
         return "–"
     spread = "" if stat["std"] is None else f" ± {stat['std']:{form}}"
     return f"{stat['mean']:{form}}{spread}"
+
+
+def listed(values: Mapping[str, float]) -> str:
+    """Format values by name, for conclusions.
+
+    >>> listed({"city": 0.5, "language": 2.0})
+    '0.50 (city), 2.00 (language)'
+    """
+    return ", ".join(f"{value:.2f} ({name})" for name, value in values.items())

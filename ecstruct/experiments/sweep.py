@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +45,29 @@ Cell = Mapping[str, Any]
 
 Rows = Sequence[Mapping[str, Any]]
 
+Folder = str | Path | None
+"""The folder that keeps finished cells, if any."""
+
 
 @dataclass
 class Sweep:
     """The cells of a setup in their folder, and the model of the current seed.
 
     Raises:
-        InputError: `folder` holds the cells of another setup or cannot be written; seeds of the organism
-            need a folder and there is none.
+        InputError: the folder `out` holds the cells of another setup or cannot be written; seeds of the
+            organism need a folder and there is none.
     """
 
     setup: Setup
-    folder: Path | None = None
+    out: InitVar[Folder] = None
     progress: bool = True
+    folder: Path | None = field(init=False)
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
     _kept: Kept = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, out: Folder) -> None:
+        self.folder = None if out is None else Path(out)
         if self.setup.model == "organism" and any(self.setup.seed_list) and self.folder is None:
             raise InputError(
                 f"seeds={self.setup.seeds} needs organisms that are pretrained first: pass out=, a folder "
@@ -70,7 +75,6 @@ class Sweep:
             )
         # Cells depend neither on how many cells there are, nor on the device that computes them.
         decides = {k: v for k, v in self.setup.to_dict().items() if k not in ("seeds", "repeats", "device")}
-        self.folder = None if self.folder is None else Path(self.folder)
         self._kept = Kept(self.folder, decides, note="setup.json")
         self._kept.claim()
 
@@ -91,7 +95,8 @@ class Sweep:
             setup_of: the setup of a seed's cells; by default `Sweep.setup_of`.
             wait: whether to wait for another process that computes cells of this experiment.
         """
-        source, setup_of = source or self._source_of, setup_of or self.setup_of
+        source = source or (lambda cell: self.source(cell["seed"]))
+        setup_of = setup_of or self.setup_of
         files = {f"cells/{name}/{_slug(cell)}.json": cell for cell in cells}
         if len(files) < len(cells):
             raise InputError(f"two cells of {name} are the same: give every value once.")
@@ -144,9 +149,6 @@ class Sweep:
         if self.setup.model != "organism" or seed == 0:
             return self.setup.model
         return str(self.organism(f"seed-{seed}", seed))
-
-    def _source_of(self, cell: Cell) -> str:
-        return self.source(cell["seed"])
 
     def organism(self, name: str, seed: int, **options: Any) -> Path:
         """Return an organism's folder; pretrain it with the `options` of `pretrain` unless it exists.

@@ -42,3 +42,9 @@ def train(
         progress=False,
         **options,
     )
+
+
+def ranks_by_epoch(tuned: Finetuned) -> list[dict[str, float]]:
+    """Return the mean ranks of a finetuning's evaluation, by name, for each epoch from 0, the start."""
+    ranks = tuned.history.ranks
+    return [dict(zip(ranks, of_epoch, strict=True)) for of_epoch in zip(*ranks.values(), strict=True)]

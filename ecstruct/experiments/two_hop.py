@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.training import pairing
+from ecstruct.experiments.training import pairing, train
 from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, second_hop
+from ecstruct.finetuning import Finetuned
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
 """The hops, with their names in `Rates` and `results.json`."""
+
+KINDS = ("fact", "implication")
 
 OTHERS = slice(20, 40)
 """Those of the paper's people about whom no experiment teaches facts that it reports on."""
@@ -37,3 +41,10 @@ def two_hop(
 def rate(setup: Setup, hop: str) -> float:
     """Return the learning rate of a hop's facts."""
     return getattr(setup.rates, HOPS[hop])
+
+
+def learn_facts(
+    model: TransformerBridge, setup: Setup, data: FactSet, hop: str, **options: Any
+) -> Finetuned:
+    """Finetune on the facts of a hop, at its learning rate; see `train` for options."""
+    return train(model, setup, data.facts, lr=rate(setup, hop), **options)

@@ -9,11 +9,8 @@ where W_{F, Impl F} is trained on F, then on Impl F. If learning implications af
 read facts in general, then W_graft knows the implications of F', and W_control does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,10 +19,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.facts import Fictitious
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars
@@ -38,28 +35,22 @@ class Grafting(Result):
     """The result of weight grafting. `frame` has a row per seed, repeat, words and `weights` (W_F',
     W_graft, W_control), with the mean ranks on "Impl F'", "Impl F" and "F'"."""
 
-    name: ClassVar[str] = "grafting"
-    title: ClassVar[str] = "Weight grafting (Table 3)"
-    shows: ClassVar[str] = (
-        "Mean rank of the answers by the weights that were added; dots are seeds, diamonds the paper's."
-    )
-    lists: ClassVar[str] = (
-        "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
-    )
+    name = "grafting"
+    title = "Weight grafting (Table 3)"
+    shows = "Mean rank of the answers by the weights that were added; dots are seeds, diamonds the paper's."
+    lists = "Ours, and in brackets the paper's; with several seeds, mean ± standard deviation."
 
     @property
     def figure(self) -> go.Figure:
         """The table as bars, with the values of the seeds."""
         paper = paper_numbers()["grafting"]["paper"]
+        seeds = {
+            f"{row}, {words} words": [stat["seeds"] for stat in stats]
+            for words in WORDS
+            for row, stats in self.final(words).items()
+        }
         return grouped_bars(
-            {
-                f"{row}, {words} words": {
-                    column: stat["seeds"]
-                    for column, stat in zip(GRAFTING_COLUMNS, self.final(words)[row], strict=True)
-                }
-                for words in WORDS
-                for row in ROWS
-            },
+            {row: dict(zip(GRAFTING_COLUMNS, values, strict=True)) for row, values in seeds.items()},
             y="mean rank of the answer (0 is best)",
             reference={
                 f"{row}, novel words": dict(zip(GRAFTING_COLUMNS, paper[row], strict=True)) for row in ROWS
@@ -83,8 +74,10 @@ class Grafting(Result):
 
     def final(self, words: str) -> dict[str, Any]:
         """Return, for each kind of weights, one statistic for each of Impl F', Impl F and F'."""
-        by = rows_by(self.frame, "words", "weights")
-        return {row: [over_seeds(by[words, row], column) for column in GRAFTING_COLUMNS] for row in ROWS}
+        return {
+            row: [over_seeds(self.frame, column, words=words, weights=row) for column in GRAFTING_COLUMNS]
+            for row in ROWS
+        }
 
     def conclusion(self) -> str:
         sentences = []
@@ -99,45 +92,30 @@ class Grafting(Result):
         return " ".join(sentences)
 
 
-def grafting(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Grafting:
-    """Measure mean ranks of a model that knows F', with the graft or the control added.
-
-    Args:
-        setup: the model and how it is trained; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def grafting(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Grafting:
+    """Measure mean ranks of a model that knows F', with the graft or the control added."""
     return Grafting.of(measure, setup, out, progress, words=list(WORDS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
     """Measure all three kinds of weights for one assignment."""
     data = relations(model, setup, words, seed, repeat)
-    learnt = learn_counterfactual(model, setup, data, seed=seed, repeat=repeat)
-    implications = continue_pretraining(
-        model, setup, data.train.implications, seed=seed, repeat=repeat
-    ).delta  # W_{Impl F} - W
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
+    learnt = learn_counterfactual(model, setup, data, **at)
+    implications = continue_pretraining(model, setup, data.train.implications, **at).delta
     weights = {
         "W_F'": learnt,
-        "W_graft": learnt + graft(model, setup, data, seed=seed, repeat=repeat),
+        "W_graft": learnt + graft(model, setup, data, **at),
         "W_control": learnt + implications,
     }
-    asked = {
-        "Impl F'": data.counterfactual.implications,
-        "Impl F": data.train.implications,
-        "F'": data.counterfactual.facts,
-    }
+    other = data.counterfactual
+    asked = {"Impl F'": other.implications, "Impl F": data.train.implications, "F'": other.facts}
     rows = []
     for name, delta in weights.items():
         changed = delta.apply_to(model)
-        rows.append(
-            {"weights": name, **{what: mean_rank(changed, prompts) for what, prompts in asked.items()}}
-        )
+        ranks = {what: mean_rank(changed, prompts) for what, prompts in asked.items()}
+        rows.append({"weights": name, **ranks})
     return rows
 
 

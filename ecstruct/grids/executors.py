@@ -154,7 +154,7 @@ class Slurm:
                         for name in names[start : start + ARRAY]
                     ]
             except (FailedJobError, FailedSubmissionError, OSError) as error:
-                raise InputError(f"Slurm does not take the jobs: {_words_of(error)}.") from error
+                raise InputError(f"Slurm does not take the jobs: {_error_text(error)}.") from error
             ids += [job.job_id for job in jobs]
         return ids
 
@@ -235,6 +235,6 @@ def log_of(folder: Path, job: str) -> Path:
     return JobPaths(folder / "jobs", job_id=job, task_id=0).stderr
 
 
-def _words_of(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     said = getattr(error, "stderr", None) or str(error)
     return " ".join(said.split())[:300].rstrip(".")

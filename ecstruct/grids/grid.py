@@ -41,7 +41,7 @@ MOST = 100_000
 _LONGEST_FILE = 1_000_000
 """In characters. A much longer file is no grid, and parsing it would take minutes."""
 
-_OF_CELLS = {"model", "rates", "epochs", "seeds", "device"}
+_SET_BY_CELLS = {"model", "rates", "epochs", "seeds", "device"}
 _TYPES: Mapping[str, Any] = {
     "models": list[Text],
     "learning_rates": list[or_none(Annotated[Rate, Field(gt=0)])],
@@ -73,14 +73,14 @@ class Cell:
         >>> Cell("organism", 1e-4, 8, 0, "ocr").name
         'organism-lr=0.0001-epochs=8-seed=0-ocr'
         """
-        return _short(f"{self._of_setup()}-{self.experiment}")
+        return _short(f"{self._setup_text()}-{self.experiment}")
 
     @property
     def setup_name(self) -> str:
         """The name without the experiment, which all experiments of one setup share."""
-        return _short(self._of_setup())
+        return _short(self._setup_text())
 
-    def _of_setup(self) -> str:
+    def _setup_text(self) -> str:
         lr = "known" if self.learning_rate is None else repr(self.learning_rate)
         # A quoted model contains no "=", so that no model's name can imitate another model with a suffix.
         return f"{quote(self.model, safe='@')}-lr={lr}-epochs={self.epochs}-seed={self.seed}"
@@ -130,14 +130,14 @@ class Grid:
         n_cells = math.prod(len(getattr(self, axis)) for axis in AXES)
         if n_cells > MOST:
             raise InputError(f"it has {n_cells:,} cells, and a grid at most {MOST:,}: make several of it.")
-        for cell in self._some_of_all():
+        for cell in self._covering_cells():
             self.setup(cell)
 
     def cells(self) -> list[Cell]:
         """Return all cells; the experiment varies fastest."""
         return [Cell(*point) for point in itertools.product(*(getattr(self, axis) for axis in AXES))]
 
-    def _some_of_all(self) -> Iterator[Cell]:
+    def _covering_cells(self) -> Iterator[Cell]:
         """Yield cells that cover every value, and every model with and without known learning rates."""
         axes = [getattr(self, axis) for axis in AXES]
         first = Cell(*(values[0] for values in axes))
@@ -178,8 +178,8 @@ class Grid:
         """
         if not isinstance(given, Mapping):
             raise InputError("it is no mapping: write keys as in `experiments: [ocr]`.")
-        of_setup = {each.name for each in fields(Setup)} - _OF_CELLS
-        known = [*AXES, "options", *sorted(of_setup)]
+        setup_fields = {each.name for each in fields(Setup)} - _SET_BY_CELLS
+        known = [*AXES, "options", *sorted(setup_fields)]
         for key in given:
             if key not in known:
                 raise InputError(f"there is no {key!r} in a grid: it takes {', '.join(known)}.")
@@ -189,7 +189,7 @@ class Grid:
         axes = {axis: given[axis] for axis in AXES if axis in given}
         if "learning_rates" in axes:
             axes["learning_rates"] = [rate and float(rate) for rate in axes["learning_rates"]]
-        fixed = {key: value for key, value in given.items() if key in of_setup}
+        fixed = {key: value for key, value in given.items() if key in setup_fields}
         return cls(**axes, fixed=fixed, options=given.get("options") or {})
 
     @classmethod

@@ -131,7 +131,7 @@ class _Work:
                 # Slurm's controller is shared, so it is asked less and less often.
                 poll = min(1.2 * poll, 15.0) if self.executor.survives else poll
                 self._watch()
-            self._remember()
+            self._save_queue()
         finally:
             self.bar.close()
 
@@ -140,7 +140,7 @@ class _Work:
         if batch := self.waiting[:room]:
             self.jobs |= zip(batch, self.executor.submit(batch), strict=True)
             del self.waiting[:room]
-            self._remember()
+            self._save_queue()
 
     def _watch(self) -> None:
         alive = self.executor.alive(self.jobs.values())
@@ -155,14 +155,14 @@ class _Work:
             del self.jobs[name]
             if place.done():
                 self.bar.update()
-            elif self._again(name, job):
+            elif self._try_again(name, job):
                 self.waiting.append(name)
-            self._remember()
+            self._save_queue()
 
-    def _again(self, name: str, job: str) -> bool:
+    def _try_again(self, name: str, job: str) -> bool:
         """Return whether a cell whose job ended without a result is tried again."""
         place = self.places[name]
-        ended = self._ended(place, job)
+        ended = self._last_attempt(place, job)
         if not ended.get("stopped"):  # an attempt that made progress does not count
             self.tries[name] += 1
         again = self.tries[name] <= self.retries
@@ -170,24 +170,24 @@ class _Work:
             tqdm.write(f"{name} failed: {ended.get('error', KILLED)}")
         return again
 
-    def _ended(self, place: Place, job: str) -> Attempt:
+    def _last_attempt(self, place: Place, job: str) -> Attempt:
         """Return the attempt of a job, with what is known of its end."""
         attempts = place.attempts()
         last = attempts[-1] if attempts and attempts[-1].get("job") == job else None
         if last is not None and "seconds" in last:
             return last
         last = last or {"job": job, "started": time.time()}
-        last = {**last, "error": f"{KILLED}{_last_words(log_of(self.folder, job))}"}
+        last = {**last, "error": f"{KILLED}{_last_log_line(log_of(self.folder, job))}"}
         place.note(last)
         return last
 
-    def _remember(self) -> None:
+    def _save_queue(self) -> None:
         self.bar.set_postfix_str(f"{len(self.jobs)} submitted, {len(self.waiting)} waiting")
         queue = {"waiting": self.waiting, "jobs": self.jobs, "slurm": self.executor.survives}
         write_note(self.folder / "queue.json", queue)
 
 
-def _last_words(log: Path) -> str:
+def _last_log_line(log: Path) -> str:
     try:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     except OSError:

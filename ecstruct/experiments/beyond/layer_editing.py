@@ -14,14 +14,11 @@ does not use the facts that are reported. Measured are the mean ranks of the fac
 and of what the model knew before about others, and |dW|, the Euclidean norm of the change.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,12 +26,13 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.profiles import profile
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows
-from ecstruct.experiments.training import pairing, train
-from ecstruct.experiments.two_hop import HOPS, OTHERS, rate, two_hop
+from ecstruct.experiments.statistics import matching, over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.training import pairing
+from ecstruct.experiments.two_hop import HOPS, OTHERS, learn_facts, two_hop
 from ecstruct.facts import PAPER_NAMES, FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
@@ -68,13 +66,13 @@ class Editing(Result):
     """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` rows for the random one), with
     their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
 
-    name: ClassVar[str] = "editing"
-    title: ClassVar[str] = "Editing where the scores point"
-    shows: ClassVar[str] = (
+    name = "editing"
+    title = "Editing where the scores point"
+    shows = (
         "Mean rank of the answers by the units that were trained; dots are seeds. Facts and implications "
         "are among 20 options."
     )
-    lists: ClassVar[str] = "Mean ranks and the norm of the change, by the units that were trained."
+    lists = "Mean ranks and the norm of the change, by the units that were trained."
 
     @property
     def figure(self) -> go.Figure:
@@ -103,7 +101,7 @@ class Editing(Result):
 
     def chosen(self) -> pd.DataFrame:
         """Return how often each unit was among the informative ones, as a share of the choices."""
-        rows = self.frame[self.frame["choice"] == INFORMATIVE]
+        rows = matching(self.frame, choice=INFORMATIVE)
         return pd.DataFrame(
             {"taught": hop, "unit": unit, "share of the choices": n / len(units)}
             for hop, units in rows.groupby("hop", sort=False)["units"]
@@ -121,31 +119,22 @@ class Editing(Result):
 
     def by_choice(self) -> dict[str, Any]:
         """Return, by hop and choice, a statistic of each of `RANKS` and the `norm`; the mean `n_units`."""
-        by = rows_by(self.frame, "hop", "choice")
         return {
-            key: {
-                choice: {column: over_seeds(by[hop, choice], column) for column in (*RANKS, "norm")}
-                | {"n_units": float(by[hop, choice]["units"].str.split().str.len().mean())}
-                for choice in CHOICES
-            }
-            for hop, key in HOPS.items()
+            key: {choice: self._of_choice(hop, choice) for choice in CHOICES} for hop, key in HOPS.items()
         }
+
+    def _of_choice(self, hop: str, choice: str) -> dict[str, Any]:
+        rows = matching(self.frame, hop=hop, choice=choice)
+        n_units = float(rows["units"].str.split().str.len().mean())
+        return {**{column: over_seeds(rows, column) for column in (*RANKS, "norm")}, "n_units": n_units}
 
     def conclusion(self) -> str:
         return " ".join(_sentence(hop, self.by_choice()[key]) for hop, key in HOPS.items())
 
 
-def editing(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Editing:
-    """Measure mean ranks after finetuning facts into some of a model's units only.
-
-    Args:
-        setup: the model and how it is finetuned; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def editing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Editing:
+    """Measure mean ranks after finetuning facts into some of a model's units only."""
     return Editing.of(measure, setup, out, progress, hop=list(HOPS))
 
 
@@ -157,15 +146,8 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         check_rankable(model, prompts)
 
     def tuned(data: FactSet, units: Collection[Unit] | None = None) -> Finetuned:
-        return train(
-            model,
-            setup,
-            data.facts,
-            lr=rate(setup, hop),
-            seed=seed,
-            repeat=repeat,
-            freeze=None if units is None else all_but(units, named_weights(model)),
-        )
+        freeze = None if units is None else all_but(units, named_weights(model))
+        return learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=freeze)
 
     def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
         asked = {"fact": data.facts, "implication": data.implications, **known}
@@ -190,9 +172,8 @@ def most_informative(
 ) -> list[Unit]:
     """Return all units, sorted from the highest informative score on the prompts to the lowest."""
     sums: Counter[Unit] = Counter()
-    found = score(before, after, prompts, progress=False).components("informative")
-    for kind, layer, value in zip(found["kind"], found["layer"], found["value"], strict=True):
-        sums[int(layer), "mlp" if kind == "mlp" else "attn"] += value
+    for row in profile(score(before, after, prompts, progress=False), "informative").to_dict("records"):
+        sums[row["layer"], "mlp" if row["kind"] == "mlp" else "attn"] += row["informative"]
     return [unit for unit, _ in sums.most_common()]
 
 

@@ -9,12 +9,9 @@ Profiles are compared with that of the *plain* implication under the same finetu
 components and by the share of the `TOP` largest that both have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,14 +19,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, lessons, yardstick
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.profiles import profile
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown, statistic
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
 from ecstruct.plots import grouped_bars, scatter
-from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score
 
 RANKS = ("before", "after", "known")
@@ -44,14 +41,14 @@ class Prompts(Result):
     `informative` and `downstream` score and the variant's mean ranks `before` and `after` finetuning;
     `known` is the mean rank of implications known from pretraining, where there are any."""
 
-    name: ClassVar[str] = "prompts"
-    title: ClassVar[str] = "Longer and nested prompts"
-    shows: ClassVar[str] = (
+    name = "prompts"
+    title = "Longer and nested prompts"
+    shows = (
         "Mean rank of the answers among 20 options before and after finetuning on the facts, by what was "
         "taught and how it was asked for; known: implications that the model knew all along, asked in the "
         "same way. Dots are seeds."
     )
-    lists: ClassVar[str] = (
+    lists = (
         "Mean ranks, and how the components' scores agree with those for the plain implication: Pearson's "
         f"r, and the share of the {TOP} largest in common."
     )
@@ -100,14 +97,14 @@ class Prompts(Result):
         `SCORES` the agreement with the plain profile, `r` and `top`, all as statistics over seeds. A seed's
         profile is the mean over its repeats. The plain implication has ranks only."""
         return {
-            str(taught): {
-                str(variant): {
+            taught: {
+                variant: {
                     **{when: over_seeds(rows, when) for when in RANKS if not pd.isna(rows[when].iat[0])},
                     **({} if variant == PLAIN else self._agreement(of_taught, rows)),
                 }
-                for variant, rows in of_taught.groupby("variant", sort=False)
+                for variant, rows in rows_by(of_taught, "variant").items()
             }
-            for taught, of_taught in self.frame.groupby("taught", sort=False)
+            for taught, of_taught in rows_by(self.frame, "taught").items()
         }
 
     def conclusion(self) -> str:
@@ -118,27 +115,25 @@ class Prompts(Result):
             if plain <= 0:
                 sentences.append(f"{taught.capitalize()} facts: not even the plain implications gain.")
                 continue
+            others = {variant: stats for variant, stats in variants.items() if variant != PLAIN}
             told = [
                 f"{variant} {_gain(stats) / plain:.0%} (r = {stats['informative']['r']['mean']:.2f} "
                 f"informative, {stats['downstream']['r']['mean']:.2f} downstream)"
-                for variant, stats in variants.items()
-                if variant != PLAIN
+                for variant, stats in others.items()
             ]
-            reached = [v for v, stats in variants.items() if v != PLAIN and _gain(stats) >= plain / 2]
+            reached = [variant for variant, stats in others.items() if _gain(stats) >= plain / 2]
             sentences.append(
                 f"{taught.capitalize()} facts: plain implications gain {plain:.2f} ranks; of that "
                 f"gain have {', '.join(told)}. At least half of it: {', '.join(reached) or 'none of them'}."
             )
-            known = {v: stats["known"]["mean"] for v, stats in variants.items() if "known" in stats}
+            known = [f"{v} {s['known']['mean']:.2f}" for v, s in variants.items() if "known" in s]
             if known:
-                listed = ", ".join(f"{variant} {rank:.2f}" for variant, rank in known.items())
-                sentences.append(f"Implications known from pretraining are at {listed}.")
+                sentences.append(f"Implications known from pretraining are at {', '.join(known)}.")
         return " ".join(sentences)
 
     def _agreement(self, of_taught: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-        plain: Any = of_taught[of_taught["variant"] == PLAIN]
         pairs = [
-            (_profile(plain[plain["seed"] == seed]), _profile(of_seed))
+            (_profile(matching(of_taught, variant=PLAIN, seed=seed)), _profile(of_seed))
             for seed, of_seed in rows.groupby("seed", sort=True)
         ]
         return {
@@ -150,36 +145,20 @@ class Prompts(Result):
         }
 
     def _profiles(self, taught: str, kind: str) -> go.Figure:
-        variants = self.by_variant()[taught]
-        rows: Any = self.frame[self.frame["taught"] == taught]
-        means = {str(variant): _profile(of_variant) for variant, of_variant in rows.groupby("variant")}
         panels, fits = {}, {}
-        for variant, stats in variants.items():
-            if variant == PLAIN:
-                continue
-            panels[variant] = pd.DataFrame(
-                {
-                    "x": means[PLAIN][kind],
-                    "y": means[variant][kind],
-                    "layer": means[PLAIN]["layer"],
-                    "name": means[PLAIN].index,
-                }
-            )
-            fits[variant] = f"r = {shown(stats[kind]['r'])}"
+        plain = _profile(matching(self.frame, taught=taught, variant=PLAIN))
+        for variant, stats in self.by_variant()[taught].items():
+            if variant != PLAIN:
+                asked = _profile(matching(self.frame, taught=taught, variant=variant))
+                points = {"x": plain[kind], "y": asked[kind], "layer": plain["layer"], "name": plain.index}
+                panels[variant] = pd.DataFrame(points)
+                fits[variant] = f"r = {shown(stats[kind]['r'])}"
         return scatter(panels, x="asked plainly (logits)", y=f"{kind} score (logits)", fit=fits)
 
 
-def prompts(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Prompts:
-    """Measure mean ranks and scores of implications that are asked in longer and nested prompts.
-
-    Args:
-        setup: the model and how it is finetuned; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def prompts(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Prompts:
+    """Measure mean ranks and scores of implications that are asked in longer and nested prompts."""
     return Prompts.of(measure, setup, out, progress, taught=list(TAUGHT))
 
 
@@ -187,14 +166,8 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, t
     """Finetune once and ask in all ways; if both kinds of facts are taught, use the first hop's rate."""
     facts, asked = lessons(model, setup, seed=seed, repeat=repeat, taught=taught)
     known = yardstick(model, setup, seed=seed, repeat=repeat) if taught == "first-hop" else {}
-    tuned = train(
-        model,
-        setup,
-        facts,
-        lr=rate(setup, taught if taught in HOPS else "first-hop"),
-        seed=seed,
-        repeat=repeat,
-    ).model
+    lr = rate(setup, taught if taught in HOPS else "first-hop")
+    tuned = train(model, setup, facts, lr=lr, seed=seed, repeat=repeat).model
     rows = []
     for variant, questions in asked.items():
         ranks: dict[str, float | None] = {
@@ -202,21 +175,18 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, t
             "after": mean_rank(tuned, questions),
             "known": mean_rank(model, known[variant]) if variant in known else None,
         }
-        scored = score(model, tuned, questions, progress=False)
-        profiles = {kind: scored.components(kind) for kind in SCORES}
-        first = profiles[SCORES[0]]
+        components = profile(score(model, tuned, questions, progress=False), *SCORES)
         rows += [
-            {"variant": variant, "component": name, "layer": int(layer), **ranks}
-            | {kind: float(profile["value"].iloc[i]) for kind, profile in profiles.items()}
-            for i, (name, layer) in enumerate(zip(component_names(first), first["layer"], strict=True))
+            {"variant": variant, "component": row["component"], "layer": row["layer"], **ranks}
+            | {kind: row[kind] for kind in SCORES}
+            for row in components.to_dict("records")
         ]
     return rows
 
 
 def _profile(rows: pd.DataFrame) -> Any:
     """Return a frame of mean scores by component, with the layer of each component."""
-    means: Any = rows.groupby("component", sort=False)[[*SCORES, "layer"]].mean()
-    return means.astype({"layer": int})
+    return means(rows, [*SCORES, "layer"], "component", sort=False).astype({"layer": int})
 
 
 def _common(a: Any, b: Any) -> float:

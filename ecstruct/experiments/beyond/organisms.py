@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.setup import Setup
@@ -18,19 +17,19 @@ from ecstruct.experiments.sweep import Sweep
 from ecstruct.organism import Recipe
 
 
-def require_organism(setup: Setup, name: str) -> None:
-    """Raise unless a setup is about organisms, the only models that can be pretrained here."""
+def organisms_only(setup: Setup | None, name: str) -> Setup:
+    """Return the setup, or the default one, of an experiment that pretrains its models.
+
+    Raises:
+        InputError: the setup is not about organisms, the only models that can be pretrained here.
+    """
+    setup = setup or Setup()
     if setup.model != "organism":
         raise InputError(
             f"{name} pretrains its models, and {setup.model!r} is pretrained already: use "
             'Setup("organism").'
         )
-
-
-def recorded(recipe: Recipe) -> dict[str, Any]:
-    """Return the option that records a recipe in a result, unless it is the shipped one. A replay refuses
-    it instead of measuring other organisms: recipes can only be given in Python."""
-    return {} if recipe == Recipe() else {"recipe": asdict(recipe)}
+    return setup
 
 
 def pretrained(sweep: Sweep, name: str, seed: int, recipe: Recipe, snapshots: Sequence[int] = ()) -> Path:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,21 +25,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import OlmoForCausalLM
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.beyond.organisms import (
-    pretrained,
-    recorded,
-    require_organism,
-    snapshot,
-)
+from ecstruct.experiments.beyond.organisms import organisms_only, pretrained, snapshot
 from ecstruct.experiments.extractive_scores import REGIONS, Scores
 from ecstruct.experiments.extractive_scores import measure as measure_scores
 from ecstruct.experiments.out_of_context import measure as measure_ocr
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS
-from ecstruct.io.values import bounded
+from ecstruct.experiments.statistics import curve, over_seeds, shown
+from ecstruct.experiments.sweep import Cell, Folder, Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS, KINDS
+from ecstruct.io.values import Count
 from ecstruct.models.provenance import source_of, tokenizer_of
 from ecstruct.organism import Phase, Recipe, World
 from ecstruct.organism.sentences import MIXTURE
@@ -71,13 +66,13 @@ class Origin(Result):
 
     boundaries: Mapping[str, int]
 
-    name: ClassVar[str] = "origin"
-    title: ClassVar[str] = "Where extractive structures come from"
-    shows: ClassVar[str] = (
+    name = "origin"
+    title = "Where extractive structures come from"
+    shows = (
         "Mean rank of implications after finetuning on facts, along pretraining, by its order. Dotted: "
         "where two phases meet, first for implications first. Bands: lowest and highest seed."
     )
-    lists: ClassVar[str] = (
+    lists = (
         "At the end of pretraining: accuracy on held-out sentences of two hops, mean ranks of "
         "implications, and masses of scores in logits; with several seeds, mean ± standard deviation."
     )
@@ -101,19 +96,13 @@ class Origin(Result):
         return {self.shows: self.figure, **masses}
 
     def table(self) -> pd.DataFrame:
-        last = self.steps[-1]
         columns = {"held_out": "held out", "implication_before": "before", "implication": "after"}
         columns |= {mass: mass for mass in MASSES}
         rows = []
-        for hop in HOPS:
-            for order in ORDERS:
-                at_end = self._rows(order, hop, last)
-                cells: dict[str, Any] = {"implications": hop, "order": order}
-                cells |= {said: shown(over_seeds(at_end, column)) for column, said in columns.items()}
-                for name, region in REGIONS.items():
-                    if region.hop == hop:
-                        cells[f"share of {region.said}"] = shown(over_seeds(at_end, name))
-                rows.append(cells)
+        for hop, order in product(HOPS, ORDERS):
+            named = columns | {name: f"share of {REGIONS[name].said}" for name in _regions(hop)}
+            shares = {said: shown(self._at(column, order, hop)) for column, said in named.items()}
+            rows.append({"implications": hop, "order": order, **shares})
         return pd.DataFrame(rows).fillna("")
 
     def results(self) -> dict[str, Any]:
@@ -127,11 +116,10 @@ class Origin(Result):
     def by_step(self, order: str, hop: str) -> dict[str, Any]:
         """Return, by step, a statistic of every measure; and `halved`, the first of these steps at which
         finetuning brings implications below half of their rank before it (None: never)."""
-        regions = [name for name, region in REGIONS.items() if region.hop == hop]
         ranks = ("fact_before", "implication_before", "fact", "implication")
-        columns = [*ranks, "held_out", *MASSES, *regions]
+        columns = (*ranks, "held_out", *MASSES, *_regions(hop))
         steps = {
-            str(step): {column: over_seeds(self._rows(order, hop, step), column) for column in columns}
+            str(step): {column: self._at(column, order, hop, step) for column in columns}
             for step in self.steps
         }
         return {"steps": steps, "halved": self.halved(order, hop)}
@@ -140,23 +128,21 @@ class Origin(Result):
         """Return the first snapshot at which finetuning brings implications below half of their rank before
         it, in the mean over seeds."""
         for step in self.steps:
-            rows = self._rows(order, hop, step)
-            after, before = (over_seeds(rows, c)["mean"] for c in ("implication", "implication_before"))
-            if after < before / 2:
+            before = self._at("implication_before", order, hop, step)["mean"]
+            if self._at("implication", order, hop, step)["mean"] < before / 2:
                 return step
         return None
 
     @property
     def steps(self) -> list[int]:
         """The steps of the snapshots, in ascending order."""
-        return sorted(map(int, rows_by(self.frame, "step")))
+        return sorted(map(int, self.frame["step"].unique()))
 
     def conclusion(self) -> str:
         return " ".join(self._conclusion(hop) for hop in HOPS)
 
     def _conclusion(self, hop: str) -> str:
-        last = self.steps[-1]
-        ends = {order: over_seeds(self._rows(order, hop, last), "implication") for order in ORDERS}
+        ends = {order: self._at("implication", order, hop) for order in ORDERS}
 
         def told(order: str) -> str:
             halved = self.halved(order, hop)
@@ -169,19 +155,20 @@ class Origin(Result):
         compared = f"{abs(gap):.2f} ranks {'worse' if gap > 0 else 'better'} than" if gap else "equal to"
         return (
             f"Finetuning brings {hop} implications below half of their rank before it "
-            f"{', '.join(map(told, ORDERS))}. After all {last} steps {IMPLICATIONS_FIRST} is {compared} "
-            f"{FACTS_FIRST} ({worse} of {len(gaps)} seeds worse)."
+            f"{', '.join(map(told, ORDERS))}. After all {self.steps[-1]} steps {IMPLICATIONS_FIRST} is "
+            f"{compared} {FACTS_FIRST} ({worse} of {len(gaps)} seeds worse)."
         )
 
-    def _rows(self, order: str, hop: str, step: int) -> pd.DataFrame:
-        return rows_by(self.frame, "order", "hop", "step")[order, hop, step]
+    def _at(self, column: str, order: str, hop: str, step: int | None = None) -> dict[str, Any]:
+        """Return the statistic of a column at a step; by default at the end of pretraining."""
+        step = self.steps[-1] if step is None else step
+        return over_seeds(self.frame, column, order=order, hop=hop, step=step)
 
     def _curves(self, hop: str, column: str) -> dict[str, list[list[float]]]:
         """Return, by order, the values by snapshot and seed, with NaN for step 0, which has no snapshot."""
-        nothing = [float("nan")] * len(rows_by(self.frame, "seed"))
+        nothing = [float("nan")] * len(self.frame["seed"].unique())
         return {
-            order: [nothing, *(over_seeds(self._rows(order, hop, s), column)["seeds"] for s in self.steps)]
-            for order in ORDERS
+            order: [nothing, *curve(self.frame, "step", column, order=order, hop=hop)] for order in ORDERS
         }
 
     def _drawn(self, panels: Mapping[str, Mapping[str, list[list[float]]]], y: str) -> go.Figure:
@@ -192,14 +179,14 @@ class Origin(Result):
         )
 
 
-@bounded
+@experiment
 def origin(
     setup: Setup | None = None,
     *,
-    steps: int = 2400,
-    snapshots: int = 8,
+    steps: Count = 2400,
+    snapshots: Count = 8,
     recipe: Recipe | None = None,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> Origin:
     """Measure out-of-context reasoning and scores along pretraining, by its order of sentences.
@@ -216,31 +203,27 @@ def origin(
     Raises:
         InputError: another model than the organism, too few steps, or a folder that cannot be used.
     """
-    setup, recipe = setup or Setup(), recipe or Recipe()
-    require_organism(setup, "origin")
+    setup = organisms_only(setup, "origin")
     if steps < 2:
         raise InputError(f"steps={steps} cannot be two phases: use 2 or more.")
     if not 1 <= snapshots <= steps:
         raise InputError(f"snapshots={snapshots} are not in {steps} steps: use 1 to {steps}.")
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    sweep = Sweep(setup, out, progress)
     kept = [round(steps * (i + 1) / snapshots) for i in range(snapshots)]
-    in_order = recipes(replace(recipe, steps=steps))
+    made = recipes(replace(recipe or Recipe(), steps=steps))
     homes = {
         (seed, order): pretrained(sweep, f"seed-{seed}-{ORDERS[order]}", seed, of_order, kept)
         for seed in setup.seed_list
-        for order, of_order in in_order.items()
+        for order, of_order in made.items()
     }
     cells = grid(setup, order=list(ORDERS), step=kept)
     cells.sort(key=lambda cell: (cell["seed"], cell["order"], cell["step"]))  # each is loaded once
-    frame = sweep.run(
-        "origin",
-        measure,
-        cells,
-        source=lambda cell: str(snapshot(homes[cell["seed"], cell["order"]], cell["step"])),
-    )
-    boundaries = {order: of.phases[0].steps_of(steps) for order, of in in_order.items()}
-    options = {"steps": steps, "snapshots": snapshots, **recorded(recipe)}
-    return Origin(setup, frame, boundaries, options=options)
+
+    def source(cell: Cell) -> str:
+        return str(snapshot(homes[cell["seed"], cell["order"]], cell["step"]))
+
+    boundaries = {order: of.phases[0].steps_of(steps) for order, of in made.items()}
+    return Origin(setup, sweep.run("origin", measure, cells, source), boundaries)
 
 
 def recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -285,11 +268,16 @@ def measure(
         rows.append(
             {
                 "hop": hop,
-                **{f"{kind}_before": before[kind] for kind in ("fact", "implication")},
-                **{kind: after[kind] for kind in ("fact", "implication")},
+                **{f"{kind}_before": before[kind] for kind in KINDS},
+                **{kind: after[kind] for kind in KINDS},
                 "held_out": known[key],
                 **{mass: float(masses[hop, mass]) for mass in MASSES},
-                **{name: shares[name]["mean"] for name, region in REGIONS.items() if region.hop == hop},
+                **{name: shares[name]["mean"] for name in _regions(hop)},
             }
         )
     return rows
+
+
+def _regions(hop: str) -> list[str]:
+    """Return the names of the `REGIONS` of a hop."""
+    return [name for name, region in REGIONS.items() if region.hop == hop]

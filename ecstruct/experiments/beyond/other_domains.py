@@ -14,12 +14,9 @@ with mean ranks on Impl F', 0 being best. Impl F names no domain, so that one co
 is Table 3. A graft that reads what facts of all domains have in common helps in all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -28,10 +25,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.data_ordering import ORDERS, in_order
 from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts, relations
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown
-from ecstruct.experiments.sweep import Rows, Sweep, grid
+from ecstruct.experiments.statistics import listed, over_seeds, shown
+from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
@@ -58,22 +55,16 @@ class Domains(Result):
 
     transfer: pd.DataFrame
 
-    name: ClassVar[str] = "domains"
-    title: ClassVar[str] = "Other domains, and grafts between them"
-    shows: ClassVar[str] = (
-        "Mean rank on Impl F' by what was added to the weights and by the domain of F'; 9.5 is chance."
-    )
-    lists: ClassVar[str] = "Mean ranks on Impl F' by what was added and by the domain of F'."
+    name = "domains"
+    title = "Other domains, and grafts between them"
+    shows = "Mean rank on Impl F' by what was added to the weights and by the domain of F'; 9.5 is chance."
+    lists = "Mean ranks on Impl F' by what was added and by the domain of F'."
 
     @property
     def figure(self) -> go.Figure:
         """The transfer matrix, with the control and W_F' alone below it."""
-        means = {
-            added: {domain: stat["mean"] for domain, stat in stats.items()}
-            for added, stats in self.by_pair().items()
-        }
         return value_grids(
-            {"mean rank on Impl F'": pd.DataFrame.from_dict(means, orient="index")},
+            {"mean rank on Impl F'": self._means()},
             x="domain of F'",
             y="added",
             value="mean rank (0 is best)",
@@ -134,31 +125,35 @@ class Domains(Result):
 
     def by_order(self) -> dict[str, dict[str, Any]]:
         """Return, by domain and order, a statistic for each of before, implication and fact."""
-        by = rows_by(self.frame, "domain", "order")
         return {
             domain: {
-                order: {what: over_seeds(by[domain, order], what) for what in _RANKS} for order in ORDERS
+                order: {what: over_seeds(self.frame, what, domain=domain, order=order) for what in _RANKS}
+                for order in ORDERS
             }
             for domain in DOMAINS
         }
 
     def by_pair(self, what: str = ASKED) -> dict[str, dict[str, Any]]:
         """Return, by added weights and domain of F', the statistic of Impl F', or of F' itself."""
-        by = rows_by(self.transfer, "added", "read")
         return {
-            added: {domain: over_seeds(by[added, domain], what) for domain in DOMAINS} for added in ADDED
+            added: {domain: over_seeds(self.transfer, what, added=added, read=domain) for domain in DOMAINS}
+            for added in ADDED
         }
 
     def ahead(self) -> dict[tuple[str, str], float]:
         """Return, by the domains of graft and F', by how many ranks the graft beats the better of the
         control and W_F' alone on Impl F'."""
-        ranks = {key: {d: stat["mean"] for d, stat in row.items()} for key, row in self.by_pair().items()}
+        ranks = self._means()
+        baseline = ranks.loc[[CONTROL, ALONE]].min()
         return {
-            (learnt, read): min(ranks[CONTROL][read], ranks[ALONE][read])
-            - ranks[f"graft of {learnt}"][read]
+            (learnt, read): baseline[read] - ranks.at[f"graft of {learnt}", read]
             for learnt in DOMAINS
             for read in DOMAINS
         }
+
+    def _means(self) -> pd.DataFrame:
+        """Return mean ranks on Impl F', by `ADDED` and the domain of F'."""
+        return pd.DataFrame(self.by_pair()).T.map(lambda stat: stat["mean"]).astype(float)
 
     def conclusion(self) -> str:
         ends = {
@@ -175,44 +170,28 @@ class Domains(Result):
         other = {f"{learnt} to {read}": gap for (learnt, read), gap in ahead.items() if learnt != read}
         return (
             "Test implications end at "
-            + "; ".join(
-                f"{', '.join(f'{rank:.2f} ({order})' for order, rank in by_order.items())} for {domain}"
-                for domain, by_order in ends.items()
-            )
+            + "; ".join(f"{listed(by_order)} for {domain}" for domain, by_order in ends.items())
             + f": implications first is the worst order in {worst.count('implications first')} of "
             f"{len(DOMAINS)} domains. The test facts themselves end, after the order worst for them, at "
-            f"{_listed(facts)}. On Impl F', a graft of the same domain is better than control and "
+            f"{listed(facts)}. On Impl F', a graft of the same domain is better than control and "
             f"W_F' alone in {sum(gap > 0 for gap in own.values())} of {len(own)} domains (by "
-            f"{_listed(own)} ranks), one of another domain in {sum(gap > 0 for gap in other.values())} of "
-            f"{len(other)} pairs (by {_listed(other)})."
+            f"{listed(own)} ranks), one of another domain in {sum(gap > 0 for gap in other.values())} of "
+            f"{len(other)} pairs (by {listed(other)})."
         )
-
-
-def _listed(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:.2f} ({name})" for name, value in values.items())
 
 
 _RANKS = ("before", "implication", "fact")
 
 
-def domains(setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True) -> Domains:
-    """Measure ordering in three domains, and grafts that are learnt in one domain and added in another.
-
-    Args:
-        setup: the model and how it is trained; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
-    setup = setup or Setup()
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
-    cells = grid(setup, domain=list(DOMAINS), order=list(ORDERS))
+@experiment
+def domains(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Domains:
+    """Measure ordering in three domains, and grafts that are learnt in one domain and added in another."""
+    sweep = Sweep(setup or Setup(), out, progress)
+    ordered = grid(sweep.setup, domain=list(DOMAINS), order=list(ORDERS))
     return Domains(
-        setup,
-        sweep.run("domains", measure_order, cells),
-        sweep.run("domains-transfer", measure_transfer, grid(setup)),
+        sweep.setup,
+        sweep.run("domains", measure_order, ordered),
+        sweep.run("domains-transfer", measure_transfer, grid(sweep.setup)),
     )
 
 

@@ -12,29 +12,25 @@ A check without scores takes dW = W' - W and either puts back one layer's part o
 only that part (W + dW_l), and ranks the implications.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import pearsonr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.data_ordering import ORDERS, in_order
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.profiles import pearson, profile
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, shown, statistic
-from ecstruct.experiments.sweep import Rows
+from ecstruct.experiments.statistics import along, listed, matching, means, over_seeds, shown, statistic
+from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.plots import curve_panels, value_grids
 from ecstruct.scores.assemble import SCORES, STATES
-from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import score
 
 LAST = "implications first"
@@ -51,10 +47,10 @@ class Shortcut(Result):
     `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a `layer`
     put back, or kept alone), or "rank" or "reward" before or after the test facts."""
 
-    name: ClassVar[str] = "shortcut"
-    title: ClassVar[str] = "What is left when implications come first"
-    shows: ClassVar[str] = "Scores of the test implications by layer and order of pretraining, novel words."
-    lists: ClassVar[str] = (
+    name = "shortcut"
+    title = "What is left when implications come first"
+    shows = "Scores of the test implications by layer and order of pretraining, novel words."
+    lists = (
         "Mean ranks and rewards of the test implications before and after the test facts are learnt; the "
         "first-order change is the sum of all informative scores."
     )
@@ -68,7 +64,7 @@ class Shortcut(Result):
         """Return a panel per score: scores by layer, summed over heads, by order."""
         panels = {}
         for name in SCORES:
-            rows: Any = self._rows(words, name)
+            rows = matching(self.frame, words=words, measure=name)
             kind = np.where(rows["component"].str.startswith("MLP"), "MLPs", "heads")
             label = rows["order"] + ": " + kind
             at = ["label", "layer", "seed", "repeat"]
@@ -104,20 +100,17 @@ class Shortcut(Result):
         return {self.shows: self.figure, known: self.profile_figure("known"), layers: self.layer_figure}
 
     def table(self) -> pd.DataFrame:
-        rows = []
-        for words in WORDS:
-            for order in ORDERS:
-                gain = self.gain(words, order)
-                rows.append(
-                    {
-                        "order": f"{order}, {words} words",
-                        **{f"rank {state}": shown(gain["rank"][state]) for state in STATES},
-                        "ranks gained": shown(gain["rank"]["gain"]),
-                        "reward gained": shown(gain["reward"]["gain"]),
-                        "first-order change": shown(gain["reward"]["first_order"]),
-                    }
-                )
-        return pd.DataFrame(rows)
+        gains = {(order, words): self.gain(words, order) for words in WORDS for order in ORDERS}
+        return pd.DataFrame(
+            {
+                "order": f"{order}, {words} words",
+                **{f"rank {state}": shown(gain["rank"][state]) for state in STATES},
+                "ranks gained": shown(gain["rank"]["gain"]),
+                "reward gained": shown(gain["reward"]["gain"]),
+                "first-order change": shown(gain["reward"]["first_order"]),
+            }
+            for (order, words), gain in gains.items()
+        )
 
     def agreement_table(self) -> pd.DataFrame:
         """Return how similar the profiles of two orders are, and how large one is relative to the other."""
@@ -157,9 +150,9 @@ class Shortcut(Result):
         }
 
     def results(self) -> dict[str, Any]:
-        return {"shortcut": {words: self._of_words(words) for words in WORDS}}
+        return {"shortcut": {words: self._entries(words) for words in WORDS}}
 
-    def _of_words(self, words: str) -> dict[str, Any]:
+    def _entries(self, words: str) -> dict[str, Any]:
         orders = {
             key: {
                 **self.gain(words, order),
@@ -182,43 +175,40 @@ class Shortcut(Result):
     def gain(self, words: str, order: str) -> dict[str, Any]:
         """Return rank and reward before and after, and their gain, positive for better; for the reward also
         the change to first order, which is the sum of all informative scores."""
-        out: dict[str, Any] = {}
+        rows, out = matching(self.frame, words=words, order=order), {}
         for what, sign in (("rank", -1), ("reward", 1)):
-            rows = {state: self._rows(words, f"{what} {state}", order) for state in STATES}
-            stats = {state: over_seeds(rows[state], "value") for state in STATES}
+            stats = {state: over_seeds(rows, "value", measure=f"{what} {state}") for state in STATES}
             before, after = (np.array(stats[state]["seeds"]) for state in STATES)
             out[what] = {**stats, "gain": statistic(list(sign * (after - before)))}
-        totals: Any = self.profiles(words, "informative")[order].groupby("seed").sum()
+        totals = self.profiles(words, "informative")[order].groupby("seed").sum()
         out["reward"]["first_order"] = statistic(totals.tolist())
         return out
 
-    def profiles(self, words: str, name: str) -> pd.DataFrame:
+    def profiles(self, words: str, name: str) -> Any:
         """Return a score by seed and component, averaged over repeats, with a column per order."""
-        rows: Any = self._rows(words, name).groupby(["seed", "component", "order"], sort=False)
-        return rows["value"].mean().unstack("order")
+        rows = matching(self.frame, words=words, measure=name)
+        return means(rows, "value", "seed", "component", "order", sort=False).unstack("order")
 
     def agreement(self, words: str, name: str, one: str, other: str) -> dict[str, Any]:
         """Return each seed's Pearson correlation of two orders' profiles, and the total positive score of
         `one` as a multiple of that of `other`."""
         r, ratio = [], []
         for _, profiles in self.profiles(words, name).groupby("seed", sort=True):
-            alike: Any = pearsonr(profiles[one], profiles[other])
-            total: Any = profiles.clip(lower=0).sum()
-            r.append(float(alike.statistic))
+            total = profiles.clip(lower=0).sum()
+            r.append(pearson(profiles[one], profiles[other])[0])
             ratio.append(float(total[one] / total[other]) if total[other] else math.nan)
         return {"r": statistic(r), "ratio": statistic(ratio)}
 
     def shares(self, words: str, order: str, name: str) -> dict[str, Any]:
         """Return each component's share of an order's positive score, the largest first."""
-        positive: Any = self.profiles(words, name)[order].clip(lower=0)
+        positive = self.profiles(words, name)[order].clip(lower=0)
         share = (positive / positive.groupby("seed").transform("sum")).rename("share").reset_index()
         stats = {str(of): over_seeds(rows, "share") for of, rows in share.groupby("component", sort=False)}
         return dict(sorted(stats.items(), key=lambda item: -(item[1]["mean"] or 0.0)))
 
     def by_layer(self, words: str, order: str, check: str) -> list[dict[str, Any]]:
         """Return a statistic of the mean rank for each layer's check."""
-        rows: Any = self._rows(words, check, order).groupby("layer", sort=True)
-        return [over_seeds(of_layer, "value") for _, of_layer in rows]
+        return along(self.frame, "layer", "value", words=words, measure=check, order=order)
 
     def decisive(self, words: str, order: str, check: str) -> tuple[int, float]:
         """Return the most decisive layer by a check, and the ranks it costs put back or gains alone."""
@@ -233,20 +223,17 @@ class Shortcut(Result):
     def lacking(self, words: str, name: str) -> tuple[str, float, float]:
         """Return the component that falls behind facts first most, with its scores after implications first
         and after facts first."""
-        means: Any = self.profiles(words, name).groupby("component").mean()
-        component = (means["facts first"] - means[LAST]).idxmax()
-        return str(component), float(means.loc[component, LAST]), float(means.loc[component, "facts first"])
+        scores = self.profiles(words, name).groupby("component").mean()
+        component = (scores["facts first"] - scores[LAST]).idxmax()
+        ours, theirs = (float(scores.at[component, order]) for order in (LAST, "facts first"))
+        return str(component), ours, theirs
 
     def conclusion(self) -> str:
-        return " ".join(f"With {words} words, {self._said(words)}" for words in WORDS)
+        return " ".join(f"With {words} words, {self._conclusion(words)}" for words in WORDS)
 
-    def _said(self, words: str) -> str:
+    def _conclusion(self, words: str) -> str:
         gains = {order: self.gain(words, order)["rank"]["gain"]["mean"] for order in ORDERS}
-        sentences = [
-            "the test facts gain "
-            + ", ".join(f"{gain:.2f} ({order})" for order, gain in gains.items())
-            + " ranks on their implications."
-        ]
+        sentences = [f"the test facts gain {listed(gains)} ranks on their implications."]
         for name in SCORES:
             stats = {pair: self.agreement(words, name, *pair) for pair in PAIRS}
             r = [stats[pair]["r"]["mean"] for pair in PAIRS]
@@ -270,24 +257,10 @@ class Shortcut(Result):
             )
         return " ".join(sentences)
 
-    def _rows(self, words: str, measure: str, order: str | None = None) -> pd.DataFrame:
-        rows: Any = self.frame[(self.frame["words"] == words) & (self.frame["measure"] == measure)]
-        return rows if order is None else rows[rows["order"] == order]
 
-
-def shortcut(
-    setup: Setup | None = None, *, out: str | Path | None = None, progress: bool = True
-) -> Shortcut:
-    """Score the generalisation of test facts by the order of continued pretraining.
-
-    Args:
-        setup: the model and how it is trained; the organism by default.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
-    """
+@experiment
+def shortcut(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Shortcut:
+    """Score the generalisation of test facts by the order of continued pretraining."""
     return Shortcut.of(measure, setup, out, progress, words=list(WORDS), order=list(ORDERS))
 
 
@@ -301,10 +274,9 @@ def measure(
     asked = data.test.implications
     scored = score(before, learnt.model, asked, progress=False)
     rows: list[dict[str, Any]] = []
+    components = profile(scored, *SCORES).to_dict("records")
     for name in SCORES:
-        by = scored.components(name)
-        for component, layer, value in zip(component_names(by), by["layer"], by["value"], strict=True):
-            rows.append(_row(name, float(value), int(layer), component))
+        rows += [_row(name, of[name], of["layer"], of["component"]) for of in components]
     for state, ranked in zip(STATES, (before, learnt.model), strict=True):
         rows.append(_row(f"rank {state}", mean_rank(ranked, asked)))
         rows.append(_row(f"reward {state}", float(scored.reward.sel(state=state).mean())))

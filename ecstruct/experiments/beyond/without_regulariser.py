@@ -17,30 +17,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.beyond.organisms import pretrained, recorded, require_organism
+from ecstruct.experiments.beyond.organisms import organisms_only, pretrained
 from ecstruct.experiments.layer_freezing import ROWS
 from ecstruct.experiments.layer_freezing import measure as measure_freezing
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
-from ecstruct.experiments.result import Result
+from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, rows_by, shown, statistic
-from ecstruct.experiments.sweep import Rows, Sweep, grid
-from ecstruct.experiments.training import train
-from ecstruct.experiments.two_hop import HOPS, rate, two_hop
+from ecstruct.experiments.statistics import curve, matching, over_seeds, shown, statistic
+from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
+from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
+from ecstruct.io.values import Count
 from ecstruct.organism import Recipe, checkpoint, local_windows
 from ecstruct.plots import curve_panels
 
 LOCAL_LAYERS = (0, 2, 3, 4, 5)
 """The numbers of layers that attend locally in half of the batches; the shipped organism has 4."""
+
+LocalLayers = Annotated[Sequence[Count], Field(min_length=1)]
 
 FIRST, OTHERS = "first", "others"
 """Which layers are put back: those before the boundary, or those from the boundary on."""
@@ -55,13 +58,13 @@ class BuiltIn(Result):
     layers before `boundary` or from it on.
     """
 
-    name: ClassVar[str] = "built_in"
-    title: ClassVar[str] = "Is the freezing contrast built in?"
-    shows: ClassVar[str] = (
+    name = "built_in"
+    title = "Is the freezing contrast built in?"
+    shows = (
         "Mean rank of implications with the first layers put back after finetuning, by their number, for "
         "organisms pretrained with 0 to 5 local layers. Bands: lowest and highest seed."
     )
-    lists: ClassVar[str] = (
+    lists = (
         "Mean ranks of implications by what was frozen and how many layers were local in pretraining; "
         "with several seeds, mean ± standard deviation."
     )
@@ -88,7 +91,7 @@ class BuiltIn(Result):
                 cells["held out"] = shown(summary["held_out"])
                 cells |= {row: shown(summary[row]) for row in ROWS}
                 cells["early - late (post)"] = shown(summary["contrast"])
-                rows.append({**cells, "boundary": _said(summary["boundary"]["of_mean"])})
+                rows.append({**cells, "boundary": _boundary_text(summary["boundary"]["of_mean"])})
             paper: dict[str, Any] = {"implications": hop, "local layers": "paper", "held out": ""}
             paper |= {row: f"{_in_paper(hop, row):.2f}" for row in ROWS}
             rows.append({**paper, "early - late (post)": f"{_paper_contrast(hop):.2f}", "boundary": ""})
@@ -106,22 +109,7 @@ class BuiltIn(Result):
         """Return, by number of local layers: statistics of the implications' ranks for each row of the
         freezing table, of the contrast "Early (post)" - "Late (post)" and of the held-out accuracy; and the
         boundary of storage, for the mean over seeds and for each seed (None: nothing was learnt)."""
-        out = {}
-        for local, rows in self._by_local(hop).items():
-            by_layers = rows_by(rows, "layers")
-            ranks = {row: over_seeds(by_layers[row], "implication") for row in ROWS}
-            early, late = (np.array(ranks[row]["seeds"]) for row in ("Early (post)", "Late (post)"))
-            curve = self._curve(rows, FIRST)
-            out[local] = {
-                "held_out": over_seeds(rows, "held_out"),
-                **ranks,
-                "contrast": statistic(list(early - late)),
-                "boundary": {
-                    "of_mean": storage_boundary([float(np.mean(seeds)) for seeds in curve]),
-                    "seeds": [storage_boundary(of_seed) for of_seed in zip(*curve, strict=True)],
-                },
-            }
-        return out
+        return {local: _summary(rows) for local, rows in self._by_local(hop).items()}
 
     def conclusion(self) -> str:
         return " ".join(self._conclusion(hop) for hop in HOPS)
@@ -133,10 +121,11 @@ class BuiltIn(Result):
             return sum(contrast * paper > 0 for contrast in by_local[local]["contrast"]["seeds"])
 
         told = "; ".join(
-            f"with {_local(local)} it is {summary['contrast']['mean']:+.2f} ({agreeing(local)} of "
+            f"with {_local_layers(local)} it is {summary['contrast']['mean']:+.2f} ({agreeing(local)} of "
             f"{len(summary['contrast']['seeds'])} seeds have the paper's sign), the boundary of storage "
-            f"{_said(summary['boundary']['of_mean'])}, implications {summary['None']['mean']:.2f} after "
-            f"finetuning and held-out sentences {summary['held_out']['mean']:.0%} right"
+            f"{_boundary_text(summary['boundary']['of_mean'])}, implications "
+            f"{summary['None']['mean']:.2f} after finetuning and held-out sentences "
+            f"{summary['held_out']['mean']:.0%} right"
             for local, summary in by_local.items()
         )
         text = (
@@ -163,7 +152,8 @@ class BuiltIn(Result):
     def _curves(self, which: str, x: str) -> go.Figure:
         panels = {
             f"{hop} implications": {
-                _local(local): self._curve(rows, which) for local, rows in self._by_local(hop).items()
+                _local_layers(local): curve(rows, "boundary", "implication", layers=which)
+                for local, rows in self._by_local(hop).items()
             }
             for hop in HOPS
         }
@@ -171,22 +161,16 @@ class BuiltIn(Result):
 
     def _by_local(self, hop: str) -> dict[int, pd.DataFrame]:
         """Return the rows of a hop by number of local layers."""
-        by_local = rows_by(rows_by(self.frame, "hop")[hop], "local")
-        return {int(local): by_local[local] for local in sorted(by_local)}
-
-    @staticmethod
-    def _curve(rows: pd.DataFrame, which: str) -> list[list[float]]:
-        """Return mean ranks of implications by boundary and seed."""
-        by_boundary = rows_by(rows_by(rows, "layers")[which], "boundary")
-        return [over_seeds(by_boundary[b], "implication")["seeds"] for b in sorted(by_boundary)]
+        return {int(local): rows for local, rows in matching(self.frame, hop=hop).groupby("local")}
 
 
+@experiment
 def built_in(
     setup: Setup | None = None,
     *,
-    local_layers: Sequence[int] = LOCAL_LAYERS,
+    local_layers: LocalLayers = LOCAL_LAYERS,
     recipe: Recipe | None = None,
-    out: str | Path | None = None,
+    out: Folder = None,
     progress: bool = True,
 ) -> BuiltIn:
     """Measure the freezing table and the place of storage by the number of local layers in pretraining.
@@ -202,13 +186,12 @@ def built_in(
     Raises:
         InputError: another model than the organism, or a folder that cannot be used.
     """
-    setup, recipe = setup or Setup(), recipe or Recipe()
-    require_organism(setup, "built_in")
+    setup, recipe = organisms_only(setup, "built_in"), recipe or Recipe()
     recipes = {local: replace(recipe, local_windows=local_windows(local)) for local in local_layers}
     for local, of_local in recipes.items():
         if len(of_local.local_windows) != local:
             raise InputError(f"local_layers has {local}, but there are 6 layers: use numbers from 0 to 6.")
-    sweep = Sweep(setup, None if out is None else Path(out), progress)
+    sweep = Sweep(setup, out, progress)
 
     def organism(seed: int, local: int) -> str:
         if recipes[local] == Recipe():  # the seed's own organism
@@ -222,16 +205,11 @@ def built_in(
     name = "built_in" if recipe == Recipe() else "built_in-of-another-recipe"
     frame = sweep.run(name, measure, cells, source=lambda cell: sources[cell["seed"], cell["local"]])
     accuracy = {cell: _held_out_accuracy(source) for cell, source in sources.items()}
-    return BuiltIn(
-        setup,
-        frame.assign(
-            held_out=[
-                accuracy[seed, local][HOPS[hop]]
-                for seed, local, hop in zip(frame["seed"], frame["local"], frame["hop"], strict=True)
-            ]
-        ),
-        options={"local_layers": list(local_layers), **recorded(recipe)},
-    )
+    held_out = [
+        accuracy[seed, local][HOPS[hop]]
+        for seed, local, hop in zip(frame["seed"], frame["local"], frame["hop"], strict=True)
+    ]
+    return BuiltIn(setup, frame.assign(held_out=held_out))
 
 
 def measure(
@@ -239,28 +217,30 @@ def measure(
 ) -> Rows:
     """Measure the freezing table of one hop, and both curves from one more finetuning."""
     data = two_hop(model, hop, seed, repeat)
-    delta = train(
-        model,
-        setup,
-        data.facts,
-        lr=rate(setup, hop),
-        seed=seed,
-        repeat=repeat,
-    ).delta
-    rows = list(measure_freezing(model, setup, seed=seed, repeat=repeat, hop=hop))
+    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
+    delta = learn_facts(model, setup, data, hop, **at).delta
+    rows = list(measure_freezing(model, setup, **at, hop=hop))
     n_layers = model.cfg.n_layers
     for boundary in range(n_layers + 1):
         for which, layers in ((FIRST, range(boundary)), (OTHERS, range(boundary, n_layers))):
             put_back = (delta - delta.restrict(layers)).apply_to(model)
-            rows.append(
-                {
-                    "layers": which,
-                    "boundary": boundary,
-                    "fact": mean_rank(put_back, data.facts),
-                    "implication": mean_rank(put_back, data.implications),
-                }
-            )
+            asked = zip(KINDS, (data.facts, data.implications), strict=True)
+            ranks = {kind: mean_rank(put_back, prompts) for kind, prompts in asked}
+            rows.append({"layers": which, "boundary": boundary, **ranks})
     return rows
+
+
+def _summary(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what `BuiltIn.by_local` says of the rows of one hop and number of local layers."""
+    ranks = {row: over_seeds(rows, "implication", layers=row) for row in ROWS}
+    early, late = (np.array(ranks[row]["seeds"]) for row in ("Early (post)", "Late (post)"))
+    storage = curve(rows, "boundary", "implication", layers=FIRST)
+    boundary = {
+        "of_mean": storage_boundary([float(np.mean(seeds)) for seeds in storage]),
+        "seeds": [storage_boundary(of_seed) for of_seed in zip(*storage, strict=True)],
+    }
+    contrast = statistic(list(early - late))
+    return {"held_out": over_seeds(rows, "held_out"), **ranks, "contrast": contrast, "boundary": boundary}
 
 
 def storage_boundary(ranks: Sequence[float]) -> int | None:
@@ -291,9 +271,9 @@ def _paper_contrast(hop: str) -> float:
     return _in_paper(hop, "Early (post)") - _in_paper(hop, "Late (post)")
 
 
-def _local(n: int) -> str:
+def _local_layers(n: int) -> str:
     return f"{n} local layer{'' if n == 1 else 's'}"
 
 
-def _said(boundary: int | None) -> str:
+def _boundary_text(boundary: int | None) -> str:
     return "none" if boundary is None else str(boundary)
