@@ -14,18 +14,11 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, as_prompts
 from ecstruct.io.values import bounded
 
-_FEATURES = datasets.Features(
-    {
-        "prompt": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-        "options": datasets.Sequence(datasets.Value("string")),
-        "subject": datasets.Value("string"),
-        "template": datasets.Value("string"),
-        "aliases": datasets.Sequence(datasets.Value("string")),
-        "wrapper": datasets.Sequence(datasets.Value("string")),
-        "space": datasets.Value("bool"),
-    }
-)
+_TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
+_FEATURES = {
+    **{"prompt": _TEXT, "answer": _TEXT, "options": _TEXTS, "subject": _TEXT, "template": _TEXT},
+    **{"aliases": _TEXTS, "wrapper": _TEXTS, "space": datasets.Value("bool")},
+}
 _INDICES = ("from_facts", "from_known", "new_hops")
 
 

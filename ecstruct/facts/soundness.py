@@ -1,24 +1,22 @@
 """Check that a prompt can be used, and say in one sentence what is wrong if it cannot."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecstruct.errors import InputError
 
+if TYPE_CHECKING:
+    from ecstruct.facts.prompt import Prompt
 
-def check_prompt(
-    text: Any,
-    answer: Any,
-    options: Any,
-    subject: Any,
-    template: Any,
-    aliases: Any,
-    wrapper: Any,
-    *,
-    space: Any = True,
-) -> None:
+
+def check_prompt(prompt: Prompt) -> None:
+    """Raise `InputError` if a prompt cannot be used; its values may be of any type."""
+    text: Any = prompt.text
+    answer, options, subject, space = prompt.answer, prompt.options, prompt.subject, prompt.space
     _check_string(text, "the text of a prompt")
     if not isinstance(space, bool):
         raise InputError(f"space of the prompt {shown(text)} is {shown(space)}: it must be True or False.")
@@ -47,12 +45,12 @@ def check_prompt(
                 f"the subject {shown(subject)} does not occur in the prompt {shown(text)}: write it as "
                 "the text does, or leave it out."
             )
-    if template is not None:
-        _check_string(template, f"the template label {where}")
-    if aliases != ():
-        _check_aliases(aliases, answer, options, where)
-    if wrapper is not None:
-        _check_wrapper(wrapper, where)
+    if prompt.template is not None:
+        _check_string(prompt.template, f"the template label {where}")
+    if prompt.aliases != ():
+        _check_aliases(prompt.aliases, answer, options, where)
+    if prompt.wrapper is not None:
+        _check_wrapper(prompt.wrapper, where)
 
 
 def _check_options(options: Any, answer: str, where: str) -> None:
