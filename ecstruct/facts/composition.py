@@ -92,9 +92,9 @@ def compose(
         new = filled(fact, named, subjects, None, labels[0], holder="{name}")
         implied = filled(ask.replace("{}", mention), named, objects, None, labels[1], holder="{name}")
     else:
-        of_subject = fact.replace("{object}", mention)
+        implication = fact.replace("{object}", mention)
         new = filled(fact, objects, named, None, labels[0], holder="{object}")
-        implied = filled(of_subject, subjects, named, None, labels[1], holder="{subject}")
+        implied = filled(implication, subjects, named, None, labels[1], holder="{subject}")
     known = filled(ask, subjects, objects, None, labels[2])
     derivations = [Derivation((i,), (i,), (1 if hop == "first" else 2,)) for i in range(len(chosen))]
     return FactSet(new, implied, f"{relation.name}, {hop} hop new", known, derivations)
