@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import shortened
 
 if TYPE_CHECKING:
     from ecstruct.facts.prompt import Prompt
@@ -175,8 +176,8 @@ def _in_two_forms(what: str, value: str, other: str) -> str:
     return f"{told} differ in their Unicode normal form only, and look the same: {_NORMALISE}."
 
 
-def _ascii(text: str, most: int = 200) -> str:
-    return ascii(text if len(text) <= most else f"{text[:most]}...")
+def _ascii(text: str) -> str:
+    return ascii(shortened(text, 200))
 
 
 def shown(value: Any, most: int = 200) -> str:

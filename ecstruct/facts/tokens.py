@@ -24,6 +24,7 @@ from ecstruct.facts.alignment import Span, entity_spans, subject_span
 from ecstruct.facts.encoding import WORDS, check_known, encode, has_unknown, offsets, readable, split
 from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.io.values import shortened
 
 MISSING = -1
 """The padding of `answer_ids` and `option_ids` in a `Batch`, where a prompt has fewer than another."""
@@ -89,7 +90,7 @@ def tokenize(
         n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
         if n_ctx is not None and n_read > n_ctx:
             raise InputError(
-                f"the prompt {_shortened(prompt.text)} and its answer {_shortened(prompt.answer)} "
+                f"the prompt {shortened(prompt.text)!r} and its answer {shortened(prompt.answer)!r} "
                 f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
             )
         tokens = tuple(readable(ids, tokenizer))
@@ -186,10 +187,10 @@ def _warn_of_unknown_words(
     if unknown:
         _log.warning(
             "%d of %d prompts have words that are not in the vocabulary of this tokenizer, among "
-            "them %s: the model reads %s for each.",
+            "them %r: the model reads %s for each.",
             len(unknown),
             len(tokenized),
-            _shortened(unknown[0]),
+            shortened(unknown[0]),
             tokenizer.unk_token,
         )
 
@@ -235,7 +236,3 @@ def _wrapper_size(prompt: Prompt, characters: Sequence[Span]) -> tuple[int, int]
     if not in_text:
         raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
     return in_text[0], len(characters) - 1 - in_text[-1]
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else f"{text[:most]}...")

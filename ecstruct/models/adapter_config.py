@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
-from ecstruct.io.values import Number, Whole, check, or_none
+from ecstruct.io.values import Number, Whole, check, or_none, shortened
 from ecstruct.models.checkpoint import TensorFiles
 
 SECONDS = 5.0
@@ -85,8 +85,8 @@ def _check_ranks(path: Path, config: Mapping[str, Any], weights: Path) -> None:
     for rank in (config.get("r", 1), *(config.get("rank_pattern") or {}).values()):
         if rank > most:
             raise InputError(
-                f"{path} has the rank {_shortened(rank)}, and no weight of the adapter is larger than "
-                f"{most}: use the adapter_config.json that was saved with it."
+                f"{path} has the rank {_shown(rank)}, and no weight of the adapter is larger than {most}: "
+                "use the adapter_config.json that was saved with it."
             )
 
 
@@ -95,7 +95,7 @@ def _check_tokens(path: Path, given: Any, hf: Any) -> None:
     for tokens in given.values() if isinstance(given, dict) else [given or []]:
         if tokens and max(tokens) >= n_tokens:
             raise InputError(
-                f"{path} trains the token {_shortened(max(tokens))} of a vocabulary of {n_tokens}: use the "
+                f"{path} trains the token {_shown(max(tokens))} of a vocabulary of {n_tokens}: use the "
                 "model that the adapter was trained on."
             )
 
@@ -109,7 +109,7 @@ def _check_patterns(path: Path, config: Mapping[str, Any], names: list[str]) -> 
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
             raise InputError(
-                f"{path} has {_shortened(pattern)}, which is no pattern of modules ({error})."
+                f"{path} has {_shown(pattern)}, which is no pattern of modules ({error})."
             ) from error
     try:
         subprocess.run(
@@ -121,8 +121,8 @@ def _check_patterns(path: Path, config: Mapping[str, Any], names: list[str]) -> 
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"{path} names modules by {_shortened(patterns[0])}, which takes longer than {SECONDS:g} "
-            "seconds to be compared with those of this model: list the modules by their names."
+            f"{path} names modules by {_shown(patterns[0])}, which takes longer than {SECONDS:g} seconds "
+            "to be compared with those of this model: list the modules by their names."
         ) from error
 
 
@@ -134,6 +134,6 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[str]:
         yield from config.get(key) or {}
 
 
-def _shortened(value: Any, most: int = 60) -> str:
-    text = repr(value) if isinstance(value, str) or value.bit_length() < 200 else "a number of many digits"
-    return text if len(text) <= most else f"{text[:most]}..."
+def _shown(value: str | int) -> str:
+    many_digits = isinstance(value, int) and value.bit_length() >= 200
+    return "a number of many digits" if many_digits else shortened(repr(value))

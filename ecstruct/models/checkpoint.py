@@ -103,7 +103,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def of_file(cls, path: Path) -> TensorFiles:
         spans = {}
         try:
-            with safe_open(path, framework="np") as opened, path.open("rb") as file:
+            with path.open("rb") as file, safe_open(path, framework="np") as opened:
                 start = 8 + int.from_bytes(file.read(8), "little")  # the length of the header comes first
                 for name in opened.offset_keys():  # tensors follow one another without gaps
                     entry = opened.get_slice(name)
