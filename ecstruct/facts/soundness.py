@@ -1,23 +1,18 @@
 """Check that a prompt can be used, and say in one sentence what is wrong if it cannot."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.io.values import shortened
 
-if TYPE_CHECKING:
-    from ecstruct.facts.prompt import Prompt
 
-
-def check_prompt(prompt: Prompt) -> None:
-    """Raise `InputError` if a prompt cannot be used; its values may be of any type."""
-    text: Any = prompt.text
-    answer, options, subject, space = prompt.answer, prompt.options, prompt.subject, prompt.space
+def check_prompt(prompt: Any) -> None:
+    """Raise `InputError` if a `Prompt` cannot be used; its values may be of any type."""
+    text, answer, options, subject = prompt.text, prompt.answer, prompt.options, prompt.subject
+    space = prompt.space
     _check_string(text, "the text of a prompt")
     if not isinstance(space, bool):
         raise InputError(f"space of the prompt {shown(text)} is {shown(space)}: it must be True or False.")
