@@ -18,7 +18,7 @@ import numpy as np
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.prompt import filled
 from ecstruct.facts.readers.case import Hop
 from ecstruct.facts.relations import Relation, read_relations
 from ecstruct.io.values import bounded
@@ -86,21 +86,17 @@ def compose(
             f"{len(pairs)} samples of {known_relation!r}, {len(people)} names and n={n} make no two facts "
             "of different objects: give more."
         )
-    new: list[Prompt] = []
-    implied: list[Prompt] = []
+    named, subjects, objects = zip(*chosen, strict=True)
     labels = [f"{relation.name}, {part}" for part in ("new", "implied", "known")]
-    for name, subject, answer in chosen:
-        if hop == "first":
-            spoken = mention.replace("{name}", name)
-            new.append(Prompt(fact.replace("{name}", name), subject, None, name, labels[0]))
-            implied.append(Prompt(ask.replace("{}", spoken), answer, None, name, labels[1]))
-        else:
-            spoken = mention.replace("{subject}", subject)
-            new.append(Prompt(fact.replace("{object}", answer), name, None, answer, labels[0]))
-            implied.append(Prompt(fact.replace("{object}", spoken), name, None, subject, labels[1]))
-    known = [Prompt(ask.replace("{}", s), o, None, s, labels[2]) for _, s, o in chosen]
-    new_hops = (1,) if hop == "first" else (2,)
-    derivations = [Derivation((i,), (i,), new_hops) for i in range(len(chosen))]
+    if hop == "first":
+        new = filled(fact, named, subjects, None, labels[0], holder="{name}")
+        implied = filled(ask.replace("{}", mention), named, objects, None, labels[1], holder="{name}")
+    else:
+        implication = fact.replace("{object}", mention)
+        new = filled(fact, objects, named, None, labels[0], holder="{object}")
+        implied = filled(implication, subjects, named, None, labels[1], holder="{subject}")
+    known = filled(ask, subjects, objects, None, labels[2])
+    derivations = [Derivation((i,), (i,), (1 if hop == "first" else 2,)) for i in range(len(chosen))]
     return FactSet(new, implied, f"{relation.name}, {hop} hop new", known, derivations)
 
 

@@ -14,18 +14,12 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, as_prompts
 from ecstruct.io.values import bounded
 
-_FEATURES = datasets.Features(
-    {
-        "prompt": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-        "options": datasets.Sequence(datasets.Value("string")),
-        "subject": datasets.Value("string"),
-        "template": datasets.Value("string"),
-        "aliases": datasets.Sequence(datasets.Value("string")),
-        "wrapper": datasets.Sequence(datasets.Value("string")),
-        "space": datasets.Value("bool"),
-    }
-)
+_TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
+_FEATURES = {
+    **{"prompt": _TEXT, "answer": _TEXT, "options": _TEXTS, "subject": _TEXT, "template": _TEXT},
+    **{"aliases": _TEXTS, "wrapper": _TEXTS, "space": datasets.Value("bool")},
+}
+_INTEGER = datasets.Value("int64")
 _INDICES = ("from_facts", "from_known", "new_hops")
 
 
@@ -137,7 +131,7 @@ class FactSet:
         others = [set(self.facts[i].options or ()) - {self.facts[i].answer} for i in order]
         # Both sides are in random order, so the matching is random.
         matched = maximum_bipartite_matching(
-            csr_array([[answer in its for answer in answers] for its in others]), perm_type="column"
+            csr_array([[answer in options for answer in answers] for options in others]), perm_type="column"
         )
         if (matched < 0).any():
             answer, count = Counter(answers).most_common(1)[0]
@@ -156,25 +150,28 @@ class FactSet:
         datasets' description. Implications with derivations also have the columns from_facts, from_known
         and new_hops. Splits without prompts are left out.
         """
-        columns = {
-            "facts": _columns(self.facts),
-            "implications": {**_columns(self.implications), **_indices(self.derivations)},
-            "known": _columns(self.known),
-        }
+        facts, implied, known = (
+            [prompt.to_record() for prompt in prompts]
+            for prompts in (self.facts, self.implications, self.known)
+        )
+        features = dict.fromkeys(("facts", "implications", "known"), _FEATURES)
+        if self.derivations:
+            features["implications"] = _FEATURES | dict.fromkeys(_INDICES, datasets.Sequence(_INTEGER))
+            for record, d in zip(implied, self.derivations, strict=True):
+                record.update(zip(_INDICES, map(list, (d.facts, d.known, d.new_hops)), strict=True))
         return datasets.DatasetDict(
             {
                 split: datasets.Dataset.from_dict(
-                    of_split, info=self._info(of_split), split=datasets.NamedSplit(split)
+                    {column: [record.get(column) for record in records] for column in features[split]},
+                    info=datasets.DatasetInfo(
+                        description=self.name, features=datasets.Features(features[split])
+                    ),
+                    split=datasets.NamedSplit(split),
                 )
-                for split, of_split in columns.items()
-                if of_split["prompt"]
+                for split, records in zip(features, (facts, implied, known), strict=True)
+                if records
             }
         )
-
-    def _info(self, columns: Iterable[str]) -> datasets.DatasetInfo:
-        integers = datasets.Sequence(datasets.Value("int64"))
-        features = datasets.Features({name: _FEATURES.get(name, integers) for name in columns})
-        return datasets.DatasetInfo(description=self.name, features=features)
 
     @classmethod
     def from_dataset(cls, dataset: Mapping[Any, datasets.Dataset]) -> "FactSet":
@@ -204,16 +201,3 @@ class FactSet:
             prompts.get("known", ()),
             derivations,
         )
-
-
-def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    records = [prompt.to_record() for prompt in prompts]
-    return {column: [record.get(column) for record in records] for column in _FEATURES}
-
-
-def _indices(derivations: Sequence[Derivation]) -> dict[str, list[Any]]:
-    rows = [(d.facts, d.known, d.new_hops) for d in derivations]
-    return {
-        name: list(map(list, column))
-        for name, column in zip(_INDICES, zip(*rows, strict=True), strict=False)
-    }

@@ -16,8 +16,8 @@ import numpy as np
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
-from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.paper_lists import of_cities, paper_lists
+from ecstruct.facts.prompt import filled
 from ecstruct.io.values import bounded
 
 N_TEST = 20
@@ -68,7 +68,9 @@ def fictitious(
     for template in (fact, implication):
         if "{name}" not in template:
             raise InputError(f"the template {template!r} has no {{name}}: say where it goes.")
-    values = _values(between)
+    if between not in (known := paper_lists()["cities"][0]):
+        raise InputError(f"between={between!r} is unknown: choose among {', '.join(known)}.")
+    values = of_cities(between)
     animals = paper_lists()["animals"]
     people = tuple(paper_lists()["names"] if names is None else names)
     fewest = N_TEST + len(values)
@@ -87,21 +89,10 @@ def fictitious(
         others = _shared_out(rng, len(train), len(values))
 
     def told(names: Sequence[str], homes: np.ndarray, label: str) -> FactSet:
+        cities, kept = [values[home] for home in homes], [animals[animal_of[home]] for home in homes]
         return FactSet(
-            [
-                Prompt(fact.replace("{name}", name), values[home], values, name, f"{label} fact")
-                for name, home in zip(names, homes, strict=True)
-            ],
-            [
-                Prompt(
-                    implication.replace("{name}", name),
-                    animals[animal_of[home]],
-                    tuple(animals),
-                    name,
-                    f"{label} implication",
-                )
-                for name, home in zip(names, homes, strict=True)
-            ],
+            filled(fact, names, cities, values, f"{label} fact", holder="{name}"),
+            filled(implication, names, kept, tuple(animals), f"{label} implication", holder="{name}"),
             label,
         )
 
@@ -110,13 +101,6 @@ def fictitious(
         counterfactual=told(train, others, "counterfactual"),
         test=told(test, _shared_out(rng, len(test), len(values)), "test"),
     )
-
-
-def _values(between: str) -> tuple[str, ...]:
-    cities = paper_lists()["cities"]
-    if between not in cities[0]:
-        raise InputError(f"between={between!r} is unknown: choose among {', '.join(cities[0])}.")
-    return tuple(city[between] for city in cities)
 
 
 def _shared_out(rng: np.random.Generator, n: int, n_values: int) -> np.ndarray:

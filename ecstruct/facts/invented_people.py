@@ -8,16 +8,11 @@ names are composed of pieces. No two people of a draw share a piece, so their to
 the last one, from which the fact is recalled.
 """
 
-import json
-from functools import cache
-from importlib import resources
-from types import MappingProxyType
-from typing import Any
-
 import numpy as np
 
 from ecstruct.facts.fact_set import Derivation, FactSet
-from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.paper_lists import word_lists
+from ecstruct.facts.prompt import filled
 from ecstruct.io.values import bounded
 
 
@@ -33,29 +28,18 @@ def people(seed: int = 0) -> FactSet:
     'Priyaris Raskstrand lives in the city of'
     """
     rng = np.random.default_rng(seed)
-    lists = _lists()
+    lists = word_lists("people.json")
     languages = lists["cities"]
     pieces = [rng.permutation(some)[: len(languages)] for key in ("given", "family") for some in lists[key]]
     names = [f"{a}{b} {c}{d}" for a, b, c, d in zip(*pieces, strict=True)]
     homes = rng.permutation([*languages]).tolist()
-    asked = {
-        "fact": ("{} lives in the city of", names, homes),
-        "implication": ("The people in the city {} is from speak", names, [languages[c] for c in homes]),
-        "known": ("The people in {} speak", homes, [languages[c] for c in homes]),
-    }
-    prompts = {
-        role: [
-            Prompt(text.format(subject), answer, tuple(sorted(answers)), subject, f"people {role}")
-            for subject, answer in zip(subjects, answers, strict=True)
-        ]
-        for role, (text, subjects, answers) in asked.items()
-    }
-    derivations = [Derivation((i,), (i,), (1,)) for i in range(len(names))]
-    return FactSet(prompts["fact"], prompts["implication"], "people", prompts["known"], derivations)
-
-
-@cache
-def _lists() -> MappingProxyType[str, Any]:
-    """Return `given` and `family` (each the beginnings and the ends of names) and `cities` (languages)."""
-    file = resources.files("ecstruct.facts").joinpath("people.json")
-    return MappingProxyType(json.loads(file.read_text(encoding="utf-8")))
+    spoken = [languages[city] for city in homes]
+    cities, tongues = tuple(sorted(homes)), tuple(sorted(spoken))
+    asked = "The people in the city {} is from speak"
+    return FactSet(
+        filled("{} lives in the city of", names, homes, cities, "people fact"),
+        filled(asked, names, spoken, tongues, "people implication"),
+        "people",
+        filled("The people in {} speak", homes, spoken, tongues, "people known"),
+        [Derivation((i,), (i,), (1,)) for i in range(len(names))],
+    )

@@ -69,26 +69,26 @@ def _options(
     known: dict[tuple[str, str], _Tokens] = {}
     wholes = encode_in_pieces(prompts, [p.answered(p.answer) for p in prompts], tokenizer)
     for prompt, ids, whole in zip(prompts, encoded, wholes, strict=True):
-        _, apart = _of_answer(prompt, prompt.answer, ids, whole, tokenizer)
+        _, apart = _answer_tokens(prompt, prompt.answer, ids, whole, tokenizer)
         own, between = dict[str, _Tokens](), prompt.between
         options = prompt.options or ()
         unread = [o for o in options if not apart or (o, between) not in known]
         texts = [prompt.answered(option) for option in unread]
         read = encode_in_pieces([prompt] * len(texts), texts, tokenizer)
         for option, found in zip(unread, read, strict=True):
-            own[option], its_apart = _of_answer(prompt, option, ids, found, tokenizer)
-            if apart and its_apart:
+            own[option], option_apart = _answer_tokens(prompt, option, ids, found, tokenizer)
+            if apart and option_apart:
                 known[option, between] = own[option]
         yield tuple(own[o] if o in own else known[o, between] for o in options)
 
 
-def _of_answer(
+def _answer_tokens(
     prompt: Prompt, answer: str, ids: _Tokens, whole: InPieces, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[_Tokens, bool]:
     """Return the tokens of an answer, and whether they begin with a piece of their own."""
-    before, of_answer = split(prompt, answer, ids, whole.ids, tokenizer)
+    before, answer_ids = split(prompt, answer, ids, whole.ids, tokenizer)
     left, right = whole.pieces[len(before) - 1 : len(before) + 1]
-    return of_answer, left is not None and right is not None and left != right
+    return answer_ids, left is not None and right is not None and left != right
 
 
 def _alike(prompt: Prompt, firsts: _Tokens, tokenizer: PreTrainedTokenizerBase) -> InputError:

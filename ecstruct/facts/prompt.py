@@ -13,7 +13,7 @@ of a dataset or a line of a file, has the keys `prompt` and `answer` and optiona
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ import datasets
 from ecstruct.errors import InputError
 from ecstruct.facts.soundness import check_prompt, enumerated, shown, sound
 from ecstruct.io.files import from_json, write_atomically
-
-_KEYS = ("prompt", "answer", "options", "subject", "template", "aliases", "wrapper", "space")
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,7 @@ class Prompt:
     space: bool = True
 
     def __post_init__(self) -> None:
-        check_prompt(
-            *(
-                self.text,
-                self.answer,
-                self.options,
-                self.subject,
-                self.template,
-                self.aliases,
-                self.wrapper,
-            ),
-            space=self.space,
-        )
+        check_prompt(self)
         if self.options is not None:
             object.__setattr__(self, "options", tuple(self.options))
         object.__setattr__(self, "aliases", tuple(self.aliases))
@@ -108,16 +95,37 @@ class Prompt:
                 raise InputError(
                     f"there is no {key!r} among the keys {keys}: it needs 'prompt' and 'answer'."
                 )
-        given = {key: value for key in _KEYS[2:] if (value := record.get(key)) is not None}
+        keys = [field.name for field in fields(cls)[2:]]
+        given = {key: value for key in keys if (value := record.get(key)) is not None}
         return cls(record["prompt"], record["answer"], **given)
 
     def to_record(self) -> dict[str, Any]:
         """Return the prompt as a record, without the values that it was not given."""
-        lists = (list(v) if v else None for v in (self.options, self.aliases, self.wrapper))
-        options, aliases, wrapper = lists
-        space = None if self.space else False
-        values = (self.text, self.answer, options, self.subject, self.template, aliases, wrapper, space)
-        return {k: v for k, v in zip(_KEYS, values, strict=True) if v is not None}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        given = {key: value for key, (value, default) in values.items() if value != default}
+        lists = {key: list(value) for key, value in given.items() if isinstance(value, tuple)}
+        return {"prompt": given.pop("text"), **given, **lists}
+
+
+def filled(
+    template: str,
+    subjects: Sequence[str],
+    answers: Sequence[str],
+    options: Sequence[str] | None,
+    label: str,
+    *,
+    holder: str = "{}",
+) -> list[Prompt]:
+    """Return a prompt for every subject: the template with the subject in place of its `holder`, and the
+    answer of the same index. All have the same options and the same label as their `template`.
+
+    >>> filled("{} lives in", ["Mia", "Al"], ["Rome", "Oslo"], None, "home")[1].text
+    'Al lives in'
+    """
+    return [
+        Prompt(template.replace(holder, subject), answer, options, subject, label)
+        for subject, answer in zip(subjects, answers, strict=True)
+    ]
 
 
 PromptsLike = (

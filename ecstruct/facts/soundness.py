@@ -6,19 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 from ecstruct.errors import InputError
+from ecstruct.io.values import shortened
 
 
-def check_prompt(
-    text: Any,
-    answer: Any,
-    options: Any,
-    subject: Any,
-    template: Any,
-    aliases: Any,
-    wrapper: Any,
-    *,
-    space: Any = True,
-) -> None:
+def check_prompt(prompt: Any) -> None:
+    """Raise `InputError` if a `Prompt` cannot be used; its values may be of any type."""
+    text, answer, options, subject = prompt.text, prompt.answer, prompt.options, prompt.subject
+    space = prompt.space
     _check_string(text, "the text of a prompt")
     if not isinstance(space, bool):
         raise InputError(f"space of the prompt {shown(text)} is {shown(space)}: it must be True or False.")
@@ -47,12 +41,12 @@ def check_prompt(
                 f"the subject {shown(subject)} does not occur in the prompt {shown(text)}: write it as "
                 "the text does, or leave it out."
             )
-    if template is not None:
-        _check_string(template, f"the template label {where}")
-    if aliases != ():
-        _check_aliases(aliases, answer, options, where)
-    if wrapper is not None:
-        _check_wrapper(wrapper, where)
+    if prompt.template is not None:
+        _check_string(prompt.template, f"the template label {where}")
+    if prompt.aliases != ():
+        _check_aliases(prompt.aliases, answer, options, where)
+    if prompt.wrapper is not None:
+        _check_wrapper(prompt.wrapper, where)
 
 
 def _check_options(options: Any, answer: str, where: str) -> None:
@@ -177,8 +171,8 @@ def _in_two_forms(what: str, value: str, other: str) -> str:
     return f"{told} differ in their Unicode normal form only, and look the same: {_NORMALISE}."
 
 
-def _ascii(text: str, most: int = 200) -> str:
-    return ascii(text if len(text) <= most else f"{text[:most]}...")
+def _ascii(text: str) -> str:
+    return ascii(shortened(text, 200))
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -24,6 +24,7 @@ from ecstruct.facts.alignment import Span, entity_spans, subject_span
 from ecstruct.facts.encoding import WORDS, check_known, encode, has_unknown, offsets, readable, split
 from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.io.values import shortened
 
 MISSING = -1
 """The padding of `answer_ids` and `option_ids` in a `Batch`, where a prompt has fewer than another."""
@@ -89,7 +90,7 @@ def tokenize(
         n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
         if n_ctx is not None and n_read > n_ctx:
             raise InputError(
-                f"the prompt {_shortened(prompt.text)} and its answer {_shortened(prompt.answer)} "
+                f"the prompt {shortened(prompt.text)!r} and its answer {shortened(prompt.answer)!r} "
                 f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
             )
         tokens = tuple(readable(ids, tokenizer))
@@ -186,10 +187,10 @@ def _warn_of_unknown_words(
     if unknown:
         _log.warning(
             "%d of %d prompts have words that are not in the vocabulary of this tokenizer, among "
-            "them %s: the model reads %s for each.",
+            "them %r: the model reads %s for each.",
             len(unknown),
             len(tokenized),
-            _shortened(unknown[0]),
+            shortened(unknown[0]),
             tokenizer.unk_token,
         )
 
@@ -197,56 +198,41 @@ def _warn_of_unknown_words(
 def _with_entities(
     tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
 ) -> list[TokenizedPrompt]:
-    tokenized = _with_wrappers(tokenized, tokenizer)
-    subjects = _subject_spans(tokenized, tokenizer)
-    by_template: dict[str, list[int]] = {}
-    for i, t in enumerate(tokenized):
-        by_template.setdefault(t.template, []).append(i)
-    aligned = list(tokenized)
-    for members in by_template.values():
-        texts = [tokenized[i].text_span for i in members]
-        spans = entity_spans([tokenized[i].ids for i in members], [subjects[i] for i in members], texts)
-        for i, span in zip(members, spans, strict=True):
-            aligned[i] = replace(tokenized[i], entity=span)
-    return aligned
-
-
-def _with_wrappers(
-    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
-) -> list[TokenizedPrompt]:
-    wrapped = [i for i, t in enumerate(tokenized) if t.prompt.wrapper is not None]
-    if wrapped and not tokenizer.is_fast:
+    """Find the wrapper and the entity of every prompt. A slow tokenizer does not tell which characters a
+    token stands for: then subjects are not looked for, and prompts in a wrapper are refused."""
+    found = list(tokenized)
+    subjects: list[Span | None] = [None] * len(found)
+    prompts = [t.prompt for t in tokenized]
+    if not tokenizer.is_fast and any(prompt.wrapper for prompt in prompts):
         raise InputError(
             f"a {type(tokenizer).__name__} does not tell which tokens are a chat template's: use the fast "
             "tokenizer of the checkpoint, or the prompts without a chat template."
         )
-    found = list(tokenized)
-    prompts = [tokenized[i].prompt for i in wrapped]
-    for i, prompt, offset in zip(wrapped, prompts, offsets(prompts, tokenizer), strict=True):
-        # Spaces before a text belong to its first token, or are a token of the text by themselves.
-        before, _ = prompt.wrapper or ("", "")
-        left, right = len(before.rstrip(" ")) - len(before), len(prompt.text)
-        of_text = [k for k, (start, end) in enumerate(offset) if start < right and end > left]
-        if not of_text:
-            raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
-        found[i] = replace(tokenized[i], wrapper=(of_text[0], len(offset) - 1 - of_text[-1]))
+    marked = [i for i, prompt in enumerate(prompts) if prompt.wrapper or prompt.subject]
+    marked = marked if tokenizer.is_fast else []
+    for i, characters in zip(marked, offsets([prompts[i] for i in marked], tokenizer), strict=True):
+        if prompts[i].wrapper:
+            found[i] = replace(found[i], wrapper=_wrapper_size(prompts[i], characters))
+        if subject := prompts[i].subject:
+            subjects[i] = subject_span(prompts[i].text, subject, characters[: len(found[i].ids)])
+    by_template: dict[str, list[int]] = {}
+    for i, t in enumerate(found):
+        by_template.setdefault(t.template, []).append(i)
+    for members in by_template.values():
+        texts = [found[i].text_span for i in members]
+        spans = entity_spans([found[i].ids for i in members], [subjects[i] for i in members], texts)
+        for i, span in zip(members, spans, strict=True):
+            found[i] = replace(found[i], entity=span)
     return found
 
 
-def _subject_spans(
-    tokenized: Sequence[TokenizedPrompt], tokenizer: PreTrainedTokenizerBase
-) -> list[Span | None]:
-    """Return the token span of every prompt's subject; `None` without a subject, or if the tokenizer
-    (a slow one) does not tell which characters a token stands for."""
-    spans: list[Span | None] = [None] * len(tokenized)
-    with_subject = [i for i, t in enumerate(tokenized) if t.prompt.subject is not None]
-    if not with_subject or not tokenizer.is_fast:
-        return spans
-    prompts = [tokenized[i].prompt for i in with_subject]
-    for i, prompt, offset in zip(with_subject, prompts, offsets(prompts, tokenizer), strict=True):
-        spans[i] = subject_span(prompt.text, str(prompt.subject), offset[: len(tokenized[i].ids)])
-    return spans
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else f"{text[:most]}...")
+def _wrapper_size(prompt: Prompt, characters: Sequence[Span]) -> tuple[int, int]:
+    """Return how many tokens at the start and at the end are the wrapper's, given the `characters` of the
+    text that each token stands for. Spaces before a text are its own: they belong to its first token, or
+    are a token by themselves."""
+    before, _ = prompt.wrapper or ("", "")
+    left, right = len(before.rstrip(" ")) - len(before), len(prompt.text)
+    in_text = [k for k, (start, end) in enumerate(characters) if start < right and end > left]
+    if not in_text:
+        raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
+    return in_text[0], len(characters) - 1 - in_text[-1]

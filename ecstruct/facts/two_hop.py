@@ -13,8 +13,8 @@ import numpy as np
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
-from ecstruct.facts.paper_lists import paper_lists
-from ecstruct.facts.prompt import Prompt
+from ecstruct.facts.paper_lists import of_cities, paper_lists
+from ecstruct.facts.prompt import filled
 from ecstruct.io.values import bounded
 
 PAPER_NAMES = slice(0, 20)
@@ -37,28 +37,14 @@ def first_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     >>> first_hop().facts[0].text
     'Grace Miller lives in'
     """
-    chosen, cities = _names(names), _cities()
-    homes = [cities[i] for i in _permutation(seed)]
-    pairs = list(zip(chosen, homes, strict=True))
-    city_options = tuple(city["city"] for city in cities)
-    language_options = tuple(city["language"] for city in cities)
+    chosen, homes = _names(names), _permutation(seed)
+    cities, languages = of_cities("city"), of_cities("language")
+    asked = "The people in the city {} is from speak"
     return FactSet(
-        facts=tuple(
-            Prompt(f"{name} lives in", home["city"], city_options, name, "first-hop fact")
-            for name, home in pairs
-        ),
-        implications=tuple(
-            Prompt(
-                f"The people in the city {name} is from speak",
-                home["language"],
-                language_options,
-                name,
-                "first-hop implication",
-            )
-            for name, home in pairs
-        ),
-        name="first-hop",
-        derivations=_one_each(len(pairs), 1),
+        filled("{} lives in", chosen, [cities[i] for i in homes], cities, "first-hop fact"),
+        filled(asked, chosen, [languages[i] for i in homes], languages, "first-hop implication"),
+        "first-hop",
+        derivations=[Derivation((i,), (), (1,)) for i in range(len(chosen))],
     )
 
 
@@ -79,46 +65,25 @@ def second_hop(seed: int = 0, *, names: slice = PAPER_NAMES) -> FactSet:
     """
     chosen = _names(names)
     mayors = [chosen[i] for i in _permutation(seed)]
-    pairs = list(zip(_cities(), mayors, strict=True))
+    asked = "The mayor of the city that contains {} is"
     return FactSet(
-        facts=tuple(
-            Prompt(f"The mayor of {city['city']} is", mayor, chosen, city["city"], "second-hop fact")
-            for city, mayor in pairs
-        ),
-        implications=tuple(
-            Prompt(
-                f"The mayor of the city that contains {city['landmark']} is",
-                mayor,
-                chosen,
-                city["landmark"],
-                "second-hop implication",
-            )
-            for city, mayor in pairs
-        ),
-        name="second-hop",
-        derivations=_one_each(len(pairs), 2),
+        filled("The mayor of {} is", of_cities("city"), mayors, chosen, "second-hop fact"),
+        filled(asked, of_cities("landmark"), mayors, chosen, "second-hop implication"),
+        "second-hop",
+        derivations=[Derivation((i,), (), (2,)) for i in range(len(chosen))],
     )
-
-
-def _one_each(n: int, new_hop: int) -> tuple[Derivation, ...]:
-    """Return derivations by which implication i follows from fact i; the sets have no known facts."""
-    return tuple(Derivation((i,), (), (new_hop,)) for i in range(n))
-
-
-def _cities() -> list[dict[str, str]]:
-    return paper_lists()["cities"]
 
 
 def _names(which: slice) -> tuple[str, ...]:
     names = paper_lists()["names"]
     chosen = tuple(names[which])
-    if len(chosen) != len(_cities()):
+    if len(chosen) != (n_cities := len(of_cities("city"))):
         raise InputError(
             f"names={which} selects {len(chosen)} of the {len(names)} names: every one of the "
-            f"{len(_cities())} cities needs one, as with slice(20, 40)."
+            f"{n_cities} cities needs one, as with slice(20, 40)."
         )
     return chosen
 
 
 def _permutation(seed: int) -> list[int]:
-    return np.random.default_rng(seed).permutation(len(_cities())).tolist()
+    return np.random.default_rng(seed).permutation(len(of_cities("city"))).tolist()

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
-from ecstruct.io.values import Number, Whole, check, or_none
+from ecstruct.io.values import Number, Whole, check, or_none, shortened
 from ecstruct.models.checkpoint import TensorFiles
 
 SECONDS = 5.0
@@ -134,6 +134,6 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[str]:
         yield from config.get(key) or {}
 
 
-def _shown(value: Any, most: int = 60) -> str:
-    text = repr(value) if isinstance(value, str) or value.bit_length() < 200 else "a number of many digits"
-    return text if len(text) <= most else f"{text[:most]}..."
+def _shown(value: str | int) -> str:
+    many_digits = isinstance(value, int) and value.bit_length() >= 200
+    return "a number of many digits" if many_digits else shortened(repr(value))

@@ -56,17 +56,22 @@ def adapted_by(adapter: str | Path) -> str:
     Raises:
         InputError: The adapter does not name its model.
     """
-    path = Path(resolved(adapter)) / _CONFIG
-    try:
-        base = from_json(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str) or not base:
+    if not (base := _base_of(Path(resolved(adapter)))):
         raise InputError(
             f"the folder {adapter} is an adapter: give the model that it changes, which its {_CONFIG} does "
             "not name, and this folder as adapter= (of ecstruct rank: --adapter)."
         )
     return base
+
+
+def _base_of(folder: Path) -> str | None:
+    """Return the source of the model that an adapter was made for, or `None` if its file names none. What
+    else is wrong with the file is reported when it is read as a whole."""
+    try:
+        base = from_json((folder / _CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and base else None
 
 
 def is_peft_model(model: Any) -> bool:
@@ -157,12 +162,8 @@ def _check_vocabulary(adapter: str | Path, folder: Path, hf: Any) -> None:
 
 
 def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:
-    try:
-        base = from_json((folder / _CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # peft reports what is wrong, or the file names no base
-    here = str(hf.config.name_or_path)
-    if base and here and Path(str(base)).name.lower() != Path(here).name.lower():
+    base, here = _base_of(folder), str(hf.config.name_or_path)
+    if base and here and Path(base).name.lower() != Path(here).name.lower():
         _logger.warning(
             "the adapter %s is of %s by its %s, and is merged into %s", adapter, base, _CONFIG, here
         )

@@ -1,7 +1,7 @@
 """Read the tensors of safetensors files one at a time, when they are asked for.
 
-Files are read by offset and not memory-mapped: the system may refuse to map a file larger than the memory,
-and counts what was read through a mapping as memory in use.
+The library reads and checks the headers. Tensors are read by offset and not through its memory map: what
+was read through a mapping counts as memory in use.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
+from ecstruct.models.boot import gist
 
 _logger = logging.getLogger(__name__)
 
@@ -62,15 +64,16 @@ class _Span:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """A mapping from names to tensors in their saved dtype; `shapes` are known without reading the tensors.
+    """A mapping from names to tensors in their saved dtype. `shapes`, and the `metadata` of a single file,
+    are known without reading the tensors.
 
     Raises:
         InputError: A file is missing, truncated or not a safetensors file, or the index of a folder
             places a tensor in a file that lacks it.
     """
 
-    def __init__(self, spans: Mapping[str, _Span]) -> None:
-        self._spans = spans
+    def __init__(self, spans: Mapping[str, _Span], metadata: Mapping[str, str] | None = None) -> None:
+        self._spans, self.metadata = spans, metadata or {}
         self.shapes = {name: span.shape for name, span in spans.items()}
 
     @classmethod
@@ -84,10 +87,10 @@ class TensorFiles(Mapping[str, Tensor]):
     @classmethod
     def _of_folder(cls, folder: Path) -> Mapping[str, _Span]:
         if (folder / _FILE).is_file():
-            return _spans(folder / _FILE)
+            return cls.of_file(folder / _FILE)._spans
         index = folder / _INDEX
         files = _read_index(index)
-        known = {file: _spans(folder / file) for file in dict.fromkeys(files.values())}
+        known = {file: cls.of_file(folder / file)._spans for file in dict.fromkeys(files.values())}
         for tensor, file in files.items():
             if tensor not in known[file]:
                 raise InputError(
@@ -98,7 +101,20 @@ class TensorFiles(Mapping[str, Tensor]):
 
     @classmethod
     def of_file(cls, path: Path) -> TensorFiles:
-        return cls(_spans(path))
+        spans = {}
+        try:
+            with path.open("rb") as file, safe_open(path, framework="np") as opened:
+                start = 8 + int.from_bytes(file.read(8), "little")  # the length of the header comes first
+                for name in opened.offset_keys():  # tensors follow one another without gaps
+                    entry = opened.get_slice(name)
+                    dtype, shape = _DTYPES[entry.get_dtype()], tuple(entry.get_shape())
+                    spans[name] = _Span(path, dtype, shape, start, math.prod(shape) * dtype.itemsize)
+                    start += spans[name].n_bytes
+                return cls(spans, opened.metadata())
+        except KeyError as error:
+            raise _unreadable(path, f"it has tensors of the type {error.args[0]}") from error
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, getattr(error, "strerror", None) or gist(error)) from error
 
     def __getitem__(self, tensor: str) -> Tensor:
         span = self._spans[tensor]
@@ -154,6 +170,13 @@ def wrapper_of(name: str, tensors: Iterable[str]) -> str:
     return wrapper
 
 
+def lacking(loaded: Mapping[str, Any]) -> str | None:
+    """Return the first weight that a checkpoint lacks or has in another shape, by what transformers says
+    about its loading, or `None`."""
+    names = sorted([*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])])
+    return names[0] if names else None
+
+
 def check_all_read(name: str, unasked: Iterable[str]) -> None:
     """Raise `InputError` if a checkpoint has tensors that the model does not ask for, other than buffers of
     older versions."""
@@ -170,48 +193,6 @@ def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     n_bytes = math.prod(shape) * dtype.itemsize
     memory = torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)
     return memory[:n_bytes].view(dtype).view(shape)
-
-
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
-    """Return the metadata of a safetensors file, the entries of its tensors, and where their bytes begin.
-    A file has the length of its header in 8 bytes, the header as JSON, and the bytes of the tensors.
-
-    Raises:
-        InputError: The file is missing, truncated or of another format.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise _unreadable(path, "it ends within its header")
-            header = dict(from_json(file.read(length).decode("utf-8")))
-        metadata = dict(header.pop("__metadata__", None) or {})
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise _unreadable(path, "its header is none") from error
-    if size != 8 + length + end:
-        raise _unreadable(path, f"it has {size} bytes of {8 + length + end}")
-    return metadata, header, 8 + length
-
-
-def _spans(path: Path) -> dict[str, _Span]:
-    _, header, begin = read_header(path)
-    return {name: _span(path, name, entry, begin) for name, entry in header.items()}
-
-
-def _span(path: Path, name: str, entry: Any, begin: int) -> _Span:
-    try:
-        start, end = entry["data_offsets"]
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
-        if whole and end - start == math.prod(shape) * dtype.itemsize:
-            return _Span(path, dtype, shape, begin + start, end - start)
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise _unreadable(path, f"{name} is said to be {str(entry)[:100]}")
 
 
 def _unreadable(path: Path, why: str) -> InputError:

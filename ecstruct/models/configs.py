@@ -13,14 +13,7 @@ from ecstruct.errors import InputError
 _SAME_ANYHOW = frozenset(
     {
         # Making, saving and training.
-        *(
-            "_name_or_path",
-            "architectures",
-            "dtype",
-            "torch_dtype",
-            "transformers_version",
-            "initializer_range",
-        ),
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
         *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"),
         *("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"),
         *("initializer_range", "pretraining_tp"),

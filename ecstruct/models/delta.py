@@ -17,7 +17,7 @@ from ecstruct.errors import InputError
 from ecstruct.io.files import from_json, write_atomically, write_tensors
 from ecstruct.io.values import bounded
 from ecstruct.models.bridge import copy_of, named_weights
-from ecstruct.models.checkpoint import TensorFiles, read_header
+from ecstruct.models.checkpoint import TensorFiles
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
@@ -91,10 +91,18 @@ class WeightDelta:
         return f"<WeightDelta {of}{n:,} numbers in {len(self.tensors)} tensors>"
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
-        return self._combine(other, 1.0)
+        total = dict(self.tensors)
+        for name, t in other.tensors.items():
+            if name in total and total[name].shape != t.shape:
+                raise InputError(
+                    f"the deltas differ in the shape of {name}: {tuple(total[name].shape)} and "
+                    f"{tuple(t.shape)}; combine deltas of one architecture."
+                )
+            total[name] = total[name] + t if name in total else t
+        return WeightDelta(total)
 
     def __sub__(self, other: "WeightDelta") -> "WeightDelta":
-        return self._combine(other, -1.0)
+        return self + (-other)
 
     def __mul__(self, factor: float) -> "WeightDelta":
         return WeightDelta({name: factor * t for name, t in self.tensors.items()})
@@ -103,17 +111,6 @@ class WeightDelta:
 
     def __neg__(self) -> "WeightDelta":
         return -1.0 * self
-
-    def _combine(self, other: "WeightDelta", sign: float) -> "WeightDelta":
-        total = dict(self.tensors)
-        for name, t in other.tensors.items():
-            if name in total and total[name].shape != t.shape:
-                raise InputError(
-                    f"the deltas differ in the shape of {name}: {tuple(total[name].shape)} and "
-                    f"{tuple(t.shape)}; combine deltas of one architecture."
-                )
-            total[name] = total[name] + sign * t if name in total else sign * t
-        return WeightDelta(total)
 
     def restrict(
         self, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
@@ -197,8 +194,8 @@ class WeightDelta:
         Raises:
             InputError: The file is missing, truncated or of another format, or has NaN or infinite values.
         """
-        metadata = read_metadata(path)
-        tensors = dict(TensorFiles.of_file(Path(path).expanduser()))
+        files, metadata = open_delta(path)
+        tensors = dict(files)
         for name, t in tensors.items():
             if not torch.isfinite(t).all():
                 raise InputError(f"{path} has NaN or infinite values in {name}: make it anew.")
@@ -234,16 +231,16 @@ def check_fits(change: Mapping[str, Sequence[int]], weights: Mapping[str, Sequen
             )
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the metadata of a saved delta, without its tensors.
+def open_delta(path: str | Path) -> tuple[TensorFiles, dict[str, str]]:
+    """Open a saved delta: return its tensors, which are read when they are asked for, and its metadata.
 
     Raises:
         InputError: The file is missing, truncated or of another format.
     """
-    header, _, _ = read_header(Path(path).expanduser())
+    files = TensorFiles.of_file(Path(path).expanduser())
     try:
-        if header["format"] == _FORMAT:
-            return dict(from_json(header["metadata"]))
+        if files.metadata["format"] == _FORMAT:
+            return files, dict(from_json(files.metadata["metadata"]))
     except (KeyError, TypeError, ValueError):
         pass
     raise InputError(
@@ -262,7 +259,7 @@ def base_of(path: str | Path) -> str:
     Raises:
         InputError: The file is not a delta, or it does not name a source.
     """
-    metadata = read_metadata(path)
+    _, metadata = open_delta(path)
     base = metadata.get("before")
     if not base or "before_made" in metadata:
         raise InputError(

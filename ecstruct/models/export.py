@@ -49,12 +49,12 @@ def plain_view(model: TransformerBridge, places: Mapping[str, Place] | None = No
     weights = named_weights(model)
     config, some = model.original_model.config, next(iter(weights.values()))
     places = places or Skeleton.of("skeleton", config, tokenizer_of(model)).places
-    of_tensor: dict[str, list[str]] = {}
+    parts_of: dict[str, list[str]] = {}
     for name, place in places.items():
-        of_tensor.setdefault(place.tensor, []).append(name)
+        parts_of.setdefault(place.tensor, []).append(name)
 
     def tensor(name: str, p: nn.Parameter) -> Tensor:
-        parts = of_tensor[name]
+        parts = parts_of[name]
         if places[parts[0]].whole:
             return weights[parts[0]].detach()
         fused = torch.full(p.shape, torch.nan, dtype=some.dtype, device=some.device)

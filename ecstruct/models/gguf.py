@@ -9,6 +9,7 @@ window of attention, a way to cut text into words. A model without one of these 
 what a file says is compared with the configuration made from it, and a file that says more is refused.
 """
 
+import hashlib
 import json
 import logging
 import struct
@@ -31,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeli
 from ecstruct.errors import InputError
 from ecstruct.io.files import locked, write_folder, write_text
 from ecstruct.models.boot import gist, without_bars
+from ecstruct.models.checkpoint import lacking
 from ecstruct.models.plain import plain_model
 
 _logger = logging.getLogger(__name__)
@@ -54,23 +56,20 @@ _WEIGHTS = "dequantised.json"
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error)
 
 
-def is_gguf(path: Path) -> bool:
-    """Return whether a path is an existing file whose suffix is .gguf."""
-    return path.suffix == ".gguf" and path.is_file()
-
-
-def only_gguf(folder: Path) -> Path | None:
-    """Return the GGUF file of a folder, or `None` if it has none or has safetensors weights.
+def gguf_at(path: Path) -> Path | None:
+    """Return the GGUF file that a path is or, as a folder without safetensors weights, has; or `None`.
 
     Raises:
         InputError: The folder has several GGUF files.
     """
-    files = sorted(folder.glob("*.gguf"))
-    if not files or any(folder.glob("*.safetensors")):
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not files or any(path.glob("*.safetensors")):
         return None
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise InputError(f"the folder {folder} has several GGUF files ({names}): give the path of one.")
+        raise InputError(f"the folder {path} has several GGUF files ({names}): give the path of one.")
     return files[0]
 
 
@@ -101,14 +100,11 @@ def check_installed(what: str) -> None:
 
 
 def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                digest.update(part)
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): fetch it again.") from error
-    return digest.hexdigest()
 
 
 def _write(path: Path, folder: Path) -> None:
@@ -238,14 +234,14 @@ class _Contents:
         from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
         read = GGUF_CONFIG_MAPPING[self.architecture]
-        said = _said(config)
+        said = _in_gguf_keys(config)
         scale = getattr(config, "query_pre_attn_scalar", said["attention.key_length"])
         of_27b = config.num_hidden_layers == _SCALES_OF_27B.get(self.architecture)
         if of_27b or scale != said["attention.key_length"]:
             raise InputError(f"{self.path} does not say by what its attention is scaled: {_ELSE}.")
         for key, value in self.metadata.items():
             of, _, name = key.partition(".")
-            if of != self.architecture or (name in said and _same(value, said[name])):
+            if of != self.architecture or (name in said and _equal_in_32_bits(value, said[name])):
                 continue
             if name in said or read.get(name) is None:
                 raise InputError(
@@ -259,15 +255,15 @@ class _Contents:
         known = reader.get_gguf_hf_weights_map(hf, processor(hf.config.to_dict()))
         if unread := sorted(name for name in self.types if name not in known):
             raise InputError(f"{self.path} has {unread[0]}, which transformers does not read: {_ELSE}.")
-        if lacking := sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]):
-            raise InputError(f"{self.path} has no weights of the right shape for {lacking[0]}: {_ELSE}.")
+        if weight := lacking(info):
+            raise InputError(f"{self.path} has no weights of the right shape for {weight}: {_ELSE}.")
 
 
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "dtype", "transformers_version")
 """Configuration keys that say how the model was read, not what it computes."""
 
 
-def _said(config: Any) -> dict[str, Any]:
+def _in_gguf_keys(config: Any) -> dict[str, Any]:
     """Return the values of a configuration under the keys of GGUF metadata, without the architecture."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = getattr(config, "rope_parameters", None) or {}
@@ -284,12 +280,12 @@ def _said(config: Any) -> dict[str, Any]:
         "rope.dimension_count": int(size * rotary.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": rotary.get("rope_theta"),
     }
-    for key, names in _CALLED.items():
+    for key, names in _CONFIG_NAMES.items():
         said[key] = next((getattr(config, name) for name in names if hasattr(config, name)), None)
     return {key: value for key, value in said.items() if value is not None}
 
 
-_CALLED = {
+_CONFIG_NAMES = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
     "attention.sliding_window": ("sliding_window",),
@@ -298,6 +294,6 @@ _CALLED = {
 }
 
 
-def _same(value: Any, said: Any) -> bool:
+def _equal_in_32_bits(value: Any, said: Any) -> bool:
     """Return whether two values are equal; floats are compared in 32 bits, as files store them."""
     return np.float32(value) == np.float32(said) if isinstance(value, float) else value == said

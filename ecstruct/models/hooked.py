@@ -16,7 +16,7 @@ of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.components import check_components
 from ecstruct.models.configs import longer_ones_differ_from
+from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
 from ecstruct.models.names import layer_of
-from ecstruct.models.shortcuts import shortcuts
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
 
 Part = Literal["attn", "mlp"]
@@ -216,36 +216,23 @@ class HookedView:
         """
         seen: dict[str, Tensor] = {}
 
-        def see(name: str, value: Tensor) -> None:
+        def see(name: str, value: Tensor) -> Tensor:
             seen[name] = value
             if len(seen) == 2:
                 raise Stop
+            return value
 
-        def entering(name: str) -> Callable[..., tuple[Tensor, ...]]:
-            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                see(name, args[0])
-                return (args[0][:, :1], *args[1:])
-
-            return hook
-
-        def written(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            see("mlp.out", output)
-
-        sites = self.block_sites[layer]
-        with ExitStack() as stack:
-            for name in ("attn.o", "mlp.out"):
-                component = sites[name].component
-                if isinstance(sites[name], Written):
-                    handle = component.register_forward_hook(written)
-                else:
-                    handle = component.register_forward_pre_hook(entering(name))
-                stack.callback(handle.remove)
-            for name, value in inputs.items():
-                component = getattr(self.blocks[layer], name)
-                handle = component.register_forward_pre_hook(_replacing(value), with_kwargs=True)
-                stack.callback(handle.remove)
-            with suppress(Stop):
-                self._call_block(layer, weights, call, resid)
+        entered = {name: Site(name, getattr(self.blocks[layer], name), {}) for name in inputs}
+        sites = {**entered, **self.block_sites[layer]}
+        before: dict[str, Edit] = {name: replaced_by(value) for name, value in inputs.items()}
+        after: dict[str, Edit] = {}
+        before["attn.o"] = lambda z: first_token(see("attn.o", z))
+        if isinstance(sites["mlp.out"], Written):
+            after["mlp.out"] = lambda output: see("mlp.out", output)
+        else:
+            before["mlp.out"] = lambda x: first_token(see("mlp.out", x))
+        with editing(sites, before, after), suppress(Stop):
+            self._call_block(layer, weights, call, resid)
         return seen["attn.o"], seen["mlp.out"]
 
     def head(self, weights: Weights, resid: Float[Tensor, "batch pos d_model"]) -> Trace:
@@ -333,12 +320,3 @@ def _call(module: nn.Module, weights: dict[str, Tensor], args: Any, kwargs: Any)
 def _cast_up(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     half = (torch.bfloat16, torch.float16)
     return {name: b.to(dtype) for name, b in root.named_buffers() if b.dtype in half}
-
-
-def _replacing(value: Tensor) -> Callable[..., Any]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": value}
-        return (value, *args[1:]), kwargs
-
-    return hook

@@ -130,8 +130,7 @@ def _as_attributes(plain: Any) -> dict[str, Tensor]:
 
 
 def _check_unprocessed(model: Any, found: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
-    done = _processing(found, scale)
-    if done:
+    if done := _processing(found, scale):
         raise InputError(
             f"this HookedTransformer has {done}, so that its weights are no longer the checkpoint's: load "
             f'it with HookedTransformer.from_pretrained_no_processing("{model.cfg.model_name}").'

@@ -26,7 +26,7 @@ from ecstruct.models.adapters import (
     merged_copy,
 )
 from ecstruct.models.boot import boot, cause, gist, without_bars
-from ecstruct.models.checkpoint import check_all_read, wrapper_of
+from ecstruct.models.checkpoint import check_all_read, lacking, wrapper_of
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.finite import check_weights
@@ -190,10 +190,9 @@ def _read(at: Located, dtype: torch.dtype) -> Any:
     nothing_read = all(name in info["missing_keys"] for name, _ in hf.named_parameters())
     if nothing_read and (wrapper := wrapper_of(at.name, info["unexpected_keys"])):
         hf, info = _from_pretrained(at, dtype, key_mapping={f"^{re.escape(wrapper)}": ""})
-    if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted([*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])])[0]
+    if weight := lacking(info):
         raise InputError(
-            f"{at.name} has no weights of the right shape for {lacking}, which its config.json asks for: "
+            f"{at.name} has no weights of the right shape for {weight}, which its config.json asks for: "
             "the folder is incomplete or mixes two models."
         )
     check_all_read(at.name, info["unexpected_keys"])

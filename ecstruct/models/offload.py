@@ -23,7 +23,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
 from ecstruct.models.configs import check_same_computation
-from ecstruct.models.delta import WeightDelta, check_fits, is_delta, read_metadata
+from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import device_of
 from ecstruct.models.provenance import Provenance, mark
@@ -88,10 +88,10 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     if isinstance(after, WeightDelta) or is_delta(after):
         new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
     else:
-        other, its_folder = _fetched(after)
-        its_config = read_config(other)
-        check_same_computation(config, its_config)
-        new = _FolderWeights(other.name, its_folder, its_config, skeleton)
+        other, other_folder = _fetched(after)
+        other_config = read_config(other)
+        check_same_computation(config, other_config)
+        new = _FolderWeights(other.name, other_folder, other_config, skeleton)
         own = usable_tokenizer(other)
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
@@ -207,9 +207,8 @@ class _DeltaWeights:
             change: Mapping[str, Tensor] = given.tensors
             shapes = {name: tuple(t.shape) for name, t in change.items()}
         else:
-            read_metadata(given)
-            change = files = TensorFiles.of_file(Path(given))
-            shapes = files.shapes
+            files, _ = open_delta(given)
+            change, shapes = files, files.shapes
         check_fits(shapes, {name: place.shape for name, place in skeleton.places.items()})
         return cls(change)
 

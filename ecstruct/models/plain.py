@@ -30,3 +30,8 @@ def plain_model(
         for name, b in module._buffers.items():
             module._buffers[name] = None if b is None else b.to(device)
     return plain.eval()
+
+
+def without_values(config: Any) -> Any:
+    """Build the float32 model of a configuration, with parameters that have shapes but no values."""
+    return plain_model(config, torch.float32, "cpu", lambda _, p: p.detach())

@@ -24,7 +24,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ecstruct.models.boot import boot
 from ecstruct.models.bridge import named_weights
-from ecstruct.models.plain import plain_model
+from ecstruct.models.plain import plain_model, without_values
 
 _Fill = Callable[[int, tuple[int, ...]], Tensor]
 """A function from the number and the shape of a tensor to its contents, to be broadcast."""
@@ -78,7 +78,7 @@ class Skeleton:
     def of(cls, name: str, config: Any, tokenizer: Any, device: torch.device | str = "cpu") -> Skeleton:
         """Make the skeleton of a Hugging Face configuration; raises what `ecstruct.load` raises."""
 
-        empty = _empty(config)
+        empty = without_values(config)
         named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
         numbers = {p_name: number for number, p_name in enumerate(named)}
 
@@ -91,12 +91,14 @@ class Skeleton:
             tensors = list(plain.parameters())  # hooking removes fused tensors from the model
             return boot(name, plain, tokenizer), tensors
 
-        model, tensors = hooked(_number)
-        whole = {id(p): Place(*of_tensor) for p, of_tensor in zip(tensors, named.items(), strict=True)}
+        model, tensors = hooked(lambda number, _: torch.tensor(number))
+        whole = {id(p): Place(*named_shape) for p, named_shape in zip(tensors, named.items(), strict=True)}
         weights = named_weights(model)
         places = {weight: whole[id(p)] for weight, p in weights.items() if id(p) in whole}
         if len(places) < len(weights):
-            rows, columns = (named_weights(hooked(fill)[0]) for fill in (_row, _column))
+            by_row, _ = hooked(lambda _, shape: torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)))
+            by_column, _ = hooked(lambda _, shape: torch.arange(shape[-1]))
+            rows, columns = named_weights(by_row), named_weights(by_column)
             for weight in weights.keys() - places.keys():
                 tensor = list(named)[int(weights[weight].flatten()[0])]
                 places[weight] = _part(tensor, named[tensor], rows[weight], columns[weight])
@@ -108,23 +110,6 @@ def _renaming(plain: Any) -> Callable[[str], str]:
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     known = dict(plain.named_parameters())
     return lambda name: rename_source_key(name, renamings, [], plain.base_model_prefix, known)[0]
-
-
-def _empty(config: Any) -> Any:
-    """Return a plain model whose parameters have no values."""
-    return plain_model(config, torch.float32, "cpu", lambda _, p: p.detach())
-
-
-def _number(number: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.tensor(number)
-
-
-def _row(number: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1))
-
-
-def _column(number: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.arange(shape[-1])
 
 
 def _part(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:
@@ -140,8 +125,8 @@ def _part(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> P
         _unless_all(column[:, 0] if transposed else column[0], shape[1]),
         transposed,
     )
-    for index, of_part in ((torch.arange(shape[0])[:, None], row), (torch.arange(shape[1]), column)):
-        if not torch.equal(place.take(index.expand(shape)), of_part):
+    for index, addresses in ((torch.arange(shape[0])[:, None], row), (torch.arange(shape[1]), column)):
+        if not torch.equal(place.take(index.expand(shape)), addresses):
             raise AssertionError(f"{tensor} is split in a way that rows and columns cannot tell")
     return place
 

@@ -18,7 +18,7 @@ from ecstruct.models.adapters import is_adapter
 from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
-from ecstruct.models.gguf import dequantised, is_gguf, only_gguf
+from ecstruct.models.gguf import dequantised, gguf_at
 from ecstruct.models.steps import instead, resolved
 from ecstruct.named_models import named, names
 
@@ -101,9 +101,7 @@ def located(source: str | Path, revision: str | None = None) -> Located:
         if revision is not None:
             raise InputError(f"{name} has no revisions, and revision={revision!r} is given: leave it away.")
         return Located(name, None, *known.locate())
-    path = Path(name)
-    file = path if is_gguf(path) else only_gguf(path) if path.is_dir() else None
-    if file is not None:
+    if file := gguf_at(Path(name)):
         if revision is not None:
             raise InputError(f"a GGUF file has no revisions, and {revision!r} is given: leave it away.")
         return Located(name, None, *dequantised(file))
@@ -114,9 +112,8 @@ def check_there(source: str) -> None:
     """Raise `InputError` if a source is neither a local checkpoint nor, by its name, one on the hub.
     Nothing is fetched or read."""
     name = resolved(source)
-    path = Path(name)
-    if not is_gguf(path) and not (path.is_dir() and only_gguf(path)):
-        _local_folder(name if path.exists() else name.partition("@")[0])
+    if gguf_at(Path(name)) is None:
+        _local_folder(name if Path(name).exists() else name.partition("@")[0])
 
 
 def read_config(at: Located) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.models.plain import plain_model
+from ecstruct.models.plain import without_values
 
 
 def note_what_is_tied(hf: Any) -> None:
@@ -60,7 +60,7 @@ def parted(config: Any) -> Any:
 def second_names(config: Any) -> dict[str, str]:
     """Return the tensors that a Hugging Face configuration ties: from the name of each tensor that a
     checkpoint may lack to the name of the tensor with which it is identical."""
-    plain = plain_model(config, torch.float32, "cpu", lambda _, p: p.detach())
+    plain = without_values(config)
     first = {id(p): name for name, p in plain.named_parameters()}
     names = plain.named_parameters(remove_duplicate=False)
     return {name: first[id(p)] for name, p in names if first[id(p)] != name}

@@ -35,6 +35,7 @@ from ecstruct.facts.readers.rippleedits import RIPPLEEDITS
 from ecstruct.facts.readers.rome import COUNTERFACT, KNOWN_1000
 from ecstruct.facts.readers.source import Row, keys_of, rows_of, saved_by_datasets
 from ecstruct.facts.readers.two_hop_tables import HOPPING, TWO_HOP_FACT
+from ecstruct.io.values import shortened
 
 FORMATS = {
     format.name: format
@@ -208,16 +209,14 @@ def _parts(row: Row, format: Format, hop: Hop) -> Iterator[tuple[str, Case] | Sk
             try:
                 yield place, format.case(record, row.file, hop)
             except InputError as error:
-                yield Skipped(place, _one_line(str(error)))
+                yield _skipped(place, error)
     except InputError as error:
-        yield Skipped(place, _one_line(str(error)))
+        yield _skipped(place, error)
+
+
+def _skipped(place: str, error: InputError) -> Skipped:
+    return Skipped(place, shortened(" ".join(str(error).split()), 500))
 
 
 def _first(skipped: list[Skipped]) -> str:
     return f"the first: {skipped[0].place}: {skipped[0].reason}"
-
-
-def _one_line(text: str, most: int = 500) -> str:
-    """Return a reason on one line, cut off after `most` characters."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= most else f"{flat[:most]}..."

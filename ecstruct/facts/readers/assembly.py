@@ -84,9 +84,9 @@ def assemble(cases: Sequence[tuple[str, Case]], name: str) -> tuple[FactSet, lis
         ):
             skipped.append(Skipped(place, f"an implication follows from a known fact, of which {against}."))
             continue
-        of_label = labelled.get(case.label or "", (set(), set()))
-        from_facts = {facts.add(said, place) for said in case.facts} | of_label[0]
-        from_known = {known.add(said, place) for said in implied.known} | of_label[1]
+        same_label = labelled.get(case.label or "", (set(), set()))
+        from_facts = {facts.add(said, place) for said in case.facts} | same_label[0]
+        from_known = {known.add(said, place) for said in implied.known} | same_label[1]
         implications.append(implied.said)
         derivations.append(
             Derivation(tuple(sorted(from_facts)), tuple(sorted(from_known)), implied.new_hops)

@@ -49,8 +49,8 @@ def _questions(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
         yield "", {"prompt": portability["New Question"], "ground_truth": portability.get("New Answer")}
         return
     for axis, questions in portability.items():
-        of_axis = [questions] if isinstance(questions, Mapping) else questions
-        for question in objects({axis: of_axis}, axis) if of_axis else ():
+        as_list = [questions] if isinstance(questions, Mapping) else questions
+        for question in objects({axis: as_list}, axis) if as_list else ():
             yield axis, question
 
 

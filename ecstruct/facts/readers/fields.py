@@ -44,10 +44,7 @@ def texts(record: Mapping[str, Any], *keys: str | int) -> list[str]:
     Raises:
         InputError: There is none.
     """
-    found = items(record, *keys)
-    if not all(isinstance(value, str) for value in found):
-        raise InputError(f"{_path(keys)} is no list of texts.")
-    return found
+    return _items_of(record, keys, str, "texts")
 
 
 def objects(record: Mapping[str, Any], *keys: str | int) -> list[Mapping[str, Any]]:
@@ -56,9 +53,13 @@ def objects(record: Mapping[str, Any], *keys: str | int) -> list[Mapping[str, An
     Raises:
         InputError: There is none.
     """
+    return _items_of(record, keys, Mapping, "objects")
+
+
+def _items_of(record: Mapping[str, Any], keys: tuple[str | int, ...], kind: Any, called: str) -> list[Any]:
     found = items(record, *keys)
-    if not all(isinstance(value, Mapping) for value in found):
-        raise InputError(f"{_path(keys)} is no list of objects.")
+    if not all(isinstance(value, kind) for value in found):
+        raise InputError(f"{_path(keys)} is no list of {called}.")
     return found
 
 

@@ -5,47 +5,39 @@ Either hop may be new. If the first is new, r1(e1) is the fact and r2(e2) is kno
 is the other way round. The implication is r2(r1(e1)).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
 from ecstruct.facts.readers.fields import aliases, text
 
 
 def _two_hop_fact(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
-    def asked(prompt: str, subject: str, answer: str) -> Said:
-        return said(
-            text(record, f"{prompt}.prompt"),
-            text(record, f"{answer}.value"),
-            subject=text(record, f"{subject}.value"),
-            aliases=aliases(record, f"{answer}.aliases"),
-        )
-
-    return _taught(
-        asked("r1(e1)", "e1", "e2"), asked("r2(e2)", "e2", "e3"), asked("r2(r1(e1))", "e1", "e3"), hop
-    )
+    asked = [text(record, f"{key}.prompt") for key in ("r1(e1)", "r2(e2)", "r2(r1(e1))")]
+    return _taught(record, asked, "{}.value", "{}.aliases", hop)
 
 
 def _hopping(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
-    def asked(prompt: str, subject: str, answer: str) -> Said:
-        return said(
-            prompt,
-            text(record, f"{answer}_label"),
-            subject=text(record, f"{subject}_label"),
-            aliases=aliases(record, f"{answer}_aliases"),
-        )
-
     # The authors ask for single hops in this form.
-    r1, r2 = (
+    asked = [
         f"{text(record, f'{r}_template').replace('{}', text(record, f'{e}_label'))} is"
         for r, e in (("r1", "e1"), ("r2", "e2"))
-    )
-    return _taught(
-        asked(r1, "e1", "e2"), asked(r2, "e2", "e3"), asked(text(record, "source_prompt"), "e1", "e3"), hop
-    )
+    ]
+    return _taught(record, [*asked, text(record, "source_prompt")], "{}_label", "{}_aliases", hop)
 
 
-def _taught(first: Said, second: Said, both: Said, hop: Hop) -> Case:
+def _taught(record: Mapping[str, Any], asked: Sequence[str], name: str, others: str, hop: Hop) -> Case:
+    """Return the case of a record, given the prompts of r1(e1), r2(e2) and r2(r1(e1)), and the keys under
+    which an entity has its `name` and its `others`, with {} for the entity."""
+    first, second, both = (
+        said(
+            prompt,
+            text(record, name.format(answer)),
+            subject=text(record, name.format(subject)),
+            aliases=aliases(record, others.format(answer)),
+        )
+        for prompt, subject, answer in zip(asked, ("e1", "e2", "e1"), ("e2", "e3", "e3"), strict=True)
+    )
     if hop == "first":
         return Case((first,), (Implied(both, (1,), (second,)),))
     return Case((second,), (Implied(both, (2,), (first,)),))
