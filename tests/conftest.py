@@ -16,7 +16,7 @@ if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before these modules are imported
 
 import huggingface_hub.constants
 import torch
-from tiny import UNHOOKED, double_throughout
+from helpers.tiny import UNHOOKED, double_throughout
 
 collect_ignore = ["data"]
 """pytest looks for doctests in every file, but the scripts that make the data need other packages."""

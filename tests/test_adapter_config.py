@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import VALUES
+from helpers.fuzz.damage import VALUES
 from test_adapters import adapted
 
 import ecstruct

@@ -7,8 +7,8 @@ import peft
 import pytest
 import torch
 import xarray as xr
+from helpers.tiny import PROMPTS, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, plain_pair, tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import (
+from helpers.tiny import (
     LANGUAGES,
     N_HEADS,
     N_LAYERS,

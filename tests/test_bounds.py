@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_inputs import save_inputs
-from command_line import assert_refused, run
-from tiny import PROMPTS, hooked_pair
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import assert_refused, run
+from helpers.tiny import PROMPTS, hooked_pair
 
 import ecstruct
 from ecstruct.checks import controls

@@ -5,9 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from comparisons import EXACT, assert_same, of
-from interventions import causal, effects, run
-from tiny import (
+from helpers.comparisons import EXACT, assert_same, of
+from helpers.interventions import causal, effects, run
+from helpers.tiny import (
     FAMILIES,
     LANGUAGES,
     N_HEADS,

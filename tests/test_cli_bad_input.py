@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_inputs import PROMPTS, jsonl, save_inputs
-from command_line import assert_refused, process, refused, run
-from folders import contents, edit_weights, save, save_llama, truncate
+from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
+from helpers.command_line import assert_refused, process, refused, run
+from helpers.folders import contents, edit_weights, save, save_llama, truncate
 
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from chromium import CHROMIUM, drawn
-from command_line import process, works
-from folders import contents
+from helpers.chromium import CHROMIUM, drawn
+from helpers.command_line import process, works
+from helpers.folders import contents
 
 from ecstruct import ExtractiveScores, InputError
 from ecstruct import demo as demos

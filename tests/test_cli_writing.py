@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cli_inputs import save_inputs, scored
-from command_line import assert_refused, run
-from folders import contents
+from helpers.cli_inputs import save_inputs, scored
+from helpers.command_line import assert_refused, run
+from helpers.folders import contents
 
 from ecstruct import ExtractiveScores
 

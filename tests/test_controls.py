@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from comparisons import scored
+from helpers.comparisons import scored
+from helpers.tiny import PROMPTS, hooked_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
-from tiny import PROMPTS, hooked_pair
 
 import ecstruct
 from ecstruct import FactSet, InputError, Prompt, ScoreEngine, WeightDelta, finetune, finetuning, score

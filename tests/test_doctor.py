@@ -11,7 +11,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
-from facts_fixtures import save_tiny
+from helpers.facts_fixtures import save_tiny
 from packaging.specifiers import SpecifierSet
 from typer.testing import CliRunner
 

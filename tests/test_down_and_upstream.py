@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparisons import (
+from helpers.comparisons import (
     CONVENTIONS,
     EXACT,
     HEADS,
@@ -15,8 +15,8 @@ from comparisons import (
     runs,
     split,
 )
-from interventions import baseline_value
-from tiny import (
+from helpers.interventions import baseline_value
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     POST_NORMED,

@@ -7,7 +7,7 @@ from importlib import import_module
 import pandas as pd
 import pytest
 import torch
-from tiny import single_pair
+from helpers.tiny import single_pair
 
 import ecstruct
 from ecstruct.experiments.beyond.editing import (

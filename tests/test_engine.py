@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from comparisons import CONVENTIONS, assert_same, of, scored
-from tiny import (
+from helpers.comparisons import CONVENTIONS, assert_same, of, scored
+from helpers.tiny import (
     FAMILIES,
     PROMPTS,
     assert_unchanged,
@@ -20,12 +20,12 @@ from tiny import (
     state_of,
     tokenizer,
 )
-from torch import Tensor
-from transformers import PreTrainedModel
-from untied import (
+from helpers.untied import (
     along,
     rest_of,
 )
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
-from tiny import (
+from helpers.recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
+from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     assert_unchanged,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from recall_cases import SUBJECTS, span_of, unembedding, value_output
-from tiny import (
+from helpers.recall_cases import SUBJECTS, span_of, unembedding, value_output
+from helpers.tiny import (
     FAMILIES,
     N_HEADS,
     N_LAYERS,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
+from helpers.readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
 from typer.testing import CliRunner
 
 from ecstruct.cli import app

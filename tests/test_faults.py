@@ -36,7 +36,7 @@ from ecstruct.organism import pretrain
 from ecstruct.organism.pretrain import _write
 from ecstruct.plots import save_figure
 from ecstruct.report.page import Section, write_report
-from synthetic_scores import make_scores
+from helpers.synthetic_scores import make_scores
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 model = ecstruct.load("organism")

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 import torch
-from command_line import assert_refused, run, works
+from helpers import gguf_files
+from helpers.command_line import assert_refused, run, works
 from huggingface_hub.utils import _cache_assets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM

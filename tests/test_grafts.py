@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pandas as pd
-from jobs import Here, pieces, states, until
+from helpers.jobs import Here, pieces, states, until
 from typer.testing import CliRunner
 
 from ecstruct.cli import app

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from jobs import Here, pieces, states, until
-from slurm import cluster, missing
+from helpers.jobs import Here, pieces, states, until
+from helpers.slurm import cluster, missing
 from typer.testing import CliRunner
 
 from ecstruct.cli import app

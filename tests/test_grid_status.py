@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import states
+from helpers.jobs import states
 from typer.testing import CliRunner
 
 from ecstruct.cli import app

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comparisons import (
+from helpers.comparisons import (
     CONVENTIONS,
     EXACT,
     HEADS,
@@ -17,7 +17,7 @@ from comparisons import (
     scored,
     split,
 )
-from tiny import (
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,
@@ -30,9 +30,7 @@ from tiny import (
     reward_of,
     watching,
 )
-from torch import Tensor
-from transformers import PreTrainedModel
-from untied import (
+from helpers.untied import (
     InformativeOracle,
     Moved,
     changes,
@@ -40,6 +38,8 @@ from untied import (
     rest_of,
     untied,
 )
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ecstruct.scores.result import ExtractiveScores
 

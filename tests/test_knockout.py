@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import transformers as hf
-from tiny import (
+from helpers import tiny
+from helpers.tiny import (
     FAMILIES,
     NAMES,
     OTHERS,

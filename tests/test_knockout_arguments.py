@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from recall_cases import SUBJECTS
-from tiny import N_LAYERS, hooked_pair
+from helpers.recall_cases import SUBJECTS
+from helpers.tiny import N_LAYERS, hooked_pair
 
 from ecstruct import InputError, recall
 from ecstruct.recall.groups import positions

@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from comparisons import CONVENTIONS, EXACT, HEADS, LAYERS, assert_same, of, padded, runs, scored, split
-from interventions import baseline_value, late_gradients
-from tiny import (
+from helpers.comparisons import (
+    CONVENTIONS,
+    EXACT,
+    HEADS,
+    LAYERS,
+    assert_same,
+    of,
+    padded,
+    runs,
+    scored,
+    split,
+)
+from helpers.interventions import baseline_value, late_gradients
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,

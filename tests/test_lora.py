@@ -8,8 +8,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
-from plain_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.plain_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 

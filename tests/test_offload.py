@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers as hf
 import xarray as xr
+from helpers.tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
 
 import ecstruct
 from ecstruct import InputError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from figures import axis_of
-from synthetic_scores import ENTITIES, make_scores, prompts_of
+from helpers.figures import axis_of
+from helpers.synthetic_scores import ENTITIES, make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import heatmap, save_figure

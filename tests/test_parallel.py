@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from folders import contents, truncate
-from parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from helpers.folders import contents, truncate
+from helpers.parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from helpers.tiny import PROMPTS, single_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, single_pair
 from typer.testing import CliRunner
 
 from ecstruct.cli import app
@@ -37,7 +37,7 @@ def launch(n: int, *words) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", n, "--standalone"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [str(word) for word in (*command, HERE / "parallel_cases.py", *words)],
+        [str(word) for word in (*command, HERE / "helpers" / "parallel_cases.py", *words)],
         capture_output=True,
         text=True,
         env=environment,

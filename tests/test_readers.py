@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
-from readers_records import (
+from helpers.readers_records import (
     ALPACA,
     COUNTERFACT,
     EASYEDIT,

@@ -3,8 +3,8 @@
 from collections import Counter
 
 import pytest
-from recall_cases import SUBJECTS
-from tiny import single_pair
+from helpers.recall_cases import SUBJECTS
+from helpers.tiny import single_pair
 from typer.testing import CliRunner
 
 from ecstruct import InputError, load, recall

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from comparisons import HEADS, LAYERS, assert_same, of, padded, runs, scored, split
-from interventions import baseline_value
-from tiny import (
+from helpers import tiny
+from helpers.comparisons import HEADS, LAYERS, assert_same, of, padded, runs, scored, split
+from helpers.interventions import baseline_value
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,

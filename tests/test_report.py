@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_scores import make_scores, prompts_of
+from helpers.synthetic_scores import make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap, rank_curves

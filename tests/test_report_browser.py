@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_scores import make_scores, prompts_of
+from helpers.synthetic_scores import make_scores, prompts_of
 
 from ecstruct.report import Explorer, Replay, Section, write_report
 from ecstruct.report.pages import score_report

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result as Invoked
-from folders import contents
-from paper_models import finished, save_paper_model, small
+from helpers.folders import contents
+from helpers.paper_models import finished, save_paper_model, small
 from typer.testing import CliRunner
 
 import ecstruct.experiments

@@ -8,9 +8,9 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from cli_inputs import save_inputs
-from command_line import assert_refused, run, works
-from folders import contents
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import assert_refused, run, works
+from helpers.folders import contents
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import write_folder

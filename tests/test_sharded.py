@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
-from launching import environment, launch, torchrun
-from plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
-from tiny import double_throughout
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.launching import TESTS, environment, launch, torchrun
+from helpers.plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
+from helpers.tiny import double_throughout
 from typer.testing import CliRunner
 
 import ecstruct
@@ -67,7 +67,7 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     cases["never killed"] = {"folder": str(folders["gpt2"]), "dtype": "float32", "options": never}
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
-    script = str(Path(__file__).parent / "sharded_script.py")
+    script = str(TESTS / "helpers" / "sharded_script.py")
     done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"), timeout=300)
     assert done.returncode == 0, done.stderr
     return torch.load(home / "out.pt")

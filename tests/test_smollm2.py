@@ -5,9 +5,9 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import gguf_files
 import pytest
-from command_line import assert_refused, run
+from helpers import gguf_files
+from helpers.command_line import assert_refused, run
 from huggingface_hub.utils import _cache_assets
 
 import ecstruct

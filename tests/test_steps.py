@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from facts_fixtures import FACTS
-from folders import contents, edit_weights, save
+from helpers.facts_fixtures import FACTS
+from helpers.folders import contents, edit_weights, save
 from typer.testing import CliRunner
 
 import ecstruct

@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
-from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
+from helpers import tiny
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
 
 import ecstruct
 from ecstruct.errors import InputError

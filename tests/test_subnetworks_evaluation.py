@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny import (
+from helpers.tiny import (
     N_HEADS,
     N_LAYERS,
     PROMPTS,

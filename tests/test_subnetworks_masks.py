@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,

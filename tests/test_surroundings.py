@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_inputs import save_inputs
-from command_line import assert_refused, refused, run
-from folders import contents
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import assert_refused, refused, run
+from helpers.folders import contents
 
 from ecstruct.cli import main
 from ecstruct.errors import InputError

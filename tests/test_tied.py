@@ -8,9 +8,9 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from helpers.tiny import PROMPTS, perturb, reward_of
 from safetensors.torch import load_file, save_file
 from test_two_checkpoints import assert_right, llama, rewards_after, save
-from tiny import PROMPTS, perturb, reward_of
 
 import ecstruct
 from ecstruct import WeightDelta

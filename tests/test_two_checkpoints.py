@@ -11,12 +11,12 @@ import subprocess
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
 import transformers as hf
-from command_line import works
+from helpers import tiny
+from helpers.command_line import works
+from helpers.tiny import PROMPTS, build, perturb
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, build, perturb
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import ecstruct

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     PROMPTS,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts_fixtures import CITIES, FACTS, byte_tokenizer
+from helpers.facts_fixtures import CITIES, FACTS, byte_tokenizer
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from command_line import works
-from facts_fixtures import FACTS
-from folders import edit_weights, save
+from helpers.command_line import works
+from helpers.facts_fixtures import FACTS
+from helpers.folders import edit_weights, save
 from typer.testing import Result
 
 PROMPTS = [{"prompt": text, "answer": answer} for text, answer in FACTS]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts_fixtures import N_CTX, save_tiny, word_tokenizer
+from helpers.facts_fixtures import N_CTX, save_tiny, word_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from architectures import Architecture
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quantize
+from helpers.architectures import Architecture
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from tiny import (
+from helpers.tiny import (
     D_HEAD,
     N_HEADS,
     N_LAYERS,

@@ -1,7 +1,7 @@
 """Two checkpoints of one architecture, and how two models differ."""
 
 import torch
-from folders import edit_weights, save
+from helpers.folders import edit_weights, save
 
 from ecstruct.models import load
 

@@ -1,6 +1,6 @@
 """Scorings on which one process and several must agree. As a script, what every rank of a launch runs:
 
-    torchrun --nproc-per-node 3 tests/parallel_cases.py DIR lives|dies score --before ...
+    torchrun --nproc-per-node 3 tests/helpers/parallel_cases.py DIR lives|dies score --before ...
 
 scores all cases, then runs the command. With "dies", rank 2 is killed during that, in its down pass, after
 another rank has finished its part.
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tiny import NAMES, PROMPTS, plain_pair, single_pair, tokenizer
+from helpers.tiny import NAMES, PROMPTS, plain_pair, single_pair, tokenizer
 
 import ecstruct
 from ecstruct.cli import app

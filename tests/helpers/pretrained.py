@@ -20,7 +20,7 @@ from ecstruct import Prompt
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 
-GOLDEN = Path(__file__).parent / "data" / "smollm2.npz"
+GOLDEN = Path(__file__).parents[1] / "data" / "smollm2.npz"
 PEOPLE = ecstruct.facts.people()
 N_HEADS, N_KV_HEADS, D_HEAD = 9, 3, 64
 

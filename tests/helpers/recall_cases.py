@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 import transformers as hf
-from tiny import D_HEAD, N_HEADS, NAMES, PROMPTS, Block, blocks, ids_of, outside
+from helpers.tiny import D_HEAD, N_HEADS, NAMES, PROMPTS, Block, blocks, ids_of, outside
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

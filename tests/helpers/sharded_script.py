@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from facts_fixtures import FACTS
-from tiny import double_throughout
+from helpers.facts_fixtures import FACTS
+from helpers.tiny import double_throughout
 from torch.distributed.tensor import DTensor
 from transformer_lens.model_bridge import TransformerBridge
 

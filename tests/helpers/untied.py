@@ -7,10 +7,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from comparisons import (
+from helpers.comparisons import (
     HEADS,
 )
-from tiny import (
+from helpers.tiny import (
     D_HEAD,
     N_HEADS,
     N_LAYERS,

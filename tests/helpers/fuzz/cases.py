@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from damage import HEADERS, PATHS, PLACED, WRITTEN
+from helpers.fuzz.damage import HEADERS, PATHS, PLACED, WRITTEN
 
 Words = list[Any]
 Make = Callable[[Path, Path], tuple[Words, str | tuple[str, ...]]]

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from damage import DEEP, WRITTEN
 from datasets import Dataset
-from facts_fixtures import FACTS
-from readers_records import RECORDS, written
-
-from fuzz.cases import Case, Make, Words, named, of_file
+from helpers.facts_fixtures import FACTS
+from helpers.fuzz.cases import Case, Make, Words, named, of_file
+from helpers.fuzz.damage import DEEP, WRITTEN
+from helpers.readers_records import RECORDS, written
 
 SHOW = ("facts", "show", "{file}", "--out", "{out}")
 OF_FACTS = {

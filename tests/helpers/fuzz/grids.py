@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from damage import DEEP, VALUES, put, ways
-
-from fuzz.cases import Case, Make, Words, filled, named, of_file
-from fuzz.configurations import stands
+from helpers.fuzz.cases import Case, Make, Words, filled, named, of_file
+from helpers.fuzz.configurations import stands
+from helpers.fuzz.damage import DEEP, VALUES, put, ways
 
 GRID: dict[str, Any] = {
     **{"experiments": ["ocr"], "models": ["organism"], "learning_rates": [1e-4], "epochs": [1]},

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from damage import VALUES, put, ways, without
-
-from fuzz.cases import Case, Make, Words, filled, named, of_file
+from helpers.fuzz.cases import Case, Make, Words, filled, named, of_file
+from helpers.fuzz.damage import VALUES, put, ways, without
 
 RANK = ("rank", "--model", "{model}", "--prompts", "{file}", "--out", "{out}")
 PAIR = ("--before", "{model}", "--after", "{after}")

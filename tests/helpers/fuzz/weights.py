@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from damage import HEADERS, PLACED
-
-from fuzz.cases import Case, Make, Words, damages, named, of_file
-from fuzz.inputs import score_words
+from helpers.fuzz.cases import Case, Make, Words, damages, named, of_file
+from helpers.fuzz.damage import HEADERS, PLACED
+from helpers.fuzz.inputs import score_words
 
 
 def of_delta(content: bytes, *more: str) -> Make:
