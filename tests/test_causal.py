@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.comparisons import EXACT, assert_same, of
 from helpers.interventions import causal, effects, run
+from helpers.oracle import ids_of
 from helpers.tiny import (
     FAMILIES,
     LANGUAGES,
@@ -18,7 +19,6 @@ from helpers.tiny import (
     double_throughout,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
     single_pair,
     state_of,

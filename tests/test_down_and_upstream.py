@@ -16,16 +16,8 @@ from helpers.comparisons import (
     split,
 )
 from helpers.interventions import baseline_value
-from helpers.tiny import (
-    FAMILIES,
-    OTHERS,
-    POST_NORMED,
-    PROMPTS,
-    blocks,
-    double_throughout,
-    head_columns,
-    plain_pair,
-)
+from helpers.oracle import blocks, head_columns
+from helpers.tiny import FAMILIES, OTHERS, POST_NORMED, PROMPTS, double_throughout, plain_pair
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.tl3

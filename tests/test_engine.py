@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.comparisons import CONVENTIONS, assert_same, of, scored
+from helpers.oracle import first_ids, ids_of, reward_of
 from helpers.tiny import (
     FAMILIES,
     PROMPTS,
     assert_unchanged,
-    first_ids,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
-    reward_of,
     single_pair,
     state_of,
     tokenizer,

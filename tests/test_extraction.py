@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers.oracle import blocks, ids_of
 from helpers.recall_cases import (
     SUBJECTS,
     Replace,
@@ -20,10 +21,8 @@ from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     assert_unchanged,
-    blocks,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
     state_of,
     tokenizer,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers.oracle import ids_of, outside
 from helpers.recall_cases import SUBJECTS, span_of, unembedding, value_output
 from helpers.tiny import (
     FAMILIES,
@@ -12,8 +13,6 @@ from helpers.tiny import (
     assert_unchanged,
     hooked,
     hooked_pair,
-    ids_of,
-    outside,
     plain_pair,
     state_of,
     tokenizer,

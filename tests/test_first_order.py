@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.comparisons import HEADS, LAYERS, PAPER, at_new_inputs, exact_scores, of, split
+from helpers.oracle import blocks, head_columns, reward_of, watch
 from helpers.tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,
     OTHERS,
     PROMPTS,
-    blocks,
     double_throughout,
-    head_columns,
     hooked_pair,
     mix,
     plain_pair,
-    reward_of,
-    watch,
 )
 from helpers.untied import (
     Moved,

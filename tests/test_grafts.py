@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.oracle import Block, blocks, first_ids, ids_of
 from helpers.tiny import (
     D_HEAD,
     FAMILIES,
@@ -17,12 +18,8 @@ from helpers.tiny import (
     N_LAYERS,
     OTHERS,
     PROMPTS,
-    Block,
-    blocks,
     double_throughout,
-    first_ids,
     hooked_pair,
-    ids_of,
     plain_pair,
 )
 from torch import Tensor, nn

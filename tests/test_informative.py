@@ -17,19 +17,8 @@ from helpers.comparisons import (
     scored,
     split,
 )
-from helpers.tiny import (
-    FAMILIES,
-    OTHERS,
-    PROMPTS,
-    Seen,
-    blocks,
-    double_throughout,
-    head_columns,
-    ids_of,
-    plain_pair,
-    reward_of,
-    watching,
-)
+from helpers.oracle import Seen, blocks, head_columns, ids_of, reward_of, watching
+from helpers.tiny import FAMILIES, OTHERS, PROMPTS, double_throughout, plain_pair
 from helpers.untied import (
     InformativeOracle,
     Moved,

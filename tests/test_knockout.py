@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from helpers import tiny
+from helpers import oracle, tiny
 from helpers.tiny import (
     FAMILIES,
     NAMES,
@@ -39,7 +39,7 @@ def attentions(plain: PreTrainedModel) -> list[nn.Module]:
         return [block.self_attention for block in plain.transformer.h]
     if plain.config.model_type == "mpt":
         return [block.attn for block in plain.transformer.blocks]
-    return [block.attn for block in tiny.blocks(plain)]
+    return [block.attn for block in oracle.blocks(plain)]
 
 
 @contextmanager

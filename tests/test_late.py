@@ -16,14 +16,13 @@ from helpers.comparisons import (
     split,
 )
 from helpers.interventions import baseline_value, late_gradients
+from helpers.oracle import blocks, head_columns
 from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,
     assert_unchanged,
-    blocks,
     double_throughout,
-    head_columns,
     hooked,
     hooked_pair,
     plain_pair,

@@ -19,7 +19,8 @@ import pytest
 import torch
 from helpers.architectures import ARCHITECTURES, MODEL_TYPES, N_LAYERS, Architecture
 from helpers.comparisons import CONVENTIONS, of
-from helpers.tiny import PROMPTS, double_throughout, hooked, ids_of, perturb, reward_of, tokenizer, watching
+from helpers.oracle import ids_of, reward_of, watching
+from helpers.tiny import PROMPTS, double_throughout, hooked, perturb, tokenizer
 from helpers.untied import along
 from torch import Tensor
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers.comparisons import CONVENTIONS, assert_same, of, scored
+from helpers.oracle import reward_of
 from helpers.tiny import (
     FAMILIES,
     PROMPTS,
@@ -10,7 +11,6 @@ from helpers.tiny import (
     hooked,
     mix,
     plain_pair,
-    reward_of,
     single_pair,
 )
 

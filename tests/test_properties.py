@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from helpers.tiny import LANGUAGES, hooked_pair, plain_pair, reward_of, tokenizer
+from helpers.oracle import reward_of
+from helpers.tiny import LANGUAGES, hooked_pair, plain_pair, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,8 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from helpers.tiny import PROMPTS, perturb, reward_of
+from helpers.oracle import reward_of
+from helpers.tiny import PROMPTS, perturb
 from safetensors.torch import load_file, save_file
 from test_two_checkpoints import assert_right, llama, rewards_after, save
 

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from helpers import tiny
+from helpers import oracle, tiny
 from helpers.command_line import works
 from helpers.tiny import PROMPTS, build, perturb
 from safetensors.torch import load_file, save_file
@@ -49,7 +49,7 @@ def rewards_after(before, after, **options):
 def assert_right(found, folder):
     plain = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
-        expected = [float(tiny.reward_of(plain, prompt)) for prompt in PROMPTS]
+        expected = [float(oracle.reward_of(plain, prompt)) for prompt in PROMPTS]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

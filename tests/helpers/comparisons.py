@@ -7,25 +7,21 @@ from functools import cache
 
 import numpy as np
 import torch
-from helpers.tiny import (
-    D_HEAD,
-    N_HEADS,
-    N_LAYERS,
-    PROMPTS,
-    Seen,
-    blocks,
-    double_throughout,
-    hooked_pair,
-    normed,
-    plain_pair,
-    watch,
-    watching,
-)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ecstruct.scores.engine import score
 from ecstruct.scores.result import ExtractiveScores
+from helpers.oracle import Seen, blocks, normed, watch, watching
+from helpers.tiny import (
+    D_HEAD,
+    N_HEADS,
+    N_LAYERS,
+    PROMPTS,
+    double_throughout,
+    hooked_pair,
+    plain_pair,
+)
 
 LAYERS, HEADS = range(N_LAYERS), range(N_HEADS)
 CONVENTIONS = ("definition", "reference")

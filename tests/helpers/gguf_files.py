@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quantize
-from helpers.architectures import Architecture
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from helpers.architectures import Architecture
 
 F32 = GGMLQuantizationType.F32
 MERGES = (("l", "i"), ("li", "v"), ("Ġ", "i"), ("Ġi", "n"), ("1", "2"), ("Ġ", "Ġ"))

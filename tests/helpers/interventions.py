@@ -17,26 +17,21 @@ from functools import cache
 
 import numpy as np
 import torch
-from helpers.tiny import (
-    D_HEAD,
-    N_HEADS,
-    N_LAYERS,
-    PROMPTS,
-    Block,
-    blocks,
-    double_throughout,
-    head_columns,
-    ids_of,
-    is_parallel,
-    outside,
-    plain_pair,
-    reward_of,
-    watching,
-)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ecstruct import Prompt
+from helpers.oracle import (
+    Block,
+    blocks,
+    head_columns,
+    ids_of,
+    is_parallel,
+    outside,
+    reward_of,
+    watching,
+)
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, double_throughout, plain_pair
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 Component = tuple[int, int | None]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ecstruct.experiments import EXPERIMENTS, Rates, Result, Setup, reproduce
 from ecstruct.experiments.setup import NOVEL, Words
 from ecstruct.facts import Prompt, fictitious, first_hop, second_hop
+from helpers import tiny
 
 FAMILIES = ("olmo", "llama", "gemma2", "qwen2")
 KNOWN = Words("{name} lives in", "{name} zong is the")

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from helpers.tiny import NAMES, PROMPTS, plain_pair, single_pair, tokenizer
 
 import ecstruct
 from ecstruct.cli import app
@@ -27,6 +26,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import batching
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.passes import Passes
+from helpers.tiny import NAMES, PROMPTS, plain_pair, single_pair, tokenizer
 
 TWO_TEMPLATES = [
     *(replace(p, template="speak") for p in PROMPTS),

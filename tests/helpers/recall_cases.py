@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import torch
 import transformers as hf
-from helpers.tiny import D_HEAD, N_HEADS, NAMES, PROMPTS, Block, blocks, ids_of, outside
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from helpers.oracle import Block, blocks, ids_of, outside
+from helpers.tiny import D_HEAD, N_HEADS, NAMES, PROMPTS
 
 SUBJECTS = [replace(p, subject=name) for p, name in zip(PROMPTS, NAMES, strict=True)]
 """Prompts with subjects of one to three tokens, each after "<bos> people that"."""

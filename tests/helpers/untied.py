@@ -7,27 +7,16 @@ from functools import cache
 
 import numpy as np
 import torch
-from helpers.comparisons import (
-    HEADS,
-)
-from helpers.tiny import (
-    D_HEAD,
-    N_HEADS,
-    N_LAYERS,
-    PROMPTS,
-    Block,
-    blocks,
-    double_throughout,
-    head_columns,
-    outside,
-    plain_pair,
-    reward_of,
-)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ecstruct.scores.result import ExtractiveScores
+from helpers.comparisons import (
+    HEADS,
+)
+from helpers.oracle import Block, blocks, head_columns, outside, reward_of
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, double_throughout, plain_pair
 
 
 class HeadCopy(nn.Module):

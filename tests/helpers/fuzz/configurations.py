@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ecstruct.runs import _KEYS
 from helpers.fuzz.cases import Case, Make, Words, named, of_file
 from helpers.fuzz.damage import VALUES, put, ways, without
-
-from ecstruct.runs import _KEYS
 
 ONE = [{"prompt": "Mia lives in", "answer": "Rome"}, {"prompt": "Zoe lives in", "answer": "Paris"}]
 CONFIGS: dict[str, dict[str, Any]] = {

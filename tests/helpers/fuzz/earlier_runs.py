@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.fuzz.cases import Case, Make, Words, damages
-from helpers.fuzz.damage import PLACED
-from helpers.fuzz.inputs import score_words
-
 from ecstruct.grids import Grid
 from ecstruct.grids.cell import Place
 from ecstruct.io.store import save_json
+from helpers.fuzz.cases import Case, Make, Words, damages
+from helpers.fuzz.damage import PLACED
+from helpers.fuzz.inputs import score_words
 
 LINKS = ("a dangling link", "a link to itself")
 

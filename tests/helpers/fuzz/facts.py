@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
+
 from helpers.facts_fixtures import FACTS
 from helpers.fuzz.cases import Case, Make, Words, named, of_file
 from helpers.fuzz.damage import DEEP, WRITTEN

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from helpers.fuzz.cases import Case, Make, Words, filled, named, of_file
 from helpers.fuzz.configurations import stands
 from helpers.fuzz.damage import DEEP, VALUES, put, ways

@@ -9,13 +9,13 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from transformers import AutoModelForCausalLM
+
+from ecstruct.models import WeightDelta, load
 from helpers.command_line import works
 from helpers.facts_fixtures import FACTS
 from helpers.folders import edit_weights, save
 from helpers.fuzz.cases import Words
-from transformers import AutoModelForCausalLM
-
-from ecstruct.models import WeightDelta, load
 
 
 def save_inputs(folder: Path) -> Path:
