@@ -7,14 +7,13 @@ import peft
 import pytest
 import torch
 import xarray as xr
+from helpers.command_line import run
 from helpers.tiny import PROMPTS, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import ecstruct
 from ecstruct import InputError
-from ecstruct.cli import app
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import to_hugging_face
 from ecstruct.models.bridge import named_weights
@@ -181,7 +180,7 @@ def test_an_adapters_folder_is_its_base_with_it(tmp_path, monkeypatch):
     words = ("--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "ranks.json", "--device", "cpu")
     ranks = ecstruct.ranks(ecstruct.load(base, adapter=tmp_path / "checkpoint-20", device="cpu"), PROMPTS)
     for model in (("--model", f"{tmp_path}@20"), ("--model", base, "--adapter", f"{tmp_path}@20")):
-        result = CliRunner().invoke(app, [str(word) for word in ("rank", *model, *words)])
+        result = run("rank", *model, *words)
         assert result.exit_code == 0, result.output
         rows = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
         assert [row["rank"] for row in rows] == list(ranks)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from helpers.command_line import run
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.io.files import exclusive, is_held, locked, writing
 from ecstruct.io.interruption import STATUS
@@ -123,7 +122,7 @@ def files_of(folder: Path) -> list[str]:
 def test_a_disk_that_fills_ends_a_run_with_one_sentence_and_it_goes_on(small_disk: Path) -> None:
     out = small_disk / "out"
     words = ["reproduce", "ocr", "--repeats", "1", "--epochs", "1", "--quiet", "--out", str(out)]
-    result = CliRunner().invoke(app, words)  # its report holds plotly, 4 MB
+    result = run(*words)  # its report holds plotly, 4 MB
     assert result.exit_code == 2
     assert result.stderr == f"error: cannot write {out / 'report.html'}: No space left on device.\n"
     cells = [f"cells/ocr/seed=0-repeat=0-hop={hop}-hop.json" for hop in ("first", "second")]
@@ -132,7 +131,7 @@ def test_a_disk_that_fills_ends_a_run_with_one_sentence_and_it_goes_on(small_dis
     assert json.loads((out / "results.json").read_text())["ocr"]
     made = {cell: (out / cell).stat().st_mtime_ns for cell in cells}
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run(*words).exit_code == 0
     assert {cell: (out / cell).stat().st_mtime_ns for cell in cells} == made
 
 
@@ -140,7 +139,7 @@ def test_a_full_disk_before_the_first_cell(small_disk: Path) -> None:
     with (small_disk / "ballast").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
-    result = CliRunner().invoke(app, ["reproduce", "ocr", "--quiet", "--out", str(small_disk / "out")])
+    result = run("reproduce", "ocr", "--quiet", "--out", str(small_disk / "out"))
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "No space left on device" in result.stderr
 
@@ -168,7 +167,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
 
 def test_a_second_job_is_told_who_writes(holder: tuple[Path, subprocess.Popen[str]]) -> None:
     folder, process = holder
-    result = CliRunner().invoke(app, ["demo", "--quiet", "--out", str(folder)])
+    result = run("demo", "--quiet", "--out", str(folder))
     assert result.exit_code == 2
     who = f"process {process.pid} on {socket.gethostname()} since 20"
     assert result.stderr.startswith(f"error: {folder} is being written by {who}")
@@ -241,6 +240,6 @@ def test_sigterm_finishes_the_cell_and_the_next_run_goes_on(tmp_path: Path) -> N
     assert 0 < len(finished) < 8
     assert all(name.endswith(".json") and not name.startswith(".") for name in finished)
     assert "results.json" not in files_of(out)
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run(*words).exit_code == 0
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
     assert len(after) == 8 and finished.items() <= after.items()

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers.command_line import works
 from helpers.folders import contents, truncate
 from helpers.parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
 from helpers.tiny import PROMPTS, single_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.io.distributed import Ranks
 from ecstruct.scores import batching
@@ -58,11 +57,6 @@ def words(checkpoints, out, *more):
     files = ("--before", checkpoints / "before", "--after", checkpoints / "after")
     prompts = ("--prompts", checkpoints / "prompts.jsonl")
     return [*map(str, ("score", *files, *prompts, "--out", out, "--device", "cpu", "--quiet", *more))]
-
-
-def works(command):
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, (result.stderr, result.exception)
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,9 @@ import signal
 
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
+from helpers.command_line import run, works
 
 from ecstruct import load, recall
-from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.io.store import Kept
@@ -17,16 +16,6 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.recall import dissection
 
 PROMPTS = first_hop().facts[:4]
-
-
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def works(*words):
-    result = run(*words)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 from collections import Counter
 
 import pytest
+from helpers.command_line import run
 from helpers.recall_cases import SUBJECTS
 from helpers.tiny import single_pair
-from typer.testing import CliRunner
 
 from ecstruct import InputError, load, recall
-from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import WeightDelta, fingerprint, hooked
@@ -86,7 +85,7 @@ def test_the_command_loads_every_model_once(counts, tmp_path, n_models):
         WeightDelta.from_weights(weights, moved).save(tmp_path / "delta.safetensors")
         command += ["--after", str(tmp_path / "delta.safetensors")]
         counts.clear()
-    result = CliRunner().invoke(app, command)
+    result = run(*command)
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert (counts["loaded"], digests(counts)) == (n_models, {1})
 

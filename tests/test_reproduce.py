@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result as Invoked
+from helpers.command_line import run, works
 from helpers.folders import contents
 from helpers.paper_models import finished, save_paper_model, small
-from typer.testing import CliRunner
 
 import ecstruct.experiments
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.experiments import EXPERIMENTS, reproduce
 from ecstruct.experiments.reproduce import OPTIONS, named
@@ -27,16 +25,6 @@ from ecstruct.grids import Grid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
-
-
-def run(*words: Any) -> Invoked:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def works(*words: Any) -> Invoked:
-    result = run(*words)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

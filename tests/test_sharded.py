@@ -11,14 +11,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from helpers.command_line import run
 from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
-from helpers.launching import TESTS, environment, launch, torchrun
 from helpers.plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
+from helpers.processes import TESTS, environment, launch, torchrun
 from helpers.tiny import double_throughout
-from typer.testing import CliRunner
 
 import ecstruct
-from ecstruct.cli import app
 from ecstruct.finetuning import finetune
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.load import load
@@ -196,10 +195,10 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     assert first.returncode == 143 and "run the same command again to go on" in error, error
     assert len(list(out.glob("checkpoint/step-*"))) == 1
 
-    other = CliRunner().invoke(app, [*words[3:], "--seed", "1"])
+    other = run(*words[3:], "--seed", "1")
     assert other.exit_code == 2
     assert "checkpoint holds a part of another run (seed was 0, now 1): finish that run" in other.output
-    again = CliRunner().invoke(app, words[3:])
+    again = run(*words[3:])
     assert again.exit_code == 0, again.output
     model = load(folders["llama"], device="cpu")
     whole = finetune(model, facts_file, lr=0.001, batch_size=4, epochs=100, progress=False)

@@ -2,13 +2,14 @@
 
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from helpers import command_line
+from helpers.command_line import refused
 
 import ecstruct
-from ecstruct.cli import app
 from ecstruct.facts import first_hop, write_jsonl
 from ecstruct.io.store import Kept
 from ecstruct.models import load
@@ -27,26 +28,12 @@ def few_steps_will_do():
         yield
 
 
-def run(*words):
-    return CliRunner().invoke(app, ["subnetworks", *map(str, words)])
-
-
-def works(*words):
-    result = run(*words)
-    assert result.exit_code == 0, (result.output, result.stderr, result.exception)
-    return result
-
-
-def refused(result, *messages):
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    for message in messages:
-        assert message in result.stderr
+run = partial(command_line.run, "subnetworks")
+works = partial(command_line.works, "subnetworks")
 
 
 def again(config, out):
-    result = CliRunner().invoke(app, ["replay", str(config), "--out", str(out), "--quiet"])
-    assert result.exit_code == 0, (result.output, result.exception)
+    command_line.works("replay", config, "--out", out, "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +333,5 @@ def test_other_masks_are_not_replayed(compared, cored, pruned, tmp_path):
     moved = str(pruned / "0.4" / "masks.nc")
     config["arguments"]["fingerprints"][moved] = "0" * 16
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = CliRunner().invoke(
-        app, ["replay", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]
-    )
+    result = command_line.run("replay", tmp_path / "config.json", "--out", tmp_path / "out")
     refused(result, "not those that this configuration was run with")

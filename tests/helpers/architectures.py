@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import transformers as hf
-from helpers.tiny import _WORDS, fill
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from helpers.tiny import _WORDS, fill
 
 MODEL_TYPES = {architecture: name for name, architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.facts_fixtures import CITIES, FACTS, byte_tokenizer
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ecstruct.facts import Prompt
+from helpers.facts_fixtures import CITIES, FACTS, byte_tokenizer
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"

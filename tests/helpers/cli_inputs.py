@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import Result
+
 from helpers.command_line import works
 from helpers.facts_fixtures import FACTS
 from helpers.folders import edit_weights, save
-from typer.testing import Result
 
 PROMPTS = [{"prompt": text, "answer": answer} for text, answer in FACTS]
 

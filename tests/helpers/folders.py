@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.facts_fixtures import N_CTX, save_tiny, word_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from helpers.facts_fixtures import N_CTX, save_tiny, word_tokenizer
 
 FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 

@@ -1,9 +1,9 @@
 """Two checkpoints of one architecture, and how two models differ."""
 
 import torch
-from helpers.folders import edit_weights, save
 
 from ecstruct.models import load
+from helpers.folders import edit_weights, save
 
 IDS = torch.tensor([[4, 7, 5, 9, 3, 8, 6]])
 

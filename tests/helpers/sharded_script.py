@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.facts_fixtures import FACTS
-from helpers.tiny import double_throughout
 from torch.distributed.tensor import DTensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,6 +22,8 @@ from ecstruct.finetuning.loop import add_gradient
 from ecstruct.finetuning.sharded import Blueprint, Sharded
 from ecstruct.io.distributed import Ranks, ranks
 from ecstruct.models.bridge import named_weights
+from helpers.facts_fixtures import FACTS
+from helpers.tiny import double_throughout
 
 
 def main() -> None:
