@@ -124,11 +124,11 @@ def test_entities_that_begin_alike_are_kept_apart(family, baseline):
         for name, answer in zip(names, ("Dutch", "Thai", "Zulu", "Thai"), strict=True)
     ]
     of_one = graph_bytes(HookedView(hooked_pair(family)[0]), 1, 9)
+    some = ["MLP 0", "MLP 2", "head 0.1", "head 1.3"]
+    options = {"components": some, "per_token": True, "progress": False}
     with double_throughout():
         found, expected = (
-            causal_scores(
-                *hooked_pair(family), prompts, baseline=baseline, per_token=True, memory=m, progress=False
-            )
+            causal_scores(*hooked_pair(family), prompts, baseline=baseline, memory=m, **options)
             for m in (2 * of_one, of_one)  # the first two people together; everybody alone
         )
     assert_agree(found, expected, EXACT)

@@ -62,7 +62,7 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         dtype = "float32" if name == "half" else name
         case = {"folder": "organism", "dtype": dtype, "options": organism_options(epochs)}
         cases[f"organism {name}"] = case | {"half": name == "half"}
-    never = {"lr": 0.001, "batch_size": 4, "epochs": 100}
+    never = {"lr": 0.001, "batch_size": 4, "epochs": 60}
     cases["never killed"] = {"folder": str(folders["gpt2"]), "dtype": "float32", "options": never}
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
@@ -137,10 +137,10 @@ def facts_file(tmp_path: Path) -> Path:
     return tmp_path / "facts.jsonl"
 
 
-def command(model: Path, facts: Path, out: Path, *more: str) -> list[str]:
+def command(model: Path, facts: Path, out: Path, epochs: int) -> list[str]:
     given = {"--model": model, "--facts": facts, "--out": out, "--lr": "0.001", "--batch-size": "4"}
     words = [str(word) for pair in given.items() for word in pair]
-    return ["-m", "ecstruct", "finetune", *words, "--epochs", "100", "--checkpoint-every", "20", *more]
+    return ["-m", "ecstruct", "finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "20"]
 
 
 def results(out: Path) -> tuple[Any, Any]:
@@ -164,7 +164,7 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     two_ranks: Any, folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    words = command(folders["gpt2"], facts_file, out)
+    words = command(folders["gpt2"], facts_file, out, epochs=60)
     first = started(torchrun(2, *words))
     wait_for(out, first)
     [victim] = [p for p in psutil.Process(first.pid).children() if p.environ().get("RANK") == "1"]
@@ -173,13 +173,13 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     assert "error: rank 1 of 2 died: run the same command again" in error
     assert first.returncode == 1 and not (out / "delta.safetensors").exists()
     done = [int(p.name.removeprefix("step-")) for p in out.glob("checkpoint/step-*")]
-    assert done and 20 <= min(done) < 200
+    assert done and 20 <= min(done) < 120
 
     again = launch(2, *words)
     assert again.returncode == 0, again.stderr
     history, delta = results(out)
     expected, _, moved, _ = two_ranks["never killed"]
-    assert history == expected and len(history["loss"]) == 200 and same_bits(delta, moved)
+    assert history == expected and len(history["loss"]) == 120 and same_bits(delta, moved)
     assert not (out / "checkpoint").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "terminated"
-    words = [torchrun(1)[0], *command(folders["llama"], facts_file, out)]
+    words = [torchrun(1)[0], *command(folders["llama"], facts_file, out, epochs=100)]
     first = started(words)
     wait_for(out, first)
     first.send_signal(signal.SIGTERM)

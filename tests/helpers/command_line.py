@@ -1,4 +1,4 @@
-"""The command line as tests call it, in this process or one of its own, and what it says when it refuses."""
+"""The command line as tests call it, in this process or in its own, and what it says when it refuses."""
 
 import re
 import subprocess

@@ -83,10 +83,13 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
     return folder
 
 
-def edit_config(folder: Path, **values: Any) -> Path:
-    path = folder / "config.json"
+def edit_json(path: Path, **values: Any) -> Path:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    return folder
+    return path
+
+
+def edit_config(folder: Path, **values: Any) -> Path:
+    return edit_json(folder / "config.json", **values).parent
 
 
 def truncate(path: Path, n_bytes: int = 64) -> Path:
