@@ -1,13 +1,9 @@
 """Several processes give the scores of one; what is finished is not computed again."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ import xarray as xr
 from helpers.command_line import works
 from helpers.folders import contents, truncate
 from helpers.parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from helpers.processes import TESTS, launch
 from helpers.tiny import PROMPTS, single_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,21 +25,8 @@ from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.walk import Walk
 
-HERE = Path(__file__).parent
+SCRIPT = str(TESTS / "helpers" / "parallel_cases.py")
 IN_TWOS = ("--batch-size", 2)  # five batches
-
-
-def launch(n: int, *words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", n, "--standalone"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(word) for word in (*command, HERE / "helpers" / "parallel_cases.py", *words)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +86,16 @@ def three(checkpoints):
     for out in ("on-3", "on-2"):
         (checkpoints / out).mkdir()
     dead = checkpoints / "dead"
-    return launch(3, checkpoints / "on-3", "dies", *words(checkpoints, dead, *IN_TWOS)), dead
+    return launch(3, SCRIPT, str(checkpoints / "on-3"), "dies", *words(checkpoints, dead, *IN_TWOS)), dead
 
 
 @pytest.fixture(scope="module")
 def two(checkpoints, three):
     """One that goes on where that one died."""
     resumed = shutil.copytree(three[1], checkpoints / "resumed")
-    return launch(2, checkpoints / "on-2", "lives", *words(checkpoints, resumed, *IN_TWOS)), resumed
+    return launch(
+        2, SCRIPT, str(checkpoints / "on-2"), "lives", *words(checkpoints, resumed, *IN_TWOS)
+    ), resumed
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -138,11 +124,11 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))  # of a launch of one process
     computed = recorded(monkeypatch)
-    works(words(checkpoints, one, *IN_TWOS))
+    works(*words(checkpoints, one, *IN_TWOS))
     n_kept = {3: 4, 4: 8}[len(kept)]  # prompts of one rank, or of two
     assert sum(map(len, computed)) == len(TWO_TEMPLATES) - n_kept
 
-    works(words(checkpoints, tmp_path / "whole", *IN_TWOS))
+    works(*words(checkpoints, tmp_path / "whole", *IN_TWOS))
     whole = ExtractiveScores.load(tmp_path / "whole" / "scores.nc")
     assert two[0].returncode == 0, two[0].stderr
     for out in (one, two[1]):
@@ -152,9 +138,9 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
 
 def test_the_command_offloads(checkpoints, tmp_path):
     for out, more in (("resident", ("--verify", 0)), ("offloaded", ("--offload",))):
-        works(words(checkpoints, tmp_path / out, *more))
+        works(*words(checkpoints, tmp_path / out, *more))
     again = ["replay", str(tmp_path / "offloaded" / "config.json"), "--out", str(tmp_path / "again")]
-    works([*again, "--device", "cpu", "--quiet"])
+    works(*again, "--device", "cpu", "--quiet")
     config = [json.loads((tmp_path / out / "config.json").read_text()) for out in ("offloaded", "again")]
     assert config[0] == config[1] and config[0]["arguments"]["offload"] is True
     resident, *others = (

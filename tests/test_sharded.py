@@ -67,7 +67,7 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
     script = str(TESTS / "helpers" / "sharded_script.py")
-    done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"), timeout=300)
+    done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"))
     assert done.returncode == 0, done.stderr
     return torch.load(home / "out.pt")
 

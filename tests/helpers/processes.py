@@ -21,7 +21,7 @@ def torchrun(n: int, *command: str) -> list[str]:
     return [sys.executable, *run, *command]
 
 
-def launch(n: int, *command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+def launch(n: int, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         torchrun(n, *command), env=environment(), capture_output=True, text=True, timeout=timeout
     )
