@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,10 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 TABLES = ("twohopfact", "hopping", "parents")
 """The formats whose originals are CSV."""
+
+
+def said(prompts: Iterable[Any]) -> list[tuple[str, str]]:
+    return [(p.text, p.answer) for p in prompts]
 
 
 def renamed(record: Any, old: str, new: str) -> Any:

@@ -22,6 +22,20 @@ def span_of(prompt) -> range:
     return range(3, 3 + len(prompt.subject.split()))
 
 
+def parts_of(prompt: Prompt) -> dict[str, list[int]]:
+    """Positions by hand: a BOS, "people that", the name, "knows speak"."""
+    n_name = len(prompt.subject.split())
+    subject = list(range(3, 3 + n_name))
+    last = 4 + n_name
+    return {
+        "subject": subject,
+        "non-subject": [0, 1, 2, last - 1],
+        "last": [last],
+        "subject-last": subject[-1:],
+        "third": [2],
+    }
+
+
 def layers_of(plain: PreTrainedModel) -> nn.ModuleList:
     if plain.config.model_type in ("gpt2", "gptj"):
         return plain.transformer.h
