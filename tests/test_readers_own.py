@@ -9,6 +9,7 @@ from helpers.readers_records import (
     LRE,
     MQUAKE,
     REVERSAL,
+    said,
     written,
 )
 

@@ -72,7 +72,7 @@ def chat_tokenizer(template: str, *, adds_bos: bool = True) -> PreTrainedTokeniz
 
 def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
     """Save a random two-layer Llama with a chat template."""
-    tokenizer = chat_tokenizer(template)
+    tokenizer: Any = chat_tokenizer(template)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.eos_token_id,

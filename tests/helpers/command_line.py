@@ -15,7 +15,8 @@ from ecstruct.cli import app
 from ecstruct.errors import InputError
 from helpers.processes import environment
 
-typer.testing._get_command = cache(typer.testing._get_command)  # it takes longer than most commands
+testing: Any = typer.testing
+testing._get_command = cache(testing._get_command)  # it takes longer than most commands
 
 
 def run(*words: Any) -> Result:

@@ -45,7 +45,8 @@ def exact_scores(family: str, convention: str = "definition", baseline: str = "c
 def runs(family: str) -> list[tuple[dict[tuple[int, str], Seen], dict[tuple[int, str], Seen]]]:
     """Return the inputs and outputs of plain modules for every prompt, under W and W', with gradients."""
     with double_throughout():
-        return [tuple(watch(plain, p)[1] for plain in plain_pair(family)) for p in PROMPTS]
+        before, after = plain_pair(family)
+        return [(watch(before, p)[1], watch(after, p)[1]) for p in PROMPTS]
 
 
 def of(scores: ExtractiveScores, kind: str, part: str = "mlp", state: str | None = None) -> np.ndarray:

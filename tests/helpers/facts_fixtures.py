@@ -1,6 +1,7 @@
 """Tiny tokenizers and random models for the tests of facts, ranks and finetuning."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -68,14 +69,14 @@ def with_ends(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTo
 def save_tiny(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
     """Save a random two-layer model with `word_tokenizer`; biases and norm gains are random too."""
     tokenizer = word_tokenizer()
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": 1,
         "tie_word_embeddings": tied,
     }
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,

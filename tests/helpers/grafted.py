@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from helpers.oracle import Block, blocks, ids_of
+from helpers.oracle import blocks, ids_of
 from helpers.tiny import (
     D_HEAD,
     N_HEADS,
@@ -47,7 +47,7 @@ def whole(module: nn.Module) -> list[tuple[Tensor, tuple]]:
     return [(p, (...,)) for p in module.parameters()]
 
 
-def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
+def head_slices(block: Any, head: int) -> list[tuple[Tensor, tuple]]:
     """The parameters of a plain block that a head has a part of, and which part."""
     z = slice(head * D_HEAD, (head + 1) * D_HEAD)
     found: list[tuple[Tensor, tuple]] = [] if block.ln1 is None else whole(block.ln1)
@@ -72,7 +72,7 @@ def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
     return found
 
 
-def slices(block: Block, mlp: bool, heads: np.ndarray) -> list[tuple[Tensor, tuple]]:
+def slices(block: Any, mlp: bool, heads: np.ndarray) -> list[tuple[Tensor, tuple]]:
     found = [part for head in np.flatnonzero(heads) for part in head_slices(block, head)]
     if mlp:
         found += whole(block.mlp) + ([] if block.ln2 is None else whole(block.ln2))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class Run:
 def share_of(block: Block, head: int, z: Tensor) -> Tensor:
     """Return z_h W_O^h of one head, where z [..., heads * d_head] is the input of the output projection."""
     own = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    return z[..., own] @ head_columns(block.o, block.o.weight, head).T
+    weight: Any = block.o.weight
+    return z[..., own] @ head_columns(block.o, weight, head).T
 
 
 @contextmanager
@@ -145,8 +147,9 @@ def late(before: PreTrainedModel, after: PreTrainedModel, layer: int, part: str)
     """Return a copy of W in which the weights after a layer's `part` are those of W'. Tied embeddings are
     separated here: the unembedding is late, the embedding is not."""
     mixed = copy.deepcopy(before)
-    new = after.get_output_embeddings().weight.detach().clone()
-    mixed.get_output_embeddings().weight = nn.Parameter(new)
+    early: Any = mixed.get_output_embeddings()
+    new: Any = after.get_output_embeddings()
+    early.weight = nn.Parameter(new.weight.detach().clone())
     pairs = zip(later_modules(mixed, layer, part), later_modules(after, layer, part), strict=True)
     for module, other in pairs:
         module.load_state_dict(other.state_dict())

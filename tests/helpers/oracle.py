@@ -70,14 +70,13 @@ def blocks(plain: Any) -> list[Block]:
             found.append(Block(b.ln_1, b.attn, qkv, b.attn.out_proj, b.ln_1, b.mlp, b.mlp.fc_out))
         return found
     for b in plain.model.layers:
-        a, post = b.self_attn, ()
+        a: Any = b.self_attn
+        post: tuple[nn.Module, ...] = ()
         ln1 = getattr(b, "input_layernorm", None)
-        ln2 = getattr(b, "post_attention_layernorm", ln1)
+        ln2: Any = getattr(b, "post_attention_layernorm", ln1)
         if hasattr(b, "post_feedforward_layernorm"):
-            ln2, post = (
-                getattr(b, "pre_feedforward_layernorm", None),
-                (ln2, b.post_feedforward_layernorm),
-            )
+            post = (ln2, b.post_feedforward_layernorm)
+            ln2 = getattr(b, "pre_feedforward_layernorm", None)
         qkv = (a.q_proj, a.k_proj, a.v_proj)
         qk_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
         o = a.dense if hasattr(a, "dense") else a.o_proj

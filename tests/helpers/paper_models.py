@@ -31,7 +31,7 @@ def paper_tokenizer() -> PreTrainedTokenizerFast:
         told = fictitious(fact=words.fact, implication=words.implication)
         sets += [told.train, told.counterfactual, told.test]
     prompts = [prompt for data in sets for prompt in (*data.facts, *data.implications)]
-    texts = sorted({f"{p.text} {option}" for p in prompts for option in p.options})
+    texts = sorted({f"{p.text} {option}" for p in prompts for option in p.options or ()})
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def paper_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_paper_model(folder: Path, family: str, seed: int = 0) -> Path:
     """Save a random model of three layers with a vocabulary of the paper's words, in float32."""
-    plain = tiny.build(family, seed=seed, dtype=torch.float32)
+    plain: Any = tiny.build(family, seed=seed, dtype=torch.float32)
     tokenizer = paper_tokenizer()
     plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     plain.config.bos_token_id = plain.generation_config.bos_token_id = None
@@ -95,5 +95,5 @@ def plain_mean_rank(plain: Any, folder: Path, prompts: tuple[Prompt, ...]) -> fl
         with torch.no_grad():
             logits = plain(input_ids=ids, use_cache=False).logits[0, -1]
         answer = logits[first(prompt, prompt.answer)]
-        total += sum((logits[first(prompt, option)] > answer).item() for option in prompt.options)
+        total += sum((logits[first(prompt, option)] > answer).item() for option in prompt.options or ())
     return total / len(prompts)

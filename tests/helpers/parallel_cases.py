@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,7 +94,8 @@ def refused(joined: Ranks) -> str:
 
 
 def kill(rank: int, shards: Path) -> None:
-    scored = Passes._score_states
+    passes: Any = Passes
+    scored = passes._score_states
 
     def dying(self, layer, *arguments):
         if self.ranks.rank == rank and layer == 0:
@@ -103,7 +105,7 @@ def kill(rank: int, shards: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return scored(self, layer, *arguments)
 
-    Passes._score_states = dying
+    passes._score_states = dying
 
 
 def main(folder: str, fate: str, *words: str) -> None:

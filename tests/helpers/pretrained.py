@@ -72,10 +72,10 @@ class Plain:
 
     def reward(self, prompt: Prompt) -> Tensor:
         ids = self.tokenizer(prompt.text, return_tensors="pt").input_ids
-        first = [self.tokenizer(f"{prompt.text} {o}").input_ids[ids.shape[1]] for o in prompt.options]
+        first = [self.tokenizer(f"{prompt.text} {o}").input_ids[ids.shape[1]] for o in prompt.options or ()]
         logits = functional_call(self.hf, self.weights, (ids,), {"use_cache": False}, tie_weights=False)
         logits = logits.logits[0, -1]
-        return logits[first[prompt.options.index(prompt.answer)]] - logits[first].mean()
+        return logits[first[(prompt.options or ()).index(prompt.answer)]] - logits[first].mean()
 
     def under(self, other: "Plain", late: Callable[[str], bool]) -> "Plain":
         """Return the model with another's weights for all names that `late` accepts."""
@@ -165,4 +165,5 @@ def _removed(handles: list) -> Iterator[None]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    np.savez_compressed(GOLDEN, **slot_scores())
+    scores: dict[str, Any] = dict(slot_scores())
+    np.savez_compressed(GOLDEN, **scores)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers as hf
@@ -22,7 +23,7 @@ def span_of(prompt) -> range:
     return range(3, 3 + len(prompt.subject.split()))
 
 
-def parts_of(prompt: Prompt) -> dict[str, list[int]]:
+def parts_of(prompt: Any) -> dict[str, list[int]]:
     """Positions by hand: a BOS, "people that", the name, "knows speak"."""
     n_name = len(prompt.subject.split())
     subject = list(range(3, 3 + n_name))
@@ -36,7 +37,7 @@ def parts_of(prompt: Prompt) -> dict[str, list[int]]:
     }
 
 
-def layers_of(plain: PreTrainedModel) -> nn.ModuleList:
+def layers_of(plain: Any) -> nn.ModuleList:
     if plain.config.model_type in ("gpt2", "gptj"):
         return plain.transformer.h
     return plain.gpt_neox.layers if plain.config.model_type == "gpt_neox" else plain.model.layers
@@ -50,7 +51,9 @@ def writer(block: Block, part: str) -> nn.Module:
 
 
 def unembedding(plain: PreTrainedModel) -> Tensor:
-    return outside(plain)["unembed"].weight.detach()
+    weight = outside(plain)["unembed"].weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 @contextmanager
@@ -133,9 +136,9 @@ def blocking_mask(plain: PreTrainedModel, n: int, sources: list[int]) -> Tensor 
     return {"full_attention": additive(open_), "sliding_attention": additive(open_ & (i - j < window))}
 
 
-def value_output(plain: PreTrainedModel, layer: int, head: int) -> tuple[Tensor, Tensor]:
+def value_output(plain: Any, layer: int, head: int) -> tuple[Tensor, Tensor]:
     """Return W_V [d_head, d_model] and W_O [d_model, d_head] of one head, from plain weights."""
-    block = blocks(plain)[layer]
+    block: Any = blocks(plain)[layer]
     o = block.o.weight.detach()
     o = o.T if isinstance(block.o, hf.pytorch_utils.Conv1D) else o
     w_o = o[:, head * D_HEAD : (head + 1) * D_HEAD]

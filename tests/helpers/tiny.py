@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import ecstruct
 from ecstruct import Prompt
@@ -82,7 +82,7 @@ _GROUPED = _SIZES | {"num_key_value_heads": 2}
 _GEMMA = _GROUPED | {"head_dim": D_HEAD, "query_pre_attn_scalar": D_HEAD, "sliding_window": 4}
 _GPT2 = {"n_embd": N_HEADS * D_HEAD, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": 32}
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-_CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+_CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "olmo": (hf.OlmoConfig, _SIZES),
     "olmo-clip": (hf.OlmoConfig, _GROUPED | {"clip_qkv": 1.0, "attention_bias": True}),
     "llama": (hf.LlamaConfig, _GROUPED),

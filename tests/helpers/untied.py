@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +27,15 @@ class HeadCopy(nn.Module):
     def __init__(self, block: Block, head: int, slices: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self.norm = nn.Identity() if block.ln1 is None else copy.deepcopy(block.ln1)
-        self.parts = nn.ModuleDict()
+        self.parts: Any = nn.ModuleDict()
         for name, (weight, bias) in slices.items():
             linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, dtype=weight.dtype)
             linear.weight.data = weight.clone()
             if bias is not None:
                 linear.bias.data = bias.clone()
             self.parts[name] = linear
-        for name, norm in zip(("q_norm", "k_norm"), block.qk_norms, strict=False):
+        norms: Any = block.qk_norms
+        for name, norm in zip(("q_norm", "k_norm"), norms, strict=False):
             self.parts[name] = own = copy.deepcopy(norm)
             if norm.weight.ndim == 2:  # a row for each head
                 row = norm.weight[head * len(norm.weight) // N_HEADS]
@@ -48,7 +50,7 @@ class HeadCopy(nn.Module):
 class Projection(nn.Module):
     """A projection assembled from the heads' own ones; `order` lists (head, name of the part)."""
 
-    def __init__(self, heads: nn.ModuleList, order: list[tuple[int, str]], shared: int = 1) -> None:
+    def __init__(self, heads: Any, order: list[tuple[int, str]], shared: int = 1) -> None:
         super().__init__()
         self.heads, self.order, self.shared = heads, order, shared
 
@@ -61,11 +63,11 @@ class Projection(nn.Module):
         return part[..., i * D_HEAD : (i + 1) * D_HEAD]
 
 
-def slices_of(plain: PreTrainedModel, block: Block, head: int) -> dict:
+def slices_of(plain: PreTrainedModel, block: Any, head: int) -> dict:
     """Return weight [d_head, d_model] and bias of a query head's query, key and value; those of all heads
     for query and key where they are normed together."""
 
-    def cut(module: nn.Module, start: int) -> tuple[Tensor, Tensor | None]:
+    def cut(module: Any, start: int) -> tuple[Tensor, Tensor | None]:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         rows = slice(start * D_HEAD, (start + 1) * D_HEAD)
         bias = None if module.bias is None else module.bias[rows].detach()
@@ -97,12 +99,12 @@ class Untied:
 def untied(family: str, which: int) -> Untied:
     """Return W (0) or W' (1), untied."""
     plain = plain_pair(family)[which]
-    free = copy.deepcopy(plain)
+    free: Any = copy.deepcopy(plain)
     unembed = free.get_output_embeddings()
     unembed.weight = nn.Parameter(unembed.weight.detach().clone())
     all_heads, all_blocks = [], []
     for block in blocks(free):
-        attn = block.attn
+        attn: Any = block.attn
         heads = nn.ModuleList(HeadCopy(block, h, slices_of(free, block, h)) for h in HEADS)
         all_heads.append(heads)
         if free.config.model_type == "gpt2":
@@ -116,16 +118,17 @@ def untied(family: str, which: int) -> Untied:
                 setattr(attn, f"{n}_proj", Projection(heads, order, 1 if n == "q" else shared))
             attn.num_key_value_groups = 1
         if block.ln1 and block.ln1 is block.ln2:
-            block = replace(block, ln2=copy.deepcopy(block.ln2))
-            block.mlp.register_forward_pre_hook(lambda _module, args, norm=block.ln2: (norm(args[0]),))
+            copied = copy.deepcopy(block.ln1)
+            block = replace(block, ln2=copied)
+            block.mlp.register_forward_pre_hook(lambda _module, args, norm=copied: (norm(args[0]),))
         for norm in (block.ln1, *block.qk_norms):
             if norm:
-                norm.forward = lambda x: x
+                norm.forward = nn.Identity().forward
         all_blocks.append(block)
     return Untied(free, all_heads, all_blocks)
 
 
-def along(module: nn.Module, other: nn.Module) -> float:
+def along(module: Any, other: Any) -> float:
     """Return <dR/dW, dW> of all weights of a module, where dW is the change to `other`."""
     pairs = zip(module.parameters(), other.parameters(), strict=True)
     return sum(float((p.grad * (q - p).detach()).sum()) for p, q in pairs if p.grad is not None)
@@ -171,12 +174,14 @@ def informative_oracle(family: str) -> InformativeOracle:
             if block.ln2:
                 oracle.ln2[i, layer] = along(block.ln2, other.ln2)
             oracle.rest["post_norm"][i] += sum(map(along, block.post, other.post))
-            o, o_after = block.o, other.o
+            o: Any = block.o
+            o_after: Any = other.o
             if o.bias is not None:
                 oracle.rest["attn_bias"][i] += float(o.bias.grad @ (o_after.bias - o.bias).detach())
             product = o.weight.grad * (o_after.weight - o.weight).detach()
             for h in HEADS:
-                own, its = old.heads[layer][h], new.heads[layer][h]
+                own: Any = old.heads[layer][h]
+                its: Any = new.heads[layer][h]
                 oracle.ln1[i, layer, h] = along(own.norm, its.norm)
                 oracle.heads[i, layer, h] = along(own.parts, its.parts)
                 oracle.heads[i, layer, h] += float(head_columns(o, product, h).sum())
