@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from inspect import signature
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.chromium import CHROMIUM, drawn
 from helpers.command_line import run, works
 from helpers.folders import contents
 from helpers.paper_models import finished, save_paper_model, small
@@ -23,7 +22,6 @@ from ecstruct.experiments import EXPERIMENTS, reproduce
 from ecstruct.experiments.reproduce import OPTIONS, named
 from ecstruct.grids import Grid
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
 
 
@@ -249,12 +247,6 @@ def test_a_browser_draws_the_report(page: Path, tmp_path: Path) -> None:
     }, 0));</script></body>"""
     text = page.read_text(encoding="utf-8").replace("<style>", listener + "<style>", 1)
     (tmp_path / "report.html").write_text(text.replace("</body>", probe), encoding="utf-8")
-    assert CHROMIUM is not None
-    command = [
-        *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom"),
-        (tmp_path / "report.html").as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = drawn(tmp_path / "report.html", tmp_path)
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None and title[1] == "drawn=7/7 wrong=0 asked=0 wide=false tables=6"

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ecstruct.facts import Prompt
 from helpers.facts_fixtures import CITIES, FACTS, byte_tokenizer
+from helpers.folders import save_llama
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
@@ -73,26 +73,9 @@ def chat_tokenizer(template: str, *, adds_bos: bool = True) -> PreTrainedTokeniz
 def save_chat(folder: Path, template: str = CHATML, seed: int = 0) -> Path:
     """Save a random two-layer Llama with a chat template."""
     tokenizer: Any = chat_tokenizer(template)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-    )
-    hf = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in hf.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
-    hf.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends["pad_token_id"] = tokenizer.eos_token_id
+    return save_llama(folder, tokenizer, seed, max_position_embeddings=96, **ends)
 
 
 def said_by_template(tokenizer: PreTrainedTokenizerFast, *said: str, **options: Any) -> Any:

@@ -12,7 +12,8 @@ def drawn(path: Path, folder: Path) -> str:
     assert CHROMIUM is not None
     result = subprocess.run(
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}",
+            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900",
+            f"--user-data-dir={folder / 'profile'}",
             "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=8000", "--dump-dom",
             path.resolve().as_uri(),
         ],

@@ -45,9 +45,9 @@ def save(folder: Path, family: str = "llama", *, tied: bool = False) -> Path:
     return folder
 
 
-def save_llama(folder: Path, **config: Any) -> Path:
-    """Save a Llama of another size than that of `save`; `config` has the values that differ."""
-    tokenizer = word_tokenizer()
+def save_llama(folder: Path, tokenizer: Any = None, seed: int = 0, **config: Any) -> Path:
+    """Save a Llama of another size or tokenizer than `save` does; `config` has the values that differ."""
+    tokenizer = tokenizer or word_tokenizer()
     values = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -60,7 +60,7 @@ def save_llama(folder: Path, **config: Any) -> Path:
         "max_position_embeddings": N_CTX,
     }
     hf = LlamaForCausalLM(LlamaConfig(**values | config))
-    fill(hf)
+    fill(hf, seed)
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
