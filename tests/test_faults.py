@@ -8,19 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.command_line import run
+from helpers.jobs import until
+from helpers.processes import environment
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import exclusive, is_held, locked, writing
 from ecstruct.io.interruption import STATUS
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 ALL_WRITERS = """
 import json, resource, sys, warnings
@@ -77,7 +75,7 @@ def test_every_writer_tells_that_the_disk_is_full_and_leaves_the_old_file(tmp_pa
         capture_output=True,
         text=True,
         timeout=120,
-        env={**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)},
+        env=environment(),
         check=False,
     )
     assert out.returncode == 0, (out.returncode, out.stderr)
@@ -159,7 +157,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A folder, and another process that writes to it."""
     folder = tmp_path / "out"
     command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield folder, process
         process.kill()
@@ -214,16 +212,8 @@ def test_a_process_may_take_its_lock_again_and_ranks_are_one_writer(
 def started(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ecstruct", *words]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-
-
-def until(ready: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.01)
-    return found
 
 
 def test_sigterm_finishes_the_cell_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import pytest
 from helpers.cli_inputs import save_inputs
 from helpers.command_line import refused, run
 from helpers.folders import contents
+from helpers.processes import environment
 
 from ecstruct.cli import main
 from ecstruct.errors import InputError
 from ecstruct.io.files import locked
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PYTHON = (sys.executable, "-m", "ecstruct")
 
 
@@ -31,7 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def process(*words: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), **options}
     return subprocess.run(
         [word if isinstance(word, bytes) else str(word) for word in words],
         timeout=120,

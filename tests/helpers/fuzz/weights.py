@@ -68,9 +68,7 @@ def model_cases() -> list[Case]:
         if name not in PLACED:  # without an index, all files are read
             of_disk = of_folder(index, change, "sharded", "--offload")
             cases.append(Case(f"the index of shards, offloaded: {name}", of_disk))
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    for file, more in (("adapter_config.json", ("--baseline", "mean")), ("adapter_model.safetensors", ())):
         for name, change in damages(file):
-            cases.append(
-                Case(f"{file}: {name}", of_folder(file, change, "tuned/adapter", "--baseline", "mean"))
-            )
+            cases.append(Case(f"{file}: {name}", of_folder(file, change, "tuned/adapter", *more)))
     return cases
