@@ -29,35 +29,23 @@ def filled(words: tuple[str, ...], inputs: Path, file: Path, out: Path) -> Words
 def of_file(words: tuple[str, ...], name: str, good: Callable[[Path], bytes], skip: set[str]) -> list[Case]:
     """Return a case for every kind of damage to a file with the contents `good`, except those in `skip`."""
 
-    def wrote(change: Callable[[bytes], bytes]) -> Make:
+    def damaged(
+        change: Callable[[bytes], bytes] = lambda data: data,
+        place: Callable[[Path], object] = lambda _: None,
+        called: Callable[[Path], Path] = lambda path: path,
+    ) -> Make:
         def make(inputs: Path, folder: Path) -> tuple[Words, str]:
             path = folder / name
             path.write_bytes(change(good(inputs)))
-            return filled(words, inputs, path, folder / "out"), name
-
-        return make
-
-    def placed(place: Callable[[Path], None]) -> Make:
-        def make(inputs: Path, folder: Path) -> tuple[Words, str]:
-            path = folder / name
-            path.write_bytes(good(inputs))
             place(path)
-            return filled(words, inputs, path, folder / "out"), name
-
-        return make
-
-    def called(to: Callable[[Path], Path]) -> Make:
-        def make(inputs: Path, folder: Path) -> tuple[Words, str]:
-            path = folder / name
-            path.write_bytes(good(inputs))
-            return filled(words, inputs, to(path), folder / "out"), to(path).name
+            return filled(words, inputs, called(path), folder / "out"), called(path).name
 
         return make
 
     made = {
-        **{damage: wrote(change) for damage, change in WRITTEN.items()},
-        **{damage: placed(place) for damage, place in PLACED.items()},
-        **{damage: called(to) for damage, to in PATHS.items()},
+        **{damage: damaged(change=change) for damage, change in WRITTEN.items()},
+        **{damage: damaged(place=place) for damage, place in PLACED.items()},
+        **{damage: damaged(called=called) for damage, called in PATHS.items()},
     }
     return [Case(damage, make) for damage, make in made.items() if damage not in skip]
 
