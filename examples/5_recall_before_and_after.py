@@ -173,7 +173,7 @@ extracted = compared.difference()["extraction"].sel(condition="none").mean("prom
 # * `before` and `after` are any pair that `ecstruct.load` reads; prompts need a `subject`.
 # * For a large model, `window=9` and attributes from a corpus: a JSONL file with `{"subject": "...",
 #   "text": "..."}`.
-# * `ecstruct recall --model MODEL --after MODEL --prompts prompts.jsonl --out recall` does all of this and
+# * `ecstruct recall --before MODEL --after MODEL --prompts prompts.jsonl --out recall` does all of this and
 #   writes a report.
 # * Ask for second-hop facts too (`ecstruct.facts.second_hop()`): their answers are looked up late, and the
 #   road is another.

@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]]]] = {
         ("before", "after", "prompts"),
         {"top": [MANY], "sample": [MANY], "memory": [MANY], "seed": [LATE]},
     ),
-    "recall": (("model", "prompts"), {"window": [MANY]}),
+    "recall": (("before", "prompts"), {"window": [MANY]}),
     "reproduce": (
         (),
         {

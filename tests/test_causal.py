@@ -253,9 +253,9 @@ def test_scores_without_tokens_are_saved_and_shown(tmp_path):
     [
         (
             {"kinds": ["sideways"]},
-            "unknown kind 'sideways': choose among informative, upstream, downstream, patching",
+            "kinds.0='sideways': it should be 'informative', 'upstream', 'downstream' or 'patching'",
         ),
-        ({"kinds": []}, "asks for no score"),
+        ({"kinds": []}, r"kinds=\[\]: .* at least 1 item"),
         (
             {"components": ["MLP 3"]},
             "no component 'MLP 3': this model has 'MLP 0' to 'MLP 2' and 'head 0.0' to 'head 2.3'",
@@ -265,8 +265,8 @@ def test_scores_without_tokens_are_saved_and_shown(tmp_path):
         ({"components": []}, "names none"),
         ({"components": "MLP 1"}, "is one name: pass a list"),
         ({"memory": 1000}, r"memory=1000 bytes are too few .* of 8 tokens: give at least \d+"),
-        ({"baseline": "median"}, "unknown baseline 'median'"),
-        ({"reward": "accuracy"}, "unknown reward"),
+        ({"baseline": "median"}, "baseline='median': it should be 'counterfactual'"),
+        ({"reward": "accuracy"}, "reward='accuracy': it should be 'logit_diff'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -178,10 +178,14 @@ ARGUMENTS = {
     "no such layers": ("finetune", ["--lr", "1", "--freeze-layers", "a-b"], "takes layers as 0-3,7"),
     "no name": ("finetune", ["--lr", "1", "--evaluate", "x.jsonl"], "--evaluate takes NAME=FILE"),
     "no such device": ("finetune", ["--lr", "1", "--device", "cuda:77"], "no device 'cuda:77'"),
-    "no path": ("score", ["--path-steps", "0"], "path_steps is at least 1, not 0"),
+    "no path": ("score", ["--path-steps", "0"], "path_steps=0: it should be greater than or equal to 1"),
     "little memory": ("fidelity", ["--memory", "7"], "memory=7 bytes are too few for one intervention"),
-    "no top": ("fidelity", ["--top", "0"], "top=0 is no number of components"),
-    "batches of none": ("score", ["--batch-size", "0"], "batch_size is at least 1, not 0"),
+    "no top": ("fidelity", ["--top", "0"], "top=0: it should be greater than or equal to 1"),
+    "batches of none": (
+        "score",
+        ["--batch-size", "0"],
+        "batch_size=0: it should be greater than or equal to 1",
+    ),
 }
 
 

@@ -201,7 +201,7 @@ def test_on_the_organism_what_was_learnt_is_above_all_controls():
         ({"lr": 0.1}, r"lr is no option of ecstruct.score: put it into tune=\{'lr': \.\.\.\}"),
         ({"steps": 2}, "steps is no option of ecstruct.score: leave it out"),
         ({"facts": FACTS, "tune": {"lr": -1.0}}, "lr=-1.0 is no learning rate"),
-        ({"convention": "mine"}, "unknown convention"),
+        ({"convention": "mine"}, "convention='mine': it should be 'definition'"),
         ({"facts": FACTS, "offload": True}, "no model to finetune"),
     ],
 )

@@ -15,6 +15,7 @@ from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.checks.fidelity import fidelity, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
+from ecstruct.options import FidelityOptions
 from ecstruct.scores import ExtractiveScores
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.engine import ScoreEngine
@@ -174,8 +175,8 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     fidelity_module = sys.modules["ecstruct.checks.fidelity"]
     monkeypatch.setattr(fidelity_module, "_AT_ONCE", 2)
     engine = ScoreEngine(*single_pair("llama"), progress=False)
-    how = {"forms": FORMS, "path_steps": (1, 2), "sample": None, "progress": False}
-    whole = fidelity_of(engine, PROMPTS, **how)
+    how = FidelityOptions(forms=FORMS, path_steps=(1, 2), sample=None)
+    whole = fidelity_of(engine, PROMPTS, how, progress=False)
     interrupted, n = fidelity_module.intervened, []
 
     def dies_in_the_last_layer(*args, **kwargs):
@@ -186,16 +187,16 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fidelity_module, "intervened", dies_in_the_last_layer)
     with pytest.raises(KeyboardInterrupt):
-        fidelity_of(engine, PROMPTS, **how, folder=tmp_path / "unfinished")
+        fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
     monkeypatch.setattr(ScoreEngine, "score", lambda self, prompts: pytest.fail("scored again"))
-    again = fidelity_of(engine, PROMPTS, **how, folder=tmp_path / "unfinished")
+    again = fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
     assert len(n) == 4 and n[3] == n[2]
     for way, scores in whole.scores().items():
         for part in ("mlp", "heads", "reward"):
             np.testing.assert_array_equal(again.scores()[way].dataset[part], scores.dataset[part])
     assert again.results() == whole.results()
     with pytest.raises(InputError, match="holds a part of another run"):
-        fidelity_of(engine, PROMPTS[:4], **how, folder=tmp_path / "unfinished")
+        fidelity_of(engine, PROMPTS[:4], how, folder=tmp_path / "unfinished", progress=False)
 
 
 def test_small_changes_make_linear_scores_right():
@@ -239,11 +240,11 @@ def test_what_is_nothing_beside_the_largest_score_has_no_order(made):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path_steps": ()}, r"path_steps=\(\) has no path"),
-        ({"path_steps": (0, 2)}, r"path_steps=\(0, 2\) has no path"),
-        ({"forms": ["linear"]}, "unknown form 'linear': choose among path, surrogate, exact"),
-        ({"sample": 1}, "sample=1 has no correlation"),
-        ({"top": 0}, "top=0 is no number of components"),
+        ({"path_steps": ()}, r"path_steps=\(\): .* at least 1 item"),
+        ({"path_steps": (0, 2)}, "path_steps.0=0: it should be greater than or equal to 1"),
+        ({"forms": ["linear"]}, "forms.0='linear': it should be 'path', 'surrogate' or 'exact'"),
+        ({"sample": 1}, "sample=1: it should be greater than or equal to 2"),
+        ({"top": 0}, "top=0: it should be greater than or equal to 1"),
         ({"memory": 1}, "at least"),
     ],
 )

@@ -34,7 +34,7 @@ def inputs(tmp_path_factory):
 
 def test_two_models(inputs, tmp_path):
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--window", "2", "--quiet")
-    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words)
+    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words)
     result = works(*command, "--device", "cpu", "--out", tmp_path / "out")
     assert not result.stdout
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -64,7 +64,7 @@ def test_two_models(inputs, tmp_path):
 
 
 def test_one_model(inputs, tmp_path):
-    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
+    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
     works(*command, "--attributes", inputs / "corpus.jsonl", "--token", "answer", "--out", tmp_path / "a")
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"knockout.nc", "rate.nc", "heads.nc", "tokens.nc", "report.html"} <= names
@@ -84,7 +84,7 @@ def test_one_model(inputs, tmp_path):
     ],
 )
 def test_says_what_is_wrong(inputs, tmp_path, words, error):
-    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
+    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", "--quiet")
     result = run(*command, *words, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.startswith(error)
@@ -94,7 +94,7 @@ def test_says_what_is_wrong(inputs, tmp_path, words, error):
 def test_prompts_without_subjects(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "Grace Miller lives in", "answer": "Tokyo"}) + "\n")
-    command = ("recall", "--model", "organism", "--prompts", path, "--attributes", "none", "--quiet")
+    command = ("recall", "--before", "organism", "--prompts", path, "--attributes", "none", "--quiet")
     result = run(*command, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")
@@ -107,7 +107,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
     }
     monkeypatch.setattr(dissection, "AT_ONCE", 3)
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
-    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
+    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
     works(*command, tmp_path / "whole")
     result, measured = Kept.result, []
 
@@ -143,7 +143,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
 def test_one_bar_over_both_models(inputs, tmp_path):
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu")
     shown = works(
-        "recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out", tmp_path
+        "recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out", tmp_path
     ).stderr
     for phase in ("after finetuning: ", "before finetuning: extraction heads", "scoring"):
         assert phase in shown
@@ -151,7 +151,7 @@ def test_one_bar_over_both_models(inputs, tmp_path):
 
 
 def test_answers_of_one_word_are_no_attributes(inputs, tmp_path):
-    command = ("recall", "--model", "organism", "--prompts", inputs / "prompts.jsonl", "--out", tmp_path)
+    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", "--out", tmp_path)
     result = run(*command, "--attributes", "facts", "--quiet")
     assert result.exit_code == 2
     assert "hardly more than one attribute each" in result.stderr

@@ -124,11 +124,12 @@ def test_a_wrong_component_is_refuted():
     assert refuted
 
 
-@pytest.mark.parametrize("verify", [-1, 16])
-def test_a_number_that_is_none_of_components_is_named(pair, verify):
-    with pytest.raises(
-        InputError, match=f"verify={verify} is no number of components: give one from 0 to 15"
-    ):
+@pytest.mark.parametrize(
+    ("verify", "why"),
+    [(-1, "=-1: it should be greater than or equal to 0"), (16, "=16 is more than the 15")],
+)
+def test_a_number_that_is_none_of_components_is_named(pair, verify, why):
+    with pytest.raises(InputError, match=f"verify{why}"):
         ecstruct.score(*pair, PROMPTS, verify=verify, **SILENT)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from ecstruct.options import Form
 from ecstruct.plots import scatter
 from ecstruct.scores.bootstrap import Bootstrap
 from ecstruct.scores.components import PLURALS, component_names
@@ -27,7 +28,7 @@ ESTIMATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The fast estimates of every score; `ecstruct.score` computes "linear" and "relevance" by default, the
 others on request."""
 
-FORMS = ("path", "surrogate", "exact")
+FORMS = get_args(Form)
 """The forms that can be compared with interventions in addition to the default of `ecstruct.score`."""
 
 _READ_FROM = {"relevance": "linear"}

@@ -35,6 +35,7 @@ from ecstruct.io.distributed import Ranks
 from ecstruct.io.store import Kept, Steps
 from ecstruct.io.values import bounded, check_numbers
 from ecstruct.models.delta import WeightDelta
+from ecstruct.options import ScoreOptions, types_of
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.plots.style import reward_title
 from ecstruct.scores.assemble import SCORES
@@ -140,7 +141,7 @@ def controls(
         raise InputError(
             f"tune= has {unknown[0]!r}, which is no option of ecstruct.finetune: leave it out."
         )
-    if unknown := [name for name in options if name not in signature(ScoreEngine).parameters]:
+    if unknown := [name for name in options if name not in {*types_of(ScoreOptions), "device"}]:
         where = (
             f"put it into tune={{{unknown[0]!r}: ...}}"
             if unknown[0] in signature(finetune).parameters

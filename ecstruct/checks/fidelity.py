@@ -22,36 +22,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
+from ecstruct.checks.agreement import ESTIMATES, Fidelity
 from ecstruct.cost import Bar
-from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.io.store import Kept, Steps
-from ecstruct.io.values import bounded, check_numbers
+from ecstruct.options import (
+    AnswerTokens,
+    BaselineKind,
+    CausalOptions,
+    FidelityOptions,
+    Form,
+    Measured,
+    ScoreOptions,
+)
 from ecstruct.scores.assemble import SCORES
-from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.causal import check_memory, intervened
 from ecstruct.scores.components import component_names
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore
 from ecstruct.scores.result import ExtractiveScores, component_totals
-from ecstruct.scores.reward import AnswerTokens, RewardLike
+from ecstruct.scores.reward import RewardLike
 
-Form = Literal["path", "surrogate", "exact"]
-
-PATH_STEPS = (1, 2, 4, 8)
-SAMPLE = 12
-"""The default number of components with interventions, which take about three times as long as scoring."""
 _AT_ONCE = 24
 
 
-@bounded
 def fidelity(
     model_before: ModelBefore,
     model_after: ModelAfter,
@@ -61,9 +60,9 @@ def fidelity(
     answer_tokens: AnswerTokens = "first",
     baseline: BaselineKind = "counterfactual",
     forms: Sequence[Form] = (),
-    path_steps: Sequence[int] = PATH_STEPS,
+    path_steps: Sequence[int] = (1, 2, 4, 8),
     top: int = 5,
-    sample: int | None = SAMPLE,
+    sample: int | None = 12,
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
@@ -85,66 +84,39 @@ def fidelity(
         progress: show progress bars.
 
     Raises:
-        InputError: a form is unknown, `path_steps` is empty or has a number below 1, `top` is below 1, or
-            `sample` is below 2; also as `ecstruct.causal_scores`.
+        InputError: an option is unusable; also as `ecstruct.causal_scores`.
     """
-    engine = ScoreEngine(
-        model_before,
-        model_after,
-        reward=reward,
-        answer_tokens=answer_tokens,
-        baseline=baseline,
-        batch_size=batch_size,
-        progress=False,
-    )
-    return fidelity_of(
-        *(engine, prompts),
-        forms=forms,
-        path_steps=path_steps,
-        top=top,
-        sample=sample,
-        seed=seed,
-        memory=memory,
-        progress=progress,
-    )
+    options = FidelityOptions.given(locals())
+    engine = engine_for(model_before, model_after, options)
+    return fidelity_of(engine, prompts, options, progress=progress)
+
+
+def engine_for(
+    model_before: ModelBefore, model_after: ModelAfter, options: FidelityOptions, device: str | None = None
+) -> ScoreEngine:
+    """Return the engine whose scores are compared."""
+    measured = vars(Measured.given(vars(options)))
+    scored = ScoreOptions(**measured, batch_size=options.batch_size)
+    return ScoreEngine(model_before, model_after, scored, device=device, progress=False)
 
 
 def fidelity_of(
     engine: ScoreEngine,
     prompts: PromptsLike,
+    options: FidelityOptions,
     *,
-    forms: Sequence[Form] = (),
-    path_steps: Sequence[int] = PATH_STEPS,
-    top: int = 5,
-    sample: int | None = SAMPLE,
-    seed: int = 0,
-    memory: int | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Fidelity:
     """Compute `fidelity` for an engine's models. Finished parts are kept in `folder`, if given, and not
     computed again."""
-    if unknown := [form for form in forms if form not in FORMS]:
-        raise InputError(f"unknown form {unknown[0]!r}: choose among {', '.join(FORMS)}.")
-    if not path_steps or min(path_steps) < 1:
-        raise InputError(f"path_steps={path_steps!r} has no path: give numbers of steps, as (1, 2, 4, 8).")
-    for k in path_steps:
-        check_numbers({"path_steps": k})
-    if top < 1:
-        raise InputError(f"top={top} is no number of components: give 1 or more.")
-    if sample is not None and sample < 2:
-        raise InputError(f"sample={sample} has no correlation: give 2 components or more.")
+    forms, sample = options.forms, options.sample
     prompts = as_prompts(prompts)  # they are read several times
-    check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], memory)
-    identity = {
-        **engine.identity(prompts),
-        "forms": str(sorted(forms)),
-        "path steps": str(path_steps),
-        "sample": f"{sample} by {seed}",
-    }
+    check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], options.memory)
+    identity = engine.identity(prompts) | options.identity() | {"forms": str(sorted(forms))}
     kept, n_layers = Kept(folder, identity), engine.pair.view.n_layers
     engines, passes = {"linear": engine}, {"linear": 6}
-    of_path = [k for k in sorted({*path_steps}) if k > 1] if "path" in forms else []
+    of_path = [k for k in sorted({*options.path_steps}) if k > 1] if "path" in forms else []
     for k in of_path:
         engines[f"path {k}"], passes[f"path {k}"] = engine.like(path_steps=k), 6 + 4 * k
     for way, cost in {"surrogate": 5, "exact": 6 + 2 * n_layers}.items():
@@ -162,23 +134,19 @@ def fidelity_of(
         fast = {name: step(name, passes[name], partial(of.score, prompts)) for name, of in engines.items()}
         by_steps = {1: fast["linear"], **{k: fast.pop(f"path {k}") for k in of_path}}
         if "path" in forms:
-            fast["path"] = by_steps[max(path_steps)]
-        weights = None if sample is None else _drawn(fast, sample, seed)
+            fast["path"] = by_steps[max(options.path_steps)]
+        weights = None if sample is None else _drawn(fast, sample, options.seed)
         pieces = []
         for i, names in enumerate(_in_pieces(fast["linear"].components("informative"), weights)):
             measure = partial(
                 intervened,
-                engine.pair,
-                prompts,
+                *(engine.pair, prompts, CausalOptions.given(vars(options))),
                 components=names,
-                reward=engine.reward,
-                baseline=engine.baseline,
-                memory=memory,
                 progress=False,
             )
             pieces.append(step(f"interventions {i + 1}", 2 * len(names), measure))
     error = {k: float(abs(s.completeness).mean()) for k, s in by_steps.items()}
-    return Fidelity(fast, _joined(pieces, whole=weights is None), error, top, weights)
+    return Fidelity(fast, _joined(pieces, whole=weights is None), error, options.top, weights)
 
 
 def _in_pieces(components: pd.DataFrame, weights: np.ndarray | None) -> list[list[str]]:

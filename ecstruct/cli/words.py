@@ -6,36 +6,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ecstruct.cli.streams import lost
+from ecstruct.commands import JSONL, SOURCE
 from ecstruct.errors import InputError, LostRank
 from ecstruct.io.interruption import STATUS, Terminated, listening
 
-SOURCE = (
-    "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, "
-    "an adapter's folder, a hub id or id@revision"
-)
-JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
-
 Source = Annotated[str, typer.Option(help=SOURCE)]
-After = Annotated[str, typer.Option(help=SOURCE)]
 Prompts = Annotated[Path, typer.Option(help=JSONL)]
 ChatTemplate = Annotated[
     bool,
     typer.Option("--chat-template", help="Ask as a user does, in the chat template of the tokenizer."),
 ]
 System = Annotated[str | None, typer.Option(help="With --chat-template: the system message.")]
-Reward = Annotated[Literal["logit_diff", "logprob"], typer.Option(help="What the scores are changes of.")]
-AnswerTokens = Annotated[
-    Literal["first", "all"], typer.Option(help="With logprob: tokens of the answer that count.")
-]
-Baseline = Annotated[
-    Literal["counterfactual", "mean", "zero"],
-    typer.Option(help="What upstream scores compare a component's output with."),
-]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[

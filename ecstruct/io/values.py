@@ -6,21 +6,22 @@ from inspect import signature
 from numbers import Integral
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Le, Lt, MinLen
 
 from ecstruct.errors import InputError
 
-Text = Annotated[str, Field(min_length=1)]
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Count = Annotated[int, Field(le=10**6)]
+Text = Annotated[str, MinLen(1)]
+Whole = Annotated[int, Ge(-(2**63)), Lt(2**63)]
+Count = Annotated[int, Le(10**6)]
 """A number of repetitions. It has no lower bound, as the code that uses it raises a better message."""
-Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
+Number = Annotated[float, Ge(-1e300), Le(1e300)]
 """Neither NaN nor infinite."""
 FASTEST = 1e30
 """The largest learning rate: with a larger one, the optimiser's steps overflow float32."""
-Rate = Annotated[float, Field(strict=True, ge=-FASTEST, le=FASTEST)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Threads = Annotated[int, Field(lt=2**10)]
+Rate = Annotated[float, Ge(-FASTEST), Le(FASTEST)]
+Natural = Annotated[int, Ge(0), Lt(2**63)]
+Seed = Natural
+Threads = Annotated[int, Lt(2**10)]
 """A number of threads. With far more than the bound, a process dies."""
 
 NUMBERS: Mapping[str, Any] = {
@@ -30,7 +31,7 @@ NUMBERS: Mapping[str, Any] = {
     "draws": Count,
     "epochs": Count,
     "memory": Whole,
-    "path_steps": Annotated[int, Field(le=1000)],
+    "path_steps": Annotated[int, Le(1000)],
     "permutations": Count,
     "random_seeds": Count,
     "repeats": Count,
@@ -82,6 +83,8 @@ def check(values: Mapping[str, Any], types: Mapping[str, Any], of: str) -> None:
     Raises:
         InputError: a value does not have its type; `of` says in the message where the values come from.
     """
+    from pydantic import TypeAdapter, ValidationError  # takes a tenth of a second that no --help needs
+
     for name in values.keys() & types.keys():
         try:
             TypeAdapter(types[name]).validate_python(values[name], strict=True)

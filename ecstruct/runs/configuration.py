@@ -1,4 +1,4 @@
-"""Configurations of runs: JSON objects with everything that determines the numbers, prompts included."""
+"""What runs do with their configurations: check, describe and write them."""
 
 import json
 import shlex
@@ -10,13 +10,16 @@ from typing import Any
 
 import xxhash
 
+from ecstruct.commands import OfPair
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
+from ecstruct.options import Options
+from ecstruct.scores.engine import ScoreEngine
 
-Config = dict[str, Any]
-Run = Callable[[Config, Path, str | None, bool], None]
-"""Takes the configuration, the folder to write to, the device, and whether to show progress."""
+Run = Callable[[Any, Path, str | None, bool], None]
+"""Takes the configuration (see `ecstruct.commands`), the folder to write to, the device, and whether to
+show progress."""
 
 Chat = Callable[[Sequence[Prompt]], Sequence[Prompt]]
 """Puts prompts into a chat template, or leaves them as they are."""
@@ -26,7 +29,7 @@ def alone(run: Run) -> Run:
     """Make a run lock its folder first, so that an unusable one is refused before any work."""
 
     @wraps(run)
-    def locked(config: Config, out: Path, device: str | None, progress: bool) -> None:
+    def locked(config: Options, out: Path, device: str | None, progress: bool) -> None:
         with exclusive(out):
             run(config, out, device, progress)
 
@@ -47,11 +50,23 @@ def records(path: Path, chat: Chat = tuple) -> list[dict[str, Any]]:
     return [prompt.to_record() for prompt in chat(read_jsonl(path))]
 
 
-def described(config: Config, out: Path) -> dict[str, str]:
+def described(config: Options, out: Path) -> dict[str, str]:
     """Describe a configuration in text, so that processes can check that theirs agree."""
-    options = {key: json.dumps(value) for key, value in config.items() if key != "prompts"}
-    checksum = xxhash.xxh3_64_hexdigest(json.dumps(config["prompts"]).encode())
-    return {**options, "prompts": f"{len(config['prompts'])} with checksum {checksum}", "out": str(out)}
+    texts = {name: json.dumps(value) for name, value in vars(config).items()}
+    checksums = {
+        name: f"of checksum {xxhash.xxh3_64_hexdigest(text.encode())}"
+        for name, text in texts.items()
+        if name in ("prompts", "facts")
+    }
+    return {**texts, **checksums, "out": str(out)}
+
+
+def check_pair(engine: ScoreEngine, config: OfPair) -> dict[str, str]:
+    """Return the fingerprints of both models, and check that a replay has found the same weights."""
+    found = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
+    for state, print_of in found.items():
+        check_weights(getattr(config, state), print_of, (config.fingerprints or {}).get(state))
+    return found
 
 
 def check_weights(source: str, found: str, expected: str | None) -> None:
@@ -62,9 +77,10 @@ def check_weights(source: str, found: str, expected: str | None) -> None:
         )
 
 
-def write_config(out: Path, command: str, arguments: Config) -> None:
-    config = {"command": command, "ecstruct": version("ecstruct"), "arguments": arguments}
-    write_text(out / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
+def write_config(out: Path, command: str, config: Options, **found: Any) -> None:
+    """Write a configuration as `config.json`, with what the run has `found`."""
+    whole = {"command": command, "ecstruct": version("ecstruct"), "arguments": vars(config) | found}
+    write_text(out / "config.json", json.dumps(whole, indent=1, ensure_ascii=False))
 
 
 def again(out: Path) -> str:

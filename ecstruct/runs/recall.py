@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.commands import Recall
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
@@ -18,7 +19,7 @@ from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.knockout import LIKELY
 from ecstruct.recall.session import Session
 from ecstruct.report.recall import AFTER, recall_report
-from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+from ecstruct.runs.configuration import again, alone, check_weights, write_config
 
 FEW = 2
 """The fewest attributes per subject, on average, from which a rate can be estimated."""
@@ -27,26 +28,26 @@ _log = logging.getLogger(__name__)
 
 
 @alone
-def run_recall(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_recall(config: Recall, out: Path, device: str | None, progress: bool) -> None:
     """Dissect recall and write an array per part and model and `report.html`; for two models also
     `agreement.csv` and `scores.nc`. An interrupted run continues from the folder `unfinished`."""
-    arguments = dict(config)
-    source, after_source = arguments.pop("model"), arguments.pop("after", None)
-    prompts = [Prompt.from_record(record) for record in arguments.pop("prompts")]
-    expected = arguments.pop("fingerprints", None) or {}
-    model = load(source, device=device)
-    if after_source:
-        before, after = Session.both(model, load_after(after_source, model, device=device))
+    prompts = [Prompt.from_record(record) for record in config.prompts]
+    model = load(config.before, device=device)
+    if config.after:
+        before, after = Session.both(model, load_after(config.after, model, device=device))
         sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
     weights = {state: session.described["fingerprint"] for state, session in sessions.items()}
     for state, found in weights.items():
-        check_weights(after_source if state == AFTER else source, found, expected.get(state))
-    attributes = _attributes(arguments.pop("attributes", "answers"), prompts, model)
+        source = config.after if state == AFTER and config.after else config.before
+        check_weights(source, found, (config.fingerprints or {}).get(state))
+    attributes = _attributes(config.attributes, prompts, model)
     unfinished = out / "unfinished"
-    options: dict[str, Any] = {**arguments, "folder": unfinished, "progress": progress}
-    if after_source:
+    token = config.token or ("answer" if config.after else "predicted")
+    options: dict[str, Any] = {"window": config.window, "token": token, "onto": config.onto}
+    options |= {"folder": unfinished, "progress": progress}
+    if config.after:
         result = compare(sessions["before"], sessions[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}
         result.scores.save(out / "scores.nc")
@@ -55,7 +56,7 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
         result = dissect(sessions[""], prompts, attributes, **options)
         parts = {"": result}
     window = next(iter(parts.values())).knockout.attrs["options"]["window"]
-    of_one = {"window": window, "token": arguments.get("token", "predicted"), "progress": False}
+    of_one = {"window": window, "token": token, "progress": False}
     # These show the first prompt whose token is likely.
     p = list(parts.values())[-1].knockout["probability"].values
     shown_prompt = prompts[int((p >= LIKELY).argmax())]
@@ -64,10 +65,10 @@ def run_recall(config: Config, out: Path, device: str | None, progress: bool) ->
         for name, part in {**found.parts(), "tokens": tokens[state]}.items():
             save(part, out / f"{name}{'-' * bool(state)}{state}.nc")
     described = None if attributes is None else {"source": attributes.source, "words": _words(attributes)}
-    whole = {**config, "window": window, "attributes": described, "fingerprints": weights}
-    shown = {key: value for key, value in whole.items() if key not in ("prompts", "attributes")}
+    told = {"window": window, "token": token, "attributes": described, "fingerprints": weights}
+    shown = {key: v for key, v in (vars(config) | told).items() if key not in ("prompts", "attributes")}
     recall_report(out / "report.html", result, tokens, again(out), shown)
-    write_config(out, "recall", whole)
+    write_config(out, "recall", config, **told)
     shutil.rmtree(unfinished, ignore_errors=True)
     if progress:
         tqdm.write(f"report: {out / 'report.html'}")

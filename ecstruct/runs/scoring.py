@@ -10,26 +10,19 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ecstruct.checks.agreement import FORMS
-from ecstruct.checks.fidelity import fidelity_of
+from ecstruct.checks.fidelity import engine_for, fidelity_of
+from ecstruct.commands import Fidelity, Score
 from ecstruct.errors import InputError
-from ecstruct.evaluate import AnswerTokens, rank_summary, ranks
+from ecstruct.evaluate import rank_summary, ranks
 from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.facts.tokens import tokenize
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.load import load
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.options import AnswerTokens, FidelityOptions, ScoreOptions
 from ecstruct.report.pages import PROMPTS, fidelity_report, score_report, top_table
-from ecstruct.runs.configuration import (
-    Chat,
-    Config,
-    again,
-    alone,
-    check_weights,
-    described,
-    write_config,
-)
+from ecstruct.runs.configuration import Chat, again, alone, check_pair, described, write_config
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.ranks import ranks_of_pair
 from ecstruct.scores.result import ExtractiveScores
@@ -68,19 +61,14 @@ def rank_table(
     return table
 
 
-def run_score(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_score(config: Score, out: Path, device: str | None, progress: bool) -> None:
     """Score and write `scores.nc` and `report.html`; of several processes all score, the first writes."""
-    arguments = dict(config)
-    before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
-    expected = arguments.pop("fingerprints", None) or {}
-    if "upstream" in arguments:
-        arguments.setdefault("propagation", "gradient")  # version 0.1.0 had no other
+    prompts = config.prompts
     with distributed.ranks(device) as joined, exclusive(out):
         joined.agree(described(config, out))
-        engine = ScoreEngine(before, after, **arguments, device=joined.device, progress=progress)
-        fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
-        for state, source in (("before", before), ("after", after)):
-            check_weights(source, fingerprints[state], expected.get(state))
+        options = ScoreOptions.given(vars(config))
+        engine = ScoreEngine(config.before, config.after, options, device=joined.device, progress=progress)
+        prints = check_pair(engine, config)
         scores = engine.shared(prompts, joined, out / "shards")
         if scores is None:
             return
@@ -89,7 +77,7 @@ def run_score(config: Config, out: Path, device: str | None, progress: bool) -> 
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
         score_report(out / "report.html", scores, again(out), ranked)
-        write_config(out, "score", {**config, "fingerprints": fingerprints})
+        write_config(out, "score", config, fingerprints=prints)
         shutil.rmtree(out / "shards", ignore_errors=True)
     if progress:
         tables = [] if ranked is None else [ranked.to_string(index=False, float_format="{:.2f}".format)]
@@ -108,33 +96,25 @@ def _ranked(
         tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
     except InputError:  # such prompts can still be scored by their log-probability
         return scores, None
-    found = ranks_of_pair(pair, tokenized, engine.batch_size)
+    found = ranks_of_pair(pair, tokenized, engine.options.batch_size)
     by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
     dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
     return ExtractiveScores(dataset), rank_summary(tokenized, found)
 
 
 @alone
-def run_fidelity(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_fidelity(config: Fidelity, out: Path, device: str | None, progress: bool) -> None:
     """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
-    of_engine = ("reward", "answer_tokens", "baseline")
-    arguments = {key: value for key, value in config.items() if key not in of_engine}
-    before, after, prompts = (arguments.pop(name) for name in ("before", "after", "prompts"))
-    expected = arguments.pop("fingerprints", None) or {}
-    if "forms" not in arguments:  # version 0.1.0 computed every form
-        arguments |= {"forms": FORMS, "sample": arguments.get("sample")}
-    options = {key: config[key] for key in of_engine if key in config}
-    engine = ScoreEngine(before, after, **options, device=device, progress=False)
-    fingerprints = {state: engine.attrs[state]["fingerprint"] for state in ("before", "after")}
-    for state, source in (("before", before), ("after", after)):
-        check_weights(source, fingerprints[state], expected.get(state))
-    result = fidelity_of(engine, prompts, **arguments, folder=out / "unfinished", progress=progress)
+    options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
+    engine = engine_for(config.before, config.after, options, device)
+    prints = check_pair(engine, config)
+    result = fidelity_of(engine, config.prompts, options, folder=folder, progress=progress)
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
     fidelity_report(out / "report.html", result, again(out))
-    write_config(out, "fidelity", {**config, "fingerprints": fingerprints})
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
+    write_config(out, "fidelity", config, fingerprints=prints)
+    shutil.rmtree(folder, ignore_errors=True)
     if progress:
         table = result.table().to_string(index=False, float_format="{:.2f}".format)
         tqdm.write(f"{table}\n{result.verdict()}\nreport: {out / 'report.html'}")

@@ -12,6 +12,7 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.commands import Core, Evaluate, Prune
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
@@ -21,8 +22,9 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
 from ecstruct.models.provenance import versions
+from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import Config, again, alone, check_weights, write_config
+from ecstruct.runs.configuration import again, alone, check_weights, write_config
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Masks,
@@ -43,27 +45,26 @@ Result = TypeVar("Result")
 
 
 @alone
-def run_prune(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_prune(config: Prune, out: Path, device: str | None, progress: bool) -> None:
     """Prune and write `masks.nc` and `report.html`; continue from `checkpoint.safetensors` if it exists.
 
     Raises:
         InputError: among other reasons, if pruning did not converge; everything is written before that.
     """
-    arguments = dict(config)
-    source, prompts = arguments.pop("model"), arguments.pop("prompts")
-    model, found = _model(source, device, arguments.pop("fingerprint", None))
+    model, found = _model(config.model, device, config.fingerprint)
     checkpoint = out / "checkpoint.safetensors"
-    masks = prune(model, prompts, **arguments, checkpoint=checkpoint, progress=progress)
+    options: dict[str, Any] = {**vars(PruneOptions.given(vars(config))), "reference": config.reference}
+    masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
     masks.save(out / "masks.nc")
     pruning_report(out / "report.html", masks, again(out))
-    write_config(out, "subnetworks-prune", {**config, "fingerprint": found})
+    write_config(out, "subnetworks-prune", config, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
     _done(out, f"{masks!r}", progress)
     masks.check_converged()
 
 
 @alone
-def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_evaluate(config: Evaluate, out: Path, device: str | None, progress: bool) -> None:
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
@@ -79,21 +80,21 @@ def run_evaluate(config: Config, out: Path, device: str | None, progress: bool) 
     result = {"effective_size": size, "subnetworks": _records(table)}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
-    write_config(out, "subnetworks-evaluate", {**config, "fingerprints": prints})
+    write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     shown = table.round(3).to_string(index=False)
     _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
 
 
 @alone
-def run_core(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_core(config: Core, out: Path, device: str | None, progress: bool) -> None:
     """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
-    scores = ExtractiveScores.load(config["scores"]) if config.get("scores") else None
+    scores = ExtractiveScores.load(config.scores) if config.scores else None
     by_sparsity = {float(name): its for name, its in masks.items()}
     found = core(by_sparsity)
-    draw: dict[str, Any] = {"draws": config.get("draws", 20), "seed": config.get("seed", 0)}
+    draw: dict[str, Any] = {"draws": config.draws, "seed": config.seed}
     networks = _if_any(lambda: networks_of(by_sparsity, **draw))
     asked = _asked(config)
     ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
@@ -120,7 +121,7 @@ def run_core(config: Config, out: Path, device: str | None, progress: bool) -> N
     found.save(out / "core.nc")
     write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
     core_report(out / "report.html", evaluations, parts, again(out))
-    write_config(out, "subnetworks-core", {**config, "fingerprints": prints})
+    write_config(out, "subnetworks-core", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
     _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
@@ -153,12 +154,12 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
 
 
 def _given(
-    config: Config, device: str | None
+    config: Evaluate, device: str | None
 ) -> tuple[TransformerBridge, dict[str, Masks], dict[str, str]]:
     """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
-    expected = config.get("fingerprints") or {}
+    expected = config.fingerprints or {}
     masks, prints = {}, {}
-    for path in config["masks"]:
+    for path in config.masks:
         its = Masks.load(path)
         its.check_converged()
         sparsity = its.attrs.get("options", {}).get("sparsity", float(its.sparsity.mean()))
@@ -174,7 +175,7 @@ def _given(
                 f"the masks of {path} are not those that this configuration was run with: find them, or "
                 "remove the fingerprints from the configuration."
             )
-    model, prints["model"] = _model(config["model"], device, expected.get("model"))
+    model, prints["model"] = _model(config.model, device, expected.get("model"))
     return model, masks, prints
 
 
@@ -185,17 +186,17 @@ def _model(source: str, device: str | None, expected: str | None) -> tuple[Trans
     return model, found
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    return {"in-domain": config["prompts"], "generalization": config["generalization"]}
+def _asked(config: Evaluate) -> dict[str, Any]:
+    return {"in-domain": config.prompts, "generalization": config.generalization}
 
 
-def _evaluation_runs(config: Config, masks: Mapping[str, Masks]) -> int:
+def _evaluation_runs(config: Evaluate, masks: Mapping[str, Masks]) -> int:
     """Return the number of runs of one prompt under one mask."""
     return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
 
 
 def _evaluations(
-    config: Config, model: TransformerBridge, masks: Mapping[str, Masks], steps: Steps
+    config: Evaluate, model: TransformerBridge, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
     found: dict[str, dict[str, xr.Dataset]] = {}
     for name, prompts in _asked(config).items():
@@ -207,7 +208,7 @@ def _evaluations(
     return found
 
 
-def _identity(config: Config, masks: Mapping[str, Masks], prints: Mapping[str, str]) -> dict[str, str]:
+def _identity(config: Evaluate, masks: Mapping[str, Masks], prints: Mapping[str, str]) -> dict[str, str]:
     """Return the fingerprints of everything that the numbers depend on, by names that suit a message."""
     values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
     checksums = {
@@ -217,7 +218,7 @@ def _identity(config: Config, masks: Mapping[str, Masks], prints: Mapping[str, s
     return {
         "the weights": prints["model"],
         **{name: xxhash.xxh3_64_hexdigest(content) for name, content in checksums.items()},
-        **{name: str(config[name]) for name in ("draws", "seed") if name in config},
+        **{name: str(getattr(config, name)) for name in ("draws", "seed") if hasattr(config, name)},
         **{f"{name}'s version": found for name, found in versions().items()},
     }
 

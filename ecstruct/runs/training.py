@@ -10,6 +10,7 @@ import xxhash
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.commands import Finetune
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_summary, ranks_of_tokenized
 from ecstruct.facts import Prompt
@@ -25,34 +26,34 @@ from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.load import load
 from ecstruct.models.provenance import tokenizer_of
-from ecstruct.runs.configuration import Config, check_weights, write_config
+from ecstruct.runs.configuration import check_weights, described, write_config
 
 
-def run_finetune(config: Config, out: Path, device: str | None, progress: bool) -> None:
+def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool) -> None:
     """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model,
     with `lora` the adapter. Several processes share the model, and the first writes. An interrupted run
     continues from `checkpoint`, and rewrites results that it was stopped in the middle of writing."""
-    arguments = dict(config)
-    source, whole = arguments.pop("model"), arguments.pop("save_model")
-    expected = arguments.pop("fingerprint", None)
+    source, whole = config.model, config.save_model
+    apart = ("model", "save_model", "fingerprint")
+    arguments = {name: value for name, value in vars(config).items() if name not in apart}
     given: list[TransformerBridge] = []  # filled on the first process only
     checkpoint = out / "checkpoint"
-    run = {"run": xxhash.xxh3_128_hexdigest(json.dumps(config, sort_keys=True).encode())}
+    run = {"run": xxhash.xxh3_128_hexdigest(json.dumps(vars(config), sort_keys=True).encode())}
 
     def prepare() -> str:
         own = has_results(checkpoint, run)
-        for folder in [out / "model"] * whole + [out / "adapter"] * bool(arguments.get("lora")):
+        for folder in [out / "model"] * whole + [out / "adapter"] * bool(config.lora):
             if own:
                 shutil.rmtree(folder, ignore_errors=True)
             check_free(folder)
         # A model that several processes share has to fit into main memory, not on one of their devices.
         given.append(load(source, device=joined.device if joined.size == 1 else "cpu"))
         found = fingerprint(named_weights(given[0]))
-        check_weights(source, found, expected)
+        check_weights(source, found, config.fingerprint)
         return found
 
     with distributed.ranks(device) as joined, exclusive(out):
-        joined.agree({key: json.dumps(value) for key, value in config.items()} | {"out": str(out)})
+        joined.agree(described(config, out))
         found = joined.on_first(prepare)
         with finishing():
             model = given[0] if given else None
@@ -66,12 +67,11 @@ def run_finetune(config: Config, out: Path, device: str | None, progress: bool) 
                 save_adapter(tuned.adapter, out / "adapter")
             if whole:
                 save_model(tuned.model, out / "model")
-            described = {"model": source, "save_model": whole, **tuned.config, "fingerprint": found}
-            write_config(out, "finetune", described)
+            write_config(out, "finetune", config, **tuned.config, fingerprint=found)
             discard(checkpoint)
     if progress:
         before, after = given[0], tuned.model
-        sets = {"facts": config["facts"], **(config.get("evaluate") or {})}
+        sets = {"facts": config.facts, **(config.evaluate or {})}
         for name, prompts in sets.items():
             tqdm.write(f"{name}: {_learnt(before, after, prompts)}\n")
         tqdm.write(f"weight delta: {out / 'delta.safetensors'}")

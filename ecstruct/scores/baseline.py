@@ -19,7 +19,6 @@ import copy
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,9 +29,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.io.distributed import Ranks
 from ecstruct.models.hooked import Trace
-
-BaselineKind = Literal["counterfactual", "mean", "zero"]
-KINDS = ("counterfactual", "mean", "zero")
+from ecstruct.options import BaselineKind
 
 Sums = dict[tuple[int, str], Tensor]
 """By layer and writer ("attn.o" or "mlp.out"): the sums of its values, [part * slot, d] in float64."""
@@ -92,10 +89,8 @@ class Baseline:
         """Prepare sums for prompts; `batches` are the indices of the prompts in each batch.
 
         Raises:
-            InputError: the kind is unknown, or a prompt has no eligible counterfactual.
+            InputError: a prompt has no eligible counterfactual.
         """
-        if kind not in KINDS:
-            raise InputError(f"unknown baseline {kind!r}: choose among {', '.join(KINDS)}.")
         self.kind, self._device = kind, device
         self._alignment = align(prompts)
         left_out = _left_out(prompts) if kind == "counterfactual" else [frozenset()] * len(prompts)

@@ -30,13 +30,13 @@ from tqdm.auto import tqdm
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
-from ecstruct.io.values import bounded
 from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
 from ecstruct.models.sites import Weights
+from ecstruct.options import KINDS, AnswerTokens, BaselineKind, CausalOptions
 from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
-from ecstruct.scores.baseline import Baseline, BaselineKind
+from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.batching import TOKENS_PER_BATCH, Job, cut, free_bytes, graph_bytes
 from ecstruct.scores.components import Components, selected
 from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
@@ -44,16 +44,14 @@ from ecstruct.scores.late import WRITERS
 from ecstruct.scores.packing import Packing
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
+from ecstruct.scores.reward import Reward, RewardLike
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
-KINDS = (*SCORES, "patching")
 PROMPTS_PER_BATCH = 32
 """A limit on the length of packed rows, in which attention costs the square of all prompts' tokens."""
 
 
-@bounded
 def causal_scores(
     model_before: ModelBefore,
     model_after: ModelAfter,
@@ -89,54 +87,38 @@ def causal_scores(
         if `per_token`; NaN for components that were not asked for. `.reward` under both states.
 
     Raises:
-        InputError: a kind or component is unknown, or `memory` is too small for one intervention; also as
-            `ecstruct.score`.
+        InputError: an option is unusable, a component is unknown, or `memory` is too small for one
+            intervention; also as `ecstruct.score`.
     """
-    chosen = _checked(kinds)
-    its_reward = Reward.of(reward, answer_tokens)
-    return intervened(
-        Pair.of(model_before, model_after),
-        prompts,
-        kinds=chosen,
-        components=components,
-        reward=its_reward,
-        baseline=baseline,
-        per_token=per_token,
-        memory=memory,
-        progress=progress,
-    )
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    options = CausalOptions.given(locals())
+    pair = Pair.of(model_before, model_after)
+    return intervened(pair, prompts, options, components=components, progress=progress)
 
 
 def intervened(
     pair: Pair,
     prompts: PromptsLike,
+    options: CausalOptions,
     *,
-    kinds: Sequence[str] = SCORES,
     components: Components | Mapping[str, Components] = None,
-    reward: Reward,
-    baseline: BaselineKind,
-    per_token: bool = False,
-    memory: int | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
     """Compute `causal_scores` for models that are already loaded; `components` may differ by kind."""
-    view = pair.view
+    view, kinds, per_token = pair.view, [kind for kind in KINDS if kind in options.kinds], options.per_token
+    reward = Reward.of(options.reward, options.answer_tokens)
     by_kind = components if isinstance(components, Mapping) else dict.fromkeys(kinds, components)
     chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
     mlps, heads = (np.stack(part) for part in zip(*chosen, strict=True))
     tokenized, lengths = pair.tokenize(prompts, reward)
-    job, copies = _stacked(pair, tokenized, memory, reward.answer_tokens == "all")
-    run = _Run(pair, job, copies, reward, baseline, kinds, mlps, heads, per_token)
+    job, copies = _stacked(pair, tokenized, options.memory, reward.answer_tokens == "all")
+    run = _Run(pair, job, copies, reward, options.baseline, kinds, mlps, heads, per_token)
     with still(view.model), torch.no_grad():
         run.all(progress)
-    options = {
-        "kinds": list(kinds),
+    described = vars(options) | {
+        "kinds": kinds,
         "components": None if components is None else int(mlps.any(0).sum() + heads.any(0).sum()),
         "reward": reward.name,
-        "answer_tokens": reward.answer_tokens,
-        "baseline": baseline,
-        "per_token": per_token,
-        "memory": memory,
     }
     last = ("token",) if per_token else ()
     dims = ("score", "prompt", "layer")
@@ -148,17 +130,8 @@ def intervened(
     sizes = {"layer": view.n_layers, "head": view.n_heads}
     if per_token:
         sizes["token"] = run.mlp.shape[-1]
-    attrs = {"method": "causal", **pair.attrs(options)}
+    attrs = {"method": "causal", **pair.attrs(described)}
     return ExtractiveScores(labelled(variables, tokenized, lengths, kinds, sizes, attrs))
-
-
-def _checked(kinds: str | Sequence[str]) -> list[str]:
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise InputError(f"unknown kind {unknown[0]!r}: choose among {', '.join(KINDS)}.")
-    if not kinds:
-        raise InputError(f"kinds={kinds!r} asks for no score: choose among {', '.join(KINDS)}.")
-    return [kind for kind in KINDS if kind in kinds]
 
 
 def _stacked(

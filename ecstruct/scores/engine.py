@@ -1,6 +1,5 @@
 """Fast scores of two models: `ecstruct.score` and the engine behind it."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +12,23 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.io.distributed import Ranks
-from ecstruct.io.values import bounded
 from ecstruct.models.bridge import still
-from ecstruct.scores import linear
+from ecstruct.options import (
+    AnswerTokens,
+    BaselineKind,
+    CausalOptions,
+    Convention,
+    Propagation,
+    ScoreOptions,
+    Upstream,
+)
 from ecstruct.scores.assemble import SCORES
-from ecstruct.scores.baseline import BaselineKind
 from ecstruct.scores.batching import cut, is_out_of_memory, prompts_per_batch
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
-from ecstruct.scores.passes import Passes, Propagation, Upstream
+from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
-from ecstruct.scores.reward import AnswerTokens, Reward, RewardLike
+from ecstruct.scores.reward import Reward, RewardLike
 from ecstruct.scores.shards import Shards
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ def score(
     baseline: BaselineKind = "counterfactual",
     upstream: Upstream = "local",
     propagation: Propagation = "relevance",
-    convention: linear.Convention = "definition",
+    convention: Convention = "definition",
     path_steps: int = 1,
     verify: int = 0,
     batch_size: int | None = None,
@@ -70,7 +75,7 @@ def score(
             weights new (eq. 5), which costs about 2 n_layers more forward passes.
         propagation: how g and g' of upstream scores are computed: as slopes by the rules of `"relevance"`,
             see `ecstruct.scores.relevance`, or as the `"gradient"`, as in the paper.
-        convention: how tokens and weights are booked, see `ecstruct.scores.linear.Convention`.
+        convention: how tokens and weights are booked, see `ecstruct.scores.linear`.
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
             W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k more forward and backward
             passes; informative scores and `rest` then sum to R(W') - R(W), see `.completeness`.
@@ -86,100 +91,58 @@ def score(
     Raises:
         InputError: prompts or options are unusable, the models do not match, or a reward is NaN.
     """
-    engine = ScoreEngine(
-        model_before,
-        model_after,
-        reward=reward,
-        answer_tokens=answer_tokens,
-        baseline=baseline,
-        upstream=upstream,
-        propagation=propagation,
-        convention=convention,
-        path_steps=path_steps,
-        verify=verify,
-        batch_size=batch_size,
-        offload=offload,
-        device=device,
-        progress=progress,
-    )
-    return engine.score(prompts)
+    options = ScoreOptions.given(locals())
+    return ScoreEngine(model_before, model_after, options, device=device, progress=progress).score(prompts)
 
 
 class ScoreEngine:
     """An engine that holds two sets of weights of one architecture and scores prompts with them.
 
-    Arguments are those of `score`; a `Pair` may replace the two models. Weights that are not offloaded are
-    read once, so scoring several prompt sets with one engine saves that time.
+    Weights that are not offloaded are read once, so scoring several prompt sets with one engine saves that
+    time.
     """
 
-    @bounded
     def __init__(
         self,
         model_before: ModelBefore | Pair,
         model_after: ModelAfter | None = None,
+        options: ScoreOptions | None = None,
         *,
-        reward: RewardLike = "logit_diff",
-        answer_tokens: AnswerTokens = "first",
-        baseline: BaselineKind = "counterfactual",
-        upstream: Upstream = "local",
-        propagation: Propagation = "relevance",
-        convention: linear.Convention = "definition",
-        path_steps: int = 1,
-        verify: int = 0,
-        batch_size: int | None = None,
-        offload: bool = False,
         device: str | None = None,
         progress: bool = True,
+        **given: Any,
     ) -> None:
-        if upstream not in ("local", "surrogate", "exact"):
-            raise InputError(f"unknown upstream {upstream!r}: choose 'local', 'surrogate' or 'exact'.")
-        if propagation not in ("relevance", "gradient"):
-            raise InputError(f"unknown propagation {propagation!r}: choose 'relevance' or 'gradient'.")
-        if convention not in ("definition", "reference"):
-            raise InputError(f"unknown convention {convention!r}: choose 'definition' or 'reference'.")
-        if path_steps < 1:
-            raise InputError(f"path_steps is at least 1, not {path_steps}.")
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is at least 1, not {batch_size}.")
-        self.reward = Reward.of(reward, answer_tokens)
-        self.baseline: BaselineKind = baseline
+        """Load and compare the models.
+
+        Args:
+            model_before, model_after: as for `ecstruct.score`; a `Pair` may replace both.
+            options, given: the options of `ecstruct.score`, as one object or as keywords.
+            device, progress: as for `ecstruct.score`.
+
+        Raises:
+            InputError: an option is unusable, or the models do not match.
+        """
+        self.options = ScoreOptions(**given) if options is None else replace(options, **given)
+        self.reward = Reward.of(self.options.reward, self.options.answer_tokens)
         if isinstance(model_before, Pair):
             self.pair = model_before
-        elif offload:
+        elif self.options.offload:
             self.pair = Pair.on_disk(model_before, model_after, device)
         else:
             self.pair = Pair.of(model_before, cast(ModelAfter, model_after), device)
         n_components = self.pair.view.n_layers * (1 + self.pair.view.n_heads)
-        if not 0 <= verify <= n_components:
-            raise InputError(
-                f"verify={verify} is no number of components: give one from 0 to {n_components}."
-            )
-        self.verify = verify
-        self._passes = Passes(
-            self.pair, self.reward, baseline, upstream, propagation, convention, path_steps, progress
-        )
-        self.batch_size = batch_size
-        self.attrs = self.pair.attrs(
-            {
-                "reward": self.reward.name,
-                "answer_tokens": answer_tokens,
-                "baseline": baseline,
-                "upstream": upstream,
-                "propagation": propagation,
-                "convention": convention,
-                "path_steps": path_steps,
-                "verify": verify,
-                "batch_size": batch_size,
-            }
-        )
+        if (verify := self.options.verify) > n_components:
+            raise InputError(f"verify={verify} is more than the {n_components} components: give fewer.")
+        self._progress = progress
 
-    @bounded
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is needed to compute the scores again: sources, options, versions."""
+        return self.pair.attrs(vars(self.options) | {"reward": self.reward.name})
+
     def like(self, **options: Any) -> "ScoreEngine":
-        """Return an engine for the same models, with other `upstream`, `propagation` or `path_steps`."""
-        other = copy.copy(self)
-        other._passes = replace(self._passes, **options)
-        other.attrs = {**self.attrs, "options": {**self.attrs["options"], **options}}
-        return other
+        """Return an engine for the same models, with some other options."""
+        return ScoreEngine(self.pair, None, replace(self.options, **options), progress=self._progress)
 
     def score(self, prompts: PromptsLike) -> ExtractiveScores:
         """Score one set of prompts; see `ecstruct.score`."""
@@ -207,13 +170,11 @@ class ScoreEngine:
         """
         prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
-        batch_size = self.batch_size or prompts_per_batch(tokenized)
+        batch_size = self.options.batch_size or prompts_per_batch(tokenized)
         identity = self._identity(tokenized)
         ranks.agree({**identity, "batch_size": str(batch_size)})
         shards = self._shards(folder, identity)
-        passes = replace(
-            self._passes, ranks=ranks, shards=shards, progress=self._passes.progress and ranks.first
-        )
+        passes = Passes(self.pair, self.reward, self.options, self._progress and ranks.first, ranks, shards)
         every = self.reward.answer_tokens == "all"
         while True:
             try:
@@ -235,17 +196,16 @@ class ScoreEngine:
         if assembly is None:
             return None
         scores = ExtractiveScores(assembly.dataset(lengths, self.attrs))
-        return scores.verified(self._interventions(scores, prompts)) if self.verify else scores
+        return scores.verified(self._interventions(scores, prompts)) if self.options.verify else scores
 
     def _interventions(self, scores: ExtractiveScores, prompts: Sequence[Prompt]) -> ExtractiveScores:
         """Run the interventions on the `verify` strongest components by each score."""
         return intervened(
             self.pair,
             prompts,
-            components={kind: scores.top(self.verify, kind) for kind in SCORES},
-            reward=self.reward,
-            baseline=self.baseline,
-            progress=self._passes.progress,
+            CausalOptions.given(vars(self.options)),
+            components={kind: scores.top(self.options.verify, kind) for kind in SCORES},
+            progress=self._progress,
         )
 
     def identity(self, prompts: PromptsLike) -> dict[str, str]:
@@ -260,13 +220,13 @@ class ScoreEngine:
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
         """Like `identity`, for prompts that are tokenized already."""
-        given, irrelevant = self.attrs["options"], ("batch_size", "verify")
-        options = {key: str(value) for key, value in given.items() if key not in irrelevant}
         checksum = xxhash.xxh3_64_hexdigest(repr(prompts).encode())
+        attrs = self.attrs
         return {
-            **{f"the weights {state}": self.attrs[state]["fingerprint"] for state in ("before", "after")},
+            **{f"the weights {state}": attrs[state]["fingerprint"] for state in ("before", "after")},
             "the prompts": f"{len(prompts)} with checksum {checksum}",
-            **options,
+            **self.options.identity(),
+            "reward": self.reward.name,
             "dtype": str(self.pair.view.dtype),
-            **{f"{name}'s version": found for name, found in self.attrs["versions"].items()},
+            **{f"{name}'s version": found for name, found in attrs["versions"].items()},
         }

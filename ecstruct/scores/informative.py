@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ecstruct.models.sites import Site, Weights
+from ecstruct.options import Convention
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import INFORMATIVE, Assembly
 from ecstruct.scores.batching import Job
@@ -40,7 +41,7 @@ class InformativeScores:
     """Adds informative scores to `out`, site by site, from the visits of walks."""
 
     pair: Pair
-    convention: linear.Convention
+    convention: Convention
     out: Assembly
     _room: dict[str, Tensor] = field(default_factory=dict)
 

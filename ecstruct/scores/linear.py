@@ -9,12 +9,20 @@ for an MLP or a head C of the block, per token; positive raises the reward. A he
 an MLP y = h W_out: both are linear in the input of an *output projection* (`attn.o`, `mlp.out`). So D is
 computed at that input, g W^T . (z(z') - z), which spares the projection.
 
-There are two conventions for booking tokens and weights, see `Convention`.
+There are two conventions for booking tokens and weights.
+
+`"definition"`: scores are booked at the token where the component writes. Heads are scored in residual
+space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
+pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
+
+`"reference"`: the published code's choices. Heads are scored in z space, each gradient with its own W_O:
+U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; a weight
+is booked at the token where it multiplies, keys and values at the source token; norm weights go to `rest`.
+The published code counts an MLP's W_out twice and omits W_in; that is corrected here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,17 +30,8 @@ from torch import Tensor
 
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import QK_NORMS, Site, Weights, token_axis
+from ecstruct.options import Convention
 from ecstruct.scores.walk import Visit
-
-Convention = Literal["definition", "reference"]
-"""`"definition"`: scores are booked at the token where the component writes. Heads are scored in residual
-space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
-pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
-
-`"reference"`: the published code's choices. Heads are scored in z space, each gradient with its own W_O:
-U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; a weight
-is booked at the token where it multiplies, keys and values at the source token; norm weights go to `rest`.
-The published code counts an MLP's W_out twice and omits W_in; that is corrected here."""
 
 PerToken = Float[Tensor, "batch pos"]
 PerHead = Float[Tensor, "batch pos head"]

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +18,10 @@ from tqdm.auto import tqdm
 from ecstruct.io.distributed import Ranks
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import Site
+from ecstruct.options import ScoreOptions
 from ecstruct.scores import linear
 from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
-from ecstruct.scores.baseline import Baseline, BaselineKind
+from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.batching import Job, fits_in_memory, rounds
 from ecstruct.scores.informative import InformativeScores
 from ecstruct.scores.late import WRITERS, late_gradients
@@ -32,10 +32,6 @@ from ecstruct.scores.shards import Shards
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Descent, Visit, Walk
 
-Upstream = Literal["local", "surrogate", "exact"]
-
-Propagation = Literal["relevance", "gradient"]
-
 See = Callable[[int, int, Trace], None]
 
 _logger = logging.getLogger(__name__)
@@ -43,16 +39,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Passes:
-    """Scores prompts with a pair of weights and the options of `ecstruct.score`. `ranks` share the work,
-    and `shards` keep its finished parts."""
+    """Scores prompts with a pair of weights. `ranks` share the work, and `shards` keep its finished
+    parts."""
 
     pair: Pair
     reward: Reward
-    baseline: BaselineKind
-    upstream: Upstream
-    propagation: Propagation
-    convention: linear.Convention
-    path_steps: int
+    options: ScoreOptions
     progress: bool
     ranks: Ranks = field(default_factory=Ranks)
     shards: Shards | None = None
@@ -66,7 +58,7 @@ class Passes:
         """
         view, ranks = self.pair.view, self.ranks
         out = self._assembly(job) if ranks.first else None
-        baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
+        baseline = Baseline(self.options.baseline, job.prompts, job.rows, view.device)
         done, known = ranks.broadcast(self._resume(out, baseline))
         todo = [b for b, rows in enumerate(job.rows) if not done.issuperset(rows)]
         if ranks.first and len(todo) < ranks.size and todo:
@@ -111,7 +103,7 @@ class Passes:
     def _resume(self, out: Assembly | None, baseline: Baseline) -> tuple[set[int], bool]:
         """Put finished prompts into `out`; return which these are, and whether the baseline is known."""
         done: set[int] = set()
-        known = self.baseline == "zero"
+        known = self.options.baseline == "zero"
         if out and self.shards:
             for part in self.shards.parts():
                 out.put(part)
@@ -127,7 +119,7 @@ class Passes:
 
     @property
     def _ways(self) -> int:
-        return 2 if self.path_steps == 1 else 2 + 2 * self.path_steps
+        return 2 if self.options.path_steps == 1 else 2 + 2 * self.options.path_steps
 
     def _score(
         self, job: Job, baseline: Baseline, tick: Callable[[], object], seen: Callable[[], None] | None
@@ -135,13 +127,13 @@ class Passes:
         """Score some batches. With `seen`, the baseline sees the way up, and `seen` is called after it."""
         view, batches = self.pair.view, range(len(job.batches))
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
-        rules = Relevance() if self.propagation == "relevance" else None
+        rules = Relevance() if self.options.propagation == "relevance" else None
         before = Walk(view, self.pair.before, job.batches, graphs, rules)
-        descends = self.upstream == "surrogate"  # only then is a backward pass under W' needed
+        descends = self.options.upstream == "surrogate"  # only then is a backward pass under W' needed
         after = Walk(view, self.pair.after, job.batches, graphs, rules if descends else None, descends)
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
-        informative = InformativeScores(self.pair, self.convention, out)
-        at_before = self.path_steps == 1  # informative scores come from the walk under W itself
+        informative = InformativeScores(self.pair, self.options.convention, out)
+        at_before = self.options.path_steps == 1  # informative scores come from the walk under W itself
         self._up(before, after, baseline.see if seen else None, tick)
         if seen:
             seen()
@@ -151,7 +143,7 @@ class Passes:
             informative.outside(view.head_sites, read, job.rows)
         else:
             deque(read, maxlen=0)
-        late = [self._late(before, b, job, rules) for b in batches if self.upstream == "exact"]
+        late = [self._late(before, b, job, rules) for b in batches if self.options.upstream == "exact"]
         writers = list(WRITERS.values())
         for layer in reversed(range(view.n_layers)):
             sites = view.block_sites[layer]
@@ -178,7 +170,7 @@ class Passes:
             embedded = (ways["before"].to_embedding(b) for b in batches)
             informative.outside(view.embed_sites, embedded, job.rows)
         else:
-            informative.along_path(self.path_steps, job, self.reward, graphs, tick)
+            informative.along_path(self.options.path_steps, job, self.reward, graphs, tick)
         return out
 
     def _descents(self, before: Walk, after: Walk, rules: Relevance | None) -> dict[str, Descent]:
@@ -187,9 +179,9 @@ class Passes:
         ways = {"before": Descent(before), "after": Descent(after)}
         if rules:
             ways["early"] = Descent(before, rules=rules)
-        if self.upstream == "local":
+        if self.options.upstream == "local":
             ways["late"] = Descent(before, self.pair.after, rules)
-        elif self.upstream == "surrogate" and rules:
+        elif self.options.upstream == "surrogate" and rules:
             ways["late"] = Descent(after, rules=rules)
         return ways
 
@@ -253,7 +245,9 @@ class Passes:
     ) -> tuple[Tensor, Tensor]:
         """Return g' - g at what the MLP writes, and at the heads' z."""
         d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
-        if self.convention == "definition" or self.upstream == "exact":  # W_O is not among later weights
+        options = self.options
+        if options.convention == "definition" or options.upstream == "exact":
+            # W_O is not among later weights.
             return d_written, linear.pulled_back(sites, early, late, self.pair.before)
         return d_written, late.d_input["attn.o"] - early.d_input["attn.o"]
 
@@ -262,7 +256,7 @@ class Passes:
     ) -> tuple[Tensor, Tensor]:
         """Return the inputs of a block's output projections `attn.o` and `mlp.out` when its components run
         under W on their inputs from the walk under W'."""
-        if self.convention == "definition":
+        if self.options.convention == "definition":
             inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:
             inputs = {"attn": new.input("attn.q"), "mlp": new.input("mlp.in")}

@@ -74,7 +74,7 @@ def head_slices(block: Any, head: int) -> list[tuple[Tensor, tuple]]:
 
 
 def slices(block: Any, mlp: bool, heads: np.ndarray) -> list[tuple[Tensor, tuple]]:
-    found = [part for head in np.flatnonzero(heads) for part in head_slices(block, head)]
+    found = [part for head in np.flatnonzero(heads) for part in head_slices(block, int(head))]
     if mlp:
         found += whole(block.mlp) + ([] if block.ln2 is None else whole(block.ln2))
     return found

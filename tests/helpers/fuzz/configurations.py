@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ecstruct.runs import _KEYS
+from ecstruct.commands import COMMANDS
 from helpers.fuzz.cases import Case, Make, Words, named, of_file
 from helpers.fuzz.damage import VALUES, put, ways, without
 
@@ -95,7 +96,11 @@ def configuration_cases() -> list[Case]:
         ),
     )
     for command, arguments in CONFIGS.items():
-        for key in sorted(_KEYS[command][0]):
+        for key in sorted(
+            each.name
+            for each in fields(COMMANDS[command])
+            if each.default is each.default_factory is MISSING
+        ):
             cases.append(
                 Case(
                     f"replay {command}: no {key}",

@@ -1,0 +1,179 @@
+"""What a command's `config.json` holds: the options of its method, and what these are applied to.
+
+A configuration has everything that determines the numbers, prompts included, so it can be replayed wherever
+the checkpoints can be found. Devices and progress bars are not part of it. The command line has a word for
+every field that it can express, and `ecstruct.runs` a function for every command.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, get_args
+
+from annotated_types import Lt, MinLen
+from typing_extensions import Doc, TypedDict
+
+from ecstruct.io.values import Count, Number, Seed, Text, Whole
+from ecstruct.options import (
+    CausalOptions,
+    FidelityOptions,
+    FinetuneOptions,
+    Form,
+    Options,
+    PruneOptions,
+    RecallOptions,
+    ScoreOptions,
+    Word,
+)
+
+SOURCE = (
+    "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, "
+    "an adapter's folder, a hub id or id@revision"
+)
+JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
+
+FROM_FILE = "from a JSONL file"
+"""Marks what the command line takes as a file."""
+Records = Annotated[list[dict[str, Any]], MinLen(1), FROM_FILE]
+"""Prompts, as records."""
+
+Source = Annotated[Text, Doc(SOURCE)]
+Prompts = Annotated[Records, Doc(JSONL)]
+Prints = Annotated[dict[str, str] | None, "of weights, which a replay compares with those that it finds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPair(Options):
+    """Two models, and the prompts that they are asked."""
+
+    before: Source
+    after: Source
+    prompts: Prompts
+    fingerprints: Prints = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(ScoreOptions, OfPair):
+    @classmethod
+    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        # Version 0.1.0 had gradients only.
+        return {"propagation": "gradient", **record} if "upstream" in record else record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(CausalOptions, OfPair):
+    components: Annotated[
+        Sequence[str] | None,
+        Doc("A component, as 'MLP 4' or 'head 5.2'; repeatable, all if not given."),
+        Word("--component"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(FidelityOptions, OfPair):
+    @classmethod
+    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        # Version 0.1.0 computed every form, on all components if no sample was given.
+        return {"forms": get_args(Form), "sample": None, **record} if "forms" not in record else record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(RecallOptions):
+    before: Source
+    after: Annotated[Text | None, Doc(f"The finetuned model to compare with: {SOURCE}")] = None
+    prompts: Prompts
+    attributes: Annotated[
+        Text | Mapping[str, Any] | None,
+        Doc(
+            "What there is to know of subjects: a JSONL file with the keys subject and text, 'facts' (the "
+            "prompts' answers; refused where these are one word each), 'answers' (the same; left out "
+            "there), 'world' for the organism, or 'none'."
+        ),
+    ] = "answers"
+    fingerprints: Prints = None
+
+    @classmethod
+    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        # In version 0.1.0 the first model was called `model`.
+        return {"before" if name == "model" else name: value for name, value in record.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(PruneOptions):
+    model: Source
+    prompts: Prompts
+    reference: Annotated[Records | None, Doc(f"Whose mean it is; the prompts by default. {JSONL}")] = None
+    fingerprint: Annotated[str | None, "of the weights"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Options):
+    model: Source
+    masks: Annotated[
+        Annotated[list[Text], MinLen(1)],
+        Doc("masks.nc of a pruning; again for each further sparsity."),
+        Word("--masks"),
+    ]
+    prompts: Prompts
+    generalization: Annotated[Records, Doc(f"What follows from the prompts. {JSONL}")]
+    fingerprints: Prints = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core(Evaluate):
+    scores: Annotated[Text | None, Doc("scores.nc of the same model, to put beside the core.")] = None
+    draws: Annotated[Count, Doc("Of random components, for each network.")] = 20
+    seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
+
+
+class _Freeze(TypedDict, total=False):
+    layers: list[Whole] | None
+    kinds: list[str] | None
+    names: list[str] | None
+
+
+class _Lora(TypedDict, total=False):
+    r: Annotated[int, Lt(2**20)]
+    alpha: Number
+    targets: list[str] | None
+    rslora: bool
+    dora: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(FinetuneOptions):
+    model: Source
+    facts: Prompts
+    freeze: _Freeze | None = None
+    evaluate: dict[str, Records] | None = None
+    lora: _Lora | None = None
+    checkpoint_every: Annotated[
+        Whole | None, Doc("Steps between checkpoints; ten minutes if not given.")
+    ] = None
+    save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
+    fingerprint: Annotated[str | None, "of the weights"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Options):
+    model: str = "organism"
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Options):
+    experiments: list[str]
+    setup: dict[str, Any]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+COMMANDS: Mapping[str, type[Options]] = {
+    "demo": Demo,
+    "fidelity": Fidelity,
+    "finetune": Finetune,
+    "recall": Recall,
+    "reproduce": Reproduce,
+    "score": Score,
+    "subnetworks-core": Core,
+    "subnetworks-evaluate": Evaluate,
+    "subnetworks-prune": Prune,
+}

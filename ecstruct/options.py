@@ -1,0 +1,234 @@
+"""The options of every method, each said once: its type and bounds, its default, and what it is for.
+
+A class of options is what the function of its method takes as keywords and checks, what its command offers,
+what `config.json` holds, and what a result carries in its attributes. The functions repeat names and
+defaults in their signatures, for editors; their docstrings have the formulas.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+
+from annotated_types import Ge, Le, Lt, MinLen
+from typing_extensions import Doc
+
+from ecstruct.errors import InputError
+from ecstruct.io.values import Count, Natural, Number, Rate, Seed, Whole, check
+
+Positive = Annotated[int, Ge(1), Lt(2**63)]
+PathSteps = Annotated[int, Ge(1), Le(1000)]
+
+RewardName = Literal["logit_diff", "logprob"]
+AnswerTokens = Literal["first", "all"]
+BaselineKind = Literal["counterfactual", "mean", "zero"]
+Upstream = Literal["local", "surrogate", "exact"]
+Propagation = Literal["relevance", "gradient"]
+Convention = Literal["definition", "reference"]
+Form = Literal["path", "surrogate", "exact"]
+Kind = Literal["informative", "upstream", "downstream", "patching"]
+KINDS = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Word:
+    """The word of an option on the command line, where it is not the option's name."""
+
+    name: str
+
+
+INDIFFERENT = "indifferent"
+"""Marks an option that does not change what is computed, only how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options that are checked against their types.
+
+    Raises:
+        InputError: an option does not have its type, or is out of its bounds.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Integral | Real) and not isinstance(value, bool):
+                plain = int(value) if isinstance(value, Integral) else float(value)  # of numpy, perhaps
+                object.__setattr__(self, field.name, plain)
+        self.check(vars(self), "the call")
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], of: str) -> None:
+        """Check values against the options' types; `of` says in messages where they come from."""
+        check(values, types_of(cls), of)
+
+    @classmethod
+    def given(cls, values: Mapping[str, Any]) -> Self:
+        """Return the options among some values, such as the `locals()` of a function that takes them."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    @classmethod
+    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a record of an earlier version says in the words of this one."""
+        return record
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], of: str, command: str) -> Self:
+        """Return the options in a record, which has to have all that lack a default and no others.
+
+        Raises:
+            InputError: an option is missing, unknown, or not of its type.
+        """
+        record = cls.current(record)
+        required = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
+        for name in sorted(required - set(record)):
+            raise InputError(f"{of} lacks {name!r}: give a config.json as {command} wrote it.")
+        for name in sorted(set(record) - {field.name for field in fields(cls)}):
+            raise InputError(f"{of} has {name!r}, which {command} does not know: remove it.")
+        cls.check(record, of)
+        return cls(**record)
+
+    def identity(self) -> dict[str, str]:
+        """Return those options that decide what is computed, as texts."""
+        types = types_of(type(self))
+        return {
+            name: str(value)
+            for name, value in vars(self).items()
+            if INDIFFERENT not in getattr(types[name], "__metadata__", ())
+        }
+
+
+@cache
+def types_of(options: type[Options]) -> dict[str, Any]:
+    """Return the annotated types of options by name."""
+    return get_type_hints(options, include_extras=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Options):
+    """What an effect is a change of, and what upstream scores replace an output with."""
+
+    reward: Annotated[RewardName | Callable[..., Any], Doc("What the scores are changes of.")] = (
+        "logit_diff"
+    )
+    answer_tokens: Annotated[AnswerTokens, Doc("With logprob: tokens of the answer that count.")] = "first"
+    baseline: Annotated[BaselineKind, Doc("What upstream scores compare a component's output with.")] = (
+        "counterfactual"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(Measured):
+    """The options of `ecstruct.score`."""
+
+    upstream: Annotated[
+        Upstream,
+        Doc(
+            "Upstream slopes under new weights: on old activations, on new ones, or with only later "
+            "weights new."
+        ),
+    ] = "local"
+    propagation: Annotated[
+        Propagation,
+        Doc("What these slopes are: by the rules of relevance, or gradients as in the paper."),
+    ] = "relevance"
+    convention: Annotated[
+        Convention, Doc("To which token a score is booked: as defined, or as in the published code.")
+    ] = "definition"
+    path_steps: Annotated[
+        PathSteps, Doc("Points between both models at which informative gradients are taken.")
+    ] = 1
+    verify: Annotated[
+        Natural,
+        Doc("Run the interventions on so many of the strongest components by each score."),
+        INDIFFERENT,
+    ] = 0
+    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), INDIFFERENT] = (
+        None
+    )
+    offload: Annotated[
+        bool, Doc("Leave both models on disk, and read one block at a time."), INDIFFERENT
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalOptions(Measured):
+    """The options of `ecstruct.causal_scores`."""
+
+    kinds: Annotated[
+        Annotated[Sequence[Kind], MinLen(1)], Doc("Which scores; repeatable."), Word("--kind")
+    ] = KINDS[:3]
+    per_token: Annotated[bool, Doc("Intervene at each token separately.")] = False
+    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), INDIFFERENT] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityOptions(Measured):
+    """The options of `ecstruct.fidelity`."""
+
+    forms: Annotated[
+        Sequence[Form],
+        Doc("Another way to score, to compare: path, surrogate or exact; repeatable."),
+        Word("--form"),
+    ] = ()
+    path_steps: Annotated[
+        Annotated[Sequence[PathSteps], MinLen(1)],
+        Doc("With path: numbers of points; repeatable."),
+        Word("--path-steps"),
+    ] = (1, 2, 4, 8)
+    top: Annotated[Positive, Doc("How many components count as the strongest.")] = 5
+    sample: Annotated[Annotated[int, Ge(2), Le(10**6)] | None, Doc("Intervene on so many components.")] = 12
+    seed: Annotated[Seed, Doc("Seed of the sample.")] = 0
+    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), INDIFFERENT] = (
+        None
+    )
+    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), INDIFFERENT] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(Options):
+    """The options of `ecstruct.finetune`, but those of its checkpoints."""
+
+    lr: Annotated[Rate | None, Doc("Learning rate; known for organism and smollm2.")] = None
+    epochs: Annotated[Count, Doc("Passes through the facts.")] = 8
+    batch_size: Annotated[Whole, Doc("Facts per step.")] = 8
+    accumulate: Annotated[Whole, Doc("Parts in which a batch is run.")] = 1
+    schedule: Annotated[Literal["constant", "linear"], Doc("Course of the rate.")] = "constant"
+    train_embeddings: Annotated[bool, Doc("Train (un)embeddings too.")] = False
+    recompute: Annotated[bool, Doc("Run blocks again instead of keeping their activations.")] = False
+    seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions(Options):
+    """The options of `ecstruct.recall.dissect` and `compare`."""
+
+    window: Annotated[Whole | None, Doc("Layers blocked at once; 9, or all of a model that has fewer.")] = (
+        None
+    )
+    token: Annotated[
+        Literal["predicted", "answer"] | None,
+        Doc("Whose probability and extraction is measured; answer with --after, else predicted."),
+    ] = None
+    onto: Annotated[
+        Literal["unembedding", "embedding"],
+        Doc("What hidden states are projected with to look for attributes."),
+    ] = "unembedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(Options):
+    """The options of `ecstruct.subnetworks.prune`."""
+
+    sparsity: Annotated[Number, Doc("Share of the components that is ablated.")] = 0.5
+    seeds: Annotated[Count | Sequence[Seed], Doc("How many subnetworks.")] = 12
+    steps: Annotated[Count, Doc("Of optimisation; fewer than 150 do not converge.")] = 500
+    kinds: Annotated[
+        Sequence[Literal["heads", "mlp"]],
+        Doc("What may be ablated, heads or mlp; both if not given."),
+        Word("--kinds"),
+    ] = ("heads", "mlp")
+    ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
+    lr: Annotated[Rate, Doc("Learning rate of the masks.")] = 0.1
+    batch_size: Annotated[Whole, Doc("Prompts per step and seed.")] = 32
