@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from tiny import PROMPTS, single_pair
+from helpers.tiny import PROMPTS, single_pair
 
 import ecstruct
 from ecstruct.scores.engine import ScoreEngine

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import VALUES
+from helpers.facts_fixtures import hugging_face
+from helpers.folders import edit_json
+from helpers.fuzz.damage import VALUES
 from test_adapters import adapted
 
 import ecstruct
 from ecstruct import InputError
 from ecstruct.models import adapter_config
+from ecstruct.models.adapters import merged
 from ecstruct.models.bridge import named_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -24,14 +28,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return adapted("llama", tmp_path_factory.mktemp("adapted"))[:2]
 
 
+def changed(saved: tuple[Path, Path], folder: Path, **values: Any) -> Path:
+    adapter = Path(shutil.copytree(saved[1], folder / "adapter"))
+    return edit_json(adapter / "adapter_config.json", **values).parent
+
+
 def loaded(saved: tuple[Path, Path], folder: Path, **values: Any) -> Any:
-    adapter = folder / "adapter"
-    adapter.mkdir()
-    for path in saved[1].iterdir():
-        (adapter / path.name).write_bytes(path.read_bytes())
-    config = adapter / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
-    return ecstruct.load(saved[0], adapter=adapter, device="cpu")
+    return ecstruct.load(saved[0], adapter=changed(saved, folder, **values), device="cpu")
 
 
 PATTERNS = [r".*\.(q_proj|v_proj|o_proj|up_proj|down_proj)", r"(?:.*)(?:q|v|o|up|down)_proj$"]
@@ -94,10 +97,11 @@ FIELDS = [
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_values_of_other_types_are_refused_or_read(saved: Any, tmp_path: Path, field: str) -> None:
-    """Every kind of value: a sentence, or a model; never another error."""
+    """Every kind of value: a sentence, or merged weights; never another error."""
+    plain = hugging_face(saved[0])
     for i, value in enumerate(VALUES.values()):
-        (tmp_path / str(i)).mkdir()
+        adapter = changed(saved, tmp_path / str(i), **{field: value})
         try:
-            loaded(saved, tmp_path / str(i), **{field: value})
+            merged(copy.deepcopy(plain), adapter)
         except InputError as error:
             assert str(error).endswith(".") and len(str(error)) < 1500

@@ -7,14 +7,13 @@ import peft
 import pytest
 import torch
 import xarray as xr
+from helpers.command_line import refused, run
+from helpers.tiny import PROMPTS, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, plain_pair, tokenizer
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import ecstruct
 from ecstruct import InputError
-from ecstruct.cli import app
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.models import to_hugging_face
 from ecstruct.models.bridge import named_weights
@@ -112,9 +111,8 @@ def test_bfloat16_is_merged_in_float32(tmp_path):
 # --- What is refused ---
 
 
-def refused(message, base, adapter):
-    with pytest.raises(InputError, match=message):
-        ecstruct.load(base, adapter=adapter, device="cpu")
+def load_refused(message, base, adapter):
+    refused(lambda: ecstruct.load(base, adapter=adapter, device="cpu"), message)
 
 
 def test_pickled_weights_are_refused(tmp_path):
@@ -122,13 +120,13 @@ def test_pickled_weights_are_refused(tmp_path):
     file = adapter / "adapter_model.safetensors"
     torch.save(load_file(file), adapter / "adapter_model.bin")
     file.unlink()
-    refused("has no adapter_model.safetensors: save it", base, adapter)
+    load_refused("has no adapter_model.safetensors: save it", base, adapter)
 
 
 def test_adapters_of_other_models_are_refused(tmp_path):
     _, adapter, _ = adapted("llama", tmp_path / "llama")
     base, _, _ = adapted("gpt2", tmp_path / "gpt2")
-    refused("does not fit this GPT2LMHeadModel", base, adapter)
+    load_refused("does not fit this GPT2LMHeadModel", base, adapter)
 
 
 def test_damaged_adapters_are_refused(tmp_path):
@@ -137,22 +135,22 @@ def test_damaged_adapters_are_refused(tmp_path):
     tensors = load_file(file)
     some = next(name for name in tensors if "layers.1" in name)
     save_file({name: t for name, t in tensors.items() if name != some}, file)
-    refused("does not fit this LlamaForCausalLM", base, adapter)
+    load_refused("does not fit this LlamaForCausalLM", base, adapter)
     save_file({**tensors, some: tensors[some][:, :1].clone()}, file)
-    refused("does not fit this LlamaForCausalLM", base, adapter)
+    load_refused("does not fit this LlamaForCausalLM", base, adapter)
     file.write_bytes(file.read_bytes()[:-20])
-    refused(r"adapter_model\.safetensors cannot be read \(it has", base, adapter)
+    load_refused(r"adapter_model\.safetensors cannot be read \(it has", base, adapter)
     save_file(tensors, file)
     (adapter / "adapter_config.json").write_text("{")
-    refused(r"adapter_config\.json is no configuration of an adapter: save", base, adapter)
+    load_refused(r"adapter_config\.json is no configuration of an adapter: save", base, adapter)
 
 
 def test_what_is_no_adapter_is_refused(tmp_path):
     base, adapter, _ = adapted("llama", tmp_path)
-    refused("is no adapter: a folder with an adapter_config.json", base, base)
+    load_refused("is no adapter: a folder with an adapter_config.json", base, base)
     with pytest.raises(InputError, match="is an adapter: give the model that it changes"):
         ecstruct.load(adapter)
-    refused("is no adapter", base, tmp_path / "nowhere" / "at" / "all")
+    load_refused("is no adapter", base, tmp_path / "nowhere" / "at" / "all")
     with pytest.raises(InputError, match="is an adapter, which is merged in memory: save the whole model"):
         ecstruct.score(base, adapter, PROMPTS, offload=True, progress=False)
 
@@ -181,7 +179,7 @@ def test_an_adapters_folder_is_its_base_with_it(tmp_path, monkeypatch):
     words = ("--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "ranks.json", "--device", "cpu")
     ranks = ecstruct.ranks(ecstruct.load(base, adapter=tmp_path / "checkpoint-20", device="cpu"), PROMPTS)
     for model in (("--model", f"{tmp_path}@20"), ("--model", base, "--adapter", f"{tmp_path}@20")):
-        result = CliRunner().invoke(app, [str(word) for word in ("rank", *model, *words)])
+        result = run("rank", *model, *words)
         assert result.exit_code == 0, result.output
         rows = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
         assert [row["rank"] for row in rows] == list(ranks)

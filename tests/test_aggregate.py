@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
+from helpers.synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.scores.aggregate import prompt_slots

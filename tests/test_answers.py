@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from facts_fixtures import byte_tokenizer, hugging_face, with_ends, word_tokenizer
+from helpers.facts_fixtures import byte_tokenizer, hugging_face, with_ends, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ecstruct

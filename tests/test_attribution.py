@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-from tiny import (
+from helpers.oracle import first_ids, ids_of
+from helpers.tiny import (
     LANGUAGES,
     N_HEADS,
     N_LAYERS,
     double_throughout,
-    first_ids,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
     tokenizer,
 )

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
-from facts_fixtures import word_tokenizer
+from helpers.facts_fixtures import word_tokenizer
 from torch import Tensor
 
 from ecstruct.errors import InputError

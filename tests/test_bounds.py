@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_inputs import save_inputs
-from command_line import assert_refused, run
-from tiny import PROMPTS, hooked_pair
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import refused, run
+from helpers.tiny import PROMPTS, hooked_pair
 
 import ecstruct
 from ecstruct.checks import controls
@@ -91,13 +91,13 @@ def test_what_is_too_large_is_refused(
     words = command.split() + ["ocr"] * (command == "reproduce")
     for name in COMMANDS[command][0]:
         words += [f"--{name}", str(inputs / files.get(name, "prompts.jsonl"))]
-    assert_refused(run(*words, f"--{option}", value, "--out", tmp_path / "out"), option.replace("-", "."))
+    refused(run(*words, f"--{option}", value, "--out", tmp_path / "out"), option.replace("-", "."))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_largest_rate_is_no_traceback(inputs: Path, tmp_path: Path) -> None:
     words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--out", tmp_path / "out")
-    assert_refused(run("finetune", *words, "--lr", 1e30, "--quiet"), "the loss became nan .* smaller lr=")
+    refused(run("finetune", *words, "--lr", 1e30, "--quiet"), "the loss became nan .* smaller lr=")
 
 
 def test_rates_of_callers() -> None:
@@ -224,8 +224,8 @@ def test_a_world_that_cannot_be_is_refused(
         inputs / "prompts.jsonl",
     )
     message = f"the environment says {name}='{value}', which is no number from"
-    assert_refused(run("score", *words, "--out", tmp_path / "out"), message)
-    assert_refused(run("demo", "--out", tmp_path / "out"), message)
+    refused(run("score", *words, "--out", tmp_path / "out"), message)
+    refused(run("demo", "--out", tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

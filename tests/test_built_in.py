@@ -6,7 +6,7 @@ from itertools import product
 
 import pandas as pd
 import pytest
-from tiny_organisms import few_sentences
+from helpers.tiny_organisms import few_sentences
 
 from ecstruct import organism
 from ecstruct.errors import InputError

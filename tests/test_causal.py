@@ -5,9 +5,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from comparisons import EXACT, assert_same, of
-from interventions import causal, effects, run
-from tiny import (
+from helpers.comparisons import EXACT, assert_same, of
+from helpers.interventions import causal, effects, run
+from helpers.oracle import ids_of
+from helpers.tiny import (
     FAMILIES,
     LANGUAGES,
     N_HEADS,
@@ -18,7 +19,6 @@ from tiny import (
     double_throughout,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
     single_pair,
     state_of,
@@ -124,11 +124,11 @@ def test_entities_that_begin_alike_are_kept_apart(family, baseline):
         for name, answer in zip(names, ("Dutch", "Thai", "Zulu", "Thai"), strict=True)
     ]
     of_one = graph_bytes(HookedView(hooked_pair(family)[0]), 1, 9)
+    some = ["MLP 0", "MLP 2", "head 0.1", "head 1.3"]
+    options = {"components": some, "per_token": True, "progress": False}
     with double_throughout():
         found, expected = (
-            causal_scores(
-                *hooked_pair(family), prompts, baseline=baseline, per_token=True, memory=m, progress=False
-            )
+            causal_scores(*hooked_pair(family), prompts, baseline=baseline, memory=m, **options)
             for m in (2 * of_one, of_one)  # the first two people together; everybody alone
         )
     assert_agree(found, expected, EXACT)

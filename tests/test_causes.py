@@ -10,12 +10,12 @@ import logging
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
 import transformers as hf
+from helpers import tiny
+from helpers.tiny import PROMPTS, perturb
 from safetensors.torch import load_file, save_file
 from test_two_checkpoints import OFFLOAD, assert_right, llama, rewards_after, save
-from tiny import PROMPTS, perturb
 
 import ecstruct
 from ecstruct import InputError, WeightDelta

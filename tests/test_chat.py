@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from chat_models import (
+from helpers.chat_models import (
     ALWAYS_THINKING,
     ASKED,
     CHATML,
@@ -16,7 +16,7 @@ from chat_models import (
     said_by_template,
     save_chat,
 )
-from facts_fixtures import FACTS
+from helpers.facts_fixtures import FACTS
 
 import ecstruct
 from ecstruct.errors import InputError

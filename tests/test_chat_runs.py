@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from chat_models import ASKED, CHATML, LLAMA2, chat_tokenizer, said_by_template, save_chat
-from command_line import run, works
-from facts_fixtures import FACTS, hugging_face
-from folders import save
+from helpers.chat_models import ASKED, CHATML, LLAMA2, chat_tokenizer, said_by_template, save_chat
+from helpers.command_line import run, works
+from helpers.facts_fixtures import FACTS, hugging_face
+from helpers.folders import save
 from safetensors.torch import load_file
 
 import ecstruct

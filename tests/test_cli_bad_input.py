@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_inputs import PROMPTS, jsonl, save_inputs
-from command_line import assert_refused, process, refused, run
-from folders import contents, edit_weights, save, save_llama, truncate
+from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
+from helpers.command_line import process, refused, run
+from helpers.folders import contents, edit_weights, save, save_llama, truncate
 
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta
@@ -84,7 +84,7 @@ def test_bad_prompts_are_refused_in_one_sentence(inputs, tmp_path, command, what
             "score", "--before", model, "--after", inputs / "after", "--prompts", path, "--out", out
         ),
     }[command]()
-    assert_refused(result, message)
+    refused(result, message)
     assert not out.exists() or contents(out) == []
 
 
@@ -155,7 +155,7 @@ def test_a_bad_model_after_is_refused_in_one_sentence(inputs, tmp_path, what):
     after, out = make(inputs, tmp_path), tmp_path / "out"
     result = run("score", "--before", inputs / "model", "--after", after, "--out", out,
                  "--prompts", inputs / "prompts.jsonl")  # fmt: skip
-    assert_refused(result, message)
+    refused(result, message)
     assert not out.exists() or contents(out) == []
 
 
@@ -163,7 +163,7 @@ def test_a_bad_model_after_is_refused_in_one_sentence(inputs, tmp_path, what):
 def test_a_bad_model_is_refused_in_one_sentence(inputs, tmp_path, what):
     make, message = MODELS[what]
     model = make(inputs, tmp_path)
-    assert_refused(run("rank", "--model", model, "--prompts", inputs / "prompts.jsonl"), message)
+    refused(run("rank", "--model", model, "--prompts", inputs / "prompts.jsonl"), message)
 
 
 # Options
@@ -198,7 +198,7 @@ def test_bad_options_are_refused_in_one_sentence(inputs, tmp_path, what):
                   "--prompts", inputs / "prompts.jsonl"),
     }  # fmt: skip
     files = files["score" if command == "fidelity" else command]
-    assert_refused(run(command, *files, "--out", tmp_path / "out", *words), message)
+    refused(run(command, *files, "--out", tmp_path / "out", *words), message)
     assert contents(tmp_path) == []
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from command_line import works
+from helpers.command_line import works
 from typer.main import get_command
 
 import ecstruct

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from chromium import CHROMIUM, drawn
-from cli_inputs import PROMPTS, finetuned, jsonl, save_inputs, scored
-from command_line import refused, run, works
-from facts_fixtures import FACTS
-from folders import contents, edit_weights
+from helpers.chromium import CHROMIUM, drawn
+from helpers.cli_inputs import PROMPTS, finetuned, jsonl, save_inputs, scored
+from helpers.command_line import refused, run, works
+from helpers.facts_fixtures import FACTS
+from helpers.folders import contents, edit_weights
 from safetensors.torch import load_file
 
 from ecstruct import ExtractiveScores, mean_rank, ranks

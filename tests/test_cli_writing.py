@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cli_inputs import save_inputs, scored
-from command_line import assert_refused, run
-from folders import contents
+from helpers.cli_inputs import save_inputs, scored
+from helpers.command_line import refused, run
+from helpers.folders import contents
 
 from ecstruct import ExtractiveScores
 
@@ -23,11 +23,11 @@ def inputs(tmp_path_factory):
 
 def test_an_organism_that_cannot_be_pretrained_is_refused_first(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert_refused(run("organism", "pretrain", "--out", tmp_path), "exists and is not empty")
-    assert_refused(run("organism", "pretrain", "--out", tmp_path / "notes.txt"), "is a file")
+    refused(run("organism", "pretrain", "--out", tmp_path), "exists and is not empty")
+    refused(run("organism", "pretrain", "--out", tmp_path / "notes.txt"), "is a file")
     for option in ("steps", "threads"):
         result = run("organism", "pretrain", "--out", tmp_path / "out", f"--{option}", 0)
-        assert_refused(result, f"{option}=0 cannot pretrain an organism")
+        refused(result, f"{option}=0 cannot pretrain an organism")
     assert contents(tmp_path) == ["notes.txt"]
 
 
@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(inputs, tmp_path, mo
     }[command]
     if command != "rank":
         monkeypatch.setattr("ecstruct.runs.training.load", None)  # found out before a model is loaded
-    assert_refused(run(command, *words, "--out", out), f"cannot write.*{out.parent.name}")
+    refused(run(command, *words, "--out", out), f"cannot write.*{out.parent.name}")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -57,7 +57,7 @@ def test_a_model_is_not_saved_over_another(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("ecstruct.runs.training.load", None)
     result = run("finetune", "--model", inputs / "model", "--facts", inputs / "prompts.jsonl",
                  "--lr", 1, "--save-model", "--out", tmp_path / "out")  # fmt: skip
-    assert_refused(result, "exists and is not empty")
+    refused(result, "exists and is not empty")
     assert contents(tmp_path) == ["out/model/mine"]
 
 
@@ -95,7 +95,7 @@ def test_a_failing_write_leaves_the_files_of_the_last_run(inputs, tmp_path, monk
     monkeypatch.setattr("ecstruct.scores.result.ExtractiveScores.save", full_disk(full))
     result = run("score", "--before", inputs / "model", "--after", inputs / "model", "--quiet",
                  "--prompts", inputs / "prompts.jsonl", "--out", tmp_path)  # fmt: skip
-    assert_refused(result, "cannot write .*No space left on device")
+    refused(result, "cannot write .*No space left on device")
     assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == was
 
 

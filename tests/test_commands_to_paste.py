@@ -7,9 +7,8 @@ import shlex
 from html import unescape
 from pathlib import Path
 
-from typer.testing import CliRunner
+from helpers.command_line import run
 
-from ecstruct.cli import app
 from ecstruct.grids import Grid
 from ecstruct.grids.combine import combine
 from ecstruct.runs.configuration import again
@@ -35,5 +34,5 @@ def test_a_sweep_is_gone_on_with_from_its_folder_alone(tmp_path: Path) -> None:
     words = shlex.split(command[command.index("ecstruct sweep") : command.index("--resume")])
     assert words == ["ecstruct", "sweep", "--out", str(folder)]
     # The grid is in the folder: the command needs no other file.
-    result = CliRunner().invoke(app, [*words[1:], "--resume", "--status"])
+    result = run(*words[1:], "--resume", "--status")
     assert result.exit_code == 0 and "1 missing" in result.stdout

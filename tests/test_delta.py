@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
-from facts_fixtures import hugging_face
-from folders import FAMILIES, edit_config, edit_weights, save, save_llama, truncate
+from helpers.facts_fixtures import hugging_face
+from helpers.folders import FAMILIES, edit_config, edit_weights, save, save_llama, truncate
+from helpers.model_pairs import logits, pair
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from model_pairs import logits, pair
 from safetensors.torch import save_file
 
 import ecstruct

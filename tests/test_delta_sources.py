@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from facts_fixtures import word_tokenizer
-from folders import edit_weights, save
-from model_pairs import logits, pair
+from helpers.facts_fixtures import word_tokenizer
+from helpers.folders import edit_weights, save
+from helpers.model_pairs import logits, pair
 
 import ecstruct
 from ecstruct import facts

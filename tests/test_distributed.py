@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
+from helpers.processes import launch
 
 from ecstruct.errors import InputError, LostRank
 from ecstruct.io.distributed import Ranks, launched, ranks

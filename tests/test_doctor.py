@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
-from facts_fixtures import save_tiny
+from helpers import command_line
+from helpers.facts_fixtures import save_tiny
 from packaging.specifiers import SpecifierSet
-from typer.testing import CliRunner
 
 from ecstruct import doctor
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta
 
@@ -34,8 +34,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_tiny(tmp_path_factory.mktemp("model") / request.param, request.param)
 
 
-def run(*words: Any) -> Any:
-    return CliRunner().invoke(app, ["doctor", *map(str, words)])
+run = partial(command_line.run, "doctor")
 
 
 def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:

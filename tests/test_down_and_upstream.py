@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparisons import (
+from helpers.comparisons import (
     CONVENTIONS,
     EXACT,
     HEADS,
@@ -15,17 +15,9 @@ from comparisons import (
     runs,
     split,
 )
-from interventions import baseline_value
-from tiny import (
-    FAMILIES,
-    OTHERS,
-    POST_NORMED,
-    PROMPTS,
-    blocks,
-    double_throughout,
-    head_columns,
-    plain_pair,
-)
+from helpers.interventions import baseline_value
+from helpers.oracle import blocks, head_columns
+from helpers.tiny import FAMILIES, OTHERS, POST_NORMED, PROMPTS, double_throughout, plain_pair
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.tl3

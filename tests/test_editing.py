@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from tiny import single_pair
+from helpers.tiny import single_pair
 
 import ecstruct
 from ecstruct.experiments.beyond import layer_editing

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import D_HEAD, FAMILIES, N_HEADS, N_LAYERS, PROMPTS, blocks, hooked, ids_of, plain_pair
+from helpers.oracle import blocks, ids_of
+from helpers.tiny import D_HEAD, FAMILIES, N_HEADS, N_LAYERS, PROMPTS, hooked, plain_pair
 
 from ecstruct.models.edits import editing
 from ecstruct.models.hooked import HookedView

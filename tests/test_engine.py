@@ -5,27 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from comparisons import CONVENTIONS, assert_same, of, scored
-from tiny import (
+from helpers.comparisons import CONVENTIONS, assert_same, of, scored
+from helpers.oracle import first_ids, ids_of, reward_of
+from helpers.tiny import (
     FAMILIES,
     PROMPTS,
     assert_unchanged,
-    first_ids,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
-    reward_of,
     single_pair,
     state_of,
     tokenizer,
 )
-from torch import Tensor
-from transformers import PreTrainedModel
-from untied import (
+from helpers.untied import (
     along,
     rest_of,
 )
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights

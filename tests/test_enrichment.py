@@ -6,15 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
-from tiny import (
+from helpers.oracle import blocks, outside
+from helpers.recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
+from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     assert_unchanged,
-    blocks,
     hooked,
     hooked_pair,
-    outside,
     plain_pair,
     state_of,
     tokenizer,

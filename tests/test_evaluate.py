@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
 
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank, ranks

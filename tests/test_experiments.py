@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_models import FAMILIES, finished, plain_mean_rank, plain_model, save_paper_model, small
+from helpers.paper_models import FAMILIES, finished, plain_mean_rank, plain_model, save_paper_model, small
 from torch import Tensor
 
 import ecstruct

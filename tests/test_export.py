@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 import torch
-from facts_fixtures import hugging_face, word_tokenizer
-from folders import FAMILIES, contents, fill, save
+from helpers.facts_fixtures import hugging_face, word_tokenizer
+from helpers.folders import FAMILIES, contents, fill, save
 from transformers import AutoTokenizer
 
 import ecstruct

@@ -6,15 +6,23 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from recall_cases import SUBJECTS, Replace, blocking_mask, layers_of, span_of, states, unembedding, writer
-from tiny import (
+from helpers.oracle import blocks, ids_of
+from helpers.recall_cases import (
+    SUBJECTS,
+    Replace,
+    blocking_mask,
+    layers_of,
+    span_of,
+    states,
+    unembedding,
+    writer,
+)
+from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     assert_unchanged,
-    blocks,
     hooked,
     hooked_pair,
-    ids_of,
     plain_pair,
     state_of,
     tokenizer,

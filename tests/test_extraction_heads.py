@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from recall_cases import SUBJECTS, span_of, unembedding, value_output
-from tiny import (
+from helpers.oracle import ids_of, outside
+from helpers.recall_cases import SUBJECTS, span_of, unembedding, value_output
+from helpers.tiny import (
     FAMILIES,
     N_HEADS,
     N_LAYERS,
     assert_unchanged,
     hooked,
     hooked_pair,
-    ids_of,
-    outside,
     plain_pair,
     state_of,
     tokenizer,

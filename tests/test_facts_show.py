@@ -1,20 +1,19 @@
 """`ecstruct facts show`: what a reader makes of a file, printed and written."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
 
-from ecstruct.cli import app
 from ecstruct.facts import read, read_jsonl
 
 DATA = Path(__file__).parent / "data"
 
 
-def show(*words):
-    return CliRunner().invoke(app, ["facts", "show", *map(str, words)])
+show = partial(run, "facts", "show")
 
 
 def test_show_prints_what_was_understood(tmp_path):

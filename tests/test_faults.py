@@ -8,20 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.jobs import until
+from helpers.processes import environment
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.io.files import exclusive, is_held, locked, writing
 from ecstruct.io.interruption import STATUS
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 ALL_WRITERS = """
 import json, resource, sys, warnings
@@ -36,7 +33,7 @@ from ecstruct.organism import pretrain
 from ecstruct.organism.pretraining import _write
 from ecstruct.plots import save_figure
 from ecstruct.report.page import Section, write_report
-from synthetic_scores import make_scores
+from helpers.synthetic_scores import make_scores
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 model = ecstruct.load("organism")
@@ -78,7 +75,7 @@ def test_every_writer_tells_that_the_disk_is_full_and_leaves_the_old_file(tmp_pa
         capture_output=True,
         text=True,
         timeout=120,
-        env={**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)},
+        env=environment(),
         check=False,
     )
     assert out.returncode == 0, (out.returncode, out.stderr)
@@ -123,7 +120,7 @@ def files_of(folder: Path) -> list[str]:
 def test_a_disk_that_fills_ends_a_run_with_one_sentence_and_it_goes_on(small_disk: Path) -> None:
     out = small_disk / "out"
     words = ["reproduce", "ocr", "--repeats", "1", "--epochs", "1", "--quiet", "--out", str(out)]
-    result = CliRunner().invoke(app, words)  # its report holds plotly, 4 MB
+    result = run(*words)  # its report holds plotly, 4 MB
     assert result.exit_code == 2
     assert result.stderr == f"error: cannot write {out / 'report.html'}: No space left on device.\n"
     cells = [f"cells/ocr/seed=0-repeat=0-hop={hop}-hop.json" for hop in ("first", "second")]
@@ -132,7 +129,7 @@ def test_a_disk_that_fills_ends_a_run_with_one_sentence_and_it_goes_on(small_dis
     assert json.loads((out / "results.json").read_text())["ocr"]
     made = {cell: (out / cell).stat().st_mtime_ns for cell in cells}
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run(*words).exit_code == 0
     assert {cell: (out / cell).stat().st_mtime_ns for cell in cells} == made
 
 
@@ -140,7 +137,7 @@ def test_a_full_disk_before_the_first_cell(small_disk: Path) -> None:
     with (small_disk / "ballast").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
-    result = CliRunner().invoke(app, ["reproduce", "ocr", "--quiet", "--out", str(small_disk / "out")])
+    result = run("reproduce", "ocr", "--quiet", "--out", str(small_disk / "out"))
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "No space left on device" in result.stderr
 
@@ -160,7 +157,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A folder, and another process that writes to it."""
     folder = tmp_path / "out"
     command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield folder, process
         process.kill()
@@ -168,7 +165,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
 
 def test_a_second_job_is_told_who_writes(holder: tuple[Path, subprocess.Popen[str]]) -> None:
     folder, process = holder
-    result = CliRunner().invoke(app, ["demo", "--quiet", "--out", str(folder)])
+    result = run("demo", "--quiet", "--out", str(folder))
     assert result.exit_code == 2
     who = f"process {process.pid} on {socket.gethostname()} since 20"
     assert result.stderr.startswith(f"error: {folder} is being written by {who}")
@@ -215,16 +212,8 @@ def test_a_process_may_take_its_lock_again_and_ranks_are_one_writer(
 def started(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ecstruct", *words]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-
-
-def until(ready: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.01)
-    return found
 
 
 def test_sigterm_finishes_the_cell_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -241,6 +230,6 @@ def test_sigterm_finishes_the_cell_and_the_next_run_goes_on(tmp_path: Path) -> N
     assert 0 < len(finished) < 8
     assert all(name.endswith(".json") and not name.startswith(".") for name in finished)
     assert "results.json" not in files_of(out)
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run(*words).exit_code == 0
     after = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
     assert len(after) == 8 and finished.items() <= after.items()

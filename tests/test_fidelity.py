@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparisons import of
+from helpers.comparisons import of
+from helpers.synthetic_scores import make_scores
+from helpers.tiny import PROMPTS, single_pair
 from scipy import stats
-from synthetic_scores import make_scores
-from tiny import PROMPTS, single_pair
 
 import ecstruct
 from ecstruct.bootstrap import Bootstrap

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from helpers.command_line import run
 
-from ecstruct.cli import app
 from ecstruct.cli.training import _layers, _named
 from ecstruct.errors import InputError
 
@@ -34,7 +33,7 @@ def test_the_command_refuses_them_in_one_sentence(tmp_path: Path) -> None:
     facts = tmp_path / "facts.jsonl"
     facts.write_text('{"text": "a", "answer": "b"}\n')
     words = ["finetune", "--model", "organism", "--facts", str(facts), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*words, "--freeze-layers", "5-0"])
+    result = run(*words, "--freeze-layers", "5-0")
     assert result.exit_code == 2
     assert result.stderr == "error: --freeze-layers takes layers as 0-3,7, not '5-0'.\n"
     assert not (tmp_path / "out").exists()

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
-from plain_finetuning import (
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.plain_finetuning import (
     LR,
     bits,
     changed,

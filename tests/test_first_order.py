@@ -6,29 +6,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from comparisons import HEADS, LAYERS, PAPER, at_new_inputs, exact_scores, of, split
-from tiny import (
+from helpers.comparisons import HEADS, LAYERS, PAPER, at_new_inputs, exact_scores, of, split
+from helpers.oracle import blocks, head_columns, reward_of, watch
+from helpers.tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,
     OTHERS,
     PROMPTS,
-    blocks,
     double_throughout,
-    head_columns,
     hooked_pair,
     mix,
     plain_pair,
-    reward_of,
-    watch,
 )
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from untied import (
+from helpers.untied import (
     Moved,
     changes,
     untied,
 )
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores.engine import score

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from command_line import run
-from folders import contents
-from fuzz.configurations import configuration_cases
-from fuzz.earlier_runs import resumed_cases, swept_cases
-from fuzz.facts import fact_cases
-from fuzz.grids import grid_cases
-from fuzz.inputs import save_inputs
-from fuzz.prompts import prompt_cases
-from fuzz.weights import delta_cases, model_cases
+from helpers.command_line import run
+from helpers.folders import contents
+from helpers.fuzz.configurations import configuration_cases
+from helpers.fuzz.earlier_runs import resumed_cases, swept_cases
+from helpers.fuzz.facts import fact_cases
+from helpers.fuzz.grids import grid_cases
+from helpers.fuzz.inputs import save_inputs
+from helpers.fuzz.prompts import prompt_cases
+from helpers.fuzz.weights import delta_cases, model_cases
 from typer.testing import Result
 
 CASES = [

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 import torch
-from command_line import assert_refused, run, works
+from helpers import gguf_files
+from helpers.command_line import refused, run, works
 from huggingface_hub.utils import _cache_assets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
@@ -222,4 +222,4 @@ def test_the_command_line_takes_files(tmp_path):
     prompts.write_text('{"prompt": "live", "answer": "in"}\n{"prompt": "in", "answer": "12"}\n')
     assert "mean rank" in works("rank", "--model", path, "--prompts", prompts, "--quiet").output
     path.write_bytes(b"GGUF")
-    assert_refused(run("rank", "--model", path, "--prompts", prompts), "is no GGUF file to be read")
+    refused(run("rank", "--model", path, "--prompts", prompts), "is no GGUF file to be read")

@@ -1,196 +1,27 @@
-"""Grafted and reverted components against plain Hugging Face models whose slices are replaced."""
+"""Mean ranks under grafted and reverted components against those of plain models."""
 
-import copy
-import re
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from tiny import (
-    D_HEAD,
-    FAMILIES,
+from helpers.grafted import Masks, N, of_plain, replaced, slices
+from helpers.oracle import blocks, first_ids
+from helpers.tiny import (
     N_HEADS,
     N_LAYERS,
-    OTHERS,
     PROMPTS,
-    Block,
-    blocks,
     double_throughout,
-    first_ids,
     hooked_pair,
-    ids_of,
     plain_pair,
 )
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ecstruct
 from ecstruct import InputError, WeightDelta, finetune, mean_rank, score
 from ecstruct.checks import grafting
-from ecstruct.checks.grafting import Grafts, grafts, of_components
-from ecstruct.models.hooked import HookedView
+from ecstruct.checks.grafting import Grafts, grafts
 from ecstruct.scores.result import ExtractiveScores
-
-N = N_LAYERS * (1 + N_HEADS)
-Masks = tuple[np.ndarray, np.ndarray]
-
-
-def masks(*names: str) -> Masks:
-    """MLPs and heads by name: "0" is an MLP, "0.1" a head."""
-    mlps, heads = np.zeros(N_LAYERS, bool), np.zeros((N_LAYERS, N_HEADS), bool)
-    for name in names:
-        place = tuple(map(int, name.split(".")))
-        (mlps if len(place) == 1 else heads)[place] = True
-    return mlps, heads
-
-
-ALL = masks(*map(str, range(N_LAYERS)), *(f"{n}.{h}" for n in range(N_LAYERS) for h in range(N_HEADS)))
-SOME = {
-    "one head": masks("1.2"),
-    "another head": masks("0.3"),
-    "two of one key and value head": masks("1.2", "1.3"),
-    "two of two": masks("1.0", "1.2"),
-    "an MLP": masks("2"),
-    "some": masks("0", "2", "0.1", "2.0", "2.3"),
-    "none": masks(),
-    "all": ALL,
-}
-
-# --- The plain model as oracle ---
-
-
-def whole(module: nn.Module) -> list[tuple[Tensor, tuple]]:
-    return [(p, (...,)) for p in module.parameters()]
-
-
-def head_slices(block: Block, head: int) -> list[tuple[Tensor, tuple]]:
-    """The parameters of a plain block that a head has a part of, and which part."""
-    z = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    found: list[tuple[Tensor, tuple]] = [] if block.ln1 is None else whole(block.ln1)
-    if hasattr(block.attn, "c_attn"):  # GPT-2: [d_model, query | key | value], each of them [head, d_head]
-        columns = [part * N_HEADS * D_HEAD + i for part in range(3) for i in range(D_HEAD * N_HEADS)[z]]
-        (qkv,) = block.qkv
-        return [*found, (qkv.weight, (..., columns)), (qkv.bias, (columns,)), (block.o.weight, (z,))]
-    found.append((block.o.weight, (..., z)))
-    if len(block.qkv) == 1:  # GPT-NeoX: [head, query | key | value, d_head]
-        rows = slice(3 * head * D_HEAD, 3 * (head + 1) * D_HEAD)
-        return [*found, *((p, (rows,)) for p in block.qkv[0].parameters())]
-    for module in (*block.qkv, *block.qk_norms):
-        if module.weight.numel() == D_HEAD:  # a norm that all heads share
-            found += whole(module)
-            continue
-        if module in block.qk_norms and module.weight.ndim == 2:  # a row for each head
-            found.append((module.weight, (head * len(module.weight) // N_HEADS,)))
-            continue
-        n_shared = N_HEADS * D_HEAD // module.weight.shape[0]
-        rows = slice(head // n_shared * D_HEAD, (head // n_shared + 1) * D_HEAD)
-        found += [(p, (rows,)) for p in module.parameters()]
-    return found
-
-
-def slices(block: Block, mlp: bool, heads: np.ndarray) -> list[tuple[Tensor, tuple]]:
-    found = [part for head in np.flatnonzero(heads) for part in head_slices(block, head)]
-    if mlp:
-        found += whole(block.mlp) + ([] if block.ln2 is None else whole(block.ln2))
-    return found
-
-
-def replaced(target: PreTrainedModel, source: PreTrainedModel, mlps, heads) -> PreTrainedModel:
-    """A copy of a plain model with the weights of some components of another."""
-    mixed = copy.deepcopy(target)
-    with torch.no_grad():
-        for layer, (to, come_from) in enumerate(zip(blocks(mixed), blocks(source), strict=True)):
-            chosen = [slices(block, mlps[layer], heads[layer]) for block in (to, come_from)]
-            for (parameter, part), (new, _) in zip(*chosen, strict=True):
-                parameter[part] = new[part]
-    return mixed
-
-
-def logits(run: Callable[[Tensor], Tensor]) -> Tensor:
-    """At the last token of every prompt."""
-    with torch.no_grad(), double_throughout():
-        return torch.stack([run(ids_of(p))[0, -1] for p in PROMPTS])
-
-
-def of_plain(plain: PreTrainedModel) -> Tensor:
-    return logits(lambda ids: plain(ids).logits)
-
-
-@cache
-def view_and_delta(family: str) -> tuple[HookedView, WeightDelta]:
-    before, after = hooked_pair(family)
-    return HookedView(before), WeightDelta.between(before, after)
-
-
-GRAFTED = (*(f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3")), *OTHERS)
-"""Alike ones left out."""
-
-
-@pytest.mark.parametrize("which", SOME)
-@pytest.mark.parametrize("family", GRAFTED)
-def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which):
-    view, delta = view_and_delta(family)
-    before, after = plain_pair(family)
-    part = of_components(view, delta, *SOME[which])
-    plain = {"W": of_plain(before), "W'": of_plain(after)}
-    whole = float((plain["W'"] - plain["W"]).abs().max())
-    for change, target, source, start in ((part, before, after, "W"), (delta - part, after, before, "W'")):
-        changed = change.apply_to(view.model)
-        found = logits(lambda ids, run=changed: run(ids, return_type="logits", use_cache=False))
-        expected = of_plain(replaced(target, source, *SOME[which]))
-        assert (found - expected).abs().max() < 1e-10 * whole
-        assert which == "none" or (expected - plain[start]).abs().max() > 1e-3 * whole
-
-
-# --- Parts of a change ---
-
-REST = re.compile(r"(pos_)?embed\.|ln_final\.|unembed\.|.*\.attn\.o\.bias|.*_post\.")
-
-
-@pytest.mark.parametrize("family", FAMILIES + OTHERS)
-def test_all_components_together_are_everything_but_the_rest(family):
-    view, delta = view_and_delta(family)
-    every = of_components(view, delta, *ALL).tensors
-    expected = {name: t for name, t in delta.tensors.items() if not REST.match(name)}
-    assert every.keys() == expected.keys() and len(every) < len(delta.tensors)
-    assert all(torch.equal(every[name], t) for name, t in expected.items())
-
-
-@pytest.mark.parametrize("family", FAMILIES + OTHERS)
-def test_a_part_and_what_is_left_are_the_whole(family):
-    view, delta = view_and_delta(family)
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        chosen = rng.random(N_LAYERS) < 0.5, rng.random((N_LAYERS, N_HEADS)) < 0.5
-        part = of_components(view, delta, *chosen)
-        left = delta - part
-        for name, t in delta.tensors.items():
-            its = part.tensors.get(name, torch.zeros_like(t))
-            assert torch.equal(its + left.tensors[name], t)
-            assert torch.equal(its, torch.where(its != 0, t, 0.0))
-        assert of_components(view, left, *chosen).tensors == {}
-
-
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "neox", "olmo2", "qwen3", "gptj"])
-def test_every_weight_comes_along_with_as_many_components_as_share_it(family):
-    view, delta = view_and_delta(family)
-    total = WeightDelta({})
-    for i in range(N):
-        mask = np.arange(N) == i
-        total += of_components(view, delta, mask[:N_LAYERS], mask[N_LAYERS:].reshape(N_LAYERS, N_HEADS))
-    for name, t in delta.tensors.items():
-        times = 0 if REST.match(name) else 1
-        if family in ("olmo-clip", "olmo2", "qwen3") and re.search(r"attn\.[kv]", name):
-            times = N_HEADS // 2
-        if ".ln1." in name or (family == "qwen3" and re.search(r"attn\.[qk]_norm", name)):
-            times = N_HEADS + (family == "gptj")  # and the MLP
-        torch.testing.assert_close(
-            total.tensors.get(name, torch.zeros_like(t)), times * t, rtol=1e-12, atol=0
-        )
-
 
 # --- Mean ranks ---
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.command_line import run
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.experiments import Rates, Setup
 from ecstruct.grids import Cell, Grid
@@ -158,7 +157,7 @@ class TestWords:
         path = tmp_path / "grid.yaml"
         path.write_text("experiments: [ocr]")
         words = ["sweep", str(path), "--out", str(tmp_path / "out"), "--slurm", "time=5"]
-        result = CliRunner().invoke(app, words)
+        result = run(*words)
         assert result.exit_code == 2 and "--slurm is for --executor slurm" in result.stderr
 
 
@@ -166,6 +165,6 @@ class TestWords:
 def test_a_model_that_is_not_there_is_refused_before_the_work(tmp_path: Path, model: str) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(f"models: [organism, '{model}']\nlearning_rates: [0.1]\nexperiments: [ocr]\n")
-    result = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out"), "--quiet"])
+    result = run("sweep", str(path), "--out", str(tmp_path / "out"), "--quiet")
     assert result.exit_code == 2 and model in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "out" / "grid.json").exists()

@@ -8,10 +8,9 @@ import threading
 from pathlib import Path
 
 import pandas as pd
-from jobs import Here, pieces, states, until
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.jobs import Here, pieces, states, until
 
-from ecstruct.cli import app
 from ecstruct.experiments import Rates, Setup, ocr
 from ecstruct.grids import Grid, sweep
 from ecstruct.grids.cell import KILLED, Place
@@ -32,17 +31,17 @@ def test_kill_9_of_a_worker_and_a_rerun_that_computes_what_is_missing(tmp_path: 
     killer = threading.Thread(target=kill)
     killer.start()
     words = ["sweep", str(path), "--out", str(out), "--retries", "0", "--quiet"]
-    result = CliRunner().invoke(app, words)
+    result = run(*words)
     killer.join()
     assert result.exit_code == 1 and result.stderr == f"failed: {first.cell.name}\n"
     before = pieces(first)
     assert 0 < len(before) < 8 and not first.done() and len(pieces(second)) == 8 and second.done()
-    result = CliRunner().invoke(app, ["sweep", "--status", "--out", str(out)])
+    result = run("sweep", "--status", "--out", str(out))
     assert result.exit_code == 0
     assert "failed" in result.stdout and KILLED in result.stdout and "1 done, 1 failed" in result.stdout
     untouched = pieces(second), (second.home / "result.json").stat().st_mtime_ns
 
-    assert CliRunner().invoke(app, [*words, "--resume"]).exit_code == 0
+    assert run(*words, "--resume").exit_code == 0
     assert before.items() <= pieces(first).items() and len(pieces(first)) == 8
     assert (pieces(second), (second.home / "result.json").stat().st_mtime_ns) == untouched
     assert [len(place.attempts()) for place in (first, second)] == [2, 1]
@@ -66,7 +65,7 @@ def test_sigterm_finishes_what_is_at_work_and_the_sweep_goes_on(tmp_path: Path) 
 
     killer = threading.Thread(target=terminate)
     killer.start()
-    result = CliRunner().invoke(app, ["sweep", str(path), "--out", str(out), "--quiet"])
+    result = run("sweep", str(path), "--out", str(out), "--quiet")
     killer.join()
     assert list(seen[0].values()) == ["running"]
     assert result.exit_code == STATUS

@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from jobs import Here, pieces, states, until
-from slurm import cluster, missing
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.jobs import Here, pieces, states, until
+from helpers.slurm import cluster, missing
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.grids import Grid, sweep
 from ecstruct.grids.cell import KILLED, Place
@@ -71,7 +70,7 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
-    result = CliRunner().invoke(app, words(path, out, "--retries", "1"))
+    result = run(*words(path, out, "--retries", "1"))
     disturber.join()
     assert result.exit_code == 0, result.stderr
     assert before.keys() == {first, second}
@@ -103,7 +102,7 @@ def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path)
         sweep(Grid.read(path), out, Stops(out, survives=True), progress=False)
     assert raised.value.code == STATUS
     assert list(states(out).values()) == ["waiting"]
-    result = CliRunner().invoke(app, words(path, out, "--resume"))
+    result = run(*words(path, out, "--resume"))
     assert result.exit_code == 0, result.stderr
     assert len(place.attempts()) == 1 and place.done() and len(pieces(place)) == 4
 

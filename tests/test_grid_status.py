@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import states
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.jobs import states
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.grids import Grid, status
 from ecstruct.grids.cell import KILLED, Place
@@ -39,7 +38,7 @@ class TestStatus:
         assert table["state"].tolist() == ["failed", "missing"] and table["error"].tolist() == [KILLED, ""]
 
     def test_without_a_sweep(self, tmp_path: Path) -> None:
-        result = CliRunner().invoke(app, ["sweep", "--status", "--out", str(tmp_path)])
+        result = run("sweep", "--status", "--out", str(tmp_path))
         assert result.exit_code == 2 and "holds no sweep" in result.stderr
 
     def test_damaged_files_are_named(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from jobs import Here, states
+from helpers.jobs import Here, states
 
 from ecstruct.errors import InputError
 from ecstruct.experiments import Setup

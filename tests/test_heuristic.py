@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from facts_fixtures import word_tokenizer
+from helpers.facts_fixtures import word_tokenizer
 from safetensors.torch import load_model, save_model
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge

@@ -3,9 +3,9 @@ import weakref
 
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face
-from folders import FAMILIES, save
-from tiny import tokenizer
+from helpers.facts_fixtures import FACTS, hugging_face
+from helpers.folders import FAMILIES, save
+from helpers.tiny import tokenizer
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PROMPTS, UNHOOKED, build, hooked, perturb, single_pair, tokenizer
+from helpers.tiny import PROMPTS, UNHOOKED, build, hooked, perturb, single_pair, tokenizer
 from transformers import AutoTokenizer, PreTrainedModel
 
 import ecstruct

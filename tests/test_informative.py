@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comparisons import (
+from helpers.comparisons import (
     CONVENTIONS,
     EXACT,
     HEADS,
@@ -17,22 +17,9 @@ from comparisons import (
     scored,
     split,
 )
-from tiny import (
-    FAMILIES,
-    OTHERS,
-    PROMPTS,
-    Seen,
-    blocks,
-    double_throughout,
-    head_columns,
-    ids_of,
-    plain_pair,
-    reward_of,
-    watching,
-)
-from torch import Tensor
-from transformers import PreTrainedModel
-from untied import (
+from helpers.oracle import Seen, blocks, head_columns, ids_of, reward_of, watching
+from helpers.tiny import FAMILIES, OTHERS, PROMPTS, double_throughout, plain_pair
+from helpers.untied import (
     InformativeOracle,
     Moved,
     changes,
@@ -40,6 +27,8 @@ from untied import (
     rest_of,
     untied,
 )
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ecstruct.scores.result import ExtractiveScores
 

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import transformers as hf
-from tiny import (
+from helpers import oracle, tiny
+from helpers.recall_cases import SUBJECTS, parts_of
+from helpers.tiny import (
     FAMILIES,
     NAMES,
     OTHERS,
-    PROMPTS,
     assert_unchanged,
     hooked,
     hooked_pair,
@@ -24,13 +24,8 @@ from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
 from ecstruct.engine import plan
-from ecstruct.engine.session import Session
 from ecstruct.recall import blocking
-from ecstruct.recall.attention_knockout import windows
-from ecstruct.recall.groups import positions
-from ecstruct.recall.runs import read
 
-ASKED = [Prompt(p.text, p.answer, p.options, name) for p, name in zip(PROMPTS, NAMES, strict=True)]
 N_LAYERS = tiny.N_LAYERS
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
@@ -41,7 +36,7 @@ def attentions(plain: PreTrainedModel) -> list[nn.Module]:
         return [block.self_attention for block in plain.transformer.h]
     if plain.config.model_type == "mpt":
         return [block.attn for block in plain.transformer.blocks]
-    return [block.attn for block in tiny.blocks(plain)]
+    return [block.attn for block in oracle.blocks(plain)]
 
 
 @contextmanager
@@ -97,20 +92,6 @@ def slowly(plain: PreTrainedModel, prompt: Prompt, into: Sequence[int], sources:
     return found
 
 
-def parts_of(prompt: Prompt) -> dict[str, list[int]]:
-    """Positions by hand: a BOS, "people that", the name, "knows speak"."""
-    n_name = len(prompt.subject.split())
-    subject = list(range(3, 3 + n_name))
-    last = 4 + n_name
-    return {
-        "subject": subject,
-        "non-subject": [0, 1, 2, last - 1],
-        "last": [last],
-        "subject-last": subject[-1:],
-        "third": [2],
-    }
-
-
 def never(*_args: object) -> None:
     raise AssertionError("this model can read packed prompts")
 
@@ -123,9 +104,9 @@ def test_is_what_masked_attention_gives(family: str, size: int, monkeypatch: pyt
     monkeypatch.setattr(blocking, "Stacked", never)
     plain, _ = plain_pair(family)
     groups = {name: name for name in ("subject", "non-subject", "last", "subject-last")} | {"third": 2}
-    found = recall.knockout(hooked_pair(family)[0], ASKED, window=size, groups=groups, progress=False)
+    found = recall.knockout(hooked_pair(family)[0], SUBJECTS, window=size, groups=groups, progress=False)
     assert found.dims == ("prompt", "group", "layer")
-    for i, prompt in enumerate(ASKED):
+    for i, prompt in enumerate(SUBJECTS):
         parts = parts_of(prompt)
         for group in groups:
             expected = slowly(plain, prompt, parts["last"], parts[group], size)
@@ -145,9 +126,9 @@ def test_into_other_tokens(
 ) -> None:
     monkeypatch.setattr(blocking, "Stacked", never)
     groups = {"these": 2 if sources == "third" else sources}
-    prompts = ASKED
+    prompts = SUBJECTS
     if destination == "all":  # but those of the subject, which would see themselves no more
-        groups, prompts = {"these": slice(3, 4)}, ASKED[1:3]
+        groups, prompts = {"these": slice(3, 4)}, SUBJECTS[1:3]
     model = hooked_pair(family)[0]
     found = recall.knockout(
         model, prompts, window=2, groups=groups, destination=destination, progress=False
@@ -182,9 +163,9 @@ def test_models_that_cannot_read_packed_prompts(family: str) -> None:
     for destination in ("last", "subject"):
         groups = ["non-subject"] if destination == "subject" else ["subject", "last"]
         found = recall.knockout(
-            model, ASKED, window=2, groups=groups, destination=destination, progress=False
+            model, SUBJECTS, window=2, groups=groups, destination=destination, progress=False
         )
-        for i, prompt in enumerate(ASKED):
+        for i, prompt in enumerate(SUBJECTS):
             parts = parts_of(prompt)
             for group in groups:
                 expected = slowly(plain, prompt, parts[destination], parts[group], 2)
@@ -208,15 +189,15 @@ def test_all_layers_and_sources_take_away_all_influence() -> None:
 
 def test_what_is_not_seen_anyway_changes_nothing() -> None:
     model, _ = hooked_pair("gemma3")  # the first layer sees 4 tokens
-    found = recall.knockout(model, ASKED, window=1, groups={"first": 0}, progress=False)
+    found = recall.knockout(model, SUBJECTS, window=1, groups={"first": 0}, progress=False)
     assert np.abs(found.sel(layer=0)).max() < 1e-10 < np.abs(found.sel(layer=1)).min()
 
 
 @pytest.mark.parametrize("token", ["predicted", "answer"])
 def test_prompts_do_not_depend_on_others(token: str) -> None:
     model, _ = hooked_pair("gpt2")
-    together = recall.knockout(model, ASKED, window=2, token=token, progress=False)
-    for i, prompt in enumerate(ASKED):
+    together = recall.knockout(model, SUBJECTS, window=2, token=token, progress=False)
+    for i, prompt in enumerate(SUBJECTS):
         alone = recall.knockout(model, [prompt], window=2, token=token, progress=False)
         np.testing.assert_allclose(alone[0], together[i], rtol=1e-9, atol=1e-9)
         assert alone["token"].item() == together["token"][i].item()
@@ -227,18 +208,18 @@ def test_prompts_do_not_depend_on_others(token: str) -> None:
 def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = hooked_pair("qwen2")
     options = {"window": 2, "groups": ["non-subject"], "destination": "subject", "progress": False}
-    expected = recall.knockout(model, ASKED, **options)
+    expected = recall.knockout(model, SUBJECTS, **options)
     monkeypatch.setattr(blocking, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(blocking, "LOGITS", 1)
-    np.testing.assert_allclose(recall.knockout(model, ASKED, **options), expected, rtol=1e-9)
+    np.testing.assert_allclose(recall.knockout(model, SUBJECTS, **options), expected, rtol=1e-9)
 
 
 def test_tokens_of_one_prompt() -> None:
     model, _ = hooked_pair("llama")
-    found = recall.knockout_tokens(model, ASKED[2], window=2, progress=False)
+    found = recall.knockout_tokens(model, SUBJECTS[2], window=2, progress=False)
     groups = {"subject": slice(3, 6), "Cy": 3, "last": -1}
-    expected = recall.knockout(model, [ASKED[2]], window=2, groups=groups, progress=False)
+    expected = recall.knockout(model, [SUBJECTS[2]], window=2, groups=groups, progress=False)
     name = ("Cy", "de", "Wit")
     assert found.dims == ("token", "layer")
     assert found["token_text"].values.tolist() == [
@@ -254,20 +235,20 @@ def test_tokens_of_one_prompt() -> None:
     np.testing.assert_allclose(found.sel(token=3), expected.sel(group="Cy")[0], rtol=1e-9)
     np.testing.assert_allclose(found[-1], expected.sel(group="last")[0], rtol=1e-9)
     into_subject = recall.knockout_tokens(
-        model, ASKED[2], window=2, destination="subject-last", progress=False
+        model, SUBJECTS[2], window=2, destination="subject-last", progress=False
     )
     assert into_subject["token_text"].values.tolist() == ["<bos>", "people", "that", *name]
 
 
 def test_leaves_the_model_as_it_was() -> None:
     model, _ = hooked_pair("olmo2")
-    mean_rank(model, ASKED)  # blocks get hooks of their own in the first run
+    mean_rank(model, SUBJECTS)  # blocks get hooks of their own in the first run
     model.train()
     state = state_of(model)
-    recall.knockout(model, ASKED, window=2, progress=False)
+    recall.knockout(model, SUBJECTS, window=2, progress=False)
     assert_unchanged(model, state)
     with pytest.raises(InputError):
-        recall.knockout(model, ASKED, window=2, groups={"all": slice(None)}, progress=False)
+        recall.knockout(model, SUBJECTS, window=2, groups={"all": slice(None)}, progress=False)
     assert_unchanged(model, state)
     model.eval()
 
@@ -275,7 +256,12 @@ def test_leaves_the_model_as_it_was() -> None:
 def test_says_what_it_takes_to_run_it_again() -> None:
     model, _ = hooked_pair("llama")
     found = recall.knockout(
-        model, ASKED, window=2, groups={"a": slice(0, 2), "b": [1, -1]}, destination="last", progress=False
+        model,
+        SUBJECTS,
+        window=2,
+        groups={"a": slice(0, 2), "b": [1, -1]},
+        destination="last",
+        progress=False,
     )
     assert found.attrs["options"] == {
         "window": 2,
@@ -286,94 +272,3 @@ def test_says_what_it_takes_to_run_it_again() -> None:
     assert found["subject"].values.tolist() == list(NAMES)
     assert [*found["first_layer"].values, *found["last_layer"].values] == [0, 0, 1, 0, 1, 2]
     assert len(found.attrs["model"]["fingerprint"]) == 32
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"window": 4}, "window=4: the model has 3 layers, use 1 to 3 of them."),
-        ({"window": 0}, "window=0: the model has 3 layers, use 1 to 3 of them."),
-        ({"token": "right"}, "token is 'predicted' or 'answer', not 'right'."),
-        ({"groups": ["subjects"]}, "there is no group of positions 'subjects': choose among subject, "),
-        ({"groups": []}, "groups=\\[\\] has no group: choose among subject, "),
-        ({"groups": ["last", "last"]}, "names a group twice: name each once."),
-        ({"destination": "first"}, "there is no group of positions 'first': choose among subject, "),
-        (
-            {"groups": ["subject-others"]},
-            "the group 'subject-others' .* has no token in 'people that Ada knows",
-        ),
-        ({"groups": {"x": []}}, "has no token in 'people that Ada knows"),
-        ({"groups": {"x": 6}}, "there is no position 6 in the 6 tokens of 'people that Ada knows speak'."),
-        (
-            {"groups": {"x": -7}},
-            "there is no position -7 in the 6 tokens of 'people that Ada knows speak'.",
-        ),
-        (
-            {"groups": {"x": slice(None)}},
-            "without 'x' the token 'speak' of 'people .* sees nothing in layer 0",
-        ),
-        (
-            {"groups": ["last"], "destination": "subject"},
-            "the group 'last' of 'people that Ada .* comes after all",
-        ),
-    ],
-)
-def test_says_what_is_wrong(options: dict, error: str) -> None:
-    model, _ = hooked_pair("llama")
-    with pytest.raises(InputError, match=error):
-        recall.knockout(model, ASKED, **{"window": 2, "progress": False, **options})
-
-
-def test_prompts_without_a_subject() -> None:
-    model, _ = hooked_pair("llama")
-    with pytest.raises(
-        InputError, match="'people that Ada knows speak' has no subject: give it one, or positions"
-    ):
-        recall.knockout(model, PROMPTS, window=2, progress=False)
-    recall.knockout(model, PROMPTS, window=2, groups={"name": [3]}, progress=False)
-    with pytest.raises(InputError, match="the subject 'Bob' does not occur in the prompt"):
-        recall.knockout(model, [{"prompt": "Ada knows", "answer": "Bo", "subject": "Bob"}], window=2)
-
-
-def test_positions_of_groups() -> None:
-    model, _ = hooked_pair("llama")
-    at_end = Prompt("people that speak Cy de Wit", "Thai", None, "Cy de Wit")
-    for prompt, expected in zip(
-        read(Session.of(model), [*ASKED, at_end]), [*map(parts_of, ASKED), None], strict=True
-    ):
-        for name in ("subject", "non-subject", "last", "subject-last") if expected else ():
-            assert positions(prompt, name) == expected[name]
-    assert positions(prompt, "subject") == [4, 5, 6]
-    assert positions(prompt, "subject-first") == [4]
-    assert positions(prompt, "subject-others") == [5]
-    assert positions(prompt, "non-subject") == [0, 1, 2, 3]
-    assert positions(prompt, [-1, 0, 6]) == [0, 6]
-    assert positions(prompt, slice(-2, None)) == [5, 6]
-    ada = read(Session.of(model), ASKED[:1])[0]
-    assert positions(ada, "subject-others", may_be_empty=True) == []
-
-
-def test_positions_in_a_chat_template() -> None:
-    model, _ = hooked_pair("llama")
-    wrapped = Prompt("people that Ada knows", "Dutch", subject="Ada", wrapper=("Ada speak ", " Di "))
-    (prompt,) = read(Session.of(model), [wrapped])
-    assert prompt.tokens == ("Ada", "speak", "people", "that", "Ada", "knows", "Di")
-    assert positions(prompt, "subject") == [4]
-    assert positions(prompt, "last") == [6]  # where the answer is predicted
-    assert positions(prompt, "non-subject") == [0, 1, 2, 3, 5]
-
-
-def test_tokenizers_that_do_not_tell_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = hooked_pair("llama")
-    monkeypatch.setattr(type(tiny.tokenizer()), "is_fast", False)
-    with pytest.raises(InputError, match="'people that Ada knows speak' by this tokenizer: use its fast"):
-        recall.knockout(model, ASKED, window=2, progress=False)
-    recall.knockout(model, ASKED, window=2, groups=["last"], progress=False)
-
-
-def test_windows() -> None:
-    for n, size in [(1, 1), (6, 1), (6, 2), (6, 3), (6, 6), (48, 9)]:
-        for layer, window in enumerate(windows(n, size)):
-            assert window.start == max(0, layer - size // 2)
-            assert window.stop - 1 == min(n, layer + int(np.ceil(size / 2))) - 1
-            assert layer in window

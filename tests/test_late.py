@@ -3,16 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from comparisons import CONVENTIONS, EXACT, HEADS, LAYERS, assert_same, of, padded, runs, scored, split
-from interventions import baseline_value, late_gradients
-from tiny import (
+from helpers.comparisons import (
+    CONVENTIONS,
+    EXACT,
+    HEADS,
+    LAYERS,
+    assert_same,
+    of,
+    padded,
+    runs,
+    scored,
+    split,
+)
+from helpers.interventions import baseline_value, late_gradients
+from helpers.oracle import blocks, head_columns
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,
     assert_unchanged,
-    blocks,
     double_throughout,
-    head_columns,
     hooked,
     hooked_pair,
     plain_pair,

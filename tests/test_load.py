@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 import torch
-from facts_fixtures import hugging_face, word_tokenizer
-from folders import FAMILIES, edit_config, edit_weights, save, truncate
+from helpers.facts_fixtures import hugging_face, word_tokenizer
+from helpers.folders import FAMILIES, edit_config, edit_weights, save, truncate
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
 

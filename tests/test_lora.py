@@ -8,13 +8,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
-from plain_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
+from helpers import command_line
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.plain_finetuning import bits, changed, in_hugging_face_names, plain_loss, same_bits
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from ecstruct import runs
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.evaluate import mean_rank
 from ecstruct.finetuning import finetune
@@ -126,7 +125,7 @@ def test_the_command_writes_an_adapter_that_peft_reads(folders: dict[str, Path],
     given = {"--model": folders["llama"], "--facts": tmp_path / "facts.jsonl", "--out": tmp_path / "out"}
     words = [str(word) for pair in given.items() for word in pair]
     words += ["--lr", "0.01", "--lora", "r=4,alpha=4,targets=q_proj+down_proj", "--save-model", "--quiet"]
-    done = CliRunner().invoke(app, ["finetune", *words])
+    done = command_line.run("finetune", *words)
     assert done.exit_code == 0, done.output
     adapter = tmp_path / "out" / "adapter"
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -143,7 +142,7 @@ def test_the_command_writes_an_adapter_that_peft_reads(folders: dict[str, Path],
     assert deltas[0].metadata == deltas[1].metadata
     for name in ("config.json", "history.json"):
         assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
-    done = CliRunner().invoke(app, ["finetune", *words])
+    done = command_line.run("finetune", *words)
     assert done.exit_code == 2 and "exists and is not empty" in done.output
 
 
@@ -173,5 +172,5 @@ def test_bad_input(folders: dict[str, Path], options: dict[str, Any], message: s
 def test_a_word_that_is_no_option_of_lora_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "facts.jsonl").write_text(json.dumps({"prompt": "Mia lives in", "answer": "Rome"}))
     words = ["--model", str(folders["llama"]), "--facts", str(tmp_path / "facts.jsonl")]
-    done = CliRunner().invoke(app, ["finetune", *words, "--out", str(tmp_path / "out"), "--lora", "r=many"])
+    done = command_line.run("finetune", *words, "--out", str(tmp_path / "out"), "--lora", "r=many")
     assert done.exit_code == 2 and "--lora takes r=16,alpha=32" in done.output

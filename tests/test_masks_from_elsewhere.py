@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from damage import VALUES, put, ways
-from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, hooked_pair
+from helpers.fuzz.damage import VALUES, put, ways
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, hooked_pair
 
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf

@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, MODEL_TYPES, N_LAYERS, Architecture
-from comparisons import CONVENTIONS, of
-from tiny import PROMPTS, double_throughout, hooked, ids_of, perturb, reward_of, tokenizer, watching
+from helpers.architectures import ARCHITECTURES, MODEL_TYPES, N_LAYERS, Architecture
+from helpers.comparisons import CONVENTIONS, of
+from helpers.oracle import ids_of, reward_of, watching
+from helpers.tiny import PROMPTS, double_throughout, hooked, perturb, tokenizer
+from helpers.untied import along
 from torch import Tensor
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
-from untied import along
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import collate, tokenize

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tiny import single_pair
+from helpers.tiny import single_pair
 
 import ecstruct
 from ecstruct.errors import InputError

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from recall_cases import SUBJECTS
-from tiny import N_HEADS, N_LAYERS, hooked, plain_pair
+from helpers.recall_cases import SUBJECTS
+from helpers.tiny import N_HEADS, N_LAYERS, hooked, plain_pair
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import InputError, causal_scores, recall, score, subnetworks

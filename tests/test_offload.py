@@ -13,11 +13,11 @@ import pytest
 import torch
 import transformers as hf
 import xarray as xr
+from helpers.command_line import refused
+from helpers.tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
 
 import ecstruct
-from ecstruct import InputError
 from ecstruct.facts.tokens import tokenize
 from ecstruct.models import offload
 from ecstruct.models.checkpoint import TensorFiles
@@ -219,21 +219,20 @@ def test_asking_for_a_tensor_does_not_read_it(tmp_path):
 # --- What is refused ---
 
 
-def refused(before, after, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        score(before, after, offload=True)
+def score_refused(before, after, message: str) -> None:
+    refused(lambda: score(before, after, offload=True), message)
 
 
 def test_a_missing_shard_is_named(copied):
     shard = sorted(copied[1].glob("*.safetensors"))[1]
     shard.unlink()
-    refused(*copied, f"names {shard.name}, which is missing: fetch or save")
+    score_refused(*copied, f"names {shard.name}, which is missing: fetch or save")
 
 
 def test_a_truncated_shard_is_named(copied):
     shard = sorted(copied[1].glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    refused(*copied, f"{shard.name} cannot be read .*: fetch or save")
+    score_refused(*copied, f"{shard.name} cannot be read .*: fetch or save")
 
 
 def test_an_index_that_names_a_tensor_that_is_not_there(copied):
@@ -243,13 +242,13 @@ def test_an_index_that_names_a_tensor_that_is_not_there(copied):
     tensor = next(name for name, file in found["weight_map"].items() if file == files[0])
     found["weight_map"][tensor] = files[1]
     index.write_text(json.dumps(found))
-    refused(*copied, f"places {tensor} in {files[1]}, where it is not")
+    score_refused(*copied, f"places {tensor} in {files[1]}, where it is not")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
 def test_an_index_that_is_none(copied, text):
     (copied[1] / "model.safetensors.index.json").write_text(text)
-    refused(*copied, "is no index of safetensors files")
+    score_refused(*copied, "is no index of safetensors files")
 
 
 def test_a_tensor_that_is_not_there_or_of_another_shape(copied):
@@ -257,16 +256,16 @@ def test_a_tensor_that_is_not_there_or_of_another_shape(copied):
     tensors = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({**tensors, name: tensors[name][:-1].clone()}, file, {"format": "pt"})
-    refused(*copied, f"no weights of the right shape for {name}")
+    score_refused(*copied, f"no weights of the right shape for {name}")
     del tensors[name]
     save_file(tensors, file, {"format": "pt"})
-    refused(*copied, f"no weights of the right shape for {name}")
+    score_refused(*copied, f"no weights of the right shape for {name}")
 
 
 def test_a_configuration_of_fewer_layers(copied):
     config = json.loads((copied[0] / "config.json").read_text())
     (copied[0] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    refused(*copied, "has weights in model.layers.2.* that its config.json does not ask for")
+    score_refused(*copied, "has weights in model.layers.2.* that its config.json does not ask for")
 
 
 def test_weights_that_are_not_finite(copied):
@@ -274,28 +273,28 @@ def test_weights_that_are_not_finite(copied):
     tensors = load_file(file)
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
     save_file(tensors, file, {"format": "pt"})
-    refused(*copied, "NaN or infinite values in blocks.1.mlp.in.weight")
+    score_refused(*copied, "NaN or infinite values in blocks.1.mlp.in.weight")
 
 
 def test_a_quantised_checkpoint(copied):
     config = json.loads((copied[1] / "config.json").read_text())
     (copied[1] / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
-    refused(*copied, "is quantised, and what changed")
+    score_refused(*copied, "is quantised, and what changed")
 
 
 def test_models_in_memory_are_refused(llamas):
     model = ecstruct.load(llamas[0], device="cpu")
-    refused(model, llamas[1], "model_before is a TransformerBridge in memory: give its folder")
-    refused(llamas[0], model, "model_after is a TransformerBridge in memory: give its folder")
+    score_refused(model, llamas[1], "model_before is a TransformerBridge in memory: give its folder")
+    score_refused(llamas[0], model, "model_after is a TransformerBridge in memory: give its folder")
     delta = ecstruct.WeightDelta({})
-    refused(delta, llamas[1], "model_before is a WeightDelta: give the model")
+    score_refused(delta, llamas[1], "model_before is a WeightDelta: give the model")
 
 
 def test_a_delta_of_another_architecture(llamas, tmp_path):
     delta = ecstruct.WeightDelta({"blocks.1.attn.q.weight": torch.ones(3, 3)})
-    refused(llamas[0], delta, "does not fit the model in blocks.1.attn.q.weight")
+    score_refused(llamas[0], delta, "does not fit the model in blocks.1.attn.q.weight")
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    refused(llamas[0], tmp_path / "other.safetensors", "is no weight delta")
+    score_refused(llamas[0], tmp_path / "other.safetensors", "is no weight delta")
 
 
 def test_a_file_that_shrinks_in_the_middle(copied, monkeypatch):
@@ -309,7 +308,7 @@ def test_a_file_that_shrinks_in_the_middle(copied, monkeypatch):
         return read(files, name)
 
     monkeypatch.setattr(TensorFiles, "__getitem__", reading)
-    refused(*copied, "model.safetensors cannot be read")
+    score_refused(*copied, "model.safetensors cannot be read")
 
 
 def test_a_part_that_could_not_be_read_is_asked_for_again():

@@ -3,7 +3,7 @@
 from unittest.mock import patch
 
 import pytest
-from facts_fixtures import byte_tokenizer, with_ends, word_tokenizer
+from helpers.facts_fixtures import byte_tokenizer, with_ends, word_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.tiny_organisms import few_sentences
 from safetensors.torch import load_file
-from tiny_organisms import few_sentences
 
 from ecstruct import organism
 from ecstruct.errors import InputError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from figures import axis_of
-from synthetic_scores import ENTITIES, make_scores, prompts_of
+from helpers.chromium import CHROMIUM
+from helpers.figures import axis_of
+from helpers.synthetic_scores import ENTITIES, make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import heatmap, save_figure
 from ecstruct.plots.style import colour_scale
 from ecstruct.scores.slots import SlotScores
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROWS = ("downstream", "informative", "upstream")
 POINT = 96 / 72
 

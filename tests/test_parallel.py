@@ -1,26 +1,22 @@
 """Several processes give the scores of one; what is finished is not computed again."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from folders import contents, truncate
-from parallel_cases import CASES, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from helpers.command_line import works
+from helpers.folders import contents, truncate
+from helpers.parallel_cases import CASES, ON_TWO, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
+from helpers.processes import TESTS, launch
+from helpers.tiny import PROMPTS, single_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, single_pair
-from typer.testing import CliRunner
 
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.io.distributed import Ranks
 from ecstruct.scores import batching
@@ -29,21 +25,8 @@ from ecstruct.scores.passes import Passes
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.walk import Walk
 
-HERE = Path(__file__).parent
+SCRIPT = str(TESTS / "helpers" / "parallel_cases.py")
 IN_TWOS = ("--batch-size", 2)  # five batches
-
-
-def launch(n: int, *words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", n, "--standalone"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(word) for word in (*command, HERE / "parallel_cases.py", *words)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +41,6 @@ def words(checkpoints, out, *more):
     files = ("--before", checkpoints / "before", "--after", checkpoints / "after")
     prompts = ("--prompts", checkpoints / "prompts.jsonl")
     return [*map(str, ("score", *files, *prompts, "--out", out, "--device", "cpu", "--quiet", *more))]
-
-
-def works(command):
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, (result.stderr, result.exception)
 
 
 @pytest.fixture(autouse=True)
@@ -108,21 +86,23 @@ def three(checkpoints):
     for out in ("on-3", "on-2"):
         (checkpoints / out).mkdir()
     dead = checkpoints / "dead"
-    return launch(3, checkpoints / "on-3", "dies", *words(checkpoints, dead, *IN_TWOS)), dead
+    return launch(3, SCRIPT, str(checkpoints / "on-3"), "dies", *words(checkpoints, dead, *IN_TWOS)), dead
 
 
 @pytest.fixture(scope="module")
 def two(checkpoints, three):
     """One that goes on where that one died."""
     resumed = shutil.copytree(three[1], checkpoints / "resumed")
-    return launch(2, checkpoints / "on-2", "lives", *words(checkpoints, resumed, *IN_TWOS)), resumed
+    return launch(
+        2, SCRIPT, str(checkpoints / "on-2"), "lives", *words(checkpoints, resumed, *IN_TWOS)
+    ), resumed
 
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_ranks_give_the_scores_of_one_process(n, two, three, checkpoints, one_process):
     launched, out = {2: two, 3: three}[n][0], checkpoints / f"on-{n}"
-    for name, expected in one_process.items():
-        assert_same_scores(ExtractiveScores.load(out / f"{name}.nc"), expected)
+    for name in {2: ON_TWO, 3: CASES}[n]:
+        assert_same_scores(ExtractiveScores.load(out / f"{name}.nc"), one_process[name])
     assert f"{n - 1} of {n} ranks have nothing to do" in launched.stderr
     for rank in range(n):
         assert re.fullmatch(
@@ -144,11 +124,11 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))  # of a launch of one process
     computed = recorded(monkeypatch)
-    works(words(checkpoints, one, *IN_TWOS))
+    works(*words(checkpoints, one, *IN_TWOS))
     n_kept = {3: 4, 4: 8}[len(kept)]  # prompts of one rank, or of two
     assert sum(map(len, computed)) == len(TWO_TEMPLATES) - n_kept
 
-    works(words(checkpoints, tmp_path / "whole", *IN_TWOS))
+    works(*words(checkpoints, tmp_path / "whole", *IN_TWOS))
     whole = ExtractiveScores.load(tmp_path / "whole" / "scores.nc")
     assert two[0].returncode == 0, two[0].stderr
     for out in (one, two[1]):
@@ -158,9 +138,9 @@ def test_a_rank_that_dies_is_named_and_only_its_part_is_computed_again(
 
 def test_the_command_offloads(checkpoints, tmp_path):
     for out, more in (("resident", ("--verify", 0)), ("offloaded", ("--offload",))):
-        works(words(checkpoints, tmp_path / out, *more))
+        works(*words(checkpoints, tmp_path / out, *more))
     again = ["replay", str(tmp_path / "offloaded" / "config.json"), "--out", str(tmp_path / "again")]
-    works([*again, "--device", "cpu", "--quiet"])
+    works(*again, "--device", "cpu", "--quiet")
     config = [json.loads((tmp_path / out / "config.json").read_text()) for out in ("offloaded", "again")]
     assert config[0] == config[1] and config[0]["arguments"]["offload"] is True
     resident, *others = (

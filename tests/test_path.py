@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
-from comparisons import CONVENTIONS, assert_same, of, scored
-from tiny import FAMILIES, PROMPTS, double_throughout, hooked, mix, plain_pair, reward_of, single_pair
+from helpers.comparisons import CONVENTIONS, assert_same, of, scored
+from helpers.oracle import reward_of
+from helpers.tiny import (
+    FAMILIES,
+    PROMPTS,
+    double_throughout,
+    hooked,
+    mix,
+    plain_pair,
+    single_pair,
+)
 
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import score

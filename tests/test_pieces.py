@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from damage import HEADERS, PLACED, WRITTEN
+from helpers.fuzz.damage import HEADERS, PLACED, WRITTEN
+from helpers.tiny import PROMPTS, hooked_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, hooked_pair
 from torch import Tensor
 
 from ecstruct.errors import InputError

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from comparisons import PAPER
-from facts_fixtures import word_tokenizer
+from helpers.comparisons import PAPER
+from helpers.facts_fixtures import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ecstruct

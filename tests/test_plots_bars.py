@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from figures import titles_of
+from helpers.figures import titles_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import grouped_bars

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
-from chromium import CHROMIUM
+from helpers.chromium import CHROMIUM
 
 from ecstruct.errors import InputError
 from ecstruct.plots import rank_curves, save_figure

@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
-from figures import axis_of, grid
-from synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
+from helpers.figures import axis_of, grid
+from helpers.synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from figures import grid_of_cells, titles_of
-from synthetic_scores import make_scores, prompts_of
+from helpers.figures import grid_of_cells, titles_of
+from helpers.synthetic_scores import make_scores, prompts_of
 
 from ecstruct.plots import head_map, heatmap
 from ecstruct.plots.style import number

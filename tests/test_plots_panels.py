@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from figures import bands_of, extremes, lines_of, titles_of
+from helpers.figures import bands_of, extremes, lines_of, titles_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import curve_panels, scatter, value_grids

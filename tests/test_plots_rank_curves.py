@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from figures import bands_of, extremes, lines_of
+from helpers.figures import bands_of, extremes, lines_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import rank_curves

@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 import torch
-from command_line import works
 from filelock import FileLock
+from helpers import gguf_files
+from helpers.command_line import works
+from helpers.pretrained import GOLDEN, PEOPLE, Plain, causal, slot_scores, smollm2
 from huggingface_hub import cached_assets_path
-from pretrained import GOLDEN, PEOPLE, Plain, causal, slot_scores, smollm2
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import ecstruct

@@ -7,11 +7,10 @@ from itertools import chain
 
 import pytest
 import torch
+from helpers.command_line import run
 from transformers import AutoTokenizer, OlmoForCausalLM
-from typer.testing import CliRunner
 
 from ecstruct import organism
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.organism import Phase, Recipe, training
 from ecstruct.organism.locality import local_attention
@@ -237,7 +236,7 @@ def test_the_command_of_a_run_gives_the_same_bits(made, tmp_path):
     """And snapshots change nothing."""
     out, report = made
     words = report["command"].split()[1:]
-    result = CliRunner().invoke(app, [*words, "--threads", "1", "--out", str(tmp_path / "again")])
+    result = run(*words, "--threads", "1", "--out", str(tmp_path / "again"))
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == report["held_out_accuracy"]
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
@@ -257,7 +256,7 @@ def test_the_command_of_the_checkpoint_is_the_run_that_made_it(tmp_path, monkeyp
 
     monkeypatch.setattr(organism, "pretrain", fake)
     program, *words = report["command"].split()
-    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), "--quiet"])
+    result = run(*words, "--out", str(tmp_path / "out"), "--quiet")
     assert (program, result.exit_code) == ("ecstruct", 0), result.output
     assert asked["seed"] == report["seed"]
     assert json.loads(json.dumps(asdict(asked["recipe"]))) == report["recipe"]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from helpers.oracle import reward_of
+from helpers.tiny import LANGUAGES, hooked_pair, plain_pair, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import LANGUAGES, hooked_pair, plain_pair, reward_of, tokenizer
 
 from ecstruct import ExtractiveScores, Prompt, WeightDelta, WeightSelection, ranks, score
 from ecstruct.facts import read_jsonl, write_jsonl

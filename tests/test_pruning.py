@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import PROMPTS, assert_unchanged, hooked_pair, state_of, tokenizer
 from safetensors.torch import load_file
 from test_planted import PLANTED, PLANTED_WORDS, loaded, planted
-from tiny import PROMPTS, assert_unchanged, hooked_pair, state_of, tokenizer
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 

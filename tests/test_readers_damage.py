@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from readers_records import RECORDS, TABLES, one_sentence, renamed, written
+from helpers.readers_records import RECORDS, TABLES, one_sentence, renamed, written
 
 from ecstruct.errors import InputError
 from ecstruct.facts import read, read_jsonl, understand

@@ -5,7 +5,7 @@ import logging
 
 import datasets
 import pytest
-from readers_records import COUNTERFACT, MQUAKE, OWN, TWO_HOP_FACT, renamed, written
+from helpers.readers_records import COUNTERFACT, MQUAKE, OWN, TWO_HOP_FACT, renamed, written
 
 from ecstruct.errors import InputError
 from ecstruct.facts import Derivation, read, understand

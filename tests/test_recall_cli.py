@@ -2,13 +2,13 @@
 
 import json
 import signal
+from collections import Counter
 
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
+from helpers.command_line import run, works
 
 from ecstruct import load, recall
-from ecstruct.cli import app
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.io.store import Kept
@@ -17,16 +17,6 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.recall import dissection
 
 PROMPTS = first_hop().facts[:4]
-
-
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def works(*words):
-    result = run(*words)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +100,11 @@ def test_prompts_without_subjects(tmp_path):
     assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")
 
 
-@pytest.mark.parametrize("part", ["attention knockout", "sublayer knockout", "extraction heads"])
-def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
+def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
+    """In each of three parts of the model before, one after the other."""
+    ends = {
+        ("before", f"{part} 3") for part in ("attention knockout", "sublayer knockout", "extraction heads")
+    }
     monkeypatch.setattr(dissection, "AT_ONCE", 3)
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
     command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
@@ -122,7 +115,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
         key = (self.folder.name, name)
 
         def noted():
-            stop = key == ("before", f"{part} 3") and key not in measured
+            stop = key in ends and key not in measured
             measured.append(key)
             if stop:
                 signal.raise_signal(signal.SIGTERM)
@@ -131,16 +124,16 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch, part):
         return result(self, name, noted)
 
     monkeypatch.setattr(Kept, "result", terminated)
-    assert run(*command, tmp_path / "out").exit_code == 143
-    assert not (tmp_path / "out" / "report.html").exists()
+    for end in range(3):
+        assert run(*command, tmp_path / "out").exit_code == 143
+        assert not (tmp_path / "out" / "report.html").exists() and len(ends & {*measured}) == end + 1
     damaged = tmp_path / "out" / "unfinished" / "after" / "attributes-rate-0.nc"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    first = len(measured)
     other = run(*command, tmp_path / "out", "--window", "2")
     assert "holds a part of another run (window was None, now 2)" in other.stderr
     works(*command, tmp_path / "out")
-    again = {("before", f"{part} 3"), ("after", "attributes rate 0")}
-    assert set(measured[:first]) & set(measured[first:]) == again
+    again = ends | {("after", "attributes rate 0")}
+    assert Counter(measured) == Counter([*{*measured}, *again])
     files = {path.name for path in (tmp_path / "whole").iterdir()}
     assert files == {path.name for path in (tmp_path / "out").iterdir()}
     for name in files - {"report.html"}:

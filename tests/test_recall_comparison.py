@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import xarray as xr
-from recall_cases import SUBJECTS, span_of
+from helpers import tiny
+from helpers.recall_cases import SUBJECTS, span_of
+from helpers.tiny import N_LAYERS, assert_unchanged, single_pair, state_of
 from scipy.stats import spearmanr
-from tiny import N_LAYERS, assert_unchanged, single_pair, state_of
 
 from ecstruct import InputError, finetune, load, mean_rank, recall, score
 from ecstruct.bootstrap import Bootstrap

@@ -6,22 +6,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from comparisons import HEADS, LAYERS, assert_same, of, padded, runs, scored, split
-from interventions import baseline_value
-from tiny import (
+from helpers import oracle, tiny
+from helpers.comparisons import HEADS, LAYERS, assert_same, of, padded, runs, scored, split
+from helpers.interventions import baseline_value
+from helpers.oracle import blocks, head_columns, outside, watch
+from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,
-    blocks,
     double_throughout,
-    head_columns,
     hooked,
     hooked_pair,
-    outside,
     plain_pair,
-    watch,
 )
 from torch import nn
 from torch.nn import functional
@@ -133,7 +130,7 @@ def entering_blocks(plain, prompt):
         for m in (*stack, outside(plain)["ln_final"])
     ]
     with torch.no_grad():
-        tiny.reward_of(plain, prompt)
+        oracle.reward_of(plain, prompt)
     for handle in handles:
         handle.remove()
     return seen
@@ -216,7 +213,7 @@ def test_what_leaves_a_block_comes_from_what_enters_it(family):
     with double_throughout():
         view = HookedView(without_biases(family))
         weights = view.weights()
-        ids = tiny.ids_of(PROMPTS[2])
+        ids = oracle.ids_of(PROMPTS[2])
         trace, calls = view.embed(weights, ids, torch.ones_like(ids))
         for layer in LAYERS:
             leaf = trace.output.detach().requires_grad_()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_scores import make_scores, prompts_of
+from helpers.chromium import CHROMIUM, drawn
+from helpers.synthetic_scores import make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap, rank_curves
@@ -22,8 +21,6 @@ from ecstruct.report import Explorer, Picture, Replay, Section, Table, report_ht
 from ecstruct.report import explorer as explorer_module
 from ecstruct.report.pages import score_report, top_table
 from ecstruct.scores.result import ExtractiveScores
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def sections() -> list[Section]:
@@ -313,28 +310,10 @@ def test_a_browser_draws_every_figure(page: str, tmp_path: Path) -> None:
     addEventListener("securitypolicyviolation", () => window.denied++);</script>"""
     probed = page.replace("<style>", listener + "<style>", 1).replace("</body>", probe)
     (tmp_path / "report.html").write_text(probed, encoding="utf-8")
-    assert CHROMIUM is not None
-    run = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=500,900",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    body = run.stdout
+    body = drawn(tmp_path / "report.html", tmp_path)
     title = re.search(r"<title>(.*?)</title>", body)
     # Six panels of the heatmap and three of the head map; two rank curves.
     assert title is not None and title[1] == "cells=9 lines=2 asked=0 wide=false denied=0"
     for i in (1, 2, 3):
-        drawn = body[body.index(f'id="figure-{i}"') :]
-        assert 'class="main-svg"' in drawn[:3000], f"figure {i} is not drawn"
+        figure = body[body.index(f'id="figure-{i}"') :]
+        assert 'class="main-svg"' in figure[:3000], f"figure {i} is not drawn"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_scores import make_scores, prompts_of
+from helpers.chromium import CHROMIUM
+from helpers.synthetic_scores import make_scores, prompts_of
 
 from ecstruct.report import Explorer, Replay, Section, write_report
 from ecstruct.report.pages import score_report
 from ecstruct.scores.result import ExtractiveScores
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROWS = ("downstream", "informative", "upstream")
 NASTY = ["</script><script>window.hacked=1</script>", 'Ġ"quo\'ted"', "<!--", "Ġ語\u2028🙂", "Ġ&amp;"]
 WAIT = 60_000  # milliseconds that one step may take on a slow machine

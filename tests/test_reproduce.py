@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result as Invoked
-from folders import contents
-from paper_models import finished, save_paper_model, small
-from typer.testing import CliRunner
+from helpers.chromium import CHROMIUM, drawn
+from helpers.command_line import run, works
+from helpers.folders import contents
+from helpers.paper_models import finished, save_paper_model, small
 
 import ecstruct.experiments
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.experiments import EXPERIMENTS, reproduce, reproduction
 from ecstruct.experiments.reproduction import named
 from ecstruct.experiments.result import option_types
 from ecstruct.grids import Grid
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
-
-
-def run(*words: Any) -> Invoked:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def works(*words: Any) -> Invoked:
-    result = run(*words)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +47,7 @@ def test_what_is_written(written: Path, model: Path) -> None:
     kept = json.loads((written / "setup.json").read_text())
     assert kept == {key: setup[key] for key in setup.keys() - {"seeds", "repeats", "device"}}
     config = json.loads((written / "config.json").read_text())
-    assert config["arguments"] == {"experiments": ["ocr", "scores"], "setup": setup}
+    assert config["arguments"] == {"experiments": ["ocr", "scores"], "setup": setup, "options": {}}
 
 
 def test_a_replay_gives_the_same(written: Path, tmp_path: Path) -> None:
@@ -197,16 +183,16 @@ def test_what_a_run_decides_is_no_option(argument: str, tmp_path: Path) -> None:
 
 def test_an_option_means_the_same_in_all_experiments() -> None:
     types: dict[str, Any] = {}
-    for run in named(["all", "beyond", "rates"]).values():
-        for option, of in option_types(run).items():
+    for experiment in named(["all", "beyond", "rates"]).values():
+        for option, of in option_types(experiment).items():
             assert types.setdefault(option, of) == of
     assert set(types) == {"epochs", "factors", "local_layers", "snapshots", "steps", "words"}
 
 
 def test_every_experiment_explains_its_arguments() -> None:
-    for name, run in named(["all", "beyond", "rates"]).items():
-        for argument in signature(run).parameters:
-            assert f"\n    {argument}: " in (run.__doc__ or ""), (name, argument)
+    for name, experiment in named(["all", "beyond", "rates"]).items():
+        for argument in signature(experiment).parameters:
+            assert f"\n    {argument}: " in (experiment.__doc__ or ""), (name, argument)
 
 
 def test_the_configuration_of_a_result_replays_its_options(written: Path, tmp_path: Path) -> None:
@@ -266,12 +252,6 @@ def test_a_browser_draws_the_report(page: Path, tmp_path: Path) -> None:
     }, 0));</script></body>"""
     text = page.read_text(encoding="utf-8").replace("<style>", listener + "<style>", 1)
     (tmp_path / "report.html").write_text(text.replace("</body>", probe), encoding="utf-8")
-    assert CHROMIUM is not None
-    command = [
-        *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom"),
-        (tmp_path / "report.html").as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = drawn(tmp_path / "report.html", tmp_path)
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None and title[1] == "drawn=7/7 wrong=0 asked=0 wide=false tables=6"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic_scores import ENTITIES, make_scores, prompts_of
+from helpers.synthetic_scores import ENTITIES, make_scores, prompts_of
 
 from ecstruct.errors import InputError
 from ecstruct.scores.result import ExtractiveScores

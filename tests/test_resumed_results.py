@@ -8,9 +8,9 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from cli_inputs import save_inputs
-from command_line import assert_refused, run, works
-from folders import contents
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import refused, run, works
+from helpers.folders import contents
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import write_folder
@@ -76,7 +76,7 @@ def test_it_goes_on_and_the_same_bytes_come_out(
     assert not (out / "config.json").exists()
     works(*words(inputs, out, *every))
     assert files(out) == files(inputs / "whole")
-    assert_refused(run(*words(inputs, out, *every)), "exists and is not empty")  # it is finished
+    refused(run(*words(inputs, out, *every)), "exists and is not empty")  # it is finished
 
 
 def test_what_is_not_its_own_is_refused(inputs: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_what_is_not_its_own_is_refused(inputs: Path, tmp_path: Path) -> None:
         patch.setattr(training, "save_model", full)
         assert run(*words(inputs, out)).exit_code == 2
     before = files(out)
-    assert_refused(run(*words(inputs, out, "--seed", 1)), "adapter exists and is not empty")
+    refused(run(*words(inputs, out, "--seed", 1)), "adapter exists and is not empty")
     assert files(out) == before
 
 

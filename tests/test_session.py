@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from recall_cases import SUBJECTS
-from tiny import N_HEADS, N_LAYERS, PROMPTS, hooked_pair, plain_pair, single_pair, tokenizer
+from helpers.recall_cases import SUBJECTS
+from helpers.tiny import N_HEADS, N_LAYERS, PROMPTS, hooked_pair, plain_pair, single_pair, tokenizer
 from typer.testing import CliRunner
 
 import ecstruct

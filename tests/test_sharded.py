@@ -11,14 +11,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from facts_fixtures import FACTS, hugging_face, save_tiny
-from launching import environment, launch, torchrun
-from plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
-from tiny import double_throughout
-from typer.testing import CliRunner
+from helpers.command_line import run
+from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
+from helpers.plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
+from helpers.processes import TESTS, environment, launch, torchrun
+from helpers.tiny import double_throughout
 
 import ecstruct
-from ecstruct.cli import app
 from ecstruct.finetuning import finetune
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.loading import load
@@ -63,12 +62,12 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         dtype = "float32" if name == "half" else name
         case = {"folder": "organism", "dtype": dtype, "options": organism_options(epochs)}
         cases[f"organism {name}"] = case | {"half": name == "half"}
-    never = {"lr": 0.001, "batch_size": 4, "epochs": 100}
+    never = {"lr": 0.001, "batch_size": 4, "epochs": 60}
     cases["never killed"] = {"folder": str(folders["gpt2"]), "dtype": "float32", "options": never}
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
-    script = str(Path(__file__).parent / "sharded_script.py")
-    done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"), timeout=300)
+    script = str(TESTS / "helpers" / "sharded_script.py")
+    done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"))
     assert done.returncode == 0, done.stderr
     return torch.load(home / "out.pt")
 
@@ -138,10 +137,10 @@ def facts_file(tmp_path: Path) -> Path:
     return tmp_path / "facts.jsonl"
 
 
-def command(model: Path, facts: Path, out: Path, *more: str) -> list[str]:
+def command(model: Path, facts: Path, out: Path, epochs: int) -> list[str]:
     given = {"--model": model, "--facts": facts, "--out": out, "--lr": "0.001", "--batch-size": "4"}
     words = [str(word) for pair in given.items() for word in pair]
-    return ["-m", "ecstruct", "finetune", *words, "--epochs", "100", "--checkpoint-every", "20", *more]
+    return ["-m", "ecstruct", "finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "20"]
 
 
 def results(out: Path) -> tuple[Any, Any]:
@@ -165,7 +164,7 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     two_ranks: Any, folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    words = command(folders["gpt2"], facts_file, out)
+    words = command(folders["gpt2"], facts_file, out, epochs=60)
     first = started(torchrun(2, *words))
     wait_for(out, first)
     [victim] = [p for p in psutil.Process(first.pid).children() if p.environ().get("RANK") == "1"]
@@ -174,13 +173,13 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     assert "error: rank 1 of 2 died: run the same command again" in error
     assert first.returncode == 1 and not (out / "delta.safetensors").exists()
     done = [int(p.name.removeprefix("step-")) for p in out.glob("checkpoint/step-*")]
-    assert done and 20 <= min(done) < 200
+    assert done and 20 <= min(done) < 120
 
     again = launch(2, *words)
     assert again.returncode == 0, again.stderr
     history, delta = results(out)
     expected, _, moved, _ = two_ranks["never killed"]
-    assert history == expected and len(history["loss"]) == 200 and same_bits(delta, moved)
+    assert history == expected and len(history["loss"]) == 120 and same_bits(delta, moved)
     assert not (out / "checkpoint").exists()
 
 
@@ -188,7 +187,7 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "terminated"
-    words = [torchrun(1)[0], *command(folders["llama"], facts_file, out)]
+    words = [torchrun(1)[0], *command(folders["llama"], facts_file, out, epochs=100)]
     first = started(words)
     wait_for(out, first)
     first.send_signal(signal.SIGTERM)
@@ -196,10 +195,10 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     assert first.returncode == 143 and "run the same command again to go on" in error, error
     assert len(list(out.glob("checkpoint/step-*"))) == 1
 
-    other = CliRunner().invoke(app, [*words[3:], "--seed", "1"])
+    other = run(*words[3:], "--seed", "1")
     assert other.exit_code == 2
     assert "checkpoint holds a part of another run (seed was 0, now 1): finish that run" in other.output
-    again = CliRunner().invoke(app, words[3:])
+    again = run(*words[3:])
     assert again.exit_code == 0, again.output
     model = load(folders["llama"], device="cpu")
     whole = finetune(model, facts_file, lr=0.001, batch_size=4, epochs=100, progress=False)

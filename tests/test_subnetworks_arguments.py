@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic_scores import make_scores
-from tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_pair
+from helpers.synthetic_scores import make_scores
+from helpers.tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_pair
 
 from ecstruct import InputError, causal_scores, recall, save_model, score, subnetworks
 from ecstruct.models.bridge import named_weights

@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny import (
-    N_HEADS,
-    N_LAYERS,
-    PROMPTS,
-    blocks,
-    head_columns,
-    hooked,
-    hooked_pair,
-    ids_of,
-    plain_pair,
-)
+from helpers.oracle import blocks, head_columns, ids_of
+from helpers.tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_pair
 
 import ecstruct
 from ecstruct import Prompt

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import (
+from helpers.oracle import blocks, ids_of
+from helpers.tiny import (
     D_HEAD,
     FAMILIES,
     N_HEADS,
@@ -15,9 +16,7 @@ from tiny import (
     OTHERS,
     PROMPTS,
     assert_unchanged,
-    blocks,
     hooked_pair,
-    ids_of,
     plain_pair,
     single_pair,
     state_of,

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.synthetic_scores import make_scores
 from scipy.stats import spearmanr
-from synthetic_scores import make_scores
 
 from ecstruct.errors import InputError
 from ecstruct.subnetworks.beside_scores import with_scores

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_inputs import save_inputs
-from command_line import assert_refused, refused, run
-from folders import contents
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import refused, run
+from helpers.folders import contents
+from helpers.processes import environment
 
 from ecstruct.cli import main
 from ecstruct.errors import InputError
 from ecstruct.io.files import locked
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PYTHON = (sys.executable, "-m", "ecstruct")
 
 
@@ -31,7 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def process(*words: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), **options}
     return subprocess.run(
         [word if isinstance(word, bytes) else str(word) for word in words],
         timeout=120,
@@ -183,6 +183,4 @@ def test_a_lock_that_another_user_left(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("offline")
 def test_a_folder_in_the_place_of_a_lock(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".lock").mkdir(parents=True)
-    assert_refused(
-        run(*tune(inputs, tmp_path / "out")), r"cannot take the lock .*\.lock \(Is a directory\)"
-    )
+    refused(run(*tune(inputs, tmp_path / "out")), r"cannot take the lock .*\.lock \(Is a directory\)")

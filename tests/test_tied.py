@@ -8,9 +8,10 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from helpers.oracle import reward_of
+from helpers.tiny import PROMPTS, perturb
 from safetensors.torch import load_file, save_file
 from test_two_checkpoints import assert_right, llama, rewards_after, save
-from tiny import PROMPTS, perturb, reward_of
 
 import ecstruct
 from ecstruct import WeightDelta

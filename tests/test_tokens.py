@@ -6,7 +6,7 @@ from itertools import takewhile
 
 import pytest
 import torch
-from facts_fixtures import FACTS, byte_tokenizer, with_ends, word_tokenizer
+from helpers.facts_fixtures import FACTS, byte_tokenizer, with_ends, word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers

@@ -11,12 +11,12 @@ import subprocess
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
 import transformers as hf
-from command_line import works
+from helpers import oracle, tiny
+from helpers.command_line import works
+from helpers.tiny import PROMPTS, build, perturb
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS, build, perturb
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import ecstruct
@@ -49,7 +49,7 @@ def rewards_after(before, after, **options):
 def assert_right(found, folder):
     plain = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
-        expected = [float(tiny.reward_of(plain, prompt)) for prompt in PROMPTS]
+        expected = [float(oracle.reward_of(plain, prompt)) for prompt in PROMPTS]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

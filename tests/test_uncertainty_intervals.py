@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.synthetic_scores import ENTITIES, make_scores, prompts_of, scores_of
 from scipy import stats
-from synthetic_scores import ENTITIES, make_scores, prompts_of, scores_of
 
 from ecstruct import bootstrap
 from ecstruct.errors import InputError

@@ -6,8 +6,8 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from helpers.synthetic_scores import ENTITIES, make_scores, prompts_of, scores_of
 from scipy import stats
-from synthetic_scores import ENTITIES, make_scores, prompts_of, scores_of
 
 from ecstruct.errors import InputError
 from ecstruct.scores.permutation import above_control

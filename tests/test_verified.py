@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.synthetic_scores import make_scores
+from helpers.tiny import PROMPTS, single_pair
 from programs import NAMES, SHARE, UPSTREAM, Program
-from synthetic_scores import make_scores
-from tiny import PROMPTS, single_pair
 
 import ecstruct
 from ecstruct.errors import InputError

@@ -4,25 +4,21 @@ import copy
 
 import pytest
 import torch
-from tiny import (
+from helpers.oracle import blocks, ids_of, normed, watch, watching
+from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     PROMPTS,
     SHARED_NORM,
     assert_unchanged,
-    blocks,
     build,
     hooked,
     hooked_pair,
-    ids_of,
-    normed,
     perturb,
     plain_pair,
     single_pair,
     state_of,
     tokenizer,
-    watch,
-    watching,
 )
 from transformers import PreTrainedModel
 

@@ -67,7 +67,8 @@ def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool
                 save_adapter(tuned.adapter, out / "adapter")
             if whole:
                 save_model(tuned.model, out / "model")
-            write_config(out, "finetune", config, **tuned.config, fingerprint=found)
+            told = {**tuned.config, "checkpoint_every": None, "fingerprint": found}
+            write_config(out, "finetune", config, **told)
             discard(checkpoint)
     if progress:
         before, after = given[0], tuned.model

@@ -132,7 +132,8 @@ class ScoreEngine:
     @property
     def attrs(self) -> dict[str, Any]:
         """What is needed to compute the scores again: sources, options, versions."""
-        return self.pair.attrs(vars(self.options) | {"reward": self.reward.name})
+        options = {name: value for name, value in vars(self.options).items() if name != "offload"}
+        return self.pair.attrs(options | {"reward": self.reward.name})
 
     def like(self, **options: Any) -> "ScoreEngine":
         """Return an engine for the same models, with some other options."""
