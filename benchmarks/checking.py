@@ -16,6 +16,7 @@ from benchmarks.setup import Setup
 from benchmarks.table import Row
 from benchmarks.timing import Side
 from ecstruct.checks.against_causal import fidelity_of
+from ecstruct.options import FidelityOptions
 from ecstruct.scores.engine import ScoreEngine
 
 SIZES = (("olmo", 32, 256),)
@@ -26,7 +27,7 @@ def sides(setup: Setup, shape: Shape) -> dict[str, Side]:
     prompts, pair = make_prompts(setup.n_prompts), hooked_pair(shape, setup.device)
     engine, verifying = (ScoreEngine(*pair, verify=k, progress=False) for k in (0, 2))
     return {
-        "fidelity": partial(fidelity_of, engine, prompts, progress=False),
+        "fidelity": partial(fidelity_of, engine, prompts, FidelityOptions(), progress=False),
         "score, verify=2": partial(verifying.score, prompts),
         "score": partial(engine.score, prompts),
     }

@@ -11,13 +11,14 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from annotated_types import Ge, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from typing_extensions import Doc
 
 from ecstruct.errors import InputError
-from ecstruct.io.values import Count, Natural, Number, Rate, Seed, Whole, check
+from ecstruct.io.values import Count, Natural, Rate, Seed, Whole, check
 
 Positive = Annotated[int, Ge(1), Lt(2**63)]
+Times = Annotated[int, Ge(1), Le(10**6)]
 PathSteps = Annotated[int, Ge(1), Le(1000)]
 
 RewardName = Literal["logit_diff", "logprob"]
@@ -191,9 +192,9 @@ class FinetuneOptions(Options):
     """The options of `ecstruct.finetune`, but those of its checkpoints."""
 
     lr: Annotated[Rate | None, Doc("Learning rate; known for organism and smollm2.")] = None
-    epochs: Annotated[Count, Doc("Passes through the facts.")] = 8
-    batch_size: Annotated[Whole, Doc("Facts per step.")] = 8
-    accumulate: Annotated[Whole, Doc("Parts in which a batch is run.")] = 1
+    epochs: Annotated[Times, Doc("Passes through the facts.")] = 8
+    batch_size: Annotated[Positive, Doc("Facts per step.")] = 8
+    accumulate: Annotated[Positive, Doc("Parts in which a batch is run.")] = 1
     schedule: Annotated[Literal["constant", "linear"], Doc("Course of the rate.")] = "constant"
     train_embeddings: Annotated[bool, Doc("Train (un)embeddings too.")] = False
     recompute: Annotated[bool, Doc("Run blocks again instead of keeping their activations.")] = False
@@ -221,14 +222,14 @@ class RecallOptions(Options):
 class PruneOptions(Options):
     """The options of `ecstruct.subnetworks.prune`."""
 
-    sparsity: Annotated[Number, Doc("Share of the components that is ablated.")] = 0.5
+    sparsity: Annotated[float, Gt(0), Lt(1), Doc("Share of the components that is ablated.")] = 0.5
     seeds: Annotated[Count | Sequence[Seed], Doc("How many subnetworks.")] = 12
-    steps: Annotated[Count, Doc("Of optimisation; fewer than 150 do not converge.")] = 500
+    steps: Annotated[Times, Doc("Of optimisation; fewer than 150 do not converge.")] = 500
     kinds: Annotated[
-        Sequence[Literal["heads", "mlp"]],
+        Annotated[Sequence[Literal["heads", "mlp"]], MinLen(1)],
         Doc("What may be ablated, heads or mlp; both if not given."),
         Word("--kinds"),
     ] = ("heads", "mlp")
     ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
-    lr: Annotated[Rate, Doc("Learning rate of the masks.")] = 0.1
-    batch_size: Annotated[Whole, Doc("Prompts per step and seed.")] = 32
+    lr: Annotated[Rate, Gt(0), Doc("Learning rate of the masks.")] = 0.1
+    batch_size: Annotated[Positive, Doc("Prompts per step and seed.")] = 32

@@ -139,7 +139,7 @@ def test_damaged_adapters_are_refused(tmp_path):
     save_file({**tensors, some: tensors[some][:, :1].clone()}, file)
     load_refused("does not fit this LlamaForCausalLM", base, adapter)
     file.write_bytes(file.read_bytes()[:-20])
-    load_refused(r"adapter_model\.safetensors cannot be read \(it has", base, adapter)
+    load_refused(r"adapter_model\.safetensors cannot be read \(.*not fully covered", base, adapter)
     save_file(tensors, file)
     (adapter / "adapter_config.json").write_text("{")
     load_refused(r"adapter_config\.json is no configuration of an adapter: save", base, adapter)

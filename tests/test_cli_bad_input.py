@@ -173,7 +173,7 @@ ARGUMENTS = {
     "negative rate": ("finetune", ["--lr", "-1"], "lr=-1.0 is no learning rate"),
     "rate is nan": ("finetune", ["--lr", "nan"], "lr=nan: it should be"),
     "no rate": ("finetune", [], "no learning rate is known for .*: pass lr="),
-    "no epochs": ("finetune", ["--lr", "1", "--epochs", "0"], "epochs=0 is too few"),
+    "no epochs": ("finetune", ["--lr", "1", "--epochs", "0"], "epochs=0: it should be greater"),
     "no such kind": ("finetune", ["--lr", "1", "--freeze-kinds", "mpl"], "unknown kind of weight 'mpl'"),
     "no such layers": ("finetune", ["--lr", "1", "--freeze-layers", "a-b"], "takes layers as 0-3,7"),
     "no name": ("finetune", ["--lr", "1", "--evaluate", "x.jsonl"], "--evaluate takes NAME=FILE"),

@@ -26,7 +26,7 @@ from ecstruct.finetuning.checkpoint import Checkpoint, discard
 from ecstruct.finetuning.learner import Learner, learner_of, recomputing, requiring_grad_only
 from ecstruct.finetuning.loop import train
 from ecstruct.finetuning.lora import Adapted
-from ecstruct.finetuning.options import SCHEDULES, Lora, LoraLike, Options
+from ecstruct.finetuning.options import Lora, LoraLike, Options
 from ecstruct.finetuning.rates import learning_rate, starting_learning_rate
 from ecstruct.finetuning.result import Finetuned, History
 from ecstruct.finetuning.sharded import Blueprint, Sharded
@@ -39,7 +39,6 @@ from ecstruct.models.names import SelectionLike
 from ecstruct.models.provenance import derived
 
 __all__ = [
-    "SCHEDULES",
     "Finetuned",
     "History",
     "discard",
@@ -102,25 +101,7 @@ def finetune(
     Source: Feng, Russell & Steinhardt, "Extractive Structures Learned in Pretraining Enable
     Generalization on Finetuned Facts" (ICML 2025), appendix B.
     """
-    tuned = finetune_across(
-        Ranks(),
-        model,
-        facts,
-        lr=lr,
-        epochs=epochs,
-        batch_size=batch_size,
-        schedule=schedule,
-        seed=seed,
-        freeze=freeze,
-        train_embeddings=train_embeddings,
-        evaluate=evaluate,
-        accumulate=accumulate,
-        lora=lora,
-        recompute=recompute,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    tuned = finetune_across(Ranks(), **locals())
     assert tuned is not None
     if checkpoint is not None:
         discard(checkpoint)

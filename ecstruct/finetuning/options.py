@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.models.names import SelectionLike, WeightSelection
-
-SCHEDULES = ("constant", "linear")
+from ecstruct.models.names import WeightSelection
+from ecstruct.options import FinetuneOptions
 
 _RANKS = 2**20
 """An upper bound on ranks, larger than any matrix allows."""
@@ -58,31 +57,20 @@ class Lora:
 LoraLike = Lora | Mapping[str, Any] | int
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `ecstruct.finetune` except the model, the prompts and the learning rate."""
+@dataclass(frozen=True, kw_only=True)
+class Options(FinetuneOptions):
+    """All options of a training: those that are numbers and words, which weights stay, and adapters."""
 
-    epochs: int = 8
-    batch_size: int = 8
-    schedule: str = "constant"
-    seed: int = 0
-    freeze: SelectionLike | None = None
-    train_embeddings: bool = False
-    accumulate: int = 1
-    lora: LoraLike | None = None
-    recompute: bool = False
+    freeze: Any = None
+    lora: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} is too few: use 1 or more.")
+        super().__post_init__()
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"accumulate={self.accumulate} parts cannot be made of batch_size={self.batch_size} "
                 f"prompts: use at most {self.batch_size}."
             )
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"unknown schedule {self.schedule!r}: choose among {', '.join(SCHEDULES)}.")
         object.__setattr__(self, "lora", None if self.lora is None else Lora.of(self.lora))
         if self.lora and self.train_embeddings:
             raise InputError("lora adapts the blocks only: leave train_embeddings away, or lora.")
@@ -95,13 +83,7 @@ class Options:
         """Return the options as JSON types."""
         frozen = self.frozen(n_layers)
         return {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "schedule": self.schedule,
-            "seed": self.seed,
+            **{name: value for name, value in vars(self).items() if name != "lr"},
             "freeze": None if frozen is None else frozen.to_dict(),
-            "train_embeddings": self.train_embeddings,
-            "accumulate": self.accumulate,
             "lora": self.lora.to_dict() if isinstance(self.lora, Lora) else None,
-            "recompute": self.recompute,
         }

@@ -98,7 +98,7 @@ def check(values: Mapping[str, Any], types: Mapping[str, Any], of: str) -> None:
 def _place(name: str, value: Any, location: tuple[int | str, ...]) -> tuple[str, Any]:
     """Return the path of an invalid part, and the part; skip pydantic's names for branches of unions."""
     for part in location:
-        of_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        of_list = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
         if of_list or (isinstance(value, Mapping) and part in value):
             key: Any = part
             name, value = f"{name}.{key}", value[key]

@@ -27,9 +27,9 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +44,9 @@ from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate
 from ecstruct.io import interruption
-from ecstruct.io.values import FASTEST, bounded, check_numbers
+from ecstruct.io.values import check_numbers
 from ecstruct.models.bridge import still
+from ecstruct.options import PruneOptions
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.progress import INITIAL, Progress, described
@@ -64,31 +65,9 @@ SETTLED = 1.5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The checked options of `prune`."""
-
-    sparsity: float
-    steps: int
-    kinds: tuple[Kind, ...]
-    lr: float
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
-            raise InputError(
-                f"sparsity={self.sparsity} is no share of components to ablate: use one between 0 and 1."
-            )
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps} is no number of steps: use 1 or more.")
-        if unknown := [kind for kind in self.kinds if kind not in get_args(Kind)]:
-            raise InputError(f"kinds= has {unknown[0]!r}: it may have 'heads' and 'mlp'.")
-        if not self.kinds:
-            raise InputError("kinds= is empty, so there is nothing to prune: give 'heads', 'mlp' or both.")
-        if not 0 < self.lr <= FASTEST:
-            raise InputError(f"lr={self.lr} is no learning rate: use a number above 0.")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size} is no number of prompts: use 1 or more.")
+@dataclass(frozen=True, kw_only=True)
+class Schedule(PruneOptions):
+    """The options of `prune`, and what follows from them for each step."""
 
     @property
     def settled(self) -> int:
@@ -99,7 +78,6 @@ class Options:
         return self.sparsity * min(1.0, (step + 1) / (RAMP * self.steps))
 
 
-@bounded
 def prune(
     model: Model,
     prompts: PromptsLike,
@@ -137,9 +115,9 @@ def prune(
             prompts that cannot be ranked, or a loss that is not finite.
         Terminated: after a SIGTERM.
     """
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    options = Options(sparsity, steps, tuple(dict.fromkeys(kinds)), lr, batch_size)
-    chosen = chosen_seeds(seeds)
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds))
+    seeds = chosen = chosen_seeds(seeds)
+    options = Schedule.given(locals())
     prompts = as_prompts(prompts)
     session = Session.of(model)
     tokenized = session.tokenize(prompts)
@@ -147,7 +125,7 @@ def prune(
     values = reference_values(session, reference, ablation=ablation)
     about = described(
         session,
-        {**asdict(options), "ablation": ablation},
+        {name: value for name, value in vars(options).items() if name != "seeds"},
         {"prompts": prompts, "reference": as_prompts(reference)},
     )
     with still(session.view.model):
@@ -209,7 +187,7 @@ def binary(log_alpha: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 class Pruning:
     """The optimisation of any number of seeds."""
 
-    def __init__(self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Options) -> None:
+    def __init__(self, gated: GatedModel, prompts: list[TokenizedPrompt], options: Schedule) -> None:
         self.gated, self.prompts, self.options = gated, prompts, options
         self._per_seed = min(options.batch_size, len(prompts))
         logits: list[Tensor] = []
