@@ -12,6 +12,7 @@ import xarray as xr
 from helpers.fuzz.damage import VALUES, put, ways
 from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, hooked_pair
 
+from ecstruct.commands import Evaluate
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.runs import subnetworks as runs
@@ -40,7 +41,8 @@ def use(path: Path) -> None:
     repr(found)
     evaluate(model, found, PROMPTS, progress=False)
     core({0.5: found})
-    config = {"masks": [str(path)], "model": "none", "fingerprints": None}
+    asked = [prompt.to_record() for prompt in PROMPTS]
+    config = Evaluate(masks=[str(path)], model="none", prompts=asked, generalization=asked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "_model", lambda *_: (model, "print"))
         runs._given(config, None)
