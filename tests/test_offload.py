@@ -284,10 +284,10 @@ def test_a_quantised_checkpoint(copied):
 
 def test_models_in_memory_are_refused(llamas):
     model = ecstruct.load(llamas[0], device="cpu")
-    score_refused(model, llamas[1], "model_before is a TransformerBridge in memory: give its folder")
-    score_refused(llamas[0], model, "model_after is a TransformerBridge in memory: give its folder")
+    score_refused(model, llamas[1], "before is a TransformerBridge in memory: give its folder")
+    score_refused(llamas[0], model, "after is a TransformerBridge in memory: give its folder")
     delta = ecstruct.WeightDelta({})
-    score_refused(delta, llamas[1], "model_before is a WeightDelta: give the model")
+    score_refused(delta, llamas[1], "before is a WeightDelta: give the model")
 
 
 def test_a_delta_of_another_architecture(llamas, tmp_path):

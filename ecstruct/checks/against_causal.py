@@ -52,8 +52,8 @@ _AT_ONCE = 24
 
 
 def fidelity(
-    model_before: ModelBefore,
-    model_after: ModelAfter,
+    before: ModelBefore,
+    after: ModelAfter,
     prompts: PromptsLike,
     *,
     reward: RewardLike = "logit_diff",
@@ -71,7 +71,7 @@ def fidelity(
     """Compare fast scores with causal ones; see `ecstruct.checks.against_causal`.
 
     Args:
-        model_before, model_after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.
+        before, after, prompts, reward, answer_tokens, baseline: as for `ecstruct.score`.
         forms: other forms of the scores, `"path"`, `"surrogate"` and `"exact"`, to compare with
             interventions too.
         path_steps: for `"path"`, the numbers of steps whose error is reported; the largest gives the
@@ -87,17 +87,17 @@ def fidelity(
         InputError: an option is unusable; also as `ecstruct.causal_scores`.
     """
     options = FidelityOptions.given(locals())
-    engine = engine_for(model_before, model_after, options)
+    engine = engine_for(before, after, options)
     return fidelity_of(engine, prompts, options, progress=progress)
 
 
 def engine_for(
-    model_before: ModelBefore, model_after: ModelAfter, options: FidelityOptions, device: str | None = None
+    before: ModelBefore, after: ModelAfter, options: FidelityOptions, device: str | None = None
 ) -> ScoreEngine:
     """Return the engine whose scores are compared."""
     measured = vars(Measured.given(vars(options)))
     scored = ScoreOptions(**measured, batch_size=options.batch_size)
-    return ScoreEngine(model_before, model_after, scored, device=device, progress=False)
+    return ScoreEngine(before, after, scored, device=device, progress=False)
 
 
 def fidelity_of(

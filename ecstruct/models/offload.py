@@ -62,14 +62,14 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     Raises:
         InputError: A model is in memory already, or a checkpoint cannot be used.
     """
-    for which, given in (("model_before", before), ("model_after", after)):
+    for which, given in (("before", before), ("after", after)):
         if not isinstance(given, str | Path | WeightDelta):
             raise InputError(
                 f"offload=True reads checkpoints from disk, and {which} is a {type(given).__name__} in "
                 "memory: give its folder or hub id, or score without offload."
             )
     if isinstance(before, WeightDelta):
-        raise InputError("model_before is a WeightDelta: give the model that it is a change of.")
+        raise InputError("before is a WeightDelta: give the model that it is a change of.")
     for given in (before, after):
         if not isinstance(given, WeightDelta) and is_adapter(given):
             raise InputError(

@@ -54,8 +54,8 @@ PROMPTS_PER_BATCH = 32
 
 
 def causal_scores(
-    model_before: ModelBefore,
-    model_after: ModelAfter,
+    before: ModelBefore,
+    after: ModelAfter,
     prompts: PromptsLike,
     *,
     kinds: str | Sequence[str] = SCORES,
@@ -73,7 +73,7 @@ def causal_scores(
     eq. 1 to 4). Positive raises the reward. Neither model is changed.
 
     Args:
-        model_before, model_after, prompts: W, W' and prompts, as for `ecstruct.score`.
+        before, after, prompts: W, W' and prompts, as for `ecstruct.score`.
         kinds: any of `"informative"`, `"upstream"`, `"downstream"` and `"patching"`; the last is not among
             the default ones.
         components: names such as "MLP 4" and "head 5.2", or rows of `ExtractiveScores.top`; all by default.
@@ -93,7 +93,7 @@ def causal_scores(
     """
     kinds = [kinds] if isinstance(kinds, str) else kinds
     options = CausalOptions.given(locals())
-    pair = Pair.of(model_before, model_after)
+    pair = Pair.of(before, after)
     return intervened(pair, prompts, options, components=components, progress=progress)
 
 

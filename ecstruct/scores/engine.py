@@ -33,8 +33,8 @@ from ecstruct.scores.shards import Shards
 
 
 def score(
-    model_before: ModelBefore,
-    model_after: ModelAfter,
+    before: ModelBefore,
+    after: ModelAfter,
     prompts: PromptsLike,
     *,
     reward: RewardLike = "logit_diff",
@@ -61,9 +61,9 @@ def score(
     Positive raises the reward R; the unit is the reward's. Neither model is changed.
 
     Args:
-        model_before: W, from `ecstruct.load`, or a source string as for it.
-        model_after: W': a model, a `WeightDelta`, a source string as for `ecstruct.load`, the path of a
-            saved delta, or the folder of a LoRA adapter of `model_before`.
+        before: W, from `ecstruct.load`, or a source string as for it.
+        after: W': a model, a `WeightDelta`, a source string as for `ecstruct.load`, the path of a
+            saved delta, or the folder of a LoRA adapter of `before`.
         prompts: `Prompt`s, (text, answer) pairs, a `datasets.Dataset` or a JSONL file.
         reward: `"logit_diff"`, `"logprob"` or a function, see `ecstruct.scores.reward`.
         answer_tokens: with `"logprob"`, the answer's `"first"` token or `"all"` of them.
@@ -90,7 +90,7 @@ def score(
         InputError: prompts or options are unusable, the models do not match, or a reward is NaN.
     """
     options = ScoreOptions.given(locals())
-    return ScoreEngine(model_before, model_after, options, device=device, progress=progress).score(prompts)
+    return ScoreEngine(before, after, options, device=device, progress=progress).score(prompts)
 
 
 class ScoreEngine:
@@ -102,8 +102,8 @@ class ScoreEngine:
 
     def __init__(
         self,
-        model_before: ModelBefore | Pair,
-        model_after: ModelAfter | None = None,
+        before: ModelBefore | Pair,
+        after: ModelAfter | None = None,
         options: ScoreOptions | None = None,
         *,
         device: str | None = None,
@@ -113,7 +113,7 @@ class ScoreEngine:
         """Load and compare the models.
 
         Args:
-            model_before, model_after: as for `ecstruct.score`; a `Pair` may replace both.
+            before, after: as for `ecstruct.score`; a `Pair` may replace both.
             options, given: the options of `ecstruct.score`, as one object or as keywords.
             device, progress: as for `ecstruct.score`.
 
@@ -122,8 +122,8 @@ class ScoreEngine:
         """
         self.options = ScoreOptions(**given) if options is None else replace(options, **given)
         self.reward = Reward.of(self.options.reward, self.options.answer_tokens)
-        on_disk = self.options.offload and not isinstance(model_before, Pair)
-        self.pair = (Pair.on_disk if on_disk else Pair.of)(model_before, model_after, device)
+        on_disk = self.options.offload and not isinstance(before, Pair)
+        self.pair = (Pair.on_disk if on_disk else Pair.of)(before, after, device)
         n_components = self.pair.view.n_layers * (1 + self.pair.view.n_heads)
         if (verify := self.options.verify) > n_components:
             raise InputError(f"verify={verify} is more than the {n_components} components: give fewer.")
