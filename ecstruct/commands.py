@@ -148,6 +148,25 @@ class Core(Evaluate):
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Emergence(Options):
+    models: Annotated[
+        Annotated[list[Text], MinLen(1)],
+        Doc(f"A checkpoint, as folder@step; again for each later one. {SOURCE}"),
+        Word("--model"),
+    ]
+    core: Annotated[Text, Doc("core.nc of the trained model, from ecstruct subnetworks core.")]
+    prompts: Prompts
+    generalization: Annotated[Records | None, Doc(f"What follows from the prompts. {JSONL}")] = None
+    kinds: Annotated[
+        Annotated[Sequence[Literal["heads", "mlp"]], MinLen(1)],
+        Doc("What of the core is ablated, heads or mlp; repeatable, heads if not given."),
+        Word("--kinds"),
+    ] = ("heads",)
+    ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
+    fingerprints: Prints = None
+
+
 class _Freeze(TypedDict, total=False):
     layers: list[Whole] | None
     kinds: list[str] | None
@@ -200,6 +219,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "reproduce": Reproduce,
     "score": Score,
     "subnetworks-core": Core,
+    "subnetworks-emergence": Emergence,
     "subnetworks-evaluate": Evaluate,
     "subnetworks-prune": Prune,
 }

@@ -26,3 +26,9 @@ def evaluate() -> None:
 @command("subnetworks-core")
 def core() -> None:
     """What all subnetworks keep, and what is left without it; writes core.nc, core.json and report.html."""
+
+
+@subnetworks_app.command()
+@command("subnetworks-emergence")
+def emergence() -> None:
+    """From which checkpoint of a training on the core is needed; writes emergence.csv and report.html."""

@@ -10,7 +10,7 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.plots.subnetworks import frequencies, spread
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.subnetworks import Core, Masks, core
+from ecstruct.subnetworks import Core, Emergence, Masks, core
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 
@@ -114,6 +114,16 @@ def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Sec
         return Section(title, [part])
     items = [part.conclusion(), Picture(part.figure, figure_caption), Table(part.table(), table_caption)]
     return Section(title, items)
+
+
+def emergence_report(path: Path, emergence: Emergence, replay: str) -> None:
+    """Write the report of a core through the checkpoints of a training."""
+    caption = "Mean rank of the answer at every checkpoint, with and without the core."
+    sections = [
+        Section("Through training", [Picture(emergence.figure, caption), Table(emergence.frame, caption)]),
+        Section("Make it again", [Replay(replay)]),
+    ]
+    write_report(path, title="Emergence of the core", summary=emergence.conclusion(), sections=sections)
 
 
 def _spread(evaluations: Evaluations) -> Section:

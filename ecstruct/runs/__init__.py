@@ -13,7 +13,7 @@ from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
 from ecstruct.runs.recall import run_recall
 from ecstruct.runs.scoring import rank_table, run_score
-from ecstruct.runs.subnetworks import run_core, run_evaluate, run_prune
+from ecstruct.runs.subnetworks import run_core, run_emergence, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
 
 __all__ = ["chat_of", "finetuning_of", "rank_table", "records", "replay", "start"]
@@ -29,6 +29,7 @@ RUNS: Mapping[str, Run] = {
     "reproduce": run_reproduce,
     "score": run_score,
     "subnetworks-core": run_core,
+    "subnetworks-emergence": run_emergence,
     "subnetworks-evaluate": run_evaluate,
     "subnetworks-prune": run_prune,
 }

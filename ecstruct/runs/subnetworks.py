@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import xarray as xr
 import xxhash
 from tqdm.auto import tqdm
 
-from ecstruct.commands import Core, Evaluate, Prune
+from ecstruct import commands
 from ecstruct.cost import Bar
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
@@ -21,13 +21,15 @@ from ecstruct.io.store import Kept, Steps
 from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
-from ecstruct.report.subnetworks import core_report, evaluation_report, pruning_report
+from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import again, alone, check_weights, write_config
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
+    Core,
     Masks,
     core,
     effective_size,
+    emergence,
     generalising,
     prune,
     with_scores,
@@ -43,7 +45,7 @@ Result = TypeVar("Result")
 
 
 @alone
-def run_prune(config: Prune, out: Path, device: str | None, progress: bool) -> None:
+def run_prune(config: commands.Prune, out: Path, device: str | None, progress: bool) -> None:
     """Prune and write `masks.nc` and `report.html`; continue from `checkpoint.safetensors` if it exists.
 
     Raises:
@@ -62,7 +64,7 @@ def run_prune(config: Prune, out: Path, device: str | None, progress: bool) -> N
 
 
 @alone
-def run_evaluate(config: Evaluate, out: Path, device: str | None, progress: bool) -> None:
+def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progress: bool) -> None:
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
@@ -85,7 +87,7 @@ def run_evaluate(config: Evaluate, out: Path, device: str | None, progress: bool
 
 
 @alone
-def run_core(config: Core, out: Path, device: str | None, progress: bool) -> None:
+def run_core(config: commands.Core, out: Path, device: str | None, progress: bool) -> None:
     """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
     model, masks, prints = _given(config, device)
@@ -125,6 +127,43 @@ def run_core(config: Core, out: Path, device: str | None, progress: bool) -> Non
     _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
 
 
+@alone
+def run_emergence(config: commands.Emergence, out: Path, device: str | None, progress: bool) -> None:
+    """Follow a core through checkpoints, and write `emergence.csv` and `report.html`."""
+    if len({*config.models}) < len(config.models):
+        raise InputError("a checkpoint is given twice: name each once, in the order of the training.")
+    models = _Checkpoints(config.models, device, config.fingerprints or {}, progress)
+    found = emergence(
+        *(models, Core.load(config.core), config.prompts, config.generalization),
+        kinds=config.kinds,
+        ablation=config.ablation,
+    )
+    write_text(out / "emergence.csv", found.frame.to_csv(index=False))
+    emergence_report(out / "report.html", found, again(out))
+    write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
+    _done(out, found.conclusion(), progress)
+
+
+class _Checkpoints(Mapping[str, Session]):
+    """Models by source, loaded one after the other; `found` are the fingerprints of those that were."""
+
+    def __init__(
+        self, sources: Sequence[str], device: str | None, expected: Mapping[str, str], progress: bool
+    ) -> None:
+        self._sources, self._device, self._expected, self._progress = sources, device, expected, progress
+        self.found: dict[str, str] = {}
+
+    def __getitem__(self, source: str) -> Session:
+        session, self.found[source] = _model(source, self._device, self._expected.get(source))
+        return session
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tqdm(self._sources, "emergence", unit="checkpoint", disable=not self._progress))
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
 def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     """Return a row for the full model and one per subnetwork: `rank` and `accuracy` on both sets of
     prompts, and the distance from the full model on the in-domain ones (`kl`, in nats, and `agreement`)."""
@@ -151,7 +190,9 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def _given(config: Evaluate, device: str | None) -> tuple[Session, dict[str, Masks], dict[str, str]]:
+def _given(
+    config: commands.Evaluate, device: str | None
+) -> tuple[Session, dict[str, Masks], dict[str, str]]:
     """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
     expected = config.fingerprints or {}
     masks, prints = {}, {}
@@ -182,17 +223,17 @@ def _model(source: str, device: str | None, expected: str | None) -> tuple[Sessi
     return session, found
 
 
-def _asked(config: Evaluate) -> dict[str, Any]:
+def _asked(config: commands.Evaluate) -> dict[str, Any]:
     return {"in-domain": config.prompts, "generalization": config.generalization}
 
 
-def _evaluation_runs(config: Evaluate, masks: Mapping[str, Masks]) -> int:
+def _evaluation_runs(config: commands.Evaluate, masks: Mapping[str, Masks]) -> int:
     """Return the number of runs of one prompt under one mask."""
     return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
 
 
 def _evaluations(
-    config: Evaluate, model: Session, masks: Mapping[str, Masks], steps: Steps
+    config: commands.Evaluate, model: Session, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
     found: dict[str, dict[str, xr.Dataset]] = {}
     for name, prompts in _asked(config).items():
@@ -204,7 +245,9 @@ def _evaluations(
     return found
 
 
-def _identity(config: Evaluate, masks: Mapping[str, Masks], prints: Mapping[str, str]) -> dict[str, str]:
+def _identity(
+    config: commands.Evaluate, masks: Mapping[str, Masks], prints: Mapping[str, str]
+) -> dict[str, str]:
     """Return the fingerprints of everything that the numbers depend on, by names that suit a message."""
     values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
     checksums = {

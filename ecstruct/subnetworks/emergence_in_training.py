@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
-from ecstruct.engine.session import Session
+from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.store import Steps
@@ -116,7 +116,7 @@ class Emergence:
 
 
 def emergence(
-    models: Mapping[str | int, TransformerBridge | str | Path],
+    models: Mapping[Any, Model],
     core: Core,
     prompts: PromptsLike,
     generalization: PromptsLike | None = None,

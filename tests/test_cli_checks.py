@@ -1,0 +1,88 @@
+"""`ecstruct causal`, `controls` and `grafts`: what the functions compute, as files that can be replayed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.cli_inputs import save_inputs
+from helpers.command_line import refused, run, works
+
+import ecstruct
+from ecstruct.checks import controls, grafts
+from ecstruct.facts import FactSet, read_jsonl
+from ecstruct.scores.result import ExtractiveScores
+
+TUNE = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = save_inputs(tmp_path_factory.mktemp("checks"))
+    words = ("--model", folder / "model", "--facts", folder / "prompts.jsonl", "--device", "cpu", "--quiet")
+    options = [word for name, value in TUNE.items() for word in (f"--{name.replace('_', '-')}", value)]
+    works("finetune", *words, *options, "--out", folder / "tuned")
+    pair = str(folder / "model"), str(folder / "tuned" / "delta.safetensors")
+    ecstruct.score(*pair, folder / "prompts.jsonl", device="cpu", progress=False).save(folder / "scores.nc")
+    return folder, pair
+
+
+def words(inputs, command, *more):
+    folder, (before, after) = inputs
+    asked = ("--before", before, "--after", after, "--prompts", folder / "prompts.jsonl")
+    return (command, *asked, *more, "--device", "cpu", "--quiet", "--out")
+
+
+def replayed(out, *names):
+    works("replay", out / "config.json", "--out", f"{out}-again", "--device", "cpu", "--quiet")
+    for name in (*names, "config.json"):
+        assert (out.parent / f"{out.name}-again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_causal_scores(inputs, tmp_path):
+    some = ["MLP 1", "head 0.2"]
+    more = [word for name in some for word in ("--component", name)]
+    works(*words(inputs, "causal", *more, "--kind", "upstream"), tmp_path / "out")
+    found = ExtractiveScores.load(tmp_path / "out" / "scores.nc")
+    prompts = inputs[0] / "prompts.jsonl"
+    expected = ecstruct.causal_scores(
+        *inputs[1], prompts, kinds="upstream", components=some, progress=False
+    )
+    np.testing.assert_array_equal(found.heads, expected.heads)
+    np.testing.assert_array_equal(found.mlp, expected.mlp)
+    assert found.attrs["options"] == expected.attrs["options"]
+    replayed(tmp_path / "out")
+    refused(
+        run(*words(inputs, "causal", "--component", "MLP 77"), tmp_path / "no"), "there is no component"
+    )
+
+
+def test_controls(inputs, tmp_path):
+    folder, pair = inputs
+    works(*words(inputs, "controls", "--tuned", folder / "tuned" / "config.json"), tmp_path / "out")
+    prompts = read_jsonl(folder / "prompts.jsonl")
+    expected = controls(*pair, prompts, facts=FactSet(prompts, ()), tune=TUNE, progress=False)
+    rows = json.loads((tmp_path / "out" / "controls.json").read_text())
+    pd.testing.assert_frame_equal(pd.DataFrame(rows), expected.totals().reset_index())
+    assert {path.name for path in (tmp_path / "out").glob("scores-*.nc")} == {
+        *("scores-finetuned.nc", "scores-random-change.nc", "scores-shuffled-facts.nc")
+    }
+    replayed(tmp_path / "out", "controls.json")
+    refused(
+        run(*words(inputs, "controls", "--tuned", folder / "prompts.jsonl"), tmp_path / "no"),
+        "prompts.jsonl is no configuration of ecstruct finetune",
+    )
+
+
+def test_grafts(inputs, tmp_path):
+    folder, pair = inputs
+    scores = folder / "scores.nc"
+    more = ("--scores", scores, "--k", 1, "--k", 3, "--random-seeds", 1)
+    works(*words(inputs, "grafts", *more), tmp_path / "out")
+    prompts, ranking = read_jsonl(folder / "prompts.jsonl"), ExtractiveScores.load(scores)
+    expected = grafts(*pair, prompts, ranking, ks=[1, 3], random_seeds=1, progress=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "out" / "grafts.csv"), expected.frame, check_dtype=False
+    )
+    replayed(tmp_path / "out", "grafts.csv")
+    refused(run(*words(inputs, "grafts", "--scores", folder / "none.nc"), tmp_path / "no"), "none.nc")
