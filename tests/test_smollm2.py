@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import gguf_files
-from helpers.command_line import run
+from helpers.command_line import refused, run
 from huggingface_hub.utils import _cache_assets
 
 import ecstruct
