@@ -272,5 +272,5 @@ def test_an_operation_without_a_rule_is_named():
 
 @pytest.mark.parametrize("option", ["upstream", "propagation"])
 def test_unknown_options_are_named(option):
-    with pytest.raises(InputError, match=f"unknown {option} 'lrp'"):
+    with pytest.raises(InputError, match=f"{option}='lrp': it should be"):
         score(*hooked_pair("llama"), PROMPTS, progress=False, **{option: "lrp"})

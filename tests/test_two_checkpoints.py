@@ -314,7 +314,7 @@ def test_long_and_short_prompts_do_not_share_a_batch_of_longrope(tmp_path):
         rewards_after(before, after)
     assert_right(rewards_after(before, after, batch_size=1), after)
     engine = ecstruct.ScoreEngine(before, after, batch_size=1, device="cpu", progress=False)
-    found = ranks_of_pair(engine.pair, engine.pair.tokenize(PROMPTS, engine.reward)[0], engine.batch_size)
+    found = ranks_of_pair(engine.pair, engine.pair.tokenize(PROMPTS, engine.reward)[0], 1)
     of_each = [ecstruct.ranks(ecstruct.load(after, device="cpu"), [prompt])[0] for prompt in PROMPTS]
     assert found["after"].tolist() == of_each
 
