@@ -10,7 +10,8 @@ TESTS = Path(__file__).parents[1]
 
 def environment() -> dict[str, str]:
     """Return an environment with one thread, no GPU, no network, and the tests' modules importable."""
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    # An empty part would be the working directory, which one test removes.
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **settings, "PYTHONPATH": path}
 
