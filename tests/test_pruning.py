@@ -141,7 +141,7 @@ def test_gates_are_hard_concrete() -> None:
 def test_the_gradient_of_the_loss_is_that_of_finite_differences(double_everywhere: None) -> None:
     model = hooked_pair("gemma2")[0]
     prompts = tokenize(PROMPTS, tokenizer())
-    options = pruning.Options(0.5, 10, ("heads", "mlp"), 0.1, 32)
+    options = pruning.Schedule(steps=10)
     losses = pruning.Pruning(GatedModel(model, reference_values(model, PROMPTS)), prompts, options).losses
     log_alpha = torch.randn(2, 15, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -44,7 +44,7 @@ from ecstruct.evaluate import ranks_of_tokenized
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt, collate
 from ecstruct.io import interruption
-from ecstruct.io.values import check_numbers
+from ecstruct.io.values import bounded, check_numbers
 from ecstruct.models.bridge import still
 from ecstruct.options import PruneOptions
 from ecstruct.subnetworks.gates import EDGE, hard_concrete, probability_of_zero
@@ -78,6 +78,7 @@ class Schedule(PruneOptions):
         return self.sparsity * min(1.0, (step + 1) / (RAMP * self.steps))
 
 
+@bounded
 def prune(
     model: Model,
     prompts: PromptsLike,
