@@ -122,12 +122,9 @@ def controls_report(path: Path, controls: Controls, replay: str) -> None:
     sections = [
         Section(
             "Finetuned and controls",
-            [Picture(controls.figure, sums), Table(controls.totals().reset_index(), sums)],
+            [Picture(controls.figure, sums), Table(controls.totals().reset_index(), "The same sums.")],
         ),
-        *(
-            Section(title, [Table(rows.nsmallest(10, "p").round(4), _TESTED)])
-            for title, rows in tests.items()
-        ),
+        *(Section(title, [Table(_first(rows).round(4), _TESTED)]) for title, rows in tests.items()),
         Section("Make it again", [Replay(replay, controls.scores.attrs)]),
     ]
     summary = (
@@ -135,6 +132,11 @@ def controls_report(path: Path, controls: Controls, replay: str) -> None:
         "are no larger than its scores say nothing of the facts."
     )
     write_report(path, title="Controls", summary=summary, sections=sections)
+
+
+def _first(tested: pd.DataFrame) -> pd.DataFrame:
+    """Return the components of lowest p, the largest difference first."""
+    return tested.sort_values(["p", "difference"], ascending=[True, False]).head(10)
 
 
 def grafts_report(path: Path, grafts: Grafts, replay: str) -> None:
