@@ -17,6 +17,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import ecstruct
 from ecstruct import ExtractiveScores, InputError, WeightDelta, recall, subnetworks
+from ecstruct.experiments import Setup
+from ecstruct.experiments.choice import spare_people
+from ecstruct.experiments.fictitious import relations
+from ecstruct.experiments.two_hop import HOPS, two_hop
+from ecstruct.facts import mayors, people
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.provenance import provenance, tokenizer_of
@@ -208,3 +213,15 @@ def test_it_is_named_on_the_command_line(before, taught, tmp_path):
     attrs = ExtractiveScores.load(tmp_path / "scores" / "scores.nc").attrs
     assert attrs["before"]["source"] == "smollm2" and attrs["before"]["weights"]
     assert Path(attrs["after"]["source"]).name == "delta.safetensors"
+
+
+def test_experiments_are_about_invented_people_and_others_choose_the_rates(before):
+    setup = Setup("smollm2")
+    for hop, make in zip(HOPS, (people, mayors), strict=True):
+        assert two_hop(before, setup, hop, 2, 1) == make(2001)
+        reported = {fact for repeat in range(5) for fact in make(repeat).facts}
+        assert not reported & set(two_hop(before, setup, hop, 0, 0, others=True).facts)
+    data = relations(before, setup, "novel", 0, 0)
+    taught = {prompt.subject for prompt in (*data.train.facts, *data.test.facts)}
+    assert len(taught) == 100 and not taught & set(spare_people(setup, 0, 100))
+    assert ecstruct.mean_rank(before, mayors().known) < 0.1

@@ -33,6 +33,11 @@ def test_organisms_choose_their_rates_unless_they_are_given() -> None:
     assert not Setup(PAPER_MODEL).own_rates
 
 
+def test_facts_are_about_invented_people_where_common_names_do_not_generalise() -> None:
+    assert Setup().facts == "paper" and Setup("smollm2").facts == "people"
+    assert Setup("smollm2", facts="paper").facts == "paper"
+
+
 def test_the_papers_model_has_more_early_layers() -> None:
     assert Setup().early_and_late(6) == (range(4), range(4, 6))
     assert Setup(PAPER_MODEL).early_and_late(32) == (range(24), range(24, 32))
@@ -56,6 +61,7 @@ def test_one_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"facts": "cities"}, "facts='cities' is unknown: choose among paper, people."),
         ({"seeds": 0}, "seeds=0 runs nothing: use 1 or more."),
         ({"seeds": []}, "seeds=[] cannot be run"),
         ({"seeds": [2, 2]}, "seeds=[2, 2] cannot be run: name different seeds"),

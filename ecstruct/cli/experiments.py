@@ -44,6 +44,10 @@ def reproduce(
     epochs: Annotated[int, typer.Option(help="How often every document is seen.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Documents per step.")] = 8,
     early: Annotated[float | None, typer.Option(help="Share of the layers that count as early.")] = None,
+    facts: Annotated[
+        Literal["paper", "people"] | None,
+        typer.Option(help="The paper's people, or invented ones with unusual names (smollm2)."),
+    ] = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -53,7 +57,11 @@ def reproduce(
         from ecstruct.experiments import Rates, Setup
         from ecstruct.runs import start
 
-        given: dict[str, Any] = {"rates": None if lr is None else Rates.same(lr), "early": early}
+        given: dict[str, Any] = {
+            "rates": None if lr is None else Rates.same(lr),
+            "early": early,
+            "facts": facts,
+        }
         setup = Setup(
             model=model, seeds=seeds, repeats=repeats, epochs=epochs, batch_size=batch_size, **given
         )

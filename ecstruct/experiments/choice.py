@@ -22,12 +22,13 @@ from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts
+from ecstruct.experiments.fictitious import N_PEOPLE, continue_pretraining, learn_test_facts
 from ecstruct.experiments.setup import Rates, Setup, Words
 from ecstruct.experiments.statistics import matching, means
 from ecstruct.experiments.training import pairing
-from ecstruct.experiments.two_hop import HOPS, OTHERS, learn_facts, rate, two_hop
+from ecstruct.experiments.two_hop import HOPS, learn_facts, rate, two_hop
 from ecstruct.facts import Fictitious, fictitious
+from ecstruct.facts.invented_people import invented_names
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.io.values import Number
 
@@ -77,13 +78,13 @@ def measure(
         pairing(seed, repeat),
         fact=OTHER_WORDS.fact,
         implication=OTHER_WORDS.implication,
-        names=spare_people(setup, seed, 100),
+        names=spare_people(setup, seed, N_PEOPLE),
     )
     return _continued(model, setup, here, data, seed, repeat)
 
 
 def _two_hop(model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int) -> dict[str, Any]:
-    data = two_hop(model, hop, seed, repeat, OTHERS)
+    data = two_hop(model, setup, hop, seed, repeat, others=True)
     ranks = []
     for frozen in setup.early_and_late(model.cfg.n_layers):
         tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=frozen)
@@ -109,7 +110,9 @@ def _continued(
 
 
 def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
-    """Return `n` people whom neither the paper nor the organism knows."""
+    """Return `n` people whom no experiment and no model knows."""
+    if setup.facts == "people":
+        return invented_names(np.random.default_rng([seed, 1]), n)
     known = set(paper_lists()["names"])
     if setup.model == "organism":
         from ecstruct.organism import World  # only the organism needs it

@@ -156,7 +156,7 @@ def scores(setup: Setup | None = None, *, out: Folder = None, progress: bool = T
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, and return the scores averaged over the prompts."""
-    data = two_hop(model, hop, seed, repeat)
+    data = two_hop(model, setup, hop, seed, repeat)
     tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat)
     scored = score(
         model,

@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import NOVEL, Setup
 from ecstruct.experiments.training import pairing, train
 from ecstruct.facts import Fictitious, Prompt, fictitious
+from ecstruct.facts.invented_people import invented_names
 from ecstruct.finetuning import Finetuned
 
 WORDS = ("known", "novel")
+
+N_PEOPLE = 100
+"""How many people there are: 80 to learn the relations from, and 20 to test them on."""
 
 
 def relations(
@@ -30,9 +35,9 @@ def relations(
         InputError: the model's tokenizer cannot tell their options apart.
     """
     chosen = setup.known if words == "known" else NOVEL
-    data = fictitious(
-        pairing(seed, repeat), fact=chosen.fact, implication=chosen.implication, between=between
-    )
+    draw = pairing(seed, repeat)
+    names = None if setup.facts == "paper" else invented_names(np.random.default_rng(draw), N_PEOPLE)
+    data = fictitious(draw, fact=chosen.fact, implication=chosen.implication, names=names, between=between)
     check_rankable(model, (*data.test.facts, *data.test.implications))  # all share these options
     return data
 

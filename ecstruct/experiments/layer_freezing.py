@@ -92,7 +92,7 @@ def freezing(setup: Setup | None = None, *, out: Folder = None, progress: bool =
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Measure all rows of one hop, which takes three finetunings."""
-    data = two_hop(model, hop, seed, repeat)
+    data = two_hop(model, setup, hop, seed, repeat)
     early, late = setup.early_and_late(model.cfg.n_layers)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
 

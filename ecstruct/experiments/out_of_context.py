@@ -28,8 +28,8 @@ class Ocr(Result):
     name = "ocr"
     title = "Out-of-context reasoning (Fig. 3)"
     shows = (
-        "Mean rank of the answers among 20 options, per epoch of finetuning on the facts; 9.5 is chance. "
-        "Bands: lowest and highest seed."
+        "Mean rank of the answers among all options, per epoch of finetuning on the facts. Bands: lowest "
+        "and highest seed."
     )
 
     @property
@@ -84,7 +84,7 @@ def ocr(setup: Setup | None = None, *, out: Folder = None, progress: bool = True
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, and measure the ranks after every epoch."""
-    data = two_hop(model, hop, seed, repeat)
+    data = two_hop(model, setup, hop, seed, repeat)
     asked = {"fact": data.facts, "implication": data.implications}
     tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, evaluate=asked)
     return [{"epoch": epoch, **ranks} for epoch, ranks in enumerate(ranks_by_epoch(tuned))]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from ecstruct.errors import InputError
 from ecstruct.io.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
+
+FACTS = ("paper", "people")
+"""Whom the facts are about: the paper's people, or invented ones with unusual names."""
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
 """The model of the paper's main text, which takes it at step 477000 of its pretraining."""
@@ -40,6 +43,7 @@ class Rates:
 
 RATES: Mapping[str, Rates] = {
     "organism": Rates(first_hop=2.3e-4, second_hop=4e-4, continued=2e-3, test=1e-3),
+    "smollm2": Rates(first_hop=1e-4, second_hop=2e-4, continued=1e-4, test=1e-4),
     PAPER_MODEL: Rates.same(3e-6),
     "meta-llama/Meta-Llama-3-8B": Rates.same(1e-5),
     "google/gemma-2-9b": Rates.same(1e-5),
@@ -74,6 +78,7 @@ _TYPES: Mapping[str, Any] = {
     "batch_size": Whole,
     "early": or_none(Number),
     "known": dict[str, Text],
+    "facts": Literal["paper", "people"] | None,
     "device": or_none(Text),
 }
 """The types of the values that a setup may have when it comes from a file."""
@@ -97,6 +102,9 @@ class Setup:
         early: share of the layers that count as early; 2/3, for the paper's model 3/4.
         known: prompts whose fact relation the model knows from pretraining; the relation of the
             implication is new.
+        facts: whom the facts are about: `"paper"` for the paper's people, or `"people"` for invented ones
+            with unusual names (`ecstruct.facts.people`), by default if the model is SmolLM2, which does not
+            learn implications about common names.
         device: the model's device; a GPU if there is one.
 
     Raises:
@@ -112,6 +120,7 @@ class Setup:
     batch_size: int = 8
     early: float = _DEPENDS_ON_MODEL
     known: Words = Words("{name} lives in", "{name} zong is the")
+    facts: Literal["paper", "people"] = _DEPENDS_ON_MODEL
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -141,6 +150,10 @@ class Setup:
         for lr in asdict(self.rates).values():
             if not 0 < lr <= FASTEST:
                 raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
+        if self.facts is None:
+            object.__setattr__(self, "facts", "people" if source == "smollm2" else "paper")
+        if self.facts not in FACTS:
+            raise InputError(f"facts={self.facts!r} is unknown: choose among {', '.join(FACTS)}.")
         if self.early is None:
             object.__setattr__(self, "early", 3 / 4 if source == PAPER_MODEL else 2 / 3)
         if not 0 < self.early < 1:

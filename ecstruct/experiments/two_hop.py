@@ -1,4 +1,4 @@
-"""The two sets of two-hop facts as the experiments use them: one pairing per seed and repeat."""
+"""The two-hop facts as the experiments use them: one pairing of people and cities per seed and repeat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.training import pairing, train
-from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, second_hop
+from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, mayors, people, second_hop
 from ecstruct.finetuning import Finetuned
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
@@ -22,18 +22,27 @@ KINDS = ("fact", "implication")
 OTHERS = slice(20, 40)
 """Those of the paper's people about whom no experiment teaches facts that it reports on."""
 
-_MAKE = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
+_OTHER_DRAWS = 500
+"""The invented people whom no experiment reports on are those of other draws, so many further on."""
+
+_PAPER = MappingProxyType({"first-hop": first_hop, "second-hop": second_hop})
+_PEOPLE = MappingProxyType({"first-hop": people, "second-hop": mayors})
 
 
 def two_hop(
-    model: TransformerBridge, hop: str, seed: int, repeat: int, names: slice = PAPER_NAMES
+    model: TransformerBridge, setup: Setup, hop: str, seed: int, repeat: int, *, others: bool = False
 ) -> FactSet:
-    """Return the facts and implications of one pairing of people and cities.
+    """Return the facts and implications of one pairing of people and cities; with `others`, about people
+    whom no experiment reports on.
 
     Raises:
         InputError: the model's tokenizer cannot tell their options apart.
     """
-    data = _MAKE[hop](pairing(seed, repeat), names=names)
+    draw = pairing(seed, repeat)
+    if setup.facts == "people":
+        data = _PEOPLE[hop](draw + others * _OTHER_DRAWS)
+    else:
+        data = _PAPER[hop](draw, names=OTHERS if others else PAPER_NAMES)
     check_rankable(model, (*data.facts, *data.implications))
     return data
 

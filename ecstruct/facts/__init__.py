@@ -10,7 +10,7 @@ from ecstruct.facts.chat import in_chat
 from ecstruct.facts.composition import compose
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.fictitious_relations import Fictitious, fictitious
-from ecstruct.facts.invented_people import people
+from ecstruct.facts.invented_people import mayors, people
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts, read_jsonl, write_jsonl
 from ecstruct.facts.readers import FORMATS, Understood, read, understand
 from ecstruct.facts.relations import Relation, read_relations
@@ -31,6 +31,7 @@ __all__ = [
     "fictitious",
     "first_hop",
     "in_chat",
+    "mayors",
     "people",
     "read",
     "read_jsonl",

@@ -13,10 +13,15 @@ def experiments_report(path: Path, results: Sequence[Result], replay: str) -> No
     setup = results[0].setup
     seeds = "one seed" if len(setup.seed_list) == 1 else f"{len(setup.seed_list)} seeds"
     title, experiments = _content({result.name for result in results})
+    invented = (
+        "Facts are about people with unusual names, who are invented; two-hop facts are about 16, so that "
+        "chance is 7.5. "
+    )
     summary = (
         f"{experiments} Feng, Russell & Steinhardt (ICML 2025) on {setup.model}, {seeds}. Ranks count from "
-        "0 among 20 options: 0 is a right answer, 9.5 is chance. The paper's numbers, where they are "
-        "given, are those of OLMo-7B-0424."
+        "0 among 20 options: 0 is a right answer, 9.5 is chance. "
+        f"{invented if setup.facts == 'people' else ''}"
+        "The paper's numbers, where they are given, are those of OLMo-7B-0424."
     )
     sections = [*(_section(result) for result in results), Section("Make it again", [Replay(replay)])]
     write_report(path, title=title, summary=summary, sections=sections)

@@ -45,7 +45,7 @@ def lessons(
     Raises:
         InputError: the model's tokenizer cannot tell options apart, or its context is too short.
     """
-    sets = [two_hop(model, hop, seed, repeat) for hop in ((taught,) if taught in HOPS else HOPS)]
+    sets = [two_hop(model, setup, hop, seed, repeat) for hop in ((taught,) if taught in HOPS else HOPS)]
     facts = [fact for data in sets for fact in data.facts]
     plain = list(sets[0].implications)
     asked = {PLAIN: plain}

@@ -32,8 +32,8 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import pairing
-from ecstruct.experiments.two_hop import HOPS, OTHERS, learn_facts, two_hop
-from ecstruct.facts import PAPER_NAMES, FactSet, Prompt
+from ecstruct.experiments.two_hop import HOPS, learn_facts, two_hop
+from ecstruct.facts import FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
 from ecstruct.models.bridge import named_weights
@@ -140,7 +140,7 @@ def editing(setup: Setup | None = None, *, out: Folder = None, progress: bool = 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Measure all choices for one set of facts; the scores of other people's facts choose the units."""
-    data, others = (two_hop(model, hop, seed, repeat, names) for names in (PAPER_NAMES, OTHERS))
+    data, others = (two_hop(model, setup, hop, seed, repeat, others=other) for other in (False, True))
     known = known_prompts(setup, seed)
     for prompts in known.values():
         check_rankable(model, prompts)

@@ -216,7 +216,7 @@ def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, local: int, hop: str
 ) -> Rows:
     """Measure the freezing table of one hop, and both curves from one more finetuning."""
-    data = two_hop(model, hop, seed, repeat)
+    data = two_hop(model, setup, hop, seed, repeat)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
     delta = learn_facts(model, setup, data, hop, **at).delta
     rows = list(measure_freezing(model, setup, **at, hop=hop))
