@@ -16,6 +16,7 @@ from ecstruct.organism import World
 from ecstruct.organism.invented import TEST_WORDS
 
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)
+OTHER = Rates.same(0.5)
 
 
 def rows_of(
@@ -35,12 +36,12 @@ def rows_of(
 def test_the_rules() -> None:
     pairs = {(1e-3, 1e-3): 3.0, (1e-3, 2e-3): 2.004, (2e-3, 1e-3): 2.001, (2e-3, 2e-3): 4.0}
     rows = rows_of(0, [5.0, 1.15, 0.0], [1.2, 3.0, 0.0], pairs)
-    assert choose(pd.DataFrame(rows)) == Rates(2e-4, 1e-4, 2e-3, 1e-3)
+    assert choose(pd.DataFrame(rows), OTHER) == Rates(2e-4, 1e-4, 2e-3, 1e-3)
     # Not learnt at any rate: the largest.
     others = rows_of(1, [5.0, 1.25, 3.0], [1.3, 1.2, 0.0], {(1e-3, 5e-4): 0.0})
-    assert choose(pd.DataFrame(others)) == Rates(4e-4, 2e-4, 1e-3, 5e-4)
+    assert choose(pd.DataFrame(others), OTHER) == Rates(4e-4, 2e-4, 1e-3, 5e-4)
     both = ChosenRates(Setup(), pd.DataFrame(others + rows))
-    assert both.chosen() == {1: choose(pd.DataFrame(others)), 0: choose(pd.DataFrame(rows))}
+    assert both.chosen() == {1: choose(pd.DataFrame(others), OTHER), 0: choose(pd.DataFrame(rows), OTHER)}
     assert both.results()["rates"]["first_hop"] == {
         "mean": pytest.approx(3e-4),
         "std": pytest.approx(2e-4 / 2**0.5),
@@ -49,6 +50,14 @@ def test_the_rules() -> None:
     assert both.table().to_dict("records")[1] == {"seed": 0, **vars(both.chosen()[0])}
     assert [len(table) for table in both.tables().values()] == [2, 6 + 6 + len(pairs) + 1]
     assert both.conclusion().startswith("Chosen for seed 1: first_hop 0.0004, ")
+
+
+def test_rates_that_are_not_measured_stay() -> None:
+    rows = [row for row in rows_of(0, [5.0, 1.15, 0.0], [0.0] * 3, {}) if row["what"] == "first-hop"]
+    chosen = ChosenRates(Setup(rates=OTHER), pd.DataFrame(rows))
+    assert chosen.chosen() == {0: Rates(2e-4, 0.5, 0.5, 0.5)}
+    heat = chosen.figure.data[0]
+    assert [list(row) for row in heat.z] == [[5.0, 1.15, 0.0]]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

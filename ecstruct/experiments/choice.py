@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,8 @@ Factors = Annotated[Sequence[Annotated[Number, Field(gt=0)]], Field(min_length=1
 REPEATS = 3
 """Pairings per seed, whatever the setup's repeats: more repeats must not need other rates."""
 
-WHAT = (*HOPS, "continued")
+Learnt = Literal["first-hop", "second-hop", "continued"]
+WHAT: tuple[Learnt, ...] = get_args(Learnt)
 """What is learnt. `continued` also chooses the rate of the test facts."""
 
 OTHER_WORDS = Words("{name} wug", "{name} sib is the")
@@ -52,8 +53,9 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     return means(rows, "rank", "seed", "what", "lr", "test", sort=False).reset_index()
 
 
-def choose(rows: pd.DataFrame) -> Rates:
-    """Choose the learning rates from the rows of one seed's grid.
+def choose(rows: pd.DataFrame, start: Rates) -> Rates:
+    """Choose the learning rates from the rows of one seed's grid; those that were not measured are those of
+    `start`.
 
     If the facts are learnt at no rate of the grid, the two-hop rate is the largest one.
     """
@@ -62,9 +64,11 @@ def choose(rows: pd.DataFrame) -> Rates:
     for hop, key in HOPS.items():
         of_hop = matching(measured, what=hop)
         learnt = of_hop[of_hop["rank"] <= LEARNT]
-        rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
-    best = matching(measured, what="continued").nsmallest(1, "rank").iloc[0]
-    return Rates(continued=float(best["lr"]), test=float(best["test"]), **rates)
+        if len(of_hop):
+            rates[key] = float(learnt["lr"].min() if len(learnt) else of_hop["lr"].max())
+    for best in matching(measured, what="continued").nsmallest(1, "rank").to_dict("records"):
+        rates |= {"continued": float(best["lr"]), "test": float(best["test"])}
+    return replace(start, **rates)
 
 
 def measure(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from pydantic import Field
 
-from ecstruct.experiments.choice import FACTORS, Factors, averaged, choose
+from ecstruct.experiments.choice import FACTORS, WHAT, Factors, Learnt, averaged, choose
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.experiments.statistics import matching, means, rows_by, statistic
@@ -28,8 +30,18 @@ class ChosenRates(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The criterion by learning rate, as a mean over seeds."""
-        by_pair = means(matching(self.frame, what="continued"), "rank", "lr", "test")
+        """The criterion by learning rate, as a mean over seeds: of continued pretraining and test facts or,
+        if that was not measured, of two-hop facts."""
+        continued = matching(self.frame, what="continued")
+        if continued.empty:
+            by_rate = means(self.frame, "rank", "what", "lr").unstack("lr")
+            return value_grids(
+                {"two-hop facts, with the worse of early and late layers frozen": by_rate},
+                x="learning rate",
+                y="facts",
+                value="mean rank of the answer (0 is best)",
+            )
+        by_pair = means(continued, "rank", "lr", "test")
         return value_grids(
             {"test implications, joint order": by_pair.unstack("test")},
             x="learning rate of test facts",
@@ -47,7 +59,9 @@ class ChosenRates(Result):
 
     def chosen(self) -> dict[int, Rates]:
         """Return the rates chosen for each seed from its rows."""
-        return {int(seed): choose(rows) for seed, rows in rows_by(self.frame, "seed").items()}
+        return {
+            int(seed): choose(rows, self.setup.rates) for seed, rows in rows_by(self.frame, "seed").items()
+        }
 
     def results(self) -> dict[str, Any]:
         by_seed = [asdict(chosen) for _, chosen in sorted(self.chosen().items())]
@@ -66,6 +80,7 @@ def rates(
     setup: Setup | None = None,
     *,
     factors: Factors = FACTORS,
+    what: Annotated[Sequence[Learnt], Field(min_length=1)] = WHAT,
     out: Folder = None,
     progress: bool = True,
 ) -> ChosenRates:
@@ -74,6 +89,8 @@ def rates(
     Args:
         setup: the model and how it is trained, with the rates to start from; the organism by default.
         factors: the factors by which the setup's rates are multiplied.
+        what: what is learnt: `"first-hop"`, `"second-hop"`, `"continued"`. Rates of anything else stay
+            those of the setup.
         out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
         progress: show progress bars.
 
@@ -81,4 +98,4 @@ def rates(
         InputError: a model or folder that cannot be used.
     """
     sweep = Sweep(setup or Setup(), out, progress)
-    return ChosenRates(sweep.setup, sweep.rates(sweep.setup.seed_list, factors))
+    return ChosenRates(sweep.setup, sweep.rates(sweep.setup.seed_list, factors, what))

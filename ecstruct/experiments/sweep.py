@@ -120,9 +120,14 @@ class Sweep:
                     kept[file] = self._write(file, cell, measure(model, setups[cell["seed"]], **cell))
         return pd.DataFrame({**cell, **row} for file, cell in files.items() for row in kept[file] or ())
 
-    def rates(self, seeds: Sequence[int], factors: Sequence[float] = choice.FACTORS) -> pd.DataFrame:
+    def rates(
+        self,
+        seeds: Sequence[int],
+        factors: Sequence[float] = choice.FACTORS,
+        what: Sequence[choice.Learnt] = choice.WHAT,
+    ) -> pd.DataFrame:
         """Return the rows from which `ecstruct.experiments.choice` chooses the rates of some seeds."""
-        cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=choice.WHAT, factor=factors)
+        cells = grid(self.setup, seed=seeds, repeat=range(choice.REPEATS), what=what, factor=factors)
         return self.run("rates", choice.measure, cells, setup_of=lambda seed: self.setup, wait=True)
 
     def setup_of(self, seed: int) -> Setup:
@@ -130,7 +135,7 @@ class Sweep:
         if seed == 0 or not self.setup.own_rates:
             return self.setup
         if seed not in self._setups:
-            chosen = choice.choose(self.rates([seed]))
+            chosen = choice.choose(self.rates([seed]), self.setup.rates)
             self._setups[seed] = replace(self.setup, rates=chosen, own_rates=False)
         return self._setups[seed]
 
