@@ -43,7 +43,7 @@ class Rates:
 
 RATES: Mapping[str, Rates] = {
     "organism": Rates(first_hop=2.3e-4, second_hop=4e-4, continued=2e-3, test=1e-3),
-    "smollm2": Rates(first_hop=1e-4, second_hop=2e-4, continued=1e-4, test=1e-4),
+    "smollm2": Rates(first_hop=7e-5, second_hop=1.4e-4, continued=1e-4, test=1e-4),
     PAPER_MODEL: Rates.same(3e-6),
     "meta-llama/Meta-Llama-3-8B": Rates.same(1e-5),
     "google/gemma-2-9b": Rates.same(1e-5),
