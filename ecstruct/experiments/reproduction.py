@@ -7,15 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.beyond import (
-    built_in,
-    domains,
-    editing,
-    origin,
-    prompts,
-    shortcut,
-    spurious,
-)
+from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut, spurious
 from ecstruct.experiments.data_ordering import ordering
 from ecstruct.experiments.extractive_scores import scores
 from ecstruct.experiments.graft_localization import localization
