@@ -84,6 +84,10 @@ def test_controls(inputs, tmp_path):
         run(*words(inputs, "controls", "--tuned", folder / "prompts.jsonl"), tmp_path / "no"),
         "prompts.jsonl is no configuration of ecstruct finetune",
     )
+    alone = jsonl(tmp_path / "alone.jsonl", PROMPTS[:1])
+    for word, name in (("--preserved", "preserved"), ("--prompts", "prompts")):
+        message = f"{name} has a single prompt, {PROMPTS[0]['prompt']!r}, but components are tested over"
+        refused(run(*words(inputs, "controls", word, alone), tmp_path / "no"), message)
 
 
 def test_grafts(inputs, tmp_path):

@@ -58,6 +58,12 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
     """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
     what a constant vector does to `steering.csv`."""
+    for name in ("prompts", "unrelated", "preserved"):
+        if len(given := getattr(config, name) or ()) == 1:
+            raise InputError(
+                f"{name} has a single prompt, {given[0].get('prompt')!r}, but components are tested over "
+                "prompts: give two or more."
+            )
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
     prints = check_fingerprints(pair, config)
     facts = None if config.facts is None else FactSet([*map(Prompt.from_record, config.facts)], ())
