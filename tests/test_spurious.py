@@ -180,10 +180,8 @@ def test_ranks_and_gains_by_arm() -> None:
 
 
 def test_layers_are_sums_of_their_components() -> None:
-    lines = [
-        trace
-        for trace in made_up().layer_figure.data
-        if trace.name == "facts + false, false answer" and trace.x
-    ]
+    figure = made_up().layer_figure("downstream")
+    lines = {trace.name: list(trace.y) for trace in figure.data if trace.fill is None}
     of_layer = [(-1.5 + 3.0) * 1.5, (-1.0 + 2.0) * 1.5]  # the mean of the values and their doubles
-    assert any(list(trace.y) == pytest.approx(of_layer) for trace in lines)
+    assert lines["facts + false, false answer"] == pytest.approx(of_layer)
+    assert len(made_up().figures()) == 1 + len(SCORES)

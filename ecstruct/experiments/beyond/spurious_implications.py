@@ -63,6 +63,7 @@ PAIRS: Mapping[str, tuple[Condition, Condition]] = MappingProxyType(
     {
         "true_and_facts_only": (("facts + true", "true"), ("facts only", "true")),
         "true_and_false": (("facts + true", "true"), ("facts + false", "false")),
+        "false_of_both": (("facts + false", "false"), ("facts + true", "false")),
         "added_false_and_facts_only": (("added by false", "false"), ("facts only", "true")),
         "added_false_and_added_true": (("added by false", "false"), ("added by true", "true")),
     }
@@ -101,25 +102,21 @@ class Spurious(Result):
             chance=self.chance(),
         )
 
-    @property
-    def layer_figure(self) -> go.Figure:
-        """A panel per score: sums over the MLP and the heads of a layer, by what was taught and asked."""
-        panels = {}
-        for name in SCORES:
-            rows = matching(self.frame, measure=name)
-            of_layer = (
-                rows.groupby(["arm", "answer", "seed", "repeat", "layer"])["value"].sum().reset_index()
-            )
-            panels[name] = {
-                f"{arm}, {answer} answer": curve(of_layer, "layer", "value", arm=arm, answer=answer)
-                for arm in ARMS
-                for answer in ANSWERS
-            }
-        return curve_panels(panels, x="layer", y="score (logits)")
+    def layer_figure(self, name: str) -> go.Figure:
+        """One score by layer, the sum over its MLP and heads, by what was taught and asked."""
+        at = ["arm", "answer", "seed", "repeat", "layer"]
+        rows = matching(self.frame, measure=name).groupby(at)["value"].sum().reset_index()
+        curves = {
+            f"{arm}, {answer} answer": curve(rows, "layer", "value", arm=arm, answer=answer)
+            for arm in ARMS
+            for answer in ANSWERS
+        }
+        return curve_panels({name: curves}, x="layer", y="score (logits)")
 
     def figures(self) -> dict[str, go.Figure]:
-        layers = "Scores on the held-out people by layer, with the true or the false answer."
-        return {self.shows: self.figure, layers: self.layer_figure}
+        of = "scores on the held-out people by layer, MLPs and heads, with the true or the false answer."
+        layers = {f"{name.capitalize()} {of}": self.layer_figure(name) for name in SCORES}
+        return {self.shows: self.figure, **layers}
 
     def chance(self) -> float:
         """Return the mean rank of a guess."""
@@ -231,19 +228,23 @@ class Spurious(Result):
             for arm in ADDED.values()
             for answer, stat in ranks["facts only"][HELD_OUT].items()
         }
-        alike = "; ".join(
-            f"{name} r = {shown(stats['r'])} and {shown(stats['common'], '.0%')}"
-            for name in SCORES
-            for stats in [self.agreement(name)["added_false_and_facts_only"]]
-        )
+        alike = {
+            key: ", ".join(
+                f"{name} {shown(stats['r'])} and {shown(stats['common'], '.0%')}"
+                for name in SCORES
+                for stats in [self.agreement(name)[key]]
+            )
+            for key in ("false_of_both", "true_and_false")
+        }
         return (
             f"Mean ranks of the true / the false answer for held-out people: {told}; chance is "
             f"{self.chance():.2f}. Beyond the facts, false implications of others gain "
             f"{gained['facts + false', 'false']:+.2f} ranks for the false answer, true ones "
             f"{gained['facts + true', 'false']:+.2f}; for the true answer false ones gain "
-            f"{gained['facts + false', 'true']:+.2f}, true ones {gained['facts + true', 'true']:+.2f}. The "
-            "scores that false implications add, beside those of the true answer after facts only, by "
-            f"correlation and the share of the {N_LARGEST} largest in common: {alike}."
+            f"{gained['facts + false', 'true']:+.2f}, true ones {gained['facts + true', 'true']:+.2f}. "
+            "Scores of the false answer after false implications, beside those after true ones (r, and the "
+            f"share of the {N_LARGEST} largest in common): {alike['false_of_both']}; beside those of the "
+            f"true answer after true ones: {alike['true_and_false']}."
         )
 
 
