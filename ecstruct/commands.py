@@ -73,6 +73,10 @@ class Controls(ScoreOptions, OfPair):
     unrelated: Annotated[
         Records | None, Doc(f"Prompts for which the facts are irrelevant, as a control. {JSONL}")
     ] = None
+    preserved: Annotated[
+        Records | None, Doc(f"Prompts whose answers finetuning should leave as they were. {JSONL}")
+    ] = None
+    steering: Annotated[bool, Doc("Also add a constant vector in place of the change.")] = False
     facts: Records | None = None
     tune: dict[str, Any] | None = None
     verify: Literal[0] = 0

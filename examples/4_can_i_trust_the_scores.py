@@ -145,8 +145,7 @@ controlled.totals().round(2)
 # %% [markdown]
 # **What to look at.** Informative and downstream bars have to stand far above all three controls. Where a
 # control is as high as the finetuned model, the score shows something that any change does, not these
-# facts. (It is, for the upstream scores.) For single components there is a permutation test over prompts,
-# adjusted for their number:
+# facts. For single components there is a permutation test over prompts, adjusted for their number:
 
 # %%
 above = {score: controlled.above(score) for score in ("informative", "upstream", "downstream")}

@@ -1,11 +1,12 @@
 """`ecstruct causal`, `controls` and `grafts`: what the functions compute, as files that can be replayed."""
 
 import json
+from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.cli_inputs import save_inputs
+from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
 from helpers.command_line import refused, run, works
 
 import ecstruct
@@ -59,19 +60,34 @@ def test_causal_scores(inputs, tmp_path):
 
 def test_controls(inputs, tmp_path):
     folder, pair = inputs
-    works(*words(inputs, "controls", "--tuned", folder / "tuned" / "config.json"), tmp_path / "out")
-    prompts = read_jsonl(folder / "prompts.jsonl")
-    expected = controls(*pair, prompts, facts=FactSet(prompts, ()), tune=TUNE, progress=False)
+    preserved = jsonl(tmp_path / "preserved.jsonl", PROMPTS[:2])
+    more = ("--tuned", folder / "tuned" / "config.json", "--preserved", preserved, "--steering")
+    works(*words(inputs, "controls", *more), tmp_path / "out")
+    prompts, facts = read_jsonl(folder / "prompts.jsonl"), FactSet(PROMPTS, ())
+    given = {"preserved": read_jsonl(preserved), "steering": True, "facts": facts, "tune": TUNE}
+    expected = controls(*pair, prompts, **given, progress=False)
+    assert expected.steering is not None
     rows = json.loads((tmp_path / "out" / "controls.json").read_text())
     pd.testing.assert_frame_equal(pd.DataFrame(rows), expected.totals().reset_index())
-    assert {path.name for path in (tmp_path / "out").glob("scores-*.nc")} == {
-        *("scores-finetuned.nc", "scores-random-change.nc", "scores-shuffled-facts.nc")
+    assert {path.stem for path in (tmp_path / "out").glob("scores-*.nc")} == {
+        *("scores-finetuned", "scores-random-change", "scores-shuffled-facts", "scores-preserved-prompts")
     }
-    replayed(tmp_path / "out", "controls.json")
+    changes = pd.read_csv(tmp_path / "out" / "changes.csv", index_col="changed")
+    pd.testing.assert_frame_equal(changes, expected.changes(), check_names=False)
+    steered = pd.read_csv(tmp_path / "out" / "steering.csv")
+    pd.testing.assert_frame_equal(steered, expected.steering.frame(), check_dtype=False)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert expected.conclusion() in unescape(report)
+    assert "A constant vector in place of the change" in report
+    replayed(tmp_path / "out", "controls.json", "changes.csv", "steering.csv")
     refused(
         run(*words(inputs, "controls", "--tuned", folder / "prompts.jsonl"), tmp_path / "no"),
         "prompts.jsonl is no configuration of ecstruct finetune",
     )
+    alone = jsonl(tmp_path / "alone.jsonl", PROMPTS[:1])
+    for word, name in (("--preserved", "preserved"), ("--prompts", "prompts")):
+        message = f"{name} has a single prompt, {PROMPTS[0]['prompt']!r}, but components are tested over"
+        refused(run(*words(inputs, "controls", word, alone), tmp_path / "no"), message)
 
 
 def test_grafts(inputs, tmp_path):

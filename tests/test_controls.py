@@ -81,17 +81,17 @@ def test_what_is_finished_is_not_computed_again(pair, checked, tmp_path, monkeyp
         monkeypatch.setattr(module, name, counted)
 
     dies("steps", finetuning.loop, "add_gradient", at=2)  # of two epochs of one step each
-    dies("other changes", control_models, "score", at=2)  # the first is random
+    dies("measured", control_models, "_measured", at=3)  # after the finetuned model and the random change
     dies("scored", ScoreEngine, "score", at=-1)
     for expected in (
-        {"scored": 2, "other changes": 1, "steps": 2},  # died in the second step of finetuning
-        {"scored": 2, "other changes": 2, "steps": 3},  # only that step again; died before its scores
+        {"scored": 2, "measured": 2, "steps": 2},  # died in the second step of finetuning
+        {"scored": 2, "measured": 3, "steps": 3},  # only that step again; died before its scores
     ):
         with pytest.raises(KeyboardInterrupt):
             controls(*pair, PROMPTS, progress=False, **how)
         assert calls == expected
     again = controls(*pair, PROMPTS, **how)
-    assert calls == {"scored": 4, "other changes": 3, "steps": 3}
+    assert calls == {"scored": 4, "measured": 5, "steps": 3}
     bar = capsys.readouterr().err
     assert "unrelated prompts: 100%" in bar and "block" not in bar and "step" not in bar  # one of all
     for name, scores in {"finetuned": checked.scores, **checked.controls}.items():
@@ -110,6 +110,7 @@ def test_what_is_finished_is_not_computed_again(pair, checked, tmp_path, monkeyp
         "seed": {"seed": 4},
         "the shuffled facts": {"facts": FactSet(FACTS.facts[:4], ())},
         "the unrelated prompts": {"unrelated": PROMPTS[:3]},
+        "the preserved prompts": {"preserved": PROMPTS[:3]},
         "the lr of finetuning": {"tune": {**TUNE, "lr": 2e-2}},
         "the seed of finetuning": {"tune": {**TUNE, "seed": 4}},
     }

@@ -32,7 +32,8 @@ def controls(
         ),
     ] = None,
 ) -> Mapping[str, Any]:
-    """The scores where there is nothing to be found; writes all scores, controls.json and report.html.
+    """The scores where there is nothing to be found; writes all scores, controls.json, changes.csv and
+    report.html; with --steering also steering.csv.
 
     Goes on where it was stopped.
     """

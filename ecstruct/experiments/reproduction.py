@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut
+from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut, spurious
 from ecstruct.experiments.data_ordering import ordering
 from ecstruct.experiments.extractive_scores import scores
 from ecstruct.experiments.graft_localization import localization
@@ -31,7 +31,7 @@ def _by_name(*experiments: Callable[..., Result]) -> Experiments:
 EXPERIMENTS = _by_name(ocr, scores, freezing, ordering, grafting, localization, sensitivity)
 """The paper's experiments, in its order."""
 
-BEYOND = _by_name(built_in, origin, shortcut, domains, prompts, editing)
+BEYOND = _by_name(built_in, origin, shortcut, domains, prompts, editing, spurious)
 """The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
 
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}

@@ -118,20 +118,44 @@ def controls_report(path: Path, controls: Controls, replay: str) -> None:
         f"Informative scores above those of {name}": rows.drop(columns="against")
         for name, rows in controls.above("informative").groupby("against", sort=False)
     }
-    sums = f"The sum of positive scores of all components of a kind{_unit(controls.scores)}."
+    unit = _unit(controls.scores)
+    sums = f"The sum of positive scores of all components of a kind{unit}."
+    changes = (
+        f"The mean reward{unit} and the mean rank before and after; the share that the change of the "
+        "reward is of that of the finetuned model; absolute scores, the mean over prompts and components."
+    )
     sections = [
         Section(
             "Finetuned and controls",
-            [Picture(controls.figure, sums), Table(controls.totals().reset_index(), "The same sums.")],
+            [
+                Picture(controls.figure, sums),
+                Table(controls.totals().reset_index(), "The same sums."),
+                Table(controls.changes().reset_index(names="changed"), changes),
+            ],
         ),
+        *_of_steering(controls),
         *(Section(title, [Table(_first(rows).round(4), _TESTED)]) for title, rows in tests.items()),
         Section("Make it again", [Replay(replay, controls.scores.attrs)]),
     ]
     summary = (
         "A control has the same prompts or the same size of change, but nothing to be found: scores that "
-        "are no larger than its scores say nothing of the facts."
+        f"are no larger than its scores say nothing of the facts. {controls.conclusion()}"
     )
     write_report(path, title="Controls", summary=summary, sections=sections)
+
+
+def _of_steering(controls: Controls) -> list[Section]:
+    """Return the section on a constant vector in place of the change, if one was added."""
+    if controls.steering is None:
+        return []
+    caption = (
+        "The share of the change of the reward that a constant vector regains, by the layer after which it "
+        "is added to the model before finetuning: 1 is all that finetuning did, 0 nothing. The vector of a "
+        "prompt comes from the other prompts of its template."
+    )
+    return [
+        Section("A constant vector in place of the change", [Picture(controls.steering.figure, caption)])
+    ]
 
 
 def _first(tested: pd.DataFrame) -> pd.DataFrame:

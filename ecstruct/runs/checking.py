@@ -56,7 +56,14 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
 
 @alone
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
-    """Score prompts and controls; write all scores, `controls.json` and `report.html`."""
+    """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
+    what a constant vector does to `steering.csv`."""
+    for name in ("prompts", "unrelated", "preserved"):
+        if len(given := getattr(config, name) or ()) == 1:
+            raise InputError(
+                f"{name} has a single prompt, {given[0].get('prompt')!r}, but components are tested over "
+                "prompts: give two or more."
+            )
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
     prints = check_fingerprints(pair, config)
     facts = None if config.facts is None else FactSet([*map(Prompt.from_record, config.facts)], ())
@@ -64,6 +71,8 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
         *(*pair.sessions, config.prompts),
         facts=facts,
         unrelated=config.unrelated,
+        preserved=config.preserved,
+        steering=config.steering,
         seed=config.seed,
         tune=config.tune,
         folder=folder,
@@ -74,11 +83,15 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
         scores.save(out / f"scores-{name.replace(' ', '-')}.nc")
     totals = found.totals().reset_index()
     write_text(out / "controls.json", json.dumps(totals.to_dict("records"), indent=1))
+    write_text(out / "changes.csv", found.changes().to_csv(index_label="changed"))
+    if found.steering is not None:
+        write_text(out / "steering.csv", found.steering.frame().to_csv(index=False))
     controls_report(out / "report.html", found, again(out))
     write_config(out, "controls", config, fingerprints=prints)
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
-        _tell(totals.to_string(index=False, float_format="{:.3f}".format), out)
+        table = totals.to_string(index=False, float_format="{:.3f}".format)
+        _tell(f"{table}\n{found.conclusion()}", out)
 
 
 @alone

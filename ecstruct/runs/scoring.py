@@ -2,29 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct.commands import Score
-from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_summary, ranks
-from ecstruct.facts import Prompt, read_jsonl
-from ecstruct.facts.tokens import tokenize
+from ecstruct.facts import read_jsonl
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
-from ecstruct.models.provenance import tokenizer_of
 from ecstruct.options import AnswerTokens, ScoreOptions
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import Chat, again, check_fingerprints, described, write_config
 from ecstruct.scores.engine import ScoreEngine
-from ecstruct.scores.ranks import ranks_of_pair
-from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.ranks import rankable, with_ranks
 from ecstruct.scores.summary import adding_up
 
 
@@ -71,7 +65,12 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         scores = engine.shared(prompts, joined, out / "shards")
         if scores is None:
             return
-        scores, ranked = _ranked(scores, engine, prompts)
+        tokenized = rankable(engine.pair, prompts)
+        scores, ranked = with_ranks(scores, engine.pair, tokenized, engine.options.batch_size), None
+        if tokenized is not None:
+            found = scores.dataset["rank"]
+            states = {state: found.sel(state=state).values for state in ("before", "after")}
+            ranked = rank_summary(tokenized, states)
         scores.save(out / "scores.nc")
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
@@ -83,20 +82,3 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         tables.append(top_table(scores).to_string(index=False))
         tables.append(f"{adding_up(scores.reward, scores.completeness)}\nreport: {out / 'report.html'}")
         tqdm.write("\n\n".join(tables))
-
-
-def _ranked(
-    scores: ExtractiveScores, engine: ScoreEngine, prompts: Sequence[Mapping[str, Any]]
-) -> tuple[ExtractiveScores, pd.DataFrame | None]:
-    """Add the prompts' ranks to the scores as the coordinate `rank` (prompt, state), and summarise them;
-    prompts without options to rank among get neither."""
-    pair = engine.pair
-    try:
-        asked = [Prompt.from_record(record) for record in prompts]
-        tokenized = tokenize(asked, tokenizer_of(pair.view.model), n_ctx=pair.view.model.cfg.n_ctx)
-    except InputError:  # such prompts can still be scored by their log-probability
-        return scores, None
-    found = ranks_of_pair(pair, tokenized, engine.options.batch_size)
-    by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
-    dataset = scores.dataset.assign_coords(rank=(("prompt", "state"), by_state))
-    return ExtractiveScores(dataset), rank_summary(tokenized, found)

@@ -7,11 +7,40 @@ import torch
 from jaxtyping import Float
 
 from ecstruct.engine.plan import halving
+from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_of
-from ecstruct.facts.tokens import TokenizedPrompt
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.tokens import TokenizedPrompt, tokenize
 from ecstruct.models.bridge import still
+from ecstruct.models.provenance import tokenizer_of
 from ecstruct.scores.batching import cut, prompts_per_batch, rounds
 from ecstruct.scores.pair import Pair
+from ecstruct.scores.result import ExtractiveScores
+
+
+def rankable(pair: Pair, prompts: PromptsLike) -> list[TokenizedPrompt] | None:
+    """Return prompts, tokenised with their options; None if there are none that they can be ranked among:
+    such prompts can still be scored by their log-probability."""
+    model = pair.view.model
+    try:
+        return tokenize(prompts, tokenizer_of(model), n_ctx=model.cfg.n_ctx)
+    except InputError:
+        return None
+
+
+def with_ranks(
+    scores: ExtractiveScores,
+    pair: Pair,
+    tokenized: Sequence[TokenizedPrompt] | None,
+    batch_size: int | None = None,
+) -> ExtractiveScores:
+    """Return scores with the prompts' ranks as the coordinate `rank` (prompt, state); without it if the
+    prompts are not `rankable`."""
+    if tokenized is None:
+        return scores
+    found = ranks_of_pair(pair, tokenized, batch_size)
+    by_state = np.stack([found[str(state)] for state in scores.dataset["state"].values], 1)
+    return ExtractiveScores(scores.dataset.assign_coords(rank=(("prompt", "state"), by_state)))
 
 
 def ranks_of_pair(

@@ -6,6 +6,7 @@
 * `domains`: ordering and grafting in other domains than cities, and grafts from one to another.
 * `prompts`: do longer and nested prompts use the same components?
 * `editing`: is it enough to finetune the components that the scores name?
+* `spurious`: do false implications generalise like true ones, and by the same components?
 """
 
 from ecstruct.experiments.beyond.layer_editing import Editing, editing
@@ -13,6 +14,7 @@ from ecstruct.experiments.beyond.longer_prompts import Prompts, prompts
 from ecstruct.experiments.beyond.origin_in_pretraining import Origin, origin
 from ecstruct.experiments.beyond.other_domains import Domains, domains
 from ecstruct.experiments.beyond.shortcut_components import Shortcut, shortcut
+from ecstruct.experiments.beyond.spurious_implications import Spurious, spurious
 from ecstruct.experiments.beyond.without_regulariser import BuiltIn, built_in
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "Origin",
     "Prompts",
     "Shortcut",
+    "Spurious",
     "built_in",
     "domains",
     "editing",
     "origin",
     "prompts",
     "shortcut",
+    "spurious",
 ]
