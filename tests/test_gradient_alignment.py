@@ -1,4 +1,4 @@
-"""Alignment of gradients: against plain autograd on the plain model, component by component, and one step."""
+"""Alignment of gradients: against plain autograd on the plain model, by component, and one step."""
 
 import copy
 from typing import Any
@@ -15,9 +15,7 @@ from helpers.tiny import (
     OTHERS,
     PROMPTS,
     assert_unchanged,
-    build,
     double_throughout,
-    hooked,
     hooked_pair,
     plain_pair,
     state_of,
@@ -37,7 +35,9 @@ pytestmark = pytest.mark.tl3
 
 FACTS = [
     Prompt(f"that {name} speak", answer, LANGUAGES)
-    for name, answer in zip(("Ada", "Bo Li", "Cy de Wit", "Di", "Ed Roy"), (*LANGUAGES, "Dutch"), strict=True)
+    for name, answer in zip(
+        ("Ada", "Bo Li", "Cy de Wit", "Di", "Ed Roy"), (*LANGUAGES, "Dutch"), strict=True
+    )
 ]
 """As many as prompts; one answer has two tokens."""
 
@@ -245,8 +245,9 @@ def test_bad_input_is_refused():
         ecstruct.alignment(model, FACTS, PROMPTS, answer_tokens="all")
     with pytest.raises(InputError, match="reward"):
         ecstruct.alignment(model, FACTS, PROMPTS, reward="logits")  # type: ignore[arg-type]
-    endless = build("gpt2")
-    with torch.no_grad():
-        endless.transformer.ln_f.weight.fill_(1e307)  # type: ignore[union-attr, operator]
-    with pytest.raises(InputError, match=r"of 'that .*' is NaN or infinite"):
-        ecstruct.alignment(hooked(endless), FACTS, PROMPTS, progress=False)
+
+    def endless(logits, batch):
+        return logits.sum(1) * np.inf
+
+    with pytest.raises(InputError, match=r"of 'people that Ada .*' is NaN or infinite"):
+        ecstruct.alignment(model, FACTS, PROMPTS, reward=endless, progress=False)

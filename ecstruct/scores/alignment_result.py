@@ -143,7 +143,7 @@ class Alignment:
 
     @property
     def figure(self) -> go.Figure:
-        """The means over own and over other pairs by layer, of MLPs and of heads (summed), for each form."""
+        """The means over own and other pairs by layer, of MLPs and of heads (summed), for each form."""
         panels: dict[str, dict[str, Line]] = {}
         for form in FORMS:
             summed = self.components(form).groupby(["kind", "layer"])[["own", "others"]].sum()

@@ -1,7 +1,7 @@
 """Alignment of gradients before finetuning: what a step on a fact does to an implication, by component.
 
-With the loss L_F that finetuning minimises on a fact F (mean cross-entropy of the answer's tokens, in nats),
-the reward R_I of an implication I, and both gradients at the original weights W,
+With the loss L_F that finetuning minimises on a fact F (mean cross-entropy of the answer's tokens, in
+nats), the reward R_I of an implication I, and both gradients at the original weights W,
 
     A_C(F, I) = d_C(F) . dR_I/dW_C
 
@@ -18,9 +18,9 @@ four products. v is the second moment of the gradients of single facts at W, wei
 
 A_C(F, I) is the informative score that the component would have if d(F) were the change of weights. So the
 shares of heads are those of informative scores, also where heads share keys and values or a pre-norm, and
-with `rest` all shares sum to the whole product. The norms of the cosine are of all weights together, so that
-its shares sum to the cosine of the two gradients. Embeddings and unembedding are left out, as finetuning
-leaves them as they are.
+with `rest` all shares sum to the whole product. The norms of the cosine are of all weights together, so
+that its shares sum to the cosine of the two gradients. Embeddings and unembedding are left out, as
+finetuning leaves them as they are.
 """
 
 from __future__ import annotations
@@ -69,16 +69,17 @@ def alignment(
 ) -> Alignment:
     """Compute how far the gradients of facts and implications are aligned before finetuning.
 
-    The product of every fact with every implication is computed, component by component, in the four forms of
-    `ecstruct.scores.gradient_alignment`. It takes two forward passes, two backward passes, and a pass for
-    every fact and form.
+    The product of every fact with every implication is computed, component by component, in the four forms
+    of `ecstruct.scores.gradient_alignment`. It takes two forward passes, two backward passes, and a pass
+    for every fact and form.
 
     Args:
-        model: the model that is to be finetuned, from `ecstruct.load`, or a source for it; it is not changed.
+        model: the model that is to be finetuned, from `ecstruct.load`, or a source for it; it is not
+            changed.
         facts: what it would be finetuned on, as for `ecstruct.finetune`; or a `FactSet`, whose derivations
             say which facts each implication follows from.
-        implications: prompts, as for `ecstruct.score`, one for each fact in their order; by default those of
-            the fact set.
+        implications: prompts, as for `ecstruct.score`, one for each fact in their order; by default those
+            of the fact set.
         reward, answer_tokens: what an implication's gradient is of, as for `ecstruct.score`.
         progress: show a progress bar.
 
@@ -97,7 +98,10 @@ def alignment(
         questions = [with_answer(t, tokenizer) for t in questions]
 
     def run(size: int) -> _Products:
-        with Bar(3 * view.n_layers, "alignment", unit="layer", disable=not progress) as bar, still(view.model):
+        with (
+            Bar(3 * view.n_layers, "alignment", unit="layer", disable=not progress) as bar,
+            still(view.model),
+        ):
             walked = (
                 _Walked.up(session, taught, size, True, _minus_loss, bar),
                 _Walked.up(session, questions, size, every, asked.of_batch, bar),
@@ -137,8 +141,8 @@ def _paired(facts: FactSet | PromptsLike, implications: PromptsLike | None) -> t
         np.fill_diagonal(pairs, True)
     else:
         raise InputError(
-            f"{n_implications} implications cannot be paired with {n_facts} facts one to one: give as many, "
-            "or a FactSet whose derivations say which facts each one follows from."
+            f"{n_implications} implications cannot be paired with {n_facts} facts one to one: give as "
+            "many, or a FactSet whose derivations say which facts each one follows from."
         )
     return facts, pairs
 
