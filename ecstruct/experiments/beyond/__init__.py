@@ -6,8 +6,10 @@
 * `domains`: ordering and grafting in other domains than cities, and grafts from one to another.
 * `prompts`: do longer and nested prompts use the same components?
 * `editing`: is it enough to finetune the components that the scores name?
+* `generalisation`: which facts generalise, and does anything known before finetuning predict it?
 """
 
+from ecstruct.experiments.beyond.facts_that_generalise import Generalisation, generalisation
 from ecstruct.experiments.beyond.layer_editing import Editing, editing
 from ecstruct.experiments.beyond.longer_prompts import Prompts, prompts
 from ecstruct.experiments.beyond.origin_in_pretraining import Origin, origin
@@ -19,12 +21,14 @@ __all__ = [
     "BuiltIn",
     "Domains",
     "Editing",
+    "Generalisation",
     "Origin",
     "Prompts",
     "Shortcut",
     "built_in",
     "domains",
     "editing",
+    "generalisation",
     "origin",
     "prompts",
     "shortcut",
