@@ -1,4 +1,4 @@
-"""Which facts generalise: kinds of facts, one real cell on a tiny model, statistics, resuming, bad input."""
+"""Which facts generalise: kinds of facts, a real cell on a tiny model, statistics, resuming, bad input."""
 
 import json
 from itertools import combinations
@@ -145,10 +145,8 @@ def test_what_is_known_before_is_that_of_the_model(folder, cell):
     assert by["similarity of names"] == pytest.approx(similar.mean())
     assert by["tokens per name"] == sum(map(len, names)) / N_PEOPLE
     assert by["mean token id"] == pytest.approx(np.mean([t for name in names for t in name]))
-    counted = [
-        t in {u for other in names if other is not name for u in other} for name in names for t in name
-    ]
-    assert by["tokens shared"] == pytest.approx(np.mean(counted))
+    holders = [sum(t in other for other in names) for name in names for t in name]
+    assert by["tokens shared"] == pytest.approx(np.mean([count > 1 for count in holders]))
     chosen = [*data.facts[:6], *data.facts[N_PEOPLE : N_PEOPLE + 6]]
     total = ecstruct.alignment(model, chosen, [*data.implications[:6]] * 2, progress=False).total[..., :6]
     own = np.tile(np.eye(6, dtype=bool), (2, 1))
@@ -225,16 +223,11 @@ def test_finished_cells_are_not_measured_again(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(facts_that_generalise, "measure", counted)
     (tmp_path / "cells" / "generalisation" / "seed=0-repeat=0-kind=4_people.json").unlink()
-    (again,) = reproduce(
-        ["generalisation"],
-        quick(folder),
-        {"generalisation": {"kinds": kinds}},
-        out=tmp_path,
-        progress=False,
-    )
+    options = {"generalisation": {"kinds": kinds}}
+    (again,) = reproduce(["generalisation"], quick(folder), options, out=tmp_path, progress=False)
     assert asked == ["4 people"]
     pd.testing.assert_frame_equal(again.frame, first.frame)
-    assert again.config["arguments"]["options"] == {"generalisation": {"kinds": kinds}}
+    assert again.config["arguments"]["options"] == options
 
 
 def test_bad_input_is_refused(folder, tmp_path):
