@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from ecstruct.models.loading import load
     from ecstruct.models.names import WeightSelection
     from ecstruct.models.steps import checkpoints
+    from ecstruct.scores.alignment_result import Alignment
     from ecstruct.scores.causal import causal_scores
     from ecstruct.scores.engine import ScoreEngine, score
+    from ecstruct.scores.gradient_alignment import alignment
     from ecstruct.scores.result import ExtractiveScores
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alignment",
     "ExtractiveScores",
     "FactSet",
     "Finetuned",
@@ -41,6 +44,7 @@ __all__ = [
     "ScoreEngine",
     "WeightDelta",
     "WeightSelection",
+    "alignment",
     "causal_scores",
     "checkpoints",
     "checks",
@@ -63,6 +67,7 @@ __all__ = [
 
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
 _HOMES = {
+    "Alignment": "scores.alignment_result",
     "ExtractiveScores": "scores.result",
     "FactSet": "facts",
     "Finetuned": "finetuning",
@@ -71,6 +76,7 @@ _HOMES = {
     "ScoreEngine": "scores.engine",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
+    "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
     "fidelity": "checks.against_causal",

@@ -14,6 +14,7 @@ from typing_extensions import Doc, TypedDict
 
 from ecstruct.io.values import Count, Number, Seed, Text, Whole
 from ecstruct.options import (
+    AlignmentOptions,
     CausalOptions,
     FidelityOptions,
     FinetuneOptions,
@@ -57,6 +58,16 @@ class Score(ScoreOptions, OfPair):
     def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # Version 0.1.0 had gradients only.
         return {"propagation": "gradient", **record} if "upstream" in record else record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment(AlignmentOptions):
+    model: Source
+    facts: Prompts
+    implications: Annotated[
+        Records, Doc(f"What follows from the facts: one from each, in their order. {JSONL}")
+    ]
+    fingerprint: Annotated[str | None, "of the weights"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +224,7 @@ class Reproduce(Options):
 
 
 COMMANDS: Mapping[str, type[Options]] = {
+    "alignment": Alignment,
     "causal": Causal,
     "controls": Controls,
     "demo": Demo,

@@ -107,13 +107,19 @@ def types_of(options: type[Options]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Options):
-    """What an effect is a change of, and what upstream scores replace an output with."""
+class AlignmentOptions(Options):
+    """The options of `ecstruct.alignment`: what an effect is a change of."""
 
     reward: Annotated[RewardName | Callable[..., Any], Doc("What the scores are changes of.")] = (
         "logit_diff"
     )
     answer_tokens: Annotated[AnswerTokens, Doc("With logprob: tokens of the answer that count.")] = "first"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(AlignmentOptions):
+    """What an effect is a change of, and what upstream scores replace an output with."""
+
     baseline: Annotated[BaselineKind, Doc("What upstream scores compare a component's output with.")] = (
         "counterfactual"
     )

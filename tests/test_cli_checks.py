@@ -1,4 +1,4 @@
-"""`ecstruct causal`, `controls` and `grafts`: what the functions compute, as files that can be replayed."""
+"""`ecstruct alignment`, `causal`, `controls` and `grafts`: files that can be replayed."""
 
 import json
 from html import unescape
@@ -102,3 +102,29 @@ def test_grafts(inputs, tmp_path):
     )
     replayed(tmp_path / "out", "grafts.csv")
     refused(run(*words(inputs, "grafts", "--scores", folder / "none.nc"), tmp_path / "no"), "none.nc")
+
+
+def test_alignment(inputs, tmp_path):
+    folder, (before, _) = inputs
+    facts = folder / "prompts.jsonl"
+    asked = [{**record, "prompt": f"{record['prompt']} Mia lives in"} for record in PROMPTS]
+    implied = jsonl(folder / "implied.jsonl", asked)
+    words = ("alignment", "--model", before, "--facts", facts, "--device", "cpu", "--quiet", "--out")
+    works(*words, tmp_path / "out", "--implications", implied, "--reward", "logprob")
+    found = ecstruct.Alignment.load(tmp_path / "out" / "alignment.nc")
+    expected = ecstruct.alignment(
+        before, read_jsonl(facts), read_jsonl(implied), reward="logprob", progress=False
+    )
+    for name in ("mlp", "heads", "rest", "pair"):
+        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name])
+    assert found.attrs["options"] == expected.attrs["options"]
+    assert expected.conclusion() in (tmp_path / "out" / "report.html").read_text()
+    replayed(tmp_path / "out")
+    few = jsonl(folder / "few.jsonl", asked[:2])
+    refused(
+        run(*words, tmp_path / "no", "--implications", few), "2 implications cannot be paired with 6 facts"
+    )
+    changed = json.loads((tmp_path / "out" / "config.json").read_text())
+    changed["arguments"]["model"] = str(folder / "after")
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    refused(run("replay", tmp_path / "changed.json", "--out", tmp_path / "no"), "are not those that this")

@@ -16,6 +16,7 @@ from ecstruct.runs import RUNS
 from ecstruct.subnetworks import prune
 
 SHELLS = {
+    ecstruct.alignment: options.AlignmentOptions,
     ecstruct.score: options.ScoreOptions,
     ecstruct.causal_scores: options.CausalOptions,
     ecstruct.fidelity: options.FidelityOptions,

@@ -16,7 +16,7 @@ from ecstruct.cli.dissection import recall
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.scoring import rank, score
+from ecstruct.cli.scoring import alignment, rank, score
 from ecstruct.cli.streams import enduring
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
@@ -44,7 +44,7 @@ def options(
 
 
 for function in (
-    *(demo, doctor, finetune, rank, score, fidelity, causal, controls, grafts),
+    *(demo, doctor, alignment, finetune, rank, score, fidelity, causal, controls, grafts),
     *(recall, reproduce, sweep, replay),
 ):
     app.command()(function)

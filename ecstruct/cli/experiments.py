@@ -31,7 +31,8 @@ def reproduce(
         list[str],
         typer.Argument(
             help="ocr, scores, freezing, ordering, grafting, localization, sensitivity, or all. Beyond the "
-            "paper: built_in, origin, shortcut, domains, prompts, editing, spurious, or beyond. And rates."
+            "paper: built_in, origin, shortcut, domains, prompts, editing, spurious, or beyond; for "
+            "pretrained models, generalisation. And rates."
         ),
     ],
     out: Out,

@@ -1,4 +1,4 @@
-"""`ecstruct rank` and `score`: what is measured of models as they are."""
+"""`ecstruct rank`, `score` and `alignment`: what is measured of models as they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,3 +58,9 @@ def score(
     Goes on where it was stopped. Under torchrun all processes share the prompts.
     """
     return {"verify": (0 if offload else VERIFIED) if verify is None else verify, "offload": offload}
+
+
+@command("alignment")
+def alignment() -> None:
+    """What a step on each fact would do to each implication, before any finetuning; writes alignment.nc and
+    report.html."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.experiments.beyond import built_in, domains, editing, origin, prompts, shortcut, spurious
+from ecstruct.experiments.beyond.facts_that_generalise import generalisation
 from ecstruct.experiments.data_ordering import ordering
 from ecstruct.experiments.extractive_scores import scores
 from ecstruct.experiments.graft_localization import localization
@@ -34,6 +35,9 @@ EXPERIMENTS = _by_name(ocr, scores, freezing, ordering, grafting, localization, 
 BEYOND = _by_name(built_in, origin, shortcut, domains, prompts, editing, spurious)
 """The experiments that go beyond the paper; see `ecstruct.experiments.beyond`."""
 
+PRETRAINED = _by_name(generalisation)
+"""The experiments that need a model that was pretrained on real text; no set of others has them."""
+
 _SETS = {"all": [*EXPERIMENTS], "beyond": [*BEYOND]}
 
 
@@ -50,7 +54,8 @@ def reproduce(
     Names and folder are checked at once; an experiment runs when its result is requested.
 
     Args:
-        names: names from `EXPERIMENTS` or `BEYOND`, `"rates"`, or `"all"` and `"beyond"` for all of a kind.
+        names: names from `EXPERIMENTS`, `BEYOND` or `PRETRAINED`, `"rates"`, or `"all"` and `"beyond"` for
+            all of a kind.
         options: further arguments by experiment, as `option_types` lists them.
         setup, out, progress: as for the experiments.
 
@@ -71,7 +76,7 @@ def named(
     Raises:
         InputError: an unknown experiment, an option that is unknown or has the wrong type.
     """
-    runs = {**EXPERIMENTS, **BEYOND, "rates": rates}
+    runs = {**EXPERIMENTS, **BEYOND, **PRETRAINED, "rates": rates}
     known = ", ".join([*runs, *_SETS])
     chosen = list(dict.fromkeys(each for name in names for each in _SETS.get(name, [name])))
     for name in chosen:

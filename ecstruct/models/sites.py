@@ -67,6 +67,19 @@ class Site:
             self.module, {name: torch.zeros_like(d) for name, d in along.items()}, (x,)
         )
 
+    def gradient(self, x: Tensor, d_output: Tensor, weights: Weights) -> dict[str, Tensor]:
+        """Return dR/dW of the site's weights, by their names in the whole model, summed over rows and
+        tokens of its input `x`; `d_output` is dR/d(output), and `weights` have its weights."""
+        at = {here: w.detach().requires_grad_() for here, w in self._local(weights).items()}
+        if not at:
+            return {}
+        with torch.enable_grad():
+            out = functional_call(self.module, at, (x,))
+            found = torch.autograd.grad(
+                out, [*at.values()], d_output, allow_unused=True, materialize_grads=True
+            )
+        return {self.weights[here]: gradient for here, gradient in zip(at, found, strict=True)}
+
     def matrix(self, weights: Weights) -> Float[Tensor, "d_out d_in"] | None:
         weight = self._local(weights).get("weight")
         return weight.T if weight is not None and isinstance(self.module, Conv1D) else weight

@@ -22,7 +22,12 @@ _KEY = 24  # pixels above the titles
 
 
 def scatter(
-    panels: Mapping[str, pd.DataFrame], *, x: str, y: str, fit: Mapping[str, str] | None = None
+    panels: Mapping[str, pd.DataFrame],
+    *,
+    x: str,
+    y: str,
+    fit: Mapping[str, str] | None = None,
+    colour: str = "layer",
 ) -> go.Figure:
     """Draw points coloured by layer, a panel per frame, with the line y = a + b x of least squares.
 
@@ -34,6 +39,7 @@ def scatter(
         panels: By title, frames with the columns `COLUMNS`.
         x, y: The titles of the axes, with their units.
         fit: By panel, what is said of it below its title, such as "r = 0.61, n = 24".
+        colour: What the numbers in the column "layer" are, if not layers.
 
     Raises:
         InputError: There are no panels, a frame lacks a column or has no points, or `fit` names a panel
@@ -95,14 +101,14 @@ def scatter(
         figure.add_annotation(note("■ MLPs &nbsp; ● heads", x=0, y=1, **style))
     layers = [layer for points in frames.values() for layer in points["layer"].tolist()]
     first, last = min(layers), max(layers)
-    step = max(1, -(-(last - first) // 8))
+    step = max(1, int(-(-(last - first) // 8)))
     return figure.update_layout(
         showlegend=False,
         coloraxis={
             "colorscale": "Viridis",
             "cmin": first,
             "cmax": max(last, first + 1),
-            "colorbar": colour_bar("layer", tickvals=list(range(first, last + 1, step))),
+            "colorbar": colour_bar(colour, tickvals=[*range(int(first), int(last) + 1, step)]),
         },
     )
 

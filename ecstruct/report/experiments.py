@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ecstruct.experiments.reproduction import BEYOND, EXPERIMENTS
+from ecstruct.experiments.reproduction import BEYOND, EXPERIMENTS, PRETRAINED
 from ecstruct.experiments.result import Result
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 
@@ -33,7 +33,7 @@ def _content(names: set[str]) -> tuple[str, str]:
     >>> _content({"ocr", "rates"}), _content({"origin"})
     (('The paper, reproduced', 'Experiments of'), ('Beyond the paper', 'Experiments beyond'))
     """
-    of_paper, beyond = names & EXPERIMENTS.keys(), names & BEYOND.keys()
+    of_paper, beyond = names & EXPERIMENTS.keys(), names & (BEYOND.keys() | PRETRAINED.keys())
     if of_paper and beyond:
         return "The paper, and beyond it", "Experiments of and beyond"
     if of_paper:

@@ -12,13 +12,14 @@ from ecstruct.runs.checking import finetuning_of, run_causal, run_controls, run_
 from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
 from ecstruct.runs.recall import run_recall
-from ecstruct.runs.scoring import rank_table, run_score
+from ecstruct.runs.scoring import rank_table, run_alignment, run_score
 from ecstruct.runs.subnetworks import run_core, run_emergence, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
 
 __all__ = ["chat_of", "finetuning_of", "rank_table", "records", "replay", "start"]
 
 RUNS: Mapping[str, Run] = {
+    "alignment": run_alignment,
     "causal": run_causal,
     "controls": run_controls,
     "demo": run_demo,

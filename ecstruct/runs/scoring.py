@@ -3,21 +3,32 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ecstruct.commands import Score
+from ecstruct.commands import Alignment, Score
+from ecstruct.engine.session import Session
 from ecstruct.evaluate import rank_summary, ranks
-from ecstruct.facts import read_jsonl
+from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
-from ecstruct.options import AnswerTokens, ScoreOptions
-from ecstruct.report.pages import PROMPTS, score_report, top_table
-from ecstruct.runs.configuration import Chat, again, check_fingerprints, described, write_config
+from ecstruct.options import AlignmentOptions, AnswerTokens, ScoreOptions
+from ecstruct.report.pages import PROMPTS, alignment_report, score_report, top_table
+from ecstruct.runs.configuration import (
+    Chat,
+    again,
+    alone,
+    check_fingerprints,
+    check_weights,
+    described,
+    write_config,
+)
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.gradient_alignment import alignment
 from ecstruct.scores.ranks import rankable, with_ranks
 from ecstruct.scores.summary import adding_up
 
@@ -52,6 +63,22 @@ def rank_table(
         }
         write_text(out, json.dumps(result, indent=1))
     return table
+
+
+@alone
+def run_alignment(config: Alignment, out: Path, device: str | None, progress: bool) -> None:
+    """Compute the alignment of facts and implications; write `alignment.nc` and `report.html`."""
+    session = Session.of(load(config.model, device=device))
+    found = session.described["fingerprint"]
+    check_weights(config.model, found, config.fingerprint)
+    facts, implications = ([*map(Prompt.from_record, each)] for each in (config.facts, config.implications))
+    options: dict[str, Any] = vars(AlignmentOptions.given(vars(config)))
+    aligned = alignment(session, facts, implications, **options, progress=progress)
+    aligned.save(out / "alignment.nc")
+    alignment_report(out / "report.html", aligned, again(out))
+    write_config(out, "alignment", config, fingerprint=found)
+    if progress:
+        tqdm.write(f"{aligned.conclusion()}\nreport: {out / 'report.html'}")
 
 
 def run_score(config: Score, out: Path, device: str | None, progress: bool) -> None:

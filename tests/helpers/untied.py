@@ -98,7 +98,11 @@ class Untied:
 @cache
 def untied(family: str, which: int) -> Untied:
     """Return W (0) or W' (1), untied."""
-    plain = plain_pair(family)[which]
+    return untie(plain_pair(family)[which])
+
+
+def untie(plain: PreTrainedModel) -> Untied:
+    """Return an untied copy of a plain model."""
     free: Any = copy.deepcopy(plain)
     unembed = free.get_output_embeddings()
     unembed.weight = nn.Parameter(unembed.weight.detach().clone())
@@ -148,8 +152,14 @@ class InformativeOracle:
 
 @cache
 def informative_oracle(family: str) -> InformativeOracle:
-    (before, after), n = plain_pair(family), len(PROMPTS)
-    old, new = (untied(family, which) for which in (0, 1))
+    return informative_along(*plain_pair(family), *(untied(family, which) for which in (0, 1)))
+
+
+def informative_along(
+    before: PreTrainedModel, after: PreTrainedModel, old: Untied, new: Untied
+) -> InformativeOracle:
+    """Compute the oracle of W and W', which are given as they are and untied."""
+    n = len(PROMPTS)
     shape = n, N_LAYERS
     oracle = InformativeOracle(
         *(np.zeros(s) for s in (shape, shape, (*shape, N_HEADS), (*shape, N_HEADS))),

@@ -7,8 +7,10 @@
 * `prompts`: do longer and nested prompts use the same components?
 * `editing`: is it enough to finetune the components that the scores name?
 * `spurious`: do false implications generalise like true ones, and by the same components?
+* `generalisation`: which facts generalise, and does anything known before finetuning predict it?
 """
 
+from ecstruct.experiments.beyond.facts_that_generalise import Generalisation, generalisation
 from ecstruct.experiments.beyond.layer_editing import Editing, editing
 from ecstruct.experiments.beyond.longer_prompts import Prompts, prompts
 from ecstruct.experiments.beyond.origin_in_pretraining import Origin, origin
@@ -21,6 +23,7 @@ __all__ = [
     "BuiltIn",
     "Domains",
     "Editing",
+    "Generalisation",
     "Origin",
     "Prompts",
     "Shortcut",
@@ -28,6 +31,7 @@ __all__ = [
     "built_in",
     "domains",
     "editing",
+    "generalisation",
     "origin",
     "prompts",
     "shortcut",

@@ -1,0 +1,196 @@
+"""The alignment of every fact with every implication, by component."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+
+from ecstruct.errors import InputError
+from ecstruct.io import netcdf
+from ecstruct.io.values import bounded
+from ecstruct.plots.lines import Line, line_colours, line_panels
+from ecstruct.scores.components import PLURALS, both_kinds
+
+Form = Literal["cosine", "sgd", "sign", "adam"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+FORMAT = "ecstruct alignment 1"
+"""The format that files of alignments declare; the number changes with the layout of the file."""
+
+_BOTH = ("fact", "implication")
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How far a step on each fact raises the reward of each implication; `ecstruct.alignment` returns one.
+
+    It wraps one `xarray.Dataset`, accessible as `.dataset`, whose variables are the properties below. Its
+    coordinates name forms ("cosine", "sgd", "sign", "adam"), layers, heads and groups of other weights, and
+    give the texts and answers of facts and implications (`fact_text`, `fact_answer`, `implication_text`,
+    `implication_answer`). Positive raises the reward. A cosine has no unit; the others are changes of the
+    reward per unit of learning rate.
+
+    *Own* are the pairs of an implication and a fact that it follows from, *others* all other pairs.
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def mlp(self) -> xr.DataArray:
+        """Shares of the MLPs (form, fact, implication, layer)."""
+        return self.dataset["mlp"]
+
+    @property
+    def heads(self) -> xr.DataArray:
+        """Shares of the attention heads (form, fact, implication, layer, head)."""
+        return self.dataset["heads"]
+
+    @property
+    def rest(self) -> xr.DataArray:
+        """Shares of the weights outside MLPs and heads (form, fact, implication, group)."""
+        return self.dataset["rest"]
+
+    @property
+    def pairs(self) -> xr.DataArray:
+        """Whether an implication follows from a fact (fact, implication)."""
+        return self.dataset["pair"]
+
+    @property
+    def total(self) -> xr.DataArray:
+        """The products of the whole gradients (form, fact, implication): the sums of all shares."""
+        parts = [array.astype("float64") for array in (self.mlp, self.heads, self.rest)]
+        dims = ("form", *_BOTH)
+        total: Any = sum(part.sum([dim for dim in part.dims if dim not in dims]) for part in parts)
+        return total.rename("total")
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is needed to compute it again: model, options, versions."""
+        return dict(self.dataset.attrs)
+
+    def own(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the mean of such values over own pairs."""
+        return values.where(self.pairs).mean(_BOTH)
+
+    def others(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the mean of such values over other pairs, NaN if there are none."""
+        return values.where(~self.pairs).mean(_BOTH)
+
+    @bounded
+    def contrast(self, *, permutations: int = 10_000, seed: int = 0) -> pd.DataFrame:
+        """Compare own pairs with others: is a fact aligned with its own implication more than with others?
+
+        Args:
+            permutations: how often the implications are dealt out anew among the facts, for p.
+            seed: the same seed deals them in the same way.
+
+        Returns:
+            A row per form: the means of the total over `own` and over `others`; `first`, the share of the
+            implications that one of their own facts is aligned with more than any other fact is, and the
+            `chance` of that; and `p`, one-sided: (1 + number of permutations whose own mean is at least as
+            large) / (1 + number of permutations). If there are no other pairs, p is 1.
+
+        Raises:
+            InputError: `permutations` is below 1.
+        """
+        if permutations < 1:
+            raise InputError(f"permutations={permutations} give no p-value: use 1 or more, as 10000.")
+        pairs, total = self.pairs.values, self.total
+        derived = pairs.any(0)
+        rng = np.random.default_rng(seed)
+        dealt = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
+        rows = {}
+        for form in FORMS:
+            values = total.sel(form=form)
+            sums = np.array([values.values[:, order][pairs].sum() for order in dealt])
+            seen = values.values[pairs].sum()
+            first = np.take_along_axis(pairs, values.values.argmax(0)[None], 0)[0, derived]
+            rows[form] = {
+                "own": float(self.own(values)),
+                "others": float(self.others(values)),
+                "first": float(first.mean()),
+                "chance": float(pairs.mean(0)[derived].mean()),
+                "p": (1 + int((sums >= seen - 1e-12 * abs(seen)).sum())) / (1 + permutations),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
+
+    def components(self, form: Form) -> pd.DataFrame:
+        """Return a row per component, MLPs first, as `ExtractiveScores.components` does: `kind`, `layer`,
+        `head` (missing for an MLP), and the means of its share over `own` and over `others`.
+
+        Raises:
+            InputError: the form is unknown.
+        """
+        if form not in FORMS:
+            raise InputError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}.")
+        frames = []
+        for array in (self.mlp, self.heads):
+            of_form = array.sel(form=form, drop=True).astype("float64")
+            means = {"own": self.own(of_form), "others": self.others(of_form)}
+            frames.append(xr.Dataset(means).to_dataframe().reset_index())
+        frame = both_kinds(*frames)
+        return frame[["kind", "layer", "head", "own", "others"]]
+
+    def table(self) -> pd.DataFrame:
+        """Return the contrast of all forms."""
+        return self.contrast().reset_index()
+
+    @property
+    def figure(self) -> go.Figure:
+        """The means over own and other pairs by layer, of MLPs and of heads (summed), for each form."""
+        panels: dict[str, dict[str, Line]] = {}
+        for form in FORMS:
+            summed = self.components(form).groupby(["kind", "layer"])[["own", "others"]].sum()
+            panels[form] = {
+                f"{PLURALS[kind]}, {which}": Line(rows.index.to_numpy(), rows.to_numpy())
+                for kind in PLURALS
+                for which, rows in summed.loc[kind].items()
+            }
+        return line_panels(
+            panels,
+            x="layer",
+            y="alignment, summed per layer",
+            hover="layer %{x}: %{y:.3~g}",
+            between="",
+            colours=line_colours(panels[FORMS[0]]),
+            own_scales=True,
+            include=(0.0,),
+        )
+
+    def conclusion(self) -> str:
+        """Say whether facts are aligned with their own implications more than with others, by each form."""
+        alone = bool(self.pairs.all())
+        sentences = []
+        for form, row in self.contrast().iterrows():
+            said = f"By {form}, the mean alignment of facts with their own implications is {row['own']:.3g}"
+            if not alone:
+                said += (
+                    f", with others {row['others']:.3g} (p = {row['p']:.2g}); {row['first']:.0%} of the "
+                    f"implications are aligned most with a fact that they follow from, by chance "
+                    f"{row['chance']:.0%}"
+                )
+            sentences.append(f"{said}.")
+        return " ".join(sentences)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a netCDF file, atomically.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        netcdf.write(self.dataset, path, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Alignment:
+        """Read a file that `save` wrote.
+
+        Raises:
+            InputError: the file does not exist, is damaged, or holds something else.
+        """
+        return cls(netcdf.read(path, FORMAT, "alignments"))
