@@ -9,13 +9,12 @@ import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
-from ecstruct.experiments import Rates, Setup
+from ecstruct.experiments import Setup
 from ecstruct.experiments.beyond import spurious_implications
 from ecstruct.experiments.beyond.spurious_implications import (
     ARMS,
     SCORES,
     Spurious,
-    facts_of,
     lessons,
     measure,
 )
@@ -50,11 +49,6 @@ def test_the_false_language_is_that_of_another_city_and_the_same_for_both_people
     for true, false in zip(asked["cities"]["true"], asked["cities"]["false"], strict=True):
         assert true.text == f"The people in {true.subject} speak" and true.answer == spoken[true.subject]
         assert {false.answer} == false_of[true.subject]
-
-
-def test_the_people_are_those_that_the_model_can_learn() -> None:
-    assert facts_of(Setup(), 2) == first_hop(2)
-    assert facts_of(Setup("smollm2", rates=Rates.same(1e-4)), 2) == people(2)
 
 
 def test_a_cell_against_the_plain_functions(model) -> None:

@@ -36,8 +36,9 @@ from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import curve, matching, means, over_seeds, rows_by, shown, statistic
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.training import pairing, train
-from ecstruct.facts import FactSet, Prompt, first_hop, people
+from ecstruct.experiments.training import train
+from ecstruct.experiments.two_hop import two_hop
+from ecstruct.facts import FactSet, Prompt
 from ecstruct.plots import curve_panels, grouped_bars
 from ecstruct.scores.assemble import SCORES
 from ecstruct.scores.engine import score
@@ -256,8 +257,7 @@ def spurious(setup: Setup | None = None, *, out: Folder = None, progress: bool =
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, arm: str) -> Rows:
     """Measure one arm: teach it, and ask and score the held-out people with both answers."""
-    data = facts_of(setup, pairing(seed, repeat))
-    facts, asked = lessons(data)
+    facts, asked = lessons(two_hop(model, setup, "first-hop", seed, repeat))
     for prompts in (facts, *(its for of in asked.values() for its in of.values())):
         check_rankable(model, prompts)
     taught = [] if arm == "facts only" else asked[TAUGHT][arm.removeprefix("facts + ")]
@@ -281,12 +281,6 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, a
             at = {"component": component["component"], "layer": component["layer"]}
             rows += [_row(HELD_OUT, answer, name, component[name]) | at for name in SCORES]
     return rows
-
-
-def facts_of(setup: Setup, seed: int) -> FactSet:
-    """Return first-hop facts whose names and cities the model can learn: those of the paper for the
-    organism, invented people with unusual names for pretrained models."""
-    return first_hop(seed) if setup.model == "organism" else people(seed)
 
 
 def lessons(data: FactSet) -> tuple[list[Prompt], dict[str, dict[str, list[Prompt]]]]:
