@@ -219,7 +219,8 @@ def test_tokens_at_which_nothing_changes_are_not_run(monkeypatch):
     ran = []
 
     def watched(variants, *args):
-        ran.extend(variants)
+        variants = [*variants]
+        ran.extend(variant for _, variant in variants)
         return rewards_of(variants, *args)
 
     monkeypatch.setattr("ecstruct.scores.causal.rewards_of", watched)

@@ -2,14 +2,16 @@
 
 Every intervention replaces y_C, what component C writes before any post-norm. `Replacements` computes the
 changes of y_C; a head's is a change of its share of what attention writes. A `Variant` is one such change
-in a run of the rest of the model; many variants share a batch.
+in a run of the rest of the model; many variants share a stack (`ecstruct.scores.tails`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
+from typing import TypeVar
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -25,6 +27,7 @@ from ecstruct.scores.pair import Pair
 from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
+T = TypeVar("T")
 Change = Float[Tensor, "batch pos d_model"]
 
 _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
@@ -103,7 +106,7 @@ class Replacements:
     def _z(self) -> Tensor:
         return self._old.taps["attn.o"].input
 
-    @cached_property
+    @property
     def written(self) -> dict[str, Change]:
         """What attention ("attn.o") and MLP ("mlp.out") write under W, each [batch, pos, d_model]."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
@@ -123,12 +126,16 @@ class Replacements:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of a block under `weights`, with `change` added to what `writer` (`attn.o` or `mlp.out`)
-    writes, at one `token` or (None) at all of them. Without a change the block runs unmodified. The weights
-    are W, except that weights that are late for the writer may be new."""
+    """A run of the model from block `layer` on, in which `change` is added to what `writer` (`attn.o` or
+    `mlp.out`) writes there, at one `token` or (None) at all of them. Without a change nothing is added.
 
+    `written` is what attention ("attn.o") and MLP ("mlp.out") of the block write under W. The block runs
+    under `weights`: W, except that weights that are late for the writer may be new."""
+
+    layer: int
     weights: Weights
-    writer: str = "attn.o"
+    written: Mapping[str, Change]
+    writer: str
     change: Change | None = None
     token: int | None = None
 
@@ -144,36 +151,47 @@ class Variant:
 
 
 def rewards_of(
-    variants: Sequence[Variant], tails: Tails, replacements: Replacements, copies: int
-) -> Float[Tensor, "variant batch"]:
-    """Return the rewards when each variant replaces its block in the run under W and `tails` runs the
-    layers after it; `copies` of the batch are run at once, and fewer when memory runs out."""
-    rewards = []
+    variants: Iterable[tuple[T, Variant]], tails: Tails, walk: Walk, batch: int, copies: int
+) -> Iterator[tuple[T, Float[np.ndarray, " batch"]]]:
+    """Yield the rewards of variants of one batch, each with what came with the variant.
+
+    Args:
+        variants: in the order of their layers, each with anything. Only as many are taken at a time as run
+            at once, so they may be made on demand.
+        tails: that batch, under the weights of the layers after a variant's own one.
+        walk: a walk under W, whose residual stream enters the blocks of the variants.
+        batch: the index of the batch in it.
+        copies: how many variants run at once; fewer do when memory runs out.
+    """
+    rewards: list[np.ndarray] = []
 
     def run(some: Sequence[Variant]) -> None:
-        leaving = [
-            _leaving(list(alike), tails, replacements)
-            for _, alike in groupby(some, key=lambda variant: (id(variant.weights), variant.writer))
-        ]
-        rewards.append(tails.rewards(replacements.layer + 1, torch.cat(leaving)))
+        def joining(layer: int) -> Rows | None:
+            leaving = [
+                _leaving(list(alike), tails, walk, batch)
+                for (before, *_), alike in groupby(some, lambda v: (v.layer, id(v.weights), v.writer))
+                if before == layer - 1
+            ]
+            return torch.cat(leaving) if leaving else None
 
-    each_piece(variants, copies, run)
-    return torch.cat(rewards)
+        rewards.extend(tails.rewards(joining).cpu().numpy())
+
+    variants = iter(variants)
+    while piece := [*islice(variants, copies)]:
+        each_piece([variant for _, variant in piece], copies, run)
+        yield from zip((label for label, _ in piece), rewards, strict=True)
+        rewards.clear()
 
 
-def _leaving(alike: Sequence[Variant], tails: Tails, replacements: Replacements) -> Rows:
-    """Return the residual stream after the block, for variants that share weights and writer."""
-    walk, layer, batch = replacements.before, replacements.layer, replacements.batch
-    writer = alike[0].writer
+def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
+    """Return what leaves their block, for variants that share layer, weights and writer."""
+    layer, writer, as_ever = alike[0].layer, alike[0].writer, alike[0].written
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
         # Nothing in the block comes after what its MLP writes: its change is added to the block's output.
         leaving = walk.resid(layer + 1, batch)
         return torch.cat([tails.rows(leaving + variant.change_like(leaving)) for variant in alike])
-    written = {}
-    for name in ("attn.o", writer):  # passing what attention writes spares recomputing it
-        as_ever = replacements.written[name]
-        written[name] = torch.cat(
-            [tails.rows(as_ever + v.change_like(as_ever) if name == writer else as_ever) for v in alike]
-        )
+    written = {"attn.o": tails.rows(as_ever["attn.o"]).repeat(len(alike), 1, 1)}  # spares recomputing it
+    changed = [as_ever[writer] + variant.change_like(as_ever[writer]) for variant in alike]
+    written[writer] = torch.cat([tails.rows(y) for y in changed])
     entering = tails.rows(walk.resid(layer, batch)).repeat(len(alike), 1, 1)
     return tails.block(layer, entering, alike[0].weights, written)
