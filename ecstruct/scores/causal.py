@@ -35,9 +35,10 @@ from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
 from ecstruct.options import KINDS, AnswerTokens, BaselineKind, CausalOptions
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
 from ecstruct.scores.baseline import Baseline
-from ecstruct.scores.batching import Job, cut
+from ecstruct.scores.batching import cut
 from ecstruct.scores.components import Components, selected
 from ecstruct.scores.interventions import Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
@@ -102,18 +103,27 @@ def intervened(
     options: CausalOptions,
     *,
     components: Components | Mapping[str, Components] = None,
+    ascent: Ascent | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """Compute `causal_scores` for models that are already loaded; `components` may differ by kind."""
+    """Compute `causal_scores` for models that are already loaded; `components` may differ by kind. An
+    `ascent` of the same prompts, with the same options, saves another one if its batches have a size that
+    suits interventions."""
     view, kinds, per_token = pair.view, [kind for kind in KINDS if kind in options.kinds], options.per_token
     reward = Reward.of(options.reward, options.answer_tokens)
     by_kind = components if isinstance(components, Mapping) else dict.fromkeys(kinds, components)
     chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
     mlps, heads = (np.stack(part) for part in zip(*chosen, strict=True))
     tokenized, lengths = pair.tokenize(prompts, reward)
-    job, copies = _stacked(pair, tokenized, options.memory, reward.answer_tokens == "all")
-    run = _Run(pair, job, copies, reward, options.baseline, kinds, mlps, heads, per_token)
+    rows, batch_size = _at_once(pair, tokenized, options.memory)
     with still(view.model), torch.no_grad():
+        if ascent is None or not batch_size / 2 <= ascent.largest <= batch_size:
+            job = cut(tokenized, batch_size, view.device, pair.pad_id, reward.answer_tokens == "all")
+            baseline = Baseline(options.baseline, job.prompts, job.rows, view.device)
+            walks = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
+            ascent = Ascent(job, baseline, *walks)
+            ascent.up()
+        run = _Run(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
         run.all(progress)
     described = vars(options) | {
         "kinds": kinds,
@@ -134,15 +144,12 @@ def intervened(
     return ExtractiveScores(labelled(variables, tokenized, lengths, kinds, sizes, attrs))
 
 
-def _stacked(
-    pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None, every: bool
-) -> tuple[Job, int]:
-    """Return the prompts in batches, and how many copies of a batch are run at once."""
+def _at_once(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[int, int]:
+    """Return how many copies of prompts are run at once, and the largest batch of different ones."""
     check_memory(pair, tokenized, memory)
     longest = max(len(p.ids) for p in tokenized)
     rows = rows_at_once(pair.view, longest, memory=memory)
-    batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
-    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
+    return rows, min(len(tokenized), rows, PROMPTS_PER_BATCH)
 
 
 def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int | None) -> None:
@@ -177,13 +184,13 @@ _Found = tuple[_Ask | None, Float[np.ndarray, " batch"]]
 
 @dataclass
 class _Run:
-    """All interventions on a job's prompts, run batch by batch; they fill `mlp` and `heads` with scores."""
+    """All interventions on prompts after their ascent, run batch by batch; they fill `mlp` and `heads` with
+    scores."""
 
     pair: Pair
-    job: Job
+    ascent: Ascent
     copies: int
     reward_of: Reward
-    baseline: BaselineKind
     kinds: Sequence[str]
     mlps: Bool[np.ndarray, "kind layer"]
     heads_of: Bool[np.ndarray, "kind layer head"]
@@ -193,7 +200,7 @@ class _Run:
     reward: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        prompts, view = self.job.prompts, self.pair.view
+        prompts, view = self.ascent.job.prompts, self.pair.view
         dtype = numpy_dtype(view.dtype)
         last = (max(len(p.ids) for p in prompts),) if self.per_token else ()
         self.mlp = np.zeros((len(self.kinds), len(prompts), view.n_layers, *last), dtype)
@@ -207,47 +214,42 @@ class _Run:
 
     def all(self, progress: bool) -> None:
         """Run all interventions."""
-        pair, job, view = self.pair, self.job, self.pair.view
-        baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
-        before, after = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
-        before.up(baseline.see)
-        after.up()
+        job = self.ascent.job
         layers = np.flatnonzero((self.mlps | self.heads_of.any(2)).any(0)).tolist()
         total = len(layers) * len(job.batches) * (1 + ("upstream" in self.kinds))
         with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
 
             def replacements(b: int) -> Iterator[Replacements]:
                 for layer in layers:
-                    yield Replacements(pair, before, after, baseline, layer, b)
+                    yield Replacements(self.pair, self.ascent, layer, b)
                     bar.update()
 
             for b in range(len(job.batches)):
-                self._batch(b, before, after, partial(replacements, b))
+                self._batch(b, partial(replacements, b))
         for i, prompt in enumerate(job.prompts if self.per_token else ()):
             self.mlp[:, i, :, len(prompt.ids) :] = np.nan
             self.heads[:, i, :, :, len(prompt.ids) :] = np.nan
 
-    def _batch(
-        self, b: int, before: Walk, after: Walk, replacements: Callable[[], Iterator[Replacements]]
-    ) -> None:
+    def _batch(self, b: int, replacements: Callable[[], Iterator[Replacements]]) -> None:
         """Run all interventions on a batch, packed if that shortens rows and does not change rewards."""
-        batch, rows, n_layers = self.job.batches[b], self.job.rows[b], self.pair.view.n_layers
+        job, before, n_layers = self.ascent.job, self.ascent.before, self.pair.view.n_layers
+        batch, rows, walks = job.batches[b], job.rows[b], (before, self.ascent.after)
 
         def tails(packing: Packing | None = None) -> list[Tails]:
-            of_batch = batch, self.job.positions[b], self.reward_of, packing
-            return [Tails(self.pair.view, walk.weights, *of_batch) for walk in (before, after)]
+            of_batch = batch, job.positions[b], self.reward_of, packing
+            return [Tails(self.pair.view, walk.weights, *of_batch) for walk in walks]
 
         def begun(packing: Packing | None) -> tuple[Iterator[_Found], Tails]:
             old, new = tails(packing)
             variants = self._under_before(replacements(), packing)
             return rewards_of(variants, old, before, b, self.copies), new
 
-        pairs = zip(tails(), (before, after), strict=True)
+        pairs = zip(tails(), walks, strict=True)
         of_walks = [its.rewards({n_layers: walk.resid(n_layers, b)}.get)[0] for its, walk in pairs]
-        self.reward[rows] = rewards_by_state([self.job.prompts[row] for row in rows], *of_walks)
+        self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *of_walks)
         plain = self.reward[rows, 0]
         # Within entities, each prompt has its own y*, even where entities begin with the same tokens.
-        packing = Packing.of(batch, at_most=min(self.job.prompts[row].entity[0] for row in rows))
+        packing = Packing.of(batch, at_most=min(job.prompts[row].entity[0] for row in rows))
         shorter = packing.ids.numel() < 0.9 * batch.ids.numel()
         found, new = begun(packing if shorter else None)
         # Whether an architecture masks packed rows as it should does not depend on its weights, and layers

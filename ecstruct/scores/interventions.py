@@ -20,7 +20,7 @@ from torch import Tensor
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import QK_NORMS, Weights
-from ecstruct.scores.baseline import Baseline
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
 from ecstruct.scores.pair import Pair
@@ -41,9 +41,7 @@ class Replacements:
     [batch, pos, d_model]."""
 
     pair: Pair
-    before: Walk
-    after: Walk
-    baseline: Baseline
+    ascent: Ascent
     layer: int
     batch: int
 
@@ -54,7 +52,7 @@ class Replacements:
         own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
         new = [name for site in own for name in self._sites[site].weights.values()]
         # One run for both: on the given inputs, neither part reads what the other one writes.
-        z, hidden = self._writer_inputs(self.pair.mixed(new), self.before, self._old)
+        z, hidden = self._writer_inputs(self.pair.mixed(new), self.ascent.before, self._old)
         heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
         out = self._sites["mlp.out"]
         matrix, bias = out.matrix(self.pair.after), out.bias(self.pair.after)
@@ -63,7 +61,7 @@ class Replacements:
 
     def downstream(self) -> tuple[Tensor, Change]:
         """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
-        z, hidden = self._writer_inputs(self.pair.before, self.after, self._new)
+        z, hidden = self._writer_inputs(self.pair.before, self.ascent.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
         out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
@@ -79,22 +77,22 @@ class Replacements:
     def upstream(self) -> tuple[Tensor, Change]:
         """Give each component its baseline: y*_C - y_C."""
         y = self._old.taps["mlp.out"].output
-        z_star = self.baseline.of(self.layer, "attn.o", self.batch, self._z)
-        y_star = self.baseline.of(self.layer, "mlp.out", self.batch, y)
+        z_star = self.ascent.baseline.of(self.layer, "attn.o", self.batch, self._z)
+        y_star = self.ascent.baseline.of(self.layer, "mlp.out", self.batch, y)
         return self._written(z_star - self._z, self.pair.before), y_star - y
 
     @cached_property
     def _old(self) -> Trace:
-        return self._run(self.pair.before, self.before)
+        return self._run(self.ascent.before)
 
     @cached_property
     def _new(self) -> Trace:
-        return self._run(self.pair.after, self.after)
+        return self._run(self.ascent.after)
 
-    def _run(self, weights: Weights, walk: Walk) -> Trace:
-        """Run the block under `weights`, on the residual stream that enters it in `walk`."""
+    def _run(self, walk: Walk) -> Trace:
+        """Run the block as in `walk`."""
         call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
-        return self.pair.view.block(self.layer, weights, call, resid)
+        return self.pair.view.block(self.layer, walk.weights, call, resid)
 
     def _writer_inputs(self, weights: Weights, walk: Walk, run: Trace) -> tuple[Tensor, Tensor]:
         """Return the inputs of `attn.o` and `mlp.out` under `weights`, on the block's inputs in `run`."""
