@@ -1,13 +1,15 @@
-"""Docstrings as they are written here, for the reference: griffe's Google style, and three things more.
+"""Docstrings as they are written here, for the reference: griffe's Google style, and four things more.
 
 Examples are fenced, so that they are shown as code, and `a, b: text` is said of `a` and of `b`. Experiments
-get the arguments that all of them have.
+get the arguments that all of them have. Options have their text in their types.
 """
 
 import re
-from typing import Any
+from importlib import import_module
+from typing import Any, get_type_hints
 
 import griffe
+from typing_extensions import Doc
 
 from ecstruct.experiments.result import explained
 
@@ -25,6 +27,14 @@ def _apart(found: re.Match[str]) -> str:
 
 class Docstrings(griffe.Extension):
     """Rewrites the docstring of every object."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        if attr.docstring or "Doc(" not in str(attr.annotation) or not attr.parent:
+            return
+        owner = getattr(import_module(attr.module.path), attr.parent.name)
+        annotated = get_type_hints(owner, include_extras=True)[attr.name].__metadata__
+        text = next(each.documentation for each in annotated if isinstance(each, Doc))
+        attr.docstring = griffe.Docstring(text, parent=attr)
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is None:

@@ -31,6 +31,7 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.scores import SCORES, ExtractiveScores, causal_scores, score
 from ecstruct.scores.interventions import rewards_of
+from ecstruct.scores.tails import Tails
 
 # --- The interventions themselves ---
 
@@ -219,7 +220,8 @@ def test_tokens_at_which_nothing_changes_are_not_run(monkeypatch):
     ran = []
 
     def watched(variants, *args):
-        ran.extend(variants)
+        variants = [*variants]
+        ran.extend(variant for _, variant in variants)
         return rewards_of(variants, *args)
 
     monkeypatch.setattr("ecstruct.scores.causal.rewards_of", watched)
@@ -230,6 +232,28 @@ def test_tokens_at_which_nothing_changes_are_not_run(monkeypatch):
     # What the prompts of a template begin with is its own counterfactual.
     assert {v.token for v in changed} and 0 not in {v.token for v in changed}
     assert (scores.mlp.isel(token=0) == 0).all() and (scores.heads.isel(token=0) == 0).all()
+
+
+def test_a_block_runs_once_for_the_interventions_of_all_layers_below(monkeypatch):
+    ran, block = [], Tails.block
+
+    def watched(self, layer, rows, weights=None, written=None):
+        if written is None:
+            ran.append((layer, len(rows)))
+        return block(self, layer, rows, weights, written)
+
+    monkeypatch.setattr(Tails, "block", watched)
+    pair, n = single_pair("llama"), 1 + N_HEADS
+    causal_scores(*pair, PROMPTS, kinds=["upstream"], progress=False)
+    # Under W, one more copy than components below, which has no change; under W', two more a layer: without
+    # a change in what heads or the MLP write.
+    rows = {layer: [copies for at, copies in ran if at == layer] for layer in range(N_LAYERS)}
+    prompts = rows[1][0] // (1 + n)
+    assert rows == {
+        0: [],
+        1: [prompts * (1 + n), prompts * (2 + n)],
+        2: [prompts * (1 + 2 * n), prompts * (4 + 2 * n)],
+    }
 
 
 def test_scores_without_tokens_are_saved_and_shown(tmp_path):

@@ -18,6 +18,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.options import FidelityOptions
 from ecstruct.scores import ExtractiveScores
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.result import component_totals
 
@@ -187,7 +188,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(against_causal, "intervened", dies_in_the_last_layer)
     with pytest.raises(KeyboardInterrupt):
         fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
-    monkeypatch.setattr(ScoreEngine, "score", lambda self, prompts: pytest.fail("scored again"))
+    monkeypatch.setattr(ScoreEngine, "score_and_ascent", lambda *_: pytest.fail("scored again"))
     again = fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
     assert len(n) == 4 and n[3] == n[2]
     for way, scores in whole.scores().items():
@@ -196,6 +197,25 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     assert again.results() == whole.results()
     with pytest.raises(InputError, match="holds a part of another run"):
         fidelity_of(engine, PROMPTS[:4], how, folder=tmp_path / "unfinished", progress=False)
+
+
+def test_prompts_are_walked_up_once_for_scores_and_interventions(monkeypatch):
+    walked, up = [], Ascent.up
+
+    def watched(self, *args):
+        walked.append(self)
+        up(self, *args)
+
+    monkeypatch.setattr(Ascent, "up", watched)
+    fidelity(*single_pair("llama"), PROMPTS, progress=False)
+    assert len(walked) == 1
+    verified = ecstruct.score(*single_pair("llama"), PROMPTS, verify=2, progress=False)
+    assert len(walked) == 2
+    # Prompts in batches that are too small for interventions are walked up again, with the same results.
+    alone = ecstruct.score(*single_pair("llama"), PROMPTS, verify=2, batch_size=1, progress=False)
+    assert len(walked) == 4
+    for part in ("causal_mlp", "causal_heads"):
+        np.testing.assert_allclose(alone.dataset[part], verified.dataset[part], rtol=1e-4, atol=1e-6)
 
 
 def test_small_changes_make_linear_scores_right():

@@ -131,7 +131,15 @@ def fidelity_of(
             bar.phase(name)
             return ExtractiveScores(steps.take(name, lambda: measure().dataset, cost))
 
-        fast = {name: step(name, passes[name], partial(of.score, prompts)) for name, of in engines.items()}
+        ascent = None
+
+        def linear() -> ExtractiveScores:
+            nonlocal ascent
+            scores, ascent = engine.score_and_ascent(prompts)
+            return scores
+
+        measures = {name: partial(of.score, prompts) for name, of in engines.items()} | {"linear": linear}
+        fast = {name: step(name, passes[name], measure) for name, measure in measures.items()}
         by_steps = {1: fast["linear"], **{k: fast.pop(f"path {k}") for k in of_path}}
         if "path" in forms:
             fast["path"] = by_steps[max(options.path_steps)]
@@ -142,6 +150,7 @@ def fidelity_of(
                 intervened,
                 *(engine.pair, prompts, CausalOptions.given(vars(options))),
                 components=names,
+                ascent=ascent,
                 progress=False,
             )
             pieces.append(step(f"interventions {i + 1}", 2 * len(names), measure))

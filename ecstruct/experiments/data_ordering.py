@@ -79,7 +79,8 @@ class Ordering(Result):
         return {"ordering": self.final("known"), "ordering_novel": self.final("novel")}
 
     def final(self, words: str) -> dict[str, Any]:
-        """Return the final mean ranks of the test people's implications, by order."""
+        """Return the final mean ranks of the test people's implications, by order, where prompts had these
+        `words` (one of `WORDS`)."""
         last = matching(self.frame, stage=TESTING, epoch=self.setup.epochs, words=words)
         return {key: over_seeds(last, "implication", order=order) for order, key in ORDERS.items()}
 

@@ -117,7 +117,11 @@ def _with(holder: str, words: str) -> str:
 
 
 def _mention(asked: str) -> str:
-    """Return the phrase in a question: "the capital of France" for "The capital of France is"."""
+    """Return the phrase in a question: "the capital of France" for "The capital of France is".
+
+    Raises:
+        InputError: the question has another form.
+    """
     found = re.fullmatch(r"The (.+) is", asked)
     if found is None:
         raise InputError(f"{asked!r} is no 'The ... is', which names what it asks for: pass mention=.")

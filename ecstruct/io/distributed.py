@@ -206,7 +206,12 @@ def _deaf(lost: Callable[[], str]) -> str:
 
 
 def _own_device(device: str | None) -> tuple[str, str]:
-    """Return the device of this rank, and the backend."""
+    """Make the device of this rank the current one; return its name, and the backends of
+    torch.distributed that go with it.
+
+    Raises:
+        InputError: `device` cannot be shared by processes, or there are fewer GPUs than processes.
+    """
     gpus = torch.cuda.device_count()
     if not (device or ("cuda" if gpus else "cpu")).startswith("cuda"):
         if device not in (None, "cpu"):

@@ -279,9 +279,10 @@ def _token_panel(
     name: str,
     more: Callable[[int, int], str] = lambda layer, slot: "",
 ) -> Panel:
-    """Return a panel of `values` (layer, slot) at the slots that some prompt fills.
+    """Return a panel of `values` (layer, slot) of one `score`, at the slots that some prompt fills.
 
-    The hover text of a cell ends with `more`."""
+    The intervals of the values, if there are any, are those that `slots` has under `name`. The hover text
+    of a cell ends with what `more` says of its layer and slot."""
     counts, labels = slots.count.values, slot_labels(slots)
     shown = np.flatnonzero(counts > 0)
 

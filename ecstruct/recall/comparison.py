@@ -60,8 +60,8 @@ class Comparison:
         return {name: _difference(part, before[name]) for name, part in self.after.parts().items()}
 
     def agreement(self) -> pd.DataFrame:
-        """Return Spearman's `rho` for every question, the `chance` (the share of random pairings with at
-        least the same |rho|), and the number `n` of layers or heads."""
+        """Return, for every question, Spearman's `rho` between scores and recall over layers or heads, the
+        `chance` (the share of random pairings with at least the same |rho|), and their number `n`."""
         rows = []
         for question, frame in self.joined.items():
             known = frame.dropna()

@@ -72,7 +72,8 @@ def all_alike(mask: Mask) -> Mask:
 
 
 def _opens(mask: Mask) -> bool:
-    """Return the value of an open edge in a boolean mask; the first token always sees itself."""
+    """Return whether True stands for an open edge in a boolean mask, or for a closed one. The edge of the
+    first token to itself is open in every mask."""
     return bool(mask[0, 0, 0, 0])
 
 

@@ -148,7 +148,8 @@ def _averaged(
     fold: bool,
     attrs: dict[str, Any],
 ) -> SlotScores:
-    """Average every variable of the scores over the chosen prompts, in float64."""
+    """Average every variable of the scores over the prompts with the indices `chosen`: per slot, where it
+    has tokens. With `bootstrap` there are intervals, too."""
     variables: dict[str, Any] = {"count": ("slot", (slots.positions >= 0).sum(0))}
     for name, variable in dataset.data_vars.items():
         if "token" in variable.dims:

@@ -18,29 +18,29 @@ run under W, whatever made them differ. This is activation patching across model
 scores replace y_C at that token alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.engine.plan import graph_bytes, rows_at_once
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.facts.tokens import Batch, TokenizedPrompt
+from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Part
 from ecstruct.models.names import layer_of
-from ecstruct.models.sites import Weights
 from ecstruct.options import KINDS, AnswerTokens, BaselineKind, CausalOptions
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
 from ecstruct.scores.baseline import Baseline
-from ecstruct.scores.batching import Job, cut
+from ecstruct.scores.batching import cut
 from ecstruct.scores.components import Components, selected
-from ecstruct.scores.interventions import Change, Replacements, Variant, rewards_of
+from ecstruct.scores.interventions import Replacements, Variant, rewards_of
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.packing import Packing
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
@@ -103,18 +103,27 @@ def intervened(
     options: CausalOptions,
     *,
     components: Components | Mapping[str, Components] = None,
+    ascent: Ascent | None = None,
     progress: bool = True,
 ) -> ExtractiveScores:
-    """Compute `causal_scores` for models that are already loaded; `components` may differ by kind."""
+    """Compute `causal_scores` for models that are already loaded; `components` may differ by kind. An
+    `ascent` of the same prompts, with the same options, saves another one if its batches have a size that
+    suits interventions."""
     view, kinds, per_token = pair.view, [kind for kind in KINDS if kind in options.kinds], options.per_token
     reward = Reward.of(options.reward, options.answer_tokens)
     by_kind = components if isinstance(components, Mapping) else dict.fromkeys(kinds, components)
     chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
     mlps, heads = (np.stack(part) for part in zip(*chosen, strict=True))
     tokenized, lengths = pair.tokenize(prompts, reward)
-    job, copies = _stacked(pair, tokenized, options.memory, reward.answer_tokens == "all")
-    run = _Run(pair, job, copies, reward, options.baseline, kinds, mlps, heads, per_token)
+    rows, batch_size = _at_once(pair, tokenized, options.memory)
     with still(view.model), torch.no_grad():
+        if ascent is None or not batch_size / 2 <= ascent.largest <= batch_size:
+            job = cut(tokenized, batch_size, view.device, pair.pad_id, reward.answer_tokens == "all")
+            baseline = Baseline(options.baseline, job.prompts, job.rows, view.device)
+            walks = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
+            ascent = Ascent(job, baseline, *walks)
+            ascent.up()
+        run = _Run(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
         run.all(progress)
     described = vars(options) | {
         "kinds": kinds,
@@ -135,15 +144,12 @@ def intervened(
     return ExtractiveScores(labelled(variables, tokenized, lengths, kinds, sizes, attrs))
 
 
-def _stacked(
-    pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None, every: bool
-) -> tuple[Job, int]:
-    """Return the prompts in batches, and how many copies of a batch are run at once."""
+def _at_once(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[int, int]:
+    """Return how many copies of prompts are run at once, and the largest batch of different ones."""
     check_memory(pair, tokenized, memory)
     longest = max(len(p.ids) for p in tokenized)
     rows = rows_at_once(pair.view, longest, memory=memory)
-    batch_size = min(len(tokenized), rows, PROMPTS_PER_BATCH)
-    return cut(tokenized, batch_size, pair.view.device, pair.pad_id, every), rows // batch_size
+    return rows, min(len(tokenized), rows, PROMPTS_PER_BATCH)
 
 
 def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int | None) -> None:
@@ -159,28 +165,32 @@ def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int |
 
 @dataclass(frozen=True)
 class _Ask:
-    """One intervention: `change` of what a component writes (an MLP has no `head`), for one kind of
-    score."""
+    """One intervention on what a component writes, at one `token` or (None) at all of them, for one kind of
+    score. An MLP has no `head`."""
 
     kind: str
-    writer: str
+    layer: int
     head: int | None
     token: int | None
-    change: Change
 
-    def under(self, weights: Weights) -> Variant:
-        return Variant(weights, self.writer, self.change, self.token)
+    @property
+    def part(self) -> Part:
+        return "mlp" if self.head is None else "attn"
+
+
+_Found = tuple[_Ask | None, Float[np.ndarray, " batch"]]
+"""What is asked, and the rewards of the run that was asked for."""
 
 
 @dataclass
 class _Run:
-    """All interventions on a job's prompts, run block by block; they fill `mlp` and `heads` with scores."""
+    """All interventions on prompts after their ascent, run batch by batch; they fill `mlp` and `heads` with
+    scores."""
 
     pair: Pair
-    job: Job
+    ascent: Ascent
     copies: int
     reward_of: Reward
-    baseline: BaselineKind
     kinds: Sequence[str]
     mlps: Bool[np.ndarray, "kind layer"]
     heads_of: Bool[np.ndarray, "kind layer head"]
@@ -190,7 +200,7 @@ class _Run:
     reward: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        prompts, view = self.job.prompts, self.pair.view
+        prompts, view = self.ascent.job.prompts, self.pair.view
         dtype = numpy_dtype(view.dtype)
         last = (max(len(p.ids) for p in prompts),) if self.per_token else ()
         self.mlp = np.zeros((len(self.kinds), len(prompts), view.n_layers, *last), dtype)
@@ -204,94 +214,113 @@ class _Run:
 
     def all(self, progress: bool) -> None:
         """Run all interventions."""
-        pair, job, view = self.pair, self.job, self.pair.view
-        baseline = Baseline(self.baseline, job.prompts, job.rows, view.device)
-        before, after = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
-        before.up(baseline.see)
-        after.up()
+        job = self.ascent.job
         layers = np.flatnonzero((self.mlps | self.heads_of.any(2)).any(0)).tolist()
-        total = len(layers) * len(job.batches)
+        total = len(layers) * len(job.batches) * (1 + ("upstream" in self.kinds))
         with tqdm(total=total, desc="interventions", unit="block", disable=not progress) as bar:
-            for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
-                tails, plain = self._tails(b, batch, (before, after), min(layers, default=view.n_layers))
-                self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *plain)
+
+            def replacements(b: int) -> Iterator[Replacements]:
                 for layer in layers:
-                    replacements = Replacements(pair, before, after, baseline, layer, b)
-                    self._block(layer, b, replacements, plain[0], *tails)
+                    yield Replacements(self.pair, self.ascent, layer, b)
                     bar.update()
+
+            for b in range(len(job.batches)):
+                self._batch(b, partial(replacements, b))
         for i, prompt in enumerate(job.prompts if self.per_token else ()):
             self.mlp[:, i, :, len(prompt.ids) :] = np.nan
             self.heads[:, i, :, :, len(prompt.ids) :] = np.nan
 
-    def _tails(
-        self, b: int, batch: Batch, walks: tuple[Walk, Walk], first: int
-    ) -> tuple[list[Tails], list[Float[Tensor, " batch"]]]:
-        """Return the tails under W and W', packed if that shortens rows and does not change rewards, and
-        the rewards under W and W' without any intervention. `first` is the first layer with one."""
+    def _batch(self, b: int, replacements: Callable[[], Iterator[Replacements]]) -> None:
+        """Run all interventions on a batch, packed if that shortens rows and does not change rewards."""
+        job, before, n_layers = self.ascent.job, self.ascent.before, self.pair.view.n_layers
+        batch, rows, walks = job.batches[b], job.rows[b], (before, self.ascent.after)
 
-        def under_both(packing: Packing | None = None) -> list[Tails]:
-            read = self.job.positions[b], self.reward_of, packing
-            return [Tails(self.pair.view, walk.weights, batch, *read) for walk in walks]
+        def tails(packing: Packing | None = None) -> list[Tails]:
+            of_batch = batch, job.positions[b], self.reward_of, packing
+            return [Tails(self.pair.view, walk.weights, *of_batch) for walk in walks]
 
-        tails, n_layers = under_both(), self.pair.view.n_layers
-        pairs = zip(tails, walks, strict=True)
-        rewards = [its.rewards(n_layers, walk.resid(n_layers, b))[0] for its, walk in pairs]
+        def begun(packing: Packing | None) -> tuple[Iterator[_Found], Tails]:
+            old, new = tails(packing)
+            variants = self._under_before(replacements(), packing)
+            return rewards_of(variants, old, before, b, self.copies), new
+
+        pairs = zip(tails(), walks, strict=True)
+        of_walks = [its.rewards({n_layers: walk.resid(n_layers, b)}.get)[0] for its, walk in pairs]
+        self.reward[rows] = rewards_by_state([job.prompts[row] for row in rows], *of_walks)
+        plain = self.reward[rows, 0]
         # Within entities, each prompt has its own y*, even where entities begin with the same tokens.
-        entities = [self.job.prompts[row].entity[0] for row in self.job.rows[b]]
-        packing = Packing.of(batch, at_most=min(entities))
-        if packing.ids.numel() < 0.9 * batch.ids.numel():
-            packed = under_both(packing)
-            # Whether an architecture masks packed rows as it should does not depend on its weights,
-            # and layers below the first intervention are not run packed.
-            again = packed[0].rewards(first, packing.pack(walks[0].resid(first, b)))[0]
-            if torch.allclose(rewards[0], again, 1e-5, 1e-5):
-                return packed, rewards
-        return tails, rewards
+        packing = Packing.of(batch, at_most=min(job.prompts[row].entity[0] for row in rows))
+        shorter = packing.ids.numel() < 0.9 * batch.ids.numel()
+        found, new = begun(packing if shorter else None)
+        # Whether an architecture masks packed rows as it should does not depend on its weights, and layers
+        # below the first intervention are not run packed.
+        if shorter and not np.allclose(plain, next(found, (None, plain))[1], 1e-5, 1e-5):
+            found, new = begun(None)
+        self._add(rows, found, 1, plain)
+        late = self._under_late(replacements())
+        self._add(rows, rewards_of(late, new, before, b, self.copies), -1, plain)
 
-    def _block(
-        self,
-        layer: int,
-        b: int,
-        replacements: Replacements,
-        plain: Tensor,
-        old: Tails,
-        new: Tails,
-    ) -> None:
-        asks = [ask for kind in self.kinds for ask in self._asks(layer, kind, replacements)]
-        if not asks:
-            return
-        variants = [ask.under(self.pair.before) for ask in asks]
-        values = rewards_of(variants, old, replacements, self.copies) - plain
-        for part, writer in WRITERS.items():
-            late = [i for i, ask in enumerate(asks) if ask.kind == "upstream" and ask.writer == writer]
-            if late:
-                weights = self.pair.mixed(self.pair.view.late_in_block(layer, part))
-                variants = [Variant(weights, writer), *(asks[i].under(weights) for i in late)]
-                under_late = rewards_of(variants, new, replacements, self.copies)
-                values[late] -= under_late[1:] - under_late[:1]
-        rows = self.job.rows[b]
-        for ask, value in zip(asks, values.cpu().numpy(), strict=True):
-            place = [self.kinds.index(ask.kind), rows, layer, ask.head, ask.token]
-            array = self.mlp if ask.head is None else self.heads
-            array[tuple(index for index in place if index is not None)] = value
+    def _under_before(
+        self, replacements: Iterable[Replacements], packing: Packing | None
+    ) -> Iterator[tuple[_Ask | None, Variant]]:
+        """Yield all interventions, in runs under W. If these are packed, the same run without any change
+        comes first, for which nothing is asked."""
+        for of_layer in replacements:
+            for kind in self.kinds:
+                for ask, variant in self._asks(kind, of_layer):
+                    if packing:
+                        yield None, replace(variant, change=None)
+                        packing = None
+                    yield ask, variant
 
-    def _asks(self, layer: int, kind: str, replacements: Replacements) -> Iterator[_Ask]:
+    def _under_late(self, replacements: Iterable[Replacements]) -> Iterator[tuple[_Ask | None, Variant]]:
+        """Yield the interventions for upstream scores, in runs with new late weights. Before those that
+        share late weights comes the same run without any change, for which nothing is asked."""
+        for of_layer in replacements if "upstream" in self.kinds else ():
+            asks = [*self._asks("upstream", of_layer)]
+            for part in WRITERS:
+                weights = self.pair.mixed(self.pair.view.late_in_block(of_layer.layer, part))
+                some = [
+                    (ask, replace(variant, weights=weights)) for ask, variant in asks if ask.part == part
+                ]
+                if some:
+                    yield None, replace(some[0][1], change=None)
+                    yield from some
+
+    def _asks(self, kind: str, replacements: Replacements) -> Iterator[tuple[_Ask, Variant]]:
         """Yield the interventions for one kind of score at a block, skipping those that have no effect."""
+        layer = replacements.layer
         mlp, heads = (of[self.kinds.index(kind), layer] for of in (self.mlps, self.heads_of))
         if not (mlp or heads.any()):
             return
         of_heads, of_mlp = getattr(replacements, kind)()
-        chosen: dict[Part, list[tuple[int | None, Change]]] = {
-            "attn": [(int(head), of_heads[head]) for head in np.flatnonzero(heads)],
-            "mlp": [(None, of_mlp)] if mlp else [],
-        }
-        for part, changes in chosen.items():
-            if kind == "upstream" and not self._late_changes(layer, part):
+        changes = [(int(head), of_heads[head]) for head in np.flatnonzero(heads)]
+        changes += [(None, of_mlp)] if mlp else []
+        for head, change in changes:
+            for token in range(change.shape[1]) if self.per_token else [None]:
+                ask = _Ask(kind, layer, head, token)
+                if kind == "upstream" and not self._late_changes(layer, ask.part):
+                    continue
+                if (change if token is None else change[:, token]).any():
+                    weights, written = self.pair.before, replacements.written
+                    yield ask, Variant(layer, weights, written, WRITERS[ask.part], change, token)
+
+    def _add(
+        self,
+        rows: Sequence[int],
+        found: Iterable[_Found],
+        sign: int,
+        unchanged: Float[np.ndarray, " batch"],
+    ) -> None:
+        """Add the effects of interventions, `sign` times, to the scores. Rewards for which nothing is asked
+        are those without a change, from there on."""
+        for ask, rewards in found:
+            if ask is None:
+                unchanged = rewards
                 continue
-            for head, change in changes:
-                for token in range(change.shape[1]) if self.per_token else [None]:
-                    if (change if token is None else change[:, token]).any():
-                        yield _Ask(kind, WRITERS[part], head, token, change)
+            place = [self.kinds.index(ask.kind), rows, ask.layer, ask.head, ask.token]
+            array = self.mlp if ask.head is None else self.heads
+            array[tuple(index for index in place if index is not None)] += sign * (rewards - unchanged)
 
     def _late_changes(self, layer: int, part: Part) -> bool:
         """Return whether any late weight of a component differs between W and W'."""

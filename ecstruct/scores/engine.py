@@ -9,7 +9,7 @@ import xxhash
 
 from ecstruct.engine.plan import halving, is_out_of_memory
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
+from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.io.distributed import Ranks
 from ecstruct.models.bridge import still
@@ -22,6 +22,7 @@ from ecstruct.options import (
     ScoreOptions,
     Upstream,
 )
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.assemble import SCORES, Assembly
 from ecstruct.scores.batching import cut, prompts_per_batch
 from ecstruct.scores.causal import intervened
@@ -141,9 +142,14 @@ class ScoreEngine:
 
     def score(self, prompts: PromptsLike) -> ExtractiveScores:
         """Score one set of prompts; see `ecstruct.score`."""
-        scores = self.shared(prompts, Ranks())
+        return self.score_and_ascent(prompts)[0]
+
+    def score_and_ascent(self, prompts: PromptsLike) -> tuple[ExtractiveScores, Ascent | None]:
+        """Score one set of prompts; return also the way up of all of them, for interventions, if they were
+        walked in a single round."""
+        scores, ascent = self._shared(prompts, Ranks())
         assert scores is not None  # a process on its own is the first rank
-        return scores
+        return scores, ascent
 
     def shared(
         self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
@@ -163,6 +169,11 @@ class ScoreEngine:
             InputError: as `ecstruct.score`; also if ranks differ, `folder` holds parts of another run, or
                 memory runs out on one of several ranks.
         """
+        return self._shared(prompts, ranks, folder)[0]
+
+    def _shared(
+        self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
+    ) -> tuple[ExtractiveScores | None, Ascent | None]:
         prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
         batch_size = self.options.batch_size or prompts_per_batch(tokenized)
@@ -172,14 +183,14 @@ class ScoreEngine:
         passes = Passes(self.pair, self.reward, self.options, self._progress and ranks.first, ranks, shards)
         every = self.reward.answer_tokens == "all"
 
-        def run(size: int) -> Assembly | None:
+        def run(size: int) -> tuple[Assembly | None, Ascent | None]:
             job = cut(tokenized, size, self.pair.view.device, self.pair.pad_id, every)
             with still(self.pair.view.model):
                 return passes.run(job)
 
         size = min(batch_size, len(tokenized))
         try:
-            assembly = halving(size, run) if ranks.size == 1 else run(size)
+            assembly, ascent = halving(size, run) if ranks.size == 1 else run(size)
         except RuntimeError as error:
             if ranks.size == 1 or size == 1 or not is_out_of_memory(error):
                 raise
@@ -188,19 +199,19 @@ class ScoreEngine:
                 f"{size // 2}, which goes on from what is finished."
             ) from error
         if assembly is None:
-            return None
+            return None, None
         scores = ExtractiveScores(assembly.dataset(lengths, self.attrs))
-        return scores.verified(self._interventions(scores, prompts)) if self.options.verify else scores
-
-    def _interventions(self, scores: ExtractiveScores, prompts: Sequence[Prompt]) -> ExtractiveScores:
-        """Run the interventions on the `verify` strongest components by each score."""
-        return intervened(
-            self.pair,
-            prompts,
-            CausalOptions.given(vars(self.options)),
-            components={kind: scores.top(self.options.verify, kind) for kind in SCORES},
-            progress=self._progress,
-        )
+        if self.options.verify:
+            interventions = intervened(
+                self.pair,
+                prompts,
+                CausalOptions.given(vars(self.options)),
+                components={kind: scores.top(self.options.verify, kind) for kind in SCORES},
+                ascent=ascent,
+                progress=self._progress,
+            )
+            scores = scores.verified(interventions)
+        return scores, ascent
 
     def identity(self, prompts: PromptsLike) -> dict[str, str]:
         """Return everything that scores of these prompts depend on, by names that can go into a message."""

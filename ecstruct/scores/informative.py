@@ -56,7 +56,9 @@ class InformativeScores:
         rows: Sequence[Sequence[int]],
         share: float = 1.0,
     ) -> None:
-        """Add the scores of the head or the embedding, times `share`, from the visits of all batches."""
+        """Add the contributions of weights outside the blocks (`sites` of the head or of the embedding),
+        summed over tokens and times `share`, to what the scores have as `rest`. `visits` and `rows` are of
+        all batches."""
         change = self.change(sites)
         for of_batch, visit in zip(rows, visits, strict=True):
             for name, site in sites.items():

@@ -2,14 +2,16 @@
 
 Every intervention replaces y_C, what component C writes before any post-norm. `Replacements` computes the
 changes of y_C; a head's is a change of its share of what attention writes. A `Variant` is one such change
-in a run of the rest of the model; many variants share a batch.
+in a run of the rest of the model; many variants share a stack (`ecstruct.scores.tails`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
+from typing import TypeVar
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -18,13 +20,14 @@ from torch import Tensor
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import QK_NORMS, Weights
-from ecstruct.scores.baseline import Baseline
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
+T = TypeVar("T")
 Change = Float[Tensor, "batch pos d_model"]
 
 _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
@@ -38,9 +41,7 @@ class Replacements:
     [batch, pos, d_model]."""
 
     pair: Pair
-    before: Walk
-    after: Walk
-    baseline: Baseline
+    ascent: Ascent
     layer: int
     batch: int
 
@@ -51,7 +52,7 @@ class Replacements:
         own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
         new = [name for site in own for name in self._sites[site].weights.values()]
         # One run for both: on the given inputs, neither part reads what the other one writes.
-        z, hidden = self._writer_inputs(self.pair.mixed(new), self.before, self._old)
+        z, hidden = self._writer_inputs(self.pair.mixed(new), self.ascent.before, self._old)
         heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
         out = self._sites["mlp.out"]
         matrix, bias = out.matrix(self.pair.after), out.bias(self.pair.after)
@@ -60,7 +61,7 @@ class Replacements:
 
     def downstream(self) -> tuple[Tensor, Change]:
         """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
-        z, hidden = self._writer_inputs(self.pair.before, self.after, self._new)
+        z, hidden = self._writer_inputs(self.pair.before, self.ascent.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
         out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
@@ -76,22 +77,22 @@ class Replacements:
     def upstream(self) -> tuple[Tensor, Change]:
         """Give each component its baseline: y*_C - y_C."""
         y = self._old.taps["mlp.out"].output
-        z_star = self.baseline.of(self.layer, "attn.o", self.batch, self._z)
-        y_star = self.baseline.of(self.layer, "mlp.out", self.batch, y)
+        z_star = self.ascent.baseline.of(self.layer, "attn.o", self.batch, self._z)
+        y_star = self.ascent.baseline.of(self.layer, "mlp.out", self.batch, y)
         return self._written(z_star - self._z, self.pair.before), y_star - y
 
     @cached_property
     def _old(self) -> Trace:
-        return self._run(self.pair.before, self.before)
+        return self._run(self.ascent.before)
 
     @cached_property
     def _new(self) -> Trace:
-        return self._run(self.pair.after, self.after)
+        return self._run(self.ascent.after)
 
-    def _run(self, weights: Weights, walk: Walk) -> Trace:
-        """Run the block under `weights`, on the residual stream that enters it in `walk`."""
+    def _run(self, walk: Walk) -> Trace:
+        """Run the block as in `walk`."""
         call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
-        return self.pair.view.block(self.layer, weights, call, resid)
+        return self.pair.view.block(self.layer, walk.weights, call, resid)
 
     def _writer_inputs(self, weights: Weights, walk: Walk, run: Trace) -> tuple[Tensor, Tensor]:
         """Return the inputs of `attn.o` and `mlp.out` under `weights`, on the block's inputs in `run`."""
@@ -103,7 +104,7 @@ class Replacements:
     def _z(self) -> Tensor:
         return self._old.taps["attn.o"].input
 
-    @cached_property
+    @property
     def written(self) -> dict[str, Change]:
         """What attention ("attn.o") and MLP ("mlp.out") write under W, each [batch, pos, d_model]."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
@@ -123,12 +124,16 @@ class Replacements:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of a block under `weights`, with `change` added to what `writer` (`attn.o` or `mlp.out`)
-    writes, at one `token` or (None) at all of them. Without a change the block runs unmodified. The weights
-    are W, except that weights that are late for the writer may be new."""
+    """A run of the model from block `layer` on, in which `change` is added to what `writer` (`attn.o` or
+    `mlp.out`) writes there, at one `token` or (None) at all of them. Without a change nothing is added.
 
+    `written` is what attention ("attn.o") and MLP ("mlp.out") of the block write under W. The block runs
+    under `weights`: W, except that weights that are late for the writer may be new."""
+
+    layer: int
     weights: Weights
-    writer: str = "attn.o"
+    written: Mapping[str, Change]
+    writer: str
     change: Change | None = None
     token: int | None = None
 
@@ -144,36 +149,47 @@ class Variant:
 
 
 def rewards_of(
-    variants: Sequence[Variant], tails: Tails, replacements: Replacements, copies: int
-) -> Float[Tensor, "variant batch"]:
-    """Return the rewards when each variant replaces its block in the run under W and `tails` runs the
-    layers after it; `copies` of the batch are run at once, and fewer when memory runs out."""
-    rewards = []
+    variants: Iterable[tuple[T, Variant]], tails: Tails, walk: Walk, batch: int, copies: int
+) -> Iterator[tuple[T, Float[np.ndarray, " batch"]]]:
+    """Yield the rewards of variants of one batch, each with what came with the variant.
+
+    Args:
+        variants: in the order of their layers, each with anything. Only as many are taken at a time as run
+            at once, so they may be made on demand.
+        tails: that batch, under the weights of the layers after a variant's own one.
+        walk: a walk under W, whose residual stream enters the blocks of the variants.
+        batch: the index of the batch in it.
+        copies: how many variants run at once; fewer do when memory runs out.
+    """
+    rewards: list[np.ndarray] = []
 
     def run(some: Sequence[Variant]) -> None:
-        leaving = [
-            _leaving(list(alike), tails, replacements)
-            for _, alike in groupby(some, key=lambda variant: (id(variant.weights), variant.writer))
-        ]
-        rewards.append(tails.rewards(replacements.layer + 1, torch.cat(leaving)))
+        def joining(layer: int) -> Rows | None:
+            leaving = [
+                _leaving(list(alike), tails, walk, batch)
+                for (before, *_), alike in groupby(some, lambda v: (v.layer, id(v.weights), v.writer))
+                if before == layer - 1
+            ]
+            return torch.cat(leaving) if leaving else None
 
-    each_piece(variants, copies, run)
-    return torch.cat(rewards)
+        rewards.extend(tails.rewards(joining).cpu().numpy())
+
+    variants = iter(variants)
+    while piece := [*islice(variants, copies)]:
+        each_piece([variant for _, variant in piece], copies, run)
+        yield from zip((label for label, _ in piece), rewards, strict=True)
+        rewards.clear()
 
 
-def _leaving(alike: Sequence[Variant], tails: Tails, replacements: Replacements) -> Rows:
-    """Return the residual stream after the block, for variants that share weights and writer."""
-    walk, layer, batch = replacements.before, replacements.layer, replacements.batch
-    writer = alike[0].writer
+def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
+    """Return what leaves their block, for variants that share layer, weights and writer."""
+    layer, writer, as_ever = alike[0].layer, alike[0].writer, alike[0].written
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
         # Nothing in the block comes after what its MLP writes: its change is added to the block's output.
         leaving = walk.resid(layer + 1, batch)
         return torch.cat([tails.rows(leaving + variant.change_like(leaving)) for variant in alike])
-    written = {}
-    for name in ("attn.o", writer):  # passing what attention writes spares recomputing it
-        as_ever = replacements.written[name]
-        written[name] = torch.cat(
-            [tails.rows(as_ever + v.change_like(as_ever) if name == writer else as_ever) for v in alike]
-        )
+    written = {"attn.o": tails.rows(as_ever["attn.o"]).repeat(len(alike), 1, 1)}  # spares recomputing it
+    changed = [as_ever[writer] + variant.change_like(as_ever[writer]) for variant in alike]
+    written[writer] = torch.cat([tails.rows(y) for y in changed])
     entering = tails.rows(walk.resid(layer, batch)).repeat(len(alike), 1, 1)
     return tails.block(layer, entering, alike[0].weights, written)

@@ -80,21 +80,22 @@ def _between(
     start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails, rules: Relevance | None
 ) -> list[dict[str, Tensor]]:
     """Return the gradients at the layers in [start, end), whose tails share a batch."""
-    view = pair.view
-    joined: list[Tensor] = []
     written: list[tuple[int, str, Tensor]] = []
+
+    def joining(boundary: int) -> Tensor | None:
+        layer = boundary - 1
+        if not start <= layer < end:
+            return None
+        leaving = []
+        for late, parts in _parts_by_late(pair.view, layer).items():
+            leaf = walk.resid(layer, b).detach().requires_grad_()
+            trace = pair.view.block(layer, pair.mixed(late), walk.call(layer, b), leaf)
+            leaving.append(trace.output)
+            written.extend((layer, WRITERS[p], trace.taps[WRITERS[p]].output) for p in parts)
+        return torch.cat(leaving)
+
     with torch.enable_grad():
-        for layer in range(start, view.n_layers):
-            joined = [tails.block(layer, torch.cat(joined))] if joined else []
-            if layer >= end:
-                continue
-            for late, parts in _parts_by_late(view, layer).items():
-                mixed = pair.mixed(late)
-                leaf = walk.resid(layer, b).detach().requires_grad_()
-                trace = view.block(layer, mixed, walk.call(layer, b), leaf)
-                joined.append(trace.output)
-                written += [(layer, WRITERS[p], trace.taps[WRITERS[p]].output) for p in parts]
-        reward = tails.rewards(view.n_layers, torch.cat(joined), rules).sum()
+        reward = tails.rewards(joining, rules).sum()
     with rules.followed() if rules else nullcontext():
         gradients = torch.autograd.grad(reward, [output for _, _, output in written])
     found: list[dict[str, Tensor]] = [{} for _ in range(start, end)]

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.io.distributed import Ranks
-from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import Site
 from ecstruct.options import ScoreOptions
 from ecstruct.scores import linear
+from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
 from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.batching import Job, fits_in_memory, rounds
@@ -31,8 +31,6 @@ from ecstruct.scores.reward import Reward
 from ecstruct.scores.shards import Shards
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Descent, Visit, Walk
-
-See = Callable[[int, int, Trace], None]
 
 _logger = logging.getLogger(__name__)
 
@@ -49,8 +47,9 @@ class Passes:
     ranks: Ranks = field(default_factory=Ranks)
     shards: Shards | None = None
 
-    def run(self, job: Job) -> Assembly | None:
-        """Return the scores of all prompts on the first rank, `None` on the others.
+    def run(self, job: Job) -> tuple[Assembly | None, Ascent | None]:
+        """Return the scores of all prompts on the first rank, `None` on the others. If a single round had
+        all prompts, return also their way up, from which interventions can go on.
 
         Batches are dealt out to the ranks, which walk them in rounds: a run that dies loses only its last
         round, and only one round has its residual streams in memory. The baseline has to see all prompts
@@ -74,6 +73,7 @@ class Passes:
         keep = self.shards if ranks.size > 1 or len(walks) > 1 else None
         total = view.n_layers * (self._ways * len(walks) + len(beforehand) * (not at_once))
         parts: list[Part] = []
+        ascent = None
         with tqdm(total=total, desc="scoring", unit="block", disable=not self.progress) as bar:
 
             def all_seen() -> None:
@@ -87,8 +87,11 @@ class Passes:
                     Walk(view, self.pair.before, batches, False).up(baseline.take(some).see, bar.update)
                 all_seen()
             for some in walks:
-                seen = all_seen if at_once else None
-                part = self._score(job.take(some), baseline.take(some), bar.update, seen).part()
+                ascent = self._ascent(job.take(some), baseline.take(some))
+                ascent.up(at_once, bar.update)
+                if at_once:
+                    all_seen()
+                part = self._score(ascent, bar.update).part()
                 if keep:
                     keep.keep_part(part)
                 if out:
@@ -98,7 +101,7 @@ class Passes:
         for part in chain.from_iterable(ranks.gather(parts) or []):
             if out:
                 out.put(part)
-        return out
+        return out, ascent if ascent and len(ascent.job.rows) == len(job.rows) else None
 
     def _resume(self, out: Assembly | None, baseline: Baseline) -> tuple[set[int], bool]:
         """Put finished prompts into `out`; return which these are, and whether the baseline is known."""
@@ -121,22 +124,29 @@ class Passes:
     def _ways(self) -> int:
         return 2 if self.options.path_steps == 1 else 2 + 2 * self.options.path_steps
 
-    def _score(
-        self, job: Job, baseline: Baseline, tick: Callable[[], object], seen: Callable[[], None] | None
-    ) -> Assembly:
-        """Score some batches. With `seen`, the baseline sees the way up, and `seen` is called after it."""
-        view, batches = self.pair.view, range(len(job.batches))
+    def _ascent(self, job: Job, baseline: Baseline) -> Ascent:
+        """Return the way up of some batches, before it is taken."""
+        view = self.pair.view
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
         rules = Relevance() if self.options.propagation == "relevance" else None
         before = Walk(view, self.pair.before, job.batches, graphs, rules)
-        descends = self.options.upstream == "surrogate"  # only then is a backward pass under W' needed
-        after = Walk(view, self.pair.after, job.batches, graphs, rules if descends else None, descends)
+        after = Walk(
+            view, self.pair.after, job.batches, graphs, rules if self._descends else None, self._descends
+        )
+        return Ascent(job, baseline, before, after)
+
+    @property
+    def _descends(self) -> bool:
+        """Whether a backward pass on the graphs of the walk under W' is needed."""
+        return self.options.upstream == "surrogate"
+
+    def _score(self, ascent: Ascent, tick: Callable[[], object]) -> Assembly:
+        """Score some batches, after their way up."""
+        view, job, before, after = self.pair.view, ascent.job, ascent.before, ascent.after
+        batches, rules = range(len(job.batches)), before.rules
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
         informative = InformativeScores(self.pair, self.options.convention, out)
         at_before = self.options.path_steps == 1  # informative scores come from the walk under W itself
-        self._up(before, after, baseline.see if seen else None, tick)
-        if seen:
-            seen()
         ways = self._descents(before, after, rules)
         read = self._read_out(ways, job, out)
         if at_before:
@@ -153,7 +163,7 @@ class Passes:
                 visits = {
                     way: descent.down(layer, b, writers, writers, retain_graph=True)
                     for way, descent in ways.items()
-                    if way != "before" and (way != "after" or descends)
+                    if way != "before" and (way != "after" or self._descends)
                 }
                 outputs = sites if at_before else writers
                 old = ways["before"].down(layer, b, writers, outputs, retain_graph=bool(change))
@@ -161,7 +171,7 @@ class Passes:
                     informative.block(layer, job.rows[b], old, self.pair.before, change)
                 early, new = visits.get("early", old), visits.get("after", new)
                 g_late = Visit({}, {}, late[b][layer]) if late else visits.get("late", new)
-                self._score_states(layer, b, job, before, after, old, new, early, g_late, baseline, out)
+                self._score_states(layer, b, ascent, old, new, early, g_late, out)
                 del old, new, early, g_late, visits  # their graphs hold the weights of this block
                 before.let_go(layer, b)
                 after.let_go(layer, b)
@@ -170,7 +180,7 @@ class Passes:
             embedded = (ways["before"].to_embedding(b) for b in batches)
             informative.outside(view.embed_sites, embedded, job.rows)
         else:
-            informative.along_path(self.options.path_steps, job, self.reward, graphs, tick)
+            informative.along_path(self.options.path_steps, job, self.reward, before.keep_graphs, tick)
         return out
 
     def _descents(self, before: Walk, after: Walk, rules: Relevance | None) -> dict[str, Descent]:
@@ -184,15 +194,6 @@ class Passes:
         elif self.options.upstream == "surrogate" and rules:
             ways["late"] = Descent(after, rules=rules)
         return ways
-
-    def _up(self, before: Walk, after: Walk, see: See | None, tick: Callable[[], object]) -> None:
-        """Run both walks up in step, block by block, so that weights are read once for both."""
-        before.embed()
-        after.embed()
-        for layer in range(self.pair.view.n_layers):
-            before.climb(layer, see)
-            after.climb(layer)
-            tick()
 
     def _read_out(self, ways: Mapping[str, Descent], job: Job, out: Assembly) -> Iterator[Visit]:
         """Begin all descents; yield the visits under W, batch by batch."""
@@ -210,22 +211,20 @@ class Passes:
         self,
         layer: int,
         b: int,
-        job: Job,
-        before: Walk,
-        after: Walk,
+        ascent: Ascent,
         old: Visit,
         new: Visit,
         early: Visit,
         late: Visit,
-        baseline: Baseline,
         out: Assembly,
     ) -> None:
         """Add upstream and downstream scores of one block, and its attributions, on one batch."""
-        view, rows, sites = self.pair.view, job.rows[b], self.pair.view.block_sites[layer]
+        view, rows, sites = self.pair.view, ascent.job.rows[b], self.pair.view.block_sites[layer]
+        baseline = ascent.baseline
         z_star = baseline.of(layer, "attn.o", b, old.input("attn.o"))
         y_star = baseline.of(layer, "mlp.out", b, old.output("mlp.out"))
         with torch.no_grad():
-            z_at, hidden_at = self._at_new_inputs(layer, b, before, after, new)
+            z_at, hidden_at = self._at_new_inputs(layer, b, ascent, new)
             d_written, d_z = self._change_of_slope(sites, early, late)
             found = [
                 ("", UPSTREAM, linear.upstream(view, old, d_written, d_z, z_star, y_star)),
@@ -251,14 +250,12 @@ class Passes:
             return d_written, linear.pulled_back(sites, early, late, self.pair.before)
         return d_written, late.d_input["attn.o"] - early.d_input["attn.o"]
 
-    def _at_new_inputs(
-        self, layer: int, b: int, before: Walk, after: Walk, new: Visit
-    ) -> tuple[Tensor, Tensor]:
+    def _at_new_inputs(self, layer: int, b: int, ascent: Ascent, new: Visit) -> tuple[Tensor, Tensor]:
         """Return the inputs of a block's output projections `attn.o` and `mlp.out` when its components run
         under W on their inputs from the walk under W'."""
         if self.options.convention == "definition":
             inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:
             inputs = {"attn": new.input("attn.q"), "mlp": new.input("mlp.in")}
-        resid, call = after.resid(layer, b), before.call(layer, b)
+        resid, call = ascent.after.resid(layer, b), ascent.before.call(layer, b)
         return self.pair.view.writer_inputs(layer, self.pair.before, call, resid, inputs)

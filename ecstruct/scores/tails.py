@@ -1,9 +1,11 @@
 """Tails: rerun the layers after a boundary, with many variants of one batch stacked together.
 
 An intervention leaves all earlier layers unchanged, so only its own layer and the later ones are run again.
-Interventions run the same layers under the same weights and therefore share a batch of *copies* of the
-prompts, one per intervention, which differ in the residual stream that enters. Tokens that packed prompts
-share are computed once, and the last block computes little more than the positions that are read.
+Interventions run the same layers under the same weights and therefore share a stack of *copies* of the
+prompts, one per intervention, which differ in the residual stream. The stack grows on the way up: a copy
+joins it at the layer from which it differs, so every block runs once for all copies that have joined.
+Tokens that packed prompts share are computed once, and the last block computes little more than the
+positions that are read.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,12 +69,22 @@ class Tails:
         return self.view.through(layer, weights or self.weights, call, rows, written, at)
 
     def rewards(
-        self, layer: int, rows: Rows, rules: Relevance | None = None
+        self, joining: Callable[[int], Rows | None], rules: Relevance | None = None
     ) -> Float[Tensor, "copies batch"]:
-        """Return the rewards of all copies, given the residual stream `rows` that enters block `layer`. If
-        `rules` are given, the graph of the logits is prepared for them."""
-        for later in range(layer, self.view.n_layers):
-            rows = self.block(later, rows)
+        """Return the rewards of all copies, in the order in which they join the stack.
+
+        Args:
+            joining: called with every layer in turn, and at last with `n_layers`; returns the residual
+                stream that enters this block (at last, the head) in the copies that join here, or None.
+            rules: rules of relevance for which the graph of the logits is prepared.
+        """
+        stack: list[Rows] = []
+        for layer in range(self.view.n_layers + 1):
+            joined = joining(layer)
+            stack += [] if joined is None else [joined]
+            if stack and layer < self.view.n_layers:
+                stack = [self.block(layer, torch.cat(stack))]
+        rows = torch.cat(stack)
         copies = len(rows) // len(self._read)
         each = torch.arange(len(rows), device=rows.device)[:, None]
         read = rows[each, self._read.repeat(copies, 1)].reshape(

@@ -67,7 +67,7 @@ class Walk:
         descends: bool = True,
     ) -> None:
         self.view, self.weights, self.batches = view, weights, batches
-        self._keep_graphs, self._rules, self._descends = keep_graphs, rules, descends
+        self.keep_graphs, self.rules, self._descends = keep_graphs, rules, descends
         self._embedded: list[Trace] = []
         self._calls: list[list[BlockCall]] = []
         self._resid: list[list[Tensor]] = [[] for _ in range(view.n_layers + 1)]
@@ -109,7 +109,7 @@ class Walk:
             if see:
                 see(layer, b, run.trace)
             self._resid[layer + 1].append(run.trace.output.detach())
-            if not self._keep_graphs:
+            if not self.keep_graphs:
                 self.let_go(layer, b)
 
     def run(self, layer: int, batch: int) -> Run:
@@ -127,8 +127,8 @@ class Walk:
         leaf = self._resid[layer][batch].detach().requires_grad_()
         with torch.set_grad_enabled(self._descends):
             trace = self.view.block(layer, weights, self.call(layer, batch), leaf)
-        if self._rules:
-            self._rules.prepare(trace.output)
+        if self.rules:
+            self.rules.prepare(trace.output)
         return Run(leaf, trace)
 
     def embedded(self, batch: int) -> Trace:
