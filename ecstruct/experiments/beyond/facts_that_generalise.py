@@ -172,7 +172,7 @@ class Generalisation(Result):
         ]
         twice = [name for name in dict.fromkeys(holds) if holds.count(name) == 2]
         sentences.append(
-            f"Alignment before finetuning predicts generalisation after it by {', '.join(twice)}, with and "
+            f"Alignment before finetuning predicts generalisation after it by {'; '.join(twice)}, with and "
             "without kinds that differ in training alone."
             if twice
             else "No form of alignment before finetuning predicts generalisation after it both with and "
