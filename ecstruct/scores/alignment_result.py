@@ -138,7 +138,7 @@ class Alignment:
             of_form = array.sel(form=form, drop=True).astype("float64")
             means = {"own": self.own(of_form), "others": self.others(of_form)}
             frames.append(xr.Dataset(means).to_dataframe().reset_index())
-        frame = both_kinds(*frames)
+        frame: Any = both_kinds(*frames)
         return frame[["kind", "layer", "head", "own", "others"]]
 
     def table(self) -> pd.DataFrame:
@@ -150,7 +150,7 @@ class Alignment:
         """The means over own and other pairs by layer, of MLPs and of heads (summed), for each form."""
         panels: dict[str, dict[str, Line]] = {}
         for form in FORMS:
-            summed = self.components(form).groupby(["kind", "layer"])[["own", "others"]].sum()
+            summed: Any = self.components(form).groupby(["kind", "layer"])[["own", "others"]].sum()
             panels[form] = {
                 f"{PLURALS[kind]}, {which}": Line(rows.index.to_numpy(), rows.to_numpy())
                 for kind in PLURALS
