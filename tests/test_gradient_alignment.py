@@ -177,6 +177,9 @@ def test_the_contrast_of_own_and_other_pairs():
     assert frame.loc["MLP 1", ["own", "others"]].tolist() == [1, 0]
     assert frame.loc["head 2.3", ["own", "others"]].tolist() == [2, 0]
     assert frame["own"].sum() == 3 and len(frame) == len(LAYERS) * (1 + len(HEADS))
+    without = planted()
+    without.dataset["mlp"][0, 2, 2, 1] = np.nan  # a gradient of zero has no cosine
+    assert np.isnan(without.contrast(permutations=9).loc["cosine", "p"])
     refused = planted()
     with pytest.raises(InputError, match="permutations=0 give no p-value"):
         refused.contrast(permutations=0)
@@ -249,5 +252,5 @@ def test_bad_input_is_refused():
     def endless(logits, batch):
         return logits.sum(1) * np.inf
 
-    with pytest.raises(InputError, match=r"of 'people that Ada .*' is NaN or infinite"):
+    with pytest.raises(InputError, match="losses or rewards are NaN or infinite"):
         ecstruct.alignment(model, FACTS, PROMPTS, reward=endless, progress=False)

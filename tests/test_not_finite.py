@@ -10,7 +10,7 @@ from helpers.recall_cases import SUBJECTS
 from helpers.tiny import N_HEADS, N_LAYERS, hooked, plain_pair
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct import InputError, causal_scores, recall, score, subnetworks
+from ecstruct import InputError, alignment, causal_scores, recall, score, subnetworks
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.finite import check_weight
 
@@ -38,6 +38,7 @@ RUNS: dict[str, Callable[[TransformerBridge], object]] = {
     "reference": lambda model: subnetworks.reference_values(model, SUBJECTS),
     "evaluate": lambda model: subnetworks.evaluate(model, masks(), SUBJECTS, progress=False),
     "dependence": lambda model: subnetworks.dependence(model, masks(), SUBJECTS, progress=False),
+    "alignment": lambda model: alignment(model, SUBJECTS, SUBJECTS, progress=False),
     "score": lambda model: score(model, model, SUBJECTS, progress=False),
     "causal": lambda model: causal_scores(model, model, SUBJECTS, progress=False),
 }
@@ -53,7 +54,7 @@ def test_a_weight_that_is_nan_is_refused_by_name(run):
         RUNS[run](model)
 
 
-@pytest.mark.parametrize("run", ["extraction", "rate", "reference", "dependence"])
+@pytest.mark.parametrize("run", ["extraction", "rate", "reference", "dependence", "alignment"])
 def test_what_overflows_on_the_way_is_refused(run):
     """All weights are finite, but their products are not."""
     model = hooked(plain_pair("llama")[0], torch.float32)

@@ -66,7 +66,9 @@ class Alignment:
         """The products of the whole gradients (form, fact, implication): the sums of all shares."""
         parts = [array.astype("float64") for array in (self.mlp, self.heads, self.rest)]
         dims = ("form", *_BOTH)
-        total: Any = sum(part.sum([dim for dim in part.dims if dim not in dims]) for part in parts)
+        total: Any = sum(
+            part.sum([dim for dim in part.dims if dim not in dims], skipna=False) for part in parts
+        )
         return total.rename("total")
 
     @property
@@ -94,7 +96,8 @@ class Alignment:
             A row per form: the means of the total over `own` and over `others`; `first`, the share of the
             implications that one of their own facts is aligned with more than any other fact is, and the
             `chance` of that; and `p`, one-sided: (1 + number of permutations whose own mean is at least as
-            large) / (1 + number of permutations). If there are no other pairs, p is 1.
+            large) / (1 + number of permutations). If there are no other pairs, p is 1; if a gradient
+            is zero, the cosine has no p.
 
         Raises:
             InputError: `permutations` is below 1.
@@ -110,13 +113,14 @@ class Alignment:
             values = total.sel(form=form)
             sums = np.array([values.values[:, order][pairs].sum() for order in dealt])
             seen = values.values[pairs].sum()
+            as_large = int((sums >= seen - 1e-12 * abs(seen)).sum())
             first = np.take_along_axis(pairs, values.values.argmax(0)[None], 0)[0, derived]
             rows[form] = {
                 "own": float(self.own(values)),
                 "others": float(self.others(values)),
                 "first": float(first.mean()),
                 "chance": float(pairs.mean(0)[derived].mean()),
-                "p": (1 + int((sums >= seen - 1e-12 * abs(seen)).sum())) / (1 + permutations),
+                "p": (1 + as_large) / (1 + permutations) if np.isfinite(seen) else np.nan,
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
 

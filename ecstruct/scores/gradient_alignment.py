@@ -40,8 +40,8 @@ from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import MISSING, Batch, TokenizedPrompt
-from ecstruct.io.values import shortened
 from ecstruct.models.bridge import still
+from ecstruct.models.finite import finite
 from ecstruct.models.provenance import versions
 from ecstruct.models.sites import Site
 from ecstruct.options import AlignmentOptions, AnswerTokens
@@ -179,12 +179,7 @@ class _Walked:
         descent, read = Descent(walk), []
         for b, batch in enumerate(job.batches):
             values, visit = descent.read_out(b, job.positions[b], reward_of(batch))
-            for row in np.flatnonzero(~np.isfinite(values.cpu().numpy())):
-                text = shortened(prompts[job.rows[b][row]].prompt.text)
-                raise InputError(
-                    f"the loss or the reward of {text!r} is NaN or infinite: look for NaN or infinite "
-                    "weights in that checkpoint."
-                )
+            finite(values, "losses or rewards")
             read.append(visit)
         return cls(job, walk, descent, read)
 
@@ -234,6 +229,8 @@ class _Products:
             self._facts.let_go(layer)
             self._implications.let_go(layer)
             bar.update()
+        for array in (self._mlp, self._heads, *self._rest.values()):
+            finite(torch.from_numpy(array), "products of gradients")
         sgd, cosine = FORMS.index("sgd"), FORMS.index("cosine")
         lengths = np.sqrt(np.outer(*self._squares))
         with np.errstate(invalid="ignore"):  # a gradient of zero has no direction

@@ -172,7 +172,7 @@ class Generalisation(Result):
         ]
         twice = [name for name in dict.fromkeys(holds) if holds.count(name) == 2]
         sentences.append(
-            f"Alignment before finetuning predicts generalisation after it by {', '.join(twice)}, with and "
+            f"Alignment before finetuning predicts generalisation after it by {'; '.join(twice)}, with and "
             "without kinds that differ in training alone."
             if twice
             else "No form of alignment before finetuning predicts generalisation after it both with and "
@@ -228,7 +228,8 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, k
     asked = data.implications[:SCORED]
     scored = score(model, tuned.model, asked, propagation="gradient", progress=False)
     components = profile(scored, "informative")
-    positive: Any = components["informative"].clip(lower=0).groupby(components["layer"]).sum()
+    positive: Any = components["informative"].clip(lower=0)
+    positive = positive.groupby(components["layer"]).sum()
     shares = positive / positive.sum()
     return [*rows, *(_row("informative", share, layer) for layer, share in enumerate(shares))]
 
@@ -253,8 +254,8 @@ def _before(model: TransformerBridge, data: FactSet, n: int) -> Iterator[dict[st
     chosen = [i for start in range(0, len(data.facts), n) for i in range(start, start + few)]
     derivations = [Derivation(tuple(range(i, len(chosen), few))) for i in range(few)]
     facts = FactSet([data.facts[i] for i in chosen], data.implications[:few], derivations=derivations)
-    contrast = alignment(session, facts, progress=False).contrast(permutations=1)
-    for form, row in contrast.to_dict("index").items():
+    contrast: Any = alignment(session, facts, progress=False).contrast(permutations=1)
+    for form, row in contrast.iterrows():
         yield _row(f"{form}, own", row["own"])
         yield _row(f"{form}, own minus others", row["own"] - row["others"])
 
