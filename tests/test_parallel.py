@@ -158,9 +158,9 @@ def recorded(patch) -> list[list[int]]:
     """The prompts of every round that is scored from now on."""
     found, plain = [], Passes._score
 
-    def score(self, job, *arguments):
-        found.append([row for rows in job.rows for row in rows])
-        return plain(self, job, *arguments)
+    def score(self, ascent, *arguments):
+        found.append([row for rows in ascent.job.rows for row in rows])
+        return plain(self, ascent, *arguments)
 
     patch.setattr(Passes, "_score", score)
     return found
