@@ -103,9 +103,9 @@ class Kind:
         )
 
 
-_HOME, _BORN, _HOUSE = (
-    *("The home of {} is in the city of", "{} was born in the city of", "{} has a house in the city of"),
-)
+_HOME = "The home of {} is in the city of"
+_BORN = "{} was born in the city of"
+_HOUSE = "{} has a house in the city of"
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
