@@ -186,7 +186,7 @@ def test_an_option_means_the_same_in_all_experiments() -> None:
     for experiment in named(["all", "beyond", "rates"]).values():
         for option, of in option_types(experiment).items():
             assert types.setdefault(option, of) == of
-    assert set(types) == {"epochs", "factors", "local_layers", "snapshots", "steps", "words"}
+    assert set(types) == {"epochs", "factors", "local_layers", "snapshots", "steps", "what", "words"}
 
 
 def test_every_experiment_explains_its_arguments() -> None:
