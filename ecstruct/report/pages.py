@@ -1,4 +1,4 @@
-"""The pages that runs write: of one set of scores, of their fidelity, and of the demo."""
+"""The pages of scores, of what they are held against (interventions, controls, grafts), and of the demo."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from ecstruct.checks.agreement import Fidelity
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.scores.alignment_result import FORMS, Alignment
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up, with_values
@@ -39,7 +38,6 @@ _RANKED = "Rank of the answer among its options, 0 being best; accuracy is the s
 _TESTED = (
     "The components of lowest p, by permutations of prompts; p_adjusted is for the number of components."
 )
-_MOST_ALIGNED = "The components in which facts are aligned most with their own implications, on average."
 _EVERY = "The mean rank for every choice of components."
 _CHECK = "check them with ecstruct fidelity"
 
@@ -176,37 +174,6 @@ def grafts_report(path: Path, grafts: Grafts, replay: str) -> None:
         Section("Make it again", [Replay(replay)]),
     ]
     write_report(path, title="Grafts", summary=grafts.conclusion(), sections=sections)
-
-
-def alignment_report(path: Path, alignment: Alignment, replay: str) -> None:
-    """Write the report of how gradients are aligned before finetuning."""
-    caption = (
-        "Mean alignment by layer, of facts with their own implications and with others; positive raises "
-        "the reward of the implication."
-    )
-    compared = (
-        "Own pairs beside others: means of the whole alignment, the share of implications that are aligned "
-        "most with a fact that they follow from, and p by dealing out the implications anew."
-    )
-    sections = [
-        Section(
-            "By layer", [Picture(alignment.figure, caption), Table(alignment.table().round(4), compared)]
-        ),
-        *(
-            Section(f"By {form}", [Table(_most_aligned(alignment.components(form)), _MOST_ALIGNED)])
-            for form in FORMS
-        ),
-        Section("Make it again", [Replay(replay, alignment.attrs)]),
-    ]
-    summary = alignment.conclusion()
-    write_report(path, title="Alignment of gradients", summary=summary, sections=sections)
-
-
-def _most_aligned(components: pd.DataFrame) -> pd.DataFrame:
-    """Return the components in which own pairs are aligned most."""
-    most = components.nlargest(10, "own")
-    columns = most[["own", "others"]].map("{:.4g}".format)
-    return columns.set_axis([component_names(most)]).rename_axis("component").reset_index()
 
 
 def demo_report(

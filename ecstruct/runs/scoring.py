@@ -17,7 +17,8 @@ from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
 from ecstruct.options import AlignmentOptions, AnswerTokens, ScoreOptions
-from ecstruct.report.pages import PROMPTS, alignment_report, score_report, top_table
+from ecstruct.report.alignment import alignment_report
+from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
     Chat,
     again,
