@@ -229,7 +229,9 @@ def test_it_is_saved_loaded_and_shown(tmp_path):
     assert loaded.attrs == found.attrs
     assert found.attrs["options"] == {"reward": "logit_diff", "answer_tokens": "first"}
     assert list(found.table()["form"]) == list(FORMS)
-    assert found.conclusion().count("their own implications") == len(FORMS)
+    for form, row in found.contrast().iterrows():
+        for column, spec in (("own", ".3g"), ("others", ".3g"), ("first", ".0%"), ("p", ".2g")):
+            assert f"{row[column]:{spec}} ({form})" in found.conclusion()
     figure: Any = found.figure
     by_layer = found.mlp.sel(form="cosine").where(found.pairs).mean(("fact", "implication"))
     assert figure.data[0].name == "MLPs, own" and figure.data[0].y == pytest.approx(by_layer.values)

@@ -169,18 +169,20 @@ class Alignment:
 
     def conclusion(self) -> str:
         """Say whether facts are aligned with their own implications more than with others, by each form."""
-        alone = bool(self.pairs.all())
-        sentences = []
-        for form, row in self.contrast().iterrows():
-            said = f"By {form}, the mean alignment of facts with their own implications is {row['own']:.3g}"
-            if not alone:
-                said += (
-                    f", with others {row['others']:.3g} (p = {row['p']:.2g}); {row['first']:.0%} of the "
-                    f"implications are aligned most with a fact that they follow from, by chance "
-                    f"{row['chance']:.0%}"
-                )
-            sentences.append(f"{said}.")
-        return " ".join(sentences)
+        rows = self.contrast().to_dict("index")
+
+        def listed(column: str, spec: str) -> str:
+            return ", ".join(f"{row[column]:{spec}} ({form})" for form, row in rows.items())
+
+        said = f"The mean alignment of facts with their own implications is {listed('own', '.3g')}"
+        if self.pairs.all():
+            return f"{said}."
+        chance = next(iter(rows.values()))["chance"]
+        return (
+            f"{said}, and with others {listed('others', '.3g')}. Of the implications, "
+            f"{listed('first', '.0%')} are aligned most with a fact that they follow from, by chance "
+            f"{chance:.0%}. By dealing out the implications anew, p is {listed('p', '.2g')}."
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a netCDF file, atomically.
