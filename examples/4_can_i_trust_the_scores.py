@@ -28,7 +28,8 @@
 import pandas as pd
 
 import ecstruct
-from ecstruct.checks import controls, grafts
+from ecstruct.checks import controls
+from ecstruct.grafting import grafts
 
 HOP = "first-hop"  # or "second-hop"
 make, lr = {

@@ -10,8 +10,9 @@ from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
 from helpers.command_line import refused, run, works
 
 import ecstruct
-from ecstruct.checks import controls, grafts
+from ecstruct.checks import controls
 from ecstruct.facts import FactSet, read_jsonl
+from ecstruct.grafting import grafts
 from ecstruct.scores.result import ExtractiveScores
 
 TUNE = {"lr": 1e-2, "epochs": 1, "batch_size": 4}

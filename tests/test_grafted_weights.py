@@ -24,7 +24,7 @@ from helpers.tiny import (
 )
 
 from ecstruct import WeightDelta
-from ecstruct.checks.grafting import of_components
+from ecstruct.grafting.weight_sets import WeightSet, of_components
 from ecstruct.models.hooked import HookedView
 
 
@@ -43,7 +43,7 @@ GRAFTED = (*(f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3"
 def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which):
     view, delta = view_and_delta(family)
     before, after = plain_pair(family)
-    part = of_components(view, delta, *SOME[which])
+    part = of_components(view, delta, WeightSet.of(*SOME[which]))
     plain = {"W": of_plain(before), "W'": of_plain(after)}
     whole = float((plain["W'"] - plain["W"]).abs().max())
     for change, target, source, start in ((part, before, after, "W"), (delta - part, after, before, "W'")):
@@ -62,7 +62,7 @@ REST = re.compile(r"(pos_)?embed\.|ln_final\.|unembed\.|.*\.attn\.o\.bias|.*_pos
 @pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_all_components_together_are_everything_but_the_rest(family):
     view, delta = view_and_delta(family)
-    every = of_components(view, delta, *ALL).tensors
+    every = of_components(view, delta, WeightSet.of(*ALL)).tensors
     expected = {name: t for name, t in delta.tensors.items() if not REST.match(name)}
     assert every.keys() == expected.keys() and len(every) < len(delta.tensors)
     assert all(torch.equal(every[name], t) for name, t in expected.items())
@@ -74,13 +74,13 @@ def test_a_part_and_what_is_left_are_the_whole(family):
     rng = np.random.default_rng(0)
     for _ in range(3):
         chosen = rng.random(N_LAYERS) < 0.5, rng.random((N_LAYERS, N_HEADS)) < 0.5
-        part = of_components(view, delta, *chosen)
+        part = of_components(view, delta, WeightSet.of(*chosen))
         left = delta - part
         for name, t in delta.tensors.items():
             its = part.tensors.get(name, torch.zeros_like(t))
             assert torch.equal(its + left.tensors[name], t)
             assert torch.equal(its, torch.where(its != 0, t, 0.0))
-        assert of_components(view, left, *chosen).tensors == {}
+        assert of_components(view, left, WeightSet.of(*chosen)).tensors == {}
 
 
 @pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "neox", "olmo2", "qwen3", "gptj"])
@@ -89,7 +89,9 @@ def test_every_weight_comes_along_with_as_many_components_as_share_it(family):
     total = WeightDelta({})
     for i in range(N):
         mask = np.arange(N) == i
-        total += of_components(view, delta, mask[:N_LAYERS], mask[N_LAYERS:].reshape(N_LAYERS, N_HEADS))
+        total += of_components(
+            view, delta, WeightSet.of(mask[:N_LAYERS], mask[N_LAYERS:].reshape(N_LAYERS, N_HEADS))
+        )
     for name, t in delta.tensors.items():
         times = 0 if REST.match(name) else 1
         if family in ("olmo-clip", "olmo2", "qwen3") and re.search(r"attn\.[kv]", name):

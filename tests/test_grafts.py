@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.grafted import Masks, N, of_plain, replaced, slices
+from helpers.grafted import Masks, N, masks, of_plain, replaced, slices
 from helpers.oracle import blocks, first_ids
 from helpers.tiny import (
     N_HEADS,
@@ -18,9 +18,9 @@ from helpers.tiny import (
 from transformers import PreTrainedModel
 
 import ecstruct
-from ecstruct import InputError, WeightDelta, finetune, mean_rank, score
-from ecstruct.checks import grafting
-from ecstruct.checks.grafting import Grafts, grafts
+from ecstruct import InputError, finetune, mean_rank, score
+from ecstruct.grafting import Grafts, grafts
+from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 
 # --- Mean ranks ---
@@ -75,60 +75,66 @@ def test_mean_ranks_are_those_of_plain_models(family):
                 assert rank == rank_of(replaced(target, source, *numbered(order, k)))
 
 
-def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked(monkeypatch):
-    asked: list[frozenset[int]] = []
-
-    def seen(_view, _delta, mlps, heads):
-        asked.append(frozenset(np.flatnonzero([*mlps, *heads.ravel()]).tolist()))
-        return WeightDelta({})
-
-    monkeypatch.setattr(grafting, "of_components", seen)
-    monkeypatch.setattr(grafting, "mean_rank", lambda _model, _prompts: 0.0)
+def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked():
     pair, scores, ks, seeds = hooked_pair("gpt2"), ranking("gpt2"), [0, 2, 5, 8, N], [0, 1, 2, 3]
-    found = grafts(*pair, PROMPTS, scores, ks=ks, random_seeds=len(seeds), progress=False).frame
-    drawn = found[found["by"].isin(["random", "same kinds"])]
+    found = grafts(*pair, PROMPTS, scores, ks=ks, random_seeds=len(seeds), progress=False)
+    drawn = found.frame[found.frame["by"].isin(["random", "same kinds"])]
     assert drawn.groupby(["how", "by", "seed"])["k"].apply(list).tolist() == 4 * len(seeds) * [ks]
-    assert found[~found.index.isin(drawn.index)]["seed"].isna().all()
+    assert found.frame[~found.frame.index.isin(drawn.index)]["seed"].isna().all()
 
-    order = np.argsort(-scores.components("informative")["value"].to_numpy())
-    chosen = {k: {of for of in asked[N:] if len(of) == k} for k in ks}  # the first N are measured
-    for k in (2, 5, 8):
-        # Beside the two rankings there are four draws of each kind, and few of them by chance the same.
-        assert 7 < len(chosen[k]) <= 10
-        n_mlps = (order[:k] < N_LAYERS).sum()
-        alike = [sum(i < N_LAYERS for i in of) == n_mlps for of in chosen[k]]
-        assert 4 <= sum(alike) < len(alike)
-    assert all(any(few < more for few in chosen[2]) for more in chosen[5])
+    top = found.orders["informative", None]
+    assert top == component_names(scores.components("informative").sort_values("value", ascending=False))
+    assert all(sorted(order) == sorted(top) for order in found.orders.values())
+    for by in ("random", "same kinds"):
+        assert len({tuple(found.orders[by, seed]) for seed in seeds}) == len(seeds)
+    of_kinds = [[name.startswith("MLP") for name in found.orders["same kinds", seed]] for seed in seeds]
+    assert all(kinds == [name.startswith("MLP") for name in top] for kinds in of_kinds)
 
 
-def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
+def test_rankings_may_be_several_and_by_name():
+    pair, scores = hooked_pair("gpt2"), ranking("gpt2")
+    mine = ["head 1.2", "MLP 0"]
+    found = grafts(*pair, PROMPTS, {"scores": scores, "mine": mine}, ks=[2], random_seeds=1, progress=False)
+    alone = grafts(*pair, PROMPTS, scores, ks=[2], random_seeds=1, progress=False)
+    assert found.orders["mine", None][:3] == [*mine, "MLP 1"]
+    assert found.ranks("graft", "scores").equals(alone.ranks("graft", "informative"))
+    expected = rank_of(replaced(plain_pair("gpt2")[0], plain_pair("gpt2")[1], *masks("0", "1.2")))
+    assert found.ranks("graft", "mine").loc[2, 0] == expected
+    assert list(found.faithfulness().index) == ["scores", "mine", "weight change", "random", "same kinds"]
+    with pytest.raises(InputError, match="a ranking is called 'random'"):
+        grafts(*pair, PROMPTS, {"random": mine}, progress=False)
+
+
+def test_faithfulness_is_the_mean_share_of_the_reward():
+    rewards = {"graft": [0.0, 1.0, 1.0, 1.0], "revert": [3.0, 3.0, 1.0, -1.0]}
+    rows = [
+        {"how": how, "by": "informative", "k": k, "seed": None, "rank": 0.0, "reward": reward}
+        for how, values in rewards.items()
+        for k, reward in zip((0, 1, 5, 10), values, strict=True)
+    ]
+    found = Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}), {}).faithfulness().loc["informative"]
+    # Linear up to 1 for a tenth of the components; 0 up to there, then linear up to a half for a half.
+    assert found["graft"] == pytest.approx((0.1 * 0.5 + 0.4) / 0.5, abs=0.01)
+    assert found["revert"] == pytest.approx(0.4 * 0.25 / 0.5, abs=0.01)
+
+
+def test_what_is_finished_is_not_computed_again(tmp_path):
     pair, options = hooked_pair("gpt2"), {"ks": [2, 5], "random_seeds": 2, "progress": False}
-    whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options).frame
-    calls, left = [], [9]
-
-    def stopped(model, prompts):
-        if len(calls) == left[0]:
-            raise KeyboardInterrupt
-        calls.append(mean_rank(model, prompts))
-        return calls[-1]
-
-    monkeypatch.setattr(grafting, "mean_rank", stopped)
     folder = tmp_path / "unfinished"
-    with pytest.raises(KeyboardInterrupt):
-        grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder)
-    kept, left[0] = len([*folder.glob("*.nc")]), None
-    assert kept >= 9
-    calls.clear()
-    pd.testing.assert_frame_equal(
-        grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame, whole
-    )
-    n_cells = len(whole)
-    assert 0 < len(calls) <= n_cells - kept
-    calls.clear()
-    grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder)
-    assert not calls
+    whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.nc")}
+    assert len(kept) == 12
+    lost, broken, *left = sorted(kept)
+    lost.unlink()
+    broken.write_bytes(broken.read_bytes()[:-1])
+    again = grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame
+    pd.testing.assert_frame_equal(again, whole)
+    assert {path: path.stat().st_mtime_ns for path in left} == {path: kept[path] for path in left}
+    assert all(path.stat().st_mtime_ns > kept[path] for path in (lost, broken))
     with pytest.raises(InputError, match="holds a part of another run \\(the prompts was"):
         grafts(*pair, PROMPTS[:1], ranking("gpt2"), **options, folder=folder)
+    with pytest.raises(InputError, match="cannot be told from those with another function"):
+        grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder, reward=lambda x, _: x[:, 0])
 
 
 # --- What to make of them ---
@@ -139,13 +145,14 @@ def made_up(ranks: dict[str, dict[str, list[float]]]) -> Grafts:
     return Grafts(
         pd.DataFrame(
             [
-                {"how": how, "by": by, "k": k, "seed": seed, "rank": rank + (seed or 0)}
+                {"how": how, "by": by, "k": k, "seed": seed, "rank": rank + (seed or 0), "reward": -rank}
                 for how, rows in ranks.items()
                 for by, values in rows.items()
                 for seed in ((None,) if by in ("informative", "weight change") else (-1, 1))
                 for k, rank in zip((0, 1, 4, 6), values, strict=True)
             ]
-        ).astype({"seed": "Int64"})
+        ).astype({"seed": "Int64"}),
+        {},
     )
 
 

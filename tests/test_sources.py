@@ -6,7 +6,8 @@ import pytest
 from helpers.tiny import PROMPTS, hooked_pair
 
 from ecstruct import FactSet, causal_scores, fidelity, load, save_model, score
-from ecstruct.checks import controls, grafts
+from ecstruct.checks import controls
+from ecstruct.grafting import grafts
 
 FACTS = FactSet(PROMPTS, PROMPTS[:2], name="tiny")
 SILENT = {"progress": False}

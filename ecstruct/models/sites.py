@@ -67,6 +67,10 @@ class Site:
             self.module, {name: torch.zeros_like(d) for name, d in along.items()}, (x,)
         )
 
+    def difference(self, x: Tensor, change: Weights, weights: Weights) -> Tensor | None:
+        """Return f(x; W + dW) - f(x; W) at the site's `weights` W, `None` if none of them changes."""
+        return self.product(x, change)
+
     def gradient(self, x: Tensor, d_output: Tensor, weights: Weights) -> dict[str, Tensor]:
         """Return dR/dW of the site's weights, by their names in the whole model, summed over rows and
         tokens of its input `x`; `d_output` is dR/d(output), and `weights` have its weights."""
@@ -104,6 +108,13 @@ class WholeMLP(Site):
             moving = {n: forward_ad.make_dual(t, along[n]) if n in along else t for n, t in at.items()}
             moved = forward_ad.unpack_dual(functional_call(self.module, moving, (x,)))
         return torch.zeros_like(moved.primal) if moved.tangent is None else moved.tangent
+
+    def difference(self, x: Tensor, change: Weights, weights: Weights) -> Tensor | None:
+        if not (along := self._local(change)):
+            return None
+        at = self._local(weights)
+        moved = {name: w + along[name] if name in along else w for name, w in at.items()}
+        return functional_call(self.module, moved, (x,)) - functional_call(self.module, at, (x,))
 
 
 class Written(Site):

@@ -10,7 +10,7 @@ which is -100 if nothing is left of the token, and 0 if nothing changes (Geva et
 2304.14767). `ecstruct.recall.blocking` explains how many knockouts run at once.
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import xarray as xr
@@ -19,7 +19,7 @@ from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.recall.blocking import TokenKind, blocked
-from ecstruct.recall.groups import Groups, Which, named, plain, positions
+from ecstruct.recall.groups import Groups, Which, as_json, named, positions
 from ecstruct.recall.runs import Places, Prompts, Runs, read
 
 WINDOW = 9
@@ -80,8 +80,8 @@ def knockout(
     of_layers = found.p[:, :, [distinct.index(w) for w in around]]
     options = {
         "window": size,
-        "groups": {label: _json(which) for label, which in by_label.items()},
-        "destination": _json(destination),
+        "groups": {label: as_json(which) for label, which in by_label.items()},
+        "destination": as_json(destination),
         "token": token,
     }
     return xr.DataArray(
@@ -174,9 +174,3 @@ def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:
                 f"the group {label!r} of {prompt.prompt.text!r} comes after all of the destination, which "
                 "does not see it: choose another destination, or another group."
             )
-
-
-def _json(which: Which) -> Any:
-    """Return a group as JSON types."""
-    found = plain(which)
-    return {"slice": [found.start, found.stop, found.step]} if isinstance(found, slice) else found

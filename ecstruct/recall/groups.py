@@ -8,6 +8,7 @@ may be in several groups: where a prompt ends with its subject, its last token i
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,12 @@ def plain(which: Which) -> str | int | slice | list[int]:
         raise InputError(
             f"{which!r} is no group of positions: give a name, a position, a slice or a list of positions."
         ) from error
+
+
+def as_json(which: Which) -> Any:
+    """Return a group as JSON types."""
+    found = plain(which)
+    return {"slice": [found.start, found.stop, found.step]} if isinstance(found, slice) else found
 
 
 def named(groups: Groups) -> dict[str, Which]:

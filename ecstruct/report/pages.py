@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from ecstruct.checks import Controls, Grafts
+from ecstruct.checks import Controls
 from ecstruct.checks.agreement import Fidelity
+from ecstruct.grafting import Grafts
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report

@@ -9,10 +9,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ecstruct import commands
-from ecstruct.checks import controls, grafts
+from ecstruct.checks import controls
 from ecstruct.checks.against_causal import engine_for, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
+from ecstruct.grafting import grafts
 from ecstruct.io.files import from_json, write_text
 from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, grafts_report, top_table

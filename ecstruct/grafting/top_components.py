@@ -5,8 +5,8 @@ Components are ranked by their informative score, and the weight change dW_C of 
 * **grafted** onto the original model, W[W_C <- W'_C for the top k]: is it sufficient?
 * **reverted** in the finetuned one, W'[W_C <- W_C for the top k]: is it necessary?
 
-The measure is the mean rank of the answers (0 is best). If the scores find what matters, a few components
-have almost the effect of all of them, both ways. They are compared with
+The measures are the mean rank of the answers (0 is best) and the mean reward R. If the scores find what
+matters, a few components have almost the effect of all of them, both ways. They are compared with
 
 * the k components of largest **weight change**, by the Frobenius norm |dW_C|. (Not relative to |W_C|: it is
   dW_C itself that the informative score dR/dW_C . dW_C is linear in);
@@ -14,42 +14,44 @@ have almost the effect of all of them, both ways. They are compared with
 * k random components of the **same kinds**, as many MLPs and as many heads as the top k have: an MLP has
   more weights than a head, so that a ranking may look good for no more than preferring MLPs.
 
-An MLP comprises all its weights and its pre-norm. A head comprises its rows of W_Q, the rows of W_K and W_V
-of the key and value head that it reads, the biases and norms of these, and its columns of W_O. Weights that
-components share (a key and value head, a norm or a pre-norm) come with the first of them that is chosen.
-Embeddings, final norm, unembedding, attention's output bias and post-norms belong to no component: a graft
-leaves them as in W, a reversion as in W'.
+One number for a ranking is its **faithfulness** (as for circuits in MIB, arXiv 2504.13151): the mean, over
+shares p of the components from 0.1% to 50%, of the share of the reward's change that the top p have,
+grafted or reverted: 0 if they do nothing, 1 if the first one does all of it.
+
+`ecstruct.grafting.weight_sets` says which weights a component has. Those that belong to none stay as they
+are, in W or in W'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 import xarray as xr
 import xxhash
 from jaxtyping import Bool, Float64, Int64
-from torch import Tensor
 
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.evaluate import mean_rank
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.grafting.grafted_runs import Graft
+from ecstruct.grafting.measured import GraftRuns
+from ecstruct.grafting.weight_sets import WeightSet, of_components
 from ecstruct.io.store import Kept, Steps
 from ecstruct.io.values import bounded
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import versions
-from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.plots.curves import curve_panels
+from ecstruct.scores.components import component_frame, component_names, selected
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import RewardLike
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
 _BY = {
@@ -58,29 +60,58 @@ _BY = {
     "random": "drawn at random",
     "same kinds": "drawn among the same kinds",
 }
+_SHARES = (0.001, 0.5)
+"""The shares of components over which faithfulness is a mean."""
 
 Order = Int64[np.ndarray, " component"]
 """Components by their number in `ExtractiveScores.components`: MLPs first, layer by layer."""
+
+Rankings = ExtractiveScores | Mapping[str, ExtractiveScores | Sequence[str]]
+"""Scores, of which the informative ones rank, or rankings by name: scores, or the names of components, the
+strongest first."""
 
 
 @dataclass(frozen=True)
 class Grafts:
     """`frame` has a row per `how` ("graft" or "revert"), per ranking `by` which components are chosen
-    ("informative", "weight change", "random", "same kinds"), per number `k` of them and, where they are
-    drawn, per `seed`: `rank` is the mean rank of the answers. The least k is 0, the largest all."""
+    (those given, "weight change", "random", "same kinds"), per number `k` of them and, where they are
+    drawn, per `seed`: `rank` is the mean rank of the answers, `reward` their mean reward. The least k is 0,
+    the largest all. `orders` has the names of all components in the order in which they are taken, by
+    ranking and seed."""
 
     frame: pd.DataFrame
+    orders: Mapping[tuple[str, int | None], Sequence[str]]
 
     def ranks(self, how: str, by: str) -> pd.DataFrame:
         """Return the mean ranks by k (rows) and seed (columns; a single one if nothing is drawn)."""
+        return self._values(how, by, "rank")
+
+    def faithfulness(self) -> pd.DataFrame:
+        """Return the faithfulness of every ranking (rows), grafted and reverted; draws are averaged.
+        Between the numbers of components that were run, shares are interpolated."""
+        return pd.DataFrame(
+            {how: {by: self._faithfulness(how, by) for by in self._rankings} for how in _HOW}
+        ).rename_axis("ranking")
+
+    def _faithfulness(self, how: str, by: str) -> float:
+        rewards = self._values(how, by, "reward").mean(axis=1)
+        gone = (rewards - rewards.iloc[0]) / (rewards.iloc[-1] - rewards.iloc[0])
+        at = np.linspace(*_SHARES, 500)
+        return float(np.interp(at, rewards.index / rewards.index[-1], gone).mean())
+
+    @property
+    def _rankings(self) -> list[str]:
+        return list(dict.fromkeys(self.frame["by"]))
+
+    def _values(self, how: str, by: str, measure: str) -> pd.DataFrame:
         rows = self.frame[(self.frame["how"] == how) & (self.frame["by"] == by)]
-        return rows.fillna({"seed": 0}).pivot(index="k", columns="seed", values="rank")
+        return rows.fillna({"seed": 0}).pivot(index="k", columns="seed", values=measure)
 
     @property
     def figure(self) -> go.Figure:
         """Mean rank against k, grafted and reverted; of drawn components the mean and the range."""
         panels = {
-            f"k components {where} model": {by: self.ranks(how, by).to_numpy() for by in _BY}
+            f"k components {where} model": {by: self.ranks(how, by).to_numpy() for by in self._rankings}
             for how, where in _HOW.items()
         }
         figure = curve_panels(panels, x="k", y="mean rank of the answer (0 is best)")
@@ -95,16 +126,19 @@ class Grafts:
         """Say what all components do to the mean rank, and which k is the least that does half of it."""
         sentences = []
         for how in _HOW:
-            means = {by: self.ranks(how, by).mean(axis=1) for by in _BY}
-            ks = list(means["informative"].index)
-            start, end = means["informative"].iloc[[0, -1]]
+            means = {by: self.ranks(how, by).mean(axis=1) for by in self._rankings}
+            first = next(iter(means.values()))
+            ks, (start, end) = list(first.index), first.iloc[[0, -1]]
             sentences.append(
                 f"{how.capitalize()}ing all {ks[-1]} components takes the mean rank from {start:.2f} to "
                 f"{end:.2f}."
             )
             if start != end:
                 gone = {by: (start - of_each.to_numpy()) / (start - end) for by, of_each in means.items()}
-                listed = [f"{ks[int(np.argmax(gone[by] >= 0.5))]} {which}" for by, which in _BY.items()]
+                listed = [
+                    f"{ks[int(np.argmax(share >= 0.5))]} {_BY.get(by, f'by {by}')}"
+                    for by, share in gone.items()
+                ]
                 sentences.append(f"Half of the way is gone with {', '.join(listed[:-1])} or {listed[-1]}.")
         return " ".join(sentences)
 
@@ -114,24 +148,26 @@ def grafts(
     before: ModelBefore,
     after: ModelAfter,
     prompts: PromptsLike,
-    ranking: ExtractiveScores,
+    ranking: Rankings,
     *,
     ks: Sequence[int] | None = None,
     random_seeds: int = 5,
+    reward: RewardLike = "logit_diff",
     folder: Path | None = None,
     progress: bool = True,
 ) -> Grafts:
-    """Compute the mean rank of prompts when the top components' weight changes are grafted, and when they
-    are reverted.
+    """Compute mean rank and reward of prompts when the top components' weight changes are grafted, and when
+    they are reverted.
 
     Args:
         before, after: as for `ecstruct.score`.
         prompts: the prompts whose answers are ranked, as for `ecstruct.mean_rank`.
-        ranking: scores of these models, on any prompts; components are ranked by informative scores, those
-            without a score last.
+        ranking: scores of these models, on any prompts, or several rankings by name; components are ranked
+            by informative scores, those without a score last. "same kinds" are those of the first ranking.
         ks: the numbers of components; 1, 2, 4, 8... by default. No and all components are always added.
         random_seeds: how often components are drawn. A draw is an order: its first 4 are among its first 8.
-        folder: where finished ranks are kept; those found there are not computed again. Delete it once the
+        reward: R, as for `ecstruct.score`, from the answer's first token.
+        folder: where finished orders are kept; those found there are not run again. Delete it once the
             result is safe.
         progress: show a progress bar.
 
@@ -145,86 +181,74 @@ def grafts(
     counts = _counts(ks, n)
     if random_seeds < 1:
         raise InputError(f"random_seeds={random_seeds} draws nothing: use 1 or more.")
-    _check_fits(ranking, view)
+    given = {"informative": ranking} if isinstance(ranking, ExtractiveScores) else dict(ranking)
+    orders: dict[tuple[str, int | None], Order] = {
+        (by, None): _order(by, its, view) for by, its in given.items()
+    }
+    first = next(iter(orders.values()))
     delta = WeightDelta.from_weights(pair.before, pair.after)
-    informative = _largest_first(ranking.components("informative")["value"].to_numpy())
-    orders: list[tuple[str, int | None, Order]] = [
-        ("informative", None, informative),
-        ("weight change", None, _largest_first(_norms(view, delta))),
-    ]
+    orders["weight change", None] = _largest_first(_norms(view, delta))
     for seed in range(random_seeds):
         drawn = np.random.default_rng(seed).permutation(n)
-        orders.append(("random", seed, drawn))
-        orders.append(("same kinds", seed, _of_same_kinds(drawn, informative, view.n_layers)))
+        orders["random", seed] = drawn
+        orders["same kinds", seed] = _of_same_kinds(drawn, first, view.n_layers)
 
-    prompts = as_prompts(prompts)
+    asked = as_prompts(prompts)
+    ran = GraftRuns.of(pair, asked, reward)
+    if folder is not None:
+        ran.reward.check_is_known_by_name()
+    everywhere = [range(len(prompt.ids)) for prompt in ran.prompts]
     identity = {
         **{f"the weights {state}": str(its["fingerprint"]) for state, its in pair.sources.items()},
         "dtype": str(view.dtype),
-        "the prompts": xxhash.xxh3_64_hexdigest(repr(prompts).encode()),
-        "the ranking": xxhash.xxh3_64_hexdigest(informative.tobytes()),
+        "the prompts": xxhash.xxh3_64_hexdigest(repr(asked).encode()),
+        "the ranking": xxhash.xxh3_64_hexdigest(b"".join(o.tobytes() for o in orders.values())),
+        "the numbers of components": str(counts),
+        "the reward": ran.reward.name,
         **{f"{name}'s version": found for name, found in versions().items()},
     }
 
-    @cache
-    def rank(how: str, chosen: frozenset[int]) -> xr.DataArray:
-        part = of_components(view, delta, *_selected(view, chosen))
-        model = (part if how == "graft" else delta - part).apply_to(view.model)
-        return xr.DataArray(mean_rank(model, prompts))
+    def of_order(how: str, order: Order) -> xr.DataArray:
+        chosen = {k: Graft(WeightSet.of(*_selected(view, order[:k])), everywhere) for k in counts}
+        found = ran.measured(chosen, complement=how == "revert")
+        means = {k: its.sel(measure=["rank", "reward"]).mean("prompt") for k, its in found.items()}
+        return xr.concat(means.values(), pd.Index(means, name="k"))
 
-    cells = [(how, by, seed, order, k) for how in _HOW for by, seed, order in orders for k in counts]
+    cells = [(how, by, seed, order) for how in _HOW for (by, seed), order in orders.items()]
     rows = []
-    with Bar(len(cells), "grafts", unit="cell", disable=not progress) as bar:
+    with Bar(len(cells), "grafts", unit="order", disable=not progress) as bar:
         steps = Steps(bar, Kept(folder, identity))
-        for how, by, seed, order, k in cells:
+        for how, by, seed, order in cells:
             bar.phase(f"{how}s by {by}")
-            measure = partial(rank, how, frozenset(order[:k].tolist()))
-            measured = steps.take(f"{how} {by} {seed} {k}", measure)
-            rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": float(measured)})
-    return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}))
+            found = steps.take(f"{how} {by} {seed}", partial(of_order, how, order))
+            for k in counts:
+                rank, reached = (float(found.sel(k=k, measure=m)) for m in ("rank", "reward"))
+                rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": rank, "reward": reached})
+    names = np.array(component_names(component_frame(np.arange(view.n_layers), np.arange(view.n_heads))))
+    named = {of: names[order].tolist() for of, order in orders.items()}
+    return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}), named)
 
 
-def of_components(
-    view: HookedView,
-    delta: WeightDelta,
-    mlps: Bool[np.ndarray, " layer"],
-    heads: Bool[np.ndarray, "layer head"],
-) -> WeightDelta:
-    """Return the part of a change that is in some MLPs and heads, as defined in `ecstruct.checks.grafting`;
-    it is zero everywhere else."""
-    tensors: dict[str, Tensor] = {}
-    for layer, sites in enumerate(view.block_sites):
-        for site in sites.values():
-            change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
-            norm = "ln1" if view.shared_norm else "ln2"
-            of_mlp = site.name == norm or site.name.startswith("mlp.")
-            if of_mlp and mlps[layer]:
-                tensors |= change
-            elif heads[layer].any() and (not of_mlp or site.name == "ln1"):
-                tensors |= _of_heads(site, change, torch.from_numpy(heads[layer]), view.d_head)
-    return WeightDelta({name: t for name, t in tensors.items() if t.any()})
+def _order(name: str, ranking: ExtractiveScores | Sequence[str], view: HookedView) -> Order:
+    """Return the order of components by a ranking; those that it does not name come last.
 
-
-def _of_heads(site: Site, change: Weights, heads: Bool[Tensor, " head"], d_head: int) -> dict[str, Tensor]:
-    """Return the part of a site's change that is in some heads of its layer, at least one."""
-    if site.name == "ln1" or (site.name in QK_NORMS and all(t.numel() == d_head for t in change.values())):
-        return dict(change)  # all heads have it
-    kept = {name: torch.zeros_like(t) for name, t in change.items()}
-    for all_of, chosen in zip(_by_head(site, change), _by_head(site, kept), strict=True):
-        rows = heads.view(len(all_of) // d_head, -1).any(1).repeat_interleave(d_head)
-        chosen[rows] = all_of[rows]
-    return kept
-
-
-def _by_head(site: Site, weights: Weights) -> list[Tensor]:
-    """Return views [head * d_head, ...] of those of a site's weights that belong to heads."""
-    matrix, bias = site.matrix(weights), site.bias(weights)
-    if site.name == "attn.o":
-        return [] if matrix is None else [matrix.T]
-    found = [t for t in (matrix, bias) if t is not None]
-    if site.name in QK_NORMS:
-        return [t.view(-1) for t in found]
-    return found if site.name in ("attn.q", "attn.k", "attn.v") else []
+    Raises:
+        InputError: its name is taken, or the ranking is of another model.
+    """
+    if name in ("weight change", "random", "same kinds"):
+        raise InputError(
+            f"a ranking is called {name!r}, as one that is always there: give it another name."
+        )
+    if isinstance(ranking, ExtractiveScores):
+        _check_fits(ranking, view)
+        return _largest_first(ranking.components("informative")["value"].to_numpy())
+    masks = (
+        np.concatenate([part.ravel() for part in selected([one], view.n_layers, view.n_heads)])
+        for one in ranking
+    )
+    listed = [int(np.flatnonzero(mask)[0]) for mask in masks]
+    n = view.n_layers * (1 + view.n_heads)
+    return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
 
 
 def _selected(
@@ -250,7 +274,7 @@ def _of_same_kinds(drawn: Order, ranked: Order, n_layers: int) -> Order:
 def _norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
     """Return |dW_C|, the Frobenius norm, of every component."""
     of_each = (
-        of_components(view, delta, *_selected(view, [i])).tensors.values()
+        of_components(view, delta, WeightSet.of(*_selected(view, [i]))).tensors.values()
         for i in range(view.n_layers * (1 + view.n_heads))
     )
     return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])

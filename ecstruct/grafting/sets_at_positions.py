@@ -1,0 +1,299 @@
+"""Grafts of sets of weights at positions: where does which change of the weights have its effect?
+
+The model runs with the weights W, but for a set S of components or projections and a group P of positions,
+where it has W' (or, as the `complement`, the other way round). With the reward R of the grafted run,
+
+    share = (R - R_before) / (R_after - R_before)
+
+of means over prompts says how much of what finetuning did comes from S at P: 0 for nothing, 1 for all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from tqdm.auto import tqdm
+
+from ecstruct.bootstrap import Bootstrap
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.grafting.grafted_runs import Graft
+from ecstruct.grafting.measured import MEASURES, STATES, GraftRuns
+from ecstruct.grafting.weight_sets import Named, WeightSet, check_projections, named
+from ecstruct.io import netcdf
+from ecstruct.io.values import bounded
+from ecstruct.models.sites import WholeMLP
+from ecstruct.plots.grids import value_grids
+from ecstruct.recall.groups import Groups, as_json
+from ecstruct.recall.groups import named as named_groups
+from ecstruct.recall.runs import Runs
+from ecstruct.scores.components import component_names
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import RewardLike
+
+FORMAT = "ecstruct grafted 1"
+"""The format that files of grafts declare; the number changes with the layout of the file."""
+
+Sets = Named | Sequence[str] | Mapping[str, Named]
+"""A set of weights by its names, several (a list, one set a string), or a mapping from labels to sets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grafted:
+    """What the model does with sets of weights grafted at positions; `ecstruct.graft` returns one.
+
+    It wraps one `xarray.Dataset`, accessible as `.dataset`: `grafted` (measure, set, position, prompt) has
+    the reward, the rank of the answer among its options (0 is best) and the probability of its first token;
+    `ends` (measure, state, prompt) the same before and after finetuning; `random` (measure, seed, set,
+    position, prompt) the same with random sets of as many MLPs and heads. `mlps` and `heads` count the
+    components of each set.
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is needed to compute it again: models, options, versions."""
+        return dict(self.dataset.attrs)
+
+    def mean(self, measure: str = "reward") -> xr.DataArray:
+        """Return the mean over prompts (set, position) of a measure."""
+        return self.dataset["grafted"].sel(measure=measure).mean("prompt")
+
+    def share(self, measure: str = "reward") -> xr.DataArray:
+        """Return the share of the change from before to after finetuning (set, position)."""
+        return self._share(self.dataset["grafted"], measure)
+
+    def random_share(self, measure: str = "reward") -> xr.DataArray:
+        """Return the same share of random sets (seed, set, position)."""
+        return self._share(self.dataset["random"], measure)
+
+    @bounded
+    def interval(
+        self, measure: str = "reward", *, ci: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> xr.DataArray:
+        """Return the ends (end, set, position) of the interval of the share over draws of prompts; see
+        `ecstruct.bootstrap`.
+
+        Raises:
+            InputError: `ci` is no share, there are no draws, or there is a single prompt.
+        """
+        weights = Bootstrap(self.dataset.sizes["prompt"], ci=ci, resamples=resamples, seed=seed).weights
+        draws = xr.DataArray(weights / weights.sum(1, keepdims=True), dims=("draw", "prompt"))
+        shares = self._share(self.dataset["grafted"], measure, draws)
+        ends = shares.quantile([(1 - ci) / 2, (1 + ci) / 2], "draw")
+        return ends.rename(quantile="end").assign_coords(end=["low", "high"])
+
+    def table(self, *, ci: float = 0.95) -> pd.DataFrame:
+        """Return a row per set and position: how many components the set has, the means of the measures,
+        the share of the reward's change with its interval over prompts and, if sets were drawn, the mean
+        share of random sets of the same kinds, with their range."""
+        several = self.dataset.sizes["prompt"] > 1
+        share, ends = self.share(), self.interval(ci=ci) if several else None
+        means = {measure: self.mean(measure) for measure in MEASURES}
+        rows = []
+        for name in self.dataset["set"].values:
+            for place in self.dataset["position"].values:
+                at = {"set": name, "position": place}
+                of_set = self.dataset.sel(set=name)
+                row = {**at, "MLPs": int(of_set["mlps"]), "heads": int(of_set["heads"])}
+                row |= {measure: float(mean.sel(at)) for measure, mean in means.items()}
+                row["share"] = float(share.sel(at))
+                if ends is not None:
+                    row |= {end: float(ends.sel(at).sel(end=end)) for end in ("low", "high")}
+                if "random" in self.dataset:
+                    drawn = self.random_share().sel(at)
+                    row |= {"random": float(drawn.mean()), "least": float(drawn.min())}
+                    row["most"] = float(drawn.max())
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def figure(self) -> go.Figure:
+        """Draw the share of the reward's change as a table of sets by positions, and that of random sets
+        beside it."""
+        panels = {"the sets": self.share()}
+        if "random" in self.dataset:
+            panels["random sets of the same kinds"] = self.random_share().mean("seed")
+        frames = {title: array.transpose("set", "position").to_pandas() for title, array in panels.items()}
+        return value_grids(frames, x="positions", y="set of weights", value="share of the change of reward")
+
+    def conclusion(self) -> str:
+        """Say how much the sets do at all positions and at which position each does most."""
+        (start, end), share = self.dataset["ends"].sel(measure="reward").mean("prompt").values, self.share()
+        how = "except" if self.attrs["options"]["complement"] else "only"
+        sentences = [
+            f"Finetuning takes the reward from {start:.2f} to {end:.2f}. Shares of that with the finetuned "
+            f"weights {how}:"
+        ]
+        for name in share["set"].values:
+            of_set = share.sel(set=name)
+            listed = [f"{float(of_set.sel(position=p)):.2f} at {p}" for p in share["position"].values]
+            sentences.append(f"{name}: {', '.join(listed)}.")
+        return " ".join(sentences)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as netCDF.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        netcdf.write(self.dataset, path, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Grafted:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file does not exist, is damaged, or holds something else.
+        """
+        return cls(netcdf.read(path, FORMAT, "grafts"))
+
+    def _share(self, values: xr.DataArray, measure: str, draws: xr.DataArray | None = None) -> xr.DataArray:
+        """Return the share of the change, of means over prompts or over `draws` of them."""
+        n = self.dataset.sizes["prompt"]
+        weights = xr.DataArray(np.full(n, 1 / n), dims="prompt") if draws is None else draws
+        mean, ends = ((its.sel(measure=measure) @ weights) for its in (values, self.dataset["ends"]))
+        start, end = (ends.sel(state=state, drop=True) for state in STATES)
+        return ((mean - start) / (end - start)).drop_vars("measure")
+
+
+@bounded
+def graft(
+    before: ModelBefore,
+    after: ModelAfter,
+    prompts: PromptsLike,
+    components: Sets = None,
+    *,
+    positions: Groups = "all",
+    projections: Sequence[str] | None = None,
+    complement: bool = False,
+    scores: ExtractiveScores | None = None,
+    random_seeds: int = 0,
+    reward: RewardLike = "logit_diff",
+    progress: bool = True,
+) -> Grafted:
+    """Run prompts with the finetuned weights in sets of components, at chosen positions only.
+
+    Args:
+        before, after: as for `ecstruct.score`. Neither is changed.
+        prompts: the prompts, as for `ecstruct.score`; with their subject, for positions that are named
+            after it.
+        components: the sets, each on its own: names as in `ecstruct.grafting.weight_sets.named` ("mlps",
+            "heads 20-29", "mlp 4 + head 5.2", "informative top 8"), or a mapping from labels to such names,
+            lists of them or frames of components. All components by default.
+        positions: groups of positions, each on its own, as for `ecstruct.recall.knockout`.
+        projections: only these projections of the components: "q", "k", "v", "o", "in", "gate", "out" and
+            "norm". A key or value has new weights at the token that is attended to.
+        complement: everything but the set at the positions has the finetuned weights, those that belong to
+            no component too.
+        scores: scores of these models, for sets such as "informative top 8".
+        random_seeds: how often every set is replaced by a random one of as many MLPs and heads.
+        reward: R, as for `ecstruct.score`, from the answer's first token.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: a set, position or projection that the model or a prompt does not have, or a set that is
+            empty; also as `ecstruct.score`.
+    """
+    pair = Pair.of(before, after)
+    check_projections(pair.view, projections)
+    sets = {label: _set(its, pair, projections, scores) for label, its in _labelled(components).items()}
+    groups = named_groups(positions)
+    if random_seeds < 0:
+        raise InputError(f"random_seeds={random_seeds} cannot be drawn: use 0 or more.")
+    ran = GraftRuns.of(pair, prompts, reward)
+    runs = Runs.of(pair.sessions[0], prompts)
+    places = {label: runs.places(which) for label, which in groups.items()}
+    drawn = [np.random.default_rng(seed) for seed in range(random_seeds)]
+    every = [sets, *({label: chosen.drawn(rng) for label, chosen in sets.items()} for rng in drawn)]
+    grafts = {
+        (seed, name, label): Graft(chosen, places[label])
+        for seed, of_seed in enumerate(every)
+        for name, chosen in of_seed.items()
+        for label in places
+    }
+    n = len(ran.prompts)
+    with tqdm(total=n * len(grafts), desc="grafts", unit="run", disable=not progress) as bar:
+        found = ran.measured(grafts, complement=complement, tick=bar.update)
+    dims = ("measure", "set", "position", "prompt")
+    whole = np.stack([*found.values()]).reshape(len(every), len(sets), len(places), len(MEASURES), n)
+    whole = np.moveaxis(whole, 3, 0)
+    variables = {
+        "grafted": (dims, whole[:, 0]),
+        "ends": ran.ends(),
+        "mlps": ("set", [chosen.components[0] for chosen in sets.values()]),
+        "heads": ("set", [chosen.components[1] for chosen in sets.values()]),
+    }
+    if random_seeds:
+        variables["random"] = (("measure", "seed", *dims[1:]), whole[:, 1:])
+    options = {
+        "components": {label: _written(its) for label, its in _labelled(components).items()},
+        "positions": {label: as_json(which) for label, which in groups.items()},
+        "projections": None if projections is None else list(projections),
+        "complement": complement,
+        "random_seeds": random_seeds,
+        "reward": ran.reward.name,
+    }
+    labels = {"measure": list(MEASURES), "set": [*sets], "position": [*places]}
+    return Grafted(xr.Dataset(variables, {**labels, **runs.coordinates()}, pair.attrs(options)))
+
+
+def _labelled(components: Sets) -> Mapping[str, Named]:
+    """Return sets by their labels.
+
+    Raises:
+        InputError: there are none, or one is given twice.
+    """
+    if components is None or isinstance(components, str):
+        components = ["all" if components is None else components]
+    if isinstance(components, pd.DataFrame):
+        return {"components": components}
+    if isinstance(components, Mapping):
+        found = dict(components)
+    else:
+        components = list(components)
+        found = {name: name for name in components}
+        if len(found) < len(components):
+            raise InputError(f"components={components} names a set twice: name each once.")
+    if not found:
+        raise InputError("components= has no set: name one, as 'mlps', or leave it out for all components.")
+    return found
+
+
+def _set(
+    names: Named, pair: Pair, projections: Sequence[str] | None, scores: ExtractiveScores | None
+) -> WeightSet:
+    """Return a set of weights that has some, and that the model tells apart."""
+
+    def top(score: str, k: int) -> pd.DataFrame:
+        if scores is None:
+            raise InputError(f"'{score} top {k}' needs scores: give scores= of these models.")
+        return scores.top(k, score)
+
+    view = pair.view
+    chosen = named(names, view, top).only(projections)
+    if not chosen.layers:
+        raise InputError(f"the set {names!r} has none of the projections {', '.join(projections or ())}.")
+    whole = any(isinstance(sites.get("mlp.in"), WholeMLP) for sites in view.block_sites)
+    if whole and (chosen.mlps[0] != chosen.mlps[2]).any():
+        raise InputError(
+            "the MLPs of this model are mixtures of experts, whose projections are not told apart: graft "
+            "them as a whole."
+        )
+    return chosen
+
+
+def _written(names: Named) -> Any:
+    """Return a set's names as JSON types."""
+    if isinstance(names, pd.DataFrame):
+        return component_names(names)
+    return names if names is None or isinstance(names, str) else list(names)
