@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ecstruct.named_models import NamedModel, register
 
 if TYPE_CHECKING:
-    from ecstruct import checks, experiments, facts, models, organism, plots, recall, subnetworks
+    from ecstruct import checks, experiments, facts, grafting, models, organism, plots, recall, subnetworks
     from ecstruct.checks.against_causal import fidelity
     from ecstruct.errors import InputError
     from ecstruct.evaluate import keep_known, mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
     from ecstruct.finetuning import Finetuned, finetune
+    from ecstruct.grafting import Grafted, graft
     from ecstruct.models.delta import WeightDelta
     from ecstruct.models.export import save_model
     from ecstruct.models.loading import load
@@ -39,6 +40,7 @@ __all__ = [
     "ExtractiveScores",
     "FactSet",
     "Finetuned",
+    "Grafted",
     "InputError",
     "Prompt",
     "ScoreEngine",
@@ -52,6 +54,8 @@ __all__ = [
     "facts",
     "fidelity",
     "finetune",
+    "graft",
+    "grafting",
     "keep_known",
     "load",
     "mean_rank",
@@ -71,6 +75,7 @@ _HOMES = {
     "ExtractiveScores": "scores.result",
     "FactSet": "facts",
     "Finetuned": "finetuning",
+    "Grafted": "grafting",
     "InputError": "errors",
     "Prompt": "facts",
     "ScoreEngine": "scores.engine",
@@ -81,6 +86,7 @@ _HOMES = {
     "checkpoints": "models.steps",
     "fidelity": "checks.against_causal",
     "finetune": "finetuning",
+    "graft": "grafting",
     "keep_known": "evaluate",
     "load": "models.loading",
     "mean_rank": "evaluate",

@@ -22,6 +22,7 @@ from ecstruct.options import (
     Options,
     PruneOptions,
     RecallOptions,
+    RewardName,
     ScoreOptions,
     Word,
 )
@@ -96,6 +97,34 @@ class Controls(ScoreOptions, OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Graft(OfPair):
+    components: Annotated[
+        Sequence[Text] | None,
+        Doc(
+            "A set of weights, as 'mlps', 'heads 20-29', 'mlp 4 + head 5.2', 'mlp.out 0-9' or, with "
+            "--scores, 'informative top 8'; repeatable, all components if not given."
+        ),
+        Word("--set"),
+    ] = None
+    positions: Annotated[
+        Sequence[Text] | None,
+        Doc("A group of positions, as 'subject-last' or 'last'; repeatable, all if not given."),
+        Word("--position"),
+    ] = None
+    projections: Annotated[
+        Sequence[Text] | None,
+        Doc("Only this projection: q, k, v, o, in, gate, out or norm; repeatable."),
+        Word("--projection"),
+    ] = None
+    complement: Annotated[bool, Doc("Everything but the sets at the positions has new weights.")] = False
+    scores: Annotated[Text | None, Doc("scores.nc of the same models, for the strongest components.")] = (
+        None
+    )
+    random_seeds: Annotated[Whole, Doc("How often each set is replaced by a random one.")] = 0
+    reward: Annotated[RewardName, Doc("What the shares are shares of.")] = "logit_diff"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grafts(OfPair):
     scores: Annotated[Text, Doc("scores.nc of the same models, which ranks the components.")]
     ks: Annotated[
@@ -104,6 +133,9 @@ class Grafts(OfPair):
         Word("--k"),
     ] = None
     random_seeds: Annotated[Count, Doc("How often components are drawn at random.")] = 5
+    random_sets: Annotated[
+        Whole, Doc("Also how well summed scores predict what this many random sets of components do.")
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +262,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "demo": Demo,
     "fidelity": Fidelity,
     "finetune": Finetune,
+    "graft": Graft,
     "grafts": Grafts,
     "recall": Recall,
     "reproduce": Reproduce,

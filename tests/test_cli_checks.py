@@ -1,4 +1,4 @@
-"""`ecstruct alignment`, `causal`, `controls` and `grafts`: files that can be replayed."""
+"""`ecstruct alignment`, `causal`, `controls`, `graft` and `grafts`: files that can be replayed."""
 
 import json
 from html import unescape
@@ -12,7 +12,7 @@ from helpers.command_line import refused, run, works
 import ecstruct
 from ecstruct.checks import controls
 from ecstruct.facts import FactSet, read_jsonl
-from ecstruct.grafting import grafts
+from ecstruct.grafting import grafts, random_sets
 from ecstruct.scores.result import ExtractiveScores
 
 TUNE = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
@@ -91,18 +91,53 @@ def test_controls(inputs, tmp_path):
         refused(run(*words(inputs, "controls", word, alone), tmp_path / "no"), message)
 
 
+def test_graft(inputs, tmp_path):
+    folder, pair = inputs
+    sets = ("--set", "mlps", "--set", "informative top 2 + heads.o 1", "--scores", folder / "scores.nc")
+    more = (*sets, "--position", "last", "--position", "all", "--random-seeds", 1, "--complement")
+    works(*words(inputs, "graft", *more), tmp_path / "out")
+    expected = ecstruct.graft(
+        *pair,
+        read_jsonl(folder / "prompts.jsonl"),
+        ["mlps", "informative top 2 + heads.o 1"],
+        positions=["last", "all"],
+        complement=True,
+        scores=ExtractiveScores.load(folder / "scores.nc"),
+        random_seeds=1,
+        progress=False,
+    )
+    found = ecstruct.Grafted.load(tmp_path / "out" / "graft.nc")
+    for name in ("grafted", "ends", "random", "mlps", "heads"):
+        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name])
+    assert found.attrs["options"] == expected.attrs["options"]
+    assert expected.conclusion() in (tmp_path / "out" / "report.html").read_text()
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "out" / "graft.csv"), expected.table(), check_dtype=False
+    )
+    replayed(tmp_path / "out", "graft.csv")
+    refused(run(*words(inputs, "graft", "--set", "early"), tmp_path / "no"), "'early' names no weights")
+    refused(
+        run(*words(inputs, "graft", "--set", "upstream top 2"), tmp_path / "no"),
+        "'upstream top 2' needs scores",
+    )
+
+
 def test_grafts(inputs, tmp_path):
     folder, pair = inputs
     scores = folder / "scores.nc"
-    more = ("--scores", scores, "--k", 1, "--k", 3, "--random-seeds", 1)
+    more = ("--scores", scores, "--k", 1, "--k", 3, "--random-seeds", 1, "--random-sets", 4)
     works(*words(inputs, "grafts", *more), tmp_path / "out")
     prompts, ranking = read_jsonl(folder / "prompts.jsonl"), ExtractiveScores.load(scores)
     expected = grafts(*pair, prompts, ranking, ks=[1, 3], random_seeds=1, progress=False)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "out" / "grafts.csv"), expected.frame, check_dtype=False
-    )
+    drawn = random_sets(*pair, prompts, ranking, n_sets=4, progress=False)
+    for name, frame in {"grafts": expected.frame, "random_sets": drawn.frame}.items():
+        pd.testing.assert_frame_equal(
+            pd.read_csv(tmp_path / "out" / f"{name}.csv"), frame, check_dtype=False
+        )
+    assert drawn.conclusion() in (tmp_path / "out" / "report.html").read_text()
     replayed(tmp_path / "out", "grafts.csv")
     refused(run(*words(inputs, "grafts", "--scores", folder / "none.nc"), tmp_path / "no"), "none.nc")
+    refused(run(*words(inputs, "grafts", *more[:-1], 2), tmp_path / "no"), "n_sets")
 
 
 def test_alignment(inputs, tmp_path):

@@ -1,5 +1,5 @@
-"""`ecstruct fidelity`, `causal`, `controls` and `grafts`: whether scores can be trusted, and what stands
-behind them."""
+"""`ecstruct fidelity`, `causal`, `controls`, `graft` and `grafts`: whether scores can be trusted, and what
+stands behind them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,10 +44,17 @@ def controls(
     return finetuning_of(tuned)
 
 
+@command("graft")
+def graft() -> None:
+    """What the finetuned weights do in sets of components, at chosen positions; writes graft.nc, graft.csv
+    and report.html.
+    """
+
+
 @command("grafts")
 def grafts() -> None:
-    """Ranks when the change of the strongest components is grafted or reverted; writes grafts.csv and
-    report.html.
+    """Ranks when the change of the strongest components is grafted or reverted; writes grafts.csv,
+    report.html and, with --random-sets, random_sets.csv.
 
     Goes on where it was stopped.
     """

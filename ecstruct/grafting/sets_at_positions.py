@@ -123,7 +123,12 @@ class Grafted:
         panels = {"the sets": self.share()}
         if "random" in self.dataset:
             panels["random sets of the same kinds"] = self.random_share().mean("seed")
-        frames = {title: array.transpose("set", "position").to_pandas() for title, array in panels.items()}
+        frames = {
+            title: pd.DataFrame(
+                array.transpose("set", "position").values, array["set"].values, array["position"].values
+            )
+            for title, array in panels.items()
+        }
         return value_grids(frames, x="positions", y="set of weights", value="share of the change of reward")
 
     def conclusion(self) -> str:

@@ -24,7 +24,7 @@ are, in W or in W'.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,23 +34,28 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 import xxhash
-from jaxtyping import Bool, Float64, Int64
 
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.grafting.grafted_runs import Graft
 from ecstruct.grafting.measured import GraftRuns
-from ecstruct.grafting.weight_sets import WeightSet, of_components
+from ecstruct.grafting.rankings import (
+    Order,
+    Rankings,
+    change_norms,
+    largest_first,
+    named_rankings,
+    names_of,
+    numbered,
+    order_of,
+)
 from ecstruct.io.store import Kept, Steps
 from ecstruct.io.values import bounded
 from ecstruct.models.delta import WeightDelta
-from ecstruct.models.hooked import HookedView
 from ecstruct.models.provenance import versions
 from ecstruct.plots.curves import curve_panels
-from ecstruct.scores.components import component_frame, component_names, selected
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
-from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import RewardLike
 
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
@@ -62,13 +67,6 @@ _BY = {
 }
 _SHARES = (0.001, 0.5)
 """The shares of components over which faithfulness is a mean."""
-
-Order = Int64[np.ndarray, " component"]
-"""Components by their number in `ExtractiveScores.components`: MLPs first, layer by layer."""
-
-Rankings = ExtractiveScores | Mapping[str, ExtractiveScores | Sequence[str]]
-"""Scores, of which the informative ones rank, or rankings by name: scores, or the names of components, the
-strongest first."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +179,13 @@ def grafts(
     counts = _counts(ks, n)
     if random_seeds < 1:
         raise InputError(f"random_seeds={random_seeds} draws nothing: use 1 or more.")
-    given = {"informative": ranking} if isinstance(ranking, ExtractiveScores) else dict(ranking)
+    given = named_rankings(ranking, taken=("weight change", "random", "same kinds"))
     orders: dict[tuple[str, int | None], Order] = {
-        (by, None): _order(by, its, view) for by, its in given.items()
+        (by, None): order_of(its, view) for by, its in given.items()
     }
     first = next(iter(orders.values()))
     delta = WeightDelta.from_weights(pair.before, pair.after)
-    orders["weight change", None] = _largest_first(_norms(view, delta))
+    orders["weight change", None] = largest_first(change_norms(view, delta))
     for seed in range(random_seeds):
         drawn = np.random.default_rng(seed).permutation(n)
         orders["random", seed] = drawn
@@ -209,7 +207,7 @@ def grafts(
     }
 
     def of_order(how: str, order: Order) -> xr.DataArray:
-        chosen = {k: Graft(WeightSet.of(*_selected(view, order[:k])), everywhere) for k in counts}
+        chosen = {k: Graft(numbered(view, order[:k]), everywhere) for k in counts}
         found = ran.measured(chosen, complement=how == "revert")
         means = {k: its.sel(measure=["rank", "reward"]).mean("prompt") for k, its in found.items()}
         return xr.concat(means.values(), pd.Index(means, name="k"))
@@ -224,44 +222,8 @@ def grafts(
             for k in counts:
                 rank, reached = (float(found.sel(k=k, measure=m)) for m in ("rank", "reward"))
                 rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": rank, "reward": reached})
-    names = np.array(component_names(component_frame(np.arange(view.n_layers), np.arange(view.n_heads))))
-    named = {of: names[order].tolist() for of, order in orders.items()}
+    named = {of: names_of(view, order) for of, order in orders.items()}
     return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}), named)
-
-
-def _order(name: str, ranking: ExtractiveScores | Sequence[str], view: HookedView) -> Order:
-    """Return the order of components by a ranking; those that it does not name come last.
-
-    Raises:
-        InputError: its name is taken, or the ranking is of another model.
-    """
-    if name in ("weight change", "random", "same kinds"):
-        raise InputError(
-            f"a ranking is called {name!r}, as one that is always there: give it another name."
-        )
-    if isinstance(ranking, ExtractiveScores):
-        _check_fits(ranking, view)
-        return _largest_first(ranking.components("informative")["value"].to_numpy())
-    masks = (
-        np.concatenate([part.ravel() for part in selected([one], view.n_layers, view.n_heads)])
-        for one in ranking
-    )
-    listed = [int(np.flatnonzero(mask)[0]) for mask in masks]
-    n = view.n_layers * (1 + view.n_heads)
-    return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
-
-
-def _selected(
-    view: HookedView, chosen: Iterable[int]
-) -> tuple[Bool[np.ndarray, " layer"], Bool[np.ndarray, "layer head"]]:
-    """Return masks of MLPs and heads for components given by number (see `Order`)."""
-    mask = np.zeros(view.n_layers * (1 + view.n_heads), bool)
-    mask[list(chosen)] = True
-    return mask[: view.n_layers], mask[view.n_layers :].reshape(view.n_layers, view.n_heads)
-
-
-def _largest_first(values: Float64[np.ndarray, " component"]) -> Order:
-    return np.argsort(-values, kind="stable")  # NaN last
 
 
 def _of_same_kinds(drawn: Order, ranked: Order, n_layers: int) -> Order:
@@ -269,15 +231,6 @@ def _of_same_kinds(drawn: Order, ranked: Order, n_layers: int) -> Order:
     order = np.empty_like(drawn)
     order[ranked < n_layers], order[ranked >= n_layers] = drawn[drawn < n_layers], drawn[drawn >= n_layers]
     return order
-
-
-def _norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
-    """Return |dW_C|, the Frobenius norm, of every component."""
-    of_each = (
-        of_components(view, delta, WeightSet.of(*_selected(view, [i]))).tensors.values()
-        for i in range(view.n_layers * (1 + view.n_heads))
-    )
-    return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
 
 
 def _counts(ks: Sequence[int] | None, n: int) -> list[int]:
@@ -290,12 +243,3 @@ def _counts(ks: Sequence[int] | None, n: int) -> list[int]:
         if not 0 <= k <= n:
             raise InputError(f"ks= has {k}, but this model has {n} components: use 0 to {n}.")
     return sorted({0, *ks, n})
-
-
-def _check_fits(ranking: ExtractiveScores, view: HookedView) -> None:
-    sizes = ranking.heads.sizes
-    if (sizes["layer"], sizes["head"]) != (view.n_layers, view.n_heads):
-        raise InputError(
-            f"the ranking is of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
-            f"{view.n_layers} of {view.n_heads}: rank by scores of the same model."
-        )

@@ -27,8 +27,8 @@ from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import QK_NORMS, Site, Weights
 from ecstruct.scores.components import component_names, selected
 
-OF_HEADS = ("q", "k", "v", "o", "norm")
-OF_MLPS = ("in", "gate", "out", "norm")
+OF_HEADS: tuple[str, ...] = ("q", "k", "v", "o", "norm")
+OF_MLPS: tuple[str, ...] = ("in", "gate", "out", "norm")
 PROJECTIONS = tuple(dict.fromkeys((*OF_HEADS, *OF_MLPS)))
 """The projections of components; `norm` are pre-norms and the norms of queries and keys."""
 

@@ -1,4 +1,4 @@
-"""The pages of scores, of what they are held against (interventions, controls, grafts), and of the demo."""
+"""The pages of scores, of what they are held against (interventions, controls), and of the demo."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,7 +9,6 @@ import pandas as pd
 
 from ecstruct.checks import Controls
 from ecstruct.checks.agreement import Fidelity
-from ecstruct.grafting import Grafts
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
@@ -39,7 +38,6 @@ _RANKED = "Rank of the answer among its options, 0 being best; accuracy is the s
 _TESTED = (
     "The components of lowest p, by permutations of prompts; p_adjusted is for the number of components."
 )
-_EVERY = "The mean rank for every choice of components."
 _CHECK = "check them with ecstruct fidelity"
 
 
@@ -162,19 +160,6 @@ def _of_steering(controls: Controls) -> list[Section]:
 def _first(tested: pd.DataFrame) -> pd.DataFrame:
     """Return the components of lowest p, the largest difference first."""
     return tested.sort_values(["p", "difference"], ascending=[True, False]).head(10)
-
-
-def grafts_report(path: Path, grafts: Grafts, replay: str) -> None:
-    """Write the report of what grafting and reverting components does to the ranks."""
-    caption = (
-        "Mean rank of the answer against the number of components that have the finetuned weights, or lack "
-        "them."
-    )
-    sections = [
-        Section("Grafted and reverted", [Picture(grafts.figure, caption), Table(grafts.frame, _EVERY)]),
-        Section("Make it again", [Replay(replay)]),
-    ]
-    write_report(path, title="Grafts", summary=grafts.conclusion(), sections=sections)
 
 
 def demo_report(

@@ -8,9 +8,10 @@ from typing import Any
 from ecstruct.commands import COMMANDS
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
-from ecstruct.runs.checking import finetuning_of, run_causal, run_controls, run_fidelity, run_grafts
+from ecstruct.runs.checking import finetuning_of, run_causal, run_controls, run_fidelity
 from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
+from ecstruct.runs.grafting import run_graft, run_grafts
 from ecstruct.runs.recall import run_recall
 from ecstruct.runs.scoring import rank_table, run_alignment, run_score
 from ecstruct.runs.subnetworks import run_core, run_emergence, run_evaluate, run_prune
@@ -25,6 +26,7 @@ RUNS: Mapping[str, Run] = {
     "demo": run_demo,
     "fidelity": run_fidelity,
     "finetune": run_finetune,
+    "graft": run_graft,
     "grafts": run_grafts,
     "recall": run_recall,
     "reproduce": run_reproduce,

@@ -1,4 +1,4 @@
-"""Checks of scores: interventions, controls and grafts."""
+"""Checks of scores: interventions and controls."""
 
 import json
 import shutil
@@ -13,14 +13,12 @@ from ecstruct.checks import controls
 from ecstruct.checks.against_causal import engine_for, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
-from ecstruct.grafting import grafts
 from ecstruct.io.files import from_json, write_text
 from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
-from ecstruct.report.pages import causal_report, controls_report, fidelity_report, grafts_report, top_table
+from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
 from ecstruct.runs.configuration import again, alone, check_fingerprints, write_config
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
-from ecstruct.scores.result import ExtractiveScores
 
 
 @alone
@@ -93,22 +91,6 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     if progress:
         table = totals.to_string(index=False, float_format="{:.3f}".format)
         _tell(f"{table}\n{found.conclusion()}", out)
-
-
-@alone
-def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress: bool) -> None:
-    """Graft and revert components; write `grafts.csv` and `report.html`."""
-    pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
-    prints = check_fingerprints(pair, config)
-    ranking = ExtractiveScores.load(config.scores)
-    asked: dict[str, Any] = {"ks": config.ks, "random_seeds": config.random_seeds}
-    found = grafts(*pair.sessions, config.prompts, ranking, **asked, folder=folder, progress=progress)
-    write_text(out / "grafts.csv", found.frame.to_csv(index=False))
-    grafts_report(out / "report.html", found, again(out))
-    write_config(out, "grafts", config, fingerprints=prints)
-    shutil.rmtree(folder, ignore_errors=True)
-    if progress:
-        _tell(found.conclusion(), out)
 
 
 def finetuning_of(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,102 @@
+"""Values of components that rank them: scores, and the size of their weight change.
+
+Components are numbered as in `ExtractiveScores.components`: MLPs first, layer by layer, then heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from ecstruct.errors import InputError
+from ecstruct.grafting.weight_sets import WeightSet, of_components
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.hooked import HookedView
+from ecstruct.scores.components import component_frame, component_names, selected
+from ecstruct.scores.result import ExtractiveScores
+
+Order = Int64[np.ndarray, " component"]
+"""Components by number, the strongest first."""
+
+Ranking = ExtractiveScores | Sequence[str]
+Rankings = ExtractiveScores | Mapping[str, Ranking]
+"""Scores, of which the informative ones rank, or rankings by name: scores, or the names of components, the
+strongest first."""
+
+
+def named_rankings(rankings: Rankings, taken: Iterable[str]) -> Mapping[str, Ranking]:
+    """Return rankings by name.
+
+    Raises:
+        InputError: there are none, or one has a name that is `taken`.
+    """
+    named = {"informative": rankings} if isinstance(rankings, ExtractiveScores) else dict(rankings)
+    if not named:
+        raise InputError("ranking={} ranks nothing: give scores of these models.")
+    for name in set(named) & set(taken):
+        raise InputError(
+            f"a ranking is called {name!r}, as one that is always there: give it another name."
+        )
+    return named
+
+
+def values_of(scores: ExtractiveScores, view: HookedView) -> Float64[np.ndarray, " component"]:
+    """Return the informative score of every component, NaN where it was not computed.
+
+    Raises:
+        InputError: the scores are of another model.
+    """
+    sizes = scores.heads.sizes
+    if (sizes["layer"], sizes["head"]) != (view.n_layers, view.n_heads):
+        raise InputError(
+            f"the ranking is of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
+            f"{view.n_layers} of {view.n_heads}: rank by scores of the same model."
+        )
+    return scores.components("informative")["value"].to_numpy(dtype=float)
+
+
+def order_of(ranking: Ranking, view: HookedView) -> Order:
+    """Return the order of components by a ranking; those that it does not name come last.
+
+    Raises:
+        InputError: the ranking is of another model.
+    """
+    if isinstance(ranking, ExtractiveScores):
+        return largest_first(values_of(ranking, view))
+    masks = (
+        np.concatenate([part.ravel() for part in selected([one], view.n_layers, view.n_heads)])
+        for one in ranking
+    )
+    listed = [int(np.flatnonzero(mask)[0]) for mask in masks]
+    n = view.n_layers * (1 + view.n_heads)
+    return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
+
+
+def largest_first(values: Float64[np.ndarray, " component"]) -> Order:
+    """Return the order of components by their values, those without one last."""
+    return np.argsort(-values, kind="stable")
+
+
+def numbered(view: HookedView, chosen: Iterable[int]) -> WeightSet:
+    """Return the set of the components with these numbers."""
+    mask = np.zeros(view.n_layers * (1 + view.n_heads), bool)
+    mask[list(chosen)] = True
+    heads = mask[view.n_layers :].reshape(view.n_layers, view.n_heads)
+    return WeightSet.of(mask[: view.n_layers], heads)
+
+
+def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
+    """Return |dW_C|, the Frobenius norm, of every component."""
+    of_each = (
+        of_components(view, delta, numbered(view, [i])).tensors.values()
+        for i in range(view.n_layers * (1 + view.n_heads))
+    )
+    return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+
+
+def names_of(view: HookedView, order: Order) -> list[str]:
+    """Return the names of components that are given by number."""
+    frame = component_frame(np.arange(view.n_layers), np.arange(view.n_heads))
+    return np.array(component_names(frame))[order].tolist()

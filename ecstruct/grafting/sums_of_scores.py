@@ -1,0 +1,164 @@
+"""Do summed scores say what a set of components does together?
+
+Random sets of components are grafted at all positions, and the gain in reward of each set, R(S) - R_before,
+is compared, by Spearman's correlation, with the sum of its components' scores. This is the linear
+datamodelling score (Park et al. 2023, arXiv 2303.14186), with components in the place of training examples:
+1 if sums put all sets in the right order, 0 if they say nothing. As components interact, even scores that
+are right for each of them need not reach 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from annotated_types import Ge, Gt, Lt, MinLen
+from scipy.stats import spearmanr
+from tqdm.auto import tqdm
+
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.grafting.grafted_runs import Graft
+from ecstruct.grafting.measured import GraftRuns
+from ecstruct.grafting.rankings import Rankings, change_norms, named_rankings, numbered, values_of
+from ecstruct.io.values import Seed, bounded, check
+from ecstruct.models.delta import WeightDelta
+from ecstruct.plots.points import scatter
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
+from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import RewardLike
+
+Shares = Annotated[Sequence[Annotated[float, Gt(0), Lt(1)]], MinLen(1)]
+Sets = Annotated[int, Ge(3), Lt(10**6)]
+
+
+@dataclass(frozen=True)
+class RandomSets:
+    """Random sets of components, and what they do.
+
+    `frame` has a row per set: the `share` of the components that it has, their number `k`, its `gain` in
+    reward (mean over prompts), and the summed values of its components in a column for every ranking: those
+    given, and "weight change", the sum of |dW_C|.
+    """
+
+    frame: pd.DataFrame
+
+    @property
+    def rankings(self) -> list[str]:
+        return [str(column) for column in self.frame.columns[3:]]
+
+    def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Return a row per share and ranking: Spearman's `correlation` of summed values and gains, with
+        the `low` and `high` end of its interval over draws of the sets with replacement."""
+        rng = np.random.default_rng(seed)
+        rows = []
+        for share, sets in self.frame.groupby("share"):
+            draws = rng.integers(len(sets), size=(resamples, len(sets)))
+            for ranking in self.rankings:
+                pairs = sets[[ranking, "gain"]].to_numpy()
+                drawn = [_spearman(pairs[draw]) for draw in draws]
+                low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
+                found = {"share": share, "sets": len(sets), "ranking": ranking}
+                rows.append({**found, "correlation": _spearman(pairs), "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    @property
+    def figure(self) -> go.Figure:
+        """Draw a point per set: its gain against its summed values, a panel per ranking."""
+        panels, fits = {}, {}
+        for ranking in self.rankings:
+            named = self.frame.assign(name=[f"{k} components" for k in self.frame["k"]])
+            panels[ranking] = named.rename(columns={ranking: "x", "gain": "y", "k": "layer"})
+            fits[ranking] = f"n = {len(named)}"
+        return scatter(
+            panels, x="sum over the set", y="gain in reward", fit=fits, colour="number of components"
+        )
+
+    def conclusion(self) -> str:
+        """Say how well the sums of each ranking predict what sets do."""
+        table, sentences = self.table(), []
+        for share, rows in table.groupby("share"):
+            found = zip(rows["ranking"], rows["correlation"], strict=True)
+            listed = [f"{ranking} {correlation:.2f}" for ranking, correlation in found]
+            sentences.append(
+                f"Over {rows['sets'].iloc[0]} random sets of {share:.0%} of the components, summed values "
+                f"and gains in reward are correlated (Spearman): {', '.join(listed)}."
+            )
+        return " ".join(sentences)
+
+
+@bounded
+def random_sets(
+    before: ModelBefore,
+    after: ModelAfter,
+    prompts: PromptsLike,
+    ranking: Rankings,
+    *,
+    n_sets: int = 100,
+    shares: Sequence[float] = (0.1, 0.25, 0.5),
+    seed: int = 0,
+    reward: RewardLike = "logit_diff",
+    progress: bool = True,
+) -> RandomSets:
+    """Graft random sets of components, and compare what they do with the sums of their scores.
+
+    Args:
+        before, after, prompts, ranking: as for `ecstruct.grafting.grafts`, but rankings are all scores.
+        n_sets: how many sets there are of each share, at least 3.
+        shares: the shares of the components, MLPs and heads alike, that the sets have.
+        seed: the same seed draws the same sets.
+        reward: R, as for `ecstruct.score`, from the answer's first token.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: fewer than 3 sets, a share that is not between 0 and 1, a ranking that is no scores or
+            is of another model; also as `ecstruct.score`.
+    """
+    check(
+        {"n_sets": n_sets, "shares": shares, "seed": seed},
+        {"n_sets": Sets, "shares": Shares, "seed": Seed},
+        "the call",
+    )
+    pair = Pair.of(before, after)
+    view = pair.view
+    values = {}
+    for name, its in named_rankings(ranking, taken=("share", "k", "gain", "weight change")).items():
+        if not isinstance(its, ExtractiveScores):
+            raise InputError(f"the ranking {name!r} has no values to sum: give scores.")
+        values[name] = np.nan_to_num(values_of(its, view))
+    values["weight change"] = change_norms(view, WeightDelta.from_weights(pair.before, pair.after))
+    n, rng = view.n_layers * (1 + view.n_heads), np.random.default_rng(seed)
+    drawn = [
+        (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
+    ]
+
+    ran = GraftRuns.of(pair, prompts, reward)
+    everywhere = [range(len(prompt.ids)) for prompt in ran.prompts]
+    grafts = {i: Graft(numbered(view, chosen), everywhere) for i, (_, chosen) in enumerate(drawn)}
+    total = len(ran.prompts) * len(grafts)
+    with tqdm(total=total, desc="random sets", unit="run", disable=not progress) as bar:
+        found = ran.measured(grafts, tick=bar.update)
+    start = float(ran.ends().sel(state="before", measure="reward").mean())
+    return RandomSets(
+        pd.DataFrame(
+            {
+                "share": share,
+                "k": len(chosen),
+                "gain": float(found[i].sel(measure="reward").mean()) - start,
+                **{name: float(its[chosen].sum()) for name, its in values.items()},
+            }
+            for i, (share, chosen) in enumerate(drawn)
+        )
+    )
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    """Return the correlation of two columns, NaN where one does not vary."""
+    if (np.ptp(pairs, axis=0) == 0).any():
+        return np.nan
+    found: Any = spearmanr(pairs[:, 0], pairs[:, 1])
+    return float(found.statistic)

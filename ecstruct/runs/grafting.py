@@ -1,0 +1,62 @@
+"""Grafts of sets of weights, and of the top components."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ecstruct import commands
+from ecstruct.grafting import graft, grafts, random_sets
+from ecstruct.io.files import write_text
+from ecstruct.report.grafting import graft_report, grafts_report
+from ecstruct.runs.configuration import again, alone, check_fingerprints, write_config
+from ecstruct.scores.pair import Pair
+from ecstruct.scores.result import ExtractiveScores
+
+
+@alone
+def run_graft(config: commands.Graft, out: Path, device: str | None, progress: bool) -> None:
+    """Graft sets of weights at positions; write `graft.nc`, `graft.csv` and `report.html`."""
+    pair = Pair.of(config.before, config.after, device)
+    prints = check_fingerprints(pair, config)
+    names = ("components", "projections", "complement", "random_seeds", "reward")
+    found = graft(
+        *pair.sessions,
+        config.prompts,
+        positions=config.positions or "all",
+        scores=None if config.scores is None else ExtractiveScores.load(config.scores),
+        progress=progress,
+        **{name: getattr(config, name) for name in names},
+    )
+    found.save(out / "graft.nc")
+    write_text(out / "graft.csv", found.table().to_csv(index=False))
+    graft_report(out / "report.html", found, again(out))
+    write_config(out, "graft", config, fingerprints=prints)
+    if progress:
+        _tell(found.conclusion(), out)
+
+
+@alone
+def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress: bool) -> None:
+    """Graft and revert components; write `grafts.csv` and `report.html`, and what random sets do to
+    `random_sets.csv`."""
+    pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
+    prints = check_fingerprints(pair, config)
+    ranking = ExtractiveScores.load(config.scores)
+    of = (*pair.sessions, config.prompts, ranking)
+    asked: dict[str, Any] = {"ks": config.ks, "random_seeds": config.random_seeds}
+    found = grafts(*of, **asked, folder=folder, progress=progress)
+    drawn = random_sets(*of, n_sets=config.random_sets, progress=progress) if config.random_sets else None
+    write_text(out / "grafts.csv", found.frame.to_csv(index=False))
+    if drawn is not None:
+        write_text(out / "random_sets.csv", drawn.frame.to_csv(index=False))
+    grafts_report(out / "report.html", found, drawn, again(out))
+    write_config(out, "grafts", config, fingerprints=prints)
+    shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        _tell(found.conclusion() + (f" {drawn.conclusion()}" if drawn else ""), out)
+
+
+def _tell(text: str, out: Path) -> None:
+    tqdm.write(f"{text}\nreport: {out / 'report.html'}")
