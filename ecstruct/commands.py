@@ -91,6 +91,7 @@ class Controls(ScoreOptions, OfPair):
     steering: Annotated[bool, Doc("Also add a constant vector in place of the change.")] = False
     facts: Records | None = None
     tune: dict[str, Any] | None = None
+    projections: Literal[False] = False
     verify: Literal[0] = 0
     offload: Literal[False] = False
     seed: Annotated[Seed, Doc("Seed of the random change and of the shuffled facts.")] = 0

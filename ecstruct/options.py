@@ -146,6 +146,7 @@ class ScoreOptions(Measured):
     path_steps: Annotated[
         PathSteps, Doc("Points between both models at which informative gradients are taken.")
     ] = 1
+    projections: Annotated[bool, Doc("Also split informative scores by projection.")] = False
     verify: Annotated[
         Natural,
         Doc("Run the interventions on so many of the strongest components by each score."),

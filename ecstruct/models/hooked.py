@@ -99,6 +99,13 @@ class HookedView:
         return next(self.hf.parameters()).device
 
     @property
+    def projections(self) -> list[str]:
+        """The projections of this model's MLPs and heads; see `Site.projection`."""
+        found = {site.projection for sites in self.block_sites for site in sites.values() if site.weights}
+        order = ("q", "k", "v", "o", "in", "gate", "out", "experts", "norm")
+        return [name for name in order if name in found]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype everything is computed in: float64 for a float64 model, float32 for any other."""
         double = next(self.hf.parameters()).dtype == torch.float64

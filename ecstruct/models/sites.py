@@ -23,6 +23,8 @@ Weights = Mapping[str, Tensor]
 QK_NORMS = ("attn.q_norm", "attn.k_norm")
 """The norms of queries and keys, whose weights belong to the heads."""
 
+PRE_NORMS = ("ln1", "ln2")
+
 _LINEAR = (nn.Linear, Conv1D, nn.Embedding)
 
 
@@ -47,6 +49,15 @@ class Site:
     def module(self) -> nn.Module:
         """The model's own module, below TransformerLens' hooks."""
         return self.component.original_component  # type: ignore[return-value]
+
+    @property
+    def projection(self) -> str | None:
+        """The projection of MLPs or heads that the site is: "q", "k", "v", "o", "in", "gate", "out", or
+        "norm" for pre-norms and the norms of queries and keys; `None` if it belongs to neither."""
+        if self.name in (*QK_NORMS, *PRE_NORMS):
+            return "norm"
+        part, _, projection = self.name.partition(".")
+        return projection if part in ("attn", "mlp") else None
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
         """Return J(x) dW, the derivative of the output along a change of the weights. As the output is
@@ -98,6 +109,11 @@ class Site:
 class WholeMLP(Site):
     """`mlp.in` of an MLP without the usual projections (a mixture of experts): the whole MLP, from its
     input to what it writes. It is not affine in its weights, so its derivatives depend on `weights`."""
+
+    @property
+    def projection(self) -> str:
+        """ "experts": its projections are not told apart."""
+        return "experts"
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
         along, at = self._local(change), self._local(weights or {})

@@ -15,7 +15,7 @@ from ecstruct.plots.recall import (
     layer_lines,
     sublayer_lines,
 )
-from ecstruct.plots.scores import head_map, heatmap
+from ecstruct.plots.scores import head_map, heatmap, projection_map
 from ecstruct.plots.subnetworks import frequencies, spread
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "knockout_lines",
     "layer_lines",
     "number_by_rate",
+    "projection_map",
     "rank_curves",
     "save_figure",
     "scatter",

@@ -38,6 +38,8 @@ _RANKED = "Rank of the answer among its options, 0 being best; accuracy is the s
 _TESTED = (
     "The components of lowest p, by permutations of prompts; p_adjusted is for the number of components."
 )
+_BY_PROJECTION = "Informative scores by layer and projection; the heads of a layer together."
+_OF_STRONGEST = "The components of highest informative score, and the share of each projection in it."
 _CHECK = "check them with ecstruct fidelity"
 
 
@@ -78,6 +80,7 @@ def score_report(
                 adding_up(scores.reward, scores.completeness),
             ],
         ),
+        *([Section("By projection", _projections(scores))] if "projection" in scores.dataset.dims else []),
         Section("Outside MLPs and heads", [_rest(scores)]),
         Section(
             "Can these scores be trusted?", [_trust(scores), Replay(_fidelity_command(scores, path.parent))]
@@ -299,6 +302,14 @@ def _unit(scores: ExtractiveScores) -> str:
     """Return the unit of the reward as the end of a sentence, if it is known."""
     units = {"logit_diff": ", in logits", "logprob": ", in nats"}
     return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
+
+
+def _projections(scores: ExtractiveScores) -> list[Item]:
+    """Return the picture and the table of informative scores by projection."""
+    most = scores.by_projection().nlargest(10, "value")
+    table = most.drop(columns=["kind", "layer", "head"]).map("{:.3g}".format)
+    table.insert(0, "component", component_names(most))
+    return [Picture(scores.projection_map(), _BY_PROJECTION), Table(table, _OF_STRONGEST)]
 
 
 def _rest(scores: ExtractiveScores) -> Table:

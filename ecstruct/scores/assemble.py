@@ -43,7 +43,9 @@ class Assembly:
         n_heads: int,
         dtype: torch.dtype,
         rows: Sequence[int] | None = None,
+        projections: Sequence[str] = (),
     ) -> None:
+        self.projections = projections
         self._prompts, self._dtype = prompts, numpy_dtype(dtype)
         self._rows = list(range(len(prompts)) if rows is None else rows)
         self._place = {row: place for place, row in enumerate(self._rows)}
@@ -58,6 +60,10 @@ class Assembly:
             "attribution_mlp": empty(len(STATES), n, n_layers, n_tokens),
             "attribution_heads": empty(len(STATES), n, n_layers, n_heads, n_tokens),
         }
+        if projections:
+            self._arrays["projections_mlp"] = np.zeros((len(projections), n, n_layers), self._dtype)
+            shape = (len(projections), n, n_layers, n_heads)
+            self._arrays["projections_heads"] = np.zeros(shape, self._dtype)
         self._rest: dict[str, np.ndarray] = {}
         self._reward = empty(n, len(STATES))
 
@@ -67,6 +73,13 @@ class Assembly:
             n_tokens = len(self._prompts[row].ids)
             place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
             place[:] = np.nan_to_num(place) + of_prompt[:n_tokens].T
+
+    def add_projection(
+        self, name: str, projection: str, rows: Sequence[int], layer: int, value: Tensor
+    ) -> None:
+        """Add the `value` of one projection, laid out as for `add`, summed over tokens."""
+        at = self.projections.index(projection), self._places(rows), layer
+        self._arrays[f"projections_{name}"][at] += value.sum(1).cpu().numpy()
 
     def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:
         """Add `value` [batch] to the informative score of a group of weights."""
@@ -99,6 +112,8 @@ class Assembly:
             "heads": ("score", *of_head),
             "attribution_mlp": ("state", *of_layer),
             "attribution_heads": ("state", *of_head),
+            "projections_mlp": ("projection", *of_layer[:-1]),
+            "projections_heads": ("projection", *of_head[:-1]),
             "rest": ("prompt", "group"),
             "reward": ("prompt", "state"),
         }
@@ -106,6 +121,8 @@ class Assembly:
         variables = {name: (dims[name], array) for name, array in arrays.items()}
         sizes = dict(zip(of_head[1:], self._arrays["heads"].shape[2:], strict=True))
         dataset = labelled(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
+        if self.projections:
+            dataset = dataset.assign_coords(projection=list(self.projections))
         return dataset.assign_coords(group=np.array(list(self._rest), dtype=object))
 
     def _flat(self) -> dict[str, np.ndarray]:

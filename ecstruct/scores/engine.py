@@ -45,6 +45,7 @@ def score(
     propagation: Propagation = "relevance",
     convention: Convention = "definition",
     path_steps: int = 1,
+    projections: bool = False,
     verify: int = 0,
     batch_size: int | None = None,
     offload: bool = False,
@@ -78,6 +79,8 @@ def score(
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
             W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k more forward and backward
             passes; informative scores and `rest` then sum to R(W') - R(W), see `.completeness`.
+        projections: split informative scores by the matrix whose change they are of (q, k, v, o, in, gate,
+            out, norm), see `ExtractiveScores.projections`.
         verify: how many of the strongest components by each score to verify by the intervention that the
             score estimates (`ecstruct.scores.causal`), see `ExtractiveScores.verified`.
         batch_size: prompts per batch; by default chosen from their lengths. Does not change scores.

@@ -76,13 +76,33 @@ class InformativeScores:
         share: float = 1.0,
     ) -> None:
         """Add the scores of one block, times `share`, from the visit of one batch under `weights`."""
-        view = self.pair.view
-        with torch.no_grad():
-            i = linear.informative(view, view.block_sites[layer], visit, weights, change, self.convention)
-        self.out.add("mlp", INFORMATIVE, rows, layer, share * i.mlp)
-        self.out.add("heads", INFORMATIVE, rows, layer, share * i.heads)
-        for group, value in i.rest.items():
-            self.out.add_rest(group, rows, share * value.sum(1))
+        view, sites = self.pair.view, self.pair.view.block_sites[layer]
+        for projection, part in self._parts(sites, change):
+            with torch.no_grad():
+                i = linear.informative(view, sites, visit, weights, part, self.convention)
+            for name, value in {"mlp": share * i.mlp, "heads": share * i.heads}.items():
+                self.out.add(name, INFORMATIVE, rows, layer, value)
+                if projection is not None:
+                    self.out.add_projection(name, projection, rows, layer, value)
+            for group, value in i.rest.items():
+                self.out.add_rest(group, rows, share * value.sum(1))
+
+    def _parts(
+        self, sites: Mapping[str, Site], change: Weights
+    ) -> Iterator[tuple[str | None, dict[str, Tensor]]]:
+        """Yield the change in one part or, if projections are told apart, in one part for each of them. As
+        I is linear in dW, its parts sum to the whole."""
+        asked = self.out.projections
+        for projection in (*asked, None) if asked else [None]:
+            names = {
+                name
+                for site in sites.values()
+                for name in site.weights.values()
+                if not asked or site.projection == projection
+            }
+            part = {name: t for name, t in change.items() if name in names}
+            if part or not asked:
+                yield projection, part
 
     def along_path(
         self, k: int, job: Job, reward: Reward, keep_graphs: bool, tick: Callable[[], object]

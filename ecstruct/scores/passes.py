@@ -118,7 +118,8 @@ class Passes:
 
     def _assembly(self, job: Job, rows: Sequence[int] | None = None) -> Assembly:
         view = self.pair.view
-        return Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype, rows)
+        projections = view.projections if self.options.projections else ()
+        return Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype, rows, projections)
 
     @property
     def _ways(self) -> int:
