@@ -51,6 +51,7 @@ class RandomSets:
     def rankings(self) -> list[str]:
         return [str(column) for column in self.frame.columns[3:]]
 
+    @bounded
     def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Return a row per share and ranking: Spearman's `correlation` of summed values and gains, with
         the `low` and `high` end of its interval over draws of the sets with replacement."""

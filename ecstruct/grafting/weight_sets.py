@@ -33,7 +33,10 @@ PROJECTIONS = tuple(dict.fromkeys((*OF_HEADS, *OF_MLPS)))
 """The projections of components; `norm` are pre-norms and the norms of queries and keys."""
 
 Named = str | Iterable[str] | pd.DataFrame | None
-"""A set by its names (see `named`), or a frame of components, as of `top`; `None` for all of them."""
+"""A set by its names (see `named`), or a frame of components; `None` for all of them."""
+
+Strongest = Callable[[str, int], pd.DataFrame]
+"""A function from a score and a number to so many components of highest score."""
 
 _RANGE = r"(?: (\d+)(?:-(\d+))?)?"
 _KIND = re.compile(rf"(all|layers?|(?:mlps?|heads?|attn)(?:\.(\w+))?){_RANGE}", re.IGNORECASE)
@@ -110,16 +113,14 @@ def _rows(heads: Bool[Tensor, " head"], n: int, view: HookedView) -> Bool[Tensor
     return heads.view(n // view.d_head, -1).any(1).repeat_interleave(view.d_head)
 
 
-def named(
-    names: Named, view: HookedView, top: Callable[[str, int], pd.DataFrame] | None = None
-) -> WeightSet:
+def named(names: Named, view: HookedView, strongest: Strongest | None = None) -> WeightSet:
     """Return the union of what `names` name, in any case of letters:
 
     * "all", "mlps", "heads": all components, or those of one kind;
     * "mlp 4", "head 5.2", "head 5": one component, or all heads of a layer;
     * "layers 0-9", "mlps 0-9", "heads 20-29", "layer 3": those of some layers, the last one included;
     * "mlp.out", "heads.o", "mlp.in 0-9": one projection, see `PROJECTIONS`; heads are also called "attn";
-    * "informative top 8": the components of highest score, if `top` gives them.
+    * "informative top 8": the components of highest score, if `strongest` gives them.
 
     Several names are separated by " + ", or given as a list.
 
@@ -132,17 +133,18 @@ def named(
         names = component_names(names)
     if isinstance(names, str):
         names = names.split("+")
-    found = [_named(name.strip(), view, top) for name in names]
+    found = [_named(name.strip(), view, strongest) for name in names]
     if not found:
         raise InputError("a set of weights is empty: name a component, as 'mlp 4', or leave the set out.")
     return reduce(or_, found)
 
 
-def _named(name: str, view: HookedView, top: Callable[[str, int], pd.DataFrame] | None) -> WeightSet:
+def _named(name: str, view: HookedView, strongest: Strongest | None) -> WeightSet:
     if _HEAD.fullmatch(name):
         return WeightSet.of(*selected([name], view.n_layers, view.n_heads))
-    if (ranked := _TOP.fullmatch(name)) and top is not None:
-        return WeightSet.of(*selected(top(ranked[1].lower(), int(ranked[2])), view.n_layers, view.n_heads))
+    if (ranked := _TOP.fullmatch(name)) and strongest is not None:
+        top = strongest(ranked[1].lower(), int(ranked[2]))
+        return WeightSet.of(*selected(top, view.n_layers, view.n_heads))
     if not (of_kind := _KIND.fullmatch(name)):
         raise InputError(
             f"{name!r} names no weights: use 'all', 'mlps', 'heads', 'mlp 4', 'head 5.2', 'layers 0-9', "
