@@ -352,16 +352,16 @@ def test_records_of_inference_tasks_are_pairs(tmp_path):
     for given in (str(file), rows, [record], list(expected), [expected[0].to_record()]):
         assert ecstruct.facts.prompt.as_prompts(given) == expected
     unlabelled = rows.map(lambda _: {"label": -1})
-    with pytest.raises(InputError, match="row 0 of the dataset: the answer .* is -1"):
+    with pytest.raises(InputError, match=r"row 0 of the dataset: the answer .* is -1"):
         ecstruct.facts.prompt.as_prompts(unlabelled)
 
 
 def test_subjects_of_pairs_are_found_in_the_first_text():
-    prompts = [Prompt("ada knows bo", "yes", subject="bo", second="bo sees ada"), *PROMPTS[1:]]
-    entity = tokenize(prompts[:1], tokenizer_of(c.hooked_pair("bert")[0]))[0].entity
-    assert entity == (0, 9)  # of a single prompt, all tokens
+    reads = tokenizer_of(c.hooked_pair("bert")[0])
+    one = Prompt("ada knows bo", "yes", subject="bo", second="bo sees ada")
+    assert tokenize([one], reads)[0].entity == (3, 4)
     two = [Prompt(f"{name} knows bo", "yes", subject=name, second="bo sees") for name in ("ada", "cy")]
-    assert [t.entity for t in tokenize(two, tokenizer_of(c.hooked_pair("bert")[0]))] == [(1, 2)] * 2
+    assert [t.entity for t in tokenize(two, reads)] == [(1, 2)] * 2
 
 
 # --- What is refused ---
@@ -370,7 +370,7 @@ def test_subjects_of_pairs_are_found_in_the_first_text():
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_answers_that_are_no_labels_are_refused(kind):
     model = c.hooked_pair(kind)[0]
-    with pytest.raises(InputError, match="'perhaps'.* is no label .* 'yes', 'no', 'maybe'"):
+    with pytest.raises(InputError, match=r"'perhaps'.* is no label .* 'yes', 'no', 'maybe'"):
         ecstruct.ranks(model, [Prompt("ada", "perhaps", second="bo")])
     with pytest.raises(InputError, match="is no label"):
         ecstruct.ranks(model, [Prompt("ada", "yes", ["yes", "Tokyo"])])
@@ -429,7 +429,7 @@ def test_what_does_not_hold_for_classifiers_is_refused():
     with pytest.raises(InputError, match="lora"):
         ecstruct.finetune(model, PROMPTS, lr=1e-3, lora=2, progress=False)
     with pytest.raises(InputError, match="recall is of words"):
-        ecstruct.recall.attention_knockout(model, [Prompt("ada knows bo", "yes", subject="ada")])
+        ecstruct.recall.knockout(model, [Prompt("ada knows bo", "yes", subject="ada")])
 
 
 def test_encoders_that_cannot_be_hooked_are_named():

@@ -57,6 +57,7 @@ def auto_class(config: Any) -> Any:
 
 
 def is_encoder(config: Any) -> bool:
+    """Return whether a Hugging Face configuration is that of an encoder, with whatever head."""
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
