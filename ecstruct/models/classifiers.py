@@ -161,10 +161,11 @@ def _register_adapter(hf: Any) -> None:
 
 def _post_normed(blocks: Any) -> BlockBridge:
     """Give the norms of an encoder's blocks the names of norms after attention and MLP."""
-    named = {"ln1": "ln1_post", "ln2": "ln2_post"}
+    parts: dict[str, Any] = blocks.submodules
+    renamed = {"ln1": "ln1_post", "ln2": "ln2_post"}
     return BlockBridge(
         name=blocks.name,
-        submodules={named.get(name, name): part for name, part in blocks.submodules.items()},
+        submodules={renamed.get(name) or name: part for name, part in parts.items()},
         hook_alias_overrides={
             "hook_attn_out": "attn.hook_out",
             "hook_mlp_out": "mlp.out.hook_out",

@@ -31,8 +31,9 @@ from ecstruct.runs.configuration import check_weights, described, write_config
 
 def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool) -> None:
     """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model, as
-    with `labels`, because no file has the new head; with `lora` the adapter. Several processes share the model, and the first writes. An interrupted run
-    continues from `checkpoint`, and rewrites results that it was stopped in the middle of writing."""
+    with `labels`, because no file has the new head; with `lora` the adapter. Several processes share the
+    model, and the first writes. An interrupted run continues from `checkpoint`, and rewrites results that
+    it was stopped in the middle of writing."""
     source, whole = config.model, config.save_model or config.labels is not None
     apart = ("model", "labels", "save_model", "fingerprint")
     arguments = {name: value for name, value in vars(config).items() if name not in apart}
