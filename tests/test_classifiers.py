@@ -48,6 +48,16 @@ def test_logits_and_ranks_are_those_of_transformers(kind, prompts):
     assert ecstruct.ranks(model, [t.prompt for t in tokenized], answer_tokens="all").tolist() == ranks
 
 
+@pytest.mark.parametrize("kind", c.OTHERS)
+def test_decoders_of_other_families_are_read_as_transformers_reads_them(kind):
+    model, plain = c.hooked_pair(kind)[0], c.plain_pair(kind)[0]
+    gated = GatedModel(model, reference_values(model, PROMPTS, ablation="zero"))
+    for prompt in PROMPTS:  # in a batch, transformers makes NaN of padding that is longer than the window
+        batch = collate(gated.session.tokenize([prompt]), "cpu", 0)
+        found = gated.logits(gated.embed(batch))[0]
+        torch.testing.assert_close(found, c.logits(plain, prompt, kind), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_that_ends_with_padding_is_read_as_transformers_reads_it(kind):
     prompt = Prompt("ada knows bo [PAD]", "no", LABELS)
@@ -356,6 +366,11 @@ def test_records_of_inference_tasks_are_pairs(tmp_path):
     expected = (Prompt("ada knows bo .", "yes", second="bo ."),)
     for given in (str(file), rows, [record], list(expected), [expected[0].to_record()]):
         assert as_prompts(given) == expected
+    assert ecstruct.facts.read(file).facts == expected
+    other = {**record, "hypothesis": "ada .", "label": "no"}  # of the same premise, and no contradiction
+    both = ecstruct.facts.read(datasets.Dataset.from_list([record, other]))
+    assert [p.second for p in both.facts] == ["bo .", "ada ."] and both.facts[0].options is None
+    assert ecstruct.FactSet.from_dataset(both.to_dataset()).facts == both.facts
     unlabelled = rows.map(lambda _: {"label": -1})
     with pytest.raises(InputError, match=r"row 0 of the dataset: the answer .* is -1"):
         as_prompts(unlabelled)

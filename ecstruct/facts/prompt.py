@@ -68,6 +68,11 @@ class Prompt:
             object.__setattr__(self, "wrapper", tuple(self.wrapper))
 
     @property
+    def texts(self) -> tuple[str, str | None]:
+        """The text, and the second one of a pair."""
+        return self.text, self.second
+
+    @property
     def between(self) -> str:
         """The string between the text and the answer."""
         if self.wrapper is not None:
