@@ -14,6 +14,7 @@ attention), x = ln2_post(x + MLP). If an encoder embeds the second text of a pai
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import MethodType
 from typing import Any
 from unittest.mock import patch
@@ -149,6 +150,8 @@ def _adapter_of(hf: Any) -> Any:
         raise InputError(
             f"a {type(hf).__name__} cannot be hooked: of encoders, {' and '.join(sorted(_HEADS))} can."
         )
+    if is_encoder(hf.config) and version("transformer-lens").startswith("3."):
+        raise InputError(f"TransformerLens 3 cannot hook a {type(hf).__name__}: install TransformerLens 4.")
     of = MODEL_FOR_MASKED_LM_MAPPING_NAMES if model_type in _HEADS else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     adapter = SUPPORTED_ARCHITECTURES.get(of.get(model_type, ""))
     if adapter is None:
