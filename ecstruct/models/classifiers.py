@@ -98,11 +98,10 @@ def tokenizer_for(config: Any, tokenizer: Any) -> Any:
 def hookable(hf: Any) -> Any:
     """Return a Hugging Face model as TransformerLens can hook it. A classifier comes back as another object
     with the same modules, which gives the logits of its head at every token."""
-    if type(hf).__name__.endswith(_SUFFIX):
-        hf.config.architectures = [type(hf).__name__]  # from_pretrained keeps the name of another model
-    if not is_classifier(hf.config):
-        return hf
-    labels_in(hf.config)  # raises if it has no labels
+    if is_classifier(hf.config) or type(hf).__name__.endswith(_SUFFIX):
+        hf.config.architectures = [type(hf).__name__]  # from_pretrained may keep the name of another model
+    if is_classifier(hf.config):
+        labels_in(hf.config)  # raises if it has none
     return everywhere(hf)
 
 
