@@ -252,6 +252,11 @@ OWN = {
     "role": "fact",
     "case": "ada",
 }
+PAIRS = {
+    "premise": "Ada knows that Bo lives in Oslo",
+    "hypothesis": "Bo lives in Oslo",
+    "label": "entailment",
+}
 RECORDS: dict[str, dict[str, Any]] = {
     "mquake": MQUAKE,
     "rippleedits": RIPPLEEDITS,
@@ -267,6 +272,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "alpaca": ALPACA,
     "messages": MESSAGES,
     "prompts": OWN,
+    "pairs": PAIRS,
 }
 TABLES = ("twohopfact", "hopping", "parents")
 """The formats whose originals are CSV."""
@@ -293,7 +299,7 @@ def written(folder: Path, format: str, *records: Any) -> Path:
     elif format == "lre" and len(records) == 1:
         path = folder / "relation.json"
         path.write_text(json.dumps(records[0], indent=4), encoding="utf-8")
-    elif format in ("reversal", "messages", "prompts"):
+    elif format in ("reversal", "messages", "prompts", "pairs"):
         path = folder / f"{format}.jsonl"
         path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     else:

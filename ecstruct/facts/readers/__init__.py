@@ -29,7 +29,7 @@ from ecstruct.facts.readers.easyedit import EASYEDIT, ZSRE
 from ecstruct.facts.readers.instructions import ALPACA, MESSAGES
 from ecstruct.facts.readers.lre import LRE
 from ecstruct.facts.readers.mquake import MQUAKE
-from ecstruct.facts.readers.own import OWN
+from ecstruct.facts.readers.own import OWN, PAIRS
 from ecstruct.facts.readers.reversal import PARENTS, REVERSAL
 from ecstruct.facts.readers.rippleedits import RIPPLEEDITS
 from ecstruct.facts.readers.rome import COUNTERFACT, KNOWN_1000
@@ -54,6 +54,7 @@ FORMATS = {
         ALPACA,
         MESSAGES,
         OWN,
+        PAIRS,
     )
 }
 _LOOKED_AT = 20

@@ -27,10 +27,10 @@ class _Once:
     def __init__(self) -> None:
         self.said: list[Said] = []
         self.places: list[str] = []
-        self._index: dict[str, int] = {}
+        self._index: dict[tuple[str, str | None], int] = {}
 
     def add(self, said: Said, place: str) -> int:
-        index = self._index.setdefault(said.prompt.text, len(self.said))
+        index = self._index.setdefault(said.prompt.texts, len(self.said))
         if index == len(self.said):
             self.said.append(said)
             self.places.append(place)
@@ -38,7 +38,7 @@ class _Once:
 
     def against(self, said: Said) -> str | None:
         """Return how a prompt contradicts one in the list, or `None`."""
-        index = self._index.get(said.prompt.text)
+        index = self._index.get(said.prompt.texts)
         if index is None or self.said[index].prompt.answer == said.prompt.answer:
             return None
         return (

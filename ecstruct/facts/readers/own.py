@@ -1,10 +1,12 @@
 """Records of ecstruct's own format, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally
-`options`, `subject`, `template`, `aliases`, `wrapper` and `space`, as everywhere in ecstruct.
+`options`, `subject`, `template`, `aliases`, `wrapper`, `space` and `second`, as everywhere in ecstruct.
 
 `role` is `fact` (the default), `implication` or `known`. Records with the same `case` belong together: an
 implication follows from the facts and the known facts of its case. `new_hops` of an implication are counted
 from 1. Prompts with the same template share their options. In tables, all of these values are texts, and
 in tables of pandas also numbers such as 1.0 and NaN.
+
+Records of inference tasks have `premise`, `hypothesis` and `label`: every pair is a fact for a classifier.
 """
 
 from collections.abc import Mapping
@@ -55,4 +57,11 @@ def _new_hops(value: Any) -> tuple[int, ...]:
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = frozenset(map(str, range(1, 101)))
+
+
+def _pair(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+    return Case((Said(Prompt.from_record(record), None),))
+
+
 OWN = Format("prompts", "prompts of ecstruct", frozenset({"prompt", "answer"}), _case)
+PAIRS = Format("pairs", "pairs of texts", frozenset({"premise", "hypothesis", "label"}), _pair)
