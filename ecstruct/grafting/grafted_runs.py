@@ -49,7 +49,7 @@ class GraftedModel:
         grafts: Mapping[Name, Graft],
         see: Callable[[Name, Float[Tensor, "batch d_vocab"]], object],
     ) -> None:
-        """Call `see` on the name of every graft and the logits at the last token of the prompts `rows`,
+        """Call `see` on the name of every graft and the logits where the prompts `rows` are read,
         which are in this batch."""
         view = self.session.view
         embedded = embed(self.session, batch)
@@ -65,17 +65,17 @@ class GraftedModel:
             resid = entering[start].repeat(len(piece), 1, 1)
             at = _where(rows, batch, piece)
             left = leaving(self.session, calls, resid, self._grafting(piece, at), start)
-            logits = view.logits_at(self.session.weights, left, embedded.last.repeat(len(piece)))
+            logits = view.logits_at(self.session.weights, left, embedded.read.repeat(len(piece)))
             for name, its in zip(names, logits.split(len(rows)), strict=True):
                 see(name, its)
 
         each_piece(ordered, copies, run)
 
     def plain(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
-        """Return the logits at the last token of every prompt, without a graft."""
+        """Return the logits where every prompt is read, without a graft."""
         embedded = embed(self.session, batch)
         left = leaving(self.session, embedded.calls, embedded.resid)
-        return self.session.view.logits_at(self.session.weights, left, embedded.last)
+        return self.session.view.logits_at(self.session.weights, left, embedded.read)
 
     def _entering(self, embedded: Embedded) -> list[Tensor]:
         """Return what enters every block, and at last the head."""
