@@ -56,8 +56,11 @@ def test_correlations_are_of_ranks():
     expected = np.corrcoef(rankdata(rows[0]["gain"]), rankdata(rows[0]["noise"]))[0, 1]
     noise = table.loc[(0.1, "noise")]
     assert noise["correlation"] == pytest.approx(expected) and noise["low"] < expected < noise["high"]
-    assert "Over 40 random sets of 10% of the components" in found.conclusion()
-    assert "right 1.00" in found.conclusion()
+    assert found.conclusion() == (
+        "Of 40 random sets each of 10%, 50% of the components, summed values and gains in reward are "
+        f"correlated (Spearman): right 1.00, 1.00; noise {noise['correlation']:.2f}, "
+        f"{table.loc[(0.5, 'noise'), 'correlation']:.2f}."
+    )
     points = [trace for trace in found.figure.data if trace.mode == "markers"]
     assert [len(trace.x) for trace in points] == [80, 80]
 

@@ -81,15 +81,16 @@ class RandomSets:
 
     def conclusion(self) -> str:
         """Say how well the sums of each ranking predict what sets do."""
-        table, sentences = self.table(), []
-        for share, rows in table.groupby("share"):
-            found = zip(rows["ranking"], rows["correlation"], strict=True)
-            listed = [f"{ranking} {correlation:.2f}" for ranking, correlation in found]
-            sentences.append(
-                f"Over {rows['sets'].iloc[0]} random sets of {share:.0%} of the components, summed values "
-                f"and gains in reward are correlated (Spearman): {', '.join(listed)}."
-            )
-        return " ".join(sentences)
+        table = self.table()
+        shares = ", ".join(f"{share:.0%}" for share in dict.fromkeys(table["share"]))
+        by_ranking = [
+            f"{ranking} {', '.join(f'{value:.2f}' for value in rows['correlation'])}"
+            for ranking, rows in table.groupby("ranking", sort=False)
+        ]
+        return (
+            f"Of {table['sets'].iloc[0]} random sets each of {shares} of the components, summed values and "
+            f"gains in reward are correlated (Spearman): {'; '.join(by_ranking)}."
+        )
 
 
 @bounded

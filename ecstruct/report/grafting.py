@@ -51,10 +51,10 @@ def grafts_report(path: Path, grafts: Grafts, drawn: RandomSets | None, replay: 
             [
                 Picture(grafts.figure, _RANKS),
                 Table(grafts.faithfulness().round(3).reset_index(), _FAITHFUL),
-                Table(grafts.frame, _CELLS),
             ],
         ),
         *([of_random] if of_random else []),
+        Section("Every choice", [Table(grafts.frame, _CELLS)]),
         Section("Make it again", [Replay(replay)]),
     ]
     summary = grafts.conclusion() + (f" {drawn.conclusion()}" if drawn else "")
