@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.gradient_alignment import alignment
     from ecstruct.scores.result import ExtractiveScores
+    from ecstruct.scores.written import Words, written_words
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "ScoreEngine",
     "WeightDelta",
     "WeightSelection",
+    "Words",
     "alignment",
     "causal_scores",
     "checkpoints",
@@ -67,6 +69,7 @@ __all__ = [
     "save_model",
     "score",
     "subnetworks",
+    "written_words",
 ]
 
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
@@ -81,6 +84,7 @@ _HOMES = {
     "ScoreEngine": "scores.engine",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
+    "Words": "scores.written",
     "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
@@ -93,6 +97,7 @@ _HOMES = {
     "ranks": "evaluate",
     "save_model": "models.export",
     "score": "scores.engine",
+    "written_words": "scores.written",
 }
 
 

@@ -119,8 +119,7 @@ class WholeMLP(Site):
         along, at = self._local(change), self._local(weights or {})
         if not along:
             return None
-        with forward_ad.dual_level(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # raised by torch's own code
+        with forward_mode():
             moving = {n: forward_ad.make_dual(t, along[n]) if n in along else t for n, t in at.items()}
             moved = forward_ad.unpack_dual(functional_call(self.module, moving, (x,)))
         return torch.zeros_like(moved.primal) if moved.tangent is None else moved.tangent
@@ -135,6 +134,14 @@ class WholeMLP(Site):
 
 class Written(Site):
     """`mlp.out` of such an MLP: an identity, whose input and output are what the MLP writes."""
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Let dual tensors carry derivatives forward in this context."""
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised by torch's own code
+        yield
 
 
 def whole_mlp(component: nn.Module, prefix: str) -> dict[str, Site]:

@@ -15,6 +15,7 @@ from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_re
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up, with_values
+from ecstruct.scores.written import Words
 
 _MEANING = {
     "informative": "its weight change stores the fact",
@@ -40,6 +41,11 @@ _TESTED = (
 )
 _BY_PROJECTION = "Informative scores by layer and projection; the heads of a layer together."
 _OF_STRONGEST = "The components of highest informative score, and the share of each projection in it."
+_WRITTEN = "What the change of the components of highest {} score writes, at the token where it is highest."
+_AS_IF_READ = (
+    "Words are those whose logits the change raises most, as if the head read the stream at that token; "
+    "the rank is that of the answer among its options. What only later layers can read does not show."
+)
 _CHECK = "check them with ecstruct fidelity"
 
 
@@ -55,9 +61,14 @@ def top_table(scores: ExtractiveScores, n: int = 5) -> pd.DataFrame:
 
 
 def score_report(
-    path: Path, scores: ExtractiveScores, replay: str, ranks: pd.DataFrame | None = None
+    path: Path,
+    scores: ExtractiveScores,
+    replay: str,
+    ranks: pd.DataFrame | None = None,
+    words: Mapping[str, Words] | None = None,
 ) -> None:
-    """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`."""
+    """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`, `words`
+    what the strongest components by a score write."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
     moved = f"from {before:.3g} to {after:.3g}".replace("-", "−")
     summary = f"Finetuning moved the mean reward of {_prompts(scores)} {moved}. {_strongest(scores)}"
@@ -80,6 +91,7 @@ def score_report(
                 adding_up(scores.reward, scores.completeness),
             ],
         ),
+        *([Section("In words", _in_words(words))] if words else []),
         *([Section("By projection", _projections(scores))] if "projection" in scores.dataset.dims else []),
         Section("Outside MLPs and heads", [_rest(scores)]),
         Section(
@@ -302,6 +314,12 @@ def _unit(scores: ExtractiveScores) -> str:
     """Return the unit of the reward as the end of a sentence, if it is known."""
     units = {"logit_diff": ", in logits", "logprob": ", in nats"}
     return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
+
+
+def _in_words(words: Mapping[str, Words]) -> list[Item]:
+    """Return a table for the strongest components by each score."""
+    tables = [Table(its.table().round(2), _WRITTEN.format(score)) for score, its in words.items()]
+    return [*tables, _AS_IF_READ]
 
 
 def _projections(scores: ExtractiveScores) -> list[Item]:

@@ -32,6 +32,7 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.gradient_alignment import alignment
 from ecstruct.scores.ranks import rankable, with_ranks
 from ecstruct.scores.summary import adding_up
+from ecstruct.scores.written import written_words
 
 
 def rank_table(
@@ -84,6 +85,10 @@ def run_alignment(config: Alignment, out: Path, device: str | None, progress: bo
         tqdm.write(f"{aligned.conclusion()}\nreport: {out / 'report.html'}")
 
 
+_IN_WORDS = ("informative", "downstream")
+"""The scores of whose strongest components a report says what they write."""
+
+
 def run_score(config: Score, out: Path, device: str | None, progress: bool) -> None:
     """Score and write `scores.nc` and `report.html`; of several processes all score, the first writes."""
     prompts = config.prompts
@@ -101,10 +106,16 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
             found = scores.dataset["rank"]
             states = {state: found.sel(state=state).values for state in ("before", "after")}
             ranked = rank_summary(tokenized, states)
+        words = None
+        if tokenized is not None and joined.size == 1 and engine.pair.resident:
+            words = {
+                each: written_words(*engine.pair.sessions, prompts, scores, score=each)
+                for each in _IN_WORDS
+            }
         scores.save(out / "scores.nc")
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
-        score_report(out / "report.html", scores, again(out), ranked)
+        score_report(out / "report.html", scores, again(out), ranked, words)
         write_config(out, "score", config, fingerprints=prints)
         shutil.rmtree(out / "shards", ignore_errors=True)
     if progress:
