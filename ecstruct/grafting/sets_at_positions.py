@@ -99,6 +99,7 @@ class Grafted:
         several = self.dataset.sizes["prompt"] > 1
         share, ends = self.share(), self.interval(ci=ci) if several else None
         means = {measure: self.mean(measure) for measure in MEASURES}
+        of_random = self.random_share() if "random" in self.dataset else None
         rows = []
         for name in self.dataset["set"].values:
             for place in self.dataset["position"].values:
@@ -109,8 +110,8 @@ class Grafted:
                 row["share"] = float(share.sel(at))
                 if ends is not None:
                     row |= {end: float(ends.sel(at).sel(end=end)) for end in ("low", "high")}
-                if "random" in self.dataset:
-                    drawn = self.random_share().sel(at)
+                if of_random is not None:
+                    drawn = of_random.sel(at)
                     row |= {"random": float(drawn.mean()), "least": float(drawn.min())}
                     row["most"] = float(drawn.max())
                 rows.append(row)
@@ -132,7 +133,7 @@ class Grafted:
         return value_grids(frames, x="positions", y="set of weights", value="share of the change of reward")
 
     def conclusion(self) -> str:
-        """Say how much the sets do at all positions and at which position each does most."""
+        """Say what share of the change of reward every set has at every group of positions."""
         (start, end), share = self.dataset["ends"].sel(measure="reward").mean("prompt").values, self.share()
         how = "except" if self.attrs["options"]["complement"] else "only"
         sentences = [
@@ -289,7 +290,7 @@ def _set(
     if not chosen.layers:
         raise InputError(f"the set {names!r} has none of the projections {', '.join(projections or ())}.")
     whole = any(isinstance(sites.get("mlp.in"), WholeMLP) for sites in view.block_sites)
-    if whole and (chosen.mlps[0] != chosen.mlps[2]).any():
+    if whole and (chosen.mlps[:3].any(0) != chosen.mlps[:3].all(0)).any():
         raise InputError(
             "the MLPs of this model are mixtures of experts, whose projections are not told apart: graft "
             "them as a whole."
