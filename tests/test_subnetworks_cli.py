@@ -130,6 +130,8 @@ def test_evaluation_has_every_subnetwork_and_the_full_model(compared, tmp_path):
     facts = ecstruct.mean_rank(load("organism", device="cpu"), first_hop().facts[:6])
     assert rows[0]["in-domain rank"] == pytest.approx(facts)
     assert 0 <= found["effective_size"] <= 100
+    (of_facts,) = found["templates"]["in-domain"]["0.4"]
+    assert of_facts["prompts"] == 6 and of_facts["full model"] == rows[0]["in-domain accuracy"]
     assert (tmp_path / "out" / "generalization-0.4.nc").exists()
     again(tmp_path / "out" / "config.json", tmp_path / "again")
     for name in ("evaluation.json", "in-domain-0.2.nc"):

@@ -7,12 +7,14 @@ from html import escape
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.grids import blues, named_axis
+from ecstruct.plots.grids import blues, named_axis, value_grids
 from ecstruct.plots.layout import BAR_WIDTH, axes_of, legend_width, side_by_side
+from ecstruct.plots.lines import Line, line_colours, line_panels
 from ecstruct.plots.panels import dots
 from ecstruct.plots.style import CELLS, INK, LINE_COLOURS
 
@@ -156,6 +158,52 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
     figure.update_xaxes(showgrid=True, range=_from_zero(across))
     figure.update_yaxes(range=_from_zero(up))
     return figure.update_layout(showlegend=True)
+
+
+def accuracy_lines(sets: Mapping[str, Mapping[float, xr.Dataset]]) -> go.Figure:
+    """Draw accuracy against sparsity, a line per set of prompts: the mean over subnetworks, in a band from
+    the lowest to the highest. The full model stands at a sparsity of 0.
+
+    Args:
+        sets: By the name of the prompts, what `ecstruct.subnetworks.evaluate` returned by sparsity.
+
+    Raises:
+        InputError: There are no evaluations, or one set has others sparsities than another.
+    """
+    sparsities = sorted(next(iter(sets.values()), {}))
+    if not sparsities:
+        raise InputError("there are no evaluations to show; give at least one, by its sparsity")
+    lines = {}
+    for name, by_sparsity in sets.items():
+        if sorted(by_sparsity) != sparsities:
+            raise InputError(f"{name!r} has the sparsities {sorted(by_sparsity)}, not {sparsities}")
+        full = by_sparsity[sparsities[0]]["full_accuracy"].values.reshape(1)
+        each = [full, *(by_sparsity[sparsity]["accuracy"].values for sparsity in sparsities)]
+        mean, low, high = (np.array([of(values) for values in each]) for of in (np.mean, np.min, np.max))
+        lines[name] = Line(np.arange(len(each)), mean, (low, high))
+    figure = line_panels(
+        {"": lines},
+        x="share of the components that is ablated",
+        y="accuracy",
+        hover="%{y:.3~g}",
+        between="subnetworks",
+        colours=line_colours(lines),
+        include=(0.0, 1.0),
+    )
+    ticks = ["0%", *(f"{sparsity:.0%}" for sparsity in sparsities)]
+    return figure.update_xaxes(tickmode="array", tickvals=list(range(len(ticks))), ticktext=ticks)
+
+
+def template_grid(by_sparsity: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Draw the accuracy of the full model and of subnetworks on every template, a panel per sparsity.
+
+    Args:
+        by_sparsity: By title, what `ecstruct.subnetworks.by_template` returns.
+    """
+    panels = {
+        title: frame.set_index("template").drop(columns="prompts") for title, frame in by_sparsity.items()
+    }
+    return value_grids(panels, x="network", y="template", value="accuracy")
 
 
 def _from_zero(values: np.ndarray) -> list[float]:

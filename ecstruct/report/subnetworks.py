@@ -8,9 +8,9 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.subnetworks import frequencies, spread
+from ecstruct.plots.subnetworks import accuracy_lines, frequencies, spread, template_grid
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.subnetworks import Core, Emergence, Masks, core
+from ecstruct.subnetworks import Core, Emergence, Masks, by_template, core
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 
@@ -49,6 +49,7 @@ def evaluation_report(
     listed = "Every subnetwork, and the full model first; KL, in nats, and agreement with it are in-domain."
     sections = [
         _spread(evaluations),
+        *_templates(evaluations),
         Section("Subnetworks", [Table(table, listed)]),
         Section("Make it again", [Replay(replay)]),
     ]
@@ -66,6 +67,7 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     largest = "Shares of the best and of the worst third that keep a component: the largest."
     sections = [
         _spread(evaluations),
+        *_templates(evaluations),
         Section(
             "The core",
             [
@@ -134,7 +136,25 @@ def _spread(evaluations: Evaluations) -> Section:
     }
     figure = spread(groups["in-domain"], groups["generalization"])
     caption = "A point per subnetwork: its mean rank in-domain across, and on what follows from it up."
-    return Section("In-domain and beyond", [Picture(figure, caption)])
+    lines = accuracy_lines(
+        {
+            prompts: {float(name): found for name, found in by_sparsity.items()}
+            for prompts, by_sparsity in evaluations.items()
+        }
+    )
+    against = "Accuracy against sparsity: the mean over subnetworks, from the lowest to the highest."
+    return Section("In-domain and beyond", [Picture(figure, caption), Picture(lines, against)])
+
+
+def _templates(evaluations: Evaluations) -> list[Section]:
+    """Show the accuracy on every template of those sets of prompts that have several."""
+    items = []
+    for prompts, by_sparsity in evaluations.items():
+        tables = {f"{float(name):.0%} ablated": by_template(found) for name, found in by_sparsity.items()}
+        if all(len(table) > 1 for table in tables.values()):
+            caption = f"Accuracy on each template, {prompts}: of the full model, and of subnetworks."
+            items.append(Picture(template_grid(tables), caption))
+    return [Section("Template by template", items)] if items else []
 
 
 def _spans(evaluations: Evaluations) -> str:

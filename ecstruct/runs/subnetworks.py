@@ -27,6 +27,7 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Core,
     Masks,
+    by_template,
     core,
     effective_size,
     emergence,
@@ -77,7 +78,11 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     for prompts, by_sparsity in evaluations.items():
         for name, measured in by_sparsity.items():
             netcdf.write(measured, out / f"{prompts}-{name}.nc", "ecstruct evaluation 1")
-    result = {"effective_size": size, "subnetworks": _records(table)}
+    templates = {
+        prompts: {name: _records(by_template(found)) for name, found in by_sparsity.items()}
+        for prompts, by_sparsity in evaluations.items()
+    }
+    result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
     write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
