@@ -7,6 +7,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span
+from ecstruct.facts.labels import Labels
 from ecstruct.facts.prompt import Prompt
 
 WORDS = "write it in words the tokenizer knows"
@@ -18,6 +19,22 @@ def encode(
 ) -> list[tuple[int, ...]]:
     """Return the token ids of each text; `prompts[i]`, whose text it is, decides about special tokens."""
     return [tuple(found["input_ids"][row]) for found, row in _encoded(prompts, texts, tokenizer)]
+
+
+def encode_for(
+    labels: Labels, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, ...]]:
+    """Return the token ids of what a classifier reads of each prompt, both texts of a pair together."""
+    found = []
+    for batch, row in _encoded(prompts, [prompt.text for prompt in prompts], tokenizer):
+        ids = batch["input_ids"][row]
+        if labels.second_from is not None and "token_type_ids" in batch:
+            types = batch["token_type_ids"][row]
+            ids = [token + labels.second_from * of for token, of in zip(ids, types, strict=True)]
+        while ids and ids[-1] == labels.skipped:
+            ids = ids[:-1]
+        found.append(tuple(ids))
+    return found
 
 
 class InPieces(NamedTuple):
@@ -45,21 +62,24 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase,
     offsets: bool = False,
 ) -> list[tuple[BatchEncoding, int]]:
-    """Return the encoding of every text: a batch and its row in it. Wrapped texts get no special tokens."""
+    """Return the encoding of every text, with the second text of its prompt if there is one: a batch and
+    its row in it. Wrapped texts get no special tokens."""
     found: list[Any] = [None] * len(texts)
-    for wrapped in (False, True):
-        rows = [i for i, prompt in enumerate(prompts) if (prompt.wrapper is not None) == wrapped]
-        if rows:
-            batch = tokenizer(
-                [texts[i] for i in rows],
-                add_special_tokens=not wrapped,
-                return_offsets_mapping=offsets,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            for k, i in enumerate(rows):
-                found[i] = batch, k
+    kinds = [(prompt.wrapper is not None, prompt.second is not None) for prompt in prompts]
+    for kind in dict.fromkeys(kinds):
+        wrapped, paired = kind
+        rows = [i for i, its in enumerate(kinds) if its == kind]
+        batch = tokenizer(
+            [texts[i] for i in rows],
+            [prompts[i].second for i in rows] if paired else None,
+            add_special_tokens=not wrapped,
+            return_offsets_mapping=offsets,
+            return_attention_mask=False,
+            return_token_type_ids=paired,
+            verbose=False,
+        )
+        for k, i in enumerate(rows):
+            found[i] = batch, k
     return found
 
 
@@ -97,11 +117,13 @@ def split(
 
 def offsets(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Span]]:
     """Yield, for each prompt, the characters of its text that each token stands for, including an EOS that
-    the tokenizer appends. Characters of the wrapper are below 0 or beyond the text."""
+    the tokenizer appends. Characters of the wrapper are below 0 or beyond the text; a second text stands
+    for none."""
     found = _encoded(prompts, [p.asked for p in prompts], tokenizer, offsets=True)
     for prompt, (batch, row) in zip(prompts, found, strict=True):
         n_before = len(prompt.wrapper[0]) if prompt.wrapper else 0
-        yield [(start - n_before, end - n_before) for start, end in batch["offset_mapping"][row]]
+        spans = zip(batch["offset_mapping"][row], batch.sequence_ids(row), strict=True)
+        yield [(0, 0) if of == 1 else (start - n_before, end - n_before) for (start, end), of in spans]
 
 
 def check_known(answer: str, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:

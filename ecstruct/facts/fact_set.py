@@ -17,7 +17,7 @@ from ecstruct.io.values import bounded
 _TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
 _FEATURES = {
     **{"prompt": _TEXT, "answer": _TEXT, "options": _TEXTS, "subject": _TEXT, "template": _TEXT},
-    **{"aliases": _TEXTS, "wrapper": _TEXTS, "space": datasets.Value("bool")},
+    **{"aliases": _TEXTS, "wrapper": _TEXTS, "space": datasets.Value("bool"), "second": _TEXT},
 }
 _INTEGER = datasets.Value("int64")
 _INDICES = ("from_facts", "from_known", "new_hops")

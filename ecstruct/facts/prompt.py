@@ -7,7 +7,9 @@ one included.
 Everywhere in ecstruct, prompts may be given as `Prompt`s, as (text, answer) pairs, as a
 `datasets.Dataset`, or as a JSONL file; `as_prompts` converts all of these. A record, that is a row
 of a dataset or a line of a file, has the keys `prompt` and `answer` and optionally `options`,
-`subject`, `template`, `aliases`, `wrapper` and `space`; other keys are ignored.
+`subject`, `template`, `aliases`, `wrapper`, `space` and `second`; other keys are ignored. A record of
+an inference task may have `premise`, `hypothesis` and `label` in the place of `prompt`, `second` and
+`answer`.
 """
 
 import json
@@ -37,6 +39,8 @@ class Prompt:
     `wrapper`: what a chat template puts before the text, and between the text and the answer, see
     `ecstruct.facts.in_chat`. `space`: whether a space comes between the text and the answer, as in
     languages that separate words by spaces, but not after a line break; ignored if there is a wrapper.
+    `second`: the second text of a pair, such as the hypothesis of a premise. Only classifiers read pairs;
+    the answer is then the label of the pair, and the options are labels, by default all of the classifier.
 
     Raises:
         InputError: A value is empty, of the wrong type, or does not fit the others.
@@ -53,6 +57,7 @@ class Prompt:
     aliases: Sequence[str] = ()
     wrapper: tuple[str, str] | None = None
     space: bool = True
+    second: str | None = None
 
     def __post_init__(self) -> None:
         check_prompt(self)
@@ -89,6 +94,8 @@ class Prompt:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Prompt":
         """Make a prompt from a record; the inverse of `to_record`."""
+        if "prompt" not in record and _PAIR.keys() <= record.keys():
+            record = {_PAIR.get(key, key): value for key, value in record.items()}
         for key in ("prompt", "answer"):
             if key not in record:
                 keys = enumerated(list(record)) or "(none)"
@@ -105,6 +112,10 @@ class Prompt:
         given = {key: value for key, (value, default) in values.items() if value != default}
         lists = {key: list(value) for key, value in given.items() if isinstance(value, tuple)}
         return {"prompt": given.pop("text"), **given, **lists}
+
+
+_PAIR = {"premise": "prompt", "hypothesis": "second", "label": "answer"}
+"""The keys of inference tasks, and those that a prompt has in their place."""
 
 
 def filled(
@@ -145,7 +156,8 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
 
     If all prompts without a template have a subject, their templates are the texts around it. A prompt
     without options gets all distinct answers of its template, in order of first appearance, without its
-    own aliases; if there is only one, those of the whole set; and if there is still only one, none.
+    own aliases; if there is only one, those of the whole set; and if there is still only one, none. Pairs
+    of texts get none: their options are the labels of the classifier that reads them.
 
     Raises:
         InputError: There are no prompts, or an entry is not a prompt; its place is named.
@@ -159,7 +171,10 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
     for prompt in read:
         by_template.setdefault(prompt.template, {})[prompt.answer] = None
     answers = {key: tuple(found) if len(found) > 1 else everything for key, found in by_template.items()}
-    return tuple(p if p.options is not None else with_options(p, answers[p.template]) for p in read)
+    return tuple(
+        p if p.options is not None or p.second is not None else with_options(p, answers[p.template])
+        for p in read
+    )
 
 
 def _with_templates(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
@@ -178,7 +193,7 @@ def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
     if isinstance(prompts, str | os.PathLike):
         read = read_jsonl(prompts)
     elif isinstance(prompts, datasets.Dataset):
-        read = _from_rows(prompts, "row {} of the dataset")
+        read = _from_rows(_named_labels(prompts), "row {} of the dataset")
     elif isinstance(prompts, Sequence):
         read = _from_rows(prompts, "prompt {}")
     else:
@@ -193,6 +208,14 @@ def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
     if not read:
         raise InputError("the list of prompts is empty: pass at least one prompt.")
     return read
+
+
+def _named_labels(data: datasets.Dataset) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a dataset, with the names of labels that it stores as numbers."""
+    kinds = {key: kind for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for row in data:
+        named = {key: kind.int2str(row[key]) for key, kind in kinds.items() if (row[key] or 0) >= 0}
+        yield {**row, **named}
 
 
 def with_options(prompt: Prompt, answers: tuple[str, ...]) -> Prompt:

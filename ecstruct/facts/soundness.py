@@ -16,7 +16,7 @@ def check_prompt(prompt: Any) -> None:
     _check_string(text, "the text of a prompt")
     if not isinstance(space, bool):
         raise InputError(f"space of the prompt {shown(text)} is {shown(space)}: it must be True or False.")
-    if text != text.rstrip() and (space or text.endswith(" ")):
+    if prompt.second is None and text != text.rstrip() and (space or text.endswith(" ")):
         other = "" if text.endswith(" ") else ", or say space=False if the answer follows without one"
         raise InputError(
             f"the prompt {shown(text)} ends with whitespace, but a space is put before its answer "
@@ -47,6 +47,8 @@ def check_prompt(prompt: Any) -> None:
         _check_aliases(prompt.aliases, answer, options, where)
     if prompt.wrapper is not None:
         _check_wrapper(prompt.wrapper, where)
+    if prompt.second is not None:
+        _check_string(prompt.second, f"the second text {where}")
 
 
 def _check_options(options: Any, answer: str, where: str) -> None:

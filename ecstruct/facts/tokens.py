@@ -6,6 +6,9 @@ the tokenizer appends to every text is stripped from both. A prompt in the wrapp
 already has its special tokens, and gets no others. Options are told apart by their first tokens, which
 must then differ, or by all of their tokens, see `ecstruct.facts.options`.
 
+A classifier reads `tokenizer(text)`, or `tokenizer(text, second)` of a pair, whole. The ids of its answers
+are those of labels, see `ecstruct.facts.labels`.
+
 A `Batch` has tokenised prompts as right-padded tensors.
 """
 
@@ -21,7 +24,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span, entity_spans, subject_span
-from ecstruct.facts.encoding import WORDS, check_known, encode, has_unknown, offsets, readable, split
+from ecstruct.facts.encoding import (
+    WORDS,
+    check_known,
+    encode,
+    encode_for,
+    has_unknown,
+    offsets,
+    readable,
+    split,
+)
+from ecstruct.facts.labels import Labels, check_readable, label_ids, labels_of
 from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.io.values import shortened
@@ -41,7 +54,8 @@ class TokenizedPrompt:
     tokens as readable strings. `template`: the prompt's label, "" without one. `entity`: the span
     (start, end) of `ids` that is not shared with the template's other prompts, see
     `ecstruct.facts.alignment`. `alias_ids`: all tokens of every alias that the tokenizer can read.
-    `wrapper`: how many of the first and of the last ids belong to a chat template alone.
+    `wrapper`: how many of the first and of the last ids belong to a chat template alone. `at_start`:
+    whether the answer is predicted at the first token and not at the last one, as encoders do.
     """
 
     prompt: Prompt
@@ -53,6 +67,7 @@ class TokenizedPrompt:
     entity: Span
     alias_ids: tuple[tuple[int, ...], ...] = ()
     wrapper: tuple[int, int] = (0, 0)
+    at_start: bool = False
 
     @property
     def text_span(self) -> Span:
@@ -75,9 +90,13 @@ def tokenize(
     Raises:
         InputError: A token spans the border of a prompt and its answer, an answer has no tokens or
             unknown ones, a prompt with its answer is longer than `n_ctx`, or, with options, there are
-            fewer than two or two begin with the same token.
+            fewer than two or two begin with the same token. For a classifier: an answer or an option is
+            no label. For a language model: a prompt is a pair of texts.
     """
     prompts = as_prompts(prompts)
+    check_readable(prompts, labels := labels_of(tokenizer))
+    if labels is not None:
+        return _tokenize_for(labels, prompts, tokenizer, n_ctx)
     encoded = encode(prompts, [prompt.asked for prompt in prompts], tokenizer)
     wholes = encode(prompts, [prompt.answered(prompt.answer) for prompt in prompts], tokenizer)
     options: Sequence[tuple[int, ...]] = [()] * len(prompts)
@@ -87,12 +106,8 @@ def tokenize(
     for prompt, text_ids, whole, option_ids in zip(prompts, encoded, wholes, options, strict=True):
         ids, answer_ids = split(prompt, prompt.answer, text_ids, whole, tokenizer)
         check_known(prompt.answer, answer_ids, tokenizer)
-        n_read = len(ids) + len(answer_ids) - 1  # the last answer token is predicted, never read
-        if n_ctx is not None and n_read > n_ctx:
-            raise InputError(
-                f"the prompt {shortened(prompt.text)!r} and its answer {shortened(prompt.answer)!r} "
-                f"are {n_read} tokens to read, but the model's context has {n_ctx}: shorten them."
-            )
+        # The last answer token is predicted, never read.
+        _check_length(prompt, len(ids) + len(answer_ids) - 1, n_ctx, "its answer")
         tokens = tuple(readable(ids, tokenizer))
         label, everything = prompt.template or "", (0, len(ids))
         alias_ids = _alias_ids(prompt, text_ids, tokenizer)
@@ -103,18 +118,51 @@ def tokenize(
     return _with_entities(tokenized, tokenizer)
 
 
+def _tokenize_for(
+    labels: Labels, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, n_ctx: int | None
+) -> list[TokenizedPrompt]:
+    """Tokenise prompts for a classifier."""
+    answers, options = label_ids(prompts, labels)
+    tokenized = []
+    for prompt, ids, answer, option_ids in zip(
+        prompts, encode_for(labels, prompts, tokenizer), answers, options, strict=True
+    ):
+        if not ids:
+            raise InputError(f"the prompt {prompt.text!r} has no tokens: {WORDS}.")
+        _check_length(prompt, len(ids), n_ctx, "its second text" if prompt.second else "its ends")
+        plain = ids if labels.second_from is None else [token % labels.second_from for token in ids]
+        tokens, whole = tuple(readable(plain, tokenizer)), (0, len(ids))
+        label = prompt.template or ""
+        tokenized.append(
+            TokenizedPrompt(
+                *(prompt, ids, (answer,), option_ids, tokens, label, whole), at_start=labels.at_start
+            )
+        )
+    _warn_of_unknown_words(tokenized, tokenizer)
+    return _with_entities(tokenized, tokenizer)
+
+
+def _check_length(prompt: Prompt, n_read: int, n_ctx: int | None, other: str) -> None:
+    if n_ctx is not None and n_read > n_ctx:
+        raise InputError(
+            f"the prompt {shortened(prompt.text)!r} and {other} are {n_read} tokens to read, but the "
+            f"model's context has {n_ctx}: shorten them."
+        )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tokenised prompts as tensors.
 
     `ids` is right padded, `lengths` are the numbers of real tokens; `answer_ids` and `option_ids`
-    are padded with `MISSING`.
+    are padded with `MISSING`. `at_start`: whether answers are predicted at the first token.
     """
 
     ids: Int[Tensor, "batch pos"]
     lengths: Int[Tensor, " batch"]
     answer_ids: Int[Tensor, "batch n_answer"]
     option_ids: Int[Tensor, "batch n_options"]
+    at_start: bool = False
 
     @property
     def mask(self) -> Int[Tensor, "batch pos"]:
@@ -124,8 +172,13 @@ class Batch:
 
     @property
     def last(self) -> Int[Tensor, " batch"]:
-        """The position of every prompt's last token, where its answer is predicted."""
+        """The position of every prompt's last token."""
         return self.lengths - 1
+
+    @property
+    def read(self) -> Int[Tensor, " batch"]:
+        """The position at which every prompt's answer is predicted: the last token, or the first one."""
+        return torch.zeros_like(self.lengths) if self.at_start else self.last
 
     def repeat(self, copies: int) -> "Batch":
         """Return a batch with several copies of this one, copy after copy."""
@@ -134,6 +187,7 @@ class Batch:
             lengths=self.lengths.repeat(copies),
             answer_ids=self.answer_ids.repeat(copies, 1),
             option_ids=self.option_ids.repeat(copies, 1),
+            at_start=self.at_start,
         )
 
 
@@ -145,6 +199,7 @@ def collate(tokenized: Sequence[TokenizedPrompt], device: torch.device | str, pa
         lengths=lengths,
         answer_ids=padded([t.answer_ids for t in tokenized], MISSING, device),
         option_ids=padded([t.option_ids for t in tokenized], MISSING, device),
+        at_start=tokenized[0].at_start,
     )
 
 
