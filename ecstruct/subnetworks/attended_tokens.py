@@ -5,9 +5,9 @@ For a query token, every key token that it can see is of the first of these kind
     itself; the same token (at another position); the first token; a special token (such as [SEP]);
     the previous token; the next token; other tokens.
 
-A head's share of a kind is the mean over prompts of the mean over their tokens of the attention to it, so that
-the shares of a head sum to 1 (to less in models whose attention has a sink). Beside it stands the share that
-uniform attention would give.
+A head's share of a kind is the mean over prompts of the mean over their tokens of the attention to it, so
+that the shares of a head sum to 1 (to less in models whose attention has a sink). Beside it stands the
+share that uniform attention would give.
 
 Attention patterns are read off exactly and without knowing the architecture: with values that are one-hot
 by position, what a head writes is its pattern.
@@ -33,6 +33,7 @@ from ecstruct.engine.forward import Embedded, Step, embed, leaving
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
+from ecstruct.facts.labels import labels_of
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch
 from ecstruct.models.provenance import tokenizer_of
@@ -54,7 +55,7 @@ class Attended:
     """Where the attention of heads goes; what `ecstruct.subnetworks.attended` returns.
 
     `shares` (layer, head, kind) is the share of a head's attention that goes to each kind of token,
-    `uniform` (kind) is that of uniform attention, and `heads` (layer, head) are the heads that were asked for.
+    `uniform` (kind) is that of uniform attention, and `heads` (layer, head) are those that were asked for.
     """
 
     shares: xr.DataArray
@@ -105,8 +106,8 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
         heads: Which heads are compared with all others (layer, head), as `Core.heads`.
 
     Raises:
-        InputError: heads of another model, all of them or none; prompts that cannot be read; attention whose
-            values cannot be replaced.
+        InputError: heads of another model, all of them or none; prompts that cannot be read; attention
+            whose values cannot be replaced.
     """
     session = Session.of(model)
     view = session.view
@@ -118,7 +119,9 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
         )
     if asked.all() or not asked.any():
         raise InputError("heads= has all heads or none, so that there are no two groups to compare.")
-    special = sorted(set(tokenizer_of(view.model).all_special_ids))
+    tokenizer = tokenizer_of(view.model)
+    labels, special = labels_of(tokenizer), sorted(set(tokenizer.all_special_ids))
+    period = labels.second_from if labels else None
     tokenized = session.tokenize(prompts, with_options=False)
     shares = torch.zeros(view.n_layers, view.n_heads, len(KINDS), dtype=torch.float64)
     uniform = torch.zeros(len(KINDS), dtype=torch.float64)
@@ -129,7 +132,8 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
         embedded = embed(session, batch)
         real = batch.mask.double().cpu()
         weight = real / real.sum(1, keepdim=True) / len(tokenized)
-        kinds = _kinds(batch, special)
+        # A second text may have ids of its own for the same tokens.
+        kinds = _kinds((batch.ids if period is None else batch.ids % period).cpu(), special)
         resid = embedded.resid
         for layer in range(view.n_layers):
             pattern = _pattern(session, embedded, resid, layer)
@@ -148,9 +152,8 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
     return Attended(found, even, xr.DataArray(asked, dims=("layer", "head")))
 
 
-def _kinds(batch: Batch, special: list[int]) -> Float[Tensor, "batch query key kind"]:
+def _kinds(ids: Int[Tensor, "batch pos"], special: list[int]) -> Float[Tensor, "batch query key kind"]:
     """Say of which kind every key token is for every query token, one-hot."""
-    ids: Int[Tensor, "batch pos"] = batch.ids.cpu()
     at = torch.arange(ids.shape[1])
     query, key = at[:, None], at[None, :]
     is_special = torch.isin(ids, torch.tensor(special, dtype=ids.dtype))[:, None, :]

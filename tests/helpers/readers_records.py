@@ -252,6 +252,11 @@ OWN = {
     "role": "fact",
     "case": "ada",
 }
+NLI = {
+    **{"gold_label": "entailment", "sentence1": "Ada and Bob left.", "sentence2": "Ada left."},
+    **{"pairID": "ex0", "heuristic": "subsequence", "subcase": "conjunction", "template": "temp1"},
+}
+PAIRS = {"premise": "Ada and Bob left.", "hypothesis": "Ada left.", "label": "entailment"}
 RECORDS: dict[str, dict[str, Any]] = {
     "mquake": MQUAKE,
     "rippleedits": RIPPLEEDITS,
@@ -266,6 +271,8 @@ RECORDS: dict[str, dict[str, Any]] = {
     "zsre": ZSRE,
     "alpaca": ALPACA,
     "messages": MESSAGES,
+    "nli": NLI,
+    "pairs": PAIRS,
     "prompts": OWN,
 }
 TABLES = ("twohopfact", "hopping", "parents")

@@ -26,6 +26,7 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.readers.assembly import Skipped, assemble
 from ecstruct.facts.readers.case import Case, Format, Hop
 from ecstruct.facts.readers.easyedit import EASYEDIT, ZSRE
+from ecstruct.facts.readers.inference import NLI, PAIRS
 from ecstruct.facts.readers.instructions import ALPACA, MESSAGES
 from ecstruct.facts.readers.lre import LRE
 from ecstruct.facts.readers.mquake import MQUAKE
@@ -53,6 +54,8 @@ FORMATS = {
         ZSRE,
         ALPACA,
         MESSAGES,
+        NLI,
+        PAIRS,
         OWN,
     )
 }
