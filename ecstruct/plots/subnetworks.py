@@ -206,6 +206,40 @@ def template_grid(by_sparsity: Mapping[str, pd.DataFrame]) -> go.Figure:
     return value_grids(panels, x="network", y="template", value="accuracy")
 
 
+def size_course(sizes: pd.DataFrame) -> go.Figure:
+    """Draw the effective size of every checkpoint across, and up the accuracy of its full model on each set
+    of prompts. `sizes` is what `ecstruct.subnetworks.Emergence.sizes` returns.
+
+    Raises:
+        InputError: There are no sizes.
+    """
+    if sizes.empty:
+        raise InputError("there are no sizes to show; give emergence(prune=...), which finds subnetworks")
+    names = [name for name in sizes if str(name).endswith(" accuracy")]
+    figure = side_by_side(
+        [""],
+        x="effective size (%)",
+        y="accuracy of the full model",
+        widths=[400],
+        height=300,
+        right=legend_width(names),
+    )
+    for name, colour in zip(names, LINE_COLOURS, strict=False):
+        figure.add_scatter(
+            x=sizes["size"].tolist(),
+            y=sizes[name].tolist(),
+            text=[escape(str(checkpoint), quote=False) for checkpoint in sizes["checkpoint"]],
+            name=escape(name.removesuffix(" accuracy"), quote=False),
+            mode="lines+markers",
+            cliponaxis=False,
+            line={"color": colour, "dash": "dot", "width": 1},
+            marker={"color": colour, "size": 9},
+            hovertemplate="<b>%{text}</b><br>%{x:.0f}%: %{y:.3~g}",
+        )
+    figure.update_yaxes(range=[-0.03, 1.03])
+    return figure.update_layout(showlegend=True)
+
+
 def _from_zero(values: np.ndarray) -> list[float]:
     """Return a range that begins a little below 0, so that no point lies on an axis or its numbers."""
     high = float(np.nanmax(values, initial=0.0)) or 1.0

@@ -120,11 +120,24 @@ def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Sec
 
 def emergence_report(path: Path, emergence: Emergence, replay: str) -> None:
     """Write the report of a core through the checkpoints of a training."""
-    caption = "Mean rank of the answer at every checkpoint, with and without the core."
-    sections = [
-        Section("Through training", [Picture(emergence.figure, caption), Table(emergence.frame, caption)]),
-        Section("Make it again", [Replay(replay)]),
+    caption = "{} at every checkpoint, with and without the core."
+    pictures = [
+        Picture(emergence.figure, caption.format("Mean rank of the answer")),
+        Picture(emergence.accuracy_figure, caption.format("Accuracy")),
     ]
+    table = Table(emergence.frame, caption.format("Mean rank and accuracy"))
+    sections = [Section("Through training", [*pictures, table])]
+    if len(sizes := emergence.sizes()):
+        shown = (
+            "A point per checkpoint: how much of the model is enough in-domain, and what the model knows."
+        )
+        own = [Picture(emergence.size_figure, shown), Table(sizes, "Effective size, and accuracy.")]
+        chosen = (
+            "How often the subnetworks of every checkpoint keep the components of the core, and of all."
+        )
+        of_chosen = Table(emergence.chosen.dropna(), chosen)
+        sections.append(Section("Subnetworks of every checkpoint", [*own, of_chosen]))
+    sections.append(Section("Make it again", [Replay(replay)]))
     write_report(path, title="Emergence of the core", summary=emergence.conclusion(), sections=sections)
 
 

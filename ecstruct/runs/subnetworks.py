@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 import xxhash
 from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import commands
 from ecstruct.cost import Bar
@@ -23,6 +24,7 @@ from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import again, alone, check_weights, write_config
+from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Core,
@@ -138,14 +140,35 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     if len({*config.models}) < len(config.models):
         raise InputError("a checkpoint is given twice: name each once, in the order of the training.")
     models = _Checkpoints(config.models, device, config.fingerprints or {}, progress)
+    core_of = Core.load(config.core)
+
+    def pruned(model: TransformerBridge) -> dict[float, Masks]:
+        options = PruneOptions.given(vars(config) | {"kinds": core_of.kinds})
+        return {
+            sparsity: prune(
+                model,
+                config.prompts,
+                **(vars(options) | {"sparsity": sparsity}),
+                checkpoint=out / "unfinished" / f"{len(models.found)}-{sparsity}.safetensors",
+                progress=progress,
+            )
+            for sparsity in config.sparsities or ()
+        }
+
     found = emergence(
-        *(models, Core.load(config.core), config.prompts, config.generalization),
+        *(models, core_of, config.prompts, config.generalization),
+        added=config.added,
         kinds=config.kinds,
         ablation=config.ablation,
+        prune=pruned if config.sparsities else None,
     )
     write_text(out / "emergence.csv", found.frame.to_csv(index=False))
+    if config.sparsities:
+        write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
+        write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
     emergence_report(out / "report.html", found, again(out))
     write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     _done(out, found.conclusion(), progress)
 
 
@@ -279,7 +302,9 @@ def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
     found = parts["core"]
     account: dict[str, Any] = {"components": {group: found.components(group) for group in found.groups}}
     account["table"] = _records(found.table())
-    account["generalising"] = _records(parts["generalising"].frame)
+    thirds = parts["generalising"]
+    account["generalising"] = _records(thirds.frame)
+    account["added"] = component_names(thirds.frame.loc[thirds.frame["added"]])
     for name in ("ablation", "dependence"):
         if not isinstance(parts[name], str):
             account[name] = _records(parts[name].table())
