@@ -176,7 +176,7 @@ def ranks_by(
 
     def rank(rows: list[int], batch: Batch) -> None:
         logits = logits_of(batch.ids, batch.mask)
-        last = logits[torch.arange(len(rows), device=device), batch.last].cpu()
+        last = logits[torch.arange(len(rows), device=device), batch.read].cpu()
         result[rows] = [rank_of(tokenized[i], of_prompt) for i, of_prompt in zip(rows, last, strict=True)]
 
     with torch.no_grad():

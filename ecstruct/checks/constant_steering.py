@@ -136,7 +136,7 @@ def steering_of(pair: Pair, prompts: PromptsLike, reward: Reward) -> xr.Dataset:
         embedded = embed(before, copies)
         every = torch.arange(len(copies.ids), device=copies.ids.device)
         at = _places(places, rows, copies.ids.device).T.flatten()
-        read = read_positions(copies.lengths, copies.answer_ids, reward.answer_tokens == "all")
+        read = read_positions(copies, reward.answer_tokens == "all")
         resid = embedded.resid
         for layer in range(pair.view.n_layers):
             resid = leaving(before, embedded.calls[: layer + 1], resid, start=layer)

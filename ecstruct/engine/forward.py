@@ -44,18 +44,18 @@ def nothing(step: Step) -> Step:
 @dataclass(frozen=True)
 class Embedded:
     """A batch that is ready for the blocks: what enters block 0, the calls of all blocks, and the position
-    of every row's last token."""
+    of every row at which its answer is predicted."""
 
     resid: Resid
     calls: list[BlockCall]
-    last: Int[Tensor, " batch"]
+    read: Int[Tensor, " batch"]
 
 
 def embed(session: Session, batch: Batch) -> Embedded:
     """Embed a batch, and record how the model calls its blocks on it."""
     with torch.no_grad():
         trace, calls = session.view.embed(session.weights, batch.ids, batch.mask)
-    return Embedded(trace.output.detach(), calls, batch.last)
+    return Embedded(trace.output.detach(), calls, batch.read)
 
 
 def traces(

@@ -7,8 +7,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span
-from ecstruct.facts.labels import Labels
 from ecstruct.facts.prompt import Prompt
+from ecstruct.models.labels import Labels
 
 WORDS = "write it in words the tokenizer knows"
 """The advice in errors about a text without tokens."""

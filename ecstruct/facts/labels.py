@@ -1,63 +1,19 @@
-"""The labels of a classifier, in the place of a vocabulary.
+"""The ids of a classifier's answers: labels in the place of words.
 
 A classifier is a model whose vocabulary are its labels: the options of a prompt are names of labels, its
 answer is one of them, and the "first token" of an option is the index of the label among the logits. So
 ranks, rewards and all that is built on them are the same for classifiers and for language models.
-
-The labels lie on the tokenizer of a classifier, because the tokenizer reaches all code that reads prompts.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.facts.soundness import enumerated, shown
-
-_ATTRIBUTE = "_ecstruct_labels"
+from ecstruct.models.labels import Labels
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The `names` of the labels, in the order of the logits, and how the classifier reads a text.
-
-    `at_start`: the logits are read at the first token (encoders), and not at the last one. `skipped`: a
-    token (padding) that is not read where a text ends with it. `second_from`: the id from which the tokens
-    of second texts are counted, for models with an embedding of their own for these; `None` for others.
-    """
-
-    names: tuple[str, ...]
-    at_start: bool = False
-    skipped: int | None = None
-    second_from: int | None = None
-
-    def index(self, name: str, prompt: Prompt) -> int:
-        """Return the index of a label among the logits.
-
-        Raises:
-            InputError: The classifier has no such label.
-        """
-        if name in self.names:
-            return self.names.index(name)
-        raise InputError(
-            f"{shown(name)}, an answer or option of the prompt {shown(prompt.text)}, is no label of this "
-            f"classifier: its labels are {enumerated(self.names, 20)}."
-        )
-
-
-def labelled(tokenizer: Any, labels: Labels) -> Any:
-    """Mark a tokenizer, in place, as that of a classifier with these labels, and return it."""
-    setattr(tokenizer, _ATTRIBUTE, labels)
-    return tokenizer
-
-
-def labels_of(tokenizer: Any) -> Labels | None:
-    """Return the labels of the classifier that a tokenizer belongs to; `None` for a language model."""
-    return getattr(tokenizer, _ATTRIBUTE, None)
 
 
 def check_readable(prompts: Sequence[Prompt], labels: Labels | None) -> None:
@@ -86,9 +42,9 @@ def label_ids(prompts: Sequence[Prompt], labels: Labels) -> tuple[list[int], lis
     Raises:
         InputError: An answer or an option is no label.
     """
-    answers = [labels.index(prompt.answer, prompt) for prompt in prompts]
+    answers = [_index(prompt.answer, prompt, labels) for prompt in prompts]
     options = [
-        tuple(labels.index(option, prompt) for option in prompt.options or labels.names)
+        tuple(_index(option, prompt, labels) for option in prompt.options or labels.names)
         for prompt in prompts
     ]
     fewer = [ids for ids in options if len(ids) < len(labels.names)]
@@ -99,3 +55,13 @@ def label_ids(prompts: Sequence[Prompt], labels: Labels) -> tuple[list[int], lis
             enumerated([name for i, name in enumerate(labels.names) if i not in fewer[0]]),
         )
     return answers, options
+
+
+def _index(name: str, prompt: Prompt, labels: Labels) -> int:
+    """Return the index of a label among the logits."""
+    if name in labels.names:
+        return labels.names.index(name)
+    raise InputError(
+        f"{shown(name)}, an answer or option of the prompt {shown(prompt.text)}, is no label of this "
+        f"classifier: its labels are {enumerated(labels.names, 20)}."
+    )

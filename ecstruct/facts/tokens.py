@@ -34,10 +34,11 @@ from ecstruct.facts.encoding import (
     readable,
     split,
 )
-from ecstruct.facts.labels import Labels, check_readable, label_ids, labels_of
+from ecstruct.facts.labels import check_readable, label_ids
 from ecstruct.facts.options import first_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.io.values import shortened
+from ecstruct.models.labels import Labels, labels_of
 
 MISSING = -1
 """The padding of `answer_ids` and `option_ids` in a `Batch`, where a prompt has fewer than another."""

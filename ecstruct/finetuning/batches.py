@@ -33,12 +33,13 @@ def teacher_forced(
     part: Sequence[TokenizedPrompt], pad_id: int, device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Return ids, attention mask and labels: the input is the prompt and all but the last answer token, and
-    each answer token is the label of the position before it."""
+    each answer token is the label of the position before it or, in an encoder, of the first position."""
     ids = [[*t.ids, *t.answer_ids[:-1]] for t in part]
-    labels = [[*[IGNORED] * (len(t.ids) - 1), *t.answer_ids] for t in part]
+    places = [0 if t.at_start else len(t.ids) - 1 for t in part]
+    labels = [[*[IGNORED] * place, *t.answer_ids] for t, place in zip(part, places, strict=True)]
     mask = [[1] * len(row) for row in ids]
     return (
         padded(ids, pad_id, device),
         padded(mask, 0, device),
-        padded(labels, IGNORED, device),
+        padded([[*row, *[IGNORED] * (len(its) - len(row))] for row, its in zip(labels, ids, strict=True)], IGNORED, device),
     )

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.bridge import named_weights
+from ecstruct.models.classifiers import is_classifier
 from ecstruct.models.names import WeightSelection, kind_of
 
 
@@ -39,10 +40,12 @@ def hooked_logits(model: TransformerBridge, ids: Tensor, mask: Tensor) -> Tensor
 def trained(
     model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool
 ) -> dict[str, nn.Parameter]:
-    """Return the weights to train. A tied weight is frozen if either of its names is; it appears once."""
+    """Return the weights to train. A tied weight is frozen if either of its names is; it appears once. The
+    head of a classifier is no unembedding: it is trained unless it is frozen."""
+    embeddings = ("embed",) if is_classifier(model.original_model.config) else ("embed", "unembed")
 
     def is_frozen(name: str) -> bool:
-        if not train_embeddings and kind_of(name) in ("embed", "unembed"):
+        if not train_embeddings and kind_of(name) in embeddings:
             return True
         return frozen is not None and frozen.matches(name)
 

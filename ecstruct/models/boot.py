@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
+from ecstruct.models.classifiers import hookable
 from ecstruct.models.tied import note_what_is_tied
 
 _OTHER_SENSES = ("vision_config", "audio_config")
@@ -32,6 +33,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             "model by itself, as a causal language model, and give that."
         )
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # TransformerLens reads it
+    hf = hookable(hf)
     note_what_is_tied(hf)
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None

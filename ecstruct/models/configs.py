@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from ecstruct.errors import InputError
+from ecstruct.models.classifiers import is_classifier, labels_in
 
 _SAME_ANYHOW = frozenset(
     {
@@ -37,6 +38,13 @@ def check_same_computation(before: Any, after: Any) -> None:
         raise InputError(
             f"the models are a {_model(before)} before and a {_model(after)} after: compare two "
             "checkpoints of one architecture."
+        )
+    labels = [labels_in(config).names if is_classifier(config) else () for config in (before, after)]
+    if labels[0] != labels[1]:
+        told = [", ".join(names) or "none, as a language model" for names in labels]
+        raise InputError(
+            f"the labels of the models differ: {told[0]} before, and {told[1]} after: compare two "
+            "checkpoints of one classifier, or name the labels alike with load(..., labels=[...])."
         )
     old, new = before.to_dict(), after.to_dict()
     n_before, n_after = (config.get("vocab_size") for config in (old, new))

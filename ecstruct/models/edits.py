@@ -86,7 +86,7 @@ def shortcuts(
     elif at is not None:
         inputs["attn.o"], outputs["attn.o"] = where_read, back_in_place
     if at is not None:
-        inputs["ln2" if "ln2" in sites else "mlp"] = where_read
+        inputs[next(name for name in ("ln2", "mlp", "mlp.in") if name in sites)] = where_read
         outputs["mlp.out"] = back_in_place
     outputs |= {name: replaced_by(value) for name, value in written.items()}
     return editing(sites, inputs, outputs)

@@ -1,6 +1,6 @@
 """The one view of a hooked model that the rest of the package uses.
 
-A decoder is an embedding, a stack of blocks and a head. `HookedView` runs each of the three on a chosen
+A model is an embedding, a stack of blocks and a head. `HookedView` runs each of the three on a chosen
 input and under chosen weights. Besides the output, it returns the input and output of every *site*: a
 module that is affine in its weights (a projection, a norm, an embedding). No architecture is
 special-cased: how the model itself calls its blocks (masks, rotary tables, sliding windows) is recorded
@@ -11,7 +11,8 @@ so the model is bit-identical afterwards, even after an exception.
 Code outside `models/` uses TransformerLens only through this view. Modules have TransformerLens' names:
 `attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
 `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
-the blocks `embed`, `pos_embed`, `ln_final`, `unembed`. In an MLP without the usual projections (a mixture
+the blocks `embed`, `pos_embed`, `ln_final`, `unembed`, and, in encoders, `token_type_embed`, `embed_ln` and
+the `pooler`. In an MLP without the usual projections (a mixture
 of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
 """
 
@@ -32,7 +33,7 @@ from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.components import check_components
 from ecstruct.models.configs import longer_ones_differ_from
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
-from ecstruct.models.names import layer_of
+from ecstruct.models.names import kind_of, layer_of
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
 
 Part = Literal["attn", "mlp"]
@@ -68,7 +69,7 @@ class HookedView:
         self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
         names = list(self.named_weights)
         outside = sites_of(model, [name for name in names if layer_of(name) is None], prefix="")
-        self.head_sites = {n: s for n, s in outside.items() if n in ("ln_final", "unembed")}
+        self.head_sites = {n: s for n, s in outside.items() if kind_of(n) in ("final_norm", "unembed")}
         self.embed_sites = {n: s for n, s in outside.items() if n not in self.head_sites}
         self.block_sites = [
             _block_sites(block, [n for n in names if layer_of(n) == layer], f"blocks.{layer}.")
@@ -222,8 +223,9 @@ class HookedView:
                 raise Stop
             return value
 
-        entered = {name: Site(name, getattr(self.blocks[layer], name), {}) for name in inputs}
-        sites = {**entered, **self.block_sites[layer]}
+        sites = self.block_sites[layer]
+        others = [name for name in inputs if name not in sites]
+        sites = {**{name: Site(name, getattr(self.blocks[layer], name), {}) for name in others}, **sites}
         before: dict[str, Edit] = {name: replaced_by(value) for name, value in inputs.items()}
         after: dict[str, Edit] = {}
         before["attn.o"] = lambda z: first_token(see("attn.o", z))
@@ -285,7 +287,13 @@ class HookedView:
         return {**{name: Site(name, getattr(block, name), {}) for name in entries}, **sites}
 
     def _mlp_entry(self, layer: int) -> str:
-        return "ln2" if hasattr(self.blocks[layer], "ln2") else "mlp"
+        return "ln2" if hasattr(self.blocks[layer], "ln2") else self.mlp_module(layer)
+
+    def mlp_module(self, layer: int) -> str:
+        """Return the module whose input is that of the MLP itself: in the blocks of an encoder, no module
+        is called but the projections of the MLP."""
+        block: Any = self.blocks[layer]
+        return "mlp.in" if hasattr(block, "mlp") and block.mlp.name is None else "mlp"
 
     @contextmanager
     def _bypassed(self, visit: Callable[[BlockCall, Tensor], Any]) -> Iterator[None]:

@@ -7,6 +7,8 @@ local works without a network.
 
 import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import (
@@ -27,6 +29,7 @@ from ecstruct.models.adapters import (
 )
 from ecstruct.models.boot import boot, cause, gist, without_bars
 from ecstruct.models.checkpoint import check_all_read, lacking, wrapper_of
+from ecstruct.models.classifiers import auto_class, fill_head, is_of_head, tokenizer_for, with_labels
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.finite import check_weights
@@ -44,11 +47,16 @@ def load(
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    head_seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TransformerBridge:
-    """Load a causal language model as an unprocessed TransformerBridge in eval mode.
+    """Load a causal language model, or a classifier, as an unprocessed TransformerBridge in eval mode.
+
+    A `...ForSequenceClassification` checkpoint is a classifier, whose options and answers are the labels of
+    its config.json; it may be an encoder (BERT, RoBERTa) or a decoder.
 
     Args:
         source: `"organism"` (the model in the package), `"smollm2"` (a pretrained model, fetched on first
@@ -62,6 +70,11 @@ def load(
         revision: Branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: Folder or hub id of a low-rank adapter (of peft: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they are cast to `dtype`.
+        labels: Names of labels. A checkpoint without a classifier, such as a language model or an encoder
+            alone, becomes one with these labels and a new head, to be finetuned: its matrices are normal,
+            with the standard deviation of the configuration's `initializer_range`, and its biases zero. A
+            classifier that has no names for as many labels of its own (LABEL_0, ...) gets these.
+        head_seed: The seed of a new head.
         tokenizer: The own tokenizer of a model in memory, which requires it; refused with a path or an id.
         device: By default a CUDA device if there is one, else the CPU.
         dtype: The dtype of the weights. Scores are computed in float32 (float64 for float64).
@@ -70,11 +83,14 @@ def load(
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
             that the configuration does not explain, NaN or infinite weights, quantised weights, an
             unsupported architecture, an adapter that does not fit, a HookedTransformer whose weights were
-            processed.
+            processed, labels that cannot be used.
     """
     device, weights = device_of(device), ""
     if isinstance(source, nn.Module) and revision is not None:
         raise InputError(f"revision={revision!r} goes with a source; a model in memory has none.")
+    if isinstance(source, nn.Module) and labels is not None:
+        raise InputError(f"labels={labels!r} go with a source; a model in memory has a head already.")
+    made: tuple[str, ...] = ()
     if is_hooked_transformer(source):
         name = origin(source)
         hf: Any = plain_of(source, read_config(Located(name)))
@@ -96,24 +112,24 @@ def load(
     else:
         if tokenizer is not None:
             raise InputError(f"tokenizer= goes with a model in memory; {source!r} brings its own.")
-        if is_delta(source) and adapter is revision is None:
+        if is_delta(source) and adapter is revision is labels is None:
             return _changed(source, device, dtype)
-        if adapter is revision is None and is_adapter(source):
+        if adapter is revision is labels is None and is_adapter(source):
             return load(adapted_by(source), adapter=source, device=device, dtype=dtype)
         at = located(source, revision)
         name, revision, weights = at.name, at.revision, at.weights
-        hf = _read(at, dtype if adapter is None else torch.float32)
+        hf, made = _read_labelled(at, dtype if adapter is None else torch.float32, labels, head_seed)
         tokenizer = read_tokenizer(at)
-    made: tuple[str, ...] = ()
     if adapter is not None:
         hf = merged(hf, adapter)
-        made = (f"with the adapter {adapter}",)
+        made = (*made, f"with the adapter {adapter}")
     return _hooked(hf.to(device, dtype), Provenance(name, revision, tokenizer, made, weights))
 
 
 def _hooked(hf: Any, origin: Provenance) -> TransformerBridge:
     """Hook a Hugging Face model, and check that it can be scored."""
     model, name = boot(origin.source, hf, origin.tokenizer), origin.source
+    origin = replace(origin, tokenizer=tokenizer_for(model.original_model.config, origin.tokenizer))
     try:
         view = HookedView(model)  # raises if the architecture cannot be scored
         check_runs(view)
@@ -183,27 +199,59 @@ def device_of(name: str | torch.device | None) -> torch.device:
         ) from error
 
 
-def _read(at: Located, dtype: torch.dtype) -> Any:
+def _read_labelled(
+    at: Located, dtype: torch.dtype, labels: Sequence[str] | None, seed: int
+) -> tuple[Any, tuple[str, ...]]:
+    """Read the Hugging Face model of a checkpoint, as a classifier with these labels if there are any;
+    return it, and how it was made from the checkpoint."""
+    if labels is None:
+        return _read(at, dtype), ()
+    config, new = with_labels(read_config(at), labels, at.name)
+    named = f"for the labels {', '.join(labels)}"
+    if not new:
+        return _read(at, dtype, config), (f"with names {named}",)
+    hf, info = _from_pretrained(at, dtype, config=config)
+    filled = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    if others := [name for name in filled if not is_of_head(name)]:
+        raise _lacking(at, others[0])
+    check_all_read(at.name, [name for name in info["unexpected_keys"] if not is_of_head(name)])
+    fill_head(hf, filled, seed)
+    _logger.warning(
+        "%s gets a new head %s, which is random (seed %d): %s. Finetune it before it is used.",
+        *(at.name, named, seed, ", ".join(filled)),
+    )
+    return hf, (f"with a new head {named}, seed {seed}",)
+
+
+def _lacking(at: Located, weight: str) -> InputError:
+    return InputError(
+        f"{at.name} has no weights of the right shape for {weight}, which its config.json asks for: "
+        "the folder is incomplete or mixes two models."
+    )
+
+
+def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
     """Read the Hugging Face model of a checkpoint; check that all weights and all tensors are used."""
-    read_config(at)
-    hf, info = _from_pretrained(at, dtype)
+    config = config or read_config(at)
+    hf, info = _from_pretrained(at, dtype, config=config)
     nothing_read = all(name in info["missing_keys"] for name, _ in hf.named_parameters())
     if nothing_read and (wrapper := wrapper_of(at.name, info["unexpected_keys"])):
-        hf, info = _from_pretrained(at, dtype, key_mapping={f"^{re.escape(wrapper)}": ""})
+        renamed = {f"^{re.escape(wrapper)}": ""}
+        hf, info = _from_pretrained(at, dtype, config=config, key_mapping=renamed)
     if weight := lacking(info):
-        raise InputError(
-            f"{at.name} has no weights of the right shape for {weight}, which its config.json asks for: "
-            "the folder is incomplete or mixes two models."
-        )
+        raise _lacking(at, weight)
     check_all_read(at.name, info["unexpected_keys"])
     return hf
 
 
-def _from_pretrained(at: Located, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(
+    at: Located, dtype: torch.dtype, config: Any, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     try:
         with at.understood(), without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(config).from_pretrained(
                 at.where,
+                config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,

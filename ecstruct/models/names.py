@@ -15,9 +15,12 @@ from ecstruct.errors import InputError
 
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "unembed")
 
-_OUTSIDE = {"ln_final": "final_norm", "unembed": "unembed"}
+_OUTSIDE = {"ln_final": "final_norm", "unembed": "unembed", "pooler": "unembed"}
 
-_NAME = re.compile(r"blocks\.\d+(\.(attn|mlp|ln\w*)(\.\w+)*)?|((pos_)?embed|ln_final|unembed)(\.\w+)*")
+_NAME = re.compile(
+    r"blocks\.\d+(\.(attn|mlp|ln\w*)(\.\w+)*)?|"
+    r"(((pos|token_type)_)?embed|embed_ln|ln_final|pooler|unembed)(\.\w+)*"
+)
 """The names of modules and weights."""
 
 

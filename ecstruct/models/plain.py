@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+
+from ecstruct.models.classifiers import auto_class
 
 
 def plain_model(
@@ -19,7 +20,7 @@ def plain_model(
     """Build the model of a configuration in eval mode. `weight` receives the name of each parameter and the
     parameter without values, and returns its values. It is called once for a tied one, which stays tied."""
     with init_empty_weights(include_buffers=False):
-        plain: Any = AutoModelForCausalLM.from_config(
+        plain: Any = auto_class(config).from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
     plain.tie_weights()  # init_empty_weights separates tied parameters

@@ -141,7 +141,10 @@ def read_tokenizer(at: Located) -> Any:
         said = cached_file(
             at.where, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **at.options
         )
-        if said is None or (text := _read_otherwise(tokenizer, Tokenizer.from_file(said))) is None:
+        if said is None:
+            return tokenizer
+        (of_file := Tokenizer.from_file(said)).no_padding()  # to which the file may ask to pad
+        if (text := _read_otherwise(tokenizer, of_file)) is None:
             return tokenizer
         _logger.warning(
             "transformers makes another tokenizer of %s than its tokenizer.json says (%r differs): the "

@@ -37,7 +37,7 @@ def part(hf: Any) -> None:
 def join(hf: Any) -> None:
     """Tie the embeddings again if no number differs."""
     head, embedding = hf.get_output_embeddings(), hf.get_input_embeddings()
-    if torch.equal(head.weight, embedding.weight):
+    if head is not None and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
 
 

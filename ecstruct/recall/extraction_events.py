@@ -170,7 +170,7 @@ def _largest(
     """Return which token is largest at the last position of each prompt: by part, in the projection of what
     each layer writes (batch, layer); and in the logits (batch)."""
     embedded, largest = run.embed(), {part: [] for part in PARTS}
-    rows, last = torch.arange(len(run.rows), device=embedded.last.device), embedded.last
+    rows, last = torch.arange(len(run.rows), device=embedded.read.device), embedded.read
     resid = embedded.resid
     for layer, trace in enumerate(traces(run.session, embedded.calls, resid, intervention)):
         for part in PARTS:

@@ -60,7 +60,7 @@ def cut(
     order = by_length(prompts)
     rows = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = [collate([prompts[i] for i in some], device, pad_id) for some in rows]
-    positions = [read_positions(b.lengths, b.answer_ids, every_answer_token) for b in batches]
+    positions = [read_positions(batch, every_answer_token) for batch in batches]
     return Job(prompts, rows, batches, positions)
 
 

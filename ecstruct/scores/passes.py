@@ -256,6 +256,7 @@ class Passes:
         if self.options.convention == "definition":
             inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:
-            inputs = {"attn": new.input("attn.q"), "mlp": new.input("mlp.in")}
+            module = self.pair.view.mlp_module(layer)
+            inputs = {"attn": new.input("attn.q"), module: new.input("mlp.in")}
         resid, call = ascent.after.resid(layer, b), ascent.before.call(layer, b)
         return self.pair.view.writer_inputs(layer, self.pair.before, call, resid, inputs)

@@ -65,7 +65,7 @@ def ranks_of_pair(
                 for i, (_, weights, _) in enumerate(of):
                     resid[i] = view.through(layer, weights, embedded[i][1][layer], resid[i])
             for (state, weights, b), leaving in zip(of, resid, strict=True):
-                logits = view.logits_at(weights, leaving, job.batches[b].last).cpu()
+                logits = view.logits_at(weights, leaving, job.batches[b].read).cpu()
                 for row, of_prompt in zip(job.rows[b], logits, strict=True):
                     found[state][row] = rank_of(prompts[row], of_prompt)
 

@@ -97,11 +97,11 @@ class Reward:
         return rewards
 
 
-def read_positions(batch_lengths: Tensor, answer_ids: Tensor, all_tokens: bool) -> Tensor:
-    """Return the positions whose logits are read, [batch, read]: the last prompt token and, for all answer
-    tokens, also the answer's tokens but the last. A shorter answer repeats its last position."""
-    if not all_tokens:
-        return batch_lengths[:, None] - 1
-    n_answer = (answer_ids != MISSING).sum(1, keepdim=True)
-    steps = torch.arange(answer_ids.shape[1], device=answer_ids.device)
-    return batch_lengths[:, None] - n_answer + steps.minimum(n_answer - 1)
+def read_positions(batch: Batch, all_tokens: bool) -> Tensor:
+    """Return the positions whose logits are read, [batch, read]: where the answer is predicted and, for all
+    answer tokens, also the answer's tokens but the last. A shorter answer repeats its last position."""
+    if not all_tokens or batch.at_start:
+        return batch.read[:, None]
+    n_answer = (batch.answer_ids != MISSING).sum(1, keepdim=True)
+    steps = torch.arange(batch.answer_ids.shape[1], device=batch.answer_ids.device)
+    return batch.lengths[:, None] - n_answer + steps.minimum(n_answer - 1)

@@ -102,7 +102,7 @@ class GatedModel:
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
         """Return the logits at every row's last token, with a gradient in the gates, or without gates."""
-        return self.view.logits_at(self.session.weights, self.resid(embedded, gates), embedded.last)
+        return self.view.logits_at(self.session.weights, self.resid(embedded, gates), embedded.read)
 
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
         """Return what leaves the last block."""
