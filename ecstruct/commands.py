@@ -220,6 +220,7 @@ class Finetune(FinetuneOptions):
         Whole | None, Doc("Steps between checkpoints; ten minutes if not given.")
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
+    save_epochs: Annotated[bool, Doc("Write the weight delta after each epoch to OUT/epochs too.")] = False
     fingerprint: Annotated[str | None, "of the weights"] = None
 
 

@@ -61,6 +61,32 @@ def test_options_of_finetuning_arrive(inputs, tmp_path):
     assert "blocks.0.attn.q.weight" not in tensors
 
 
+def test_weights_after_each_epoch_are_those_of_fewer_epochs(inputs, tmp_path):
+    finetuned(inputs, tmp_path / "all", "--save-epochs", "--epochs", 3)
+    assert sorted(path.name for path in (tmp_path / "all" / "epochs").iterdir()) == [
+        f"{epoch}.safetensors" for epoch in (1, 2, 3)
+    ]
+    finetuned(inputs, tmp_path / "two", "--epochs", 2)
+    kept, fewer, last = (
+        load_file(path)
+        for path in (
+            tmp_path / "all" / "epochs" / "2.safetensors",
+            tmp_path / "two" / "delta.safetensors",
+            tmp_path / "all" / "epochs" / "3.safetensors",
+        )
+    )
+    assert all(torch.equal(t, kept[name]) for name, t in fewer.items())
+    assert all(
+        torch.equal(t, last[name]) for name, t in load_file(tmp_path / "all/delta.safetensors").items()
+    )
+    assert load(str(tmp_path / "all" / "epochs" / "2.safetensors"), device="cpu")
+    with_lora = run(
+        *("finetune", "--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 0.01),
+        *("--save-epochs", "--lora", "r=2", "--out", tmp_path / "lora"),
+    )
+    refused(with_lora, "without lora")
+
+
 def test_finetuning_again_gives_the_same_weights(inputs, tmp_path):
     finetuned(inputs, tmp_path / "once")
     (tmp_path / "once" / "config.json").rename(tmp_path / "moved.json")

@@ -276,7 +276,7 @@ def test_what_is_added_may_be_named():
     names = component_names(found.frame.loc[found.frame["added"] & (found.frame["kind"] == "head")])
     by_name, whole = (emergence({0: model}, core(its), FACTS, added=of) for of in (names, found))
     pd.testing.assert_frame_equal(by_name.frame, whole.frame)
-    with pytest.raises(InputError, match="head 9.9"):
+    with pytest.raises(InputError, match=r"head 9\.9"):
         emergence({0: model}, core(its), FACTS, added=["head 9.9"])
 
 

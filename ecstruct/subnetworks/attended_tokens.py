@@ -33,9 +33,9 @@ from ecstruct.engine.forward import Embedded, Step, embed, leaving
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
-from ecstruct.facts.labels import labels_of
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch
+from ecstruct.models.labels import labels_of
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
 
