@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -98,13 +98,22 @@ def _is_share(group: str) -> bool:
 Evaluations = xr.Dataset | Mapping[str, xr.Dataset]
 
 
-def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
+_MEASURES = {"mean_rank": "mean rank (0 is best)", "accuracy": "accuracy"}
+
+
+def spread(
+    in_domain: Evaluations,
+    generalization: Evaluations,
+    *,
+    measure: Literal["mean_rank", "accuracy"] = "mean_rank",
+) -> go.Figure:
     """Draw a point per subnetwork, its mean rank in-domain across and beyond it up; the full model is a
     star.
 
     Args:
         in_domain, generalization: What `ecstruct.subnetworks.evaluate` returned on the two sets of prompts,
             or several of each by the names of their groups, as sparsities.
+        measure: What is drawn, mean ranks or accuracies.
 
     Raises:
         InputError: A group or a seed is not in both, or there are no groups.
@@ -118,8 +127,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         raise InputError(f"the groups in-domain are {list(groups)}, those of the other set {list(others)}")
     figure = side_by_side(
         [""],
-        x="in-domain: mean rank (0 is best)",
-        y="generalization: mean rank (0 is best)",
+        x=f"in-domain: {_MEASURES[measure]}",
+        y=f"generalization: {_MEASURES[measure]}",
         widths=[340],
         height=300,
         right=legend_width([*groups, "full model"]),
@@ -130,8 +139,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         if seeds != up["seed"].values.tolist():
             raise InputError(f"the two evaluations of {name!r} are not of the same seeds")
         figure.add_scatter(
-            x=across["mean_rank"].values.tolist(),
-            y=up["mean_rank"].values.tolist(),
+            x=across[measure].values.tolist(),
+            y=up[measure].values.tolist(),
             text=[f"seed {seed}" for seed in seeds],
             name=escape(name, quote=False),
             mode="markers",
@@ -146,8 +155,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         )
     first = next(iter(groups))
     figure.add_scatter(
-        x=[float(groups[first]["full_mean_rank"])],
-        y=[float(others[first]["full_mean_rank"])],
+        x=[float(groups[first][f"full_{measure}"])],
+        y=[float(others[first][f"full_{measure}"])],
         name="full model",
         mode="markers",
         cliponaxis=False,

@@ -84,6 +84,12 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
             "Relative change of what they write; dots are draws.",
             "Relative change, mean over heads.",
         ),
+        _part(
+            "What its heads attend to",
+            parts["attention"],
+            "Mean attention to each kind of token; dots are heads. Heads are those of the core.",
+            "Share of the attention.",
+        ),
     ]
     if "scores" in parts:
         beside = parts["scores"]
@@ -149,6 +155,7 @@ def _spread(evaluations: Evaluations) -> Section:
     }
     figure = spread(groups["in-domain"], groups["generalization"])
     caption = "A point per subnetwork: its mean rank in-domain across, and on what follows from it up."
+    accurate = spread(groups["in-domain"], groups["generalization"], measure="accuracy")
     lines = accuracy_lines(
         {
             prompts: {float(name): found for name, found in by_sparsity.items()}
@@ -156,7 +163,12 @@ def _spread(evaluations: Evaluations) -> Section:
         }
     )
     against = "Accuracy against sparsity: the mean over subnetworks, from the lowest to the highest."
-    return Section("In-domain and beyond", [Picture(figure, caption), Picture(lines, against)])
+    items: list[Item] = [
+        Picture(figure, caption),
+        Picture(accurate, caption.replace("mean rank", "accuracy")),
+        Picture(lines, against),
+    ]
+    return Section("In-domain and beyond", items)
 
 
 def _templates(evaluations: Evaluations) -> list[Section]:

@@ -29,6 +29,7 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Core,
     Masks,
+    attended,
     by_template,
     core,
     effective_size,
@@ -123,6 +124,9 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
         )
         if isinstance(parts["dependence"], str):
             bar.total -= dependence_runs
+        bar.phase("attention")
+        none = networks if isinstance(networks, str) else None
+        parts["attention"] = none or attended(model, asked["generalization"], found.heads)
     if scores is not None:
         parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
@@ -305,7 +309,7 @@ def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
     thirds = parts["generalising"]
     account["generalising"] = _records(thirds.frame)
     account["added"] = component_names(thirds.frame.loc[thirds.frame["added"]])
-    for name in ("ablation", "dependence"):
+    for name in ("ablation", "dependence", "attention"):
         if not isinstance(parts[name], str):
             account[name] = _records(parts[name].table())
     if "scores" in parts:
