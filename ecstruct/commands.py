@@ -220,7 +220,9 @@ class Finetune(FinetuneOptions):
         Whole | None, Doc("Steps between checkpoints; ten minutes if not given.")
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
-    save_epochs: Annotated[bool, Doc("Write the weight delta after each epoch to OUT/epochs too.")] = False
+    save_epochs: Annotated[
+        bool, Doc("Write the weight delta, or with the whole model that, after each epoch to OUT/epochs.")
+    ] = False
     fingerprint: Annotated[str | None, "of the weights"] = None
 
 

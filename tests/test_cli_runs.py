@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from ecstruct import ExtractiveScores, mean_rank, ranks
 from ecstruct.facts import first_hop, read_jsonl
 from ecstruct.models import WeightDelta, load
+from ecstruct.models.bridge import named_weights
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -80,6 +81,11 @@ def test_weights_after_each_epoch_are_those_of_fewer_epochs(inputs, tmp_path):
         torch.equal(t, last[name]) for name, t in load_file(tmp_path / "all/delta.safetensors").items()
     )
     assert load(str(tmp_path / "all" / "epochs" / "2.safetensors"), device="cpu")
+    finetuned(inputs, tmp_path / "whole", "--save-epochs", "--save-model")
+    ends = [load(str(tmp_path / "whole" / name), device="cpu") for name in ("model", "epochs@2")]
+    weights, again = map(named_weights, ends)
+    for name, t in weights.items():
+        torch.testing.assert_close(again[name], t)  # the delta is added to the weights, which rounds
     with_lora = run(
         *("finetune", "--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 0.01),
         *("--save-epochs", "--lora", "r=2", "--out", tmp_path / "lora"),

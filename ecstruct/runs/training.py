@@ -56,7 +56,11 @@ def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool
 
     def keep(epoch: int, delta: WeightDelta) -> None:
         (out / "epochs").mkdir(exist_ok=True)
-        delta.save(out / "epochs" / f"{epoch}.safetensors")
+        if whole:
+            shutil.rmtree(out / "epochs" / str(epoch), ignore_errors=True)  # of a run that was stopped
+            save_model(delta.apply_to(given[0]), out / "epochs" / str(epoch))
+        else:
+            delta.save(out / "epochs" / f"{epoch}.safetensors")
 
     with distributed.ranks(device) as joined, exclusive(out):
         joined.agree(described(config, out))
