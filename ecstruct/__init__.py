@@ -97,13 +97,20 @@ def _organism() -> NamedModel:
 
 
 def _smollm2() -> NamedModel:
-    from ecstruct.models.smollm2 import SMOLLM2
+    from ecstruct.models.pretrained import SMOLLM2
 
     return SMOLLM2
 
 
+def _minilm() -> NamedModel:
+    from ecstruct.models.pretrained import MINILM
+
+    return MINILM
+
+
 register("organism", _organism)
 register("smollm2", _smollm2)
+register("minilm", _minilm)
 
 
 def __getattr__(name: str) -> Any:

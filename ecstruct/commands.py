@@ -29,10 +29,13 @@ from ecstruct.options import (
 )
 
 SOURCE = (
-    "'organism', 'smollm2', a Hugging Face folder, folder@step, a GGUF file, "
+    "'organism', 'smollm2', 'minilm', a Hugging Face folder, folder@step, a GGUF file, "
     "an adapter's folder, a hub id or id@revision"
 )
-JSONL = "JSONL with the keys prompt, answer and optionally options, aliases, subject, template"
+JSONL = (
+    "JSONL with the keys prompt, answer and optionally options, aliases, subject, template, second; or "
+    "premise, hypothesis, label"
+)
 
 FROM_FILE = "from a JSONL file"
 """Marks what the command line takes as a file."""
@@ -218,6 +221,14 @@ class Finetune(FinetuneOptions):
     lora: _Lora | None = None
     checkpoint_every: Annotated[
         Whole | None, Doc("Steps between checkpoints; ten minutes if not given.")
+    ] = None
+    labels: Annotated[
+        Sequence[Text] | None,
+        Doc(
+            "A label, to make a classifier of the model, with a new head that the seed draws; repeatable. "
+            "The whole model is written to OUT/model."
+        ),
+        Word("--label"),
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
     save_epochs: Annotated[

@@ -23,14 +23,14 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
+from ecstruct.models.classifiers import auto_class, everywhere
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import load
-from ecstruct.models.sources import located
+from ecstruct.models.sources import located, read_config
 from ecstruct.scores.walk import Walk
 
 State = Literal["ok", "warning", "problem"]
@@ -215,7 +215,7 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 def _plain(source: str, device: torch.device) -> Any:
     """Load the checkpoint with transformers alone, without any part of ecstruct."""
     at = located(source)
-    plain: Any = AutoModelForCausalLM.from_pretrained(
+    plain: Any = auto_class(read_config(at)).from_pretrained(
         at.where,
         dtype=torch.float32,
         use_safetensors=True,
@@ -223,7 +223,7 @@ def _plain(source: str, device: torch.device) -> Any:
         attn_implementation="eager",
         **at.options,
     )
-    return plain.to(device).eval()
+    return everywhere(plain.to(device).eval())
 
 
 def _compared(source: str, name: str, ours: Tensor, theirs: Tensor, batch: Batch, of: str) -> Finding:

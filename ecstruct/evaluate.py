@@ -28,6 +28,7 @@ from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.values import bounded
 from ecstruct.models.bridge import eval_mode
+from ecstruct.models.labels import labels_of
 from ecstruct.models.provenance import tokenizer_of
 
 AnswerTokens = Literal["first", "all"]
@@ -54,7 +55,8 @@ def ranks(
     """
     if answer_tokens not in get_args(AnswerTokens):
         raise InputError(f"answer_tokens is 'first' or 'all', not {answer_tokens!r}.")
-    tokenizer, first = tokenizer_of(model), answer_tokens == "first"
+    tokenizer = tokenizer_of(model)
+    first = answer_tokens == "first" or labels_of(tokenizer) is not None  # a label is one token
     tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=first)
     if first:
         return ranks_of_tokenized(model, tokenized, batch_size=batch_size)

@@ -197,7 +197,7 @@ class FidelityOptions(Measured):
 class FinetuneOptions(Options):
     """The options of `ecstruct.finetune`, but those of its checkpoints."""
 
-    lr: Annotated[Rate | None, Doc("Learning rate; known for organism and smollm2.")] = None
+    lr: Annotated[Rate | None, Doc("Learning rate; known for organism, smollm2 and minilm.")] = None
     epochs: Annotated[Times, Doc("Passes through the facts.")] = 8
     batch_size: Annotated[Positive, Doc("Facts per step.")] = 8
     accumulate: Annotated[Positive, Doc("Parts in which a batch is run.")] = 1

@@ -24,8 +24,8 @@ from ecstruct.experiments.two_hop import HOPS, two_hop
 from ecstruct.facts import mayors, people
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import to_hugging_face
+from ecstruct.models.pretrained import _SMOLLM2
 from ecstruct.models.provenance import provenance, tokenizer_of
-from ecstruct.models.smollm2 import _FILE
 
 pytestmark = pytest.mark.pretrained
 
@@ -73,7 +73,7 @@ def plain(before, taught, tmp_path_factory):
 
 
 def test_its_tensors_are_those_of_the_file(before):
-    file = cached_assets_path("ecstruct", namespace="smollm2") / _FILE
+    file = cached_assets_path("ecstruct", namespace="smollm2") / _SMOLLM2.files[0]
     if not file.exists():
         pytest.skip("the weights are those of the hub, not of a GGUF file")
     read = to_hugging_face(before)

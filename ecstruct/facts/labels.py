@@ -28,9 +28,9 @@ def check_readable(prompts: Sequence[Prompt], labels: Labels | None) -> None:
             )
         if labels is not None and (prompt.wrapper or prompt.aliases):
             raise InputError(
-                f"the prompt {shown(prompt.text)} has {'a chat template' if prompt.wrapper else 'aliases'}, "
-                "and this is a classifier, which reads the text alone and answers with a label: leave that "
-                "out."
+                f"the prompt {shown(prompt.text)} has "
+                f"{'a chat template' if prompt.wrapper else 'aliases'}, and this is a classifier, which "
+                "reads the text alone and answers with a label: leave that out."
             )
 
 

@@ -33,6 +33,7 @@ from ecstruct.finetuning.sharded import Blueprint, Sharded
 from ecstruct.io.distributed import Ranks
 from ecstruct.io.values import bounded
 from ecstruct.models.bridge import copy_of, named_weights
+from ecstruct.models.classifiers import is_classifier
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import SelectionLike
@@ -144,6 +145,11 @@ def finetune_across(
     def known() -> tuple[Blueprint, float, int, str | None]:
         assert model is not None
         _check_precision(model)
+        if chosen.lora and is_classifier(model.original_model.config):
+            raise InputError(
+                "lora trains the projections of the blocks alone, and a classifier is trained with its "
+                "head: leave lora away."
+            )
         print_of = fingerprint(named_weights(model)) if checkpoint is not None else None
         return Blueprint.of(model), learning_rate(model, lr), model.cfg.n_ctx, print_of
 

@@ -41,5 +41,9 @@ def teacher_forced(
     return (
         padded(ids, pad_id, device),
         padded(mask, 0, device),
-        padded([[*row, *[IGNORED] * (len(its) - len(row))] for row, its in zip(labels, ids, strict=True)], IGNORED, device),
+        padded(
+            [[*row, *[IGNORED] * (len(its) - len(row))] for row, its in zip(labels, ids, strict=True)],
+            IGNORED,
+            device,
+        ),
     )

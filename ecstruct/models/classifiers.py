@@ -39,7 +39,10 @@ from ecstruct.models.labels import Labels, labelled
 
 _SUFFIX = "ForSequenceClassification"
 
-_HEADS = {"bert": ("bert.pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}
+_HEADS = {
+    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+}
 """For each kind of encoder that can be hooked, where its pooler and its classifier are."""
 
 
@@ -54,6 +57,7 @@ def auto_class(config: Any) -> Any:
 
 
 def is_encoder(config: Any) -> bool:
+    """Return whether a Hugging Face configuration is that of an encoder, with whatever head."""
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
@@ -68,7 +72,8 @@ def labels_in(config: Any) -> Labels:
         kind = config.problem_type or "regression"
         raise InputError(
             f"this classifier has {len(names)} outputs ({kind.replace('_', ' ')}), and labels are told "
-            "apart as options, of which one is right: use a single-label classifier with two labels or more."
+            "apart as options, of which one is right: use a classifier of two or more labels that exclude "
+            "one another."
         )
     encoder = is_encoder(config)
     return Labels(
@@ -80,8 +85,10 @@ def labels_in(config: Any) -> Labels:
 
 
 def tokenizer_for(config: Any, tokenizer: Any) -> Any:
-    """Return the tokenizer of a model; for a classifier, a copy that has its labels."""
-    return labelled(copy.deepcopy(tokenizer), labels_in(config)) if is_classifier(config) else tokenizer
+    """Return the tokenizer of a model, if it has one; for a classifier, a copy that has its labels."""
+    if tokenizer is None or not is_classifier(config):
+        return tokenizer
+    return labelled(copy.deepcopy(tokenizer), labels_in(config))
 
 
 def hookable(hf: Any) -> Any:
@@ -91,10 +98,9 @@ def hookable(hf: Any) -> Any:
         hf.config.architectures = [type(hf).__name__]  # from_pretrained keeps the name of another model
     if not is_classifier(hf.config):
         return hf
-    labels_in(hf.config)
+    labels_in(hf.config)  # raises if it has no labels
     _register_adapter(hf)
-    own = everywhere(hf)
-    return own
+    return everywhere(hf)
 
 
 def everywhere(hf: Any) -> Any:
@@ -115,10 +121,8 @@ def _logits_everywhere(own: Any, input_ids: Tensor, **inputs: Any) -> SequenceCl
     resid = own.base_model(input_ids, **inputs)[0]
     if not is_encoder(config):
         return SequenceClassifierOutput(logits=own.score(resid))
-    # The head of an encoder reads the first token of a text, so that every token is a text of its own.
-    each = resid.flatten(0, 1)[:, None]
-    pooled = own.dropout(own.bert.pooler(each)) if hasattr(own, "bert") else each
-    return SequenceClassifierOutput(logits=own.classifier(pooled).unflatten(0, resid.shape[:2]))
+    pooler, classifier = (own.get_submodule(name) for name in _HEADS[config.model_type])
+    return SequenceClassifierOutput(logits=classifier(torch.tanh(pooler(resid))))
 
 
 def _embeds_second(config: Any) -> bool:
@@ -188,8 +192,8 @@ def with_labels(config: Any, labels: Any, name: str) -> tuple[Any, bool]:
         unnamed = has == tuple(f"LABEL_{i}" for i in range(len(has)))
         if tuple(labels) != has and not (unnamed and len(labels) == len(has)):
             raise InputError(
-                f"{name} is a classifier with the labels {', '.join(has)}, and labels={labels!r} are given: "
-                "leave them away, or give the model from which to train another classifier."
+                f"{name} is a classifier with the labels {', '.join(has)}, and labels={labels!r} are "
+                "given: leave them away, or give the model from which to train another classifier."
             )
     elif (kind := MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)) is None:
         raise InputError(f"{name} is a {config.model_type}, of which transformers has no classifier.")

@@ -29,7 +29,15 @@ from ecstruct.models.adapters import (
 )
 from ecstruct.models.boot import boot, cause, gist, without_bars
 from ecstruct.models.checkpoint import check_all_read, lacking, wrapper_of
-from ecstruct.models.classifiers import auto_class, fill_head, is_of_head, tokenizer_for, with_labels
+from ecstruct.models.classifiers import (
+    auto_class,
+    fill_head,
+    is_classifier,
+    is_encoder,
+    is_of_head,
+    tokenizer_for,
+    with_labels,
+)
 from ecstruct.models.delta import WeightDelta, base_of, is_delta
 from ecstruct.models.export import to_hugging_face
 from ecstruct.models.finite import check_weights
@@ -59,8 +67,8 @@ def load(
     its config.json; it may be an encoder (BERT, RoBERTa) or a decoder.
 
     Args:
-        source: `"organism"` (the model in the package), `"smollm2"` (a pretrained model, fetched on first
-            use), a local Hugging Face folder, a GGUF file or a folder with one (which is dequantised), a
+        source: `"organism"` (the model in the package), `"smollm2"` or `"minilm"` (a pretrained language
+            model and an encoder, fetched on first use), a local Hugging Face folder, a GGUF file or a folder with one (which is dequantised), a
             hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the `.safetensors` file
             of a `WeightDelta` or the folder of an adapter, which both name the model they change, or a
             model in memory. A Hugging Face model is taken over: its modules become part of the hooked
@@ -233,6 +241,11 @@ def _lacking(at: Located, weight: str) -> InputError:
 def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
     """Read the Hugging Face model of a checkpoint; check that all weights and all tensors are used."""
     config = config or read_config(at)
+    if is_encoder(config) and not is_classifier(config):
+        raise InputError(
+            f"{at.name} is an encoder ({config.model_type}), which continues no text: give it labels, with "
+            "load(..., labels=[...]) or ecstruct finetune --label, to finetune it as a classifier."
+        )
     hf, info = _from_pretrained(at, dtype, config=config)
     nothing_read = all(name in info["missing_keys"] for name, _ in hf.named_parameters())
     if nothing_read and (wrapper := wrapper_of(at.name, info["unexpected_keys"])):

@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
+from ecstruct.models.classifiers import tokenizer_for
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
 from ecstruct.models.hooked import HookedView
@@ -79,7 +80,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     device = device_of(device)
     at, folder = _fetched(before)
     config = read_config(at)
-    tokenizer = read_tokenizer(at)
+    tokenizer = tokenizer_for(config, read_tokenizer(at))
     with at.understood():
         skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
         view = HookedView(skeleton.model)
@@ -92,7 +93,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         other_config = read_config(other)
         check_same_computation(config, other_config)
         new = _FolderWeights(other.name, other_folder, other_config, skeleton)
-        own = usable_tokenizer(other)
+        own = tokenizer_for(other_config, usable_tokenizer(other))
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
     def read(names: Sequence[str]) -> States:

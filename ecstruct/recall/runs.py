@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ecstruct.engine.forward import Embedded, embed
 from ecstruct.engine.session import Model, Session
+from ecstruct.errors import InputError
 from ecstruct.facts.alignment import Span, subject_span
 from ecstruct.facts.encoding import offsets
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.labels import labels_of
 from ecstruct.models.provenance import versions
 from ecstruct.recall.groups import RecallPrompt, Which, positions
 
@@ -36,10 +38,15 @@ def read(session: Session, prompts: Prompts) -> list[RecallPrompt]:
     were read already are returned as they are.
 
     Raises:
-        InputError: a prompt that cannot be used, see `ecstruct.facts.tokens.tokenize`.
+        InputError: a prompt that cannot be used, see `ecstruct.facts.tokens.tokenize`, or a classifier.
     """
     if isinstance(prompts, list) and prompts and isinstance(prompts[0], RecallPrompt):
         return cast(list[RecallPrompt], prompts)
+    if labels_of(session.tokenizer):
+        raise InputError(
+            "recall is of words that a language model predicts, and this is a classifier, which predicts "
+            "labels: give the language model."
+        )
     found = session.tokenize(cast(PromptsLike, prompts), with_options=False)
     if not session.tokenizer.is_fast:  # slow ones do not tell which characters belong to a token
         return [RecallPrompt(**vars(t)) for t in found]

@@ -31,12 +31,13 @@ from ecstruct.runs.configuration import check_weights, described, write_config
 
 
 def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool) -> None:
-    """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model,
-    with `lora` the adapter, with `save_epochs` the delta after each epoch. Several processes share the
-    model, and the first writes. An interrupted run continues from `checkpoint`, and rewrites results that
-    it was stopped in the middle of writing."""
-    source, whole = config.model, config.save_model
-    apart = ("model", "save_model", "save_epochs", "fingerprint")
+    """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model, as
+    with `labels`, because no file has the new head; with `lora` the adapter; with `save_epochs` what is
+    written of the weights, after each epoch. Several processes share the model, and the first writes. An
+    interrupted run continues from `checkpoint`, and rewrites results that it was stopped in the middle of
+    writing."""
+    source, whole = config.model, config.save_model or config.labels is not None
+    apart = ("model", "labels", "save_model", "save_epochs", "fingerprint")
     arguments = {name: value for name, value in vars(config).items() if name not in apart}
     given: list[TransformerBridge] = []  # filled on the first process only
     checkpoint = out / "checkpoint"
@@ -49,7 +50,8 @@ def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool
                 shutil.rmtree(folder, ignore_errors=True)
             check_free(folder)
         # A model that several processes share has to fit into main memory, not on one of their devices.
-        given.append(load(source, device=joined.device if joined.size == 1 else "cpu"))
+        where = joined.device if joined.size == 1 else "cpu"
+        given.append(load(source, device=where, labels=config.labels, head_seed=config.seed))
         found = fingerprint(named_weights(given[0]))
         check_weights(source, found, config.fingerprint)
         return found

@@ -250,7 +250,8 @@ class _Run:
         plain = self.reward[rows, 0]
         # Within entities, each prompt has its own y*, even where entities begin with the same tokens.
         packing = Packing.of(batch, at_most=min(job.prompts[row].entity[0] for row in rows))
-        shorter = packing.ids.numel() < 0.9 * batch.ids.numel()
+        # In an encoder, later tokens change what is computed at the shared ones.
+        shorter = not batch.at_start and packing.ids.numel() < 0.9 * batch.ids.numel()
         found, new = begun(packing if shorter else None)
         # Whether an architecture masks packed rows as it should does not depend on its weights, and layers
         # below the first intervention are not run packed.

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
+from ecstruct.facts.encoding import encode_for
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
@@ -22,6 +23,7 @@ from ecstruct.models.fingerprint import combined
 from ecstruct.models.finite import check_weight
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer
+from ecstruct.models.labels import labels_of
 from ecstruct.models.loading import delta_onto, load, load_after
 from ecstruct.models.offload import offloaded
 from ecstruct.models.provenance import provenance, tokenizer_of, versions
@@ -154,8 +156,14 @@ class Pair:
     def _compare_tokenizers(self, tokenized: list[TokenizedPrompt]) -> None:
         """Warn in the log about the first text that the finetuned model's tokenizer splits differently."""
         for prompt in tokenized:
-            ids, text = [*prompt.ids, *prompt.answer_ids], prompt.prompt.answered(prompt.prompt.answer)
-            if prompt.prompt.wrapper is None and ids != self.tokenizer_after(text)["input_ids"][: len(ids)]:
+            if labels := labels_of(self.tokenizer_after):
+                text, ids = prompt.prompt.text, list(prompt.ids)
+                others = list(encode_for(labels, [prompt.prompt], self.tokenizer_after)[0])
+            else:
+                text = prompt.prompt.answered(prompt.prompt.answer)
+                ids = [*prompt.ids, *prompt.answer_ids]
+                others = self.tokenizer_after(text)["input_ids"][: len(ids)]
+            if prompt.prompt.wrapper is None and ids != others:
                 _logger.warning(
                     "the tokenizer after reads %r otherwise than the one before, whose ids both models get",
                     text,

@@ -1,0 +1,441 @@
+"""Classifiers against plain transformers: what they read, what they give, and what is refused."""
+
+import copy
+import json
+import logging
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from helpers import classifiers as c
+from helpers.classifiers import DECODERS, ENCODERS, LABELS, PROMPTS
+
+import ecstruct
+from ecstruct import Prompt
+from ecstruct.engine.session import Session
+from ecstruct.errors import InputError
+from ecstruct.facts.tokens import collate, tokenize
+from ecstruct.models.bridge import named_weights
+from ecstruct.models.export import to_hugging_face
+from ecstruct.models.provenance import provenance, tokenizer_of
+from ecstruct.subnetworks import Masks, reference_values
+from ecstruct.subnetworks.running import GatedModel
+
+KINDS = (*ENCODERS, *DECODERS)
+SINGLE = [Prompt("ada knows bo", "no"), Prompt("bo sees nobody often", "maybe"), Prompt("cy", "yes")]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, SINGLE, [*PROMPTS, *SINGLE]], ids=["pairs", "texts", "both"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_ranks_are_those_of_transformers(kind, prompts):
+    model = c.hooked_pair(kind)[0]
+    session = Session.of(model)
+    tokenized = session.tokenize([ecstruct.facts.prompt.replace(p, options=LABELS) for p in prompts])
+    batch = collate(tokenized, "cpu", 0)
+    found = model(batch.ids, attention_mask=batch.mask, return_type="logits")
+    read = found[torch.arange(len(prompts)), batch.read]
+    for row, prompt in enumerate(prompts):
+        expected = c.logits(c.plain_pair(kind)[0], prompt, kind)
+        torch.testing.assert_close(read[row], expected, rtol=1e-6, atol=1e-6)
+    ranks = [(row > row[t.answer_ids[0]]).sum().item() for row, t in zip(read, tokenized, strict=True)]
+    for size in (1, 2, 64):
+        assert ecstruct.ranks(model, [t.prompt for t in tokenized], batch_size=size).tolist() == ranks
+    assert ecstruct.ranks(model, [t.prompt for t in tokenized], answer_tokens="all").tolist() == ranks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_ends_with_padding_is_read_as_transformers_reads_it(kind):
+    prompt = Prompt("ada knows bo [PAD]", "no", LABELS)
+    model, plain = c.hooked_pair(kind)[0], c.plain_pair(kind)[0]
+    batch = collate(Session.of(model).tokenize([prompt]), "cpu", 0)
+    found = model(batch.ids, attention_mask=batch.mask, return_type="logits")[0, batch.read[0]]
+    torch.testing.assert_close(found, c.logits(plain, prompt, kind), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_subnetworks_are_runs_with_components_replaced(kind, ablation):
+    plain, model = c.plain_pair(kind)[0], c.hooked_pair(kind)[0]
+    rng = np.random.default_rng(0)
+    heads, mlp = rng.random((1, c.N_LAYERS, c.N_HEADS)) < 0.5, rng.random((1, c.N_LAYERS)) < 0.5
+    seen: dict[tuple[int, str], list[torch.Tensor]] = {}
+
+    def note(key):
+        return lambda x: (seen.setdefault(key, []).append(x[0].detach()), x)[1]
+
+    for prompt in PROMPTS:
+        every = range(c.N_LAYERS)
+        c.run_with(
+            plain,
+            lambda prompt=prompt: c.logits(plain, prompt, kind),
+            {layer: note((layer, "z")) for layer in every},
+            {layer: note((layer, "y")) for layer in every},
+        )
+    scale = float(ablation == "mean")
+    means = {key: scale * torch.cat(values).mean(0) for key, values in seen.items()}
+    reference = reference_values(model, PROMPTS, ablation=ablation)
+    gated = GatedModel.of(model, Masks.of(heads, mlp, reference=reference))
+    batch = collate(gated.session.tokenize(PROMPTS), "cpu", 0)
+    with torch.no_grad():
+        found = gated.logits(gated.embed(batch), gated.gates(heads, mlp).each(len(PROMPTS)))
+
+    def replaced(layer):
+        kept = torch.from_numpy(heads[0, layer]).repeat_interleave(c.D_HEAD)
+        return lambda z: torch.where(kept, z, means[layer, "z"])
+
+    for row, prompt in enumerate(PROMPTS):
+        expected = c.run_with(
+            plain,
+            lambda prompt=prompt: c.logits(plain, prompt, kind),
+            {layer: replaced(layer) for layer in range(c.N_LAYERS)},
+            {
+                layer: lambda y, layer=layer: means[layer, "y"].expand_as(y)
+                for layer in np.flatnonzero(~mlp[0])
+            },
+        )
+        torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_gates_are_those_of_transformers(kind):
+    plain, model = c.plain_pair(kind)[0], c.hooked_pair(kind)[0]
+    gated = GatedModel(model, reference_values(model, PROMPTS, ablation="zero"))
+    ones = gated.gates(np.ones((1, c.N_LAYERS, c.N_HEADS), bool), np.ones((1, c.N_LAYERS), bool))
+    for gates in vars(ones).values():
+        gates.requires_grad_()
+    batch = collate(gated.session.tokenize(PROMPTS[:1]), "cpu", 0)
+    found = torch.autograd.grad(gated.logits(gated.embed(batch), ones)[0, 0], [ones.heads, ones.mlp])
+    z = torch.ones(c.N_LAYERS, c.N_HEADS, dtype=torch.float64, requires_grad=True)
+    y = torch.ones(c.N_LAYERS, dtype=torch.float64, requires_grad=True)
+    logit = c.run_with(
+        plain,
+        lambda: c.logits(plain, PROMPTS[0], kind)[0],
+        {i: lambda x, i=i: x * z[i].repeat_interleave(c.D_HEAD) for i in range(c.N_LAYERS)},
+        {i: lambda x, i=i: x * y[i] for i in range(c.N_LAYERS)},
+    )
+    for ours, theirs in zip(found, torch.autograd.grad(logit, [z, y]), strict=True):
+        torch.testing.assert_close(ours[0], theirs, rtol=1e-6, atol=1e-8)
+
+
+# --- Scores ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_informative_scores_sum_to_the_gradient_along_the_change(kind):
+    before, after = c.plain_pair(kind)
+    scores = ecstruct.score(*c.hooked_pair(kind), PROMPTS, progress=False)
+    trained = copy.deepcopy(before).requires_grad_()
+    for i, prompt in enumerate(PROMPTS):
+        r = c.reward(trained, prompt, kind)
+        assert scores.reward.sel(state="before")[i].item() == pytest.approx(r.item(), abs=1e-6)
+        of = torch.autograd.grad(r, list(trained.parameters()), allow_unused=True)
+        pairs = zip(before.parameters(), after.parameters(), of, strict=True)
+        total = sum(((w - v) * g).sum().item() for v, w, g in pairs if g is not None)
+        ours = (
+            sum(
+                its.sel(score="informative").isel(prompt=i).sum().item()
+                for its in (scores.mlp, scores.heads)
+            )
+            + scores.rest.isel(prompt=i).sum().item()
+        )
+        assert ours == pytest.approx(total, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["definition", "reference"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_downstream_scores_of_an_encoder_are_slopes_times_new_inputs(kind, convention):
+    """D of an MLP: its gradient times f(z') - f(z), with z and z' what it read under W and W'."""
+    before, after = c.plain_pair(kind)
+    scores = ecstruct.score(*c.hooked_pair(kind), PROMPTS, convention=convention, progress=False)
+    found = scores.mlp.sel(score="downstream")
+    for i, prompt in enumerate(PROMPTS):
+        for layer in range(c.N_LAYERS):
+            read, written = {}, {}
+            for which, plain in (("old", before), ("new", after)):
+                block = plain.base_model.encoder.layer[layer]
+                handles = [
+                    block.intermediate.register_forward_pre_hook(
+                        lambda _, args, which=which: read.__setitem__(which, args[0])
+                    ),
+                    block.output.dense.register_forward_hook(
+                        lambda _m, _a, y, which=which: written.__setitem__(which, y)
+                    ),
+                ]
+                r = c.reward(plain, prompt, kind)
+                if which == "old":
+                    slope = torch.autograd.grad(r, written["old"], retain_graph=True)[0]
+                for handle in handles:
+                    handle.remove()
+            block = before.base_model.encoder.layer[layer]
+            moved = block.output.dense(block.intermediate(read["new"])) - written["old"]
+            expected = (slope * moved).sum(-1)[0].detach().numpy()
+            ours = found.isel(prompt=i, layer=layer).values[: len(expected)]
+            np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_causal_scores_of_an_encoder_are_interventions(kind):
+    before, after = c.plain_pair(kind)
+    found = ecstruct.causal_scores(
+        *c.hooked_pair(kind), PROMPTS, kinds=("informative", "upstream"), baseline="zero", progress=False
+    )
+    layer, head = 1, 2
+    new = copy.deepcopy(before)
+    mine, other = (m.base_model.encoder.layer[layer] for m in (new, after))
+    for part in ("intermediate", "output"):
+        getattr(mine, part).dense.load_state_dict(getattr(other, part).dense.state_dict())
+    late = copy.deepcopy(before)  # all that comes after the head has its new weights
+    for its, theirs in zip(
+        late.base_model.encoder.layer[layer:], after.base_model.encoder.layer[layer:], strict=True
+    ):
+        if its is late.base_model.encoder.layer[layer]:
+            its.attention.output.LayerNorm.load_state_dict(theirs.attention.output.LayerNorm.state_dict())
+            its.intermediate.load_state_dict(theirs.intermediate.state_dict())
+            its.output.load_state_dict(theirs.output.state_dict())
+        else:
+            its.load_state_dict(theirs.state_dict())
+    late.classifier.load_state_dict(after.classifier.state_dict())
+    if kind == "bert":
+        late.bert.pooler.load_state_dict(after.bert.pooler.state_dict())
+
+    def without(plain: Any, prompt: Prompt) -> float:
+        columns = slice(head * c.D_HEAD, (head + 1) * c.D_HEAD)
+
+        def zeroed(z: torch.Tensor) -> torch.Tensor:
+            z = z.clone()
+            z[..., columns] = 0
+            return z
+
+        return c.run_with(plain, lambda: c.reward(plain, prompt, kind), {layer: zeroed}, {}).item()
+
+    for i, prompt in enumerate(PROMPTS):
+        r = c.reward(before, prompt, kind).item()
+        informative = c.reward(new, prompt, kind).item() - r
+        ours = found.mlp.sel(score="informative").isel(prompt=i, layer=layer).item()
+        assert ours == pytest.approx(informative, rel=1e-6, abs=1e-8)
+        upstream = (
+            c.reward(late, prompt, kind).item() - without(late, prompt) - (r - without(before, prompt))
+        )
+        ours = found.heads.sel(score="upstream").isel(prompt=i, layer=layer, head=head).item()
+        assert ours == pytest.approx(upstream, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_scores_of_a_decoder_are_those_of_the_language_model_with_its_head(kind):
+    """A language model whose unembedding has the head's rows for the labels' words scores the same."""
+    models = []
+    for plain in c.plain_pair(kind):
+        causal = c.build(kind, hf.AutoModelForCausalLM, tie_word_embeddings=False)
+        causal.base_model.load_state_dict(plain.base_model.state_dict())
+        rows = c.tokenizer(kind).convert_tokens_to_ids(list(LABELS))
+        with torch.no_grad():
+            causal.lm_head.weight.zero_()
+            causal.lm_head.weight[rows] = plain.score.weight
+        models.append(c.hooked(causal, kind))
+    theirs = [Prompt(p.text, p.answer, LABELS) for p in SINGLE]
+    for of in (ecstruct.score, ecstruct.causal_scores):
+        ours, expected = (
+            of(*pair, prompts, progress=False)
+            for pair, prompts in ((c.hooked_pair(kind), SINGLE), (models, theirs))
+        )
+        for name in ("mlp", "heads", "reward"):
+            np.testing.assert_allclose(
+                getattr(ours, name), getattr(expected, name), rtol=1e-6, atol=1e-9, equal_nan=True
+            )
+
+
+# --- Checkpoints ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_classifier_is_the_same_in_transformers_and_here(kind, tmp_path):
+    before, after = (c.save(plain, kind, tmp_path / str(i)) for i, plain in enumerate(c.plain_pair(kind)))
+    model = ecstruct.load(before, device="cpu")
+    ecstruct.save_model(model, tmp_path / "again")
+    plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
+    assert type(plain) is type(c.plain_pair(kind)[0])
+    assert plain.config.id2label == dict(enumerate(LABELS))
+    assert type(to_hugging_face(model)) is type(plain)
+    for prompt in PROMPTS:
+        expected = c.logits(hf.AutoModelForSequenceClassification.from_pretrained(before), prompt, kind)
+        torch.testing.assert_close(c.logits(plain, prompt, kind), expected, rtol=0, atol=0)
+    again = ecstruct.load(tmp_path / "again", device="cpu")
+    for name, weight in named_weights(model).items():
+        assert torch.equal(weight, named_weights(again)[name]), name
+    resident = ecstruct.score(str(before), str(after), PROMPTS, progress=False)
+    offloaded = ecstruct.score(str(before), str(after), PROMPTS, offload=True, progress=False)
+    np.testing.assert_allclose(resident.heads, offloaded.heads, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto", "new"),
+    [
+        ("bert", hf.AutoModel, ["classifier"]),
+        ("bert", hf.AutoModelForMaskedLM, ["bert.pooler.dense", "classifier"]),
+        ("roberta", hf.AutoModelForMaskedLM, ["classifier.dense", "classifier.out_proj"]),
+        ("llama", hf.AutoModelForCausalLM, ["score"]),
+        ("gpt2", hf.AutoModelForCausalLM, ["score"]),
+    ],
+)
+def test_a_checkpoint_without_a_head_gets_a_seeded_one(kind, auto, new, tmp_path, caplog):
+    plain = c.build(kind, auto, labels=("LABEL_0", "LABEL_1"))
+    folder = c.save(plain, kind, tmp_path / "base")
+    with caplog.at_level(logging.WARNING):
+        model = ecstruct.load(folder, labels=["same", "other"], head_seed=3, device="cpu")
+    assert "gets a new head for the labels same, other, which is random (seed 3)" in caplog.text
+    assert provenance(model).made == ("with a new head for the labels same, other, seed 3",)
+    found = to_hugging_face(model)
+    assert found.config.id2label == {0: "same", 1: "other"}
+    old = {name.removeprefix(f"{plain.base_model_prefix}."): p for name, p in plain.named_parameters()}
+    prefix = f"{found.base_model_prefix}."
+    for name, p in found.named_parameters():
+        if any(name.startswith(f"{part}.") for part in new):
+            assert name.endswith("bias") == (not p.any())
+            assert p.ndim == 1 or p.std().item() == pytest.approx(0.02, rel=0.4)
+        else:
+            assert torch.equal(p, old[name.removeprefix(prefix)].float()), name
+    again, other = (
+        ecstruct.load(folder, labels=["same", "other"], head_seed=s, device="cpu") for s in (3, 4)
+    )
+    head = "unembed.weight"
+    assert torch.equal(named_weights(model)[head], named_weights(again)[head])
+    assert not torch.equal(named_weights(model)[head], named_weights(other)[head])
+
+
+def test_labels_without_names_are_named(tmp_path):
+    generic = tuple(f"LABEL_{i}" for i in range(3))
+    folder = c.save(c.build("bert", labels=generic), "bert", tmp_path / "unnamed")
+    assert ecstruct.ranks(ecstruct.load(folder), [Prompt("ada", "LABEL_1", second="bo")]).shape == (1,)
+    model = ecstruct.load(folder, labels=LABELS)
+    assert ecstruct.ranks(model, PROMPTS).shape == (len(PROMPTS),)
+    ecstruct.save_model(model, tmp_path / "named")
+    assert ecstruct.load(tmp_path / "named").original_model.config.id2label == dict(enumerate(LABELS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_finetuning_is_a_plain_loop_on_labels(kind, tmp_path):
+    plain, model = copy.deepcopy(c.plain_pair(kind)[0]), c.hooked_pair(kind)[0]
+    tuned = ecstruct.finetune(model, PROMPTS, lr=1e-3, epochs=3, batch_size=4, progress=False)
+    frozen = {"wte", "wpe", "embed_tokens", "embeddings"}
+    weights = [p for name, p in plain.named_parameters() if not frozen & set(name.split("."))]
+    optimizer = torch.optim.Adam(weights, lr=1e-3)
+    for _ in range(3):
+        losses = []
+        for prompt in PROMPTS:
+            right = torch.tensor([LABELS.index(prompt.answer)])
+            losses.append(torch.nn.functional.cross_entropy(c.logits(plain, prompt, kind)[None], right))
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    found = to_hugging_face(tuned.model)
+    for (name, ours), theirs in zip(found.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+    assert {"unembed.weight"} <= tuned.delta.tensors.keys() and "embed.weight" not in tuned.delta.tensors
+    ecstruct.save_model(tuned.model, tmp_path / "tuned")
+    again = ecstruct.load(tmp_path / "tuned", dtype=torch.float64)
+    assert ecstruct.ranks(again, PROMPTS).tolist() == ecstruct.ranks(tuned.model, PROMPTS).tolist()
+
+
+# --- Records ---
+
+
+def test_records_of_inference_tasks_are_pairs(tmp_path):
+    record = {"premise": "ada knows bo .", "hypothesis": "bo .", "label": "yes", "case": 1}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    rows = datasets.Dataset.from_list([{**record, "label": 1}])
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    expected = (Prompt("ada knows bo .", "yes", second="bo ."),)
+    for given in (str(file), rows, [record], list(expected), [expected[0].to_record()]):
+        assert ecstruct.facts.prompt.as_prompts(given) == expected
+    unlabelled = rows.map(lambda _: {"label": -1})
+    with pytest.raises(InputError, match=r"row 0 of the dataset: the answer .* is -1"):
+        ecstruct.facts.prompt.as_prompts(unlabelled)
+
+
+def test_subjects_of_pairs_are_found_in_the_first_text():
+    reads = tokenizer_of(c.hooked_pair("bert")[0])
+    one = Prompt("ada knows bo", "yes", subject="bo", second="bo sees ada")
+    assert tokenize([one], reads)[0].entity == (3, 4)
+    two = [Prompt(f"{name} knows bo", "yes", subject=name, second="bo sees") for name in ("ada", "cy")]
+    assert [t.entity for t in tokenize(two, reads)] == [(1, 2)] * 2
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_answers_that_are_no_labels_are_refused(kind):
+    model = c.hooked_pair(kind)[0]
+    with pytest.raises(InputError, match=r"'perhaps'.* is no label .* 'yes', 'no', 'maybe'"):
+        ecstruct.ranks(model, [Prompt("ada", "perhaps", second="bo")])
+    with pytest.raises(InputError, match="is no label"):
+        ecstruct.ranks(model, [Prompt("ada", "yes", ["yes", "Tokyo"])])
+    with pytest.raises(InputError, match="has aliases"):
+        ecstruct.ranks(model, [Prompt("ada", "yes", aliases=["no"], second="bo")])
+
+
+def test_fewer_options_than_labels_are_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        ecstruct.ranks(c.hooked_pair("bert")[0], [Prompt("ada", "yes", ["yes", "no"])])
+    assert "1 of 1 prompts are answered by 2 of the 3 labels, without 'maybe'" in caplog.text
+
+
+def test_language_models_do_not_read_pairs():
+    causal = c.hooked(c.build("gpt2", hf.AutoModelForCausalLM), "gpt2")
+    with pytest.raises(InputError, match="has a second text, 'ada sees bo often', and this is a language"):
+        ecstruct.ranks(causal, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": ("score",)}, r"has 1 outputs \(regression\)"),
+        ({"problem_type": "multi_label_classification"}, r"has 3 outputs \(multi label classification\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_other_outputs_than_labels_are_refused(kind, changes, said):
+    with pytest.raises(InputError, match=said):
+        c.hooked(c.build(kind, **changes), kind)
+
+
+def test_labels_that_cannot_be_used_are_refused(tmp_path):
+    folder = c.save(c.plain_pair("bert")[0], "bert", tmp_path / "classifier")
+    for labels in ("yes", ["yes"], ["yes", "yes"], ["yes", 1], ["yes", " "]):
+        with pytest.raises(InputError, match="label"):
+            ecstruct.load(folder, labels=labels)
+    with pytest.raises(InputError, match="is a classifier with the labels yes, no, maybe, and labels="):
+        ecstruct.load(folder, labels=["a", "b"])
+    with pytest.raises(InputError, match="a model in memory has a head already"):
+        ecstruct.load(c.build("bert"), tokenizer=c.tokenizer("bert"), labels=["a", "b"])
+
+
+def test_classifiers_with_other_labels_are_not_compared():
+    before = c.hooked_pair("bert")[0]
+    other = c.hooked(c.build("bert", labels=("no", "yes", "maybe")), "bert")
+    with pytest.raises(InputError, match="labels of the models differ: yes, no, maybe before, and no, yes"):
+        ecstruct.score(before, other, PROMPTS, progress=False)
+    fewer = c.hooked(c.build("bert", labels=("yes", "no")), "bert")
+    with pytest.raises(InputError, match="differ"):
+        ecstruct.score(before, fewer, PROMPTS, progress=False)
+
+
+def test_what_does_not_hold_for_classifiers_is_refused():
+    model = c.hooked_pair("bert")[0]
+    with pytest.raises(InputError, match="lora"):
+        ecstruct.finetune(model, PROMPTS, lr=1e-3, lora=2, progress=False)
+    with pytest.raises(InputError, match="recall is of words"):
+        ecstruct.recall.knockout(model, [Prompt("ada knows bo", "yes", subject="ada")])
+
+
+def test_encoders_that_cannot_be_hooked_are_named():
+    small = hf.DistilBertConfig(vocab_size=20, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+    plain = hf.AutoModelForSequenceClassification.from_config(small)
+    with pytest.raises(
+        InputError, match="DistilBertForSequenceClassification cannot be hooked: of encoders"
+    ):
+        ecstruct.load(plain, tokenizer=c.tokenizer("bert"))
