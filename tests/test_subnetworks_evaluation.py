@@ -147,6 +147,12 @@ def test_the_spread_has_a_point_per_subnetwork_and_a_star() -> None:
     assert (drawn.data[2].x, drawn.data[2].y) == ((0.0,), (0.5,))
     assert "mean rank" in drawn.layout.xaxis.title.text
     assert len(spread(facts, implications).data) == 2
+    facts, implications = measured([0.8, 0.9], 0.95), measured([0.1, 0.6], 0.7)
+    both = [its.assign_coords(seed=[0, 1]) for its in (facts, implications)]
+    drawn = spread(*both, measure="accuracy")
+    assert (drawn.data[0].x, drawn.data[0].y) == ((0.8, 0.9), (0.1, 0.6))
+    assert (drawn.data[1].x, drawn.data[1].y) == ((0.95,), (0.7,))
+    assert "accuracy" in drawn.layout.yaxis.title.text
 
 
 @pytest.mark.parametrize(
