@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import Debug, Seed, session
+from ecstruct.cli.words import Debug, Quiet, Seed, session
 
 if TYPE_CHECKING:
     from ecstruct.facts import Prompt, Understood
@@ -56,16 +56,18 @@ def overlap(
     ] = None,
     entailed: Annotated[str, typer.Option(help="The label of entailed pairs.")] = "entailment",
     seed: Seed = 0,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Make an inference task that word overlap solves in-domain, and not beyond."""
-    with session(False, debug):
+    with session(quiet, debug):
         from ecstruct.facts import overlap_task, read, write_jsonl
 
         task = overlap_task(read(file), share=share, per_case=per_case, entailed=entailed, seed=seed)
         for name, pairs in vars(task).items():
             write_jsonl(pairs, out / f"{name.replace('_', '-')}.jsonl")
-            typer.echo(f"{name.replace('_', '-')}: {len(pairs)} pairs")
+            if not quiet:
+                typer.echo(f"{name.replace('_', '-')}: {len(pairs)} pairs")
 
 
 def _kinds(understood: "Understood") -> dict[str, tuple["Prompt", ...]]:
