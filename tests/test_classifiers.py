@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -17,6 +18,7 @@ import ecstruct
 from ecstruct import Prompt
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
+from ecstruct.facts.prompt import as_prompts
 from ecstruct.facts.tokens import collate, tokenize
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.export import to_hugging_face
@@ -33,7 +35,7 @@ SINGLE = [Prompt("ada knows bo", "no"), Prompt("bo sees nobody often", "maybe"),
 def test_logits_and_ranks_are_those_of_transformers(kind, prompts):
     model = c.hooked_pair(kind)[0]
     session = Session.of(model)
-    tokenized = session.tokenize([ecstruct.facts.prompt.replace(p, options=LABELS) for p in prompts])
+    tokenized = session.tokenize([replace(p, options=LABELS) for p in prompts])
     batch = collate(tokenized, "cpu", 0)
     found = model(batch.ids, attention_mask=batch.mask, return_type="logits")
     read = found[torch.arange(len(prompts)), batch.read]
@@ -44,6 +46,16 @@ def test_logits_and_ranks_are_those_of_transformers(kind, prompts):
     for size in (1, 2, 64):
         assert ecstruct.ranks(model, [t.prompt for t in tokenized], batch_size=size).tolist() == ranks
     assert ecstruct.ranks(model, [t.prompt for t in tokenized], answer_tokens="all").tolist() == ranks
+
+
+@pytest.mark.parametrize("kind", c.OTHERS)
+def test_decoders_of_other_families_are_read_as_transformers_reads_them(kind):
+    model, plain = c.hooked_pair(kind)[0], c.plain_pair(kind)[0]
+    gated = GatedModel(model, reference_values(model, PROMPTS, ablation="zero"))
+    for prompt in PROMPTS:  # in a batch, transformers makes NaN of padding that is longer than the window
+        batch = collate(gated.session.tokenize([prompt]), "cpu", 0)
+        found = gated.logits(gated.embed(batch))[0]
+        torch.testing.assert_close(found, c.logits(plain, prompt, kind), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +105,8 @@ def test_subnetworks_are_runs_with_components_replaced(kind, ablation):
             {layer: replaced(layer) for layer in range(c.N_LAYERS)},
             {
                 layer: lambda y, layer=layer: means[layer, "y"].expand_as(y)
-                for layer in np.flatnonzero(~mlp[0])
+                for layer in range(c.N_LAYERS)
+                if not mlp[0, layer]
             },
         )
         torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-6)
@@ -153,27 +166,27 @@ def test_downstream_scores_of_an_encoder_are_slopes_times_new_inputs(kind, conve
     found = scores.mlp.sel(score="downstream")
     for i, prompt in enumerate(PROMPTS):
         for layer in range(c.N_LAYERS):
-            read, written = {}, {}
-            for which, plain in (("old", before), ("new", after)):
-                block = plain.base_model.encoder.layer[layer]
-                handles = [
-                    block.intermediate.register_forward_pre_hook(
-                        lambda _, args, which=which: read.__setitem__(which, args[0])
-                    ),
-                    block.output.dense.register_forward_hook(
-                        lambda _m, _a, y, which=which: written.__setitem__(which, y)
-                    ),
-                ]
-                r = c.reward(plain, prompt, kind)
-                if which == "old":
-                    slope = torch.autograd.grad(r, written["old"], retain_graph=True)[0]
-                for handle in handles:
-                    handle.remove()
             block = before.base_model.encoder.layer[layer]
-            moved = block.output.dense(block.intermediate(read["new"])) - written["old"]
+            reward, _, old = _through_mlp(before, layer, prompt, kind)
+            slope = torch.autograd.grad(reward, old)[0]
+            _, new, _ = _through_mlp(after, layer, prompt, kind)
+            moved = block.output.dense(block.intermediate(new)) - old
             expected = (slope * moved).sum(-1)[0].detach().numpy()
             ours = found.isel(prompt=i, layer=layer).values[: len(expected)]
             np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-8)
+
+
+def _through_mlp(plain, layer, prompt, kind):
+    """Return the reward, and what an MLP reads and writes on the way to it."""
+    block, seen = plain.base_model.encoder.layer[layer], {}
+    handles = [
+        block.intermediate.register_forward_pre_hook(lambda _, args: seen.update(read=args[0])),
+        block.output.dense.register_forward_hook(lambda _m, _a, y: seen.update(written=y)),
+    ]
+    reward = c.reward(plain, prompt, kind)
+    for handle in handles:
+        handle.remove()
+    return reward, seen["read"], seen["written"]
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -236,7 +249,8 @@ def test_scores_of_a_decoder_are_those_of_the_language_model_with_its_head(kind)
             causal.lm_head.weight[rows] = plain.score.weight
         models.append(c.hooked(causal, kind))
     theirs = [Prompt(p.text, p.answer, LABELS) for p in SINGLE]
-    for of in (ecstruct.score, ecstruct.causal_scores):
+    both: tuple[Any, ...] = (ecstruct.score, ecstruct.causal_scores)
+    for of in both:
         ours, expected = (
             of(*pair, prompts, progress=False)
             for pair, prompts in ((c.hooked_pair(kind), SINGLE), (models, theirs))
@@ -312,7 +326,8 @@ def test_labels_without_names_are_named(tmp_path):
     model = ecstruct.load(folder, labels=LABELS)
     assert ecstruct.ranks(model, PROMPTS).shape == (len(PROMPTS),)
     ecstruct.save_model(model, tmp_path / "named")
-    assert ecstruct.load(tmp_path / "named").original_model.config.id2label == dict(enumerate(LABELS))
+    saved: Any = ecstruct.load(tmp_path / "named").original_model
+    assert saved.config.id2label == dict(enumerate(LABELS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -350,10 +365,15 @@ def test_records_of_inference_tasks_are_pairs(tmp_path):
     rows = rows.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
     expected = (Prompt("ada knows bo .", "yes", second="bo ."),)
     for given in (str(file), rows, [record], list(expected), [expected[0].to_record()]):
-        assert ecstruct.facts.prompt.as_prompts(given) == expected
+        assert as_prompts(given) == expected
+    assert ecstruct.facts.read(file).facts == expected
+    other = {**record, "hypothesis": "ada .", "label": "no"}  # of the same premise, and no contradiction
+    both = ecstruct.facts.read(datasets.Dataset.from_list([record, other]))
+    assert [p.second for p in both.facts] == ["bo .", "ada ."] and both.facts[0].options is None
+    assert ecstruct.FactSet.from_dataset(both.to_dataset()).facts == both.facts
     unlabelled = rows.map(lambda _: {"label": -1})
     with pytest.raises(InputError, match=r"row 0 of the dataset: the answer .* is -1"):
-        ecstruct.facts.prompt.as_prompts(unlabelled)
+        as_prompts(unlabelled)
 
 
 def test_subjects_of_pairs_are_found_in_the_first_text():

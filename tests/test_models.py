@@ -203,6 +203,8 @@ rounded up to a power of ten:
 OLMo, OLMo-2, Llama, Gemma 2 and 3, Qwen2, Qwen3, GPT-2, GPT-NeoX, GPT-J, Command R+ and Mixtral are also
 compared score by score with interventions on plain models ([scores](scores.md), [trust](trust.md)).
 
+[Classifiers](classifiers.md) of these decoders are read as well, and of encoders BERT's and RoBERTa's.
+
 [SmolLM2](smollm2.md), a Llama, was run end to end. Of some architectures [GGUF
 files](own-checkpoints.md#gguf-files) are read as well.
 

@@ -71,7 +71,7 @@ def _encoded(
         rows = [i for i, its in enumerate(kinds) if its == kind]
         batch = tokenizer(
             [texts[i] for i in rows],
-            [prompts[i].second for i in rows] if paired else None,
+            [prompts[i].second or "" for i in rows] if paired else None,
             add_special_tokens=not wrapped,
             return_offsets_mapping=offsets,
             return_attention_mask=False,

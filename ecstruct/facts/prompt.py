@@ -68,6 +68,11 @@ class Prompt:
             object.__setattr__(self, "wrapper", tuple(self.wrapper))
 
     @property
+    def texts(self) -> tuple[str, str | None]:
+        """The text, and the second one of a pair."""
+        return self.text, self.second
+
+    @property
     def between(self) -> str:
         """The string between the text and the answer."""
         if self.wrapper is not None:
@@ -213,6 +218,7 @@ def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
 def _named_labels(data: datasets.Dataset) -> Iterable[Mapping[str, Any]]:
     """Return the rows of a dataset, with the names of labels that it stores as numbers."""
     kinds = {key: kind for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    row: Any
     for row in data:
         named = {key: kind.int2str(row[key]) for key, kind in kinds.items() if (row[key] or 0) >= 0}
         yield {**row, **named}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
-from ecstruct.models.classifiers import hookable
+from ecstruct.models.classifiers import hookable, recognised
 from ecstruct.models.tied import note_what_is_tied
 
 _OTHER_SENSES = ("vision_config", "audio_config")
@@ -41,7 +41,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     hf.config.return_dict = True  # outputs are read by name
     hf.config._experts_implementation = "eager"  # any dtype, and differentiable with respect to weights
     try:
-        with nothing_installed():
+        with nothing_installed(), recognised(hf):
             model = TransformerBridge.boot_transformers(
                 name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
             )

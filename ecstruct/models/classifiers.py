@@ -12,8 +12,11 @@ attention), x = ln2_post(x + MLP). If an encoder embeds the second text of a pai
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -99,7 +102,6 @@ def hookable(hf: Any) -> Any:
     if not is_classifier(hf.config):
         return hf
     labels_in(hf.config)  # raises if it has no labels
-    _register_adapter(hf)
     return everywhere(hf)
 
 
@@ -129,8 +131,19 @@ def _embeds_second(config: Any) -> bool:
     return is_encoder(config) and getattr(config, "type_vocab_size", 1) > 1
 
 
-def _register_adapter(hf: Any) -> None:
-    """Tell TransformerLens where the modules of a classifier are."""
+@contextmanager
+def recognised(hf: Any) -> Iterator[None]:
+    """Let TransformerLens know in this context where the modules of a classifier are."""
+    if not is_classifier(hf.config):
+        yield
+        return
+    name, adapter = type(hf).__name__, _adapter_of(hf)
+    ArchitectureAdapterFactory.register_adapter(name, adapter)
+    with patch.dict(SUPPORTED_ARCHITECTURES, {name: adapter}):  # by which an architecture is recognised
+        yield
+
+
+def _adapter_of(hf: Any) -> Any:
     model_type = hf.config.model_type
     if is_encoder(hf.config) and model_type not in _HEADS:
         raise InputError(
@@ -155,16 +168,16 @@ def _register_adapter(hf: Any) -> None:
             parts["unembed"] = UnembeddingBridge(name=classifier)
             parts["blocks"] = _post_normed(parts["blocks"])
 
-    SUPPORTED_ARCHITECTURES[type(hf).__name__] = OfClassifier  # by which an architecture is recognised
-    ArchitectureAdapterFactory.register_adapter(type(hf).__name__, OfClassifier)
+    return OfClassifier
 
 
 def _post_normed(blocks: Any) -> BlockBridge:
     """Give the norms of an encoder's blocks the names of norms after attention and MLP."""
-    named = {"ln1": "ln1_post", "ln2": "ln2_post"}
+    parts: dict[str, Any] = blocks.submodules
+    renamed = {"ln1": "ln1_post", "ln2": "ln2_post"}
     return BlockBridge(
         name=blocks.name,
-        submodules={named.get(name, name): part for name, part in blocks.submodules.items()},
+        submodules={renamed.get(name) or name: part for name, part in parts.items()},
         hook_alias_overrides={
             "hook_attn_out": "attn.hook_out",
             "hook_mlp_out": "mlp.out.hook_out",

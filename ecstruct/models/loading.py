@@ -68,13 +68,13 @@ def load(
 
     Args:
         source: `"organism"` (the model in the package), `"smollm2"` or `"minilm"` (a pretrained language
-            model and an encoder, fetched on first use), a local Hugging Face folder, a GGUF file or a folder with one (which is dequantised), a
-            hub id, `"id@revision"`, `"folder@step"` (see `ecstruct.checkpoints`), the `.safetensors` file
-            of a `WeightDelta` or the folder of an adapter, which both name the model they change, or a
-            model in memory. A Hugging Face model is taken over: its modules become part of the hooked
-            model, and the two share weights. A peft model is copied and merged. The weights of a
-            HookedTransformer (TransformerLens 3) are copied; its configuration and tokenizer are read from
-            the checkpoint it was made from, named by `cfg.tokenizer_name`.
+            model and an encoder, fetched on first use), a local Hugging Face folder, a GGUF file or a
+            folder with one (which is dequantised), a hub id, `"id@revision"`, `"folder@step"` (see
+            `ecstruct.checkpoints`), the `.safetensors` file of a `WeightDelta` or the folder of an adapter,
+            which both name the model they change, or a model in memory. A Hugging Face model is taken over:
+            its modules become part of the hooked model, and the two share weights. A peft model is copied
+            and merged. The weights of a HookedTransformer (TransformerLens 3) are copied; its configuration
+            and tokenizer are read from the checkpoint it was made from, named by `cfg.tokenizer_name`.
         revision: Branch, tag or commit on the hub, or step; the same as after the `@`.
         adapter: Folder or hub id of a low-rank adapter (of peft: LoRA, rsLoRA, DoRA), which is merged into
             the weights before they are cast to `dtype`.

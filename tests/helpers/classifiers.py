@@ -18,9 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 import ecstruct
 from ecstruct import Prompt
+from helpers import tiny
 from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, fill, perturb
 
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
+OTHERS = ("qwen2", "qwen3", "gemma2", "gemma3", "neox", "gptj", "phi", "olmo", "olmo2")
+"""Further decoders."""
+
 LABELS = ("yes", "no", "maybe")
 _WORDS = ("ada", "bo", "cy", "knows", "likes", "sees", "nobody", "often", "not", *LABELS)
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -70,7 +74,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 
 def config(kind: str, labels: tuple[str, ...] = LABELS, **changes: Any) -> Any:
-    of, sizes = _CONFIGS[kind]
+    of, sizes = _CONFIGS.get(kind) or tiny._CONFIGS[kind]
     named = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     size = {"vocab_size": len(_SPECIAL) + len(_WORDS), "pad_token_id": 0}
     ends = {"bos_token_id": None, "eos_token_id": None}

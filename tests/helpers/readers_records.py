@@ -300,7 +300,7 @@ def written(folder: Path, format: str, *records: Any) -> Path:
     elif format == "lre" and len(records) == 1:
         path = folder / "relation.json"
         path.write_text(json.dumps(records[0], indent=4), encoding="utf-8")
-    elif format in ("reversal", "messages", "prompts"):
+    elif format in ("reversal", "messages", "prompts", "pairs"):
         path = folder / f"{format}.jsonl"
         path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     else:

@@ -30,7 +30,7 @@ class _Once:
         self._index: dict[tuple[str, str | None], int] = {}
 
     def add(self, said: Said, place: str) -> int:
-        index = self._index.setdefault(_read(said), len(self.said))
+        index = self._index.setdefault(said.prompt.texts, len(self.said))
         if index == len(self.said):
             self.said.append(said)
             self.places.append(place)
@@ -38,18 +38,13 @@ class _Once:
 
     def against(self, said: Said) -> str | None:
         """Return how a prompt contradicts one in the list, or `None`."""
-        index = self._index.get(_read(said))
+        index = self._index.get(said.prompt.texts)
         if index is None or self.said[index].prompt.answer == said.prompt.answer:
             return None
         return (
             f"{said.prompt.text[:100]!r} is answered by {said.prompt.answer[:50]!r}, but at "
             f"{self.places[index]} by {self.said[index].prompt.answer[:50]!r}"
         )
-
-
-def _read(said: Said) -> tuple[str, str | None]:
-    """Return all that is read of a prompt before its answer."""
-    return said.prompt.text, said.prompt.second
 
 
 def assemble(cases: Sequence[tuple[str, Case]], name: str) -> tuple[FactSet, list[Skipped]]:

@@ -1,5 +1,5 @@
 """Records of ecstruct's own format, in JSONL, CSV or a dataset: `prompt` and `answer`, and optionally
-`options`, `subject`, `template`, `aliases`, `wrapper` and `space`, as everywhere in ecstruct.
+`options`, `subject`, `template`, `aliases`, `wrapper`, `space` and `second`, as everywhere in ecstruct.
 
 `role` is `fact` (the default), `implication` or `known`. Records with the same `case` belong together: an
 implication follows from the facts and the known facts of its case. `new_hops` of an implication are counted
@@ -55,4 +55,5 @@ def _new_hops(value: Any) -> tuple[int, ...]:
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = frozenset(map(str, range(1, 101)))
+
 OWN = Format("prompts", "prompts of ecstruct", frozenset({"prompt", "answer"}), _case)
