@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import classifiers
 from helpers.oracle import ids_of
 from helpers.tiny import N_HEADS, N_LAYERS, PROMPTS, hooked_pair, plain_pair
 
@@ -49,6 +50,29 @@ def test_shares_are_those_of_the_models_own_attention(family: str) -> None:
     assert table["others"].tolist() == pytest.approx(shares[~HEADS].mean(0).tolist(), abs=1e-6)
     assert "The 2 heads attend to" in found.conclusion()
     assert len(found.figure.data)
+
+
+def test_words_that_both_texts_of_a_pair_share_are_the_same_token() -> None:
+    model, plain = classifiers.hooked_pair("bert")[0], classifiers.plain_pair("bert")[0]
+    found = attended(model, classifiers.PROMPTS, HEADS)
+    tokenizer, share = classifiers.tokenizer("bert"), np.zeros((N_LAYERS, N_HEADS))
+    special = set(tokenizer.all_special_ids)
+    plain.set_attn_implementation("eager")
+    for prompt in classifiers.PROMPTS:
+        read = tokenizer(prompt.text, prompt.second, return_tensors="pt")
+        with torch.no_grad():
+            patterns = plain(**read, output_attentions=True).attentions
+        ids = read["input_ids"][0].tolist()
+        for query, token in enumerate(ids):
+            for key, other in enumerate(ids):
+                if key != query and token == other and token not in special:
+                    for layer, pattern in enumerate(patterns):
+                        share[layer] += (
+                            pattern[0, :, query, key].numpy() / len(ids) / len(classifiers.PROMPTS)
+                        )
+    assert share.min() > 0.01
+    np.testing.assert_allclose(found.shares.sel(kind="the same token").values, share, atol=1e-6)
+    np.testing.assert_allclose(found.shares.sum("kind").values, 1, atol=1e-6)
 
 
 def test_what_cannot_be_compared() -> None:
