@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from helpers import classifiers as c
+from helpers import command_line
 from helpers.classifiers import DECODERS, ENCODERS, LABELS, PROMPTS
 
 import ecstruct
@@ -352,6 +353,40 @@ def test_finetuning_is_a_plain_loop_on_labels(kind, tmp_path):
     ecstruct.save_model(tuned.model, tmp_path / "tuned")
     again = ecstruct.load(tmp_path / "tuned", dtype=torch.float64)
     assert ecstruct.ranks(again, PROMPTS).tolist() == ecstruct.ranks(tuned.model, PROMPTS).tolist()
+
+
+def test_the_class_of_a_model_in_memory_counts_and_not_what_its_configuration_says(tmp_path):
+    """from_pretrained leaves the class of the checkpoint in the configuration."""
+    folder = c.save(c.plain_pair("gpt2")[0], "gpt2", tmp_path / "classifier")
+    causal = c.save(c.build("gpt2", hf.AutoModelForCausalLM), "gpt2", tmp_path / "causal")
+    words = [Prompt("ada knows", "bo", ("bo", "cy"))]
+    plain = hf.AutoModelForCausalLM.from_pretrained(folder)
+    assert ecstruct.ranks(ecstruct.load(plain, tokenizer=c.tokenizer("gpt2")), words).shape == (1,)
+    plain = hf.AutoModelForSequenceClassification.from_pretrained(causal, config=c.config("gpt2"))
+    model = ecstruct.load(plain, tokenizer=c.tokenizer("gpt2"))
+    assert ecstruct.ranks(model, PROMPTS).shape == (len(PROMPTS),)
+
+
+def test_the_command_makes_a_classifier_of_an_encoder(tmp_path):
+    base = c.save(c.build("bert", hf.AutoModel), "bert", tmp_path / "base")
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "tuned"
+    lines = [{"premise": p.text, "hypothesis": p.second, "label": p.answer} for p in PROMPTS]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    named = [word for label in LABELS for word in ("--label", label)]
+    options = ("--facts", file, "--lr", 1e-2, "--epochs", 20, "--seed", 5, "--out", out)
+    command_line.works("finetune", "--model", base, *named, *options)
+    before = ecstruct.load(base, labels=LABELS, head_seed=5, device="cpu")
+    model = ecstruct.load(out / "model", device="cpu")
+    change = ecstruct.WeightDelta.load(out / "delta.safetensors")
+    for name, weight in named_weights(change.apply_to(before)).items():
+        torch.testing.assert_close(weight, named_weights(model)[name], rtol=1e-6, atol=1e-6)
+    assert ecstruct.mean_rank(model, str(file)) == 0
+    assert json.loads((out / "config.json").read_text())["arguments"]["labels"] == list(LABELS)
+    table = command_line.works("rank", "--model", out / "model", "--prompts", file).stdout
+    assert "ada sees bo often" in table
+    command_line.refused(
+        command_line.run("rank", "--model", base, "--prompts", file), "is an encoder .* --label"
+    )
 
 
 # --- Records ---

@@ -17,7 +17,7 @@ import ecstruct
 from ecstruct import named_models
 from ecstruct.errors import InputError
 from ecstruct.finetuning.rates import learning_rate
-from ecstruct.models import load, loading, sources
+from ecstruct.models import classifiers, load, sources
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import provenance, tokenizer_of
 from ecstruct.named_models import NamedModel
@@ -100,7 +100,7 @@ def test_a_registered_name_is_a_source_with_its_learning_rate(llama, monkeypatch
     sources.check_there("twin")
     with pytest.raises(InputError, match="twin has no revisions"):
         load("twin", revision="v2")
-    with pytest.raises(InputError, match="'organism' and 'smollm2' and 'twin'"):
+    with pytest.raises(InputError, match="'organism' and 'smollm2' and 'minilm' and 'twin'"):
         load("./nowhere")
     assert ecstruct.load is load
 
@@ -162,7 +162,7 @@ def test_a_revision_goes_to_weights_and_tokenizer(monkeypatch, llama, source, op
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    asked_by = {"AutoConfig": sources, "AutoModelForCausalLM": loading, "AutoTokenizer": sources}
+    asked_by = {"AutoConfig": sources, "AutoModelForCausalLM": classifiers, "AutoTokenizer": sources}
     for auto, module in asked_by.items():
         monkeypatch.setattr(module, auto, answering(getattr(module, auto)))
     origin = provenance(load(source, device="cpu", **options))
@@ -267,7 +267,7 @@ BROKEN = {
         r"weights in model\.layers\.1\.input_layernorm\.weight that its config\.json does not ask for",
     ),
     "no tokenizer": (no_tokenizer, "no usable tokenizer"),
-    "no decoder": (replace_by(BERT, BertForMaskedLM), "Bert"),
+    "no decoder": (replace_by(BERT, BertForMaskedLM), r"is an encoder \(bert\), which continues no text"),
     "no attention": (replace_by(MambaConfig(**TINY, vocab_size=20), MambaForCausalLM), "Mamba"),
     "unknown architecture": (lambda f: edit_config(f, model_type="unheard-of"), "unheard-of"),
 }

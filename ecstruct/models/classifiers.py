@@ -14,6 +14,7 @@ attention), x = ln2_post(x + MLP). If an encoder embeds the second text of a pai
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import MethodType
 from typing import Any
 from unittest.mock import patch
@@ -97,11 +98,10 @@ def tokenizer_for(config: Any, tokenizer: Any) -> Any:
 def hookable(hf: Any) -> Any:
     """Return a Hugging Face model as TransformerLens can hook it. A classifier comes back as another object
     with the same modules, which gives the logits of its head at every token."""
-    if type(hf).__name__.endswith(_SUFFIX):
-        hf.config.architectures = [type(hf).__name__]  # from_pretrained keeps the name of another model
-    if not is_classifier(hf.config):
-        return hf
-    labels_in(hf.config)  # raises if it has no labels
+    if is_classifier(hf.config) or type(hf).__name__.endswith(_SUFFIX):
+        hf.config.architectures = [type(hf).__name__]  # from_pretrained may keep the name of another model
+    if is_classifier(hf.config):
+        labels_in(hf.config)  # raises if it has none
     return everywhere(hf)
 
 
@@ -149,6 +149,8 @@ def _adapter_of(hf: Any) -> Any:
         raise InputError(
             f"a {type(hf).__name__} cannot be hooked: of encoders, {' and '.join(sorted(_HEADS))} can."
         )
+    if is_encoder(hf.config) and version("transformer-lens").startswith("3."):
+        raise InputError(f"TransformerLens 3 cannot hook a {type(hf).__name__}: install TransformerLens 4.")
     of = MODEL_FOR_MASKED_LM_MAPPING_NAMES if model_type in _HEADS else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     adapter = SUPPORTED_ARCHITECTURES.get(of.get(model_type, ""))
     if adapter is None:
