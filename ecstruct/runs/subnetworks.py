@@ -147,13 +147,15 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     core_of = Core.load(config.core)
 
     def pruned(model: TransformerBridge) -> dict[float, Masks]:
-        options = PruneOptions.given(vars(config) | {"kinds": core_of.kinds})
+        options: dict[str, Any] = dict(vars(PruneOptions.given(vars(config) | {"kinds": core_of.kinds})))
+        del options["sparsity"]
+        kept = out / "unfinished"
         return {
             sparsity: prune(
-                model,
-                config.prompts,
-                **(vars(options) | {"sparsity": sparsity}),
-                checkpoint=out / "unfinished" / f"{len(models.found)}-{sparsity}.safetensors",
+                *(model, config.prompts),
+                **options,
+                sparsity=sparsity,
+                checkpoint=kept / f"{len(models.found)}-{sparsity}.safetensors",
                 progress=progress,
             )
             for sparsity in config.sparsities or ()
