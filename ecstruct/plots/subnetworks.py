@@ -164,8 +164,9 @@ def spread(
         hovertemplate=hover,
     )
     across, up = (np.concatenate([getattr(trace, name) for trace in figure.data]) for name in "xy")
-    figure.update_xaxes(showgrid=True, range=_from_zero(across))
-    figure.update_yaxes(range=_from_zero(up))
+    shown = _from_zero if measure == "mean_rank" else _about
+    figure.update_xaxes(showgrid=True, range=shown(across))
+    figure.update_yaxes(range=shown(up))
     return figure.update_layout(showlegend=True)
 
 
@@ -253,3 +254,10 @@ def _from_zero(values: np.ndarray) -> list[float]:
     """Return a range that begins a little below 0, so that no point lies on an axis or its numbers."""
     high = float(np.nanmax(values, initial=0.0)) or 1.0
     return [-0.05 * high, 1.05 * high]
+
+
+def _about(values: np.ndarray) -> list[float]:
+    """Return a range that is a little wider than the values."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    spare = 0.08 * (high - low) or 0.05
+    return [low - spare, high + spare]
