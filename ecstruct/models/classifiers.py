@@ -202,8 +202,8 @@ def with_labels(config: Any, labels: Any, name: str) -> tuple[Any, bool]:
     for label in labels:
         if not isinstance(label, str) or not label.strip() or labels.count(label) > 1:
             raise InputError(
-                f"{label!r} among labels={labels!r} is no text, is empty or is there twice: give names that "
-                "differ."
+                f"{label!r} among labels={labels!r} is no text, is empty or is there twice: give "
+                "names that differ."
             )
     new = not is_classifier(config)
     own = copy.deepcopy(config)
