@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Lt, MinLen
+from annotated_types import Gt, Lt, MinLen
 from typing_extensions import Doc, TypedDict
 
 from ecstruct.io.values import Count, Number, Seed, Text, Whole
@@ -20,10 +20,12 @@ from ecstruct.options import (
     FinetuneOptions,
     Form,
     Options,
+    Positive,
     PruneOptions,
     RecallOptions,
     RewardName,
     ScoreOptions,
+    Times,
     Word,
 )
 
@@ -215,6 +217,17 @@ class Emergence(Options):
         Word("--kinds"),
     ] = ("heads",)
     ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
+    added: Annotated[
+        list[Text] | None, Doc("A component that is added to the core, as 'head 5.2'; repeatable.")
+    ] = None
+    sparsities: Annotated[
+        Annotated[list[Annotated[float, Gt(0), Lt(1)]], MinLen(1)] | None,
+        Doc("Prune each checkpoint to this share, for its effective size; repeatable."),
+        Word("--sparsity"),
+    ] = None
+    seeds: Annotated[Count, Doc("With --sparsity: how many subnetworks.")] = 4
+    steps: Annotated[Times, Doc("With --sparsity: of optimisation.")] = 500
+    batch_size: Annotated[Positive, Doc("With --sparsity: prompts per step and seed.")] = 32
     fingerprints: Prints = None
 
 
@@ -251,6 +264,9 @@ class Finetune(FinetuneOptions):
         Word("--label"),
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
+    save_epochs: Annotated[
+        bool, Doc("Write the weight delta, or with the whole model that, after each epoch to OUT/epochs.")
+    ] = False
     fingerprint: Annotated[str | None, "of the weights"] = None
 
 

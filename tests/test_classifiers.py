@@ -460,9 +460,10 @@ def test_other_outputs_than_labels_are_refused(kind, changes, said):
 
 def test_labels_that_cannot_be_used_are_refused(tmp_path):
     folder = c.save(c.plain_pair("bert")[0], "bert", tmp_path / "classifier")
-    for labels in ("yes", ["yes"], ["yes", "yes"], ["yes", 1], ["yes", " "]):
+    wrong: Any
+    for wrong in ("yes", ["yes"], ["yes", "yes"], ["yes", 1], ["yes", " "], ["a", ["b"]], 2):
         with pytest.raises(InputError, match="label"):
-            ecstruct.load(folder, labels=labels)
+            ecstruct.load(folder, labels=wrong)
     with pytest.raises(InputError, match="is a classifier with the labels yes, no, maybe, and labels="):
         ecstruct.load(folder, labels=["a", "b"])
     with pytest.raises(InputError, match="a model in memory has a head already"):

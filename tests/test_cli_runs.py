@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from ecstruct import ExtractiveScores, mean_rank, ranks
 from ecstruct.facts import first_hop, read_jsonl
 from ecstruct.models import WeightDelta, load
+from ecstruct.models.bridge import named_weights
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -59,6 +60,37 @@ def test_options_of_finetuning_arrive(inputs, tmp_path):
     tensors = WeightDelta.load(tmp_path / "delta.safetensors").tensors
     assert "embed.weight" in tensors and "blocks.1.attn.q.weight" in tensors
     assert "blocks.0.attn.q.weight" not in tensors
+
+
+def test_weights_after_each_epoch_are_those_of_fewer_epochs(inputs, tmp_path):
+    finetuned(inputs, tmp_path / "all", "--save-epochs", "--epochs", 3)
+    assert sorted(path.name for path in (tmp_path / "all" / "epochs").iterdir()) == [
+        f"{epoch}.safetensors" for epoch in (1, 2, 3)
+    ]
+    finetuned(inputs, tmp_path / "two", "--epochs", 2)
+    kept, fewer, last = (
+        load_file(path)
+        for path in (
+            tmp_path / "all" / "epochs" / "2.safetensors",
+            tmp_path / "two" / "delta.safetensors",
+            tmp_path / "all" / "epochs" / "3.safetensors",
+        )
+    )
+    assert all(torch.equal(t, kept[name]) for name, t in fewer.items())
+    assert all(
+        torch.equal(t, last[name]) for name, t in load_file(tmp_path / "all/delta.safetensors").items()
+    )
+    assert load(str(tmp_path / "all" / "epochs" / "2.safetensors"), device="cpu")
+    finetuned(inputs, tmp_path / "whole", "--save-epochs", "--save-model")
+    ends = [load(str(tmp_path / "whole" / name), device="cpu") for name in ("model", "epochs@2")]
+    weights, again = map(named_weights, ends)
+    for name, t in weights.items():
+        torch.testing.assert_close(again[name], t)  # the delta is added to the weights, which rounds
+    with_lora = run(
+        *("finetune", "--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 0.01),
+        *("--save-epochs", "--lora", "r=2", "--out", tmp_path / "lora"),
+    )
+    refused(with_lora, "without lora")
 
 
 def test_finetuning_again_gives_the_same_weights(inputs, tmp_path):

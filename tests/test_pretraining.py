@@ -7,11 +7,12 @@ from itertools import chain
 
 import pytest
 import torch
-from helpers.command_line import run
+from helpers.command_line import refused, run
 from transformers import AutoTokenizer, OlmoForCausalLM
 
 from ecstruct import organism
 from ecstruct.errors import InputError
+from ecstruct.models.steps import checkpoints
 from ecstruct.organism import Phase, Recipe, training
 from ecstruct.organism.locality import local_attention
 from ecstruct.organism.sentences import MIXTURE, training_sentences, vocabulary
@@ -244,6 +245,14 @@ def test_the_command_of_a_run_gives_the_same_bits(made, tmp_path):
     assert not (tmp_path / "again" / "snapshots").exists()
     again = json.loads((tmp_path / "again" / "pretraining.json").read_text())
     assert again | {"seconds": 0} == json.loads(json.dumps(report)) | {"seconds": 0}
+
+
+def test_the_command_keeps_checkpoints_at_equal_distances(tmp_path):
+    words = ("organism", "pretrain", "--steps", "2", "--threads", "1", "--quiet")
+    result = run(*words, "--checkpoints", "2", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert list(checkpoints(tmp_path / "out" / "snapshots")) == [1, 2]
+    refused(run(*words, "--checkpoints", "3", "--out", str(tmp_path / "none")), "more than the 2 steps")
 
 
 def test_the_command_of_the_checkpoint_is_the_run_that_made_it(tmp_path, monkeypatch):

@@ -12,11 +12,13 @@ from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS
 
 import ecstruct
 from ecstruct.errors import InputError
+from ecstruct.scores.components import component_names
 from ecstruct.subnetworks.ablation import ablate_core, drawn_outside
 from ecstruct.subnetworks.best_and_worst import generalising
 from ecstruct.subnetworks.common_core import core
 from ecstruct.subnetworks.dependence_on_core import Dependence, dependence
 from ecstruct.subnetworks.emergence_in_training import Emergence, emergence
+from ecstruct.subnetworks.evaluation import effective_size, evaluate
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Reference
 
@@ -224,9 +226,9 @@ def test_checkpoints_have_the_ranks_of_plain_models():
     pair = tiny.hooked_pair("llama")
     course = emergence({"start": pair[0], 7: pair[1]}, core(masks("llama")), FACTS, IMPLICATIONS)
     assert course.checkpoints == ["start", "7"]
-    assert course.ranks("full model", "in-domain") == [ecstruct.mean_rank(m, FACTS) for m in pair]
-    assert course.ranks("the core alone", "in-domain")[0] == mean_rank("llama", FACTS, ONLY, ALL_MLPS)
-    without = course.ranks("without the core", "generalization")[0]
+    assert course.course("full model", "in-domain") == [ecstruct.mean_rank(m, FACTS) for m in pair]
+    assert course.course("the core alone", "in-domain")[0] == mean_rank("llama", FACTS, ONLY, ALL_MLPS)
+    without = course.course("without the core", "generalization")[0]
     assert without == mean_rank("llama", IMPLICATIONS, ~ONLY, ALL_MLPS)
     assert course.chosen.empty
     assert len(course.figure.data) > 2
@@ -242,6 +244,40 @@ def test_pruning_at_a_checkpoint_says_how_often_the_core_is_chosen():
     assert chosen["all"] == pytest.approx(its.heads.values.mean())
     assert chosen["added"] == pytest.approx(its.heads.values[:, found.heads.values].mean())
     assert "the core and the added alone" in set(course.frame["network"])
+
+
+def test_the_effective_size_is_that_of_each_checkpoints_own_subnetworks():
+    pair, its = tiny.hooked_pair("llama"), masks("llama")
+    few, many = its.select(its.seeds[:1]), its.select(its.seeds[1:])
+    course = emergence(
+        {"start": pair[0], "end": pair[1]},
+        core(its),
+        FACTS,
+        IMPLICATIONS,
+        prune=lambda _: {0.3: few, 0.6: many},
+    )
+    sizes = course.sizes(within=0.2).set_index("checkpoint")
+    for label, model in zip(("start", "end"), pair, strict=True):
+        evaluations = {s: evaluate(model, of, FACTS, progress=False) for s, of in ((0.3, few), (0.6, many))}
+        assert sizes.loc[label, "size"] == effective_size(evaluations, within=0.2)
+        full = evaluate(model, few, IMPLICATIONS, progress=False)["full_accuracy"].item()
+        assert sizes.loc[label, "generalization accuracy"] == full
+        own = course.subnetworks.query(
+            "checkpoint == @label and prompts == 'in-domain' and sparsity == 0.6"
+        )
+        assert own["accuracy"].tolist() == evaluations[0.6]["accuracy"].values.tolist()
+    assert "effective size goes from" in course.conclusion()
+    assert len(course.size_figure.data) == 2 and len(course.accuracy_figure.data) > 2
+
+
+def test_what_is_added_may_be_named():
+    model, its = tiny.hooked_pair("llama")[0], masks("llama")
+    found = generalising(its, np.arange(4.0)[::-1])
+    names = component_names(found.frame.loc[found.frame["added"] & (found.frame["kind"] == "head")])
+    by_name, whole = (emergence({0: model}, core(its), FACTS, added=of) for of in (names, found))
+    pd.testing.assert_frame_equal(by_name.frame, whole.frame)
+    with pytest.raises(InputError, match=r"head 9\.9"):
+        emergence({0: model}, core(its), FACTS, added=["head 9.9"])
 
 
 def test_components_have_appeared_once_they_cost_half_of_what_they_cost_at_the_end():

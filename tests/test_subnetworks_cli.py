@@ -15,7 +15,7 @@ import ecstruct
 from ecstruct.facts import first_hop, write_jsonl
 from ecstruct.io.store import Kept
 from ecstruct.models import load
-from ecstruct.subnetworks import Core, Masks, Reference, prune
+from ecstruct.subnetworks import Core, Masks, Reference, attended, prune
 from ecstruct.subnetworks import masks as masks_module
 from ecstruct.subnetworks.pruning import Pruning
 
@@ -130,6 +130,8 @@ def test_evaluation_has_every_subnetwork_and_the_full_model(compared, tmp_path):
     facts = ecstruct.mean_rank(load("organism", device="cpu"), first_hop().facts[:6])
     assert rows[0]["in-domain rank"] == pytest.approx(facts)
     assert 0 <= found["effective_size"] <= 100
+    (of_facts,) = found["templates"]["in-domain"]["0.4"]
+    assert of_facts["prompts"] == 6 and of_facts["full model"] == rows[0]["in-domain accuracy"]
     assert (tmp_path / "out" / "generalization-0.4.nc").exists()
     again(tmp_path / "out" / "config.json", tmp_path / "again")
     for name in ("evaluation.json", "in-domain-0.2.nc"):
@@ -146,7 +148,14 @@ def test_the_core_is_written_and_replayed(cored, tmp_path):
     assert {row["of"] for row in account["ablation"]} >= {"full model", "the core alone"}
     assert account["conclusions"]["core"] == core.conclusion()
     page = (cored / "report.html").read_text()
-    for title in ("The core", "Without it", "What generalising subnetworks have"):
+    attention = attended(load("organism", device="cpu"), first_hop().implications[:6], core.heads).table()
+    assert account["attention"] == attention.to_dict(orient="records")
+    for title in (
+        "The core",
+        "Without it",
+        "What generalising subnetworks have",
+        "What its heads attend to",
+    ):
         assert f"<h2>{title}</h2>" in page
     again(cored / "config.json", tmp_path / "again")
     assert json.loads((tmp_path / "again" / "core.json").read_text()) == account

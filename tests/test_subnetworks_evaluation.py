@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from helpers.tiny import N_HEADS, N_LAYERS, PROMPTS, hooked, hooked_pair, plain_
 import ecstruct
 from ecstruct import Prompt
 from ecstruct.errors import InputError
-from ecstruct.plots.subnetworks import spread
-from ecstruct.subnetworks import Masks, Reference, effective_size, evaluate, reference_values
+from ecstruct.plots.subnetworks import accuracy_lines, spread
+from ecstruct.subnetworks import Masks, Reference, by_template, effective_size, evaluate, reference_values
 
 FAMILY = "llama"  # without a bias in its output projections: without weights they write nothing
 OTHER_OPTIONS = [
@@ -146,6 +147,12 @@ def test_the_spread_has_a_point_per_subnetwork_and_a_star() -> None:
     assert (drawn.data[2].x, drawn.data[2].y) == ((0.0,), (0.5,))
     assert "mean rank" in drawn.layout.xaxis.title.text
     assert len(spread(facts, implications).data) == 2
+    facts, implications = measured([0.8, 0.9], 0.95), measured([0.1, 0.6], 0.7)
+    both = [its.assign_coords(seed=[0, 1]) for its in (facts, implications)]
+    drawn = spread(*both, measure="accuracy")
+    assert (drawn.data[0].x, drawn.data[0].y) == ((0.8, 0.9), (0.1, 0.6))
+    assert (drawn.data[1].x, drawn.data[1].y) == ((0.95,), (0.7,))
+    assert "accuracy" in drawn.layout.yaxis.title.text
 
 
 @pytest.mark.parametrize(
@@ -159,3 +166,37 @@ def test_the_spread_has_a_point_per_subnetwork_and_a_star() -> None:
 def test_what_has_no_spread(arguments: tuple, message: str) -> None:
     with pytest.raises(InputError, match=message):
         spread(*arguments)
+
+
+# --- By template ---
+
+
+def test_accuracy_by_template_is_that_of_its_prompts_alone() -> None:
+    model, masks = hooked_pair(FAMILY)[0], masks_of()
+    prompts = [replace(p, template=name) for name in ("b", "a") for p in PROMPTS]
+    prompts = [*prompts[:1], *prompts[len(PROMPTS) :], *prompts[1 : len(PROMPTS)]]
+    found = by_template(evaluate(model, masks, prompts, progress=False))
+    assert found["template"].tolist() == ["b", "a"]
+    for row in found.to_dict(orient="records"):
+        own = evaluate(model, masks, [p for p in prompts if p.template == row["template"]], progress=False)
+        accuracies = own["accuracy"].values
+        assert row["prompts"] == own.sizes["prompt"] == len(PROMPTS)
+        assert row["full model"] == pytest.approx(own["full_accuracy"].item())
+        assert row["mean"] == pytest.approx(accuracies.mean())
+        assert (row["lowest"], row["highest"]) == pytest.approx((accuracies.min(), accuracies.max()))
+
+
+def test_accuracy_is_drawn_against_sparsity() -> None:
+    sets = {
+        "in-domain": {0.5: measured([0.7, 0.9], 1.0), 0.2: measured([0.9, 1.0], 1.0)},
+        "generalization": {0.5: measured([0.1, 0.3], 0.6), 0.2: measured([0.5, 0.5], 0.6)},
+    }
+    figure = accuracy_lines(sets)
+    drawn = {trace.name: trace for trace in figure.data if trace.mode != "lines" or trace.fill is None}
+    assert drawn["in-domain"].y == pytest.approx([1.0, 0.95, 0.8])
+    assert drawn["generalization"].y == pytest.approx([0.6, 0.5, 0.2])
+    assert figure.layout.xaxis.ticktext == ("0%", "20%", "50%")
+    with pytest.raises(InputError, match=r"'generalization' has the sparsities \[0.5\], not \[0.2, 0.5\]"):
+        accuracy_lines({**sets, "generalization": {0.5: measured([0.1], 0.6)}})
+    with pytest.raises(InputError, match="no evaluations"):
+        accuracy_lines({})

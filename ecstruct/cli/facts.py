@@ -1,4 +1,4 @@
-"""`ecstruct facts show`: what is understood of a file of facts, and what is left out of it."""
+"""`ecstruct facts`: what is understood of a file of facts, and an inference task made of one."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import Debug, session
+from ecstruct.cli.words import Debug, Quiet, Seed, session
 
 if TYPE_CHECKING:
     from ecstruct.facts import Prompt, Understood
@@ -42,6 +42,32 @@ def show(
         if out is not None:
             _write(understood, out)
         typer.echo(json.dumps(_account(understood), ensure_ascii=False) if as_json else _text(understood))
+
+
+@facts_app.command()
+def overlap(
+    file: Annotated[Path, typer.Argument(help="HANS: a file with splits, or a folder with one file each.")],
+    out: Annotated[Path, typer.Option(help="Folder for train, in-domain and generalization.jsonl.")],
+    share: Annotated[
+        float, typer.Option(help="Of the in-domain pairs not entailed: how many are counterexamples.")
+    ] = 0.05,
+    per_case: Annotated[
+        int | None, typer.Option(min=1, help="Pairs of each case that are used; all if not given.")
+    ] = None,
+    entailed: Annotated[str, typer.Option(help="The label of entailed pairs.")] = "entailment",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make an inference task that word overlap solves in-domain, and not beyond."""
+    with session(quiet, debug):
+        from ecstruct.facts import overlap_task, read, write_jsonl
+
+        task = overlap_task(read(file), share=share, per_case=per_case, entailed=entailed, seed=seed)
+        for name, pairs in vars(task).items():
+            write_jsonl(pairs, out / f"{name.replace('_', '-')}.jsonl")
+            if not quiet:
+                typer.echo(f"{name.replace('_', '-')}: {len(pairs)} pairs")
 
 
 def _kinds(understood: "Understood") -> dict[str, tuple["Prompt", ...]]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ecstruct.cli.words import Debug, Out, Quiet, Seed, session
+from ecstruct.errors import InputError
 
 organism_app = typer.Typer(help="The embedded model and its synthetic world.", no_args_is_help=True)
 
@@ -19,6 +20,10 @@ def pretrain(
     local_layers: Annotated[
         int, typer.Option(min=0, max=6, help="Layers whose attention is local half of the time.")
     ] = 4,
+    checkpoints: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many checkpoints to keep, at equal distances, in OUT/snapshots."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default all.")] = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -31,6 +36,9 @@ def pretrain(
         recipe = Recipe(local_windows=local_windows(local_layers))
         if steps is not None:
             recipe = replace(recipe, steps=steps)
-        report = run(out, seed=seed, recipe=recipe, threads=threads, progress=not quiet)
+        if (n := checkpoints or 0) > recipe.steps:
+            raise InputError(f"--checkpoints {n} are more than the {recipe.steps} steps: use fewer.")
+        kept = [round(recipe.steps * (i + 1) / n) for i in range(n)]
+        report = run(out, seed=seed, recipe=recipe, snapshots=kept, threads=threads, progress=not quiet)
         if not quiet:
             typer.echo(json.dumps(report["held_out_accuracy"]))

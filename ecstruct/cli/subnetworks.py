@@ -31,4 +31,7 @@ def core() -> None:
 @subnetworks_app.command()
 @command("subnetworks-emergence")
 def emergence() -> None:
-    """From which checkpoint of a training on the core is needed; writes emergence.csv and report.html."""
+    """From which checkpoint of a training on the core is needed; writes emergence.csv and report.html.
+
+    With --sparsity, subnetworks of every checkpoint are found too, and its effective size.
+    """

@@ -11,6 +11,7 @@ from ecstruct.facts.composition import compose
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.fictitious_relations import Fictitious, fictitious
 from ecstruct.facts.invented_people import mayors, people
+from ecstruct.facts.overlap import OverlapTask, overlap_task
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts, read_jsonl, write_jsonl
 from ecstruct.facts.readers import FORMATS, Understood, read, understand
 from ecstruct.facts.relations import Relation, read_relations
@@ -22,6 +23,7 @@ __all__ = [
     "Derivation",
     "FactSet",
     "Fictitious",
+    "OverlapTask",
     "Prompt",
     "PromptsLike",
     "Relation",
@@ -32,6 +34,7 @@ __all__ = [
     "first_hop",
     "in_chat",
     "mayors",
+    "overlap_task",
     "people",
     "read",
     "read_jsonl",

@@ -12,7 +12,7 @@ are float32.
     sharded, lora                        one model on many ranks; adapters
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import SelectionLike
 from ecstruct.models.provenance import derived
+
+AfterEpoch = Callable[[int, WeightDelta], None]
 
 __all__ = [
     "Finetuned",
@@ -67,6 +69,7 @@ def finetune(
     recompute: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
+    after_epoch: AfterEpoch | None = None,
     progress: bool = True,
 ) -> Finetuned:
     """Train a copy of a model on the answers of facts, with Adam(0.9, 0.999).
@@ -93,6 +96,8 @@ def finetune(
         checkpoint: a folder to save the state of training to, and to resume from if it has one. What was
             saved is removed at the end.
         checkpoint_every: steps between two checkpoints; by default one is written every ten minutes.
+        after_epoch: is called after every epoch with the number of epochs that are done, and with the
+            weights now minus the original ones. It goes with neither `lora` nor several processes.
         progress: show a progress bar.
 
     Raises:
@@ -118,6 +123,7 @@ def finetune_across(
     evaluate: Mapping[str, PromptsLike] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
+    after_epoch: AfterEpoch | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Finetuned | None:
@@ -130,6 +136,10 @@ def finetune_across(
     chosen = Options(**options)
     if chosen.lora and across.size > 1:
         raise InputError("lora is the way for one process: start it without torchrun, or leave lora away.")
+    if after_epoch and (chosen.lora or across.size > 1):
+        raise InputError(
+            "the weights after each epoch are kept by one process and without lora: leave the other away."
+        )
     facts, asked = as_prompts(facts), _named_prompts(evaluate)
 
     def known() -> tuple[Blueprint, float, int, str | None]:
@@ -158,10 +168,10 @@ def finetune_across(
     if checkpoint is not None:
         kept = Checkpoint(Path(checkpoint), checkpoint_every, config | {"weights": print_of}, across)
 
-    def run(learner: Learner) -> History:
+    def run(learner: Learner, done: Callable[[int], None] | None = None) -> History:
         pad_id = pad_id_of(tokenizer)
         course = (lessons, questions, chosen, rate, pad_id)
-        return train(learner, *course, across=across, checkpoint=kept, progress=progress)
+        return train(learner, *course, across=across, checkpoint=kept, after_epoch=done, progress=progress)
 
     if across.size > 1:
         sharded = Sharded(across, blueprint, model, frozen, chosen.train_embeddings)
@@ -178,11 +188,12 @@ def finetune_across(
     tuned = copy_of(model)
     tuned.eval()
     learner = learner_of(tuned, frozen, chosen.train_embeddings)
+    of_epoch = after_epoch and (lambda epoch: after_epoch(epoch, WeightDelta.between(model, tuned)))
     with (
         requiring_grad_only(list(learner.weights.values()), of=tuned),
         recomputing(list(tuned.blocks), chosen.recompute),
     ):
-        history = run(learner)
+        history = run(learner, of_epoch)
     derived(tuned, model, "finetuned")
     return Finetuned(tuned, WeightDelta.between(model, tuned), history, config)
 

@@ -1,7 +1,7 @@
 """The one training loop: for one process, for many that share a model, and for adapters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -33,9 +33,11 @@ def train(
     *,
     across: Ranks,
     checkpoint: Checkpoint | None = None,
+    after_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> History:
-    """Train the learner's weights in place; all ranks call this.
+    """Train the learner's weights in place; all ranks call this. `after_epoch` is called with the number of
+    epochs that are done.
 
     With a checkpoint, training resumes where it was written, and a SIGTERM lets the step finish and be
     saved, if a handler listens for it.
@@ -84,6 +86,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if (step + 1) % steps_per_epoch == 0:
                 evaluate()
+                if after_epoch:
+                    after_epoch((step + 1) // steps_per_epoch)
             if checkpoint and (told[1] or told[2]):
                 checkpoint.save(learner.weights, optimizer, history)
                 if told[1]:

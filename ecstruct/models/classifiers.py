@@ -12,7 +12,7 @@ attention), x = ln2_post(x + MLP). If an encoder embeds the second text of a pai
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import MethodType
@@ -144,14 +144,15 @@ def recognised(hf: Any) -> Iterator[None]:
 
 
 def _adapter_of(hf: Any) -> Any:
-    model_type = hf.config.model_type
-    if is_encoder(hf.config) and model_type not in _HEADS:
+    """Return TransformerLens' adapter of the architecture, with the head of a classifier."""
+    model_type, encoder = hf.config.model_type, is_encoder(hf.config)
+    if encoder and model_type not in _HEADS:
         raise InputError(
             f"a {type(hf).__name__} cannot be hooked: of encoders, {' and '.join(sorted(_HEADS))} can."
         )
-    if is_encoder(hf.config) and version("transformer-lens").startswith("3."):
+    if encoder and version("transformer-lens").startswith("3."):
         raise InputError(f"TransformerLens 3 cannot hook a {type(hf).__name__}: install TransformerLens 4.")
-    of = MODEL_FOR_MASKED_LM_MAPPING_NAMES if model_type in _HEADS else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    of = MODEL_FOR_MASKED_LM_MAPPING_NAMES if encoder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     adapter = SUPPORTED_ARCHITECTURES.get(of.get(model_type, ""))
     if adapter is None:
         raise InputError(f"TransformerLens cannot hook a {type(hf).__name__}: use another architecture.")
@@ -159,12 +160,12 @@ def _adapter_of(hf: Any) -> Any:
     class OfClassifier(adapter):
         def prepare_model(self, hf_model: Any) -> None:
             super().prepare_model(hf_model)
-            parts = self.component_mapping
-            for name in ("mlm_head", "nsp_head", *(("ln_final",) if model_type in _HEADS else ())):
-                parts.pop(name, None)
-            if model_type not in _HEADS:
+            parts: Any = self.component_mapping
+            if not encoder:
                 parts["unembed"] = UnembeddingBridge(name="score")
                 return
+            for name in ("mlm_head", "nsp_head", "ln_final"):
+                parts.pop(name, None)
             pooler, classifier = _HEADS[model_type]
             parts["pooler"] = LinearBridge(name=pooler)
             parts["unembed"] = UnembeddingBridge(name=classifier)
@@ -196,10 +197,14 @@ def with_labels(config: Any, labels: Any, name: str) -> tuple[Any, bool]:
     Raises:
         InputError: The labels cannot be used, or the checkpoint is a classifier with others.
     """
-    if isinstance(labels, str) or len(labels := [*labels]) < 2 or len(set(labels)) < len(labels):
-        raise InputError(f"labels={labels!r} are no labels: give two or more names that differ.")
-    if wrong := next((each for each in labels if not isinstance(each, str) or not each.strip()), None):
-        raise InputError(f"the label {wrong!r} is no name: give labels as texts.")
+    if isinstance(labels, str) or not isinstance(labels, Collection) or len(labels := [*labels]) < 2:
+        raise InputError(f"labels={labels!r} are no labels: give a list of two names or more.")
+    for label in labels:
+        if not isinstance(label, str) or not label.strip() or labels.count(label) > 1:
+            raise InputError(
+                f"{label!r} among labels={labels!r} is no text, is empty or is there twice: give "
+                "names that differ."
+            )
     new = not is_classifier(config)
     own = copy.deepcopy(config)
     if not new:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.grids import blues, named_axis
+from ecstruct.plots.grids import blues, named_axis, value_grids
 from ecstruct.plots.layout import BAR_WIDTH, axes_of, legend_width, side_by_side
+from ecstruct.plots.lines import Line, line_colours, line_panels
 from ecstruct.plots.panels import dots
 from ecstruct.plots.style import CELLS, INK, LINE_COLOURS
 
@@ -96,13 +98,22 @@ def _is_share(group: str) -> bool:
 Evaluations = xr.Dataset | Mapping[str, xr.Dataset]
 
 
-def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
+_MEASURES = {"mean_rank": "mean rank (0 is best)", "accuracy": "accuracy"}
+
+
+def spread(
+    in_domain: Evaluations,
+    generalization: Evaluations,
+    *,
+    measure: Literal["mean_rank", "accuracy"] = "mean_rank",
+) -> go.Figure:
     """Draw a point per subnetwork, its mean rank in-domain across and beyond it up; the full model is a
     star.
 
     Args:
         in_domain, generalization: What `ecstruct.subnetworks.evaluate` returned on the two sets of prompts,
             or several of each by the names of their groups, as sparsities.
+        measure: What is drawn, mean ranks or accuracies.
 
     Raises:
         InputError: A group or a seed is not in both, or there are no groups.
@@ -116,8 +127,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         raise InputError(f"the groups in-domain are {list(groups)}, those of the other set {list(others)}")
     figure = side_by_side(
         [""],
-        x="in-domain: mean rank (0 is best)",
-        y="generalization: mean rank (0 is best)",
+        x=f"in-domain: {_MEASURES[measure]}",
+        y=f"generalization: {_MEASURES[measure]}",
         widths=[340],
         height=300,
         right=legend_width([*groups, "full model"]),
@@ -128,8 +139,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         if seeds != up["seed"].values.tolist():
             raise InputError(f"the two evaluations of {name!r} are not of the same seeds")
         figure.add_scatter(
-            x=across["mean_rank"].values.tolist(),
-            y=up["mean_rank"].values.tolist(),
+            x=across[measure].values.tolist(),
+            y=up[measure].values.tolist(),
             text=[f"seed {seed}" for seed in seeds],
             name=escape(name, quote=False),
             mode="markers",
@@ -144,8 +155,8 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         )
     first = next(iter(groups))
     figure.add_scatter(
-        x=[float(groups[first]["full_mean_rank"])],
-        y=[float(others[first]["full_mean_rank"])],
+        x=[float(groups[first][f"full_{measure}"])],
+        y=[float(others[first][f"full_{measure}"])],
         name="full model",
         mode="markers",
         cliponaxis=False,
@@ -153,8 +164,89 @@ def spread(in_domain: Evaluations, generalization: Evaluations) -> go.Figure:
         hovertemplate=hover,
     )
     across, up = (np.concatenate([getattr(trace, name) for trace in figure.data]) for name in "xy")
-    figure.update_xaxes(showgrid=True, range=_from_zero(across))
-    figure.update_yaxes(range=_from_zero(up))
+    shown = _from_zero if measure == "mean_rank" else _about
+    figure.update_xaxes(showgrid=True, range=shown(across))
+    figure.update_yaxes(range=shown(up))
+    return figure.update_layout(showlegend=True)
+
+
+def accuracy_lines(sets: Mapping[str, Mapping[float, xr.Dataset]]) -> go.Figure:
+    """Draw accuracy against sparsity, a line per set of prompts: the mean over subnetworks, in a band from
+    the lowest to the highest. The full model stands at a sparsity of 0.
+
+    Args:
+        sets: By the name of the prompts, what `ecstruct.subnetworks.evaluate` returned by sparsity.
+
+    Raises:
+        InputError: There are no evaluations, or one set has others sparsities than another.
+    """
+    sparsities = sorted(next(iter(sets.values()), {}))
+    if not sparsities:
+        raise InputError("there are no evaluations to show; give at least one, by its sparsity")
+    lines = {}
+    for name, by_sparsity in sets.items():
+        if sorted(by_sparsity) != sparsities:
+            raise InputError(f"{name!r} has the sparsities {sorted(by_sparsity)}, not {sparsities}")
+        full = by_sparsity[sparsities[0]]["full_accuracy"].values.reshape(1)
+        each = [full, *(by_sparsity[sparsity]["accuracy"].values for sparsity in sparsities)]
+        mean, low, high = (np.array([of(values) for values in each]) for of in (np.mean, np.min, np.max))
+        lines[name] = Line(np.arange(len(each)), mean, (low, high))
+    figure = line_panels(
+        {"": lines},
+        x="share of the components that is ablated",
+        y="accuracy",
+        hover="%{y:.3~g}",
+        between="subnetworks",
+        colours=line_colours(lines),
+        include=(0.0, 1.0),
+    )
+    ticks = ["0%", *(f"{sparsity:.0%}" for sparsity in sparsities)]
+    return figure.update_xaxes(tickmode="array", tickvals=list(range(len(ticks))), ticktext=ticks)
+
+
+def template_grid(by_sparsity: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Draw the accuracy of the full model and of subnetworks on every template, a panel per sparsity.
+
+    Args:
+        by_sparsity: By title, what `ecstruct.subnetworks.by_template` returns.
+    """
+    panels = {
+        title: frame.set_index("template").drop(columns="prompts") for title, frame in by_sparsity.items()
+    }
+    return value_grids(panels, x="network", y="template", value="accuracy")
+
+
+def size_course(sizes: pd.DataFrame) -> go.Figure:
+    """Draw the effective size of every checkpoint across, and up the accuracy of its full model on each set
+    of prompts. `sizes` is what `ecstruct.subnetworks.Emergence.sizes` returns.
+
+    Raises:
+        InputError: There are no sizes.
+    """
+    if sizes.empty:
+        raise InputError("there are no sizes to show; give emergence(prune=...), which finds subnetworks")
+    names = [name for name in sizes if str(name).endswith(" accuracy")]
+    figure = side_by_side(
+        [""],
+        x="effective size (%)",
+        y="accuracy of the full model",
+        widths=[400],
+        height=300,
+        right=legend_width(names),
+    )
+    for name, colour in zip(names, LINE_COLOURS, strict=False):
+        figure.add_scatter(
+            x=sizes["size"].tolist(),
+            y=sizes[name].tolist(),
+            text=[escape(str(checkpoint), quote=False) for checkpoint in sizes["checkpoint"]],
+            name=escape(name.removesuffix(" accuracy"), quote=False),
+            mode="lines+markers",
+            cliponaxis=False,
+            line={"color": colour, "dash": "dot", "width": 1},
+            marker={"color": colour, "size": 9},
+            hovertemplate="<b>%{text}</b><br>%{x:.0f}%: %{y:.3~g}",
+        )
+    figure.update_yaxes(range=[-0.03, 1.03])
     return figure.update_layout(showlegend=True)
 
 
@@ -162,3 +254,10 @@ def _from_zero(values: np.ndarray) -> list[float]:
     """Return a range that begins a little below 0, so that no point lies on an axis or its numbers."""
     high = float(np.nanmax(values, initial=0.0)) or 1.0
     return [-0.05 * high, 1.05 * high]
+
+
+def _about(values: np.ndarray) -> list[float]:
+    """Return a range that is a little wider than the values."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    spare = 0.08 * (high - low) or 0.05
+    return [low - spare, high + spare]

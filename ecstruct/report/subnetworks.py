@@ -8,9 +8,9 @@ import pandas as pd
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.subnetworks import frequencies, spread
+from ecstruct.plots.subnetworks import accuracy_lines, frequencies, spread, template_grid
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
-from ecstruct.subnetworks import Core, Emergence, Masks, core
+from ecstruct.subnetworks import Core, Emergence, Masks, by_template, core
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 
@@ -49,6 +49,7 @@ def evaluation_report(
     listed = "Every subnetwork, and the full model first; KL, in nats, and agreement with it are in-domain."
     sections = [
         _spread(evaluations),
+        *_templates(evaluations),
         Section("Subnetworks", [Table(table, listed)]),
         Section("Make it again", [Replay(replay)]),
     ]
@@ -66,6 +67,7 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     largest = "Shares of the best and of the worst third that keep a component: the largest."
     sections = [
         _spread(evaluations),
+        *_templates(evaluations),
         Section(
             "The core",
             [
@@ -81,6 +83,12 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
             parts["dependence"],
             "Relative change of what they write; dots are draws.",
             "Relative change, mean over heads.",
+        ),
+        _part(
+            "What its heads attend to",
+            parts["attention"],
+            "Mean attention to each kind of token; dots are heads. Heads are those of the core.",
+            "Share of the attention.",
         ),
     ]
     if "scores" in parts:
@@ -118,11 +126,24 @@ def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Sec
 
 def emergence_report(path: Path, emergence: Emergence, replay: str) -> None:
     """Write the report of a core through the checkpoints of a training."""
-    caption = "Mean rank of the answer at every checkpoint, with and without the core."
-    sections = [
-        Section("Through training", [Picture(emergence.figure, caption), Table(emergence.frame, caption)]),
-        Section("Make it again", [Replay(replay)]),
+    caption = "{} at every checkpoint, with and without the core."
+    pictures = [
+        Picture(emergence.figure, caption.format("Mean rank of the answer")),
+        Picture(emergence.accuracy_figure, caption.format("Accuracy")),
     ]
+    table = Table(emergence.frame, caption.format("Mean rank and accuracy"))
+    sections = [Section("Through training", [*pictures, table])]
+    if len(sizes := emergence.sizes()):
+        shown = (
+            "A point per checkpoint: how much of the model is enough in-domain, and what the model knows."
+        )
+        own = [Picture(emergence.size_figure, shown), Table(sizes, "Effective size, and accuracy.")]
+        chosen = (
+            "How often the subnetworks of every checkpoint keep the components of the core, and of all."
+        )
+        of_chosen = Table(emergence.chosen.dropna(), chosen)
+        sections.append(Section("Subnetworks of every checkpoint", [*own, of_chosen]))
+    sections.append(Section("Make it again", [Replay(replay)]))
     write_report(path, title="Emergence of the core", summary=emergence.conclusion(), sections=sections)
 
 
@@ -134,7 +155,31 @@ def _spread(evaluations: Evaluations) -> Section:
     }
     figure = spread(groups["in-domain"], groups["generalization"])
     caption = "A point per subnetwork: its mean rank in-domain across, and on what follows from it up."
-    return Section("In-domain and beyond", [Picture(figure, caption)])
+    accurate = spread(groups["in-domain"], groups["generalization"], measure="accuracy")
+    lines = accuracy_lines(
+        {
+            prompts: {float(name): found for name, found in by_sparsity.items()}
+            for prompts, by_sparsity in evaluations.items()
+        }
+    )
+    against = "Accuracy against sparsity: the mean over subnetworks, from the lowest to the highest."
+    items: list[Item] = [
+        Picture(figure, caption),
+        Picture(accurate, caption.replace("mean rank", "accuracy")),
+        Picture(lines, against),
+    ]
+    return Section("In-domain and beyond", items)
+
+
+def _templates(evaluations: Evaluations) -> list[Section]:
+    """Show the accuracy on every template of those sets of prompts that have several."""
+    items = []
+    for prompts, by_sparsity in evaluations.items():
+        tables = {f"{float(name):.0%} ablated": by_template(found) for name, found in by_sparsity.items()}
+        if all(len(table) > 1 for table in tables.values()):
+            caption = f"Accuracy on each template, {prompts}: of the full model, and of subnetworks."
+            items.append(Picture(template_grid(tables), caption))
+    return [Section("Template by template", items)] if items else []
 
 
 def _spans(evaluations: Evaluations) -> str:

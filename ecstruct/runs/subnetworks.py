@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 import xxhash
 from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import commands
 from ecstruct.cost import Bar
@@ -23,10 +24,13 @@ from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
 from ecstruct.runs.configuration import again, alone, check_weights, write_config
+from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
     Core,
     Masks,
+    attended,
+    by_template,
     core,
     effective_size,
     emergence,
@@ -77,7 +81,11 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     for prompts, by_sparsity in evaluations.items():
         for name, measured in by_sparsity.items():
             netcdf.write(measured, out / f"{prompts}-{name}.nc", "ecstruct evaluation 1")
-    result = {"effective_size": size, "subnetworks": _records(table)}
+    templates = {
+        prompts: {name: _records(by_template(found)) for name, found in by_sparsity.items()}
+        for prompts, by_sparsity in evaluations.items()
+    }
+    result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
     write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
@@ -116,6 +124,9 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
         )
         if isinstance(parts["dependence"], str):
             bar.total -= dependence_runs
+        bar.phase("attention")
+        none = networks if isinstance(networks, str) else None
+        parts["attention"] = none or attended(model, asked["generalization"], found.heads)
     if scores is not None:
         parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
@@ -133,14 +144,37 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     if len({*config.models}) < len(config.models):
         raise InputError("a checkpoint is given twice: name each once, in the order of the training.")
     models = _Checkpoints(config.models, device, config.fingerprints or {}, progress)
+    core_of = Core.load(config.core)
+
+    def pruned(model: TransformerBridge) -> dict[float, Masks]:
+        options: dict[str, Any] = dict(vars(PruneOptions.given(vars(config) | {"kinds": core_of.kinds})))
+        del options["sparsity"]
+        kept = out / "unfinished"
+        return {
+            sparsity: prune(
+                *(model, config.prompts),
+                **options,
+                sparsity=sparsity,
+                checkpoint=kept / f"{len(models.found)}-{sparsity}.safetensors",
+                progress=progress,
+            )
+            for sparsity in config.sparsities or ()
+        }
+
     found = emergence(
-        *(models, Core.load(config.core), config.prompts, config.generalization),
+        *(models, core_of, config.prompts, config.generalization),
+        added=config.added,
         kinds=config.kinds,
         ablation=config.ablation,
+        prune=pruned if config.sparsities else None,
     )
     write_text(out / "emergence.csv", found.frame.to_csv(index=False))
+    if config.sparsities:
+        write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
+        write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
     emergence_report(out / "report.html", found, again(out))
     write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     _done(out, found.conclusion(), progress)
 
 
@@ -274,8 +308,10 @@ def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
     found = parts["core"]
     account: dict[str, Any] = {"components": {group: found.components(group) for group in found.groups}}
     account["table"] = _records(found.table())
-    account["generalising"] = _records(parts["generalising"].frame)
-    for name in ("ablation", "dependence"):
+    thirds = parts["generalising"]
+    account["generalising"] = _records(thirds.frame)
+    account["added"] = component_names(thirds.frame.loc[thirds.frame["added"]])
+    for name in ("ablation", "dependence", "attention"):
         if not isinstance(parts[name], str):
             account[name] = _records(parts[name].table())
     if "scores" in parts:

@@ -22,6 +22,7 @@ from ecstruct.io import distributed
 from ecstruct.io.files import check_free, exclusive, write_text
 from ecstruct.io.interruption import finishing
 from ecstruct.models.bridge import named_weights
+from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import save_model
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.loading import load
@@ -31,11 +32,12 @@ from ecstruct.runs.configuration import check_weights, described, write_config
 
 def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool) -> None:
     """Finetune and write `delta.safetensors` and `history.json`; with `save_model` also the whole model, as
-    with `labels`, because no file has the new head; with `lora` the adapter. Several processes share the
-    model, and the first writes. An interrupted run continues from `checkpoint`, and rewrites results that
-    it was stopped in the middle of writing."""
+    with `labels`, because no file has the new head; with `lora` the adapter; with `save_epochs` what is
+    written of the weights, after each epoch. Several processes share the model, and the first writes. An
+    interrupted run continues from `checkpoint`, and rewrites results that it was stopped in the middle of
+    writing."""
     source, whole = config.model, config.save_model or config.labels is not None
-    apart = ("model", "labels", "save_model", "fingerprint")
+    apart = ("model", "labels", "save_model", "save_epochs", "fingerprint")
     arguments = {name: value for name, value in vars(config).items() if name not in apart}
     given: list[TransformerBridge] = []  # filled on the first process only
     checkpoint = out / "checkpoint"
@@ -54,12 +56,26 @@ def run_finetune(config: Finetune, out: Path, device: str | None, progress: bool
         check_weights(source, found, config.fingerprint)
         return found
 
+    def keep(epoch: int, delta: WeightDelta) -> None:
+        (out / "epochs").mkdir(exist_ok=True)
+        if whole:
+            shutil.rmtree(out / "epochs" / str(epoch), ignore_errors=True)  # of a run that was stopped
+            save_model(delta.apply_to(given[0]), out / "epochs" / str(epoch))
+        else:
+            delta.save(out / "epochs" / f"{epoch}.safetensors")
+
     with distributed.ranks(device) as joined, exclusive(out):
         joined.agree(described(config, out))
         found = joined.on_first(prepare)
         with finishing():
             model = given[0] if given else None
-            tuned = finetune_across(joined, model, **arguments, checkpoint=checkpoint, progress=progress)
+            tuned = finetune_across(
+                *(joined, model),
+                **arguments,
+                checkpoint=checkpoint,
+                after_epoch=keep if config.save_epochs else None,
+                progress=progress,
+            )
             if tuned is None:
                 return
             note_results(checkpoint, run)

@@ -11,7 +11,9 @@ one. The core alone (with all components of other kinds) shows whether it suffic
 heads shows whether these are what it lacked.
 
 With `prune`, subnetworks are found anew at every checkpoint. The share of them that keeps a head of the
-core, compared with that of all heads, shows when pruning begins to choose the core.
+core, compared with that of all heads, shows when pruning begins to choose the core; and the effective size
+of the checkpoint, beside its accuracy on the generalization set, whether a model that generalises gets by
+with less of itself (Bhaskar et al. find that it does not).
 
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024), who find that the core appears early, and
 generalisation when further heads do.
@@ -20,12 +22,13 @@ generalisation when further heads do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.cost import Bar
@@ -34,10 +37,12 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.store import Steps
 from ecstruct.plots.curves import curve_panels
+from ecstruct.plots.subnetworks import size_course
+from ecstruct.scores.components import selected
 from ecstruct.subnetworks.ablation import Parts, parts_of
 from ecstruct.subnetworks.best_and_worst import Generalising
-from ecstruct.subnetworks.common_core import Core
-from ecstruct.subnetworks.evaluation import both_sets, mean_ranks
+from ecstruct.subnetworks.common_core import Core, MasksLike, as_groups, merged
+from ecstruct.subnetworks.evaluation import both_sets, effective_size, mean_ranks
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.reference import Ablation, reference_values
 
@@ -57,20 +62,47 @@ class Emergence:
     `frame` has a row per `checkpoint`, `network` (of `NETWORKS`) and set of `prompts` ("in-domain",
     "generalization"), with the mean `rank` and the `accuracy`. `chosen` has a row per `checkpoint`, `kind`
     and set of `components` ("core", "added", "all"), with the mean `frequency` with which the checkpoint's
-    own subnetworks keep them (missing for an empty set); it is empty without pruning.
+    own subnetworks keep them (missing for an empty set); it is empty without pruning. So is `subnetworks`,
+    which has a row per `checkpoint`, `sparsity`, `seed` and set of `prompts`: the `rank` and the `accuracy`
+    of the checkpoint's own subnetworks.
     """
 
     frame: pd.DataFrame
     chosen: pd.DataFrame
+    subnetworks: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def checkpoints(self) -> list[str]:
         return list(dict.fromkeys(self.frame["checkpoint"]))
 
-    def ranks(self, network: str, prompts: str) -> list[float]:
-        """Return the mean ranks of one network, checkpoint by checkpoint."""
+    def course(self, network: str, prompts: str, measure: str = "rank") -> list[float]:
+        """Return the mean ranks (or with "accuracy" those) of one network, checkpoint by checkpoint."""
         rows = self.frame.loc[(self.frame["network"] == network) & (self.frame["prompts"] == prompts)]
-        return rows["rank"].tolist()
+        return rows[measure].tolist()
+
+    def sizes(self, *, within: float = 0.03) -> pd.DataFrame:
+        """Return a row per `checkpoint`: the effective `size` of the model, in percent, by the accuracy of
+        its own subnetworks in-domain (see `effective_size`), and the full model's accuracy on each set of
+        prompts. There are no rows without pruning."""
+        if self.subnetworks.empty:
+            return pd.DataFrame()
+        in_domain = self.subnetworks.loc[self.subnetworks["prompts"] == "in-domain"]
+        sets = list(dict.fromkeys(self.frame["prompts"]))
+        rows = []
+        for i, checkpoint in enumerate(self.checkpoints):
+            full = {of: self.course("full model", of, "accuracy")[i] for of in sets}
+            of_checkpoint = in_domain.loc[in_domain["checkpoint"] == checkpoint]
+            found = {
+                float(sparsity): xr.Dataset(
+                    {"accuracy": ("seed", its["accuracy"].to_numpy()), "full_accuracy": full["in-domain"]}
+                )
+                for sparsity, its in of_checkpoint.groupby("sparsity")
+            }
+            size = effective_size(found, within=within)
+            rows.append(
+                {"checkpoint": checkpoint, "size": size, **{f"{of} accuracy": full[of] for of in sets}}
+            )
+        return pd.DataFrame(rows)
 
     def appeared(self) -> pd.DataFrame:
         """Return a row per set of `components` ("core", "added") and of `prompts`: their `cost` at the last
@@ -81,7 +113,7 @@ class Emergence:
             if network not in set(self.frame["network"]):
                 continue
             for prompts in dict.fromkeys(self.frame["prompts"]):
-                cost = np.subtract(self.ranks(network, prompts), self.ranks("full model", prompts))
+                cost = np.subtract(self.course(network, prompts), self.course("full model", prompts))
                 there = np.logical_and.accumulate((cost >= cost[-1] / 2)[::-1])[::-1]
                 first = self.checkpoints[int(np.argmax(there))] if cost[-1] > 0 else None
                 row = {"components": components, "prompts": prompts}
@@ -100,17 +132,37 @@ class Emergence:
                     f"{what} is needed {_in(row['prompts'])} from {row['checkpoint']} on (at the end it "
                     f"costs {row['cost']:.2f} ranks)."
                 )
+        sizes = self.sizes()
+        if len(sizes):
+            first, last = sizes.iloc[0], sizes.iloc[-1]
+            sentences.append(
+                f"The effective size goes from {first['size']:.0f}% at {first['checkpoint']} to "
+                f"{last['size']:.0f}% at {last['checkpoint']}."
+            )
         return " ".join(sentences)
 
     @property
     def figure(self) -> go.Figure:
         """Mean ranks by checkpoint, with a panel per set of prompts."""
+        return self._drawn("rank", "mean rank of the answer (0 is best)")
+
+    @property
+    def accuracy_figure(self) -> go.Figure:
+        """Accuracies by checkpoint, with a panel per set of prompts."""
+        return self._drawn("accuracy", "accuracy")
+
+    @property
+    def size_figure(self) -> go.Figure:
+        """The effective size of every checkpoint, and its full model's accuracy on each set of prompts."""
+        return size_course(self.sizes())
+
+    def _drawn(self, measure: str, y: str) -> go.Figure:
         shown = [name for name in NETWORKS if name in set(self.frame["network"])]
         panels = {
-            prompts: {name: self.ranks(name, prompts) for name in shown}
+            prompts: {name: self.course(name, prompts, measure) for name in shown}
             for prompts in dict.fromkeys(self.frame["prompts"])
         }
-        figure = curve_panels(panels, x="checkpoint", y="mean rank of the answer (0 is best)")
+        figure = curve_panels(panels, x="checkpoint", y=y)
         places = list(range(len(self.checkpoints)))
         return figure.update_xaxes(tickvals=places, ticktext=self.checkpoints, tickmode="array")
 
@@ -121,11 +173,11 @@ def emergence(
     prompts: PromptsLike,
     generalization: PromptsLike | None = None,
     *,
-    added: Generalising | None = None,
+    added: Generalising | Sequence[str] | None = None,
     kinds: str | Sequence[str] = ("heads",),
     reference: PromptsLike | None = None,
     ablation: Ablation = "mean",
-    prune: Callable[[TransformerBridge], Masks] | None = None,
+    prune: Callable[[TransformerBridge], MasksLike] | None = None,
 ) -> Emergence:
     """Follow the core through the checkpoints of a training run.
 
@@ -136,23 +188,28 @@ def emergence(
         core: The core of the trained model's subnetworks.
         prompts: In-domain prompts, such as the facts.
         generalization: Prompts to generalise to, such as the implications.
-        added: The components that the subnetworks that generalise add to the core.
+        added: The components that the subnetworks that generalise add to the core, or their names, such as
+            "head 5.2".
         kinds: As in `ablate_core`.
         reference, ablation: As in `prune`; means are computed anew at every checkpoint.
-        prune: Finds the subnetworks of a checkpoint, as `lambda model: prune(model, facts, seeds=4)`.
+        prune: Finds the subnetworks of a checkpoint, as `lambda model: prune(model, facts, seeds=4)`, or by
+            sparsity, as `lambda model: {s: prune(model, facts, sparsity=s) for s in (0.3, 0.5)}`.
 
     Raises:
-        InputError: no checkpoints; no component of these kinds is in the core, or all are; models of
-            different shapes; prompts that cannot be ranked.
+        InputError: no checkpoints; no component of these kinds is in the core, or all are; `added` names
+            what the model does not have; models of different shapes; prompts that cannot be ranked; with
+            `prune`, subnetworks that did not converge.
     """
     if not models:
         raise InputError("there are no checkpoints: give models by step, in their order.")
     of_core = parts_of(core, kinds)
-    of_added = {kind: getattr(added, kind).values & ~of_core[kind] for kind in of_core} if added else {}
+    of_added = {
+        kind: part & ~of_core[kind] for kind, part in _named(added, core).items() if kind in of_core
+    }
     networks = _networks(core, of_core, of_added)
     kept = [np.stack([parts[kind] for parts in networks.values()]) for kind in ("heads", "mlp")]
     asked = both_sets(prompts, generalization)
-    rows, chosen = [], []
+    rows, chosen, found = [], [], []
 
     def follow(label: str, session: Session) -> None:
         values = reference_values(session, prompts if reference is None else reference, ablation=ablation)
@@ -160,14 +217,23 @@ def emergence(
         labels = [{"checkpoint": label, "network": network} for network in networks]
         with Bar(0, "emergence", unit="run", disable=True) as bar:
             rows.extend(mean_ranks(session, masks, labels, asked, Steps(bar)))
-        if prune is not None:
-            here = prune(session.view.model)
-            chosen.extend({"checkpoint": label, **row} for row in _frequencies(here, of_core, of_added))
+            if prune is None:
+                return
+            groups = as_groups(prune(session.view.model))
+            every = _frequencies(merged(list(groups.values())), of_core, of_added)
+            chosen.extend({"checkpoint": label, **row} for row in every)
+            for sparsity, its in groups.items():
+                about = {"checkpoint": label, "sparsity": float(sparsity)}
+                seeds = [{**about, "seed": seed} for seed in its.seeds]
+                found.extend(mean_ranks(session, its, seeds, asked, Steps(bar)))
 
     for label, source in models.items():
         follow(str(label), Session.of(source))
     columns = ["checkpoint", "kind", "components", "frequency"]
-    return Emergence(pd.DataFrame(rows), pd.DataFrame(chosen, columns=columns))
+    own = ["checkpoint", "sparsity", "seed", "prompts", "rank", "accuracy"]
+    return Emergence(
+        pd.DataFrame(rows), pd.DataFrame(chosen, columns=columns), pd.DataFrame(found, columns=own)
+    )
 
 
 def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
@@ -183,8 +249,16 @@ def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
     return found
 
 
+def _named(added: Generalising | Sequence[str] | None, core: Core) -> Parts:
+    if not added:
+        return {}
+    if isinstance(added, Generalising):
+        return {"heads": added.heads.values, "mlp": added.mlp.values}
+    mlp, heads = selected(added, *core.heads.shape)
+    return {"heads": heads, "mlp": mlp}
+
+
 def _frequencies(masks: Masks, of_core: Parts, of_added: Parts) -> list[dict[str, str | float]]:
-    masks.check_converged()
     rows = []
     for kind, part in of_core.items():
         kept = masks.dataset[kind].mean("seed").values

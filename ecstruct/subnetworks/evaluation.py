@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
@@ -146,6 +147,29 @@ def effective_size(evaluations: Mapping[float, xr.Dataset], *, within: float = 0
         if float(measured["accuracy"].mean()) >= float(measured["full_accuracy"]) - within - 1e-9
     ]
     return 100 * (1 - max(kept, default=0.0))
+
+
+def by_template(evaluation: xr.Dataset) -> pd.DataFrame:
+    """Return the accuracy on every template of the prompts, such as the cases of a diagnostic set.
+
+    `evaluation` is what `evaluate` returns. There is a row per template, in the order of the prompts: the
+    number of its `prompts`, the accuracy of the `full model`, and the `lowest`, the `mean` and the
+    `highest` accuracy of the subnetworks. Accuracies are shares of prompts with rank 0.
+    """
+    found = evaluation[["rank", "full_rank"]] == 0
+    grouped = found.assign_coords(template=evaluation["template"]).groupby("template").mean()
+    grouped = grouped.sel(template=list(dict.fromkeys(evaluation["template"].values.tolist())))
+    accuracies, labels = grouped["rank"], grouped["template"].values
+    return pd.DataFrame(
+        {
+            "template": labels,
+            "prompts": [int((evaluation["template"] == label).sum()) for label in labels],
+            "full model": grouped["full_rank"].values,
+            "lowest": accuracies.min("seed").values,
+            "mean": accuracies.mean("seed").values,
+            "highest": accuracies.max("seed").values,
+        }
+    )
 
 
 def mean_ranks(

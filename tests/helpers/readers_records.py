@@ -252,11 +252,11 @@ OWN = {
     "role": "fact",
     "case": "ada",
 }
-PAIRS = {
-    "premise": "Ada knows that Bo lives in Oslo",
-    "hypothesis": "Bo lives in Oslo",
-    "label": "entailment",
+NLI = {
+    **{"gold_label": "entailment", "sentence1": "Ada and Bob left.", "sentence2": "Ada left."},
+    **{"pairID": "ex0", "heuristic": "subsequence", "subcase": "conjunction", "template": "temp1"},
 }
+PAIRS = {"premise": "Ada and Bob left.", "hypothesis": "Ada left.", "label": "entailment"}
 RECORDS: dict[str, dict[str, Any]] = {
     "mquake": MQUAKE,
     "rippleedits": RIPPLEEDITS,
@@ -271,8 +271,9 @@ RECORDS: dict[str, dict[str, Any]] = {
     "zsre": ZSRE,
     "alpaca": ALPACA,
     "messages": MESSAGES,
-    "prompts": OWN,
+    "nli": NLI,
     "pairs": PAIRS,
+    "prompts": OWN,
 }
 TABLES = ("twohopfact", "hopping", "parents")
 """The formats whose originals are CSV."""

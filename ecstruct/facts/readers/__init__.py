@@ -26,10 +26,11 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.readers.assembly import Skipped, assemble
 from ecstruct.facts.readers.case import Case, Format, Hop
 from ecstruct.facts.readers.easyedit import EASYEDIT, ZSRE
+from ecstruct.facts.readers.inference import NLI, PAIRS
 from ecstruct.facts.readers.instructions import ALPACA, MESSAGES
 from ecstruct.facts.readers.lre import LRE
 from ecstruct.facts.readers.mquake import MQUAKE
-from ecstruct.facts.readers.own import OWN, PAIRS
+from ecstruct.facts.readers.own import OWN
 from ecstruct.facts.readers.reversal import PARENTS, REVERSAL
 from ecstruct.facts.readers.rippleedits import RIPPLEEDITS
 from ecstruct.facts.readers.rome import COUNTERFACT, KNOWN_1000
@@ -53,8 +54,9 @@ FORMATS = {
         ZSRE,
         ALPACA,
         MESSAGES,
-        OWN,
+        NLI,
         PAIRS,
+        OWN,
     )
 }
 _LOOKED_AT = 20

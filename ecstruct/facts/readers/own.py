@@ -5,8 +5,6 @@
 implication follows from the facts and the known facts of its case. `new_hops` of an implication are counted
 from 1. Prompts with the same template share their options. In tables, all of these values are texts, and
 in tables of pandas also numbers such as 1.0 and NaN.
-
-Records of inference tasks have `premise`, `hypothesis` and `label`: every pair is a fact for a classifier.
 """
 
 from collections.abc import Mapping
@@ -58,10 +56,4 @@ def _new_hops(value: Any) -> tuple[int, ...]:
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _NUMBERS = frozenset(map(str, range(1, 101)))
 
-
-def _pair(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
-    return Case((Said(Prompt.from_record(record), None),))
-
-
 OWN = Format("prompts", "prompts of ecstruct", frozenset({"prompt", "answer"}), _case)
-PAIRS = Format("pairs", "pairs of texts", frozenset({"premise", "hypothesis", "label"}), _pair)
