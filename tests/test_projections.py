@@ -35,7 +35,7 @@ def test_projections_sum_to_the_scores(family, options):
         expected = whole.dataset[name].sel(score="informative").sum("token")
         largest = float(abs(expected).max())
         np.testing.assert_allclose(
-            found.projections[name].sum("projection"), expected, atol=1e-10 * largest
+            getattr(found.projections, name).sum("projection"), expected, atol=1e-10 * largest
         )
         for each in whole.dataset["score"].values:
             of = [its.dataset[name].sel(score=each).fillna(0) for its in (found, whole)]
@@ -62,7 +62,7 @@ def test_each_is_the_product_of_gradient_and_change_of_its_matrix():
             (options[prompt.options.index(prompt.answer)] - options.mean()).backward()
         for projection, path in paths.items():
             kind = "heads" if projection in "qkvo" else "mlp"
-            summed = found.projections[kind].sel(projection=projection, prompt=i)
+            summed = getattr(found.projections, kind).sel(projection=projection, prompt=i)
             for layer in range(N_LAYERS):
                 expected = sum(
                     float((p.grad * (new - p).detach()).sum())
@@ -75,7 +75,7 @@ def test_each_is_the_product_of_gradient_and_change_of_its_matrix():
 
 def test_the_columns_of_an_output_projection_are_those_of_its_head():
     before, after = plain_pair("llama")
-    found = scored("llama").projections["heads"].sel(projection="o")
+    found = scored("llama").projections.heads.sel(projection="o")
     for i, prompt in enumerate(PROMPTS):
         before.zero_grad()
         with double_throughout():
@@ -89,9 +89,9 @@ def test_the_columns_of_an_output_projection_are_those_of_its_head():
 
 
 def test_a_mixture_of_experts_is_one_projection():
-    names = scored("mixtral").projections["projection"].values.tolist()
+    names = scored("mixtral").projections.dataset["projection"].values.tolist()
     assert names == ["q", "k", "v", "o", "experts", "norm"]
-    assert scored("gpt2").projections["projection"].values.tolist() == [
+    assert scored("gpt2").projections.dataset["projection"].values.tolist() == [
         "q",
         "k",
         "v",
@@ -104,18 +104,18 @@ def test_a_mixture_of_experts_is_one_projection():
 
 def test_tables_figures_and_files(tmp_path):
     scores = scored("gpt2", batch_size=2)
-    frame = scores.by_projection()
+    frame = scores.projections.table()
     top = scores.components("informative")
     np.testing.assert_allclose(frame["value"], top["value"], rtol=1e-8)
     np.testing.assert_allclose(frame[["q", "k", "v", "o", "in", "out", "norm"]].sum(axis=1), frame["value"])
-    figure = scores.projection_map()
+    figure = scores.projections.figure
     cells = [np.array(trace.z, float) for trace in figure.data if trace.type == "heatmap"]
     assert [c.shape for c in cells] == [(N_LAYERS, 3), (N_LAYERS, 5)]  # in, out, norm; q, k, v, o, norm
     mlps = frame[frame["kind"] == "mlp"]
     np.testing.assert_allclose(cells[0], mlps[["in", "out", "norm"]], rtol=1e-9)
     scores.save(tmp_path / "scores.nc")
     again = ExtractiveScores.load(tmp_path / "scores.nc")
-    assert again.projections.identical(scores.projections)
+    assert again.projections.dataset.identical(scores.projections.dataset)
     with pytest.raises(InputError, match="computed without projections: score with projections=True"):
         ecstruct.score(*hooked_pair("gpt2"), PROMPTS, progress=False).projections  # noqa: B018
 

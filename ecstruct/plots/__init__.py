@@ -5,6 +5,7 @@ from ecstruct.plots.curves import curve_panels, number_by_rate, rank_curves
 from ecstruct.plots.export import save_figure
 from ecstruct.plots.grids import value_grids
 from ecstruct.plots.points import scatter
+from ecstruct.plots.projections import projection_map
 from ecstruct.plots.recall import (
     attributes_rate_lines,
     extraction_falls,
@@ -15,7 +16,7 @@ from ecstruct.plots.recall import (
     layer_lines,
     sublayer_lines,
 )
-from ecstruct.plots.scores import head_map, heatmap, projection_map
+from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.plots.subnetworks import frequencies, spread
 
 __all__ = [

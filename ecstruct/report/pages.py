@@ -324,10 +324,10 @@ def _in_words(words: Mapping[str, Words]) -> list[Item]:
 
 def _projections(scores: ExtractiveScores) -> list[Item]:
     """Return the picture and the table of informative scores by projection."""
-    most = scores.by_projection().nlargest(10, "value")
+    most = scores.projections.table().nlargest(10, "value")
     table = most.drop(columns=["kind", "layer", "head"]).map("{:.3g}".format)
     table.insert(0, "component", component_names(most))
-    return [Picture(scores.projection_map(), _BY_PROJECTION), Table(table, _OF_STRONGEST)]
+    return [Picture(scores.projections.figure, _BY_PROJECTION), Table(table, _OF_STRONGEST)]
 
 
 def _rest(scores: ExtractiveScores) -> Table:

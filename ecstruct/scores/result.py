@@ -30,9 +30,10 @@ from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.values import bounded
-from ecstruct.plots.scores import head_map, heatmap, projection_map
+from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
 from ecstruct.scores.components import both_kinds, component_frame
+from ecstruct.scores.projections import Projections
 from ecstruct.scores.slots import SlotScores
 from ecstruct.scores.summary import agree, summary_html
 
@@ -95,27 +96,13 @@ class ExtractiveScores:
         return left.drop_vars(["score", "state"], errors="ignore").rename("completeness")
 
     @property
-    def projections(self) -> xr.Dataset:
-        """Informative scores by projection, summed over tokens: `mlp` (projection, prompt, layer) and
-        `heads` (projection, prompt, layer, head), which sum to `.mlp` and `.heads`. "norm" are pre-norms
-        and the norms of queries and keys; a mixture of experts has "experts" only.
+    def projections(self) -> Projections:
+        """Informative scores by projection.
 
         Raises:
             InputError: these scores were computed without `projections=True`.
         """
-        if "projections_mlp" not in self.dataset:
-            raise InputError("these scores were computed without projections: score with projections=True.")
-        found = self.dataset[["projections_mlp", "projections_heads"]]
-        return found.rename(projections_mlp="mlp", projections_heads="heads")
-
-    def by_projection(self) -> pd.DataFrame:
-        """Return all components, MLPs first, layer by layer: `kind`, `layer`, `head`, a column with the
-        informative score of every projection (the mean over prompts), and their sum as `value`."""
-        parts = [its.mean("prompt").values for its in self.projections.values()]
-        values = np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
-        names = [str(name) for name in self.dataset["projection"].values]
-        frame = component_frame(self.dataset["layer"].values, self.dataset["head"].values)
-        return frame.assign(**dict(zip(names, values, strict=True)), value=values.sum(0))
+        return Projections.of(self.dataset)
 
     @property
     def attribution(self) -> xr.Dataset:
@@ -270,10 +257,6 @@ class ExtractiveScores:
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
         """Plot layer by head at one token; see `ecstruct.plots.head_map`."""
         return head_map(self, slot, **options)
-
-    def projection_map(self, **options: Any) -> go.Figure:
-        """Plot informative scores, layer by projection; see `ecstruct.plots.projection_map`."""
-        return projection_map(self.projections, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it atomically to one netCDF file (HDF5).
