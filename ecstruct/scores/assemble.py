@@ -186,3 +186,29 @@ def labelled(
         "wrapper": (("prompt", "token"), wrapper),
     }
     return xr.Dataset(variables, coordinates, attrs)
+
+
+_LABELS = "score", "layer", "head", "state", "group", "text", "answer", "token_text"
+
+
+def require_same_labels(one: xr.Dataset, other: xr.Dataset, labels: Sequence[str] = _LABELS) -> None:
+    """Raise InputError unless two datasets are of the same components and prompts."""
+    for name in labels:
+        mine, its = (dataset.coords.get(name) for dataset in (one, other))
+        if mine is None and its is None:
+            continue
+        if mine is None or its is None:
+            raise InputError(f"only one of the two scores has the coordinate {name!r}")
+        if set(mine.dims) == set(its.dims):
+            its = its.transpose(*mine.dims)
+        if mine.shape != its.shape:
+            raise InputError(
+                f"the two scores have different sizes of {name!r}: {mine.shape} and {its.shape}; "
+                "they must be of the same components and prompts"
+            )
+        if (unlike := np.argwhere(mine.values != its.values)).size:
+            first = tuple(unlike[0])
+            raise InputError(
+                f"the two scores differ in {name!r}: {mine.values[first].item()!r} and "
+                f"{its.values[first].item()!r}; they must be of the same components and prompts"
+            )

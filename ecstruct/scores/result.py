@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from ecstruct.io import netcdf
 from ecstruct.io.values import bounded
 from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
+from ecstruct.scores.assemble import require_same_labels
 from ecstruct.scores.components import both_kinds, component_frame
 from ecstruct.scores.projections import Projections
 from ecstruct.scores.slots import SlotScores
@@ -139,7 +140,7 @@ class ExtractiveScores:
         Raises:
             InputError: the causal scores have other prompts or components.
         """
-        _require_same_labels(self.dataset, causal.dataset, ("layer", "head", "text", "answer"))
+        require_same_labels(self.dataset, causal.dataset, ("layer", "head", "text", "answer"))
         added = {}
         for name in ("mlp", "heads"):
             values = causal.dataset[name].reindex(score=self.dataset["score"].values)
@@ -297,7 +298,7 @@ class ExtractiveScores:
         for other in others:
             if different := set(self.dataset.data_vars) ^ set(other.dataset.data_vars):
                 raise InputError(f"only one of the two scores has {sorted(map(str, different))[0]!r}")
-            _require_same_labels(self.dataset, other.dataset)
+            require_same_labels(self.dataset, other.dataset)
         datasets = [self.dataset, *(other.dataset for other in others)]
         combined = self.dataset.copy()
         for name in self.dataset.data_vars:
@@ -332,29 +333,3 @@ def component_totals(scores: ExtractiveScores, score: str) -> Float64[np.ndarray
         ordered = values.transpose("prompt", "layer", "head", missing_dims="ignore").values
         totals.append(ordered.reshape(len(ordered), -1))
     return np.concatenate(totals, axis=1)
-
-
-_LABELS = "score", "layer", "head", "state", "group", "text", "answer", "token_text"
-
-
-def _require_same_labels(one: xr.Dataset, other: xr.Dataset, labels: Sequence[str] = _LABELS) -> None:
-    """Raise InputError unless two datasets are of the same components and prompts."""
-    for name in labels:
-        mine, its = (dataset.coords.get(name) for dataset in (one, other))
-        if mine is None and its is None:
-            continue
-        if mine is None or its is None:
-            raise InputError(f"only one of the two scores has the coordinate {name!r}")
-        if set(mine.dims) == set(its.dims):
-            its = its.transpose(*mine.dims)
-        if mine.shape != its.shape:
-            raise InputError(
-                f"the two scores have different sizes of {name!r}: {mine.shape} and {its.shape}; "
-                "they must be of the same components and prompts"
-            )
-        if (unlike := np.argwhere(mine.values != its.values)).size:
-            first = tuple(unlike[0])
-            raise InputError(
-                f"the two scores differ in {name!r}: {mine.values[first].item()!r} and "
-                f"{its.values[first].item()!r}; they must be of the same components and prompts"
-            )
