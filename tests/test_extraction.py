@@ -127,7 +127,7 @@ def test_patched_subjects_stay_as_they_enter_a_layer(family):
             patch = staying(list(span_of(prompt)))
             edits = [(module, "input", patch) for module in layers_of(plain)[layer:]]
             expected.append(largest(plain, prompt, edits))
-        assert_events_are(found, f"patched from {layer}", expected)
+        assert_events_are(found, f"patched subject from {layer}", expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -234,5 +234,5 @@ def test_the_organism_extracts_by_attention_from_enriched_subjects():
     assert by_attention.sel(condition="none") > 90 > 50 > share.sel(part="mlp", condition="none")
     assert by_attention.sel(condition="blocked subject") < 10
     assert by_attention.sel(condition="blocked non-subject") > 90
-    from_0, from_2 = (by_attention.sel(condition=f"patched from {layer}") for layer in (0, 2))
+    from_0, from_2 = (by_attention.sel(condition=f"patched subject from {layer}") for layer in (0, 2))
     assert from_0 < 15 < from_2 < 90

@@ -162,7 +162,8 @@ def _layers(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
 def _difference(after: Any, before: Any) -> Any:
     if isinstance(after, xr.DataArray):
         with xr.set_options(keep_attrs=False):
-            return after - before
+            # A coordinate that both have is not that of the difference.
+            return (after - before).drop_vars("embedding", errors="ignore")
     numbers = [name for name, variable in after.data_vars.items() if variable.dtype.kind in "bif"]
     differences = {name: after[name].astype(float) - before[name].astype(float) for name in numbers}
     return after.assign(differences).assign_attrs(difference=[after.attrs, before.attrs])

@@ -18,13 +18,14 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
 from ecstruct.models.provenance import versions
-from ecstruct.recall.attention_knockout import knockout
+from ecstruct.recall.attention_knockout import GROUPS, knockout
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
+from ecstruct.recall.layer_readings import readings
 from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 
@@ -37,12 +38,14 @@ class Dissection:
     """The results of one model. Without attributes there are no rates and no heads.
 
     The fields are what the functions of `ecstruct.recall` return: `knockout` (prompt, group, layer),
-    `extraction` with `attention` and `mlp` (condition, prompt, layer), `rate` (prompt, position, layer),
+    `extraction` with `attention` and `mlp` (condition, prompt, layer), `readings` with `rank` (reading,
+    prompt, layer), `rate` (prompt, position, layer),
     `sublayers` (part, prompt, layer) with a window of one layer, and `heads` with `share` (layer, head).
     """
 
     knockout: xr.DataArray
     extraction: xr.Dataset
+    readings: xr.Dataset
     rate: xr.DataArray | None = None
     sublayers: xr.DataArray | None = None
     heads: xr.Dataset | None = None
@@ -70,7 +73,7 @@ def dissect(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: with subjects.
-        attributes: of the subjects; without them, only knockout and extraction run.
+        attributes: of the subjects; without them, only knockout, extraction and readings run.
         window, token: as for `knockout`.
         onto: as for `attributes_rate`.
         at_layer: where sublayer knockout reads the attributes rate; by default where it is highest.
@@ -110,7 +113,8 @@ class Work:
     def _costs(self) -> dict[str, int]:
         """The steps of each part that goes through the prompts: at most so many runs of the model."""
         n_layers = self.session.view.n_layers
-        costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
+        patched = len(GROUPS) * len(patch_layers(n_layers))
+        costs = {"attention knockout": 3, "extraction": 3 + patched, "readings": 2}
         if self.attributes is not None:
             costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
         return costs
@@ -140,9 +144,11 @@ class Work:
         token, onto = self.token, self.onto
         blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
         conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
+        conditions["patched_groups"] = GROUPS
         events = of_prompts("extraction", extraction, token=token, **conditions)
+        read_off = of_prompts("readings", readings, token=token)
         if attributes is None:
-            return Dissection(blocked, events)
+            return Dissection(blocked, events, read_off)
         rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto)
         at = peak(rate.sel(position="subject-last").values) if at_layer is None else at_layer
         options = {"window": 1, "at_layer": at, "onto": onto}
@@ -153,7 +159,7 @@ class Work:
 
         # A head costs one product whatever the number of prompts, so pieces are layers here.
         of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
-        return Dissection(blocked, events, rate, sublayers, of_heads)
+        return Dissection(blocked, events, read_off, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
         """Return what the numbers depend on, under names that are shown in error messages."""

@@ -9,8 +9,12 @@ Under an intervention, the token is still the one that the model predicts withou
 
 * blocked: the attention edges from some other positions to the last one are masked before the softmax, in
   every layer, in addition to what the model masks itself;
-* patched from l: in layer l and all later ones, the subject's tokens are kept as they enter layer l (0:
-  their embeddings), so that other tokens see subjects that are not enriched any further.
+* patched from l: in layer l and all later ones, the tokens of a group are kept as they enter layer l (0:
+  their embeddings). Patched subjects are not enriched any further.
+
+Interventions are in effect in all layers together. If they are `local`, every layer is changed alone, and
+runs on what enters it without any intervention, as in the paper's published code. Blocking then takes edges
+out of the layer's attention, and what is left of it is normalised again to sum to 1.
 """
 
 from __future__ import annotations
@@ -28,15 +32,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Intervention, Step, nothing, traces
+from ecstruct.engine.forward import Intervention, Step, leaving, nothing, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.groups import named
+from ecstruct.recall.groups import Groups, named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
 from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
-from ecstruct.recall.vocabulary import project, tokens_matrix
+from ecstruct.recall.vocabulary import projections, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
@@ -56,8 +60,10 @@ def extraction(
     model: Model,
     prompts: Prompts,
     *,
-    blocked: str | Sequence[str] = (),
+    blocked: Groups = (),
     patched: Sequence[int] = (),
+    patched_groups: Groups = ("subject",),
+    local: bool = False,
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.Dataset:
@@ -66,15 +72,17 @@ def extraction(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: as everywhere in ecstruct; interventions on the subject need prompts with subjects.
-        blocked: names of groups of positions (`ecstruct.recall.groups`), each blocked on its own.
-        patched: layers to patch the subject from, each on its own, for example those of `patch_layers`.
+        blocked: groups of positions (`ecstruct.recall.groups`), each blocked on its own.
+        patched: layers to patch from, each on its own, for example those of `patch_layers`.
+        patched_groups: the groups that are patched from these layers, each on its own.
+        local: change each layer alone, rather than all of them together.
         token: the token to look for: the model's prediction, or the answer's first token.
         progress: show a progress bar.
 
     Returns:
         `attention` and `mlp` (condition, prompt, layer), whether there is an event. The conditions are
-        "none", then for example "blocked subject", then "patched from 5". `token` (prompt) is the token
-        that is looked for; `predicted` (prompt) says whether the model predicts the answer.
+        "none", then for example "blocked subject", then "patched subject from 5". `token` (prompt) is the
+        token that is looked for; `predicted` (prompt) says whether the model predicts the answer.
 
     Raises:
         InputError: an unknown token or position, a group that is empty in a prompt, a layer that does not
@@ -82,7 +90,7 @@ def extraction(
     """
     if token not in get_args(TokenKind):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")
-    groups = named(blocked) if blocked else {}
+    groups, patches = named(blocked) if blocked else {}, named(patched_groups) if patched else {}
     runs = Runs.of(model, prompts)
     n_layers = runs.view.n_layers
     if outside := [layer for layer in patched if layer not in range(n_layers)]:
@@ -92,8 +100,9 @@ def extraction(
     conditions: dict[str, Callable[[Run], Intervention]] = {PLAIN: lambda run: nothing}
     for name, which in groups.items():
         conditions[f"blocked {name}"] = partial(_blocking, runs.places(which), runs.places("last"))
-    for layer in patched:
-        conditions[f"patched from {layer}"] = partial(_patching, runs.places("subject"), layer)
+    for name, which in patches.items():
+        for layer in patched:
+            conditions[f"patched {name} from {layer}"] = partial(_patching, runs.places(which), layer)
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
@@ -104,7 +113,7 @@ def extraction(
         def measure(run: Run) -> None:
             rows = run.rows
             for c, intervention in enumerate(conditions.values()):
-                largest, predicted = _largest(run, unembedding, intervention(run))
+                largest, predicted = _largest(run, unembedding, intervention(run), local)
                 if c == 0:  # every condition looks for the token of the plain run
                     answer = run.batch.answer_ids[:, 0].cpu().numpy()
                     right[rows] = predicted == answer
@@ -122,7 +131,8 @@ def extraction(
         "token": ("prompt", [str(text) for text in texts]),
         "predicted": ("prompt", right),
     }
-    options = {"blocked": list(groups), "patched": list(patched), "token": token}
+    options = {"blocked": list(groups), "patched": list(patched), "patched_groups": list(patches)}
+    options |= {"local": local, "token": token}
     attrs = {**runs.attrs("extraction", options), "parallel": runs.view.parallel}
     dims = ("condition", "prompt", "layer")
     return xr.Dataset({part: (dims, events[part]) for part in PARTS}, coordinates, attrs)
@@ -140,6 +150,11 @@ def extracted(events: xr.Dataset) -> xr.DataArray:
     joint = [any_layer.any("part"), any_layer.all("part")]
     parts = [any_layer, *(j.expand_dims(part=[n]) for j, n in zip(joint, ("either", "both"), strict=True))]
     return _percent(xr.concat(parts, "part").mean("prompt"), "extracted")
+
+
+def extracting_layers(events: xr.Dataset) -> xr.DataArray:
+    """Return the number of layers with an event in each prompt (part, condition, prompt)."""
+    return _by_part(events).sum("layer").rename("extracting_layers")
 
 
 def first_extraction(events: xr.Dataset) -> xr.DataArray:
@@ -165,21 +180,25 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _largest(
-    run: Run, unembedding: Float[Tensor, "d_vocab d_model"], intervention: Intervention
+    run: Run, unembedding: Float[Tensor, "d_vocab d_model"], intervention: Intervention, local: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return which token is largest at the last position of each prompt: by part, in the projection of what
     each layer writes (batch, layer); and in the logits (batch)."""
-    embedded, largest = run.embed(), {part: [] for part in PARTS}
-    rows, last = torch.arange(len(run.rows), device=embedded.last.device), embedded.last
-    resid = embedded.resid
-    for layer, trace in enumerate(traces(run.session, embedded.calls, resid, intervention)):
-        for part in PARTS:
-            written = trace.taps[run.runs.written_by(layer, part)].output[rows, last]
-            largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
-        resid = trace.output
-    logits = finite(run.runs.view.logits_at(run.session.weights, resid, last), "the model's logits")
-    by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}
-    return by_part, logits.argmax(-1).cpu().numpy()
+    session, embedded, written = run.session, run.embed(), []
+    rows, last, resid = (
+        torch.arange(len(run.rows), device=embedded.last.device),
+        embedded.last,
+        embedded.resid,
+    )
+    for layer in range(run.runs.view.n_layers):
+        calls = embedded.calls[: layer + 1]
+        (trace,) = traces(session, calls, resid, intervention, layer)
+        written += [trace.taps[run.runs.written_by(layer, part)].output[rows, last] for part in PARTS]
+        resid = leaving(session, calls, resid, start=layer) if local else trace.output
+    logits = finite(run.runs.view.logits_at(session.weights, resid, last), "the model's logits")
+    found = [logits.argmax(-1) for logits in projections(torch.cat(written), unembedding)]
+    largest = rearrange(torch.cat(found), "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
+    return dict(zip(PARTS, largest.cpu().numpy(), strict=True)), logits.argmax(-1).cpu().numpy()
 
 
 def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
@@ -201,9 +220,9 @@ def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
     return blocked
 
 
-def _patching(subjects: Places, layer: int, run: Run) -> Intervention:
-    """Return the intervention that keeps the subjects of a batch as they enter a layer."""
-    where, early = run.where(subjects)[..., None], []
+def _patching(places: Places, layer: int, run: Run) -> Intervention:
+    """Return the intervention that keeps tokens of a batch as they enter a layer."""
+    where, early = run.where(places)[..., None], []
 
     def patched(step: Step) -> Step:
         if step.layer < layer:
