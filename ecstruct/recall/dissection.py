@@ -13,6 +13,7 @@ import xarray as xr
 import xxhash
 
 from ecstruct.cost import Bar
+from ecstruct.engine.plan import by_length
 from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
@@ -29,7 +30,7 @@ from ecstruct.recall.layer_readings import readings
 from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 
-AT_ONCE = 8
+AT_ONCE = 32
 """How many prompts, or layers of heads, are stored together. An interruption loses at most that many."""
 
 
@@ -138,8 +139,10 @@ class Work:
             def measure(some: list[RecallPrompt], progress: bool) -> Result:
                 return function(session, some, *args, **options, progress=progress)
 
-            found = pieces(part, self.prompts, "prompt", measure)
-            return found.assign_coords(prompt=np.arange(len(self.prompts)))
+            # Prompts of similar length together need little padding.
+            order = by_length(self.prompts)
+            found = pieces(part, [self.prompts[i] for i in order], "prompt", measure)
+            return found.assign_coords(prompt=np.array(order)).sortby("prompt")
 
         token, onto = self.token, self.onto
         blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -44,6 +44,10 @@ from ecstruct.recall.vocabulary import projections, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
+SOME = 4096
+"""How many tokens of the vocabulary a token is held against first."""
+ROUNDING = 1e-3
+"""How much larger another entry may be, relative to both, so that it might be larger by rounding alone."""
 
 
 def patch_layers(n_layers: int) -> tuple[int, ...]:
@@ -111,15 +115,17 @@ def extraction(
     with tqdm(total=total, desc="extraction", disable=not progress) as bar:
 
         def measure(run: Run) -> None:
-            rows = run.rows
+            rows, asked = run.rows, run.batch.answer_ids[:, 0]
             for c, intervention in enumerate(conditions.values()):
-                largest, predicted = _largest(run, unembedding, intervention(run), local)
+                written, predicted = _run(run, intervention(run), local)
                 if c == 0:  # every condition looks for the token of the plain run
-                    answer = run.batch.answer_ids[:, 0].cpu().numpy()
-                    right[rows] = predicted == answer
-                    tokens[rows] = predicted if token == "predicted" else answer
-                for part in PARTS:
-                    events[part][c, rows] = largest[part] == tokens[rows, None]
+                    right[rows] = (predicted == asked).cpu()
+                    asked = predicted if token == "predicted" else asked
+                    tokens[rows] = asked.cpu()
+                largest = _is_largest(written, asked.repeat(n_layers * len(PARTS)), unembedding)
+                by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
+                for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
+                    events[part][c, rows] = found
             bar.update(len(rows) * len(conditions))
 
         runs.each(measure)
@@ -179,26 +185,38 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
     return (100 * share).rename(name).assign_attrs(unit="%")
 
 
-def _largest(
-    run: Run, unembedding: Float[Tensor, "d_vocab d_model"], intervention: Intervention, local: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return which token is largest at the last position of each prompt: by part, in the projection of what
-    each layer writes (batch, layer); and in the logits (batch)."""
+def _run(
+    run: Run, intervention: Intervention, local: bool
+) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, " batch"]]:
+    """Return what each layer writes at the last position of each prompt (rows are layer by part by prompt),
+    and which token is largest in the logits."""
     session, embedded, written = run.session, run.embed(), []
-    rows, last, resid = (
-        torch.arange(len(run.rows), device=embedded.last.device),
-        embedded.last,
-        embedded.resid,
-    )
+    last, resid = embedded.last, embedded.resid
+    rows = torch.arange(len(last), device=last.device)
     for layer in range(run.runs.view.n_layers):
         calls = embedded.calls[: layer + 1]
         (trace,) = traces(session, calls, resid, intervention, layer)
         written += [trace.taps[run.runs.written_by(layer, part)].output[rows, last] for part in PARTS]
         resid = leaving(session, calls, resid, start=layer) if local else trace.output
     logits = finite(run.runs.view.logits_at(session.weights, resid, last), "the model's logits")
-    found = [logits.argmax(-1) for logits in projections(torch.cat(written), unembedding)]
-    largest = rearrange(torch.cat(found), "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
-    return dict(zip(PARTS, largest.cpu().numpy(), strict=True)), logits.argmax(-1).cpu().numpy()
+    return torch.cat(written), logits.argmax(-1)
+
+
+def _is_largest(
+    written: Float[Tensor, "row d_model"],
+    tokens: Int[Tensor, " row"],
+    unembedding: Float[Tensor, "d_vocab d_model"],
+) -> Bool[Tensor, " row"]:
+    """Return whether a token is the largest in the projection of each row. Most rows have a larger one
+    among the first of the vocabulary, and need no more of it."""
+    own = (written * unembedding[tokens]).sum(-1)
+    of_some = torch.cat([some.amax(-1) for some in projections(written, unembedding[:SOME])])
+    may_be = of_some <= own + ROUNDING * (own.abs() + of_some.abs())
+    largest = torch.zeros_like(may_be)
+    if may_be.any():
+        found = [logits.argmax(-1) for logits in projections(written[may_be], unembedding)]
+        largest[may_be] = torch.cat(found) == tokens[may_be]
+    return largest
 
 
 def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
