@@ -138,10 +138,11 @@ def knockout_tokens(
         progress=progress,
     )
     by_token = found.isel(prompt=0).rename(token="read").rename(group="token")
-    lens = readings(session, prompts, token=token, top=1, progress=False).isel(prompt=0, place=0)
+    lens = readings(session, prompts, which=[LENS], token=token, top=1, progress=False)
+    lens = lens.isel(reading=0, prompt=0, place=0)
     added = {
         "token_text": ("token", [tokenized.tokens[place] for place in seen]),
-        "lens": ("layer", lens["top_tokens"].sel(reading=LENS).values),
+        "lens": ("layer", lens["top_tokens"].values),
         "lens_probability": ("layer", lens["top_probability"].values),
     }
     return by_token.assign_coords(token=list(seen), **added).rename("knockout_tokens")

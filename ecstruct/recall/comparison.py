@@ -85,6 +85,7 @@ def compare(
     window: int | None = None,
     token: TokenKind = "answer",
     onto: Onto = "unembedding",
+    normed: bool = False,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -102,7 +103,7 @@ def compare(
     pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, read(session, prompts), attributes, window, token, onto),
+            *(session, read(session, prompts), attributes, window, token, onto, normed),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )

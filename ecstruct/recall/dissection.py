@@ -65,6 +65,7 @@ def dissect(
     window: int | None = None,
     token: TokenKind = "predicted",
     onto: Onto = "unembedding",
+    normed: bool = False,
     at_layer: int | None = None,
     folder: Path | None = None,
     progress: bool = True,
@@ -77,6 +78,7 @@ def dissect(
         attributes: of the subjects; without them, only knockout, extraction and readings run.
         window, token: as for `knockout`.
         onto: as for `attributes_rate`.
+        normed: whether every projection on the vocabulary is of normed states, as for `attributes_rate`.
         at_layer: where sublayer knockout reads the attributes rate; by default where it is highest.
         folder: where finished parts are stored; parts found there are not computed again. Delete it when
             the result is saved.
@@ -86,7 +88,7 @@ def dissect(
         InputError: as the functions of `ecstruct.recall`; or `folder` holds parts of another run.
     """
     session = Session.of(model)
-    work = Work(session, read(session, prompts), attributes, window, token, onto, folder)
+    work = Work(session, read(session, prompts), attributes, window, token, onto, normed, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
         return work.run(bar, at_layer)
 
@@ -101,6 +103,7 @@ class Work:
     window: int | None
     token: TokenKind
     onto: Onto
+    normed: bool
     folder: Path | None
     name: str = ""
 
@@ -144,21 +147,22 @@ class Work:
             found = pieces(part, [self.prompts[i] for i in order], "prompt", measure)
             return found.assign_coords(prompt=np.array(order)).sortby("prompt")
 
-        token, onto = self.token, self.onto
+        token, onto, normed = self.token, self.onto, self.normed
         blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
         conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
         conditions["patched_groups"] = GROUPS
-        events = of_prompts("extraction", extraction, token=token, **conditions)
-        read_off = of_prompts("readings", readings, token=token)
+        events = of_prompts("extraction", extraction, normed=normed, token=token, **conditions)
+        read_off = of_prompts("readings", readings, normed=normed, token=token)
         if attributes is None:
             return Dissection(blocked, events, read_off)
-        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto)
+        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto, normed=normed)
         at = peak(rate.sel(position="subject-last").values) if at_layer is None else at_layer
-        options = {"window": 1, "at_layer": at, "onto": onto}
+        options = {"window": 1, "at_layer": at, "onto": onto, "normed": normed}
         sublayers = of_prompts("sublayer knockout", sublayer_knockout, attributes, **options)
 
         def heads(layers: Sequence[int], progress: bool) -> Result:
-            return extraction_heads(session, self.prompts, attributes, layers=layers, progress=progress)
+            options = {"normed": normed, "layers": layers, "progress": progress}
+            return extraction_heads(session, self.prompts, attributes, **options)
 
         # A head costs one product whatever the number of prompts, so pieces are layers here.
         of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
@@ -175,6 +179,7 @@ class Work:
             "window": str(self.window),
             "token": self.token,
             "onto": self.onto,
+            "normed": str(self.normed),
             "at_layer": str(at_layer),
             **{f"{name}'s version": found for name, found in versions().items()},
         }

@@ -97,8 +97,9 @@ def attributes_rate(
         "position": list(groups),
         "layer": np.arange(runs.view.n_layers),
         "token": (("prompt", "position"), texts),
-        "embedding": ("prompt", reader.of_embeddings(runs.places("subject"))),
     }
+    if all(p.subject is not None for p in runs.prompts):
+        coordinates["embedding"] = "prompt", reader.of_embeddings(runs.places("subject"))
     options = {"positions": list(groups), **reader.options}
     attrs = runs.attrs("attributes rate", options) | {"unit": "%"}
     return xr.DataArray(rates, coordinates, ("prompt", "position", "layer"), "attributes_rate", attrs)

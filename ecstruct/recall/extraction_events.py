@@ -40,7 +40,7 @@ from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import Groups, named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
 from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
-from ecstruct.recall.vocabulary import projections, tokens_matrix
+from ecstruct.recall.vocabulary import final_norm, projections, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
@@ -68,6 +68,7 @@ def extraction(
     patched: Sequence[int] = (),
     patched_groups: Groups = ("subject",),
     local: bool = False,
+    normed: bool = False,
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.Dataset:
@@ -80,6 +81,7 @@ def extraction(
         patched: layers to patch from, each on its own, for example those of `patch_layers`.
         patched_groups: the groups that are patched from these layers, each on its own.
         local: change each layer alone, rather than all of them together.
+        normed: apply the model's final norm to what a layer adds before its projection.
         token: the token to look for: the model's prediction, or the answer's first token.
         progress: show a progress bar.
 
@@ -122,6 +124,8 @@ def extraction(
                     right[rows] = (predicted == asked).cpu()
                     asked = predicted if token == "predicted" else asked
                     tokens[rows] = asked.cpu()
+                if normed:
+                    written = final_norm(runs.session, written)
                 largest = _is_largest(written, asked.repeat(n_layers * len(PARTS)), unembedding)
                 by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
                 for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
@@ -138,7 +142,7 @@ def extraction(
         "predicted": ("prompt", right),
     }
     options = {"blocked": list(groups), "patched": list(patched), "patched_groups": list(patches)}
-    options |= {"local": local, "token": token}
+    options |= {"local": local, "normed": normed, "token": token}
     attrs = {**runs.attrs("extraction", options), "parallel": runs.view.parallel}
     dims = ("condition", "prompt", "layer")
     return xr.Dataset({part: (dims, events[part]) for part in PARTS}, coordinates, attrs)

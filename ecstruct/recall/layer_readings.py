@@ -14,7 +14,7 @@ attention or of an MLP, there is an extraction event.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import numpy as np
@@ -30,7 +30,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
-from ecstruct.recall.vocabulary import LOGITS, projections, tokens_matrix
+from ecstruct.recall.vocabulary import LOGITS, final_norm, projections, tokens_matrix
 
 LENS = "last"
 """The reading of the logit lens."""
@@ -41,6 +41,8 @@ def readings(
     model: Model,
     prompts: Prompts,
     *,
+    which: Sequence[str] | None = None,
+    normed: bool = False,
     token: TokenKind = "predicted",
     top: int = 10,
     progress: bool = True,
@@ -49,7 +51,9 @@ def readings(
 
     Args:
         model: from `ecstruct.load`; it is not changed.
-        prompts: as everywhere in ecstruct. If one has no subject, there is no reading "subject".
+        prompts: as everywhere in ecstruct.
+        which: the names of the readings; all by default, without "subject" if a prompt has none.
+        normed: apply the model's final norm to all readings; that of the logit lens always has it.
         token: the token whose rank is given: the model's prediction, or the answer's first token.
         top: how many tokens are named.
         progress: show a progress bar.
@@ -60,20 +64,21 @@ def readings(
         (prompt, layer) of its first token. The coordinate `token` (prompt) is the one whose rank is given.
 
     Raises:
-        InputError: an unknown token, a `top` that the vocabulary does not have, a subject that this
-            tokenizer does not tell, or logits that are NaN.
+        InputError: an unknown token or reading, no reading, a `top` that the vocabulary does not have, a
+            subject that this tokenizer does not tell, or logits that are NaN.
     """
     if token not in get_args(TokenKind):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")
     runs = Runs.of(model, prompts)
-    unembedding = tokens_matrix(runs.session, "unembedding")
-    if not 1 <= top <= len(unembedding):
-        raise InputError(
-            f"top={top}: the vocabulary has {len(unembedding)} tokens, name 1 to all of these."
-        )
-    has_subjects = all(p.prompt.subject is not None for p in runs.prompts)
-    names = [name for name in READINGS if has_subjects or name != "subject"]
-    subjects = runs.places("subject-last") if has_subjects else None
+    d_vocab = runs.view.model.cfg.d_vocab
+    if not 1 <= top <= d_vocab:
+        raise InputError(f"top={top}: the vocabulary has {d_vocab} tokens, name 1 to all of them.")
+    has_subjects = all(p.subject is not None for p in runs.prompts)
+    names = [n for n in READINGS if has_subjects or n != "subject"] if which is None else list(which)
+    if not names or set(names) - set(READINGS):
+        raise InputError(f"which={names!r}: name some of {', '.join(READINGS)}.")
+    subjects = runs.places("subject-last") if "subject" in names else None
+    unembedding = None if names == [LENS] else tokens_matrix(runs.session, "unembedding")
     n_layers, n = runs.view.n_layers, len(runs.prompts)
     shape, ids = (len(names), n, n_layers), np.empty(n, int)
     ranks, firsts = np.empty(shape, int), np.empty((*shape, top), int)
@@ -89,7 +94,11 @@ def readings(
             its = asked.repeat_interleave(n_layers)
             for i, name in enumerate(names):
                 rows = states[name].flatten(0, 1)
-                pieces = _lens(run, rows) if name == LENS else projections(rows, unembedding)
+                if name == LENS or unembedding is None:
+                    pieces = _lens(run, rows)
+                else:
+                    hidden = final_norm(run.session, rows) if normed else rows
+                    pieces = projections(hidden, unembedding)
                 found = _read(pieces, its, top)
                 by_layer = [value.unflatten(0, (-1, n_layers)).cpu().numpy() for value in found]
                 ranks[i, run.rows], firsts[i, run.rows] = by_layer[:2]
@@ -115,7 +124,8 @@ def readings(
         "probability": (dims[1:], probability),
         "top_probability": (dims[1:], of_first),
     }
-    return xr.Dataset(variables, coordinates, runs.attrs("readings", {"token": token, "top": top}))
+    options = {"normed": normed, "token": token, "top": top}
+    return xr.Dataset(variables, coordinates, runs.attrs("readings", options))
 
 
 def _states(run: Run, subjects: Places | None) -> dict[str, Float[Tensor, "batch layer d_model"]]:

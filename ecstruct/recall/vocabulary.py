@@ -5,6 +5,9 @@ default, without the final norm. The paper's model has tied embeddings, so its E
 Where the two differ, a state that later layers read, such as that of an enriched subject, may resemble the
 embeddings of its words rather than their unembeddings. Therefore E can also be the embedding.
 
+The gain of a final norm may differ much from one entry of the residual stream to another. Then only what it
+has scaled is like the rows of E, and `normed` applies the norm first.
+
 The top tokens are searched in order. Stop words and strings of at most two characters are dropped, and the
 first of the rest are kept (Geva et al. 2023, section 5).
 """
@@ -64,6 +67,14 @@ def projections(
     """
     for some in hidden.split(max(1, LOGITS // len(matrix))):
         yield finite(some @ matrix.T, "projections on the vocabulary")
+
+
+def final_norm(session: Session, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """Apply the model's final norm, with its gain and bias."""
+    view, weights = session.view, session.weights
+    site = view.head_sites.get("ln_final")
+    own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
+    return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))
 
 
 def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int, int]:
@@ -135,7 +146,7 @@ class Reader:
         prompt's own subject. It is NaN at tokens outside `where`, and where no token is kept."""
         hidden = resid[where]
         if self._normed:
-            hidden = self._final_norm(hidden)
+            hidden = final_norm(self._runs.session, hidden)
         of_rows = torch.tensor([self.subjects[row] for row in run.rows], device=resid.device)
         rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
         rates[where] = self._rates(hidden, of_rows[where.nonzero()[:, 0]])
@@ -147,6 +158,8 @@ class Reader:
         embedding = tokens_matrix(self._runs.session, "embedding")
         ids = [[p.ids[at] for at in its] for p, its in zip(self._runs.prompts, places, strict=True)]
         means = torch.stack([embedding[its].mean(0) for its in ids])
+        if self._normed:
+            means = final_norm(self._runs.session, means)
         return self._rates(means, torch.tensor(self.subjects, device=means.device)).cpu().numpy()
 
     def _rates(
@@ -158,10 +171,3 @@ class Reader:
         kept = telling & (telling.cumsum(-1) <= self._kept)
         hits = self.members[subjects[:, None], found] & kept
         return 100 * hits.sum(-1).double() / kept.sum(-1)
-
-    def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-        """Apply the model's final norm, with its gain and bias."""
-        view, weights = self._runs.view, self._runs.session.weights
-        site = view.head_sites.get("ln_final")
-        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
-        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))

@@ -55,7 +55,7 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     unfinished = out / "unfinished"
     token = config.token or ("answer" if config.after else "predicted")
     options: dict[str, Any] = {"window": config.window, "token": token, "onto": config.onto}
-    options |= {"folder": unfinished, "progress": progress}
+    options |= {"normed": config.normed, "folder": unfinished, "progress": progress}
     if config.after:
         result = compare(sessions["before"], sessions[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}
