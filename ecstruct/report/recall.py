@@ -153,8 +153,8 @@ def _readings(models: Models, tokens: Mapping[str, xr.DataArray]) -> Section:
     )
     found = {title: model.readings for title, model in models.items()}
     items: list[Item] = [Picture(rank_lines(found), caption)]
+    text = str(next(iter(tokens.values()))["text"].values)
     for title, one in found.items():
-        text = str(tokens[title]["text"].values)
         of_prompt = one.isel(prompt=int((one["text"].values == text).argmax()))
         listed = f"{title.capitalize()} finetuning: f" if title else "F"
         listed += f"irst tokens of “{text}”; in brackets, the rank of the {_token(models)}."
