@@ -259,7 +259,7 @@ def test_the_logit_lens_stands_beside_the_heatmap() -> None:
     layers = np.arange(30) % found.sizes["layer"]
     deep = found.isel(layer=layers).assign_coords(layer=np.arange(30))
     figure = knockout_heatmap({"before": deep, "after": deep})
-    texts = [trace for trace in figure.data if trace.mode == "text"]
+    texts = [trace for trace in figure.data if trace.type == "scatter"]
     assert len(texts) == 2 and list(texts[0].y) == list(range(30))
     p = 100 * float(deep["lens_probability"][3])
     assert texts[0].text[3] == f" {token_label(str(deep['lens'].values[3]))} {p:.0f}%"
