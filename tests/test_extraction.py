@@ -193,6 +193,7 @@ def test_looking_at_part_of_the_vocabulary_first_changes_nothing(monkeypatch):
     xr.testing.assert_identical(extraction(model, ASKED, **options), expected)
 
 
+@pytest.mark.usefixtures("double_everywhere")
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_readings_are_those_of_plain_modules(family, normed):

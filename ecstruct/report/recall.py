@@ -170,7 +170,7 @@ def _first_tokens(readings: xr.Dataset) -> pd.DataFrame:
         "mlp": "MLP adds",
         "subject": "subject's state",
     }
-    columns = {"layer": readings["layer"].values}
+    columns: dict[str, Any] = {"layer": readings["layer"].values}
     for reading in sorted({*readings["reading"].values}, key=(LENS, *READINGS).index):
         its = readings.sel(reading=reading)
         firsts = [", ".join(map(repr, map(str, its_tokens[:3]))) for its_tokens in its["top_tokens"].values]

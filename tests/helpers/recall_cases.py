@@ -152,7 +152,7 @@ def value_output(plain: Any, layer: int, head: int) -> tuple[Tensor, Tensor]:
     return w_v, w_o
 
 
-def attentions(plain: PreTrainedModel) -> list[nn.Module]:
+def attentions(plain: Any) -> list[nn.Module]:
     if plain.config.model_type == "bloom":
         return [block.self_attention for block in plain.transformer.h]
     if plain.config.model_type == "mpt":
