@@ -157,6 +157,9 @@ class Recall(RecallOptions):
     before: Source
     after: Annotated[Text | None, Doc(f"The finetuned model to compare with: {SOURCE}")] = None
     prompts: Prompts
+    known: Annotated[
+        bool, Doc("Leave out prompts whose answer the model, or that of --after, does not predict.")
+    ] = False
     attributes: Annotated[
         Text | Mapping[str, Any] | None,
         Doc(

@@ -7,6 +7,9 @@ a model that knows nothing has (n - 1) / 2 on average.
 With `answer_tokens="all"` whole answers are compared, by the sum of the log-probabilities of all their
 tokens. For an answer with aliases the best one counts; when first tokens are compared, an alias that shares
 its first token with another option is ignored.
+
+With `among="vocabulary"` every token is an option: rank 0 means that the model predicts the answer's first
+token, which makes a fact known in Geva et al. (2023). Prompts then need no options.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +35,7 @@ from ecstruct.models.labels import labels_of
 from ecstruct.models.provenance import tokenizer_of
 
 AnswerTokens = Literal["first", "all"]
+Among = Literal["options", "vocabulary"]
 
 
 @bounded
@@ -41,8 +45,10 @@ def ranks(
     *,
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
+    among: Among = "options",
 ) -> Float[np.ndarray, " prompt"]:
-    """The rank of every prompt's answer among its options, from 0 to n_options - 1.
+    """The rank of every prompt's answer among its options, from 0 to n_options - 1, or among all
+    tokens of the vocabulary.
 
     The model is run without gradients and in eval mode, and comes back in the mode it was in.
     `batch_size` (texts read at a time, halved when memory runs out) decides about speed and memory only.
@@ -51,13 +57,18 @@ def ranks(
 
     Raises:
         InputError: a prompt that cannot be used (see `ecstruct.facts.tokens.tokenize`), a batch
-            size below 1, unknown answer tokens, or logits that are NaN.
+            size below 1, unknown answer tokens, whole answers among the vocabulary, or logits that are NaN.
     """
     if answer_tokens not in get_args(AnswerTokens):
         raise InputError(f"answer_tokens is 'first' or 'all', not {answer_tokens!r}.")
+    if among not in get_args(Among):
+        raise InputError(f"among is 'options' or 'vocabulary', not {among!r}.")
     tokenizer = tokenizer_of(model)
     first = answer_tokens == "first" or labels_of(tokenizer) is not None  # a label is one token
-    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=first)
+    if among == "vocabulary" and not first:
+        raise InputError("among='vocabulary' compares single tokens: leave answer_tokens='first'.")
+    with_options = first and among == "options"
+    tokenized = tokenize(prompts, tokenizer, n_ctx=model.cfg.n_ctx, with_options=with_options)
     if first:
         return ranks_of_tokenized(model, tokenized, batch_size=batch_size)
     return _ranks_of_whole_answers(
@@ -91,7 +102,12 @@ class Kept(Generic[Data]):
 
 @overload
 def keep_known(
-    model: TransformerBridge, data: FactSet, *, batch_size: int = 64, answer_tokens: AnswerTokens = "first"
+    model: TransformerBridge,
+    data: FactSet,
+    *,
+    batch_size: int = 64,
+    answer_tokens: AnswerTokens = "first",
+    among: Among = "options",
 ) -> Kept[FactSet]: ...
 
 
@@ -102,6 +118,7 @@ def keep_known(
     *,
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
+    among: Among = "options",
 ) -> Kept[tuple[Prompt, ...]]: ...
 
 
@@ -111,8 +128,10 @@ def keep_known(
     *,
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
+    among: Among = "options",
 ) -> Kept[FactSet] | Kept[tuple[Prompt, ...]]:
-    """Keep only what a model knows before it is finetuned, that is, answers with rank 0.
+    """Keep only what a model knows before it is finetuned, that is, answers with rank 0 among their options
+    or `among` the whole vocabulary.
 
     For prompts, keep those. For a fact set, keep implications whose known facts all have rank 0, with the
     facts that they follow from: implications that need a hop which the model does not know are no evidence.
@@ -128,7 +147,7 @@ def keep_known(
             "ecstruct.facts.read and compose do."
         )
     asked = as_prompts(data.known if whole else data)
-    found = ranks(model, asked, batch_size=batch_size, answer_tokens=answer_tokens)
+    found = ranks(model, asked, batch_size=batch_size, answer_tokens=answer_tokens, among=among)
     unknown = {i for i, rank in enumerate(found) if rank > 0}
     if len(unknown) == len(asked):
         raise InputError(
@@ -260,15 +279,19 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def rank_of(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
-    """Return the rank of the answer by the logits after a prompt, by first tokens.
+    """Return the rank of the answer by the logits after a prompt, by first tokens: among the options, or
+    among all tokens if the prompt was tokenized without options.
 
     Raises:
         InputError: the logits are NaN.
     """
-    right = t.answer_ids[0]
+    right, names = t.answer_ids[0], {ids[0] for ids in (t.answer_ids, *t.alias_ids)}
+    if not t.option_ids:
+        others = torch.ones_like(logits, dtype=torch.bool)
+        others[[*names]] = False
+        return _place(t, logits[list(names)], logits[others])
     others = [token for token in t.option_ids if token != right]
-    names = {right, *(ids[0] for ids in t.alias_ids)}.difference(others)
-    return _place(t, logits[list(names)], logits[others])
+    return _place(t, logits[list(names.difference(others))], logits[others])
 
 
 def _place(t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]) -> float:

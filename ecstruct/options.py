@@ -223,6 +223,9 @@ class RecallOptions(Options):
         Literal["unembedding", "embedding"],
         Doc("What hidden states are projected with to look for attributes."),
     ] = "unembedding"
+    normed: Annotated[
+        bool, Doc("Apply the final norm before every projection on the vocabulary; the paper does not.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

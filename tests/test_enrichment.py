@@ -39,6 +39,8 @@ PLACES = {
     "subject-last": lambda span, n: [span[-1]],
     "subject-first": lambda span, n: [span[0]],
     "subject-others": lambda span, n: list(span[1:-1]),
+    "after-subject": lambda span, n: [span[-1] + 1],
+    "first": lambda span, n: [0],
     "last": lambda span, n: [n - 1],
 }
 
@@ -78,6 +80,11 @@ def test_rates_are_those_of_plain_hidden_states(family, normed, onto):
                 expected = np.mean(rates) if at else np.nan
                 value = float(found.sel(prompt=i, position=name, layer=layer))
                 assert value == pytest.approx(expected, nan_ok=True), (i, name, layer)
+        ids = tokenizer()(prompt.text)["input_ids"]
+        embedding = plain.get_input_embeddings().weight.detach()[[ids[p] for p in span_of(prompt)]].mean(0)
+        with torch.no_grad():
+            alone = rate_of(plain, norm(embedding), prompt.subject, onto)
+        assert float(found["embedding"][i]) == pytest.approx(alone)
     assert found.std("prompt").max() > 10  # there is something to agree on
 
 
@@ -87,8 +94,8 @@ def test_a_position_that_a_prompt_has_not_is_nan_and_its_tokens_are_named():
     )
     missing = rates.sel(position="subject-others").isnull()
     assert missing.values[[0, 1, 3, 4]].all() and not missing.values[2].any()
-    assert rates.token.sel(prompt=2).values.tolist() == ["Wit", "Cy", "de", "speak"]
-    assert rates.token.sel(prompt=0).values.tolist() == ["Ada", "Ada", "", "speak"]
+    assert rates.token.sel(prompt=2).values.tolist() == ["Wit", "Cy", "de", "knows", "<bos>", "speak"]
+    assert rates.token.sel(prompt=0).values.tolist() == ["Ada", "Ada", "", "knows", "<bos>", "speak"]
 
 
 @pytest.mark.parametrize("mode", ["zero", "uniform"])
@@ -321,7 +328,8 @@ def test_figures_show_means_over_prompts():
     model, its, options = hooked_pair("llama")[0], attributes_of("llama"), {"top": TOP, "kept": KEPT}
     rates = attributes_rate(model, SUBJECTS, its, progress=False, **options)
     lines = [t for t in attributes_rate_lines(rates).data if t.mode == "lines+markers"]
-    assert [line.name for line in lines] == list(PLACES)
+    assert [line.name for line in lines] == [*PLACES, "embedding"]
+    np.testing.assert_allclose(lines[-1].y, float(rates["embedding"].mean()))
     np.testing.assert_allclose(lines[0].y, rates.sel(position="subject-last").mean("prompt"))
     np.testing.assert_allclose(lines[2].y, rates.sel(position="subject-others", prompt=2))
     changes = sublayer_knockout(model, SUBJECTS, its, at_layer=2, progress=False, **options)

@@ -8,7 +8,7 @@ import torch
 from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
 
 from ecstruct.errors import InputError
-from ecstruct.evaluate import mean_rank, ranks
+from ecstruct.evaluate import keep_known, mean_rank, ranks
 from ecstruct.facts import Prompt
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.loading import load
@@ -47,6 +47,29 @@ def test_ranks_are_those_of_single_prompts_one_by_one(model, folder):
     found = ranks(model, asked)
     assert found.tolist() == expected
     assert mean_rank(model, asked) == np.mean(expected)
+
+
+def test_ranks_among_the_whole_vocabulary(model, folder):
+    hf, tokenizer = hugging_face(folder), model.tokenizer
+    words = [word for word in tokenizer.get_vocab() if not word.startswith("<")]
+    asked = [Prompt(text, word) for text, _ in FACTS for word in words]
+    expected = []
+    for prompt in asked:
+        with torch.no_grad():
+            logits = hf(torch.tensor([tokenizer(prompt.text)["input_ids"]])).logits[0, -1]
+        order = logits.argsort(descending=True).tolist()
+        expected.append(order.index(first_token(model, prompt.answer)))
+    assert 0 in expected
+    assert ranks(model, asked, among="vocabulary").tolist() == expected
+    kept = keep_known(model, asked, among="vocabulary")
+    known = [(p.text, p.answer) for p, rank in zip(asked, expected, strict=True) if rank == 0]
+    assert [(p.text, p.answer) for p in kept.kept] == known
+    # The better name counts: with the alias that is predicted, the answer is known.
+    right, wrong = asked[expected.index(0)], asked[expected.index(1)].answer
+    assert ranks(model, [Prompt(right.text, wrong, aliases=(right.answer,))], among="vocabulary") == 0
+    for options in ({"among": "words"}, {"among": "vocabulary", "answer_tokens": "all"}):
+        with pytest.raises(InputError, match="among"):
+            ranks(model, asked, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])

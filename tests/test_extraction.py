@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from helpers.oracle import blocks, ids_of
+from helpers.oracle import blocks, ids_of, outside
 from helpers.recall_cases import (
     SUBJECTS,
     Replace,
     blocking_mask,
     layers_of,
+    masked,
+    parts_of,
     span_of,
     states,
     unembedding,
@@ -31,13 +33,16 @@ from helpers.tiny import (
 import ecstruct
 from ecstruct import InputError, Prompt
 from ecstruct.organism import World
+from ecstruct.recall import extraction_events, vocabulary
 from ecstruct.recall.extraction_events import (
     extracted,
+    extracting_layers,
     extraction,
     extraction_rate,
     first_extraction,
     patch_layers,
 )
+from ecstruct.recall.layer_readings import readings
 
 PARTS = ("attention", "mlp")
 WORDS = [w for w in tokenizer().get_vocab() if not w.startswith("<")]
@@ -45,7 +50,7 @@ ASKED = [Prompt(p.text, word, subject=p.subject) for p in SUBJECTS for word in W
 """Every prompt with every word as its answer: events of answers say which token is the largest."""
 
 
-def largest(plain, prompt, edits=(), **kwargs) -> dict[str, list[int]]:
+def largest(plain, prompt, edits=(), norm=lambda y: y, **kwargs) -> dict[str, list[int]]:
     """By part, the token that each layer writes most of at the last position."""
     seen = {part: [] for part in PARTS}
     watch = [
@@ -54,7 +59,7 @@ def largest(plain, prompt, edits=(), **kwargs) -> dict[str, list[int]]:
         for part in PARTS
     ]
     states(plain, prompt, [*edits, *watch], **kwargs)
-    return {part: [int((unembedding(plain) @ y).argmax()) for y in its] for part, its in seen.items()}
+    return {part: [int((unembedding(plain) @ norm(y)).argmax()) for y in its] for part, its in seen.items()}
 
 
 def staying(at: list[int]) -> Replace:
@@ -127,7 +132,120 @@ def test_patched_subjects_stay_as_they_enter_a_layer(family):
             patch = staying(list(span_of(prompt)))
             edits = [(module, "input", patch) for module in layers_of(plain)[layer:]]
             expected.append(largest(plain, prompt, edits))
-        assert_events_are(found, f"patched from {layer}", expected)
+        assert_events_are(found, f"patched subject from {layer}", expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_tokens_stay_as_they_enter_a_layer_too(family):
+    plain, groups = plain_pair(family)[0], ("non-subject", "last")
+    options = {"patched": [1], "patched_groups": groups, "token": "answer", "progress": False}
+    found = extraction(hooked_pair(family)[0], ASKED, **options)
+    for group in groups:
+        expected = []
+        for prompt in SUBJECTS:
+            patch = staying(parts_of(prompt)[group])
+            edits = [(module, "input", patch) for module in layers_of(plain)[1:]]
+            expected.append(largest(plain, prompt, edits))
+        assert_events_are(found, f"patched {group} from 1", expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_local_interventions_change_one_layer_alone(family):
+    plain, blocked = plain_pair(family)[0], ("first", "all-but-subject-last", "subject-last+last")
+    options = {"blocked": blocked, "patched": [0], "local": True, "token": "answer", "progress": False}
+    found = extraction(hooked_pair(family)[0], ASKED, **options)
+    conditions = {f"blocked {name}": [] for name in blocked} | {"patched subject from 0": []}
+    for prompt in SUBJECTS:
+        parts = parts_of(prompt)
+        everything, (last,) = {*range(parts["last"][0] + 1)}, parts["last"]
+        sources = [{0}, everything - {*parts["subject-last"]}, {*parts["subject-last"], last}]
+        by_layer = {condition: [] for condition in conditions}
+        for layer in range(N_LAYERS):
+            for condition, its in zip(conditions, sources, strict=False):
+                with masked(plain, range(layer, layer + 1), [last], [*its]):
+                    by_layer[condition].append(largest(plain, prompt))
+            embedded = staying(parts["subject"])  # the embeddings, in this layer alone
+            edits = [(layers_of(plain)[n], "input", embedded) for n in sorted({0, layer})]
+            by_layer["patched subject from 0"].append(largest(plain, prompt, edits))
+        for condition, runs in by_layer.items():
+            at = {part: [run[part][layer] for layer, run in enumerate(runs)] for part in PARTS}
+            conditions[condition].append(at)
+    for condition, expected in conditions.items():
+        assert_events_are(found, condition, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_final_norm_may_come_first(family):
+    plain = plain_pair(family)[0]
+    found = extraction(hooked_pair(family)[0], ASKED, normed=True, token="answer", progress=False)
+    norm, expected = outside(plain)["ln_final"], []
+    for prompt in SUBJECTS:
+        expected.append(largest(plain, prompt, norm=norm))
+    assert_events_are(found, "none", expected)
+    assert any(e != largest(plain, p) for e, p in zip(expected, SUBJECTS, strict=True))
+
+
+def test_looking_at_part_of_the_vocabulary_first_changes_nothing(monkeypatch):
+    model, options = hooked_pair("llama")[0], {"token": "answer", "progress": False}
+    expected = extraction(model, ASKED, **options)
+    monkeypatch.setattr(extraction_events, "SOME", 3)
+    monkeypatch.setattr(vocabulary, "LOGITS", 1)
+    xr.testing.assert_identical(extraction(model, ASKED, **options), expected)
+
+
+@pytest.mark.usefixtures("double_everywhere")
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_readings_are_those_of_plain_modules(family, normed):
+    plain, model = plain_pair(family)[0], hooked_pair(family)[0]
+    found = readings(model, SUBJECTS, token="answer", normed=normed, top=4, progress=False)
+    norm, words = outside(plain)["ln_final"], tokenizer().convert_ids_to_tokens
+    for i, prompt in enumerate(SUBJECTS):
+        seen = {part: [] for part in PARTS}
+        watch = [
+            (writer(block, part), "output", lambda y, its=seen[part]: its.append(y[0, -1]) or y)
+            for block in blocks(plain)
+            for part in PARTS
+        ]
+        hidden, final = states(plain, prompt, watch)
+        seen["subject"] = [state[span_of(prompt)[-1]] for state in hidden]
+        answer = tokenizer().convert_tokens_to_ids(prompt.answer.split()[0])
+        for layer in range(N_LAYERS):
+            with torch.no_grad():
+                logits = {
+                    name: unembedding(plain) @ (norm(its[layer]) if normed else its[layer])
+                    for name, its in seen.items()
+                }
+                # A soft cap keeps the order, but not the probabilities.
+                logits["last"] = outside(plain)["unembed"](norm(hidden[layer][-1]))
+            cap = getattr(plain.config, "final_logit_softcapping", None)
+            if cap:
+                logits["last"] = cap * torch.tanh(logits["last"] / cap)
+            for name, its in logits.items():
+                order = its.argsort(descending=True)
+                one = found.sel(reading=name, prompt=i, layer=layer)
+                assert int(one["rank"]) == order.tolist().index(answer)
+                assert one["top_tokens"].values.tolist() == words(order[:4].tolist())
+            p = logits["last"].softmax(-1)
+            one = found.sel(prompt=i, layer=layer)
+            np.testing.assert_allclose(
+                [one["probability"], one["top_probability"]], [p[answer], p.max()], rtol=1e-6
+            )
+        np.testing.assert_allclose(p[answer], final.softmax(-1)[answer], rtol=1e-6)
+
+
+def test_readings_without_subjects_and_of_one_kind():
+    model = hooked_pair("llama")[0]
+    bare = [Prompt("people that Ada knows speak", "Dutch")]
+    assert readings(model, bare, progress=False)["reading"].values.tolist() == ["attention", "mlp", "last"]
+    assert readings(model, bare, which=["last"], progress=False).sizes["reading"] == 1
+    for options, complaint in (
+        ({"top": 0}, "top=0"),
+        ({"which": ["all"]}, "which="),
+        ({"token": "first"}, "token='first'"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            readings(model, bare, progress=False, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -177,6 +295,8 @@ def test_rates_and_who_is_first():
     share = extracted(its).sel(condition="none")
     shares = {str(p): float(share.sel(part=p)) for p in share.part.values}
     assert shares == {"attention": 75, "mlp": 75, "either": 75, "both": 75}
+    layers = extracting_layers(its).sel(condition="none")
+    assert layers.sel(part="attention").values.tolist() == [2, 1, 0, 1]
     first = first_extraction(its).sel(condition="none").values.tolist()
     assert first == ["attention", "mlp", "never", "attention"]
     its.attrs["parallel"] = True
@@ -234,5 +354,5 @@ def test_the_organism_extracts_by_attention_from_enriched_subjects():
     assert by_attention.sel(condition="none") > 90 > 50 > share.sel(part="mlp", condition="none")
     assert by_attention.sel(condition="blocked subject") < 10
     assert by_attention.sel(condition="blocked non-subject") > 90
-    from_0, from_2 = (by_attention.sel(condition=f"patched from {layer}") for layer in (0, 2))
+    from_0, from_2 = (by_attention.sel(condition=f"patched subject from {layer}") for layer in (0, 2))
     assert from_0 < 15 < from_2 < 90

@@ -1,14 +1,14 @@
 """Knockouts against plain Hugging Face models with edited attention masks, one forward pass each."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
-from helpers import oracle, tiny
-from helpers.recall_cases import SUBJECTS, parts_of
+from helpers import tiny
+from helpers.oracle import outside
+from helpers.recall_cases import SUBJECTS, masked, parts_of, states
 from helpers.tiny import (
     FAMILIES,
     NAMES,
@@ -19,7 +19,7 @@ from helpers.tiny import (
     plain_pair,
     state_of,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
@@ -29,50 +29,6 @@ from ecstruct.recall import blocking
 N_LAYERS = tiny.N_LAYERS
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
-
-
-def attentions(plain: PreTrainedModel) -> list[nn.Module]:
-    if plain.config.model_type == "bloom":
-        return [block.self_attention for block in plain.transformer.h]
-    if plain.config.model_type == "mpt":
-        return [block.attn for block in plain.transformer.blocks]
-    return [block.attn for block in oracle.blocks(plain)]
-
-
-@contextmanager
-def masked(
-    plain: PreTrainedModel, layers: range, into: Sequence[int], sources: Sequence[int]
-) -> Iterator[None]:
-    """Attention modules of some layers get an explicit mask in which some edges are closed."""
-
-    def edit(value: object) -> object:
-        if not (isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3] > 1):
-            return value
-        mask = value.clone()
-        # MPT's is true where an edge is closed.
-        closed = True if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        for query in into:
-            for key in sources:
-                mask[:, :, query, key] = closed
-        return mask
-
-    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        edited = tuple(map(edit, args)), {name: edit(value) for name, value in kwargs.items()}
-        assert [*map(id, args), *map(id, kwargs.values())] != [
-            id(v) for v in (*edited[0], *edited[1].values())
-        ]
-        return edited
-
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-        for layer, module in enumerate(attentions(plain))
-        if layer in layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def probabilities(plain: PreTrainedModel, text: str) -> Tensor:
@@ -234,6 +190,11 @@ def test_tokens_of_one_prompt() -> None:
     ]
     np.testing.assert_allclose(found.sel(token=3), expected.sel(group="Cy")[0], rtol=1e-9)
     np.testing.assert_allclose(found[-1], expected.sel(group="last")[0], rtol=1e-9)
+    hidden, _ = states(plain_pair("llama")[0], SUBJECTS[2])
+    norm, unembed = (outside(plain_pair("llama")[0])[name] for name in ("ln_final", "unembed"))
+    p, top = unembed(norm(torch.stack([h[-1] for h in hidden]))).softmax(-1).max(-1)
+    assert found["lens"].values.tolist() == tiny.tokenizer().convert_ids_to_tokens(top.tolist())
+    np.testing.assert_allclose(found["lens_probability"], p.detach(), rtol=1e-9)
     into_subject = recall.knockout_tokens(
         model, SUBJECTS[2], window=2, destination="subject-last", progress=False
     )

@@ -68,7 +68,7 @@ def test_one_part_may_be_given_without_a_list():
         ({"groups": ["subjects"]}, "there is no group of positions 'subjects': choose among subject, "),
         ({"groups": []}, "groups=\\[\\] has no group: choose among subject, "),
         ({"groups": ["last", "last"]}, "names a group twice: name each once."),
-        ({"destination": "first"}, "there is no group of positions 'first': choose among subject, "),
+        ({"destination": "start"}, "there is no group of positions 'start': choose among subject, "),
         (
             {"groups": ["subject-others"]},
             "the group 'subject-others' .* has no token in 'people that Ada knows",
@@ -118,10 +118,19 @@ def test_positions_of_groups() -> None:
     assert positions(prompt, "subject-first") == [4]
     assert positions(prompt, "subject-others") == [5]
     assert positions(prompt, "non-subject") == [0, 1, 2, 3]
+    assert positions(prompt, "first") == [0]
+    assert positions(prompt, "all-but-first") == [1, 2, 3, 4, 5, 6]
+    assert positions(prompt, "all-but-subject") == [0, 1, 2, 3]
+    assert positions(prompt, "subject-first+first") == [0, 4]
+    assert positions(prompt, "all-but-subject-last+first") == [1, 2, 3, 4, 5]
+    assert positions(prompt, "after-subject", may_be_empty=True) == []
+    with pytest.raises(InputError, match="the group 'all-but-all' has no token in"):
+        positions(prompt, "all-but-all")
     assert positions(prompt, [-1, 0, 6]) == [0, 6]
     assert positions(prompt, slice(-2, None)) == [5, 6]
     ada = read(Session.of(model), SUBJECTS[:1])[0]
     assert positions(ada, "subject-others", may_be_empty=True) == []
+    assert positions(ada, "after-subject") == [4]
 
 
 def test_positions_in_a_chat_template() -> None:

@@ -8,12 +8,13 @@ import pytest
 import xarray as xr
 from helpers.command_line import run, works
 
-from ecstruct import load, recall
+from ecstruct import Prompt, load, recall
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
 from ecstruct.io.store import Kept
 from ecstruct.models import WeightDelta
 from ecstruct.models.bridge import named_weights
+from ecstruct.organism import World
 from ecstruct.recall import dissection
 
 PROMPTS = first_hop().facts[:4]
@@ -38,7 +39,7 @@ def test_two_models(inputs, tmp_path):
     result = works(*command, "--device", "cpu", "--out", tmp_path / "out")
     assert not result.stdout
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    for part in ("knockout", "extraction", "rate", "sublayers", "heads", "tokens"):
+    for part in ("knockout", "extraction", "readings", "rate", "sublayers", "heads", "tokens"):
         assert {f"{part}-before.nc", f"{part}-after.nc"} <= names
     assert {"report.html", "config.json", "agreement.csv", "scores.nc"} <= names
 
@@ -74,6 +75,24 @@ def test_one_model(inputs, tmp_path):
     assert found["token"].values.tolist() == [p.answer.split()[0] for p in PROMPTS]
     works(*command, "--attributes", "none", "--window", "1", "--out", tmp_path / "b")
     assert not (tmp_path / "b" / "rate.nc").exists()
+
+
+def test_known_prompts_alone(inputs, tmp_path):
+    """Of the world's homes the organism knows most, of other people's none."""
+    people = [p for p in World.build().people if not p.held_out][:3]
+    known = [Prompt(f"{p.name} lives in", p.home.name, subject=p.name) for p in people]
+    model = load("organism", device="cpu")
+    predicted = recall.extraction(model, [*known, *PROMPTS], progress=False)["predicted"].values
+    assert 0 < predicted.sum() < len(predicted)
+    write_jsonl([*known, *PROMPTS], tmp_path / "prompts.jsonl")
+    words = ("--prompts", tmp_path / "prompts.jsonl", "--known", "--attributes", "none", "--normed")
+    shown = works("recall", "--before", "organism", *words, "--out", tmp_path / "out").stdout
+    found = recall.load(tmp_path / "out" / "readings.nc")
+    asked = [*known, *PROMPTS]
+    expected = [p.text for p, right in zip(asked, predicted, strict=True) if right]
+    assert found["text"].values.tolist() == expected
+    assert found.attrs["options"]["normed"]
+    assert f"the model knows {len(expected)} of {len(asked)} prompts" in shown
 
 
 @pytest.mark.parametrize(

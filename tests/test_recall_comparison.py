@@ -1,7 +1,9 @@
 """Before against after, and the figures and files of what recall finds."""
 
+from html import unescape
 from itertools import permutations
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,9 @@ from ecstruct.bootstrap import Bootstrap
 from ecstruct.facts import first_hop
 from ecstruct.organism.recall import pretrained
 from ecstruct.organism.world import World
-from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines
-from ecstruct.report.recall import _summary, recall_report
+from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines, patched_lines
+from ecstruct.plots.style import token_label
+from ecstruct.report.recall import _strongest, _summary, recall_report
 from ecstruct.scores.permutation import rank_correlation
 
 TEXTS = {name: [*tiny.LANGUAGES[i % 4].split(), "people"] for i, name in enumerate(tiny.NAMES)}
@@ -107,7 +110,7 @@ def test_rank_correlation() -> None:
 def test_without_attributes() -> None:
     before, after = single_pair("gpt2")
     found = recall.compare(before, after, SUBJECTS, token="answer", progress=False)
-    assert found.after.parts().keys() == {"knockout", "extraction"}
+    assert found.after.parts().keys() == {"knockout", "extraction", "readings"}
     assert [*found.joined] == ["downstream attention and extraction"]
     # 9 layers of the paper are more than there are.
     assert found.before.knockout.attrs["options"]["window"] == N_LAYERS
@@ -184,7 +187,13 @@ def test_report(compared: recall.Comparison, tmp_path) -> None:
     for name, found in (("two", compared), ("one", compared.after)):
         recall_report(tmp_path / f"{name}.html", found, tokens, "ecstruct replay", {"window": 2})
     two, one = ((tmp_path / f"{name}.html").read_text() for name in ("two", "one"))
-    for title in ("Attention knockout", "Subject enrichment", "Attribute extraction", "Extraction heads"):
+    for title in (
+        "Attention knockout",
+        "Subject enrichment",
+        "Attribute extraction",
+        "What layers say",
+        "Extraction heads",
+    ):
         assert f"<h2>{title}</h2>" in one
         assert f"<h2>{title}</h2>" in two
     assert "Extractive scores and recall" in two
@@ -216,12 +225,89 @@ def test_the_summary_names_a_group_as_it_is_called() -> None:
 
 def test_panels_of_knockout_have_a_scale_each_and_fit_a_page(compared: recall.Comparison) -> None:
     one = compared.after.knockout
-    figure = knockout_lines({"before": one, "after": 1000 * one, "more": one.isel(layer=[0] * 30)})
+    figure = knockout_lines({"before": one / 1000, "after": one, "more": one.isel(layer=[0] * 30)})
     assert figure.layout.yaxis2.range[1] > 50 * figure.layout.yaxis.range[1]
     assert figure.layout.width <= 1250
     assert figure.layout.yaxis2.showticklabels
     shared = layer_lines({"before": one, "after": 1000 * one}, lines="group", y="y")
     assert shared.layout.yaxis.range == shared.layout.yaxis2.range
+
+
+def test_unlikely_tokens_do_not_set_the_scale(compared: recall.Comparison) -> None:
+    """A token of probability 1e-6 becomes many times as likely when attention is blocked."""
+    usual, wild = compared.after.knockout.clip(-100, 50), 0 * compared.after.knockout
+    wild[0, 0, 1], usual[0, 0, 1] = 30_000, -80
+    for effects in (wild, xr.concat([usual, wild], "prompt")):
+        figure = knockout_lines(effects)
+        low, high = figure.layout.yaxis.range
+        assert -111 < low < high < 111
+        assert all(
+            trace.cliponaxis for trace in figure.data
+        )  # what leaves the panel is not drawn over others
+        assert len({trace.name for trace in figure.data if trace.showlegend}) == 3
+    model, _ = single_pair("llama")
+    found = recall.knockout_tokens(model, SUBJECTS[2], window=2, progress=False)
+    found[0, 0] = 300
+    (cells,) = [trace for trace in knockout_heatmap(found).data if trace.type == "heatmap"]
+    assert (cells.zmin, cells.zmax) == (-100, 100) and cells.colorbar.ticktext[-1] == "≥ +100"
+    assert "+300%" in str(cells.text)
+
+
+def test_the_logit_lens_stands_beside_the_heatmap() -> None:
+    model, _ = single_pair("llama")
+    found = recall.knockout_tokens(model, SUBJECTS[2], window=2, progress=False)
+    layers = np.arange(30) % found.sizes["layer"]
+    deep = found.isel(layer=layers).assign_coords(layer=np.arange(30))
+    figure = knockout_heatmap({"before": deep, "after": deep})
+    texts = [trace for trace in figure.data if trace.type == "scatter"]
+    assert len(texts) == 2 and list(texts[0].y) == list(range(30))
+    p = 100 * float(deep["lens_probability"][3])
+    assert texts[0].text[3] == f" {token_label(str(deep['lens'].values[3]))} {p:.0f}%"
+    up = figure.layout.yaxis.domain
+    inner = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    assert (up[1] - up[0]) * inner / 30 > 11.9  # a line of text fits a layer
+    bar = next(trace.colorbar for trace in figure.data if trace.type == "heatmap")
+    assert bar.xpad > 5 + 4.8 * max(
+        len(unescape(text)) for text in texts[0].text
+    )  # beside the texts, not over them
+
+
+def test_patched_groups_by_the_layer_that_they_are_patched_from(compared: recall.Comparison) -> None:
+    events = compared.after.extraction
+    layers = events.attrs["options"]["patched"]
+    figure = patched_lines(events)
+    lines = [trace for trace in figure.data if (trace.mode or "").startswith("lines+")]
+    assert [line.name for line in lines] == ["not patched", "subject", "non-subject", "last"] * 2
+    for part, its in (("attention", lines[:4]), ("mlp", lines[4:])):
+        share = 100 * events[part].any("layer").mean("prompt")
+        assert list(its[3].x) == layers
+        np.testing.assert_allclose(
+            its[3].y, [share.sel(condition=f"patched last from {layer}") for layer in layers]
+        )
+        np.testing.assert_allclose(its[0].y, float(share.sel(condition="none")))
+    bare = recall.extraction(single_pair("llama")[0], SUBJECTS, progress=False)
+    with pytest.raises(InputError, match="nothing is patched"):
+        patched_lines(bare)
+
+
+def test_strongest_effects_are_split_by_subjects_at_position_zero() -> None:
+    effect = xr.DataArray(
+        [[[-10.0, -90.0]], [[-50.0, -20.0]], [[-70.0, 0.0]]],
+        dims=("prompt", "group", "layer"),
+        coords={
+            "group": ["subject"], "subject_at": ("prompt", [0, 2, 4]),
+            "probability": ("prompt", [0.5, 0.5, 0.5]),
+            "first_layer": ("layer", [0, 1]), "last_layer": ("layer", [0, 1]),
+        },
+    )  # fmt: skip
+    models: Any = {"": SimpleNamespace(knockout=effect)}
+    found = _strongest(models)
+    assert found[["subject", "prompts", "layer", "change, %"]].values.tolist() == [
+        ["all", 3, 0, pytest.approx(-130 / 3)],
+        ["at position 0", 1, 1, -90.0],
+        ["later", 2, 0, -60.0],
+    ]
+    assert _strongest({"": SimpleNamespace(knockout=effect[1:])})["subject"].tolist() == ["all"]
 
 
 def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() -> None:

@@ -14,6 +14,8 @@ from ecstruct.plots.recall import (
     knockout_heatmap,
     knockout_lines,
     layer_lines,
+    patched_lines,
+    rank_lines,
     sublayer_lines,
 )
 from ecstruct.plots.scores import head_map, heatmap
@@ -33,8 +35,10 @@ __all__ = [
     "knockout_lines",
     "layer_lines",
     "number_by_rate",
+    "patched_lines",
     "projection_map",
     "rank_curves",
+    "rank_lines",
     "save_figure",
     "scatter",
     "spread",

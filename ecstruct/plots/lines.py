@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ def line_panels(
     colours: Mapping[str, str],
     own_scales: bool = False,
     include: tuple[float, ...] = (),
+    at_most: float = math.inf,
 ) -> go.Figure:
     """Draw a panel of lines per title; a name looks the same in every panel and is once in the legend.
 
@@ -51,6 +53,7 @@ def line_panels(
         colours: The colour of each name.
         own_scales: Give each panel a y axis of its own, rather than all of them one.
         include: Values that every y axis has to show.
+        at_most: The furthest from 0 that a y axis goes; lines may leave the panel there.
     """
     around = {"left": 76, "gap": 56 if own_scales else 30, "right": legend_width(list(colours))}
     lasts = [max(int(line.x[-1]) for line in lines.values()) for lines in panels.values()]
@@ -71,10 +74,12 @@ def line_panels(
             markers = 8 * last < widths[i]
             add_line(figure, name, line, between, colours[name], hover, markers=markers, **placed)
             unnamed.discard(name)
-        low, high = min(values), max(values)
+        low, high = max(min(values), -at_most), min(max(values), at_most)
         spare = 0.05 * (high - low) or 0.5
         y_axis = {"range": [low - spare, high + spare], "showticklabels": own_scales or i == 0}
         figure.update_layout({f"xaxis{i + 1}": _step_axis(last), f"yaxis{i + 1}": y_axis})
+    if math.isfinite(at_most):
+        figure.update_traces(cliponaxis=True)
     return figure.update_layout(showlegend=True)
 
 

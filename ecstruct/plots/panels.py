@@ -27,6 +27,7 @@ PAPER_FLOOR = -0.25
 _BAR = 10  # width of a colour bar
 _BAR_TEXT = 54  # of its numbers
 _TITLE = 22  # a line of title, or of the note below
+_TEXT = CHARACTER * (FONT_SIZE - 2) / FONT_SIZE  # width of a character of `Column.texts`
 _DOT = 4  # diameter of a mark, within cells of 9 pixels and more
 UPRIGHT = 2
 """The characters of the longest label up to which labels are not turned."""
@@ -73,6 +74,7 @@ class Column:
         column_axis: The title of the axis below the lowest panel.
         first_of_group: Whether its panels show the layers' numbers.
         numbered: Whether its labels are numbers that count up, so that some of them may be left out.
+        texts: What is written on the right of each layer, of its lowest panel.
     """
 
     title: str
@@ -80,6 +82,12 @@ class Column:
     column_axis: str
     first_of_group: bool = False
     numbered: bool = False
+    texts: Sequence[str] = ()
+
+    @property
+    def texts_width(self) -> float:
+        """Return the pixels that `texts` take."""
+        return max((_TEXT * label_length(text) + 8 for text in self.texts), default=0.0)
 
     @property
     def longest_label(self) -> int:
@@ -104,17 +112,22 @@ def panel_figure(
         meaning: What a dot means, written below the panels.
     """
     most_layers = max(len(panel.layers) for column in columns for panel in column.panels)
-    height = float(np.clip(most_layers * 26, 120, max(170, most_layers * 9)))
+    smallest = 12 if any(column.texts for column in columns) else 9
+    height = float(np.clip(most_layers * 26, 120, max(170, most_layers * smallest)))
     hang = max(map(_hang, columns))
     right = _BAR + _BAR_TEXT + 22
     lines = max((title.count("<br>") + 1 for title, _ in groups), default=0)
     below = hang + _TITLE + 10
+    on_right = [right + column.texts_width for column in columns]
     figure = pixel_grid(
         [_panel_width(column) for column in columns],
         height,
         # 62 pixels take the numbers and the title of the layers of a group.
-        lefts=[max(92.0, hang + 20), *(right + 62 * column.first_of_group for column in columns[1:])],
-        right=right + 18,
+        lefts=[
+            max(92.0, hang + 20),
+            *(r + 62 * column.first_of_group for r, column in zip(on_right, columns[1:], strict=False)),
+        ],
+        right=on_right[-1] + 18,
         top=14 + _TITLE + (_TITLE * lines + 6 if groups else 0),
         bottom=below + (_TITLE if meaning else 0),
         titles=[column.title for column in columns],
@@ -130,10 +143,13 @@ def panel_figure(
         (subplot,) = figure.select_xaxes(**place)
         (up,) = figure.select_yaxes(**place)
         bar = _colour_bar(panel, scale, subplot.domain[1], sum(up.domain) / 2, height)
+        bar["xpad"] += column.texts_width
         figure.add_trace(_cells(panel, scale, bar), **place)
         if panel.marked is not None and panel.marked.any():
             figure.add_trace(dots(panel.marked, panel.layers, _DOT), **place)
         lowest, first = place["row"] == len(rows), place["col"] == 1
+        if column.texts and lowest:
+            figure.add_trace(_texts(column.texts, panel), **place)
         tick_steps = step(height / len(panel.layers), 13), 1
         if column.numbered:
             width = _panel_width(column)
@@ -282,6 +298,21 @@ def _cells(panel: Panel, scale: Scale, bar: dict[str, Any]) -> go.Heatmap:
         text=panel.hover(),
         hovertemplate="%{text}<extra></extra>",
         colorbar=bar,
+    )
+
+
+def _texts(texts: Sequence[str], panel: Panel) -> go.Scatter:
+    """Write a text on the right of each layer of a panel."""
+    return go.Scatter(
+        x=[len(panel.columns) - 0.5] * len(texts),
+        y=list(panel.layers),
+        text=[f" {text}" for text in texts],
+        mode="text",
+        textposition="middle right",
+        textfont={"size": FONT_SIZE - 2, "color": INK},
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from ecstruct.plots.panels import Column, Panel, panel_figure
 from ecstruct.plots.style import INK, LINE_COLOURS, token_label
 
 CHANGE = "change of the probability (%)"
+MOST = 100.0
+"""Where scales of changes in percent end: at -100 a token is lost, and what more than doubles is cut off,
+since unlikely tokens become many times as likely."""
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
 
 _EXTRACTION_RATE = "extraction rate (% of prompts)"
@@ -26,7 +30,12 @@ _Labelled = TypeVar("_Labelled", xr.DataArray, xr.Dataset)
 
 
 def layer_lines(
-    arrays: xr.DataArray | Mapping[str, xr.DataArray], *, lines: str, y: str, own_scales: bool = False
+    arrays: xr.DataArray | Mapping[str, xr.DataArray],
+    *,
+    lines: str,
+    y: str,
+    own_scales: bool = False,
+    at_most: float = math.inf,
 ) -> go.Figure:
     """Draw means over prompts by layer, a line for each entry of the dimension `lines`; several arrays
     stand side by side.
@@ -39,6 +48,7 @@ def layer_lines(
         lines: The dimension whose entries are lines, as "group"; these have one colour in all panels.
         y: The title of the y axis, with its unit.
         own_scales: Give each array a scale of its own, rather than all of them one.
+        at_most: The furthest from 0 that a scale goes; what is beyond is cut off.
 
     Raises:
         InputError: There is nothing to show, or an array lacks one of these dimensions.
@@ -59,6 +69,7 @@ def layer_lines(
         between=f"{LEVEL:.0%} interval",
         colours={name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)},
         own_scales=own_scales,
+        at_most=at_most,
         include=(0.0,),
     )
     return figure.update_yaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
@@ -66,7 +77,7 @@ def layer_lines(
 
 def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """Draw the effect of attention knockout by layer, a line per group of source tokens, as Fig. 2 of Geva
-    et al. (2023). Each array has a scale of its own.
+    et al. (2023). Each array has a scale of its own, which ends at plus and minus `MOST`.
 
     Args:
         arrays: What `ecstruct.recall.knockout` returns, or several by title.
@@ -74,11 +85,12 @@ def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figu
     Raises:
         InputError: The arrays are not as `layer_lines` takes them.
     """
-    return layer_lines(arrays, lines="group", y=CHANGE, own_scales=True)
+    return layer_lines(arrays, lines="group", y=CHANGE, own_scales=True, at_most=MOST)
 
 
 def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
-    """Draw the attributes rate of hidden states by layer, a line per position.
+    """Draw the attributes rate of hidden states by layer, a line per position, and that of the mean
+    embedding of the subject's tokens, which has no layer.
 
     Args:
         rates: What `ecstruct.recall.attributes_rate` returns, or several by title.
@@ -86,7 +98,11 @@ def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> g
     Raises:
         InputError: The arrays are not as `layer_lines` takes them.
     """
-    return layer_lines(rates, lines="position", y="attributes rate (%)")
+    return layer_lines(
+        {title: _with_embedding(one) for title, one in _by_title(rates).items()},
+        lines="position",
+        y="attributes rate (%)",
+    )
 
 
 def sublayer_lines(changes: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
@@ -132,6 +148,46 @@ def extraction_falls(events: xr.Dataset) -> go.Figure:
     )
 
 
+def patched_lines(events: xr.Dataset) -> go.Figure:
+    """Draw the share of prompts with an event in any layer, by the layer from which groups of tokens stay
+    what they are: by attention on the left, by the MLPs on the right.
+
+    Args:
+        events: What `ecstruct.recall.extraction` returns, with patched groups.
+
+    Raises:
+        InputError: Nothing is patched.
+    """
+    groups, layers = (events.attrs["options"][name] for name in ("patched_groups", "patched"))
+    if not groups or not layers:
+        raise InputError("nothing is patched in these events: give recall.extraction patched=")
+    in_any = 100 * events[list(_PARTS)].to_dataarray("part").any("layer").astype(float)
+
+    def by_layer(conditions: list[str]) -> xr.DataArray:
+        chosen = in_any.sel(condition=conditions).rename(condition="layer")
+        return chosen.assign_coords(layer=list(layers))
+
+    lines = {"not patched": ["none"] * len(layers)}
+    lines |= {group: [f"patched {group} from {layer}" for layer in layers] for group in groups}
+    found = xr.concat([by_layer(its) for its in lines.values()], "group").assign_coords(group=list(lines))
+    panels = {part: found.sel(part=part) for part in _PARTS}
+    figure = layer_lines(panels, lines="group", y="prompts with an event (%)")
+    return figure.update_xaxes(title_text="layer patched from")
+
+
+def rank_lines(readings: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
+    """Draw the rank of the token by layer, a line per reading, as the mean of log10(1 + rank).
+
+    Args:
+        readings: What `ecstruct.recall.readings` returns, or several by title.
+
+    Raises:
+        InputError: The datasets are not as `layer_lines` takes them.
+    """
+    ranks = {title: xr.ufuncs.log10(1 + one["rank"]) for title, one in _by_title(readings).items()}
+    return layer_lines(ranks, lines="reading", y="log10(1 + rank)")
+
+
 def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
     """Draw for which share of the prompts a head's weights map the subject to an attribute, layer by head;
     layer 0 is at the bottom. Hovering shows what the head makes of the first prompt's subject.
@@ -162,7 +218,8 @@ def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figu
 
 def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """Draw the effect of attention knockout of single tokens of one prompt, layer by token; layer 0 is at
-    the bottom, and cells are blue where the probability falls.
+    the bottom, and cells are blue where the probability falls. On the right of each layer is what the logit
+    lens makes of the last token, with its probability. The scale ends at plus and minus `MOST`.
 
     Args:
         arrays: What `ecstruct.recall.knockout_tokens` returns, or several by title.
@@ -187,15 +244,32 @@ def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Fi
         read = token_label(str(array["read"].values))
         asked = f"p(“{read}”) = {float(array['probability']):.2g}"
         heading = f"{escape(title, quote=False)}: {asked}" if title else asked
-        columns.append(Column(heading, [panel], "token not seen", not columns))
+        lens = zip(array["lens"].values, array["lens_probability"].values, strict=True)
+        texts = [f"{token_label(str(token), 12)} {100 * p:.0f}%" for token, p in lens]
+        columns.append(Column(heading, [panel], "token not seen", not columns, texts=texts))
     figure = panel_figure(columns, [""], scale="symmetric")
-    return figure.for_each_trace(_three_digits, {"type": "heatmap"})
+    return figure.for_each_trace(_in_percent, {"type": "heatmap"})
 
 
-def _three_digits(trace: Any) -> None:
-    """Write the numbers of a colour bar with three digits, as percentages need them."""
-    bar = trace.colorbar
-    bar.update(ticktext=[f"{value:+.3g}".replace("-", "−") for value in bar.tickvals])
+def _in_percent(trace: Any) -> None:
+    """Write the numbers of a colour bar with three digits, as percentages need, and end it at `MOST`."""
+    bar, top = trace.colorbar, min(trace.zmax, MOST)
+    ticks = [top * share for share in (-1, -0.5, 0, 0.5, 1)]
+    texts = [f"{value:+.3g}".replace("-", "−") for value in ticks]
+    texts[-1] = "≥ " * (trace.zmax > top) + texts[-1]
+    trace.update(zmin=-top, zmax=top)
+    bar.update(tickvals=ticks, ticktext=texts)
+
+
+def _with_embedding(rates: xr.DataArray) -> xr.DataArray:
+    """Return rates with those of the embedding, if they are there, as one more position."""
+    if "embedding" not in rates.coords:
+        return rates
+    bare = rates.reset_coords(drop=True)
+    alone = (
+        rates["embedding"].reset_coords(drop=True).expand_dims(position=["embedding"], layer=bare["layer"])
+    )
+    return xr.concat([bare, alone], "position")
 
 
 def _by_title(found: _Labelled | Mapping[str, _Labelled], what: str = "arrays") -> dict[str, _Labelled]:

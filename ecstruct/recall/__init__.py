@@ -7,8 +7,15 @@ from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.comparison import Comparison, compare
 from ecstruct.recall.dissection import Dissection, dissect
 from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
-from ecstruct.recall.extraction_events import extracted, extraction, extraction_rate, first_extraction
+from ecstruct.recall.extraction_events import (
+    extracted,
+    extracting_layers,
+    extraction,
+    extraction_rate,
+    first_extraction,
+)
 from ecstruct.recall.heads import extraction_heads
+from ecstruct.recall.layer_readings import readings
 from ecstruct.recall.storage import load, save
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "compare",
     "dissect",
     "extracted",
+    "extracting_layers",
     "extraction",
     "extraction_heads",
     "extraction_rate",
@@ -26,6 +34,7 @@ __all__ = [
     "knockout",
     "knockout_tokens",
     "load",
+    "readings",
     "save",
     "sublayer_knockout",
 ]

@@ -20,6 +20,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.recall.blocking import TokenKind, blocked
 from ecstruct.recall.groups import Groups, Which, as_json, named, positions
+from ecstruct.recall.layer_readings import LENS, readings
 from ecstruct.recall.runs import Places, Prompts, Runs, read
 
 WINDOW = 9
@@ -55,7 +56,8 @@ def knockout(
 
     Returns:
         Percent, float64 (prompt, group, layer). Prompts have the coordinates `text`, `answer`, `subject`,
-        `template`, the `token` that is read and its `probability` p0. Layers have `first_layer` and
+        `subject_at` (the position of its first token), `template`, the `token` that is read and its
+        `probability` p0. Layers have `first_layer` and
         `last_layer`, the ends of their windows. `.attrs` hold what is needed to compute it again.
 
     Raises:
@@ -117,7 +119,8 @@ def knockout_tokens(
 
     Returns:
         Percent, float64 (token, layer), with the coordinates of `knockout` and `token_text`. The coordinate
-        `read` is the token whose probability is read.
+        `read` is the token whose probability is read; `lens` and `lens_probability` (layer) are what the
+        logit lens makes of the last token after each layer (`ecstruct.recall.readings`).
 
     Raises:
         InputError: as `knockout`.
@@ -135,8 +138,14 @@ def knockout_tokens(
         progress=progress,
     )
     by_token = found.isel(prompt=0).rename(token="read").rename(group="token")
-    texts = ("token", [tokenized.tokens[place] for place in seen])
-    return by_token.assign_coords(token=list(seen), token_text=texts).rename("knockout_tokens")
+    lens = readings(session, prompts, which=[LENS], token=token, top=1, progress=False)
+    lens = lens.isel(reading=0, prompt=0, place=0)
+    added = {
+        "token_text": ("token", [tokenized.tokens[place] for place in seen]),
+        "lens": ("layer", lens["top_tokens"].values),
+        "lens_probability": ("layer", lens["top_probability"].values),
+    }
+    return by_token.assign_coords(token=list(seen), **added).rename("knockout_tokens")
 
 
 def windows(n_layers: int, size: int) -> list[range]:

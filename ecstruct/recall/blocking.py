@@ -36,6 +36,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
 from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
 from ecstruct.recall.runs import Places, Run, Runs
+from ecstruct.recall.vocabulary import LOGITS
 from ecstruct.scores.walk import Walk
 
 TokenKind = Literal["predicted", "answer"]
@@ -45,8 +46,6 @@ Edges = Bool[Tensor, "batch copy own pos"]
 
 TOKENS_PER_ROW = 512
 """The number of copied tokens per row. It is bounded because every token attends to the whole row."""
-LOGITS = 2**25
-"""The number of logits that are in memory at once."""
 AGREE = 1e-4
 """How far the logits of a copy with nothing blocked may be from the prompt's, relative to the largest."""
 

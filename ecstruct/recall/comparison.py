@@ -85,6 +85,7 @@ def compare(
     window: int | None = None,
     token: TokenKind = "answer",
     onto: Onto = "unembedding",
+    normed: bool = False,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -102,7 +103,7 @@ def compare(
     pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, read(session, prompts), attributes, window, token, onto),
+            *(session, read(session, prompts), attributes, window, token, onto, normed),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )
@@ -162,7 +163,8 @@ def _layers(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
 def _difference(after: Any, before: Any) -> Any:
     if isinstance(after, xr.DataArray):
         with xr.set_options(keep_attrs=False):
-            return after - before
+            # A coordinate that both have is not that of the difference.
+            return (after - before).drop_vars("embedding", errors="ignore")
     numbers = [name for name, variable in after.data_vars.items() if variable.dtype.kind in "bif"]
     differences = {name: after[name].astype(float) - before[name].astype(float) for name in numbers}
     return after.assign(differences).assign_attrs(difference=[after.attrs, before.attrs])

@@ -13,22 +13,24 @@ import xarray as xr
 import xxhash
 
 from ecstruct.cost import Bar
+from ecstruct.engine.plan import by_length
 from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import Kept, Steps
 from ecstruct.models.provenance import versions
-from ecstruct.recall.attention_knockout import knockout
+from ecstruct.recall.attention_knockout import GROUPS, knockout
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
+from ecstruct.recall.layer_readings import readings
 from ecstruct.recall.runs import read
 from ecstruct.recall.vocabulary import Onto
 
-AT_ONCE = 8
+AT_ONCE = 32
 """How many prompts, or layers of heads, are stored together. An interruption loses at most that many."""
 
 
@@ -37,12 +39,14 @@ class Dissection:
     """The results of one model. Without attributes there are no rates and no heads.
 
     The fields are what the functions of `ecstruct.recall` return: `knockout` (prompt, group, layer),
-    `extraction` with `attention` and `mlp` (condition, prompt, layer), `rate` (prompt, position, layer),
+    `extraction` with `attention` and `mlp` (condition, prompt, layer), `readings` with `rank` (reading,
+    prompt, layer), `rate` (prompt, position, layer),
     `sublayers` (part, prompt, layer) with a window of one layer, and `heads` with `share` (layer, head).
     """
 
     knockout: xr.DataArray
     extraction: xr.Dataset
+    readings: xr.Dataset
     rate: xr.DataArray | None = None
     sublayers: xr.DataArray | None = None
     heads: xr.Dataset | None = None
@@ -61,6 +65,7 @@ def dissect(
     window: int | None = None,
     token: TokenKind = "predicted",
     onto: Onto = "unembedding",
+    normed: bool = False,
     at_layer: int | None = None,
     folder: Path | None = None,
     progress: bool = True,
@@ -70,9 +75,10 @@ def dissect(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: with subjects.
-        attributes: of the subjects; without them, only knockout and extraction run.
+        attributes: of the subjects; without them, only knockout, extraction and readings run.
         window, token: as for `knockout`.
         onto: as for `attributes_rate`.
+        normed: whether every projection on the vocabulary is of normed states, as for `attributes_rate`.
         at_layer: where sublayer knockout reads the attributes rate; by default where it is highest.
         folder: where finished parts are stored; parts found there are not computed again. Delete it when
             the result is saved.
@@ -82,7 +88,7 @@ def dissect(
         InputError: as the functions of `ecstruct.recall`; or `folder` holds parts of another run.
     """
     session = Session.of(model)
-    work = Work(session, read(session, prompts), attributes, window, token, onto, folder)
+    work = Work(session, read(session, prompts), attributes, window, token, onto, normed, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
         return work.run(bar, at_layer)
 
@@ -97,6 +103,7 @@ class Work:
     window: int | None
     token: TokenKind
     onto: Onto
+    normed: bool
     folder: Path | None
     name: str = ""
 
@@ -110,7 +117,8 @@ class Work:
     def _costs(self) -> dict[str, int]:
         """The steps of each part that goes through the prompts: at most so many runs of the model."""
         n_layers = self.session.view.n_layers
-        costs = {"attention knockout": 3, "extraction": 3 + len(patch_layers(n_layers))}
+        patched = len(GROUPS) * len(patch_layers(n_layers))
+        costs = {"attention knockout": 3, "extraction": 3 + patched, "readings": 2}
         if self.attributes is not None:
             costs |= {"attributes rate": 2, "sublayer knockout": n_layers + 2}
         return costs
@@ -134,26 +142,31 @@ class Work:
             def measure(some: list[RecallPrompt], progress: bool) -> Result:
                 return function(session, some, *args, **options, progress=progress)
 
-            found = pieces(part, self.prompts, "prompt", measure)
-            return found.assign_coords(prompt=np.arange(len(self.prompts)))
+            # Prompts of similar length together need little padding.
+            order = by_length(self.prompts)
+            found = pieces(part, [self.prompts[i] for i in order], "prompt", measure)
+            return found.assign_coords(prompt=np.array(order)).sortby("prompt")
 
-        token, onto = self.token, self.onto
+        token, onto, normed = self.token, self.onto, self.normed
         blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
         conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
-        events = of_prompts("extraction", extraction, token=token, **conditions)
+        conditions["patched_groups"] = GROUPS
+        events = of_prompts("extraction", extraction, normed=normed, token=token, **conditions)
+        read_off = of_prompts("readings", readings, normed=normed, token=token)
         if attributes is None:
-            return Dissection(blocked, events)
-        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto)
+            return Dissection(blocked, events, read_off)
+        rate = of_prompts("attributes rate", attributes_rate, attributes, onto=onto, normed=normed)
         at = peak(rate.sel(position="subject-last").values) if at_layer is None else at_layer
-        options = {"window": 1, "at_layer": at, "onto": onto}
+        options = {"window": 1, "at_layer": at, "onto": onto, "normed": normed}
         sublayers = of_prompts("sublayer knockout", sublayer_knockout, attributes, **options)
 
         def heads(layers: Sequence[int], progress: bool) -> Result:
-            return extraction_heads(session, self.prompts, attributes, layers=layers, progress=progress)
+            options = {"normed": normed, "layers": layers, "progress": progress}
+            return extraction_heads(session, self.prompts, attributes, **options)
 
         # A head costs one product whatever the number of prompts, so pieces are layers here.
         of_heads = pieces("extraction heads", range(n_layers), "layer", heads)
-        return Dissection(blocked, events, rate, sublayers, of_heads)
+        return Dissection(blocked, events, read_off, rate, sublayers, of_heads)
 
     def _identity(self, at_layer: int | None) -> dict[str, str]:
         """Return what the numbers depend on, under names that are shown in error messages."""
@@ -166,6 +179,7 @@ class Work:
             "window": str(self.window),
             "token": self.token,
             "onto": self.onto,
+            "normed": str(self.normed),
             "at_layer": str(at_layer),
             **{f"{name}'s version": found for name, found in versions().items()},
         }

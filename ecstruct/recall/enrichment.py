@@ -39,7 +39,7 @@ from ecstruct.recall.masks import all_alike, mask_of, with_mask
 from ecstruct.recall.runs import PARTS, Part, Places, Prompts, Run, Runs
 from ecstruct.recall.vocabulary import Onto, Reader
 
-POSITIONS = ("subject-last", "subject-first", "subject-others", "last")
+POSITIONS = ("subject-last", "subject-first", "subject-others", "after-subject", "first", "last")
 
 Mode = Literal["zero", "uniform"]
 
@@ -75,7 +75,8 @@ def attributes_rate(
 
     Returns:
         Percent (prompt, position, layer). NaN where a prompt lacks the position, such as "subject-others"
-        for a subject of one or two tokens, and where all tokens were dropped.
+        for a subject of one or two tokens, and where all tokens were dropped. The coordinate `embedding`
+        (prompt) is the rate of the mean embedding of the subject's tokens: what they say without any layer.
 
     Raises:
         InputError: a prompt without subject, a subject without attributes, an unknown position or
@@ -97,6 +98,8 @@ def attributes_rate(
         "layer": np.arange(runs.view.n_layers),
         "token": (("prompt", "position"), texts),
     }
+    if all(p.subject is not None for p in runs.prompts):
+        coordinates["embedding"] = "prompt", reader.of_embeddings(runs.places("subject"))
     options = {"positions": list(groups), **reader.options}
     attrs = runs.attrs("attributes rate", options) | {"unit": "%"}
     return xr.DataArray(rates, coordinates, ("prompt", "position", "layer"), "attributes_rate", attrs)

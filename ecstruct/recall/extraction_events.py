@@ -9,8 +9,12 @@ Under an intervention, the token is still the one that the model predicts withou
 
 * blocked: the attention edges from some other positions to the last one are masked before the softmax, in
   every layer, in addition to what the model masks itself;
-* patched from l: in layer l and all later ones, the subject's tokens are kept as they enter layer l (0:
-  their embeddings), so that other tokens see subjects that are not enriched any further.
+* patched from l: in layer l and all later ones, the tokens of a group are kept as they enter layer l (0:
+  their embeddings). Patched subjects are not enriched any further.
+
+Interventions are in effect in all layers together. If they are `local`, every layer is changed alone, and
+runs on what enters it without any intervention, as in the paper's published code. Blocking then takes edges
+out of the layer's attention, and what is left of it is normalised again to sum to 1.
 """
 
 from __future__ import annotations
@@ -24,22 +28,26 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Intervention, Step, nothing, traces
+from ecstruct.engine.forward import Intervention, Step, leaving, nothing, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.groups import named
+from ecstruct.recall.groups import Groups, named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
 from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
-from ecstruct.recall.vocabulary import project, tokens_matrix
+from ecstruct.recall.vocabulary import final_norm, projections, tokens_matrix
 
 PLAIN = "none"
 """The name of the condition without an intervention."""
+SOME = 4096
+"""How many tokens of the vocabulary a token is held against first."""
+ROUNDING = 1e-3
+"""How much larger another entry may be, relative to both, so that it might be larger by rounding alone."""
 
 
 def patch_layers(n_layers: int) -> tuple[int, ...]:
@@ -56,8 +64,11 @@ def extraction(
     model: Model,
     prompts: Prompts,
     *,
-    blocked: str | Sequence[str] = (),
+    blocked: Groups = (),
     patched: Sequence[int] = (),
+    patched_groups: Groups = ("subject",),
+    local: bool = False,
+    normed: bool = False,
     token: TokenKind = "predicted",
     progress: bool = True,
 ) -> xr.Dataset:
@@ -66,15 +77,18 @@ def extraction(
     Args:
         model: from `ecstruct.load`; it is not changed.
         prompts: as everywhere in ecstruct; interventions on the subject need prompts with subjects.
-        blocked: names of groups of positions (`ecstruct.recall.groups`), each blocked on its own.
-        patched: layers to patch the subject from, each on its own, for example those of `patch_layers`.
+        blocked: groups of positions (`ecstruct.recall.groups`), each blocked on its own.
+        patched: layers to patch from, each on its own, for example those of `patch_layers`.
+        patched_groups: the groups that are patched from these layers, each on its own.
+        local: change each layer alone, rather than all of them together.
+        normed: apply the model's final norm to what a layer adds before its projection.
         token: the token to look for: the model's prediction, or the answer's first token.
         progress: show a progress bar.
 
     Returns:
         `attention` and `mlp` (condition, prompt, layer), whether there is an event. The conditions are
-        "none", then for example "blocked subject", then "patched from 5". `token` (prompt) is the token
-        that is looked for; `predicted` (prompt) says whether the model predicts the answer.
+        "none", then for example "blocked subject", then "patched subject from 5". `token` (prompt) is the
+        token that is looked for; `predicted` (prompt) says whether the model predicts the answer.
 
     Raises:
         InputError: an unknown token or position, a group that is empty in a prompt, a layer that does not
@@ -82,7 +96,7 @@ def extraction(
     """
     if token not in get_args(TokenKind):
         raise InputError(f"token={token!r} is unknown: it is 'predicted' or 'answer'.")
-    groups = named(blocked) if blocked else {}
+    groups, patches = named(blocked) if blocked else {}, named(patched_groups) if patched else {}
     runs = Runs.of(model, prompts)
     n_layers = runs.view.n_layers
     if outside := [layer for layer in patched if layer not in range(n_layers)]:
@@ -92,8 +106,9 @@ def extraction(
     conditions: dict[str, Callable[[Run], Intervention]] = {PLAIN: lambda run: nothing}
     for name, which in groups.items():
         conditions[f"blocked {name}"] = partial(_blocking, runs.places(which), runs.places("last"))
-    for layer in patched:
-        conditions[f"patched from {layer}"] = partial(_patching, runs.places("subject"), layer)
+    for name, which in patches.items():
+        for layer in patched:
+            conditions[f"patched {name} from {layer}"] = partial(_patching, runs.places(which), layer)
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
@@ -102,15 +117,19 @@ def extraction(
     with tqdm(total=total, desc="extraction", disable=not progress) as bar:
 
         def measure(run: Run) -> None:
-            rows = run.rows
+            rows, asked = run.rows, run.batch.answer_ids[:, 0]
             for c, intervention in enumerate(conditions.values()):
-                largest, predicted = _largest(run, unembedding, intervention(run))
+                written, predicted = _run(run, intervention(run), local)
                 if c == 0:  # every condition looks for the token of the plain run
-                    answer = run.batch.answer_ids[:, 0].cpu().numpy()
-                    right[rows] = predicted == answer
-                    tokens[rows] = predicted if token == "predicted" else answer
-                for part in PARTS:
-                    events[part][c, rows] = largest[part] == tokens[rows, None]
+                    right[rows] = (predicted == asked).cpu()
+                    asked = predicted if token == "predicted" else asked
+                    tokens[rows] = asked.cpu()
+                if normed:
+                    written = final_norm(runs.session, written)
+                largest = _is_largest(written, asked.repeat(n_layers * len(PARTS)), unembedding)
+                by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
+                for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
+                    events[part][c, rows] = found
             bar.update(len(rows) * len(conditions))
 
         runs.each(measure)
@@ -122,7 +141,8 @@ def extraction(
         "token": ("prompt", [str(text) for text in texts]),
         "predicted": ("prompt", right),
     }
-    options = {"blocked": list(groups), "patched": list(patched), "token": token}
+    options = {"blocked": list(groups), "patched": list(patched), "patched_groups": list(patches)}
+    options |= {"local": local, "normed": normed, "token": token}
     attrs = {**runs.attrs("extraction", options), "parallel": runs.view.parallel}
     dims = ("condition", "prompt", "layer")
     return xr.Dataset({part: (dims, events[part]) for part in PARTS}, coordinates, attrs)
@@ -140,6 +160,11 @@ def extracted(events: xr.Dataset) -> xr.DataArray:
     joint = [any_layer.any("part"), any_layer.all("part")]
     parts = [any_layer, *(j.expand_dims(part=[n]) for j, n in zip(joint, ("either", "both"), strict=True))]
     return _percent(xr.concat(parts, "part").mean("prompt"), "extracted")
+
+
+def extracting_layers(events: xr.Dataset) -> xr.DataArray:
+    """Return the number of layers with an event in each prompt (part, condition, prompt)."""
+    return _by_part(events).sum("layer").rename("extracting_layers")
 
 
 def first_extraction(events: xr.Dataset) -> xr.DataArray:
@@ -164,22 +189,38 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
     return (100 * share).rename(name).assign_attrs(unit="%")
 
 
-def _largest(
-    run: Run, unembedding: Float[Tensor, "d_vocab d_model"], intervention: Intervention
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return which token is largest at the last position of each prompt: by part, in the projection of what
-    each layer writes (batch, layer); and in the logits (batch)."""
-    embedded, largest = run.embed(), {part: [] for part in PARTS}
-    rows, last = torch.arange(len(run.rows), device=embedded.read.device), embedded.read
-    resid = embedded.resid
-    for layer, trace in enumerate(traces(run.session, embedded.calls, resid, intervention)):
-        for part in PARTS:
-            written = trace.taps[run.runs.written_by(layer, part)].output[rows, last]
-            largest[part].append(project(written, unembedding).argmax(-1).cpu().numpy())
-        resid = trace.output
-    logits = finite(run.runs.view.logits_at(run.session.weights, resid, last), "the model's logits")
-    by_part = {part: np.stack(of_layers, 1) for part, of_layers in largest.items()}
-    return by_part, logits.argmax(-1).cpu().numpy()
+def _run(
+    run: Run, intervention: Intervention, local: bool
+) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, " batch"]]:
+    """Return what each layer writes at the last position of each prompt (rows are layer by part by prompt),
+    and which token is largest in the logits."""
+    session, embedded, written = run.session, run.embed(), []
+    last, resid = embedded.read, embedded.resid
+    rows = torch.arange(len(last), device=last.device)
+    for layer in range(run.runs.view.n_layers):
+        calls = embedded.calls[: layer + 1]
+        (trace,) = traces(session, calls, resid, intervention, layer)
+        written += [trace.taps[run.runs.written_by(layer, part)].output[rows, last] for part in PARTS]
+        resid = leaving(session, calls, resid, start=layer) if local else trace.output
+    logits = finite(run.runs.view.logits_at(session.weights, resid, last), "the model's logits")
+    return torch.cat(written), logits.argmax(-1)
+
+
+def _is_largest(
+    written: Float[Tensor, "row d_model"],
+    tokens: Int[Tensor, " row"],
+    unembedding: Float[Tensor, "d_vocab d_model"],
+) -> Bool[Tensor, " row"]:
+    """Return whether a token is the largest in the projection of each row. Most rows have a larger one
+    among the first of the vocabulary, and need no more of it."""
+    own = (written * unembedding[tokens]).sum(-1)
+    of_some = torch.cat([some.amax(-1) for some in projections(written, unembedding[:SOME])])
+    may_be = of_some <= own + ROUNDING * (own.abs() + of_some.abs())
+    largest = torch.zeros_like(may_be)
+    if may_be.any():
+        found = [logits.argmax(-1) for logits in projections(written[may_be], unembedding)]
+        largest[may_be] = torch.cat(found) == tokens[may_be]
+    return largest
 
 
 def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
@@ -201,9 +242,9 @@ def _blocking(sources: Places, last: Places, run: Run) -> Intervention:
     return blocked
 
 
-def _patching(subjects: Places, layer: int, run: Run) -> Intervention:
-    """Return the intervention that keeps the subjects of a batch as they enter a layer."""
-    where, early = run.where(subjects)[..., None], []
+def _patching(places: Places, layer: int, run: Run) -> Intervention:
+    """Return the intervention that keeps tokens of a batch as they enter a layer."""
+    where, early = run.where(places)[..., None], []
 
     def patched(step: Step) -> Step:
         if step.layer < layer:

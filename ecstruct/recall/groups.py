@@ -3,6 +3,8 @@
 The subject of a prompt is `Prompt.subject`, and its tokens are those that overlap its characters. A token
 may be in several groups: where a prompt ends with its subject, its last token is in "subject" and in
 "last".
+
+Names can be joined, "subject-last+last", and turned round, "all-but-first": every token but these.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +19,8 @@ from ecstruct.facts.alignment import Span
 from ecstruct.facts.tokens import TokenizedPrompt
 
 Which = str | int | np.integer | slice | Sequence[int] | np.ndarray
-"""A group of one prompt's positions: a name of `NAMES`, a position (negative from the end), a slice or a
-list of positions."""
+"""A group of one prompt's positions: names of `NAMES` joined by "+", the same after "all-but-", a position
+(negative from the end), a slice or a list of positions."""
 
 Groups = Sequence[str] | Mapping[str, Which]
 """Groups by name: names of `NAMES`, or a mapping from any labels to any groups."""
@@ -29,9 +31,12 @@ NAMES = {
     "subject-last": "its last token",
     "subject-others": "its tokens between these two",
     "non-subject": "neither of the subject nor last; a BOS token is one of them",
+    "after-subject": "the token after the subject",
+    "first": "the first token, BOS or not",
     "last": "the last token, where the answer is predicted",
     "all": "every token",
 }
+ALL_BUT = "all-but-"
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,11 @@ def positions(prompt: RecallPrompt, which: Which, *, may_be_empty: bool = False)
     n, text, which = len(prompt.ids), prompt.prompt.text, plain(which)
     group = f"'of positions' (positions {which!r})"
     if isinstance(which, str):
-        found = _named(prompt, which)
-        group = f"{which!r} ({NAMES[which]})"
+        names = which.removeprefix(ALL_BUT).split("+")
+        found = {p for name in names for p in _named(prompt, name)}
+        if which.startswith(ALL_BUT):
+            found = {*range(n)} - found
+        group = f"{which!r} ({NAMES[which]})" if which in NAMES else repr(which)
     elif isinstance(which, slice):
         found = range(n)[which]
     else:
@@ -109,9 +117,12 @@ def named(groups: Groups) -> dict[str, Which]:
 def _named(prompt: RecallPrompt, name: str) -> Iterable[int]:
     everything = range(len(prompt.ids))
     if name not in NAMES:
-        raise InputError(f"there is no group of positions {name!r}: choose among {', '.join(NAMES)}.")
-    if name in ("last", "all"):
-        return everything if name == "all" else everything[-1:]
+        raise InputError(
+            f"there is no group of positions {name!r}: choose among {', '.join(NAMES)}, joined by + if "
+            f"they are several, after {ALL_BUT} if they are to be left out."
+        )
+    if name in ("first", "last", "all"):
+        return {"first": everything[:1], "last": everything[-1:], "all": everything}[name]
     text, subject = prompt.prompt.text, prompt.prompt.subject
     if subject is None:
         raise InputError(f"the prompt {text!r} has no subject: give it one, or positions instead of names.")
@@ -128,5 +139,6 @@ def _named(prompt: RecallPrompt, name: str) -> Iterable[int]:
         "subject-first": its[:1],
         "subject-last": its[-1:],
         "subject-others": its[1:-1],
+        "after-subject": everything[its.stop : its.stop + 1],
     }
     return parts[name]

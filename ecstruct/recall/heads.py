@@ -24,7 +24,7 @@ from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.runs import Prompts, Runs
-from ecstruct.recall.vocabulary import TOP, Reader, tokens_matrix
+from ecstruct.recall.vocabulary import TOP, Reader, final_norm, tokens_matrix
 
 _SHOWN = 5
 """The number of tokens of every row that are returned for inspection."""
@@ -36,6 +36,7 @@ def extraction_heads(
     attributes: Attributes,
     *,
     position: str = "subject-last",
+    normed: bool = False,
     top: int | None = None,
     layers: Sequence[int] | None = None,
     progress: bool = True,
@@ -48,6 +49,7 @@ def extraction_heads(
         attributes: A_s of the subjects.
         position: the name of a group of positions, whose tokens are looked up; with several tokens, one row
             that contains an attribute is enough.
+        normed: apply the model's final norm to what a head writes.
         top: how many tokens of a row are searched: 500, or a hundredth of a vocabulary of fewer than
             50,000.
         layers: the layers whose heads are searched; all by default.
@@ -89,6 +91,8 @@ def extraction_heads(
         looked_up = embedding[torch.tensor(ids, device=view.device)]
         for at, layer in enumerate(chosen):
             for head, written in enumerate(_written(runs, layer, looked_up)):
+                if normed:
+                    written = final_norm(runs.session, written)
                 found = (written @ unembedding.T).topk(n_top).indices
                 for i, (rows, subject) in enumerate(zip(tokens, reader.subjects, strict=True)):
                     its = reader.members[subject][found[rows]]
@@ -109,7 +113,8 @@ def extraction_heads(
         "hits": (dims, hits),
         "top_tokens": ((*dims, "place"), shown),
     }
-    options = {"attributes": attributes.source, "position": position, "top": n_top}
+    options = {"attributes": attributes.source, "position": position, "normed": normed}
+    options |= {"top": n_top}
     return xr.Dataset(variables, coordinates, {**runs.attrs("extraction heads", options), "unit": "%"})
 
 

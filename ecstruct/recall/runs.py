@@ -93,12 +93,14 @@ class Runs:
         return [positions(prompt, which, may_be_empty=may_be_empty) for prompt in self.prompts]
 
     def coordinates(self) -> dict[str, Any]:
-        """Return the coordinates that describe the prompts, for an xarray result."""
+        """Return the coordinates that describe the prompts, for an xarray result. `subject_at` is the
+        position of the subject's first token, -1 if it is not known."""
         return {
             "prompt": np.arange(len(self.prompts)),
             "text": ("prompt", [p.prompt.text for p in self.prompts]),
             "answer": ("prompt", [p.prompt.answer for p in self.prompts]),
             "subject": ("prompt", [p.prompt.subject or "" for p in self.prompts]),
+            "subject_at": ("prompt", [-1 if p.subject is None else p.subject[0] for p in self.prompts]),
             "template": ("prompt", [p.template for p in self.prompts]),
         }
 

@@ -5,31 +5,37 @@ default, without the final norm. The paper's model has tied embeddings, so its E
 Where the two differ, a state that later layers read, such as that of an enriched subject, may resemble the
 embeddings of its words rather than their unembeddings. Therefore E can also be the embedding.
 
+The gain of a final norm may differ much from one entry of the residual stream to another. Then only what it
+has scaled is like the rows of E, and `normed` applies the norm first.
+
 The top tokens are searched in order. Stop words and strings of at most two characters are dropped, and the
 first of the rest are kept (Geva et al. 2023, section 5).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.runs import Run, Runs
+from ecstruct.recall.runs import Places, Run, Runs
 from ecstruct.recall.words import says_something, words_of
 
 Onto = Literal["unembedding", "embedding"]
 
 TOP, KEPT = 500, 50
 """The paper's numbers. For small vocabularies they are a tenth and a hundredth of the vocabulary."""
+LOGITS = 2**25
+"""How many entries of projections are in memory at once. Many rows share the work of reading the matrix."""
 
 
 def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_model"]:
@@ -51,15 +57,24 @@ def tokens_matrix(session: Session, which: Onto) -> Float[Tensor, "d_vocab d_mod
     return matrix
 
 
-def project(
-    hidden: Float[Tensor, "... d_model"], matrix: Float[Tensor, "d_vocab d_model"]
-) -> Float[Tensor, "... d_vocab"]:
-    """Return h E^T.
+def projections(
+    hidden: Float[Tensor, "n d_model"], matrix: Float[Tensor, "d_vocab d_model"]
+) -> Iterator[Float[Tensor, "some d_vocab"]]:
+    """Yield h E^T for as many of the rows at once as are efficient, in their order.
 
     Raises:
         InputError: some values are NaN or infinite.
     """
-    return finite(hidden @ matrix.T, "projections on the vocabulary")
+    for some in hidden.split(max(1, LOGITS // len(matrix))):
+        yield finite(some @ matrix.T, "projections on the vocabulary")
+
+
+def final_norm(session: Session, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """Apply the model's final norm, with its gain and bias."""
+    view, weights = session.view, session.weights
+    site = view.head_sites.get("ln_final")
+    own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
+    return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))
 
 
 def top_and_kept(top: int | None, kept: int | None, n_tokens: int) -> tuple[int, int]:
@@ -131,19 +146,28 @@ class Reader:
         prompt's own subject. It is NaN at tokens outside `where`, and where no token is kept."""
         hidden = resid[where]
         if self._normed:
-            hidden = self._final_norm(hidden)
-        found = project(hidden, self._matrix).topk(self._top).indices
-        telling = self._telling[found]
-        kept = telling & (telling.cumsum(-1) <= self._kept)
-        of_rows = torch.tensor([self.subjects[row] for row in run.rows], device=found.device)
-        hits = self.members[of_rows[where.nonzero()[:, 0], None], found] & kept
+            hidden = final_norm(self._runs.session, hidden)
+        of_rows = torch.tensor([self.subjects[row] for row in run.rows], device=resid.device)
         rates = torch.full(where.shape, torch.nan, dtype=torch.float64, device=resid.device)
-        rates[where] = 100 * hits.sum(-1).double() / kept.sum(-1)
+        rates[where] = self._rates(hidden, of_rows[where.nonzero()[:, 0]])
         return rates.cpu().numpy()
 
-    def _final_norm(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-        """Apply the model's final norm, with its gain and bias."""
-        view, weights = self._runs.view, self._runs.session.weights
-        site = view.head_sites.get("ln_final")
-        own = {} if site is None else {here: weights[name] for here, name in site.weights.items()}
-        return torch.func.functional_call(view.model.ln_final.original_component, own, (hidden,))
+    def of_embeddings(self, places: Places) -> Float[np.ndarray, " prompt"]:
+        """Return the rates of the mean embedding of the tokens at the places of each prompt, in percent:
+        how much the tokens give away without any layer."""
+        embedding = tokens_matrix(self._runs.session, "embedding")
+        ids = [[p.ids[at] for at in its] for p, its in zip(self._runs.prompts, places, strict=True)]
+        means = torch.stack([embedding[its].mean(0) for its in ids])
+        if self._normed:
+            means = final_norm(self._runs.session, means)
+        return self._rates(means, torch.tensor(self.subjects, device=means.device)).cpu().numpy()
+
+    def _rates(
+        self, hidden: Float[Tensor, "n d_model"], subjects: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Return the rates of hidden states, each with the row of its subject in `members`, in percent."""
+        found = torch.cat([p.topk(self._top).indices for p in projections(hidden, self._matrix)])
+        telling = self._telling[found]
+        kept = telling & (telling.cumsum(-1) <= self._kept)
+        hits = self.members[subjects[:, None], found] & kept
+        return 100 * hits.sum(-1).double() / kept.sum(-1)

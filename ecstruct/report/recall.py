@@ -16,12 +16,15 @@ from ecstruct.plots.recall import (
     extraction_lines,
     knockout_heatmap,
     knockout_lines,
+    patched_lines,
+    rank_lines,
     sublayer_lines,
 )
 from ecstruct.recall.attention_knockout import LIKELY, telling
 from ecstruct.recall.comparison import Comparison
 from ecstruct.recall.dissection import Dissection
-from ecstruct.recall.extraction_events import extracted, first_extraction
+from ecstruct.recall.extraction_events import extracted, extracting_layers, first_extraction
+from ecstruct.recall.layer_readings import LENS, READINGS
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 
 AFTER, DIFFERENCE = "after", "after − before"
@@ -53,7 +56,7 @@ def recall_report(
     sections = [_knockout(models, tokens)]
     if any_model.rate is not None:
         sections.append(_enrichment(any_model, panels))
-    sections.append(_extraction(models, panels))
+    sections += [_extraction(models, panels), _readings(models, tokens)]
     if any_model.heads is not None:
         caption = (
             "Share of prompts for which a head's weights map the subject's last token to an attribute."
@@ -83,14 +86,15 @@ def _knockout(models: Models, tokens: Mapping[str, xr.DataArray]) -> Section:
                 panels[DIFFERENCE] = panels[AFTER] - panels["before"]
         caption = (
             f"Change of the probability of the {token} when the last token does not see a group of tokens, "
-            f"in {window} around each. {_BANDS}"
+            f"in {window} around each. {_BANDS} The scale ends at 100% either way."
         )
         strongest = "Where blocking a group changes the probability most."
         items += [Picture(knockout_lines(panels), caption), Table(_strongest(models), strongest)]
     likely = {title: one for title, one in tokens.items() if float(one["probability"]) >= LIKELY}
     if likely:
         text = str(next(iter(likely.values()))["text"].values)
-        items.append(Picture(knockout_heatmap(likely), f"Single tokens of “{text}”, {window} around each."))
+        caption = f"Single tokens of “{text}”, {window} around each. On the right: the logit lens."
+        items.append(Picture(knockout_heatmap(likely), caption))
     return Section("Attention knockout", items)
 
 
@@ -100,7 +104,8 @@ def _enrichment(model: Dissection, panels: Callable[[str], dict[str, Any]]) -> S
     at = model.sublayers.attrs["options"]["at_layer"]
     rate = (
         "How many of the first tokens of a hidden state's projection on the vocabulary are attributes of "
-        f"the subject. {_BANDS}"
+        "the subject, and how many of that of the mean embedding of the subject's tokens (embedding). "
+        f"{_BANDS}"
     )
     without = (
         f"How the rate at the subject's last token after layer {at} changes without the attention or the "
@@ -119,7 +124,10 @@ def _extraction(models: Models, panels: Callable[[str], dict[str, Any]]) -> Sect
         f"Share of prompts in which a layer's attention, or MLP, writes the {_token(models)} more than any "
         f"other token at the last position. {_BANDS}"
     )
-    listed = "Share of prompts with such an event in any layer, and with attention having the first, %."
+    listed = (
+        "Share of prompts with such an event in any layer, and with attention having the first, %; and how "
+        "many layers have one, in prompts that have any."
+    )
     items: list[Item] = [
         Picture(extraction_lines(panels("extraction")), caption),
         Table(_extracted(models), listed),
@@ -130,10 +138,45 @@ def _extraction(models: Models, panels: Callable[[str], dict[str, Any]]) -> Sect
         patched = np.array([condition.startswith("patched") for condition in conditions])
         caption = f"{start}he same, some tokens not seen."
         items.append(Picture(extraction_falls(events.sel(condition=~patched)), caption))
-        patched[0] = True  # the rate without interventions, to compare with
-        caption = f"{start}he same, the subject's tokens staying what they are when they enter a layer."
-        items.append(Picture(extraction_falls(events.sel(condition=patched)), caption))
+        caption = (
+            f"{start}he share with an event in any layer, groups of tokens staying as they enter a layer."
+        )
+        items.append(Picture(patched_lines(events), caption))
     return Section("Attribute extraction", items)
+
+
+def _readings(models: Models, tokens: Mapping[str, xr.DataArray]) -> Section:
+    """Show how far up the token is in what layers write, in the subject's state and in the logit lens."""
+    caption = (
+        f"Rank of the {_token(models)} in what attention and MLPs add at the last position, in the state "
+        f"of the subject's last token, and under the logit lens at the last one; 0 is first. {_BANDS}"
+    )
+    found = {title: model.readings for title, model in models.items()}
+    items: list[Item] = [Picture(rank_lines(found), caption)]
+    text = str(next(iter(tokens.values()))["text"].values)
+    for title, one in found.items():
+        of_prompt = one.isel(prompt=int((one["text"].values == text).argmax()))
+        listed = f"{title.capitalize()} finetuning: f" if title else "F"
+        listed += f"irst tokens of “{text}”; in brackets, the rank of the {_token(models)}."
+        items.append(Table(_first_tokens(of_prompt), listed))
+    return Section("What layers say", items)
+
+
+def _first_tokens(readings: xr.Dataset) -> pd.DataFrame:
+    """List the first tokens of one prompt, a row per layer and a column per reading."""
+    names = {
+        LENS: "logit lens",
+        "attention": "attention adds",
+        "mlp": "MLP adds",
+        "subject": "subject's state",
+    }
+    columns: dict[str, Any] = {"layer": readings["layer"].values}
+    for reading in sorted({*readings["reading"].values}, key=(LENS, *READINGS).index):
+        its = readings.sel(reading=reading)
+        firsts = [", ".join(map(repr, map(str, its_tokens[:3]))) for its_tokens in its["top_tokens"].values]
+        ranks = its["rank"].values
+        columns[names[reading]] = [f"{text} ({n})" for text, n in zip(firsts, ranks, strict=True)]
+    return pd.DataFrame(columns)
 
 
 def _joined(found: Comparison) -> Section:
@@ -181,16 +224,26 @@ def _probabilities(models: Models) -> pd.DataFrame:
 
 
 def _strongest(models: Models) -> pd.DataFrame:
-    """List around which layer blocking changes most, a row per model and group of tokens."""
+    """List around which layer blocking changes most, a row per model, group of tokens and place of the
+    subject: a model may treat its first token unlike all others."""
     rows = []
     for title, effect in _effects(models).items():
-        mean = effect.mean("prompt")
-        for group in mean["group"].values if mean.notnull().any() else ():
-            layer = int(abs(mean.sel(group=group)).argmax("layer"))
-            at = mean.sel(group=group).isel(layer=layer)
-            window = f"{int(mean['first_layer'][layer])} to {int(mean['last_layer'][layer])}"
-            row = {"group": str(group), "model": title, "layer": layer, "window": window}
-            rows.append(row | {"change, %": float(at)})
+        told = effect.dropna("prompt", how="all")
+        starts = told["subject_at"] == 0
+        split = {"all": told, "at position 0": told[starts], "later": told[~starts]}
+        for place, its in split.items() if 0 < starts.sum() < len(starts) else [("all", told)]:
+            mean = its.mean("prompt")
+            for group in mean["group"].values if its.sizes["prompt"] else ():
+                layer = int(abs(mean.sel(group=group)).argmax("layer"))
+                at = mean.sel(group=group).isel(layer=layer)
+                window = f"{int(mean['first_layer'][layer])} to {int(mean['last_layer'][layer])}"
+                row = {
+                    "group": str(group),
+                    "model": title,
+                    "subject": place,
+                    "prompts": its.sizes["prompt"],
+                }
+                rows.append(row | {"layer": layer, "window": window, "change, %": float(at)})
     return _by_model(rows, models)
 
 
@@ -199,11 +252,15 @@ def _extracted(models: Models) -> pd.DataFrame:
     rows = []
     for title, model in models.items():
         shares, first = extracted(model.extraction), first_extraction(model.extraction)
+        layers = extracting_layers(model.extraction)
+        layers = layers.where(layers > 0).mean("prompt")
         for condition in shares["condition"].values:
             by_part = shares.sel(condition=condition).to_series().to_dict()
             attention = 100 * float((first.sel(condition=condition) == "attention").mean())
             row = {"intervention": str(condition), "model": title, **by_part}
-            rows.append(row | {"attention first": attention})
+            row |= {"attention first": attention}
+            by_part = layers.sel(condition=condition).to_series().to_dict()
+            rows.append(row | {f"layers, {part}": n for part, n in by_part.items()})
     return _by_model(rows, models)
 
 

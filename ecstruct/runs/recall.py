@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.commands import Recall
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
+from ecstruct.evaluate import keep_known
 from ecstruct.facts import Prompt
 from ecstruct.io.files import write_text
 from ecstruct.models.loading import load, load_after
@@ -33,9 +34,16 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     """Dissect recall and write an array per part and model and `report.html`; for two models also
     `agreement.csv` and `scores.nc`. An interrupted run continues from the folder `unfinished`."""
     prompts = [Prompt.from_record(record) for record in config.prompts]
-    model = load(config.before, device=device)
+    asked = model = load(config.before, device=device)
     if config.after:
-        before, after = Pair.of(model, load_after(config.after, model, device=device)).sessions
+        asked = load_after(config.after, model, device=device)
+    if config.known:
+        known = keep_known(asked, prompts, among="vocabulary").kept
+        if progress:
+            tqdm.write(f"the model knows {len(known)} of {len(prompts)} prompts")
+        prompts = list(known)
+    if config.after:
+        before, after = Pair.of(model, asked).sessions
         sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
@@ -47,7 +55,7 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     unfinished = out / "unfinished"
     token = config.token or ("answer" if config.after else "predicted")
     options: dict[str, Any] = {"window": config.window, "token": token, "onto": config.onto}
-    options |= {"folder": unfinished, "progress": progress}
+    options |= {"normed": config.normed, "folder": unfinished, "progress": progress}
     if config.after:
         result = compare(sessions["before"], sessions[AFTER], prompts, attributes, **options)
         parts = {"before": result.before, AFTER: result.after}

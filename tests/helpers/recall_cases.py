@@ -1,6 +1,6 @@
 """Cases that the tests of recall share: prompts with subjects, and plain models with edits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -150,3 +150,47 @@ def value_output(plain: Any, layer: int, head: int) -> tuple[Tensor, Tensor]:
         by_kv = block.qkv[2].weight.detach().view(-1, D_HEAD, N_HEADS * D_HEAD)
         w_v = by_kv.repeat_interleave(N_HEADS // len(by_kv), 0)[head]
     return w_v, w_o
+
+
+def attentions(plain: Any) -> list[nn.Module]:
+    if plain.config.model_type == "bloom":
+        return [block.self_attention for block in plain.transformer.h]
+    if plain.config.model_type == "mpt":
+        return [block.attn for block in plain.transformer.blocks]
+    return [block.attn for block in blocks(plain)]
+
+
+@contextmanager
+def masked(
+    plain: PreTrainedModel, layers: range, into: Sequence[int], sources: Sequence[int]
+) -> Iterator[None]:
+    """Attention modules of some layers get an explicit mask in which some edges are closed."""
+
+    def edit(value: object) -> object:
+        if not (isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3] > 1):
+            return value
+        mask = value.clone()
+        # MPT's is true where an edge is closed.
+        closed = True if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        for query in into:
+            for key in sources:
+                mask[:, :, query, key] = closed
+        return mask
+
+    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        edited = tuple(map(edit, args)), {name: edit(value) for name, value in kwargs.items()}
+        assert [*map(id, args), *map(id, kwargs.values())] != [
+            id(v) for v in (*edited[0], *edited[1].values())
+        ]
+        return edited
+
+    handles = [
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        for layer, module in enumerate(attentions(plain))
+        if layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
