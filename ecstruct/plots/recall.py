@@ -184,7 +184,7 @@ def rank_lines(readings: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
     Raises:
         InputError: The datasets are not as `layer_lines` takes them.
     """
-    ranks = {title: xr.ufuncs.log10(1 + one["rank"]) for title, one in _by_title(readings).items()}
+    ranks = {title: xr.apply_ufunc(np.log10, 1 + one["rank"]) for title, one in _by_title(readings).items()}
     return layer_lines(ranks, lines="reading", y="log10(1 + rank)")
 
 
