@@ -15,6 +15,7 @@ y is what the projection writes, before a post-norm, if the model has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch
 from ecstruct.io.values import bounded
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.labels import labels_of
 from ecstruct.models.sites import forward_mode
 from ecstruct.scores.components import component_names
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
@@ -73,8 +75,9 @@ class Words:
 
     def conclusion(self) -> str:
         """Say how legible the answers are in what each component's change writes."""
-        ranks = self.frame.groupby("component", sort=False)["rank"].mean()
-        listed = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.items())
+        table = self.table()
+        ranks = zip(table["component"], table["mean rank"], strict=True)
+        listed = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks)
         return (
             "Mean rank of the answer among its options by what the changes write (chance is "
             f"{self.chance:.2f}): {listed}."
@@ -113,9 +116,9 @@ def written_words(
     tokenized, _ = pair.tokenize(prompts, Reward.of("logit_diff"))
     _check_same(scores, [p.prompt.text for p in tokenized], view)
     chosen = scores.top(n, score)
+    parts = zip(component_names(chosen), chosen["layer"], chosen["head"], strict=True)
     components: dict[str, Component] = {
-        name: (int(row["layer"]), None if row["kind"] == "mlp" else int(row["head"]))
-        for name, (_, row) in zip(component_names(chosen), chosen.iterrows(), strict=True)
+        name: (int(layer), None if pd.isna(head) else int(head)) for name, layer, head in parts
     }
     places = {name: _where_largest(scores, score, of) for name, of in components.items()}
     rows_of: dict[str, list[dict[str, object]]] = {name: [{}] * len(tokenized) for name in components}
@@ -136,7 +139,7 @@ def written_words(
                     "answer": prompt.prompt.answer,
                     "token": prompt.tokens[int(at[name][i])],
                     "rank": rank_of(prompt, logits[i].cpu()),
-                    "words": [str(old.tokenizer.decode([word])).strip() for word in words[i]],
+                    "words": [_word(old.tokenizer, token) for token in words[i]],
                 }
 
     old.each_batch(tokenized, run)
@@ -177,7 +180,15 @@ def _through_head(
     """Return the derivative of the logits at `resid` along `change`."""
     with forward_mode():
         moving = forward_ad.make_dual(resid[:, None].contiguous(), change[:, None].contiguous())
-        return forward_ad.unpack_dual(view.head(session.weights, moving).output).tangent[:, 0]
+        tangent = forward_ad.unpack_dual(view.head(session.weights, moving).output).tangent
+    assert tangent is not None
+    return tangent[:, 0]
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    """Return what an entry of the logits stands for: a word, or a label of a classifier."""
+    labels = labels_of(tokenizer)
+    return labels.names[token] if labels else str(tokenizer.decode([token])).strip()
 
 
 def _where_largest(scores: ExtractiveScores, score: str, of: Component) -> Int[np.ndarray, " prompt"]:
