@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import classifiers
 from helpers.grafted import SOME, masks, replaced
 from helpers.oracle import blocks, first_ids, ids_of
 from helpers.tiny import (
@@ -122,6 +123,26 @@ def test_sets_at_positions_are_those_of_plain_models_with_hooks(family, compleme
             seen = found.sel(set=which, position=label).values
             assert abs(seen - expected)[0].max() < 1e-9 * whole
             assert np.array_equal(seen[1], expected[1]) and abs(seen[2] - expected[2]).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", [*classifiers.ENCODERS, "gpt2"])
+def test_classifiers_are_read_where_they_predict_labels(kind):
+    old, new = classifiers.plain_pair(kind)
+    mixed = copy.deepcopy(old)
+    parts = [classifiers.writers(plain)[1][1] for plain in (mixed, new)]  # the MLP's output in layer 1
+    parts[0].load_state_dict(parts[1].state_dict())
+    with double_throughout():
+        found = graft(
+            *classifiers.hooked_pair(kind),
+            classifiers.PROMPTS,
+            "mlp.out 1",
+            positions=["all"],
+            progress=False,
+        )
+        expected = [classifiers.reward(mixed, p, kind).item() for p in classifiers.PROMPTS]
+    np.testing.assert_allclose(found.dataset["grafted"][0, 0, 0], expected, atol=1e-10)
+    with pytest.raises(InputError, match="has no subject"):
+        graft(*classifiers.hooked_pair(kind), classifiers.PROMPTS, positions="subject", progress=False)
 
 
 def test_projections_are_modules_of_the_plain_model():

@@ -33,7 +33,7 @@ from ecstruct.models.sites import WholeMLP
 from ecstruct.plots.grids import value_grids
 from ecstruct.recall.groups import Groups, as_json
 from ecstruct.recall.groups import named as named_groups
-from ecstruct.recall.runs import Runs
+from ecstruct.recall.runs import Runs, with_subjects
 from ecstruct.scores.components import component_names
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
@@ -217,7 +217,7 @@ def graft(
     if random_seeds < 0:
         raise InputError(f"random_seeds={random_seeds} cannot be drawn: use 0 or more.")
     ran = GraftRuns.of(pair, prompts, reward)
-    runs = Runs.of(pair.sessions[0], prompts)
+    runs = Runs(pair.sessions[0], with_subjects(pair.sessions[0], ran.prompts))
     places = {label: runs.places(which) for label, which in groups.items()}
     drawn = [np.random.default_rng(seed) for seed in range(random_seeds)]
     every = [sets, *({label: chosen.drawn(rng) for label, chosen in sets.items()} for rng in drawn)]

@@ -47,8 +47,13 @@ def read(session: Session, prompts: Prompts) -> list[RecallPrompt]:
             "recall is of words that a language model predicts, and this is a classifier, which predicts "
             "labels: give the language model."
         )
-    found = session.tokenize(cast(PromptsLike, prompts), with_options=False)
-    if not session.tokenizer.is_fast:  # slow ones do not tell which characters belong to a token
+    return with_subjects(session, session.tokenize(cast(PromptsLike, prompts), with_options=False))
+
+
+def with_subjects(session: Session, found: Sequence[TokenizedPrompt]) -> list[RecallPrompt]:
+    """Find the tokens of the subjects of prompts. A classifier's prompts have none."""
+    # Slow tokenizers do not tell which characters belong to a token.
+    if not session.tokenizer.is_fast or labels_of(session.tokenizer):
         return [RecallPrompt(**vars(t)) for t in found]
     characters = offsets([t.prompt for t in found], session.tokenizer)
     return [
