@@ -393,7 +393,7 @@ def test_the_command_makes_a_classifier_of_an_encoder(tmp_path):
 
 
 def test_records_of_inference_tasks_are_pairs(tmp_path):
-    record = {"premise": "ada knows bo .", "hypothesis": "bo .", "label": "yes", "case": 1}
+    record = {"premise": "ada knows bo .", "hypothesis": "bo .", "label": "yes", "other": 1}
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(record) + "\n")
     rows = datasets.Dataset.from_list([{**record, "label": 1}])

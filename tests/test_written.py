@@ -84,6 +84,13 @@ def test_words_and_ranks_are_those_of_plain_models(family, kind):
             assert (row["text"], row["answer"]) == (prompt.text, prompt.answer)
 
 
+def test_tokens_of_the_answer_are_not_read():
+    pair, options = hooked_pair("gpt2"), {"reward": "logprob", "answer_tokens": "all", "baseline": "mean"}
+    scores = score(*pair, PROMPTS, progress=False, **options)
+    found = written_words(*pair, PROMPTS, scores, n=15).frame
+    assert all(row["token"] in ["<bos>", *row["text"].split()] for _, row in found.iterrows())
+
+
 def test_the_table_and_what_it_says():
     rows = [
         ("MLP 1", "a", "x", "t", 0.0, ["x", "y"]),

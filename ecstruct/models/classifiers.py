@@ -52,7 +52,8 @@ _HEADS = {
 
 def is_classifier(config: Any) -> bool:
     """Return whether a Hugging Face configuration is that of a classifier."""
-    return any(name.endswith(_SUFFIX) for name in getattr(config, "architectures", None) or ())
+    names = getattr(config, "architectures", None)
+    return isinstance(names, list | tuple) and any(str(name).endswith(_SUFFIX) for name in names)
 
 
 def auto_class(config: Any) -> Any:

@@ -192,12 +192,12 @@ def _word(tokenizer: Any, token: int) -> str:
 
 
 def _where_largest(scores: ExtractiveScores, score: str, of: Component) -> Int[np.ndarray, " prompt"]:
-    """Return the token of every prompt at which a component's score is largest."""
+    """Return the token of every prompt at which a component's score is largest; tokens of the answer, which
+    are read with `answer_tokens="all"`, are left out."""
     layer, head = of
-    values = scores.mlp if head is None else scores.heads.sel(head=head)
-    return (
-        values.sel(score=score, layer=layer).transpose("prompt", "token").fillna(-np.inf).values.argmax(1)
-    )
+    values = (scores.mlp if head is None else scores.heads.sel(head=head)).sel(score=score, layer=layer)
+    of_prompt = values["token"] < scores.dataset["prompt_length"]
+    return values.where(of_prompt, -np.inf).fillna(-np.inf).transpose("prompt", "token").values.argmax(1)
 
 
 def _check_same(scores: ExtractiveScores, texts: list[str], view: HookedView) -> None:
