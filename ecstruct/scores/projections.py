@@ -39,10 +39,12 @@ class Projections:
 
     @property
     def mlp(self) -> xr.DataArray:
+        """Those of the MLPs (projection, prompt, layer)."""
         return self.dataset["mlp"]
 
     @property
     def heads(self) -> xr.DataArray:
+        """Those of the attention heads (projection, prompt, layer, head)."""
         return self.dataset["heads"]
 
     def table(self) -> pd.DataFrame:
