@@ -211,7 +211,7 @@ def graft(
             empty; also as `ecstruct.score`.
     """
     pair = Pair.of(before, after)
-    check_projections(pair.view, projections)
+    check_projections(projections)
     sets = {label: _set(its, pair, projections, scores) for label, its in _labelled(components).items()}
     groups = named_groups(positions)
     if random_seeds < 0:

@@ -171,8 +171,8 @@ def _named(name: str, view: HookedView, strongest: Strongest | None) -> WeightSe
     return chosen.only([projection])
 
 
-def check_projections(view: HookedView, projections: Iterable[str] | None) -> None:
-    """Raise `InputError` for projections that do not exist, or that the model does not tell apart."""
+def check_projections(projections: Iterable[str] | None) -> None:
+    """Raise `InputError` for projections that do not exist, or for none."""
     if projections is None:
         return
     if isinstance(projections, str):
