@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from tqdm.auto import tqdm
 
 from ecstruct.commands import OfPair
 from ecstruct.errors import InputError
@@ -81,6 +83,15 @@ def write_config(out: Path, command: str, config: Options, **found: Any) -> None
     """Write a configuration as `config.json`, with what the run has `found`."""
     whole = {"command": command, "ecstruct": version("ecstruct"), "arguments": vars(config) | found}
     write_text(out / "config.json", json.dumps(whole, indent=1, ensure_ascii=False))
+
+
+def finish(out: Path, command: str, config: Options, said: str, progress: bool, **found: Any) -> None:
+    """End a run that has written its results: write `config.json`, delete the folder `unfinished`, and with
+    `progress` print what the run `said` and where its report is."""
+    write_config(out, command, config, **found)
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
+    if progress:
+        tqdm.write(f"{said}\nreport: {out / 'report.html'}".lstrip())
 
 
 def again(out: Path) -> str:

@@ -13,7 +13,7 @@ from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
-from ecstruct.runs.configuration import again, alone, write_config
+from ecstruct.runs.configuration import again, alone, finish, write_config
 
 
 @alone
@@ -21,9 +21,7 @@ def run_demo(config: Demo, out: Path, device: str | None, progress: bool) -> Non
     """Run the demo, in which a model learns facts and generalises; see `ecstruct.demo`."""
     result = demo(**vars(config), device=device, progress=progress)
     result.write(out, replay=again(out))
-    write_config(out, "demo", config)
-    if progress:
-        tqdm.write(f"{result.table()}\nreport: {out / 'report.html'}")
+    finish(out, "demo", config, str(result.table()), progress)
 
 
 @alone

@@ -26,6 +26,7 @@ from ecstruct.runs.configuration import (
     check_fingerprints,
     check_weights,
     described,
+    finish,
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
@@ -80,9 +81,7 @@ def run_alignment(config: Alignment, out: Path, device: str | None, progress: bo
     aligned = alignment(session, facts, implications, **options, progress=progress)
     aligned.save(out / "alignment.nc")
     alignment_report(out / "report.html", aligned, again(out))
-    write_config(out, "alignment", config, fingerprint=found)
-    if progress:
-        tqdm.write(f"{aligned.conclusion()}\nreport: {out / 'report.html'}")
+    finish(out, "alignment", config, aligned.conclusion(), progress, fingerprint=found)
 
 
 _IN_WORDS = ("informative", "downstream")

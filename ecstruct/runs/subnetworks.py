@@ -1,7 +1,6 @@
 """Runs that prune subnetworks, evaluate them, and find what they have in common."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import again, alone, check_weights, write_config
+from ecstruct.runs.configuration import again, alone, check_weights, finish
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -61,9 +60,8 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
     masks.save(out / "masks.nc")
     pruning_report(out / "report.html", masks, again(out))
-    write_config(out, "subnetworks-prune", config, fingerprint=found)
+    finish(out, "subnetworks-prune", config, f"{masks!r}", progress, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
-    _done(out, f"{masks!r}", progress)
     masks.check_converged()
 
 
@@ -88,10 +86,8 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, again(out))
-    write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
-    shown = table.round(3).to_string(index=False)
-    _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
+    said = f"{table.round(3).to_string(index=False)}\neffective size: {size:.0f}%"
+    finish(out, "subnetworks-evaluate", config, said, progress, fingerprints=prints)
 
 
 @alone
@@ -132,10 +128,9 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     found.save(out / "core.nc")
     write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
     core_report(out / "report.html", evaluations, parts, again(out))
-    write_config(out, "subnetworks-core", config, fingerprints=prints)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
-    _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
+    said = "\n".join([table, *(_said(part) for part in parts.values())])
+    finish(out, "subnetworks-core", config, said, progress, fingerprints=prints)
 
 
 @alone
@@ -173,9 +168,7 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
         write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
         write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
     emergence_report(out / "report.html", found, again(out))
-    write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
-    _done(out, found.conclusion(), progress)
+    finish(out, "subnetworks-emergence", config, found.conclusion(), progress, fingerprints=models.found)
 
 
 class _Checkpoints(Mapping[str, Session]):
@@ -327,8 +320,3 @@ def _records(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
     """Return the rows as JSON types, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
     return [{str(name): getattr(v, "item", lambda v=v: v)() for name, v in row.items()} for row in rows]
-
-
-def _done(out: Path, said: str, progress: bool) -> None:
-    if progress:
-        tqdm.write(f"{said}\nreport: {out / 'report.html'}")
