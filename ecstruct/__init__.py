@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from ecstruct.models.steps import checkpoints
     from ecstruct.scores.alignment_result import Alignment
     from ecstruct.scores.causal import causal_scores
+    from ecstruct.scores.edges import Edges
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.gradient_alignment import alignment
+    from ecstruct.scores.path_patching import edges
     from ecstruct.scores.result import ExtractiveScores
     from ecstruct.scores.written import Words, written_words
 
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "Edges",
     "ExtractiveScores",
     "FactSet",
     "Finetuned",
@@ -52,6 +55,7 @@ __all__ = [
     "causal_scores",
     "checkpoints",
     "checks",
+    "edges",
     "experiments",
     "facts",
     "fidelity",
@@ -75,6 +79,7 @@ __all__ = [
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
 _HOMES = {
     "Alignment": "scores.alignment_result",
+    "Edges": "scores.edges",
     "ExtractiveScores": "scores.result",
     "FactSet": "facts",
     "Finetuned": "finetuning",
@@ -88,6 +93,7 @@ _HOMES = {
     "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
+    "edges": "scores.path_patching",
     "fidelity": "checks.against_causal",
     "finetune": "finetuning",
     "graft": "grafting",

@@ -16,6 +16,7 @@ from ecstruct.io.values import Count, Number, Seed, Text, Whole
 from ecstruct.options import (
     AlignmentOptions,
     CausalOptions,
+    EdgeOptions,
     FidelityOptions,
     FinetuneOptions,
     Form,
@@ -100,6 +101,14 @@ class Controls(ScoreOptions, OfPair):
     verify: Literal[0] = 0
     offload: Literal[False] = False
     seed: Annotated[Seed, Doc("Seed of the random change and of the shuffled facts.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges(EdgeOptions, OfPair):
+    scores: Annotated[
+        Text | None,
+        Doc("scores.nc of the same models, which chooses the components; computed if not given."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +300,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "causal": Causal,
     "controls": Controls,
     "demo": Demo,
+    "edges": Edges,
     "fidelity": Fidelity,
     "finetune": Finetune,
     "graft": Graft,

@@ -14,7 +14,7 @@ from ecstruct.errors import InputError
 from ecstruct.grafting.weight_sets import WeightSet, of_components
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.scores.components import component_frame, component_names, selected
+from ecstruct.scores.components import component_frame, component_names, located
 from ecstruct.scores.result import ExtractiveScores
 
 Order = Int64[np.ndarray, " component"]
@@ -48,12 +48,7 @@ def values_of(scores: ExtractiveScores, view: HookedView) -> Float64[np.ndarray,
     Raises:
         InputError: the scores are of another model.
     """
-    sizes = scores.heads.sizes
-    if (sizes["layer"], sizes["head"]) != (view.n_layers, view.n_heads):
-        raise InputError(
-            f"the ranking is of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
-            f"{view.n_layers} of {view.n_heads}: rank by scores of the same model."
-        )
+    scores.check_of(view.n_layers, view.n_heads)
     return scores.components("informative")["value"].to_numpy(dtype=float)
 
 
@@ -65,12 +60,11 @@ def order_of(ranking: Ranking, view: HookedView) -> Order:
     """
     if isinstance(ranking, ExtractiveScores):
         return largest_first(values_of(ranking, view))
-    masks = (
-        np.concatenate([part.ravel() for part in selected([one], view.n_layers, view.n_heads)])
-        for one in ranking
-    )
-    listed = [int(np.flatnonzero(mask)[0]) for mask in masks]
     n = view.n_layers * (1 + view.n_heads)
+    listed = [
+        layer if head is None else view.n_layers + layer * view.n_heads + head
+        for _, (layer, head) in located(ranking, view.n_layers, view.n_heads)
+    ]
     return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
 
 

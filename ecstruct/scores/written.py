@@ -35,13 +35,10 @@ from ecstruct.io.values import bounded
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.labels import labels_of
 from ecstruct.models.sites import forward_mode
-from ecstruct.scores.components import component_names
+from ecstruct.scores.components import Component, component_names, located
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward
-
-Component = tuple[int, int | None]
-"""A layer, and the head or, for the MLP, None."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,7 @@ def written_words(
     tokenized, _ = pair.tokenize(prompts, Reward.of("logit_diff"))
     _check_same(scores, [p.prompt.text for p in tokenized], view)
     chosen = scores.top(n, score)
-    parts = zip(component_names(chosen), chosen["layer"], chosen["head"], strict=True)
-    components: dict[str, Component] = {
-        name: (int(layer), None if pd.isna(head) else int(head)) for name, layer, head in parts
-    }
+    components = dict(located(component_names(chosen), view.n_layers, view.n_heads))
     places = {name: _where_largest(scores, score, of) for name, of in components.items()}
     rows_of: dict[str, list[dict[str, object]]] = {name: [{}] * len(tokenized) for name in components}
     old, new = pair.sessions
@@ -205,9 +199,4 @@ def _check_same(scores: ExtractiveScores, texts: list[str], view: HookedView) ->
         raise InputError("these scores are not by token: compute them with ecstruct.score.")
     if scores.dataset["text"].values.tolist() != texts:
         raise InputError("the scores are of other prompts: give those that were scored.")
-    sizes = scores.heads.sizes["layer"], scores.heads.sizes["head"]
-    if sizes != (view.n_layers, view.n_heads):
-        raise InputError(
-            f"the scores are of {sizes[0]} layers of {sizes[1]} heads, but this model has {view.n_layers} "
-            f"of {view.n_heads}: give scores of the same model."
-        )
+    scores.check_of(view.n_layers, view.n_heads)
