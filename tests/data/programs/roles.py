@@ -111,8 +111,9 @@ class Pair:
                     continue
                 others = [prompts[i ^ 1][0] for i in range(len(prompts))]
                 pairs = [each.edges(first, other) for each, other in zip(rewards, others, strict=True)]
-                for role, of_prompts in zip((INFORMATIVE, DOWNSTREAM), zip(*pairs), strict=True):
-                    found[role, first.name, second.name] = list(of_prompts)
+                queried, read = zip(*pairs, strict=True)
+                found[INFORMATIVE, first.name, second.name] = list(queried)
+                found[DOWNSTREAM, first.name, second.name] = list(read)
         return found
 
 
