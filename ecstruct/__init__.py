@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.gradient_alignment import alignment
     from ecstruct.scores.path_patching import edges
+    from ecstruct.scores.read import read_words
     from ecstruct.scores.result import ExtractiveScores
-    from ecstruct.scores.written import Words, written_words
+    from ecstruct.scores.words import Words
+    from ecstruct.scores.written import written_words
 
 __version__ = "0.1.0"
 
@@ -69,6 +71,7 @@ __all__ = [
     "organism",
     "plots",
     "ranks",
+    "read_words",
     "recall",
     "save_model",
     "score",
@@ -89,7 +92,7 @@ _HOMES = {
     "ScoreEngine": "scores.engine",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
-    "Words": "scores.written",
+    "Words": "scores.words",
     "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
@@ -101,6 +104,7 @@ _HOMES = {
     "load": "models.loading",
     "mean_rank": "evaluate",
     "ranks": "evaluate",
+    "read_words": "scores.read",
     "save_model": "models.export",
     "score": "scores.engine",
     "written_words": "scores.written",

@@ -17,6 +17,7 @@ import ecstruct
 from ecstruct import Edges, InputError, causal_scores, edges, score
 from ecstruct.models.delta import WeightDelta
 from ecstruct.scores import SCORES
+from ecstruct.scores.components import component_names
 
 CHOSEN: dict[str, list[Component]] = {
     "upstream": [(0, None), (0, 1), (1, 2), (1, 3)],
@@ -177,6 +178,7 @@ def test_the_reward_of_whole_answers():
 
 def test_models_are_as_they_were():
     pair = hooked_pair("olmo-clip")
+    edges(*pair, PROMPTS, ROLES, progress=False)  # from the first call on, models have hooks
     states = [state_of(model) for model in pair]
     edges(*pair, PROMPTS, ROLES, progress=False)
     for model, state in zip(pair, states, strict=True):
