@@ -183,10 +183,12 @@ def test_what_heads_read_is_what_plain_models_show(family):
             assert (row["at"], row["token"]) == (tokens[t], tokens[s])
             assert row["attention before"] == pytest.approx(float(a[head, t, s]), abs=1e-12)
             assert row["attention after"] == pytest.approx(float(a_new[head, t, s]), abs=1e-12)
-            with double_throughout():
-                _, change = jvp(lambda r: head_of(before, r), x[s], x_new[s] - x[s])
-                lenses = {"": change, " before": head_of(before, x[s]), " after": head_of(after, x_new[s])}
-            for state, logits in lenses.items():
+            final = seen(before, ids)[1][t]
+            changes = {"": (final, v_new[head, s] - v[head, s]), " there": (x[s], x_new[s] - x[s])}
+            changes |= {" before": (final, v[head, s]), " after": (final, v_new[head, s])}
+            for state, of in changes.items():
+                with double_throughout():
+                    _, logits = jvp(lambda r: head_of(before, r), *of)
                 options, answer = logits[first_ids(prompt)], prompt.options.index(prompt.answer)
                 assert row[f"rank{state}"] == int((options > options[answer]).sum())
                 best = [tokenizer().decode([int(k)]).strip() for k in logits.topk(3).indices]
@@ -194,7 +196,7 @@ def test_what_heads_read_is_what_plain_models_show(family):
     table = words.table()
     means = words.frame.groupby("component", sort=False)[["attention before", "rank after"]].mean()
     np.testing.assert_allclose(table[["attention before", "rank after"]], means)
-    assert {"words", "words before", "words after"} <= set(table.columns)
+    assert {"words", "words before", "words after", "words there"} <= set(table.columns)
     assert "by what is new where heads read (chance is" in words.conclusion()
 
 

@@ -44,8 +44,9 @@ _BY_PROJECTION = "Informative scores by layer and projection; the heads of a lay
 _OF_STRONGEST = "The components of highest informative score, and the share of each projection in it."
 _WRITTEN = "What the change of the components of highest {} score writes, at the token where it is highest."
 _READ = (
-    "What the heads of highest downstream score read, at the token from which most of the change of what they "
-    "write comes: what is new in the residual stream there, and all of it before and after finetuning."
+    "What the OV circuits of the heads of highest downstream score read, at the token from which most of "
+    "what changes in their outputs comes: what is new, all of it before and after finetuning, and what is "
+    "new in the residual stream there."
 )
 _AS_IF_READ = (
     "Words are those whose logits the change raises most, as if the head read the stream at that token; "

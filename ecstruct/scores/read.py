@@ -6,14 +6,13 @@ it attends to, with its attention A and its values v:
     y_t = sum_s A_ts W_O v_s
 
 Of these, the token whose part changes most from W to W' (by its norm) is the one that is *read*: attention
-alone would often be to the first token, from which nothing comes. There, the residual stream x that enters
-the head's layer is put into words, see `ecstruct.scores.words`: before and after finetuning through the
-model's head, and what is new,
+alone would often be to the first token, from which nothing comes. What the head's OV circuit reads there is
+put into words before and after finetuning, and what is new, see `ecstruct.scores.words`:
 
-    J_head (x'_s - x_s)
+    J_head W_O v_s,    J_head W'_O v'_s,    J_head (W'_O v'_s - W_O v_s)
 
-through its derivative. It is what there is to read; a head reads of it what its W_V keeps, and
-`ecstruct.written_words` says what it makes of that.
+with the derivative of the model's head at t. Beside it stands what is new in the residual stream x that
+enters the layer *there*, J_head (x'_s - x_s) at s; that need not show what an OV circuit finds in it.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch
 from ecstruct.io.values import bounded
 from ecstruct.scores.components import Component, component_names, located
+from ecstruct.scores.interventions import written_by_heads
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward
@@ -85,11 +85,13 @@ def read_words(
         for name in heads:
             a, b = (of[name] for of in seen)
             source = (b.parts - a.parts).norm(dim=-1).argmax(-1)
-            x, x_new = a.resid[each, source], b.resid[each, source]
+            x, x_new = (its.resid[each, source] for its in (a, b))
+            y, y_new = (its.written[each, source] for its in (a, b))
             logits = {
-                "": through_head(old, x, x_new - x),
-                " before": old.view.head(old.weights, x[:, None]).output[:, 0],
-                " after": new.view.head(new.weights, x_new[:, None]).output[:, 0],
+                "": through_head(old, a.final, y_new - y),
+                " before": through_head(old, a.final, y),
+                " after": through_head(old, a.final, y_new),
+                " there": through_head(old, x, x_new - x),
             }
             best = {k: its.topk(min(top, its.shape[1])).indices.tolist() for k, its in logits.items()}
             for i, row in enumerate(rows):
@@ -111,12 +113,19 @@ def read_words(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a head sees at the token where it writes: its `attention` to all tokens, the `parts` of what it
-    writes that come from them, and what of the residual stream enters its layer there."""
+    """What a head sees where it writes: its `attention` to all tokens; what is `written` if it attends to
+    one token alone, W_O v; the residual stream that enters its layer, `resid`; and the one that leaves the
+    last layer where the head writes, `final`."""
 
     attention: Float[Tensor, "batch pos"]
-    parts: Float[Tensor, "batch pos d_model"]
+    written: Float[Tensor, "batch pos d_model"]
     resid: Float[Tensor, "batch pos d_model"]
+    final: Float[Tensor, "batch d_model"]
+
+    @property
+    def parts(self) -> Float[Tensor, "batch pos d_model"]:
+        """The parts of what the head writes that come from each token."""
+        return self.attention[..., None] * self.written
 
 
 def _seen(
@@ -127,17 +136,15 @@ def _seen(
     each = torch.arange(len(batch.ids), device=view.device)
     resid = embedded.resid
     for layer, trace in enumerate(traces(session, embedded.calls, embedded.resid)):
-        its = {name: head for name, (of, head) in heads.items() if of == layer}
+        its = {name: head for name, (of, head) in heads.items() if of == layer and head is not None}
         if its:
             pattern = attention_pattern(session, embedded.calls[layer], resid, layer).to(resid)
             values = trace.taps["attn.v"].output.flatten(2)
             values = rearrange(values, "b pos (kv d) -> kv b pos d", d=view.d_head)
-            matrix = view.block_sites[layer]["attn.o"].matrix(session.weights)
-            assert matrix is not None
-            w_o = rearrange(matrix, "d_model (head d) -> head d_model d", head=view.n_heads)
-        for name, head in its.items():
-            attention = pattern[each, head, at[name]]
-            written = values[head * len(values) // view.n_heads] @ w_o[head].T
-            found[name] = _Seen(attention, attention[..., None] * written, resid)
+            for_head = values.repeat_interleave(view.n_heads // len(values), 0)
+            z = rearrange(for_head, "head b pos d -> b pos (head d)")
+            written = written_by_heads(view, layer, z, session.weights)
+            for name, head in its.items():
+                found[name] = (pattern[each, head, at[name]], written[head], resid)
         resid = trace.output
-    return found
+    return {name: _Seen(*its, resid[each, at[name]]) for name, its in found.items()}

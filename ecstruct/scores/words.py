@@ -29,7 +29,7 @@ from ecstruct.scores.components import Component
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 
-_STATES = ("before", "after")
+_MORE = ("before", "after", "there")
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Words:
     """Changes in words. `frame` has a row per component and prompt: the `component`'s name, the prompt's
     `text` and `answer`, the `token` at which the change is, the `rank` of the answer among its options by
     what the change adds to their logits (0 is first), and the `words` that it promotes, the first one most.
-    If heads read the change, there are also the token `at` which they write, their attention to the one
-    that they read, `attention before` and `attention after` finetuning, and ranks and words of the whole
-    residual stream there: `rank before`, `rank after`, `words before` and `words after`."""
+    If heads read it, there are also the token `at` which they write and their attention to the one that
+    they read, `attention before` and `attention after` finetuning; and ranks and words of all that they
+    read (`rank before`, `rank after`, `words before`, `words after`), and of what is new in the residual
+    stream there (`rank there`, `words there`)."""
 
     frame: pd.DataFrame
     chance: float
@@ -49,16 +50,17 @@ class Words:
     def table(self) -> pd.DataFrame:
         """Return a row per component: the mean rank of the answers, the share of prompts whose answer comes
         first, the token at which most prompts are read, and the words of the prompt with the best rank; if
-        heads read, also their mean attention, and the mean ranks before and after."""
+        heads read, also their mean attention, and all mean ranks."""
         rows = []
         for component, of in self.frame.groupby("component", sort=False):
             best = of.loc[of["rank"].idxmin()]
             row = {"component": component, "mean rank": of["rank"].mean()}
             row["answer first"] = (of["rank"] == 0).mean()
-            row |= {name: of[name].mean() for name in of if name.endswith(_STATES) and name[:5] != "words"}
+            words = [name for name in of if name.startswith("words")]
+            row |= {name: of[name].mean() for name in of if name.endswith(_MORE) and name not in words}
             row["read at"] = of["token"].mode().iloc[0]
             row["for example"] = f"{best['text']} ({best['answer']})"
-            rows.append(row | {name: ", ".join(best[name]) for name in of if name.startswith("words")})
+            rows.append(row | {name: ", ".join(best[name]) for name in words})
         return pd.DataFrame(rows)
 
     def conclusion(self) -> str:

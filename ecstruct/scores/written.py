@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch
 from ecstruct.io.values import bounded
 from ecstruct.scores.components import Component, component_names, located
+from ecstruct.scores.interventions import written_by_heads
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import Reward
@@ -106,10 +106,7 @@ def _written(
             if head is None:
                 found[name] = trace.taps["mlp.out"].output[each, at[name]]
                 continue
-            matrix = view.block_sites[layer]["attn.o"].matrix(session.weights)
-            assert matrix is not None
-            z = rearrange(trace.taps["attn.o"].input, "b pos (head d) -> b pos head d", head=view.n_heads)
-            of_head = rearrange(matrix, "d_model (head d) -> head d_model d", head=view.n_heads)[head]
-            found[name] = z[each, at[name], head] @ of_head.T
+            heads = written_by_heads(view, layer, trace.taps["attn.o"].input, session.weights)
+            found[name] = heads[head, each, at[name]]
         left = trace.output
     return {name: (y, left[each, at[name]]) for name, y in found.items()}
