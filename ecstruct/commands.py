@@ -136,6 +136,10 @@ class Graft(OfPair):
         None
     )
     random_seeds: Annotated[Whole, Doc("How often each set is replaced by a random one.")] = 0
+    control: Annotated[
+        Text | None,
+        Doc("A model that was finetuned on something else, as on shuffled facts, to graft in its place."),
+    ] = None
     reward: Annotated[RewardName, Doc("What the shares are shares of.")] = "logit_diff"
 
 

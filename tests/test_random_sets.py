@@ -30,8 +30,12 @@ def test_gains_are_those_of_plain_models_and_sums_are_of_scores():
     names = [f"MLP {n}" for n in range(N_LAYERS)]
     names += [f"head {n}.{h}" for n in range(N_LAYERS) for h in range(N_HEADS)]
     values = SCORES.components("informative")["value"].to_numpy()
+    options = {"baseline": "mean", "upstream": "surrogate", "propagation": "gradient", "progress": False}
     with double_throughout():
+        scores = ecstruct.score(*hooked_pair("llama"), PROMPTS, **options)
         found = random_sets(*hooked_pair("llama"), PROMPTS, SCORES, seed=3, **OPTIONS).frame
+    of_after = scores.attribution.sel(state="after").sum("token").mean("prompt")
+    attributed = np.concatenate([of_after[part].values.ravel() for part in ("mlp", "heads")])
     assert found["share"].tolist() == 5 * [0.2] + 5 * [0.5] and found["k"].tolist() == 5 * [3] + 5 * [8]
     rng = np.random.default_rng(3)
     for _, row in found.iterrows():
@@ -39,7 +43,9 @@ def test_gains_are_those_of_plain_models_and_sums_are_of_scores():
         mixed = replaced(before, after, *selected([names[i] for i in chosen], N_LAYERS, N_HEADS))
         assert row["gain"] == pytest.approx(reward_of(mixed) - reward_of(before), rel=1e-8)
         assert row["informative"] == pytest.approx(values[chosen].sum())
-        assert row["weight change"] > 0
+        assert row["weight change"] > 0 and 0 < row["random"] < row["k"]
+        assert row["attribution"] == pytest.approx(attributed[chosen].sum(), rel=1e-6)
+    assert found["random"].nunique() == len(found)
 
 
 def test_correlations_are_of_ranks():

@@ -1,4 +1,4 @@
-"""Values of components that rank them: scores, and the size of their weight change.
+"""Values of components that rank them: scores, attributions, and the size of their weight change.
 
 Components are numbered as in `ExtractiveScores.components`: MLPs first, layer by layer, then heads.
 """
@@ -6,16 +6,22 @@ Components are numbered as in `ExtractiveScores.components`: MLPs first, layer b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
 from ecstruct.grafting.weight_sets import WeightSet, of_components
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
+from ecstruct.options import ScoreOptions
 from ecstruct.scores.components import component_frame, component_names, located
+from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import RewardLike
 
 Order = Int64[np.ndarray, " component"]
 """Components by number, the strongest first."""
@@ -88,6 +94,15 @@ def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " 
         for i in range(view.n_layers * (1 + view.n_heads))
     )
     return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+
+
+def attributions(pair: Pair, prompts: PromptsLike, reward: RewardLike) -> Float64[np.ndarray, " component"]:
+    """Return g'_C . (y'_C - y*_C), the attribution of every component in the model after finetuning: the
+    mean over prompts of the sum over tokens, with the mean of y_C over the prompts of a template as y*."""
+    options = ScoreOptions(reward=reward, baseline="mean", upstream="surrogate", propagation="gradient")
+    scores = ScoreEngine(pair, None, options, progress=False).score(prompts)
+    found: Any = scores.attribution.sel(state="after").sum("token").mean("prompt")
+    return np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
 
 
 def names_of(view: HookedView, order: Order) -> list[str]:

@@ -21,10 +21,17 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.grafting.grafted_runs import Graft
 from ecstruct.grafting.measured import GraftRuns
-from ecstruct.grafting.rankings import Rankings, change_norms, named_rankings, numbered, values_of
+from ecstruct.grafting.rankings import (
+    Rankings,
+    attributions,
+    change_norms,
+    named_rankings,
+    numbered,
+    values_of,
+)
 from ecstruct.io.values import Seed, bounded, check
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.points import scatter
@@ -35,6 +42,8 @@ from ecstruct.scores.reward import RewardLike
 Shares = Annotated[Sequence[Annotated[float, Gt(0), Lt(1)]], MinLen(1)]
 Sets = Annotated[int, Ge(3), Lt(10**6)]
 
+_TAKEN = ("share", "k", "gain", "attribution", "weight change", "random")
+
 
 @dataclass(frozen=True)
 class RandomSets:
@@ -42,7 +51,8 @@ class RandomSets:
 
     `frame` has a row per set: the `share` of the components that it has, their number `k`, its `gain` in
     reward (mean over prompts), and the summed values of its components in a column for every ranking: those
-    given, and "weight change", the sum of |dW_C|.
+    given; "attribution", g'_C . (y'_C - y*_C) in the finetuned model; "weight change", |dW_C|; and
+    "random", numbers between 0 and 1.
     """
 
     frame: pd.DataFrame
@@ -128,12 +138,15 @@ def random_sets(
     pair = Pair.of(before, after)
     view = pair.view
     values = {}
-    for name, its in named_rankings(ranking, taken=("share", "k", "gain", "weight change")).items():
+    for name, its in named_rankings(ranking, taken=_TAKEN).items():
         if not isinstance(its, ExtractiveScores):
             raise InputError(f"the ranking {name!r} has no values to sum: give scores.")
         values[name] = np.nan_to_num(values_of(its, view))
+    prompts, n = as_prompts(prompts), view.n_layers * (1 + view.n_heads)
+    values["attribution"] = attributions(pair, prompts, reward)
     values["weight change"] = change_norms(view, WeightDelta.from_weights(pair.before, pair.after))
-    n, rng = view.n_layers * (1 + view.n_heads), np.random.default_rng(seed)
+    values["random"] = np.random.default_rng([seed, 1]).random(n)
+    rng = np.random.default_rng(seed)
     drawn = [
         (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
     ]

@@ -13,12 +13,14 @@ from ecstruct.plots.layout import legend_width, note, pixel_grid, text_width
 from ecstruct.plots.style import FONT_SIZE, INK, colour_scale, number
 
 ROLES = ("upstream", "informative", "downstream")
-LEAST = 0.02
+LEAST = 0.05
 """Edges that are weaker than this share of the strongest one are not drawn."""
 
-_NODE, _BETWEEN, _LAYER = 28, 190, 24
-"""Pixels: the size of a node, the free space between two columns, and the height of a layer."""
-_WIDEST = 9
+_NODE, _BETWEEN, _LAYER, _LEAST_HEIGHT = 23, 220, 25, 340
+"""Pixels: the size of a node, the free space between two columns, the height of a layer, and of all layers
+at least."""
+_WIDEST, _STAGGERED = 6, 0.3
+"""The pixels of the strongest line, and how far above or below it components of a layer are, in layers."""
 _COLOURS = {1: colour_scale()[-2][1], -1: colour_scale()[1][1]}
 _MEANING = {1: "raises the reward", -1: "lowers it"}
 
@@ -40,7 +42,7 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
     width = columns[-1][1]
     figure = pixel_grid(
         [width],
-        max(_LAYER * n_layers, 160),
+        max(_LAYER * n_layers, _LEAST_HEIGHT),
         lefts=[56],
         right=legend_width(list(_MEANING.values())),
         top=34,
@@ -59,8 +61,8 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
             x=[left, (left + right) / 2, right],
             y=[low, (low + high) / 2, high],
             mode="lines",
-            line={"color": _COLOURS[int(np.sign(edge["effect"]))], "width": max(0.7, _WIDEST * strength)},
-            opacity=0.35 + 0.6 * strength,
+            line={"color": _COLOURS[int(np.sign(edge["effect"]))], "width": max(0.6, _WIDEST * strength)},
+            opacity=0.2 + 0.7 * strength,
             showlegend=False,
             text=[_said(edge, unit)] * 3,
             hovertemplate="%{text}<extra></extra>",
@@ -77,7 +79,7 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
             "line": {"color": INK, "width": 1},
         },
         text=[name.split()[1] for name in names],
-        textfont={"size": FONT_SIZE - 2, "color": INK},
+        textfont={"size": FONT_SIZE - 3, "color": INK},
         cliponaxis=False,
         showlegend=False,
         customdata=[
@@ -97,9 +99,9 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
 
 def _places(
     nodes: pd.DataFrame,
-) -> tuple[dict[tuple[str, str], tuple[float, int]], list[tuple[float, float]]]:
+) -> tuple[dict[tuple[str, str], tuple[float, float]], list[tuple[float, float]]]:
     """Return the place of every component, across in pixels and up in layers, by role and name; and where
-    the column of every role begins and ends. Components of one layer are side by side."""
+    the column of every role begins and ends. Components of one layer are side by side, slightly slanted."""
     places, columns, start = {}, [], 0.0
     for role in ROLES:
         of_layer: dict[int, list[str]] = {}
@@ -109,8 +111,9 @@ def _places(
         end = start + max((_NODE + 6) * widest, text_width(role) + 30)
         for layer, names in of_layer.items():
             for i, name in enumerate(names):
-                across = (i - (len(names) - 1) / 2) * (_NODE + 6)
-                places[role, name] = ((start + end) / 2 + across, layer)
+                off = i - (len(names) - 1) / 2
+                up = _STAGGERED * off / (len(names) / 2)  # so that lines pass each other
+                places[role, name] = ((start + end) / 2 + off * (_NODE + 6), layer + up)
         columns.append((start, end))
         start = end + _BETWEEN
     return places, columns
