@@ -51,8 +51,9 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
     for sign, meaning in _MEANING.items():
         line = {"color": _COLOURS[sign], "width": 3}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=meaning)
-    largest = edges["effect"].abs().max()
-    drawn = edges[edges["effect"].abs() >= LEAST * largest].iloc[::-1]  # the strongest on top
+    sizes = edges["effect"].abs()
+    largest = sizes.max()
+    drawn = edges[(sizes >= LEAST * largest) & (sizes > 0)].iloc[::-1]  # the strongest on top
     for edge in drawn.to_dict("records"):
         ends = [places[edge[f"{end}_role"], edge[end]] for end in ("from", "to")]
         (left, low), (right, high) = ends

@@ -108,9 +108,9 @@ class Edges:
             for row in table.to_dict("records")
         ]
         said = f"The strongest edges: {', '.join(listed)}."
-        if "downstream" in nodes.index:
-            of = nodes.loc[["downstream"]]
-            share = (of["explained"] * of["score"]).sum() / of["score"].sum()
+        of = nodes[nodes.index == "downstream"]
+        if whole := of["score"].sum():
+            share = (of["explained"] * of["score"]).sum() / whole
             said += (
                 f" Edges from the informative components sum to {share:.2f} of the downstream scores of "
                 "these components."

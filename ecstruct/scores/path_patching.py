@@ -185,7 +185,7 @@ class _Paths:
     ascent: Ascent
     batch: int
     chosen: Mapping[str, Mapping[str, Component]]
-    _known: dict[int, Replacements] = field(default_factory=dict)
+    _known: dict[int, Replacements] = field(default_factory=dict, init=False)
 
     def variants(self) -> Iterator[tuple[_Term, Variant]]:
         """Yield the runs from the second component of every path on: under W, with what it writes
@@ -248,5 +248,5 @@ def _writer(head: int | None) -> str:
 
 
 def _of(changes: tuple[Tensor, Change], head: int | None) -> Change:
-    """Return the change of a head, or of the MLP."""
-    return changes[1] if head is None else changes[0][head]
+    """Return the change of a head, without those of the others in memory, or of the MLP."""
+    return changes[1] if head is None else changes[0][head].clone()
