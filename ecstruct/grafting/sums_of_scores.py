@@ -29,6 +29,7 @@ from ecstruct.grafting.rankings import (
     attributions,
     change_norms,
     named_rankings,
+    names_of,
     numbered,
     values_of,
 )
@@ -42,7 +43,8 @@ from ecstruct.scores.reward import RewardLike
 Shares = Annotated[Sequence[Annotated[float, Gt(0), Lt(1)]], MinLen(1)]
 Sets = Annotated[int, Ge(3), Lt(10**6)]
 
-_TAKEN = ("share", "k", "gain", "attribution", "weight change", "random")
+_TAKEN = ("share", "k", "gain", "components", "attribution", "weight change", "random")
+_BETWEEN = ", "
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,22 @@ class RandomSets:
     """Random sets of components, and what they do.
 
     `frame` has a row per set: the `share` of the components that it has, their number `k`, its `gain` in
-    reward (mean over prompts), and the summed values of its components in a column for every ranking: those
-    given; "attribution", g'_C . (y'_C - y*_C) in the finetuned model; "weight change", |dW_C|; and
-    "random", numbers between 0 and 1.
+    reward (mean over prompts), the names of its `components`, and their summed values in a column for every
+    ranking: those given; "attribution", g'_C . (y'_C - y*_C) in the finetuned model; and "weight change",
+    |dW_C|.
     """
 
     frame: pd.DataFrame
 
     @property
     def rankings(self) -> list[str]:
-        return [str(column) for column in self.frame.columns[3:]]
+        return [str(column) for column in self.frame.columns[4:]]
 
     @bounded
     def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Return a row per share and ranking: Spearman's `correlation` of summed values and gains, with
-        the `low` and `high` end of its interval over draws of the sets with replacement."""
+        the `low` and `high` end of its interval over draws of the sets with replacement. Of the ranking
+        "random", components have random values: the mean and the interval are over draws of these."""
         rng = np.random.default_rng(seed)
         rows = []
         for share, sets in self.frame.groupby("share"):
@@ -75,6 +78,12 @@ class RandomSets:
                 low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
                 found = {"share": share, "sets": len(sets), "ranking": ranking}
                 rows.append({**found, "correlation": _spearman(pairs), "low": low, "high": high})
+            members = sets["components"].str.get_dummies(_BETWEEN).to_numpy()
+            sums, gains = members @ rng.random((members.shape[1], resamples)), sets["gain"].to_numpy()
+            drawn = [_spearman(np.stack([of_draw, gains], 1)) for of_draw in sums.T]
+            low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
+            found = {"share": share, "sets": len(sets), "ranking": "random"}
+            rows.append({**found, "correlation": np.nanmean(drawn), "low": low, "high": high})
         return pd.DataFrame(rows)
 
     @property
@@ -145,7 +154,6 @@ def random_sets(
     prompts, n = as_prompts(prompts), view.n_layers * (1 + view.n_heads)
     values["attribution"] = attributions(pair, prompts, reward)
     values["weight change"] = change_norms(view, WeightDelta.from_weights(pair.before, pair.after))
-    values["random"] = np.random.default_rng([seed, 1]).random(n)
     rng = np.random.default_rng(seed)
     drawn = [
         (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
@@ -164,6 +172,7 @@ def random_sets(
                 "share": share,
                 "k": len(chosen),
                 "gain": float(found[i].sel(measure="reward").mean()) - start,
+                "components": _BETWEEN.join(names_of(view, chosen)),
                 **{name: float(its[chosen].sum()) for name, its in values.items()},
             }
             for i, (share, chosen) in enumerate(drawn)

@@ -109,8 +109,8 @@ class Edges:
         ]
         said = f"The strongest edges: {', '.join(listed)}."
         of = nodes[nodes.index == "downstream"]
-        if whole := of["score"].sum():
-            share = (of["explained"] * of["score"]).sum() / whole
+        if whole := float(np.sum(of["score"])):
+            share = float(np.sum(of["explained"] * of["score"])) / whole
             said += (
                 f" Edges from the informative components sum to {share:.2f} of the downstream scores of "
                 "these components."

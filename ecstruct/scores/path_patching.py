@@ -46,7 +46,14 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.bridge import still
 from ecstruct.models.hooked import Trace
-from ecstruct.options import AnswerTokens, BaselineKind, CausalOptions, EdgeOptions, ScoreOptions
+from ecstruct.options import (
+    KINDS,
+    AnswerTokens,
+    BaselineKind,
+    CausalOptions,
+    EdgeOptions,
+    ScoreOptions,
+)
 from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.assemble import SCORES, STATES
 from ecstruct.scores.causal import ascended, at_once, intervened
@@ -110,7 +117,7 @@ def edges_of(
     chosen = _chosen(roles, pair, options.top)
     tokenized, _ = pair.tokenize(prompts, reward)
     asked = {kind: [*components] for kind, components in chosen.items() if components}
-    of_causal = CausalOptions(kinds=[*asked], **measured)
+    of_causal = CausalOptions(kinds=[kind for kind in KINDS if kind in asked], **measured)
     rows, batch_size = at_once(pair, tokenized, None)
     found = {
         link: np.full((len(chosen[link[0]]), len(chosen[link[1]]), len(tokenized)), np.nan)

@@ -147,4 +147,7 @@ def _seen(
             for name, head in its.items():
                 found[name] = (pattern[each, head, at[name]], written[head], resid)
         resid = trace.output
-    return {name: _Seen(*its, resid[each, at[name]]) for name, its in found.items()}
+    return {
+        name: _Seen(attention, written, entering, resid[each, at[name]])
+        for name, (attention, written, entering) in found.items()
+    }
