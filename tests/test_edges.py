@@ -86,7 +86,7 @@ def read(family: str, i: int, first: Component, second: Component) -> float:
     return reward(family, i, second, its) - float(reward_of(before, PROMPTS[i]))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox", "olmo2", "olmo-clip"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox", "olmo2", "olmo-clip", "mixtral"])
 @pytest.mark.parametrize(
     ("roles", "expected"), [(SCORES[1::-1], queried), (SCORES[::2], read)], ids=["queried", "read"]
 )

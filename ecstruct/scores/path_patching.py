@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,9 @@ def edges_of(
                 edge[of_batch] = np.nan_to_num(edge[of_batch]) + sign * (rewards - plain[of_batch])
     scores = {kind: _scores(own, kind, components.values()) for kind, components in chosen.items()}
     found[LINKS[0]] += scores["informative"]
-    variables = {variable(link): ((*link, "prompt"), values) for link, values in found.items()}
+    variables: dict[str, Any] = {
+        variable(link): ((*link, "prompt"), values) for link, values in found.items()
+    }
     variables |= {f"{kind}_score": ((kind, "prompt"), its) for kind, its in scores.items()}
     variables["reward"] = (("prompt", "state"), own.reward.values)
     names = {kind: np.array([*components], dtype=str) for kind, components in chosen.items()}
