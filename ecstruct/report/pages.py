@@ -13,7 +13,6 @@ from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
 from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
 from ecstruct.scores.components import component_names
-from ecstruct.scores.edges import Edges
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up, with_values
 from ecstruct.scores.words import Words
@@ -130,26 +129,6 @@ def causal_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
         Section("Make it again", [Replay(replay, scores.attrs)]),
     ]
     write_report(path, title="Scores by intervention", summary=summary, sections=sections)
-
-
-def edges_report(path: Path, edges: Edges, replay: str) -> None:
-    """Write the report of the edges between the strongest components."""
-    drawn = (
-        "A line from an upstream to an informative component is the part of the informative score that "
-        "goes when it is not asked through the upstream one; a line to a downstream component is the part "
-        "of its score that comes of the change of the informative one."
-    )
-    every = "Every edge, the mean over prompts with its interval, and its share in the score of the second."
-    own = (
-        "The scores of these components by intervention; of downstream ones also the share that the edges "
-        "into the component sum to."
-    )
-    sections = [
-        Section("From component to component", [Picture(edges.figure, drawn), Table(edges.table(), every)]),
-        Section("Components", [Table(edges.nodes(), own)]),
-        Section("Make it again", [Replay(replay, edges.attrs)]),
-    ]
-    write_report(path, title="Edges", summary=edges.conclusion(), sections=sections)
 
 
 def controls_report(path: Path, controls: Controls, replay: str) -> None:

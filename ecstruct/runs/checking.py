@@ -22,7 +22,8 @@ from ecstruct.options import (
     ScoreOptions,
     types_of,
 )
-from ecstruct.report.pages import causal_report, controls_report, edges_report, fidelity_report, top_table
+from ecstruct.report.edges import edges_report
+from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
 from ecstruct.runs.configuration import again, alone, check_fingerprints, write_config
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
