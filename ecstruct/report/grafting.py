@@ -28,7 +28,10 @@ _SUMS = (
     "Random sets of components: the gain in reward when their weights are grafted, against the sum of "
     "their values."
 )
-_CORRELATIONS = "Spearman's correlation of summed values and gains, with its interval over sets."
+_CORRELATIONS = (
+    "Spearman's correlation of summed values and gains, with its interval over sets; of random values, over "
+    "draws of these."
+)
 
 
 def graft_report(path: Path, grafted: Grafted, replay: str) -> None:
