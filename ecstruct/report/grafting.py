@@ -29,8 +29,8 @@ _SUMS = (
     "their values."
 )
 _CORRELATIONS = (
-    "Spearman's correlation of summed values and gains, with its interval over sets; of random values, over "
-    "draws of these."
+    "Spearman's correlation of summed values and gains, with its interval over sets; of random values, "
+    "over draws of these."
 )
 
 
