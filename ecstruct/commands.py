@@ -16,6 +16,7 @@ from ecstruct.io.values import Count, Number, Seed, Text, Whole
 from ecstruct.options import (
     AlignmentOptions,
     CausalOptions,
+    EdgeOptions,
     FidelityOptions,
     FinetuneOptions,
     Form,
@@ -103,6 +104,14 @@ class Controls(ScoreOptions, OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Edges(EdgeOptions, OfPair):
+    scores: Annotated[
+        Text | None,
+        Doc("scores.nc of the same models, which chooses the components; computed if not given."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graft(OfPair):
     components: Annotated[
         Sequence[Text] | None,
@@ -127,6 +136,10 @@ class Graft(OfPair):
         None
     )
     random_seeds: Annotated[Whole, Doc("How often each set is replaced by a random one.")] = 0
+    control: Annotated[
+        Text | None,
+        Doc("A model that was finetuned on something else, as on shuffled facts, to graft in its place."),
+    ] = None
     reward: Annotated[RewardName, Doc("What the shares are shares of.")] = "logit_diff"
 
 
@@ -291,6 +304,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "causal": Causal,
     "controls": Controls,
     "demo": Demo,
+    "edges": Edges,
     "fidelity": Fidelity,
     "finetune": Finetune,
     "graft": Graft,

@@ -172,6 +172,13 @@ class CausalOptions(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EdgeOptions(Measured):
+    """The options of `ecstruct.edges`."""
+
+    top: Annotated[Positive, Doc("How many components have each role.")] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
 class FidelityOptions(Measured):
     """The options of `ecstruct.fidelity`."""
 

@@ -9,11 +9,11 @@ from ecstruct.report.page import Picture, Replay, Section, Table, write_report
 
 _SHARES = (
     "The share of the change of reward from before to after finetuning that each set has at each group of "
-    "positions: 0 is nothing, 1 is all of it. Negative shares are white."
+    "positions: 0 is nothing, 1 is all of it. Negative shares are white. Random sets have as many MLPs and "
+    "heads; the control has the weights of another finetuning, and shares of the same change."
 )
 _EVERY = (
-    "Means over prompts, and the share with its interval over prompts; random sets have as many MLPs and "
-    "heads."
+    "Means over prompts, and the share with its interval over prompts, beside random sets and the control."
 )
 _RANKS = (
     "Mean rank of the answer against the number of components that have the finetuned weights, or lack "
@@ -28,7 +28,10 @@ _SUMS = (
     "Random sets of components: the gain in reward when their weights are grafted, against the sum of "
     "their values."
 )
-_CORRELATIONS = "Spearman's correlation of summed values and gains, with its interval over sets."
+_CORRELATIONS = (
+    "Spearman's correlation of summed values and gains, with its interval over sets; of random values, "
+    "over draws of these."
+)
 
 
 def graft_report(path: Path, grafted: Grafted, replay: str) -> None:

@@ -15,7 +15,7 @@ from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_re
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up, with_values
-from ecstruct.scores.written import Words
+from ecstruct.scores.words import Words
 
 _MEANING = {
     "informative": "its weight change stores the fact",
@@ -42,6 +42,11 @@ _TESTED = (
 _BY_PROJECTION = "Informative scores by layer and projection; the heads of a layer together."
 _OF_STRONGEST = "The components of highest informative score, and the share of each projection in it."
 _WRITTEN = "What the change of the components of highest {} score writes, at the token where it is highest."
+_READ = (
+    "What the OV circuits of the heads of highest downstream score read, at the token from which most of "
+    "what changes in their outputs comes: what is new, all of it before and after finetuning, and what is "
+    "new in the residual stream there."
+)
 _AS_IF_READ = (
     "Words are those whose logits the change raises most, as if the head read the stream at that token; "
     "the rank is that of the answer among its options. What only later layers can read does not show."
@@ -68,7 +73,7 @@ def score_report(
     words: Mapping[str, Words] | None = None,
 ) -> None:
     """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`, `words`
-    what the strongest components by a score write."""
+    what the strongest components by a score write, and under "read" what heads read."""
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
     moved = f"from {before:.3g} to {after:.3g}".replace("-", "−")
     summary = f"Finetuning moved the mean reward of {_prompts(scores)} {moved}. {_strongest(scores)}"
@@ -317,8 +322,11 @@ def _unit(scores: ExtractiveScores) -> str:
 
 
 def _in_words(words: Mapping[str, Words]) -> list[Item]:
-    """Return a table for the strongest components by each score."""
-    tables = [Table(its.table().round(2), _WRITTEN.format(score)) for score, its in words.items()]
+    """Return a table of what the strongest components by each score write, and one of what heads read."""
+    tables = [
+        Table(its.table().round(2), _READ if of == "read" else _WRITTEN.format(of))
+        for of, its in words.items()
+    ]
     return [*tables, _AS_IF_READ]
 
 
