@@ -22,6 +22,7 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import curve, matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
+from ecstruct.experiments.two_hop import by_kind
 from ecstruct.facts import Fictitious, Prompt
 from ecstruct.plots import curve_panels
 
@@ -110,8 +111,7 @@ def measure(
     """Measure one order: run its phases, then finetune on the test facts."""
     data = relations(model, setup, words, seed, repeat)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    train = {"fact": data.train.facts, "implication": data.train.implications}
-    test = {"fact": data.test.facts, "implication": data.test.implications}
+    train, test = by_kind(data.train), by_kind(data.test)
     rows: list[dict[str, Any]] = []
     for documents in phases(data, order):
         tuned = continue_pretraining(model, setup, documents, evaluate=train, **at)

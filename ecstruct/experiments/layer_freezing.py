@@ -11,13 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
+from ecstruct.experiments.training import mean_ranks
+from ecstruct.experiments.two_hop import HOPS, KINDS, by_kind, learn_facts, two_hop
 from ecstruct.plots import grouped_bars
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
@@ -97,8 +97,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
 
     def ranks(layers: str, model: TransformerBridge) -> dict[str, Any]:
-        asked = zip(KINDS, (data.facts, data.implications), strict=True)
-        return {"layers": layers, **{kind: mean_rank(model, prompts) for kind, prompts in asked}}
+        return {"layers": layers, **mean_ranks(model, by_kind(data))}
 
     def frozen(layers: range) -> TransformerBridge:
         return learn_facts(model, setup, data, hop, freeze=layers, **at).model

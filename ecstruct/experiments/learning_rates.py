@@ -87,15 +87,9 @@ def rates(
     """Measure a grid of learning rates around the setup's, and choose the rates for every seed.
 
     Args:
-        setup: the model and how it is trained, with the rates to start from; the organism by default.
         factors: the factors by which the setup's rates are multiplied.
         what: what is learnt: `"first-hop"`, `"second-hop"`, `"continued"`. Rates of anything else stay
             those of the setup.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
     """
     sweep = Sweep(setup or Setup(), out, progress)
     return ChosenRates(sweep.setup, sweep.rates(sweep.setup.seed_list, factors, what))

@@ -122,12 +122,9 @@ def sensitivity(
     """Measure final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
 
     Args:
-        setup: the model and how it is trained; the organism by default.
         factors: the factors by which all learning rates are multiplied.
         epochs: how often every document is seen.
         words: `"known"` or `"novel"`, for ordering and grafting.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
 
     Raises:
         InputError: a model or folder that cannot be used; no factors, no epochs or unknown words.

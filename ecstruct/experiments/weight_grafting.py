@@ -16,13 +16,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.training import mean_ranks
 from ecstruct.facts import Fictitious
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars
@@ -111,12 +111,9 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, w
     }
     other = data.counterfactual
     asked = {"Impl F'": other.implications, "Impl F": data.train.implications, "F'": other.facts}
-    rows = []
-    for name, delta in weights.items():
-        changed = delta.apply_to(model)
-        ranks = {what: mean_rank(changed, prompts) for what, prompts in asked.items()}
-        rows.append({"weights": name, **ranks})
-    return rows
+    return [
+        {"weights": name, **mean_ranks(delta.apply_to(model), asked)} for name, delta in weights.items()
+    ]
 
 
 def learn_counterfactual(

@@ -25,14 +25,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import check_rankable, mean_rank
+from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.training import pairing
-from ecstruct.experiments.two_hop import HOPS, learn_facts, two_hop
+from ecstruct.experiments.training import mean_ranks, pairing
+from ecstruct.experiments.two_hop import HOPS, by_kind, learn_facts, two_hop
 from ecstruct.facts import FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
@@ -150,13 +150,9 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         return learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=freeze)
 
     def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
-        asked = {"fact": data.facts, "implication": data.implications, **known}
-        return {
-            "choice": choice,
-            "units": " ".join(f"{kind}{layer}" for layer, kind in sorted(units)),
-            **{name: mean_rank(model, prompts) for name, prompts in asked.items()},
-            "norm": norm,
-        }
+        told = " ".join(f"{kind}{layer}" for layer, kind in sorted(units))
+        ranks = mean_ranks(model, {**by_kind(data), **known})
+        return {"choice": choice, "units": told, **ranks, "norm": norm}
 
     ranked = most_informative(model, tuned(others).model, others.implications)
     rows = [row(BEFORE, model, (), 0.0)]

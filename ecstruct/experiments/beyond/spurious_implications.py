@@ -31,10 +31,10 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.profiles import pearson, profile
+from ecstruct.experiments.profiles import agreement, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import curve, matching, means, over_seeds, rows_by, shown, statistic
+from ecstruct.experiments.statistics import curve, matching, means, over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import two_hop
@@ -201,17 +201,8 @@ class Spurious(Result):
     def agreement(self, name: str) -> dict[str, dict[str, Any]]:
         """Return, for each of `PAIRS`, each seed's Pearson correlation `r` over components, the share of
         the `N_LARGEST` components that both have in `common`, and the `ratio` of their positive totals."""
-        found = {}
-        for key, (one, other) in PAIRS.items():
-            r, common, ratio = [], [], []
-            for _, profiles in self.profiles(name).groupby("seed", sort=True):
-                largest = [{*profiles[each].nlargest(N_LARGEST).index} for each in (one, other)]
-                totals = [float(profiles[each].clip(lower=0).sum()) for each in (one, other)]
-                r.append(pearson(profiles[one], profiles[other])[0])
-                common.append(len(largest[0] & largest[1]) / len(largest[0]))
-                ratio.append(totals[0] / totals[1] if totals[1] else float("nan"))
-            found[key] = {"r": statistic(r), "common": statistic(common), "ratio": statistic(ratio)}
-        return found
+        profiles = self.profiles(name)
+        return {key: agreement(profiles, *pair, N_LARGEST) for key, pair in PAIRS.items()}
 
     def largest(self, name: str, condition: Condition, n: int = 5) -> list[str]:
         """Return the `n` components of largest score, each with the score, the mean over seeds."""
