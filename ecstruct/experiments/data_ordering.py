@@ -7,7 +7,6 @@ asked for their implications.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -36,7 +35,6 @@ ORDERS: Mapping[str, str] = {
 TRAINING, TESTING = "continued pretraining", "test finetuning"
 
 
-@dataclass(frozen=True)
 class Ordering(Result):
     """The result of data ordering. `frame` has a row per seed, repeat, words, order, stage ("continued
     pretraining", "test finetuning") and epoch, with the mean ranks `fact` and `implication` of the people

@@ -4,7 +4,6 @@ The early or the late layers get their old weights back after finetuning on fact
 before it, so that the other layers have to learn the facts alone ("pre").
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,6 @@ ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)
 """What is frozen, and when. "All", with all layers put back, is the model before finetuning."""
 
 
-@dataclass(frozen=True)
 class Freezing(Result):
     """The result of layer freezing. `frame` has a row per seed, repeat, hop and frozen `layers`, with the
     mean ranks `fact` and `implication`."""
@@ -36,7 +34,6 @@ class Freezing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the values of the seeds."""
         seeds = {row: [stat["seeds"] for stat in stats] for row, stats in self.by_row().items()}
         return grouped_bars(
             {row: dict(zip(COLUMNS, values, strict=True)) for row, values in seeds.items()},

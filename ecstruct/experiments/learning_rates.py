@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import pandas as pd
@@ -18,7 +18,6 @@ from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.plots import value_grids
 
 
-@dataclass(frozen=True)
 class ChosenRates(Result):
     """The chosen learning rates. `frame` has a row per seed, repeat, `what` is learnt and learning rate
     `lr` (for `continued`, also the rate `test`), with the criterion `rank`."""

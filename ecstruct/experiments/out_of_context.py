@@ -4,7 +4,6 @@ Per epoch of finetuning on 20 facts: the mean rank of the answers to the facts a
 which are never trained on.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,6 @@ from ecstruct.experiments.two_hop import HOPS, KINDS, by_kind, learn_facts, two_
 from ecstruct.plots import rank_curves
 
 
-@dataclass(frozen=True)
 class Ocr(Result):
     """`frame` has a row per seed, repeat, hop and epoch, with the mean ranks `fact` and `implication`."""
 

@@ -6,7 +6,7 @@ Each of them runs again on a grid: all learning rates of the setup times a facto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -41,7 +41,6 @@ MEASURES = {
 """The values of the column `measure`, by experiment."""
 
 
-@dataclass(frozen=True)
 class Sensitivity(Result):
     """The result on the grid. `frame` has a row per seed, repeat, `factor` of the learning rates, `epochs`
     and `measure`, with the final mean rank as `value`."""

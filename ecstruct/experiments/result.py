@@ -34,7 +34,7 @@ _OF_ALL = ("setup", "out", "progress", "recipe", "return")
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """The measured result of one experiment.
+    """The measured result of one experiment. A subclass is a dataclass only if it has fields of its own.
 
     Attributes:
         setup: the setup that it was measured with.

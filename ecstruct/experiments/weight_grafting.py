@@ -9,7 +9,6 @@ where W_{F, Impl F} is trained on F, then on Impl F. If learning implications af
 read facts in general, then W_graft knows the implications of F', and W_control does not.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -30,7 +29,6 @@ from ecstruct.plots import grouped_bars
 ROWS = ("W_F'", "W_graft", "W_control")
 
 
-@dataclass(frozen=True)
 class Grafting(Result):
     """The result of weight grafting. `frame` has a row per seed, repeat, words and `weights` (W_F',
     W_graft, W_control), with the mean ranks on "Impl F'", "Impl F" and "F'"."""
@@ -42,7 +40,6 @@ class Grafting(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the values of the seeds."""
         paper = paper_numbers()["grafting"]["paper"]
         seeds = {
             f"{row}, {words} words": [stat["seeds"] for stat in stats]

@@ -15,7 +15,7 @@ from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.panels import Column, Panel, panel_figure
-from ecstruct.plots.style import INK, LINE_COLOURS, token_label
+from ecstruct.plots.style import INK, token_label
 
 CHANGE = "change of the probability (%)"
 MOST = 100.0
@@ -57,7 +57,6 @@ def layer_lines(
     for title, array in panels.items():
         if missing := {"prompt", "layer", lines} - {*array.dims}:
             raise InputError(f"{title or 'this array'} has no dimension {sorted(missing)[0]!r} to show")
-    names = dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values)
     figure = line_panels(
         {
             title: {str(entry): _mean_line(array.sel({lines: entry})) for entry in array[lines].values}
@@ -67,7 +66,6 @@ def layer_lines(
         y=y,
         hover=f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}",
         between=f"{LEVEL:.0%} interval",
-        colours={name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)},
         own_scales=own_scales,
         at_most=at_most,
         include=(0.0,),

@@ -36,7 +36,7 @@ class Table:
     frame: pd.DataFrame
     caption: str = ""
 
-    def html(self) -> Markup:
+    def html(self) -> str:
         """Return the table as a part of a page."""
         frame = self.frame
         columns = [
@@ -53,7 +53,7 @@ class Picture:
     figure: go.Figure
     caption: str = ""
 
-    def html(self, name: str) -> Markup:
+    def html(self, name: str) -> str:
         """Return the figure as a part of a page; `name` is unique there."""
         drawing = self.figure.to_html(
             full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=_CONFIG
@@ -68,7 +68,7 @@ class Replay:
     command: str
     config: Mapping[str, Any] | None = None
 
-    def html(self) -> Markup:
+    def html(self) -> str:
         """Return the command and the configuration as a part of a page."""
         config = [] if self.config is None else [json.dumps(self.config, indent=2, ensure_ascii=False)]
         return render("replay.html", blocks=[self.command, *config])
@@ -133,15 +133,16 @@ def _page(template: str, title: str, summary: str, again: Replay | None = None, 
         kinds.add(type(item))
         match item:
             case str():
-                return render("paragraph.html", text=item)
+                part = render("paragraph.html", text=item)
             case Picture():
-                return item.html(f"figure-{next(numbers)}")
+                part = item.html(f"figure-{next(numbers)}")
             case Explorer():
-                return item.html(f"explorer-{next(numbers)}")
+                part = item.html(f"explorer-{next(numbers)}")
             case Table() | Replay():
-                return item.html()
+                part = item.html()
             case _:
                 raise TypeError(f"a report has no place for a {type(item).__name__}")
+        return Markup(part)
 
     def shown_as(kind: Callable[..., Item]) -> Callable[..., Markup]:
         return lambda content, caption: show(kind(content, " ".join(caption.split())))

@@ -3,7 +3,6 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 _TEMPLATES = Environment(
     loader=PackageLoader("ecstruct", "report"),
@@ -14,6 +13,6 @@ _TEMPLATES = Environment(
 _TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
-def render(template: str, **values: Any) -> Markup:
+def render(template: str, **values: Any) -> str:
     """Return the HTML that a template makes of these values; it escapes what it does not mark as safe."""
-    return Markup(_TEMPLATES.get_template(template).render(values))
+    return _TEMPLATES.get_template(template).render(values)

@@ -20,7 +20,7 @@ kinds that change nothing but rate or epochs have the same predictors as `people
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -63,7 +63,6 @@ RANKS = ("implications before", "facts", "implications")
 Chosen = Annotated[Sequence[str], MinLen(1)]
 
 
-@dataclass(frozen=True)
 class Generalisation(Result):
     """`frame` has a row per seed, repeat, `kind` and measured `value`. `measure` is one of `RANKS`, divided
     by chance, or of `PREDICTORS`, or "similarity" or "informative" of a `layer`."""

@@ -16,7 +16,6 @@ and of what the model knew before about others, and |dW|, the Euclidean norm of 
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -61,7 +60,6 @@ DRAWS = 3
 N_KNOWN = 100
 
 
-@dataclass(frozen=True)
 class Editing(Result):
     """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` rows for the random one), with
     their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
@@ -76,7 +74,6 @@ class Editing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by hop and choice of units."""
         return grouped_bars(
             {
                 f"{hop}: {choice}": {label: stats[column]["seeds"] for column, label in RANKS.items()}

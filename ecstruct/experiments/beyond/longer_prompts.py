@@ -10,7 +10,6 @@ components and by the share of the `TOP` largest that both have.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -35,7 +34,6 @@ TOP = 5
 CHANCE = 9.5
 
 
-@dataclass(frozen=True)
 class Prompts(Result):
     """`frame` has a row per seed, repeat, what was `taught`, `variant` and component, with its
     `informative` and `downstream` score and the variant's mean ranks `before` and `after` finetuning;
@@ -55,7 +53,6 @@ class Prompts(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks before and after finetuning, by what was taught and how it was asked for."""
         return grouped_bars(
             {
                 f"{taught}: {variant}": {when: stats[when]["seeds"] for when in RANKS if when in stats}

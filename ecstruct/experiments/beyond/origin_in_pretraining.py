@@ -79,7 +79,6 @@ class Origin(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of implications along pretraining, by order."""
         panels = {f"{hop} implications": self._curves(hop, "implication") for hop in HOPS}
         return self._drawn(panels, y="mean rank of implications (0 is best)")
 

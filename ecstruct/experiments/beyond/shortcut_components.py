@@ -12,7 +12,6 @@ A check without scores takes dW = W' - W and either puts back one layer's part o
 only that part (W + dW_l), and ranks the implications.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ CHECKS = ("put back", "alone")
 N_LARGEST = 3
 
 
-@dataclass(frozen=True)
 class Shortcut(Result):
     """`frame` has a row per seed, repeat, words, order and measured `value`. `measure` is a score (of a
     `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a `layer`

@@ -22,7 +22,7 @@ that of the same component and answer after facts only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -77,7 +77,6 @@ ByArm = dict[str, dict[str, dict[str, Any]]]
 """Statistics over seeds by arm, by who is asked, and by answer."""
 
 
-@dataclass(frozen=True)
 class Spurious(Result):
     """`frame` has rows per seed, repeat and `arm`, each with a `measure` and its `value`: the mean "rank"
     or "reward" "before" or "after" of some people or cities (`of`) with the `answer` "true" or "false";
@@ -93,7 +92,6 @@ class Spurious(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of held-out people by arm, and before finetuning."""
         return grouped_bars(
             {
                 arm: {f"{answer} answer": stats["seeds"] for answer, stats in of_arm[HELD_OUT].items()}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,6 @@ FIRST, OTHERS = "first", "others"
 """Which layers are put back: those before the boundary, or those from the boundary on."""
 
 
-@dataclass(frozen=True)
 class BuiltIn(Result):
     """`frame` has rows per seed, repeat, number of `local` layers and hop, each with the mean ranks `fact`
     and `implication` and the organism's `held_out` accuracy on that hop.
@@ -71,7 +70,6 @@ class BuiltIn(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of implications by the number of first layers that were put back."""
         return self._curves(FIRST, x="number of early layers put back")
 
     @property
