@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
-from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
+from ecstruct.experiments.paper import GRAFTING_COLUMNS, beside_paper, paper_numbers, rank_bars
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
@@ -24,7 +24,6 @@ from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import mean_ranks
 from ecstruct.facts import Fictitious
 from ecstruct.models.delta import WeightDelta
-from ecstruct.plots import grouped_bars
 
 ROWS = ("W_F'", "W_graft", "W_control")
 
@@ -41,28 +40,20 @@ class Grafting(Result):
     @property
     def figure(self) -> go.Figure:
         paper = paper_numbers()["grafting"]["paper"]
-        seeds = {
-            f"{row}, {words} words": [stat["seeds"] for stat in stats]
-            for words in WORDS
-            for row, stats in self.final(words).items()
+        table = {
+            f"{row}, {words} words": stats for words in WORDS for row, stats in self.final(words).items()
         }
-        return grouped_bars(
-            {row: dict(zip(GRAFTING_COLUMNS, values, strict=True)) for row, values in seeds.items()},
-            y="mean rank of the answer (0 is best)",
-            reference={
-                f"{row}, novel words": dict(zip(GRAFTING_COLUMNS, paper[row], strict=True)) for row in ROWS
-            },
-        )
+        return rank_bars(table, GRAFTING_COLUMNS, {f"{row}, novel words": paper[row] for row in ROWS})
 
     def table(self) -> pd.DataFrame:
         paper = paper_numbers()["grafting"]["paper"]
         known, novel = self.final("known"), self.final("novel")
         rows = []
         for row in ROWS:
-            cells = {"weights": row}
+            cells, beside = {"weights": row}, beside_paper(novel[row], paper[row])
             for i, column in enumerate(GRAFTING_COLUMNS):
                 cells[f"{column}, known words"] = shown(known[row][i])
-                cells[f"{column}, novel words"] = f"{shown(novel[row][i])} ({paper[row][i]:.2f})"
+                cells[f"{column}, novel words"] = beside[i]
             rows.append(cells)
         return pd.DataFrame(rows)
 
