@@ -158,22 +158,18 @@ def _strongest(models: Models) -> pd.DataFrame:
 
 def _extracted(models: Models) -> pd.DataFrame:
     """List in which share of prompts the prediction is extracted, a row per model and intervention."""
-    rows = []
+    frames = []
     for title, model in models.items():
-        shares, first = extracted(model.extraction), first_extraction(model.extraction)
-        layers = extracting_layers(model.extraction)
-        layers = layers.where(layers > 0).mean("prompt")
-        for condition in shares["condition"].values:
-            by_part = shares.sel(condition=condition).to_series().to_dict()
-            attention = 100 * float((first.sel(condition=condition) == "attention").mean())
-            row = {"intervention": str(condition), "model": title, **by_part}
-            row |= {"attention first": attention}
-            by_part = layers.sel(condition=condition).to_series().to_dict()
-            rows.append(row | {f"layers, {part}": n for part, n in by_part.items()})
-    return _by_model(rows, models)
+        events, layers = model.extraction, extracting_layers(model.extraction)
+        first = 100 * (first_extraction(events) == "attention").mean("prompt").to_pandas()
+        mean = layers.where(layers > 0).mean("prompt").to_pandas().T.add_prefix("layers, ")
+        frame = extracted(events).to_pandas().T.assign(**{"attention first": first}).join(mean)
+        frame.insert(0, "model", title)
+        frames.append(frame.reset_index(names="intervention"))
+    return _by_model(pd.concat(frames), models)
 
 
-def _by_model(rows: Sequence[Mapping[str, Any]], models: Models) -> pd.DataFrame:
+def _by_model(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, models: Models) -> pd.DataFrame:
     """Return a table of rows, without the column of models if there is only one."""
     frame = pd.DataFrame(rows)
     return frame if len(models) > 1 else frame.drop(columns="model")
