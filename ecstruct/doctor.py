@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
-from ecstruct.models.classifiers import auto_class, everywhere
+from ecstruct.models.classifiers import auto_class, logits_at_every_token
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import load
@@ -223,7 +223,7 @@ def _plain(source: str, device: torch.device) -> Any:
         attn_implementation="eager",
         **at.options,
     )
-    return everywhere(plain.to(device).eval())
+    return logits_at_every_token(plain.to(device).eval())
 
 
 def _compared(source: str, name: str, ours: Tensor, theirs: Tensor, batch: Batch, of: str) -> Finding:

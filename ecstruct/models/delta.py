@@ -22,7 +22,7 @@ from ecstruct.models.configs import check_same_computation
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
-from ecstruct.models.tied import part_hooked
+from ecstruct.models.tied import untie_hooked
 
 _FORMAT = "ecstruct-delta-1"
 
@@ -168,7 +168,7 @@ class WeightDelta:
         embed, unembed = "embed.weight", "unembed.weight"
         tied = weights[embed] is weights.get(unembed)
         if tied and not torch.equal(moved[embed], moved[unembed]):
-            part_hooked(new)
+            untie_hooked(new)
         with torch.no_grad():
             for name, p in named_weights(new).items():
                 if name in self.tensors:

@@ -36,7 +36,8 @@ from ecstruct.models.edits import Edit, editing, first_token, replaced_by, short
 from ecstruct.models.names import kind_of, layer_of
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
 
-Part = Literal["attn", "mlp"]
+Sublayer = Literal["attn", "mlp"]
+"""The attention or the MLP of a block."""
 
 _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 
@@ -112,12 +113,14 @@ class HookedView:
         double = next(self.hf.parameters()).dtype == torch.float64
         return torch.float64 if double else torch.float32
 
-    def late_in_block(self, layer: int, part: Part) -> list[str]:
-        """Return the names of the weights of a block that come after `part`. In a sequential block, those
-        after the attention are its post-norm and all of the MLP with its norms; those after the MLP, and
-        after either part of a parallel block, are the part's own post-norm, if any."""
-        if part == "mlp" or self.parallel:
-            late = ("ln2_post",) if part == "mlp" else ("ln1_post",)
+    def late_in_block(self, layer: int, sublayer: Sublayer) -> list[str]:
+        """Return the names of a block's weights that act on what one of its sublayers writes.
+
+        For the attention of a sequential block these are its post-norm and all of the MLP with its norms;
+        for the MLP, and for both sublayers of a parallel block, they are the sublayer's own post-norm, if
+        any."""
+        if sublayer == "mlp" or self.parallel:
+            late = ("ln2_post",) if sublayer == "mlp" else ("ln1_post",)
             sites = [name for name in self.block_sites[layer] if name in late]
         else:
             sites = [n for n in self.block_sites[layer] if n in _AFTER_ATTENTION or n.startswith("mlp.")]

@@ -21,7 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
-from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
+from ecstruct.models.checkpoint import TensorFiles, check_all_read, empty_mmap
 from ecstruct.models.classifiers import tokenizer_for
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
@@ -31,7 +31,7 @@ from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
-from ecstruct.models.tied import parted, second_names
+from ecstruct.models.tied import second_names, with_untied_embeddings
 
 Source = str | Path
 """A source given as text, as `ecstruct.load` takes it."""
@@ -82,7 +82,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     config = read_config(at)
     tokenizer = tokenizer_for(config, read_tokenizer(at))
     with at.understood():
-        skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
+        skeleton = Skeleton.of(at.name, with_untied_embeddings(config), tokenizer, device)
         view = HookedView(skeleton.model)
         check_runs(view)
     base = _FolderWeights(at.name, folder, config, skeleton)
@@ -109,7 +109,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 def _cast(t: Tensor, device: torch.device) -> Tensor:
     """Return a copy in float32, on the CPU in memory that returns to the system when it is freed."""
     t = t.detach().to(device)
-    return (pages if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
+    return (empty_mmap if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
 
 def _parts(view: HookedView) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Assembling the numbers of single blocks and batches into one labelled dataset."""
+"""Collect the scores of single blocks and batches in arrays, and label them as one dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,11 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The numbers of the prompts with indices `rows`. `arrays` are named and laid out like the dataset's
-    variables, as long as the longest of these prompts; `groups` are the columns of `rest`."""
+class PromptScores:
+    """The scores of some prompts: those whose indices are `rows`.
+
+    `arrays` are named and laid out like the variables of the final dataset, but only as long as the longest
+    of these prompts; `groups` names the columns of `rest`."""
 
     rows: list[int]
     groups: list[str]
@@ -33,8 +35,11 @@ class Part:
 
 
 class Assembly:
-    """Arrays for all prompts, or for those in `rows`, filled block by block and batch by batch. Repeated
-    values for the same entry are summed; padding stays NaN."""
+    """Arrays of scores that are filled block by block and batch by batch.
+
+    They are for all `prompts`, or for those whose indices are `rows`; methods take the indices of prompts.
+    With `projections`, informative scores are also kept by projection. Values that are added to the same
+    entry are summed; padding stays NaN."""
 
     def __init__(
         self,
@@ -68,7 +73,11 @@ class Assembly:
         self._reward = empty(n, len(STATES))
 
     def add(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
-        """Add the `value` of the prompts `rows`: [batch, pos] for MLPs, [batch, pos, head] for heads."""
+        """Add scores of one layer for the prompts `rows`: `value` is [batch, pos] for MLPs, [batch, pos,
+        head] for heads.
+
+        `name` is that of the array ("mlp", "heads", "attribution_mlp", ...), and `which` the index in its
+        first dimension: that of the score (such as `INFORMATIVE`) or, for attributions, of the state."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
             place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
@@ -77,7 +86,8 @@ class Assembly:
     def add_projection(
         self, name: str, projection: str, rows: Sequence[int], layer: int, value: Tensor
     ) -> None:
-        """Add the `value` of one projection, laid out as for `add`, summed over tokens."""
+        """Add informative scores of one projection of the MLPs or heads (`name`), summed over tokens here;
+        `value` is laid out as for `add`."""
         at = self.projections.index(projection), self._places(rows), layer
         self._arrays[f"projections_{name}"][at] += value.sum(1).cpu().numpy()
 
@@ -90,18 +100,18 @@ class Assembly:
         its_prompts = [self._prompts[row] for row in rows]
         self._reward[self._places(rows)] = rewards_by_state(its_prompts, before, after)
 
-    def part(self) -> Part:
-        """Return all numbers, to be `put` into an assembly of more prompts."""
-        return Part(self._rows, list(self._rest), {**self._arrays, **self._flat()})
+    def prompt_scores(self) -> PromptScores:
+        """Return all scores, so that they can be `put` into an assembly with more prompts."""
+        return PromptScores(self._rows, list(self._rest), {**self._arrays, **self._flat()})
 
-    def put(self, part: Part) -> None:
-        """Copy in the numbers of some prompts; unlike `add`, this overwrites."""
-        places = self._places(part.rows)
+    def put(self, scores: PromptScores) -> None:
+        """Copy in the scores of some prompts; unlike `add`, this overwrites."""
+        places = self._places(scores.rows)
         for name, array in self._arrays.items():
-            found = part.arrays[name]
+            found = scores.arrays[name]
             array[:, places, ..., : found.shape[-1]] = found
-        self._reward[places] = part.arrays["reward"]
-        for group, value in zip(part.groups, part.arrays["rest"].T, strict=True):
+        self._reward[places] = scores.arrays["reward"]
+        for group, value in zip(scores.groups, scores.arrays["rest"].T, strict=True):
             self._of_group(group)[places] = value
 
     def dataset(self, prompt_lengths: Sequence[int], attrs: dict[str, Any]) -> xr.Dataset:
@@ -120,7 +130,7 @@ class Assembly:
         arrays = {**self._arrays, **self._flat()}
         variables = {name: (dims[name], array) for name, array in arrays.items()}
         sizes = dict(zip(of_head[1:], self._arrays["heads"].shape[2:], strict=True))
-        dataset = labelled(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
+        dataset = labelled_dataset(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
         if self.projections:
             dataset = dataset.assign_coords(projection=list(self.projections))
         return dataset.assign_coords(group=np.array(list(self._rest), dtype=object))
@@ -155,7 +165,7 @@ def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: 
     return rewards
 
 
-def labelled(
+def labelled_dataset(
     variables: dict[str, Any],
     prompts: Sequence[TokenizedPrompt],
     prompt_lengths: Sequence[int],
@@ -192,7 +202,7 @@ _LABELS = "score", "layer", "head", "state", "group", "text", "answer", "token_t
 
 
 def require_same_labels(one: xr.Dataset, other: xr.Dataset, labels: Sequence[str] = _LABELS) -> None:
-    """Raise InputError unless two datasets are of the same components and prompts."""
+    """Raise `InputError` unless two datasets have the same components and prompts."""
     for name in labels:
         mine, its = (dataset.coords.get(name) for dataset in (one, other))
         if mine is None and its is None:

@@ -125,7 +125,7 @@ class InformativeScores:
                     outputs = list(view.block_sites[layer])
                     visit = descent.down(layer, b, ["attn.o"], outputs, retain_graph=bool(change))
                     self.block(layer, rows, visit, weights, change, share)
-                    walk.let_go(layer, b)
+                    walk.free(layer, b)
                 tick()
             embedded = (descent.to_embedding(b) for b in range(len(job.batches)))
             self.outside(view.embed_sites, embedded, job.rows, share)

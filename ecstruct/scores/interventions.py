@@ -1,8 +1,9 @@
 """Interventions on what the components of one block write: replacements, and the rewards that result.
 
-Every intervention replaces y_C, what component C writes before any post-norm. `Replacements` computes the
-changes of y_C; a head's is a change of its share of what attention writes. A `Variant` is one such change
-in a run of the rest of the model; many variants share a stack (`ecstruct.scores.tails`).
+Every intervention replaces y_C, what component C writes before any post-norm, by another value.
+`Replacements` computes the new value minus y_C. A `Variant` is a run of the rest of the model in which such
+a difference is added to what attention or the MLP writes; many variants share a stack
+(`ecstruct.scores.tails`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.engine.forward import Resid
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.hooked import Trace
 from ecstruct.models.sites import QK_NORMS, Weights
@@ -28,26 +30,28 @@ from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
 T = TypeVar("T")
-Change = Float[Tensor, "batch pos d_model"]
 
 _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
 
 @dataclass(frozen=True)
 class Replacements:
-    """The changes that interventions make to what a block's MLP and heads write under W, on one batch.
+    """The differences that interventions make to what the heads and the MLP of a block write under W, on
+    one batch.
 
-    Every intervention method returns the changes of the heads, [head, batch, pos, d_model], and of the MLP,
-    [batch, pos, d_model]."""
+    The methods named after an intervention return the differences of all heads, [head, batch, pos,
+    d_model], and that of the MLP, [batch, pos, d_model]."""
 
     pair: Pair
     ascent: Ascent
     layer: int
     batch: int
 
-    def informative(self) -> tuple[Tensor, Change]:
-        """Give each component its own new weights: f_C(z_C, W'_C) - y_C. A head's weights are its rows of
-        W_Q, W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
+    def informative(self) -> tuple[Tensor, Resid]:
+        """Return f_C(z_C, W'_C) - y_C: each component has its own weights from W', and its input under W.
+
+        A head's weights are its rows of W_Q, W_K and W_V and its columns of W_O; heads that share a key and
+        value head get a copy each."""
         norm = "ln1" if self.pair.view.shared_norm else "ln2"
         own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
         new = [name for site in own for name in self._sites[site].weights.values()]
@@ -59,23 +63,23 @@ class Replacements:
         y = hidden if matrix is None else hidden @ matrix.T  # None if `hidden` is already the MLP's output
         return heads, (y if bias is None else y + bias) - self._old.taps["mlp.out"].output
 
-    def downstream(self) -> tuple[Tensor, Change]:
-        """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
+    def downstream(self) -> tuple[Tensor, Resid]:
+        """Return f_C(z'_C, W_C) - y_C: each component has its input from the run under W'."""
         z, hidden = self._writer_inputs(self.pair.before, self.ascent.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
         out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
-    def patching(self) -> tuple[Tensor, Change]:
-        """Give each component what it writes in the run under W': y'_C - y_C."""
+    def patching(self) -> tuple[Tensor, Resid]:
+        """Return y'_C - y_C: each component writes what it writes in the run under W'."""
         taps = self._new.taps
         return (
             self._written(taps["attn.o"].input, self.pair.after) - self._written(self._z, self.pair.before),
             taps["mlp.out"].output - self._old.taps["mlp.out"].output,
         )
 
-    def upstream(self) -> tuple[Tensor, Change]:
-        """Give each component its baseline: y*_C - y_C."""
+    def upstream(self) -> tuple[Tensor, Resid]:
+        """Return y*_C - y_C: each component writes its baseline."""
         y = self._old.taps["mlp.out"].output
         z_star = self.ascent.baseline.of(self.layer, "attn.o", self.batch, self._z)
         y_star = self.ascent.baseline.of(self.layer, "mlp.out", self.batch, y)
@@ -105,8 +109,8 @@ class Replacements:
         return self._old.taps["attn.o"].input
 
     @property
-    def written(self) -> dict[str, Change]:
-        """What attention ("attn.o") and MLP ("mlp.out") write under W, each [batch, pos, d_model]."""
+    def written(self) -> dict[str, Resid]:
+        """The values that attention ("attn.o") and MLP ("mlp.out") write under W, not differences."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
 
     @property
@@ -114,7 +118,7 @@ class Replacements:
         return self.pair.view.block_sites[self.layer]
 
     def _written(self, z: Tensor, weights: Weights) -> Tensor:
-        """Return z_h W_O^h for every head, [head, batch, pos, d_model]."""
+        """Return z_h W_O^h for every head, [head, batch, pos, d_model], given the heads' concatenated z."""
         n_heads = self.pair.view.n_heads
         matrix = self._sites["attn.o"].matrix(weights)
         assert matrix is not None
@@ -124,21 +128,22 @@ class Replacements:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the model from block `layer` on, in which `change` is added to what `writer` (`attn.o` or
-    `mlp.out`) writes there, at one `token` or (None) at all of them. Without a change nothing is added.
+    """A run of the model from block `layer` on, in which `change` is added to what `writer` ("attn.o" or
+    "mlp.out") writes there, at one `token` or (None) at all of them. Without a change nothing is added.
 
-    `written` is what attention ("attn.o") and MLP ("mlp.out") of the block write under W. The block runs
-    under `weights`: W, except that weights that are late for the writer may be new."""
+    `written` has what both writers write under W. The block runs under `weights`: W, or W with the weights
+    that are late for the writer from W'."""
 
     layer: int
     weights: Weights
-    written: Mapping[str, Change]
+    written: Mapping[str, Resid]
     writer: str
-    change: Change | None = None
+    change: Resid | None = None
     token: int | None = None
 
-    def change_like(self, x: Change) -> Change:
-        """Return the change to add to `x`, what `writer` writes; it has the shape of `x`."""
+    def change_like(self, x: Resid) -> Resid:
+        """Return the change in the shape of `x`: zero without a change, and at tokens other than
+        `token`."""
         if self.change is None:
             return torch.zeros_like(x)
         if self.token is None:
@@ -151,28 +156,28 @@ class Variant:
 def rewards_of(
     variants: Iterable[tuple[T, Variant]], tails: Tails, walk: Walk, batch: int, copies: int
 ) -> Iterator[tuple[T, Float[np.ndarray, " batch"]]]:
-    """Yield the rewards of variants of one batch, each with what came with the variant.
+    """Yield the label and the rewards [batch] of every variant of one batch.
 
     Args:
-        variants: in the order of their layers, each with anything. Only as many are taken at a time as run
-            at once, so they may be made on demand.
-        tails: that batch, under the weights of the layers after a variant's own one.
+        variants: pairs of a label and a variant, in the order of their layers. Only as many are taken at a
+            time as run at once, so they may be made on demand.
+        tails: tails of that batch, under the weights of the layers after a variant's own layer.
         walk: a walk under W, whose residual stream enters the blocks of the variants.
-        batch: the index of the batch in it.
+        batch: the index of the batch in the walk.
         copies: how many variants run at once; fewer do when memory runs out.
     """
     rewards: list[np.ndarray] = []
 
     def run(some: Sequence[Variant]) -> None:
-        def joining(layer: int) -> Rows | None:
+        def joining_at(layer: int) -> Rows | None:
             leaving = [
-                _leaving(list(alike), tails, walk, batch)
+                _block_output(list(alike), tails, walk, batch)
                 for (before, *_), alike in groupby(some, lambda v: (v.layer, id(v.weights), v.writer))
                 if before == layer - 1
             ]
             return torch.cat(leaving) if leaving else None
 
-        rewards.extend(tails.rewards(joining).cpu().numpy())
+        rewards.extend(tails.rewards(joining_at).cpu().numpy())
 
     variants = iter(variants)
     while piece := [*islice(variants, copies)]:
@@ -181,8 +186,9 @@ def rewards_of(
         rewards.clear()
 
 
-def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
-    """Return what leaves their block, for variants that share layer, weights and writer."""
+def _block_output(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
+    """Run the block of variants that share layer, weights and writer; return its output as rows, variant
+    after variant."""
     layer, writer, as_ever = alike[0].layer, alike[0].writer, alike[0].written
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
         # Nothing in the block comes after what its MLP writes: its change is added to the block's output.

@@ -130,11 +130,11 @@ class Pair:
     def mixed(self, new: Iterable[str]) -> Mapping[str, Tensor]:
         """Return W with the weights named in `new` replaced by those of W'."""
         names = frozenset(new)
-        return Computed(self.before, lambda name: (self.after if name in names else self.before)[name])
+        return LazyWeights(self.before, lambda name: (self.after if name in names else self.before)[name])
 
     def between(self, a: float) -> Mapping[str, Tensor]:
         """Return W + a (W' - W)."""
-        return Computed(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
+        return LazyWeights(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
 
     @property
     def pad_id(self) -> int:
@@ -172,7 +172,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Computed(Mapping[str, Tensor]):
+class LazyWeights(Mapping[str, Tensor]):
     """Weights by name, computed on access."""
 
     names: Collection[str]
