@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import Debug, Quiet, Seed, session
+from ecstruct.cli.flags import Debug, Quiet, Seed, command_run
 
 if TYPE_CHECKING:
     from ecstruct.facts import Prompt, Understood
@@ -35,7 +35,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """What is understood of a file of facts: counts, examples, and the records that are left out."""
-    with session(True, debug, prints=out is None):  # the records left out are part of what is printed
+    with command_run(True, debug, prints=out is None):  # the records left out are part of what is printed
         from ecstruct.facts import understand
 
         understood = understand(file, format, hop=hop, strict=strict)
@@ -60,7 +60,7 @@ def overlap(
     debug: Debug = False,
 ) -> None:
     """Make an inference task that word overlap solves in-domain, and not beyond."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct.facts import overlap_task, read, write_jsonl
 
         task = overlap_task(read(file), share=share, per_case=per_case, entailed=entailed, seed=seed)

@@ -93,9 +93,10 @@ class Grafted:
         return ends.rename(quantile="end").assign_coords(end=["low", "high"])
 
     def table(self, *, ci: float = 0.95) -> pd.DataFrame:
-        """Return a row per set and position: how many components the set has, the means of the measures,
-        the share of the reward's change with its interval over prompts and, if sets were drawn, the mean
-        share of random sets of the same kinds, with their range."""
+        """Return a row per `set` and `position`: the numbers of `MLPs` and `heads`, the mean `reward`,
+        `rank` and `probability`, the `share` of the reward's change with the ends `low` and `high` of its
+        interval over prompts and, if sets were drawn, the mean share of `random` sets of the same kinds,
+        with the `least` and the `most`."""
         several = self.dataset.sizes["prompt"] > 1
         share, ends = self.share(), self.interval(ci=ci) if several else None
         means = {measure: self.mean(measure) for measure in MEASURES}

@@ -1,10 +1,10 @@
-"""Do summed scores say what a set of components does together?
+"""Do summed scores predict what a set of components does together?
 
 Random sets of components are grafted at all positions, and the gain in reward of each set, R(S) - R_before,
 is compared, by Spearman's correlation, with the sum of its components' scores. This is the linear
-datamodelling score (Park et al. 2023, arXiv 2303.14186), with components in the place of training examples:
-1 if sums put all sets in the right order, 0 if they say nothing. As components interact, even scores that
-are right for each of them need not reach 1.
+datamodelling score (Park et al. 2023, arXiv 2303.14186), with components in the place of training examples.
+It is 1 if the sums put all sets in the right order, and 0 if they predict nothing. As components interact,
+even scores that are right for each of them need not reach 1.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class RandomSets:
 
     @bounded
     def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Return a row per share and ranking: Spearman's `correlation` of summed values and gains, with
-        the `low` and `high` end of its interval over draws of the sets with replacement."""
+        """Return a row per `share` of the components in a set and per `ranking`: the number of `sets`,
+        Spearman's `correlation` of summed values and gains, and the `low` and `high` end of its interval
+        over draws of the sets with replacement."""
         rng = np.random.default_rng(seed)
         rows = []
         for share, sets in self.frame.groupby("share"):

@@ -39,7 +39,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ecstruct.errors import InputError
-from ecstruct.models.labels import Labels, labelled
+from ecstruct.models.labels import Labels, set_labels
 
 _SUFFIX = "ForSequenceClassification"
 
@@ -93,7 +93,7 @@ def tokenizer_for(config: Any, tokenizer: Any) -> Any:
     """Return the tokenizer of a model, if it has one; for a classifier, a copy that has its labels."""
     if tokenizer is None or not is_classifier(config):
         return tokenizer
-    return labelled(copy.deepcopy(tokenizer), labels_in(config))
+    return set_labels(copy.deepcopy(tokenizer), labels_in(config))
 
 
 def hookable(hf: Any) -> Any:

@@ -215,7 +215,7 @@ def metadata_of(before: Provenance, before_fingerprint: str, after: TransformerB
 
 
 def _sum(w: Tensor, change: Tensor) -> Tensor:
-    """Return w + dw in the dtype of w, added in the wider of both dtypes so that it is rounded once."""
+    """Return `w` + `change` in the dtype of `w`, added in the wider of both dtypes so as to round once."""
     dtype = torch.promote_types(w.dtype, change.dtype)
     return (w.to(dtype) + change.detach().to(w.device, dtype)).to(w.dtype)
 

@@ -46,7 +46,7 @@ _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 class Trace:
     """A run of the embedding, of one block or of the head: its output, and its taps by module name."""
 
-    output: Tensor
+    output: Float[Tensor, "batch pos d"]
     taps: dict[str, Tap]
 
 
@@ -217,7 +217,7 @@ class HookedView:
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
         inputs: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_mlp"]]:
         """Return the inputs of the output projections `attn.o` (the heads' z) and `mlp.out` when the block
         runs on `resid`. `inputs` has the input of the MLP or of its pre-norm (see `given_to_mlp`), unless
         the MLP reads what the attention reads.

@@ -81,7 +81,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     at, folder = _fetched(before)
     config = read_config(at)
     tokenizer = tokenizer_for(config, read_tokenizer(at))
-    with at.understood():
+    with at.explaining_errors():
         skeleton = Skeleton.of(at.name, with_untied_embeddings(config), tokenizer, device)
         view = HookedView(skeleton.model)
         check_runs(view)

@@ -19,7 +19,7 @@ def alignment_report(path: Path, alignment: Alignment, replay: str) -> None:
     )
     compared = (
         "Own pairs beside others: means of the whole alignment, the share of implications that are aligned "
-        "most with a fact that they follow from, and p by dealing out the implications anew."
+        "most with a fact that they follow from, and p with the implications permuted among the facts."
     )
     sections = [
         Section(

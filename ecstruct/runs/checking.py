@@ -16,12 +16,12 @@ from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text
 from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
-from ecstruct.runs.configuration import again, alone, check_fingerprints, write_config
+from ecstruct.runs.configuration import check_fingerprints, folder_locked, replay_command, write_config
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
 
 
-@alone
+@folder_locked
 def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progress: bool) -> None:
     """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
     options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
@@ -31,7 +31,7 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
-    fidelity_report(out / "report.html", result, again(out))
+    fidelity_report(out / "report.html", result, replay_command(out))
     write_config(out, "fidelity", config, fingerprints=prints)
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
@@ -39,7 +39,7 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
         _tell(f"{table}\n{result.verdict()}", out)
 
 
-@alone
+@folder_locked
 def run_causal(config: commands.Causal, out: Path, device: str | None, progress: bool) -> None:
     """Compute scores by intervention; write `scores.nc` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
@@ -47,13 +47,13 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     options = CausalOptions.given(vars(config))
     scores = intervened(pair, config.prompts, options, components=config.components, progress=progress)
     scores.save(out / "scores.nc")
-    causal_report(out / "report.html", scores, again(out))
+    causal_report(out / "report.html", scores, replay_command(out))
     write_config(out, "causal", config, fingerprints=prints)
     if progress:
         _tell(top_table(scores).to_string(index=False), out)
 
 
-@alone
+@folder_locked
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
     """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
     what a constant vector does to `steering.csv`."""
@@ -85,7 +85,7 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     write_text(out / "changes.csv", found.changes().to_csv(index_label="changed"))
     if found.steering is not None:
         write_text(out / "steering.csv", found.steering.frame().to_csv(index=False))
-    controls_report(out / "report.html", found, again(out))
+    controls_report(out / "report.html", found, replay_command(out))
     write_config(out, "controls", config, fingerprints=prints)
     shutil.rmtree(folder, ignore_errors=True)
     if progress:

@@ -23,7 +23,7 @@ from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import again, alone, check_weights, write_config
+from ecstruct.runs.configuration import check_weights, folder_locked, replay_command, write_config
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -48,7 +48,7 @@ Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 Result = TypeVar("Result")
 
 
-@alone
+@folder_locked
 def run_prune(config: commands.Prune, out: Path, device: str | None, progress: bool) -> None:
     """Prune and write `masks.nc` and `report.html`; continue from `checkpoint.safetensors` if it exists.
 
@@ -60,14 +60,14 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     options: dict[str, Any] = {**vars(PruneOptions.given(vars(config))), "reference": config.reference}
     masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
     masks.save(out / "masks.nc")
-    pruning_report(out / "report.html", masks, again(out))
+    pruning_report(out / "report.html", masks, replay_command(out))
     write_config(out, "subnetworks-prune", config, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
     _done(out, f"{masks!r}", progress)
     masks.check_converged()
 
 
-@alone
+@folder_locked
 def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progress: bool) -> None:
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
@@ -87,14 +87,14 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     }
     result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
-    evaluation_report(out / "report.html", evaluations, table, size, again(out))
+    evaluation_report(out / "report.html", evaluations, table, size, replay_command(out))
     write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     shown = table.round(3).to_string(index=False)
     _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
 
 
-@alone
+@folder_locked
 def run_core(config: commands.Core, out: Path, device: str | None, progress: bool) -> None:
     """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
@@ -131,14 +131,14 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
         parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
     write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
-    core_report(out / "report.html", evaluations, parts, again(out))
+    core_report(out / "report.html", evaluations, parts, replay_command(out))
     write_config(out, "subnetworks-core", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
     _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
 
 
-@alone
+@folder_locked
 def run_emergence(config: commands.Emergence, out: Path, device: str | None, progress: bool) -> None:
     """Follow a core through checkpoints, and write `emergence.csv` and `report.html`."""
     if len({*config.models}) < len(config.models):
@@ -172,14 +172,17 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     if config.sparsities:
         write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
         write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
-    emergence_report(out / "report.html", found, again(out))
+    emergence_report(out / "report.html", found, replay_command(out))
     write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     _done(out, found.conclusion(), progress)
 
 
 class _Checkpoints(Mapping[str, Session]):
-    """Models by source, loaded one after the other; `found` are the fingerprints of those that were."""
+    """Models by source, each loaded when it is asked for; iterating shows progress.
+
+    `expected` has fingerprints by source, with which a replay compares the weights it loads; `found` has
+    those of the models that were loaded."""
 
     def __init__(
         self, sources: Sequence[str], device: str | None, expected: Mapping[str, str], progress: bool

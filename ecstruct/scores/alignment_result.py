@@ -112,11 +112,11 @@ class Alignment:
         pairs, total = self.pairs.values, self.total
         derived = pairs.any(0)
         rng = np.random.default_rng(seed)
-        dealt = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
+        orders = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
         rows = {}
         for form in FORMS:
             values = total.sel(form=form)
-            sums = np.array([values.values[:, order][pairs].sum() for order in dealt])
+            sums = np.array([values.values[:, order][pairs].sum() for order in orders])
             seen = values.values[pairs].sum()
             as_large = int((sums >= seen - 1e-12 * abs(seen)).sum())
             first = np.take_along_axis(pairs, values.values.argmax(0)[None], 0)[0, derived]
@@ -188,7 +188,7 @@ class Alignment:
         return (
             f"{said}, and with others {listed('others', '.3g')}. Of the implications, "
             f"{listed('first', '.0%')} are aligned most with a fact that they follow from, by chance "
-            f"{chance:.0%}. By dealing out the implications anew, p is {listed('p', '.2g')}."
+            f"{chance:.0%}. With the implications permuted among the facts, p is {listed('p', '.2g')}."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -9,16 +9,16 @@ for an MLP or a head C of the block, per token; positive raises the reward. A he
 an MLP y = h W_out: both are linear in the input of an *output projection* (`attn.o`, `mlp.out`). So D is
 computed at that input, g W^T . (z(z') - z), which spares the projection.
 
-There are two conventions for booking tokens and weights.
+There are two conventions for assigning scores to tokens.
 
-`"definition"`: scores are booked at the token where the component writes. Heads are scored in residual
+`"definition"`: a score is assigned to the token where the component writes. Heads are scored in residual
 space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
 pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
 
 `"reference"`: the published code's choices. Heads are scored in z space, each gradient with its own W_O:
-U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; a weight
-is booked at the token where it multiplies, keys and values at the source token; norm weights go to `rest`.
-The published code counts an MLP's W_out twice and omits W_in; that is corrected here.
+U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; the score
+of a weight is assigned to the token where it multiplies, that of keys and values to the source token; norm
+weights go to `rest`. The published code counts an MLP's W_out twice and omits W_in; that is corrected here.
 """
 
 from collections.abc import Mapping
@@ -50,32 +50,34 @@ class Informative:
 def split_heads(
     x: Float[Tensor, "batch pos width"], n_heads: int
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Split a concatenation of heads."""
+    """Split the last dimension, a concatenation of heads, by head."""
     return rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=n_heads)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product over the last dimension."""
+    """Return the inner products of vectors, [..., d] and [..., d], as [...]."""
     return (a * b).sum(-1)
 
 
-def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
-    """Return the inner product per head of two concatenations of heads, [batch, pos, head * d_head]."""
+def dot_heads(
+    a: Float[Tensor, "batch pos width"], b: Float[Tensor, "batch pos width"], n_heads: int
+) -> PerHead:
+    """Return the inner product of two concatenations of heads, head by head."""
     return sum_heads(a * b, n_heads)
 
 
 def sum_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> PerHead:
-    """Return the sum over each head of a concatenation of heads."""
+    """Return the sum over d_head of a concatenation of heads, head by head."""
     return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", head=n_heads)
 
 
-def changed(
-    before: Weights, after: Weights, sites: Mapping[str, Site], room: dict[str, Tensor]
+def weight_change(
+    before: Weights, after: Weights, sites: Mapping[str, Site], buffers: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return dW by name, for those weights of these sites that change.
+    """Return dW = W' - W by name, for those weights of these sites that change.
 
-    It is written into `room`, whose tensors are reused from block to block: on a CPU, allocating
-    memory for a weight costs more than the subtraction.
+    The differences are written into `buffers`, whose tensors are reused from block to block: on a CPU,
+    allocating memory for a weight costs more than the subtraction.
     """
     change = {}
     for site in sites.values():
@@ -84,9 +86,9 @@ def changed(
             if torch.equal(new, old):
                 continue
             place = f"{site.name}.{own_name}"
-            if place not in room or room[place].shape != old.shape:
-                room[place] = torch.empty_like(old)
-            change[name] = torch.sub(new, old, out=room[place])
+            if place not in buffers or buffers[place].shape != old.shape:
+                buffers[place] = torch.empty_like(old)
+            change[name] = torch.sub(new, old, out=buffers[place])
     return change
 
 
@@ -94,7 +96,7 @@ def contribution(
     site: Site, visit: Visit, change: Weights, weights: Weights | None = None
 ) -> PerToken | None:
     """Return <dR/dW, dW> of one site under `weights`, at the token where its weights multiply; `None` if
-    they do not change."""
+    none of its weights changes."""
     along = site.product(visit.input(site.name), change, weights)
     return None if along is None else dot(visit.d_output[site.name], along)
 
@@ -211,9 +213,10 @@ def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tenso
 def _where_multiplied(
     view: HookedView, sites: Mapping[str, Site], visit: Visit, tangents: Mapping[str, Tensor]
 ) -> PerHead:
-    """Book query, key and value each at its own token. A key or value head that several query heads share
-    is split among them by the gradients that come back through each of them alone. Where one norm acts on
-    all heads of a token, every head depends on all queries and keys, and its whole gradient counts."""
+    """Assign the scores of query, key and value each to its own token. A key or value head that several
+    query heads share is split among them by the gradients that come back through each of them alone. Where
+    one norm acts on all heads of a token, every head depends on all queries and keys, and its whole
+    gradient counts."""
     n_heads, d_z = view.n_heads, visit.d_input["attn.o"]
     total = torch.zeros_like(split_heads(d_z, n_heads)[..., 0])
     names = list(tangents)

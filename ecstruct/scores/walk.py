@@ -34,17 +34,18 @@ class Visit:
     the gradients of the reward there.
 
     `d_input` and `d_output` are dR/d(input) and dR/d(output) of the sites that were asked for, by name, in
-    the shapes of the inputs and outputs. Rows do not mix, so that each has the gradient of its own reward.
+    the shapes of the inputs and outputs: [batch, pos, d] except for norms of single queries and keys. Rows
+    do not mix, so that each has the gradient of its own reward.
     """
 
     taps: dict[str, Tap]
     d_input: dict[str, Tensor] = field(default_factory=dict)
     d_output: dict[str, Tensor] = field(default_factory=dict)
 
-    def input(self, name: str) -> Float[Tensor, "batch pos d_in"]:
+    def input(self, name: str) -> Tensor:
         return self.taps[name].input.detach()
 
-    def output(self, name: str) -> Float[Tensor, "batch pos d_out"]:
+    def output(self, name: str) -> Tensor:
         return self.taps[name].output.detach()
 
 

@@ -201,7 +201,8 @@ def drawn_outside(
 
 @dataclass(frozen=True)
 class _Network:
-    """The components that are kept, and labels that say how this network was made."""
+    """A network to measure: the components that are `kept`, and labels that say how it was made. `of` is
+    one of `_ORDER`, `group` and `seed` name a subnetwork, and `draw` is the number of a random draw."""
 
     of: str
     kept: Parts

@@ -13,7 +13,7 @@ from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, Statement
 from ecstruct.facts.readers.fields import text
 
 _ORIGINAL = ("sentence1", "sentence2", "gold_label", "subcase")
@@ -29,9 +29,9 @@ def _of(keys: tuple[str, str, str, str]) -> Any:
             raise InputError("its annotators did not agree on a label.")
         named = text(record, case) if record.get(case) else None
         # The options of a pair are the labels of the classifier that reads it.
-        pair = Said(Prompt(first, answer, template=named, second=second), None)
+        pair = Statement(Prompt(first, answer, template=named, second=second), None)
         split = record.get("split") or (PurePath(file).stem if file else "train")
-        return Case((pair,)) if "train" in str(split).lower() else Case(implied=(Implied(pair),))
+        return Case((pair,)) if "train" in str(split).lower() else Case(implied=(Implication(pair),))
 
     return read
 
