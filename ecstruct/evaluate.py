@@ -19,7 +19,7 @@ from typing import Generic, Literal, TypeVar, get_args, overload
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -177,7 +177,9 @@ def ranks_of_tokenized(
     _check_batch_size(batch_size)
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
 
-    def logits_of(ids: Tensor, mask: Tensor) -> Tensor:
+    def logits_of(
+        ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         return model(ids, attention_mask=mask, return_type="logits")
 
     with eval_mode(model):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -33,7 +34,9 @@ def learner_of(model: TransformerBridge, frozen: WeightSelection | None, train_e
     return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
 
 
-def hooked_logits(model: TransformerBridge, ids: Tensor, mask: Tensor) -> Tensor:
+def hooked_logits(
+    model: TransformerBridge, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
     return model(ids, attention_mask=mask, return_type="logits", use_cache=False)
 
 

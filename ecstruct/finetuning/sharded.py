@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -96,7 +97,8 @@ class Sharded:
         policy = half if self._half else MixedPrecisionPolicy()
         used = {id(p) for p in named_weights(self._sharded).values()}
 
-        def fill(module: nn.Module) -> None:
+        def allocate(module: nn.Module) -> None:
+            """Give the parameters, which are expanded numbers, memory of their own."""
             for p in module.parameters():
                 if isinstance(p, DTensor):
                     continue
@@ -105,10 +107,10 @@ class Sharded:
                 p.data = torch.zeros(shape, dtype=p.dtype, device=p.device)
 
         for block in self.blocks:
-            fill(block)
+            allocate(block)
             fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         root = self._sharded.original_model
-        fill(root)
+        allocate(root)
         fully_shard(root, mesh=mesh, reshard_after_forward=True)
         if self._half:
             _make_logits_float32(self._sharded.unembed)
@@ -124,7 +126,9 @@ class Sharded:
                 full = torch.empty(p.shape, dtype=p.dtype, device=self._device)
             p.copy_(distribute_tensor(full, p.device_mesh, p.placements))
 
-    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _logits(
+        self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         with (
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False),
             warnings.catch_warnings(),

@@ -31,7 +31,7 @@ from ecstruct.errors import InputError
 from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.components import check_components
-from ecstruct.models.configs import longer_ones_differ_from
+from ecstruct.models.configs import longrope_limit
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
 from ecstruct.models.names import kind_of, layer_of
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
@@ -149,7 +149,7 @@ class HookedView:
         `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], to be added to the attention
         scores. `positions` are the positions of the tokens, needed where these are not in order.
         """
-        self._check_treated_alike(mask)
+        self._check_same_rotation(mask)
         calls: list[BlockCall] = []
         entering: list[Tensor] = []
 
@@ -171,8 +171,10 @@ class HookedView:
             self._forward(weights, self.embed_sites, ids, mask, positions)
         return Trace(entering[0], taps), calls
 
-    def _check_treated_alike(self, mask: Tensor) -> None:
-        limit = longer_ones_differ_from(self.hf.config)
+    def _check_same_rotation(self, mask: Tensor) -> None:
+        """Raise `InputError` if the longest prompt of a batch changes the rotary embedding of the
+        others."""
+        limit = longrope_limit(self.hf.config)
         if limit is None or mask.ndim != 2:
             return
         lengths = mask.sum(1)
@@ -307,6 +309,7 @@ class HookedView:
 
     @contextmanager
     def _bypassed(self, visit: Callable[[BlockCall, Tensor], Any]) -> Iterator[None]:
+        """Replace all blocks by `Bypass`es that call `visit` in this context."""
         stack = self.model.blocks
         try:
             for layer, block in enumerate(self.blocks):

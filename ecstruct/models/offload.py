@@ -98,7 +98,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
     def read(names: Sequence[str]) -> States:
         old = {n: _cast(t, device) for n, t in base.read(names)}
-        return old, new.over(old, device)
+        return old, new.after(old, device)
 
     stream = _Stream(_parts(view), read)
     mark(skeleton.model, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
@@ -119,7 +119,8 @@ def _parts(view: HookedView) -> list[list[str]]:
 
 
 class _Stream:
-    """A reader that keeps one part in memory and reads the next one ahead, in a thread of its own."""
+    """A reader that keeps one part of the model in memory (the embedding, a block or the head), with its
+    weights before and after, and reads the part that will be needed next in a thread of its own."""
 
     def __init__(self, parts: Sequence[Sequence[str]], read: Callable[[Sequence[str]], States]) -> None:
         self._parts, self._read = parts, read
@@ -192,7 +193,8 @@ class _FolderWeights:
                 fused = {place.tensor: self._tensors[self._names[place.tensor]]}
             yield weight, place.take(fused[place.tensor])
 
-    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Return the weights W' with the names of `old`, in float32."""
         return {name: _cast(t, device) for name, t in self.read([*old])}
 
 
@@ -213,7 +215,9 @@ class _DeltaWeights:
         check_fits(shapes, {name: place.shape for name, place in skeleton.places.items()})
         return cls(change)
 
-    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Return the weights W + dW, given W in float32; weights that do not change are the same
+        tensors."""
         return {
             name: _cast(self.change[name], device).add_(t) if name in self.change else t
             for name, t in old.items()

@@ -115,6 +115,11 @@ def named(groups: Groups) -> dict[str, Which]:
 
 
 def _named(prompt: RecallPrompt, name: str) -> Iterable[int]:
+    """Return the positions of the group with one of the names in `NAMES`.
+
+    Raises:
+        InputError: the name is unknown, or the group is one of the subject and the prompt has none.
+    """
     everything = range(len(prompt.ids))
     if name not in NAMES:
         raise InputError(

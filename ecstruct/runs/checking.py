@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ecstruct import commands
 from ecstruct.checks import controls
 from ecstruct.checks.against_causal import engine_for, fidelity_of
@@ -16,7 +14,13 @@ from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text
 from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
-from ecstruct.runs.configuration import check_fingerprints, folder_locked, replay_command, write_config
+from ecstruct.runs.configuration import (
+    check_fingerprints,
+    folder_locked,
+    print_result,
+    replay_command,
+    write_config,
+)
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
 
@@ -36,7 +40,7 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
         table = result.table().to_string(index=False, float_format="{:.2f}".format)
-        _tell(f"{table}\n{result.verdict()}", out)
+        print_result(f"{table}\n{result.verdict()}", out)
 
 
 @folder_locked
@@ -50,7 +54,7 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     causal_report(out / "report.html", scores, replay_command(out))
     write_config(out, "causal", config, fingerprints=prints)
     if progress:
-        _tell(top_table(scores).to_string(index=False), out)
+        print_result(top_table(scores).to_string(index=False), out)
 
 
 @folder_locked
@@ -90,7 +94,7 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
         table = totals.to_string(index=False, float_format="{:.3f}".format)
-        _tell(f"{table}\n{found.conclusion()}", out)
+        print_result(f"{table}\n{found.conclusion()}", out)
 
 
 def finetuning_of(path: Path) -> Mapping[str, Any]:
@@ -110,7 +114,3 @@ def finetuning_of(path: Path) -> Mapping[str, Any]:
         ) from error
     names = {*types_of(FinetuneOptions), "freeze", "lora"}
     return {"facts": found.facts, "tune": {name: getattr(found, name) for name in sorted(names)}}
-
-
-def _tell(text: str, out: Path) -> None:
-    tqdm.write(f"{text}\nreport: {out / 'report.html'}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from tqdm.auto import tqdm
 
 from ecstruct.commands import PairOptions
 from ecstruct.errors import InputError
@@ -89,3 +90,8 @@ def write_config(out: Path, command: str, config: Options, **found: Any) -> None
 def replay_command(out: Path) -> str:
     """Return the command line that repeats the run in the folder `out`, in a folder beside it."""
     return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", f"{out}-again"])
+
+
+def print_result(text: str, out: Path) -> None:
+    """Print what a run found, and where its report is; progress bars stay below."""
+    tqdm.write(f"{text}\nreport: {out / 'report.html'}")

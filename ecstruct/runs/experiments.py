@@ -13,7 +13,7 @@ from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
-from ecstruct.runs.configuration import folder_locked, replay_command, write_config
+from ecstruct.runs.configuration import folder_locked, print_result, replay_command, write_config
 
 
 @folder_locked
@@ -23,7 +23,7 @@ def run_demo(config: Demo, out: Path, device: str | None, progress: bool) -> Non
     result.write(out, replay=replay_command(out))
     write_config(out, "demo", config)
     if progress:
-        tqdm.write(f"{result.table()}\nreport: {out / 'report.html'}")
+        print_result(result.table(), out)
 
 
 @folder_locked

@@ -4,13 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
 from ecstruct.report.grafting import graft_report, grafts_report
-from ecstruct.runs.configuration import check_fingerprints, folder_locked, replay_command, write_config
+from ecstruct.runs.configuration import (
+    check_fingerprints,
+    folder_locked,
+    print_result,
+    replay_command,
+    write_config,
+)
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 
@@ -34,7 +38,7 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
     graft_report(out / "report.html", found, replay_command(out))
     write_config(out, "graft", config, fingerprints=prints)
     if progress:
-        _tell(found.conclusion(), out)
+        print_result(found.conclusion(), out)
 
 
 @folder_locked
@@ -55,8 +59,4 @@ def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress:
     write_config(out, "grafts", config, fingerprints=prints)
     shutil.rmtree(folder, ignore_errors=True)
     if progress:
-        _tell(found.conclusion() + (f" {drawn.conclusion()}" if drawn else ""), out)
-
-
-def _tell(text: str, out: Path) -> None:
-    tqdm.write(f"{text}\nreport: {out / 'report.html'}")
+        print_result(found.conclusion() + (f" {drawn.conclusion()}" if drawn else ""), out)

@@ -25,6 +25,7 @@ from ecstruct.runs.configuration import (
     check_weights,
     described,
     folder_locked,
+    print_result,
     replay_command,
     write_config,
 )
@@ -82,7 +83,7 @@ def run_alignment(config: Alignment, out: Path, device: str | None, progress: bo
     alignment_report(out / "report.html", aligned, replay_command(out))
     write_config(out, "alignment", config, fingerprint=found)
     if progress:
-        tqdm.write(f"{aligned.conclusion()}\nreport: {out / 'report.html'}")
+        print_result(aligned.conclusion(), out)
 
 
 _IN_WORDS = ("informative", "downstream")

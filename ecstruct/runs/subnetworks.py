@@ -23,7 +23,13 @@ from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import check_weights, folder_locked, replay_command, write_config
+from ecstruct.runs.configuration import (
+    check_weights,
+    folder_locked,
+    print_result,
+    replay_command,
+    write_config,
+)
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -63,7 +69,8 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     pruning_report(out / "report.html", masks, replay_command(out))
     write_config(out, "subnetworks-prune", config, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
-    _done(out, f"{masks!r}", progress)
+    if progress:
+        print_result(f"{masks!r}", out)
     masks.check_converged()
 
 
@@ -71,7 +78,7 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
 def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progress: bool) -> None:
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
-    model, masks, prints = _given(config, device)
+    model, masks, prints = _model_and_masks(config, device)
     kept = Kept(out / "unfinished", _identity(config, masks, prints))
     with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
         evaluations = _evaluations(config, model, masks, Steps(bar, kept))
@@ -91,20 +98,21 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     shown = table.round(3).to_string(index=False)
-    _done(out, f"{shown}\neffective size: {size:.0f}%", progress)
+    if progress:
+        print_result(f"{shown}\neffective size: {size:.0f}%", out)
 
 
 @folder_locked
 def run_core(config: commands.Core, out: Path, device: str | None, progress: bool) -> None:
     """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
-    model, masks, prints = _given(config, device)
+    model, masks, prints = _model_and_masks(config, device)
     scores = ExtractiveScores.load(config.scores) if config.scores else None
     by_sparsity = {float(name): its for name, its in masks.items()}
     found = core(by_sparsity)
     draw: dict[str, Any] = {"draws": config.draws, "seed": config.seed}
-    networks = _if_any(lambda: networks_of(by_sparsity, **draw))
-    asked = _asked(config)
+    networks = _or_reason(lambda: networks_of(by_sparsity, **draw))
+    asked = _prompt_sets(config)
     ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
     dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
     n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
@@ -119,7 +127,7 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
             parts["ablation"] = ablated(model, by_sparsity, networks, asked, steps)
         bar.phase("dependence")
         options: dict[str, Any] = {"added": thirds.heads, **draw}
-        parts["dependence"] = _if_any(
+        parts["dependence"] = _or_reason(
             lambda: depending(model, by_sparsity, asked["generalization"], steps, **options)
         )
         if isinstance(parts["dependence"], str):
@@ -130,12 +138,13 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     if scores is not None:
         parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
-    write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
+    write_text(out / "core.json", json.dumps(_results(parts), indent=1, allow_nan=False))
     core_report(out / "report.html", evaluations, parts, replay_command(out))
     write_config(out, "subnetworks-core", config, fingerprints=prints)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
-    _done(out, "\n".join([table, *(_said(part) for part in parts.values())]), progress)
+    if progress:
+        print_result("\n".join([table, *(_conclusion(part) for part in parts.values())]), out)
 
 
 @folder_locked
@@ -175,7 +184,8 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     emergence_report(out / "report.html", found, replay_command(out))
     write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
-    _done(out, found.conclusion(), progress)
+    if progress:
+        print_result(found.conclusion(), out)
 
 
 class _Checkpoints(Mapping[str, Session]):
@@ -227,7 +237,7 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def _given(
+def _model_and_masks(
     config: commands.Evaluate, device: str | None
 ) -> tuple[Session, dict[str, Masks], dict[str, str]]:
     """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
@@ -260,20 +270,20 @@ def _model(source: str, device: str | None, expected: str | None) -> tuple[Sessi
     return session, found
 
 
-def _asked(config: commands.Evaluate) -> dict[str, Any]:
+def _prompt_sets(config: commands.Evaluate) -> dict[str, Any]:
     return {"in-domain": config.prompts, "generalization": config.generalization}
 
 
 def _evaluation_runs(config: commands.Evaluate, masks: Mapping[str, Masks]) -> int:
     """Return the number of runs of one prompt under one mask."""
-    return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
+    return sum(map(len, masks.values())) * sum(map(len, _prompt_sets(config).values()))
 
 
 def _evaluations(
     config: commands.Evaluate, model: Session, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
     found: dict[str, dict[str, xr.Dataset]] = {}
-    for name, prompts in _asked(config).items():
+    for name, prompts in _prompt_sets(config).items():
         steps.bar.phase(f"evaluation, {name}")
         found[name] = {
             sparsity: evaluated(model, its, prompts, steps, f"{name} {sparsity}")
@@ -289,7 +299,7 @@ def _identity(
     values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
     checksums = {
         "the masks": b"".join(values),
-        **{f"the prompts {name}": repr(prompts).encode() for name, prompts in _asked(config).items()},
+        **{f"the prompts {name}": repr(prompts).encode() for name, prompts in _prompt_sets(config).items()},
     }
     return {
         "the weights": prints["model"],
@@ -299,7 +309,7 @@ def _identity(
     }
 
 
-def _if_any(measure: Callable[[], Result]) -> Result | str:
+def _or_reason(measure: Callable[[], Result]) -> Result | str:
     """Return the measurement, or the reason why there is nothing to measure."""
     try:
         return measure()
@@ -307,7 +317,7 @@ def _if_any(measure: Callable[[], Result]) -> Result | str:
         return str(error)
 
 
-def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
+def _results(parts: Mapping[str, Any]) -> dict[str, Any]:
     found = parts["core"]
     account: dict[str, Any] = {"components": {group: found.components(group) for group in found.groups}}
     account["table"] = _records(found.table())
@@ -319,10 +329,10 @@ def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
             account[name] = _records(parts[name].table())
     if "scores" in parts:
         account["scores"] = _records(parts["scores"].correlations)
-    return account | {"conclusions": {name: _said(part) for name, part in parts.items()}}
+    return account | {"conclusions": {name: _conclusion(part) for name, part in parts.items()}}
 
 
-def _said(part: Any) -> str:
+def _conclusion(part: Any) -> str:
     return part if isinstance(part, str) else part.conclusion()
 
 
@@ -330,8 +340,3 @@ def _records(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
     """Return the rows as JSON types, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
     return [{str(name): getattr(v, "item", lambda v=v: v)() for name, v in row.items()} for row in rows]
-
-
-def _done(out: Path, said: str, progress: bool) -> None:
-    if progress:
-        tqdm.write(f"{said}\nreport: {out / 'report.html'}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.errors import InputError
@@ -56,21 +57,21 @@ class Assembly:
         self._place = {row: place for place, row in enumerate(self._rows)}
         n, n_tokens = len(self._rows), max(len(prompts[row].ids) for row in self._rows)
 
-        def empty(*shape: int) -> np.ndarray:
+        def nans(*shape: int) -> np.ndarray:
             return np.full(shape, np.nan, dtype=self._dtype)
 
         self._arrays = {
-            "mlp": empty(len(SCORES), n, n_layers, n_tokens),
-            "heads": empty(len(SCORES), n, n_layers, n_heads, n_tokens),
-            "attribution_mlp": empty(len(STATES), n, n_layers, n_tokens),
-            "attribution_heads": empty(len(STATES), n, n_layers, n_heads, n_tokens),
+            "mlp": nans(len(SCORES), n, n_layers, n_tokens),
+            "heads": nans(len(SCORES), n, n_layers, n_heads, n_tokens),
+            "attribution_mlp": nans(len(STATES), n, n_layers, n_tokens),
+            "attribution_heads": nans(len(STATES), n, n_layers, n_heads, n_tokens),
         }
         if projections:
             self._arrays["projections_mlp"] = np.zeros((len(projections), n, n_layers), self._dtype)
             shape = (len(projections), n, n_layers, n_heads)
             self._arrays["projections_heads"] = np.zeros(shape, self._dtype)
         self._rest: dict[str, np.ndarray] = {}
-        self._reward = empty(n, len(STATES))
+        self._reward = nans(n, len(STATES))
 
     def add(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
         """Add scores of one layer for the prompts `rows`: `value` is [batch, pos] for MLPs, [batch, pos,
@@ -91,11 +92,13 @@ class Assembly:
         at = self.projections.index(projection), self._places(rows), layer
         self._arrays[f"projections_{name}"][at] += value.sum(1).cpu().numpy()
 
-    def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:
-        """Add `value` [batch] to the informative score of a group of weights."""
+    def add_rest(self, group: str, rows: Sequence[int], value: Float[Tensor, " batch"]) -> None:
+        """Add to the informative scores of a group of weights."""
         self._of_group(group)[self._places(rows)] += value.cpu().numpy()
 
-    def put_rewards(self, rows: Sequence[int], before: Tensor, after: Tensor) -> None:
+    def put_rewards(
+        self, rows: Sequence[int], before: Float[Tensor, " batch"], after: Float[Tensor, " batch"]
+    ) -> None:
         """Set the rewards of the prompts `rows` under both states; see `rewards_by_state`."""
         its_prompts = [self._prompts[row] for row in rows]
         self._reward[self._places(rows)] = rewards_by_state(its_prompts, before, after)
@@ -150,8 +153,10 @@ class Assembly:
         return [self._place[row] for row in rows]
 
 
-def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: Tensor) -> np.ndarray:
-    """Stack rewards [prompt] under both states into [prompt, state].
+def rewards_by_state(
+    prompts: Sequence[TokenizedPrompt], before: Float[Tensor, " prompt"], after: Float[Tensor, " prompt"]
+) -> Float[np.ndarray, "prompt state"]:
+    """Stack rewards under both states.
 
     Raises:
         InputError: a reward is NaN or infinite.

@@ -177,6 +177,7 @@ class ScoreEngine:
     def _shared(
         self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
     ) -> tuple[ExtractiveScores | None, Ascent | None]:
+        """Do what `shared` does; return also the ascent of all prompts, if they took a single round."""
         prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
         batch_size = self.options.batch_size or prompts_per_batch(tokenized)

@@ -30,6 +30,7 @@ from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
 T = TypeVar("T")
+ByHead = Float[Tensor, "head batch pos d_model"]
 
 _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
@@ -39,15 +40,14 @@ class Replacements:
     """The differences that interventions make to what the heads and the MLP of a block write under W, on
     one batch.
 
-    The methods named after an intervention return the differences of all heads, [head, batch, pos,
-    d_model], and that of the MLP, [batch, pos, d_model]."""
+    The methods named after an intervention return the differences of all heads, and that of the MLP."""
 
     pair: Pair
     ascent: Ascent
     layer: int
     batch: int
 
-    def informative(self) -> tuple[Tensor, Resid]:
+    def informative(self) -> tuple[ByHead, Resid]:
         """Return f_C(z_C, W'_C) - y_C: each component has its own weights from W', and its input under W.
 
         A head's weights are its rows of W_Q, W_K and W_V and its columns of W_O; heads that share a key and
@@ -63,14 +63,14 @@ class Replacements:
         y = hidden if matrix is None else hidden @ matrix.T  # None if `hidden` is already the MLP's output
         return heads, (y if bias is None else y + bias) - self._old.taps["mlp.out"].output
 
-    def downstream(self) -> tuple[Tensor, Resid]:
+    def downstream(self) -> tuple[ByHead, Resid]:
         """Return f_C(z'_C, W_C) - y_C: each component has its input from the run under W'."""
         z, hidden = self._writer_inputs(self.pair.before, self.ascent.after, self._new)
         moved = hidden - self._old.taps["mlp.out"].input
         out = self._sites["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
-    def patching(self) -> tuple[Tensor, Resid]:
+    def patching(self) -> tuple[ByHead, Resid]:
         """Return y'_C - y_C: each component writes what it writes in the run under W'."""
         taps = self._new.taps
         return (
@@ -78,7 +78,7 @@ class Replacements:
             taps["mlp.out"].output - self._old.taps["mlp.out"].output,
         )
 
-    def upstream(self) -> tuple[Tensor, Resid]:
+    def upstream(self) -> tuple[ByHead, Resid]:
         """Return y*_C - y_C: each component writes its baseline."""
         y = self._old.taps["mlp.out"].output
         z_star = self.ascent.baseline.of(self.layer, "attn.o", self.batch, self._z)
@@ -117,8 +117,8 @@ class Replacements:
     def _sites(self) -> dict:
         return self.pair.view.block_sites[self.layer]
 
-    def _written(self, z: Tensor, weights: Weights) -> Tensor:
-        """Return z_h W_O^h for every head, [head, batch, pos, d_model], given the heads' concatenated z."""
+    def _written(self, z: Float[Tensor, "batch pos width"], weights: Weights) -> ByHead:
+        """Return z_h W_O^h for every head, given the heads' concatenated z."""
         n_heads = self.pair.view.n_heads
         matrix = self._sites["attn.o"].matrix(weights)
         assert matrix is not None

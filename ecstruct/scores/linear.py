@@ -36,6 +36,11 @@ from ecstruct.scores.walk import Visit
 
 PerToken = Float[Tensor, "batch pos"]
 PerHead = Float[Tensor, "batch pos head"]
+Z = Float[Tensor, "batch pos width"]
+"""The heads' z, or a gradient there, concatenated: width = n_heads * d_head."""
+
+Y = Float[Tensor, "batch pos d_model"]
+"""What the MLP writes, or a gradient there."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,7 @@ class Informative:
     rest: dict[str, PerToken]
 
 
-def split_heads(
-    x: Float[Tensor, "batch pos width"], n_heads: int
-) -> Float[Tensor, "batch pos head d_head"]:
+def split_heads(x: Z, n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
     """Split the last dimension, a concatenation of heads, by head."""
     return rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=n_heads)
 
@@ -59,14 +62,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
-def dot_heads(
-    a: Float[Tensor, "batch pos width"], b: Float[Tensor, "batch pos width"], n_heads: int
-) -> PerHead:
+def dot_heads(a: Z, b: Z, n_heads: int) -> PerHead:
     """Return the inner product of two concatenations of heads, head by head."""
     return sum_heads(a * b, n_heads)
 
 
-def sum_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> PerHead:
+def sum_heads(x: Z, n_heads: int) -> PerHead:
     """Return the sum over d_head of a concatenation of heads, head by head."""
     return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", head=n_heads)
 
@@ -175,10 +176,11 @@ def _attention_tangents(
 
 
 def _through_mlp(
-    sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Tensor | None
+    sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Y | None
 ) -> PerToken | float:
-    """Return <gradient at the MLP's input, change of that input> for a shared pre-norm, [batch, pos]: only
-    the part of the gradient at the norm's output that comes back through the MLP counts."""
+    """Return <gradient at the MLP's input, change of that input> for a pre-norm that MLP and heads
+    share, whose output changes by `d_norm`: only the part of the gradient at the norm's output that comes
+    back through the MLP counts."""
     if d_norm is None:
         return 0.0
     total: PerToken | float = 0.0
@@ -241,14 +243,15 @@ def _where_multiplied(
 
 
 def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
-    """Sum within each query, key or value head."""
+    """Sum within each query, key or value head; `x` is a query, key or value, [batch, pos, head * d_head],
+    or what a norm of single queries or keys writes, whose heads have an axis of their own."""
     if x.ndim == 3:
         return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", d_head=d_head)
     return x.sum(-1).movedim(token_axis(site), 1)
 
 
 def upstream(
-    view: HookedView, before: Visit, d_written: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, d_written: Y, d_z: Z, z_star: Z, y_star: Y
 ) -> tuple[PerToken, PerHead]:
     """Compute U of one block's MLP and heads; `d_written` is the change of the slope at what the MLP
     writes, `d_z` the change of the slope at the heads' z."""
@@ -256,16 +259,16 @@ def upstream(
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
 
 
-def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Tensor:
+def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Z:
     """Return (g'_o - g_o) W_O^T: the change of the slope at what the heads write, pulled back to their z
-    through the original W_O, [batch, pos, n_heads * d_head]."""
+    through W_O of `weights`."""
     matrix = sites["attn.o"].matrix(weights)
     assert matrix is not None
     return (new.d_output["attn.o"] - old.d_output["attn.o"]) @ matrix
 
 
 def downstream(
-    view: HookedView, before: Visit, z_at: Tensor, hidden_at: Tensor
+    view: HookedView, before: Visit, z_at: Z, hidden_at: Float[Tensor, "batch pos d_mlp"]
 ) -> tuple[PerToken, PerHead]:
     """Compute D of one block's MLP and heads; `z_at` and `hidden_at` are the inputs of `attn.o` and
     `mlp.out` when the components run under W on their inputs z' from the run under W'."""
@@ -273,9 +276,7 @@ def downstream(
     return mlp, dot_heads(before.d_input["attn.o"], z_at - before.input("attn.o"), view.n_heads)
 
 
-def attribution(
-    view: HookedView, before: Visit, z_star: Tensor, y_star: Tensor
-) -> tuple[PerToken, PerHead]:
+def attribution(view: HookedView, before: Visit, z_star: Z, y_star: Y) -> tuple[PerToken, PerHead]:
     """Compute R_C = g_C . (y_C - y*_C) of MLP and heads under W."""
     return (
         dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
@@ -284,7 +285,7 @@ def attribution(
 
 
 def attribution_after(
-    view: HookedView, before: Visit, after: Visit, d_z: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, after: Visit, d_z: Z, z_star: Z, y_star: Y
 ) -> tuple[PerToken, PerHead]:
     """Compute R_C under W', with the y* of W. Its change is U + I + D to first order in the change of
     weights, with the paper's U (its appendix A)."""

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.facts.tokens import Batch
@@ -157,9 +157,9 @@ class Descent:
         self._d_resid: list[Tensor] = []
 
     def read_out(
-        self, batch: int, positions: Tensor, reward: RewardOfLogits
+        self, batch: int, positions: Int[Tensor, "batch read"], reward: RewardOfLogits
     ) -> tuple[Float[Tensor, " batch"], Visit]:
-        """Return the reward of every prompt, from the logits at `positions` [batch, read], and the visit of
+        """Return the reward of every prompt, from the logits at `positions`, and the visit of
         the model's head. Call it once per batch, in order: it begins the backward pass."""
         walk = self._walk
         final = walk.resid(walk.view.n_layers, batch)

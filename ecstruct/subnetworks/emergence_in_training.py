@@ -250,6 +250,7 @@ def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
 
 
 def _named(added: Generalising | Sequence[str] | None, core: Core) -> Parts:
+    """Return masks of the added components by kind; none if nothing was added."""
     if not added:
         return {}
     if isinstance(added, Generalising):

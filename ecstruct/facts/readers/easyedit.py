@@ -42,6 +42,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
 
 
 def _questions(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the questions under `portability`, each with its axis ("" in the older layout)."""
     portability = record.get("portability") or {}
     if not isinstance(portability, Mapping):
         raise InputError(f"'portability' is of type {type(portability).__name__}, but must be an object.")

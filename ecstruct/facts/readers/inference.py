@@ -20,7 +20,8 @@ _ORIGINAL = ("sentence1", "sentence2", "gold_label", "subcase")
 _RENAMED = ("premise", "hypothesis", "label", "case")
 
 
-def _of(keys: tuple[str, str, str, str]) -> Any:
+def _reader(keys: tuple[str, str, str, str]) -> Any:
+    """Return the function that reads a record with these keys for premise, hypothesis, label and case."""
     premise, hypothesis, label, case = keys
 
     def read(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
@@ -36,5 +37,5 @@ def _of(keys: tuple[str, str, str, str]) -> Any:
     return read
 
 
-NLI = Format("nli", "HANS, MNLI, SNLI", frozenset(_ORIGINAL[:3]), _of(_ORIGINAL))
-PAIRS = Format("pairs", "pairs of texts with a label", frozenset(_RENAMED[:3]), _of(_RENAMED))
+NLI = Format("nli", "HANS, MNLI, SNLI", frozenset(_ORIGINAL[:3]), _reader(_ORIGINAL))
+PAIRS = Format("pairs", "pairs of texts with a label", frozenset(_RENAMED[:3]), _reader(_RENAMED))

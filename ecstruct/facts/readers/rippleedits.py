@@ -74,6 +74,8 @@ def _queries(tests: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[Mapping[s
 
 
 def _split(sentence: str, values: Mapping[str, list[str]]) -> tuple[tuple[str, str], list[str]]:
+    """Split an edit's sentence into text and answer, which is one of `values` or else what follows the last
+    verb; return also the answer's aliases."""
     body = sentence.removesuffix(".")
     for value, names in values.items():
         for end in (body, sentence):

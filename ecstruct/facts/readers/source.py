@@ -143,6 +143,7 @@ def _array(text: str) -> Iterator[Row]:
 
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value that begins at this character, and the character after it."""
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
