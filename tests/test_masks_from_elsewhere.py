@@ -17,7 +17,6 @@ from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.runs import subnetworks as runs
 from ecstruct.subnetworks import Masks, Reference, core, evaluate, reference_values
-from ecstruct.subnetworks.masks import FORMAT
 
 ATTRS = {
     "method": "pruning",
@@ -61,7 +60,7 @@ def test_attributes_of_other_types_are_refused_or_not_read(tmp_path: Path, way: 
     refused = []
     for i, value in enumerate(VALUES.values()):
         path = tmp_path / f"{i}.nc"
-        netcdf.write(good.dataset.assign_attrs(put(ATTRS, way, value)), path, FORMAT)
+        netcdf.write(good.dataset.assign_attrs(put(ATTRS, way, value)), path, Masks.format)
         try:
             use(path)
         except InputError as error:
@@ -95,7 +94,7 @@ DATASETS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
 
 @pytest.mark.parametrize("how", DATASETS)
 def test_arrays_of_other_types_and_sizes_are_refused(tmp_path: Path, how: str) -> None:
-    netcdf.write(DATASETS[how](masks().dataset), tmp_path / "masks.nc", FORMAT)
+    netcdf.write(DATASETS[how](masks().dataset), tmp_path / "masks.nc", Masks.format)
     with pytest.raises(InputError) as raised:
         use(tmp_path / "masks.nc")
     assert str(raised.value).endswith(".")
@@ -103,5 +102,5 @@ def test_arrays_of_other_types_and_sizes_are_refused(tmp_path: Path, how: str) -
 
 @pytest.mark.parametrize("name", ["seed", "layer", "head"])
 def test_coordinates_that_are_not_there_count_from_0(tmp_path: Path, name: str) -> None:
-    netcdf.write(masks().dataset.drop_vars(name), tmp_path / "masks.nc", FORMAT)
+    netcdf.write(masks().dataset.drop_vars(name), tmp_path / "masks.nc", Masks.format)
     use(tmp_path / "masks.nc")

@@ -10,7 +10,6 @@ of means over prompts says how much of what finetuning did comes from S at P: 0 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.grafting.grafted_runs import Graft
 from ecstruct.grafting.measured import MEASURES, STATES, GraftRuns
 from ecstruct.grafting.weight_sets import Named, WeightSet, check_projections, named
-from ecstruct.io import netcdf
+from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
 from ecstruct.models.sites import WholeMLP
 from ecstruct.plots.grids import value_grids
@@ -39,15 +38,12 @@ from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import RewardLike
 
-FORMAT = "ecstruct grafted 1"
-"""The format that files of grafts declare; the number changes with the layout of the file."""
-
 Sets = Named | Sequence[str] | Mapping[str, Named]
 """A set of weights by its names, several (a list, one set a string), or a mapping from labels to sets."""
 
 
 @dataclass(frozen=True, eq=False)
-class Grafted:
+class Grafted(SavedDataset):
     """What the model does with sets of weights grafted at positions; `ecstruct.graft` returns one.
 
     It wraps one `xarray.Dataset`, accessible as `.dataset`: `grafted` (measure, set, position, prompt) has
@@ -57,12 +53,8 @@ class Grafted:
     components of each set.
     """
 
-    dataset: xr.Dataset
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What is needed to compute it again: models, options, versions."""
-        return dict(self.dataset.attrs)
+    format = "ecstruct grafted 1"
+    contents = "grafts"
 
     def mean(self, measure: str = "reward") -> xr.DataArray:
         """Return the mean over prompts (set, position) of a measure."""
@@ -146,23 +138,6 @@ class Grafted:
             listed = [f"{float(of_set.sel(position=p)):.2f} at {p}" for p in share["position"].values]
             sentences.append(f"{name}: {', '.join(listed)}.")
         return " ".join(sentences)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as netCDF.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        netcdf.write(self.dataset, path, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Grafted:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file does not exist, is damaged, or holds something else.
-        """
-        return cls(netcdf.read(path, FORMAT, "grafts"))
 
     def _share(self, values: xr.DataArray, measure: str, draws: xr.DataArray | None = None) -> xr.DataArray:
         """Return the share of the change, of means over prompts or over `draws` of them."""

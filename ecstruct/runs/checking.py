@@ -1,7 +1,6 @@
 """Checks of scores: interventions and controls."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,7 @@ from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text
 from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
-from ecstruct.runs.configuration import (
-    check_fingerprints,
-    folder_locked,
-    print_result,
-    replay_command,
-    write_config,
-)
+from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
 
@@ -36,11 +29,8 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
     fidelity_report(out / "report.html", result, replay_command(out))
-    write_config(out, "fidelity", config, fingerprints=prints)
-    shutil.rmtree(folder, ignore_errors=True)
-    if progress:
-        table = result.table().to_string(index=False, float_format="{:.2f}".format)
-        print_result(f"{table}\n{result.verdict()}", out)
+    table = result.table().to_string(index=False, float_format="{:.2f}".format)
+    finish(out, "fidelity", config, f"{table}\n{result.verdict()}", progress, fingerprints=prints)
 
 
 @folder_locked
@@ -52,9 +42,7 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     scores = intervened(pair, config.prompts, options, components=config.components, progress=progress)
     scores.save(out / "scores.nc")
     causal_report(out / "report.html", scores, replay_command(out))
-    write_config(out, "causal", config, fingerprints=prints)
-    if progress:
-        print_result(top_table(scores).to_string(index=False), out)
+    finish(out, "causal", config, top_table(scores).to_string(index=False), progress, fingerprints=prints)
 
 
 @folder_locked
@@ -90,11 +78,8 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     if found.steering is not None:
         write_text(out / "steering.csv", found.steering.frame().to_csv(index=False))
     controls_report(out / "report.html", found, replay_command(out))
-    write_config(out, "controls", config, fingerprints=prints)
-    shutil.rmtree(folder, ignore_errors=True)
-    if progress:
-        table = totals.to_string(index=False, float_format="{:.3f}".format)
-        print_result(f"{table}\n{found.conclusion()}", out)
+    table = totals.to_string(index=False, float_format="{:.3f}".format)
+    finish(out, "controls", config, f"{table}\n{found.conclusion()}", progress, fingerprints=prints)
 
 
 def finetuning_of(path: Path) -> Mapping[str, Any]:

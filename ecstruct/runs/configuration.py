@@ -1,7 +1,9 @@
-"""What all runs of commands share: they lock their folder, and check, describe and write configurations."""
+"""What all runs of commands share: they lock their folder, check their configuration, and end in one
+way."""
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.metadata import version
@@ -27,8 +29,7 @@ Chat = Callable[[Sequence[Prompt]], Sequence[Prompt]]
 
 
 def folder_locked(run: Run) -> Run:
-    """Wrap a run so that it locks its folder first: a folder that cannot be used is refused before any
-    work."""
+    """Wrap a run so that it locks its folder first: an unusable folder is refused before any work."""
 
     @wraps(run)
     def locked(config: Options, out: Path, device: str | None, progress: bool) -> None:
@@ -54,8 +55,8 @@ def records(path: Path, chat: Chat = tuple) -> list[dict[str, Any]]:
 
 
 def described(config: Options, out: Path) -> dict[str, str]:
-    """Return the values of a configuration and the folder as texts, by name, prompts as checksums: several
-    processes check by these that they run the same."""
+    """Return the values of a configuration and the folder as texts, by name, prompts as checksums: by
+    these, several processes check that they run the same."""
     texts = {name: json.dumps(value) for name, value in vars(config).items()}
     checksums = {
         name: f"of checksum {xxhash.xxh3_64_hexdigest(text.encode())}"
@@ -87,11 +88,15 @@ def write_config(out: Path, command: str, config: Options, **found: Any) -> None
     write_text(out / "config.json", json.dumps(whole, indent=1, ensure_ascii=False))
 
 
+def finish(out: Path, command: str, config: Options, text: str, progress: bool, **found: Any) -> None:
+    """End a run that has written its results: write `config.json`, delete the folder `unfinished`, and with
+    `progress` print `text` and where the report is."""
+    write_config(out, command, config, **found)
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
+    if progress:
+        tqdm.write(f"{text}\nreport: {out / 'report.html'}".lstrip())
+
+
 def replay_command(out: Path) -> str:
     """Return the command line that repeats the run in the folder `out`, in a folder beside it."""
     return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", f"{out}-again"])
-
-
-def print_result(text: str, out: Path) -> None:
-    """Print what a run found, and where its report is; progress bars stay below."""
-    tqdm.write(f"{text}\nreport: {out / 'report.html'}")

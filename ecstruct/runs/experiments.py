@@ -13,7 +13,7 @@ from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
-from ecstruct.runs.configuration import folder_locked, print_result, replay_command, write_config
+from ecstruct.runs.configuration import finish, folder_locked, replay_command, write_config
 
 
 @folder_locked
@@ -21,9 +21,7 @@ def run_demo(config: Demo, out: Path, device: str | None, progress: bool) -> Non
     """Run the demo, in which a model learns facts and generalises; see `ecstruct.demo`."""
     result = demo(**vars(config), device=device, progress=progress)
     result.write(out, replay=replay_command(out))
-    write_config(out, "demo", config)
-    if progress:
-        print_result(result.table(), out)
+    finish(out, "demo", config, str(result.table()), progress)
 
 
 @folder_locked

@@ -1,6 +1,5 @@
 """Grafts of sets of weights, and of the top components."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,7 @@ from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
 from ecstruct.report.grafting import graft_report, grafts_report
-from ecstruct.runs.configuration import (
-    check_fingerprints,
-    folder_locked,
-    print_result,
-    replay_command,
-    write_config,
-)
+from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 
@@ -36,9 +29,7 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
     found.save(out / "graft.nc")
     write_text(out / "graft.csv", found.table().to_csv(index=False))
     graft_report(out / "report.html", found, replay_command(out))
-    write_config(out, "graft", config, fingerprints=prints)
-    if progress:
-        print_result(found.conclusion(), out)
+    finish(out, "graft", config, found.conclusion(), progress, fingerprints=prints)
 
 
 @folder_locked
@@ -56,7 +47,5 @@ def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress:
     if drawn is not None:
         write_text(out / "random_sets.csv", drawn.frame.to_csv(index=False))
     grafts_report(out / "report.html", found, drawn, replay_command(out))
-    write_config(out, "grafts", config, fingerprints=prints)
-    shutil.rmtree(folder, ignore_errors=True)
-    if progress:
-        print_result(found.conclusion() + (f" {drawn.conclusion()}" if drawn else ""), out)
+    said = " ".join(each.conclusion() for each in (found, drawn) if each is not None)
+    finish(out, "grafts", config, said, progress, fingerprints=prints)

@@ -1,7 +1,6 @@
 """Dissection of recall, in one model or in two."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ecstruct.models.loading import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.attention_knockout import LIKELY
 from ecstruct.report.recall import AFTER, recall_report
-from ecstruct.runs.configuration import check_weights, folder_locked, replay_command, write_config
+from ecstruct.runs.configuration import check_weights, finish, folder_locked, replay_command
 from ecstruct.scores.pair import Pair
 
 FEW = 2
@@ -77,10 +76,7 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     told = {"window": window, "token": token, "attributes": described, "fingerprints": weights}
     shown = {key: v for key, v in (vars(config) | told).items() if key not in ("prompts", "attributes")}
     recall_report(out / "report.html", result, tokens, replay_command(out), shown)
-    write_config(out, "recall", config, **told)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if progress:
-        tqdm.write(f"report: {out / 'report.html'}")
+    finish(out, "recall", config, "", progress, **told)
 
 
 def _attributes(given: Any, prompts: list[Prompt], model: TransformerBridge) -> Attributes | None:

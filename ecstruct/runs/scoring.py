@@ -24,8 +24,8 @@ from ecstruct.runs.configuration import (
     check_fingerprints,
     check_weights,
     described,
+    finish,
     folder_locked,
-    print_result,
     replay_command,
     write_config,
 )
@@ -81,9 +81,7 @@ def run_alignment(config: Alignment, out: Path, device: str | None, progress: bo
     aligned = alignment(session, facts, implications, **options, progress=progress)
     aligned.save(out / "alignment.nc")
     alignment_report(out / "report.html", aligned, replay_command(out))
-    write_config(out, "alignment", config, fingerprint=found)
-    if progress:
-        print_result(aligned.conclusion(), out)
+    finish(out, "alignment", config, aligned.conclusion(), progress, fingerprint=found)
 
 
 _IN_WORDS = ("informative", "downstream")

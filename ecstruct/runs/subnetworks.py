@@ -1,7 +1,6 @@
 """Runs that prune subnetworks, evaluate them, and find what they have in common."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +22,7 @@ from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import (
-    check_weights,
-    folder_locked,
-    print_result,
-    replay_command,
-    write_config,
-)
+from ecstruct.runs.configuration import check_weights, finish, folder_locked, replay_command
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -67,10 +60,8 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
     masks.save(out / "masks.nc")
     pruning_report(out / "report.html", masks, replay_command(out))
-    write_config(out, "subnetworks-prune", config, fingerprint=found)
+    finish(out, "subnetworks-prune", config, f"{masks!r}", progress, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
-    if progress:
-        print_result(f"{masks!r}", out)
     masks.check_converged()
 
 
@@ -95,11 +86,8 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
     evaluation_report(out / "report.html", evaluations, table, size, replay_command(out))
-    write_config(out, "subnetworks-evaluate", config, fingerprints=prints)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
-    shown = table.round(3).to_string(index=False)
-    if progress:
-        print_result(f"{shown}\neffective size: {size:.0f}%", out)
+    said = f"{table.round(3).to_string(index=False)}\neffective size: {size:.0f}%"
+    finish(out, "subnetworks-evaluate", config, said, progress, fingerprints=prints)
 
 
 @folder_locked
@@ -140,11 +128,9 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     found.save(out / "core.nc")
     write_text(out / "core.json", json.dumps(_results(parts), indent=1, allow_nan=False))
     core_report(out / "report.html", evaluations, parts, replay_command(out))
-    write_config(out, "subnetworks-core", config, fingerprints=prints)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
-    if progress:
-        print_result("\n".join([table, *(_conclusion(part) for part in parts.values())]), out)
+    said = "\n".join([table, *(_conclusion(part) for part in parts.values())])
+    finish(out, "subnetworks-core", config, said, progress, fingerprints=prints)
 
 
 @folder_locked
@@ -182,10 +168,7 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
         write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
         write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
     emergence_report(out / "report.html", found, replay_command(out))
-    write_config(out, "subnetworks-emergence", config, fingerprints=models.found)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
-    if progress:
-        print_result(found.conclusion(), out)
+    finish(out, "subnetworks-emergence", config, found.conclusion(), progress, fingerprints=models.found)
 
 
 class _Checkpoints(Mapping[str, Session]):

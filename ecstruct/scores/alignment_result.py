@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.io import netcdf
+from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
 from ecstruct.plots.lines import Line, line_colours, line_panels
 from ecstruct.scores.components import PLURALS, both_kinds
@@ -21,14 +20,12 @@ from ecstruct.scores.components import PLURALS, both_kinds
 Form = Literal["cosine", "sgd", "sign", "adam"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-FORMAT = "ecstruct alignment 1"
-"""The format that files of alignments declare; the number changes with the layout of the file."""
 
 _BOTH = ("fact", "implication")
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class Alignment(SavedDataset):
     """How far a step on each fact raises the reward of each implication; `ecstruct.alignment` returns one.
 
     It wraps one `xarray.Dataset`, accessible as `.dataset`, whose variables are the properties below. Its
@@ -42,7 +39,8 @@ class Alignment:
     others.
     """
 
-    dataset: xr.Dataset
+    format = "ecstruct alignment 1"
+    contents = "alignments"
 
     @property
     def mlp(self) -> xr.DataArray:
@@ -74,11 +72,6 @@ class Alignment:
             part.sum([dim for dim in part.dims if dim not in dims], skipna=False) for part in parts
         )
         return total.rename("total")
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What is needed to compute it again: model, options, versions."""
-        return dict(self.dataset.attrs)
 
     def own(self, values: xr.DataArray) -> xr.DataArray:
         """Return the mean of an array (..., fact, implication, ...), such as `mlp`, over own pairs; the two
@@ -190,20 +183,3 @@ class Alignment:
             f"{listed('first', '.0%')} are aligned most with a fact that they follow from, by chance "
             f"{chance:.0%}. With the implications permuted among the facts, p is {listed('p', '.2g')}."
         )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a netCDF file, atomically.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        netcdf.write(self.dataset, path, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Alignment:
-        """Read a file that `save` wrote.
-
-        Raises:
-            InputError: the file does not exist, is damaged, or holds something else.
-        """
-        return cls(netcdf.read(path, FORMAT, "alignments"))

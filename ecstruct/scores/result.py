@@ -15,7 +15,6 @@ the reward; with `rest` (all weights outside MLPs and heads) they sum to that ch
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from jaxtyping import Float64
 
 from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
-from ecstruct.io import netcdf
+from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
 from ecstruct.plots.scores import head_map, heatmap
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
@@ -38,14 +37,11 @@ from ecstruct.scores.projections import Projections
 from ecstruct.scores.slots import SlotScores
 from ecstruct.scores.summary import agree, summary_html
 
-FORMAT = "ecstruct scores 1"
-"""The format that files of scores declare; the number changes with the layout of the file."""
-
 _DIMS = {"mlp": ("score", "prompt", "layer"), "heads": ("score", "prompt", "layer", "head")}
 
 
 @dataclass(frozen=True, eq=False)
-class ExtractiveScores:
+class ExtractiveScores(SavedDataset):
     """The scores of every MLP and attention head on every prompt; `ecstruct.score` returns one.
 
     It wraps one `xarray.Dataset`, accessible as `.dataset`. Its variables are the properties below;
@@ -54,7 +50,8 @@ class ExtractiveScores:
     `entity_end`) and `token_text`. Positions past a prompt's end are NaN.
     """
 
-    dataset: xr.Dataset
+    format = "ecstruct scores 1"
+    contents = "scores"
 
     def __post_init__(self) -> None:
         for name, dims in _DIMS.items():
@@ -117,11 +114,6 @@ class ExtractiveScores:
                 "heads": self._variable("attribution_heads"),
             }
         )
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """A copy of what is needed to compute the scores again: sources, revisions, hashes, options."""
-        return copy.deepcopy(self.dataset.attrs)
 
     @property
     def interventions(self) -> ExtractiveScores | None:
@@ -258,23 +250,6 @@ class ExtractiveScores:
     def head_map(self, slot: int | str = -1, **options: Any) -> go.Figure:
         """Plot layer by head at one token; see `ecstruct.plots.head_map`."""
         return head_map(self, slot, **options)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it atomically to one netCDF file (HDF5).
-
-        Numbers are stored exactly, with their type. netCDF text cannot hold NUL or half of a
-        surrogate pair: such characters in a token are replaced.
-        """
-        netcdf.write(self.dataset, path, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ExtractiveScores:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file does not exist, is damaged, or holds something else.
-        """
-        return cls(netcdf.read(path, FORMAT, "scores"))
 
     def mean(self, *others: ExtractiveScores) -> ExtractiveScores:
         """Average these and other scores, for example over seeds: `a.mean(b)`.

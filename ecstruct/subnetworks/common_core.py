@@ -16,7 +16,6 @@ Language Models" (ACL 2024).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +28,10 @@ import xarray as xr
 from scipy.stats import hypergeom
 
 from ecstruct.errors import InputError
-from ecstruct.io import netcdf
+from ecstruct.io.saved import SavedDataset
 from ecstruct.plots.subnetworks import frequencies
 from ecstruct.scores.components import component_frame, component_names
 from ecstruct.subnetworks.masks import Masks
-
-FORMAT = "ecstruct core 1"
-"""The format name in a file of cores; the number changes with the file's layout."""
 
 ALL = "all"
 """The name of the group that contains the subnetworks of all sparsities."""
@@ -47,7 +43,7 @@ MasksLike = Masks | Mapping[float, Masks]
 
 
 @dataclass(frozen=True, eq=False)
-class Core:
+class Core(SavedDataset):
     """The core of subnetworks of one model; what `ecstruct.subnetworks.core` returns.
 
     It wraps one `xarray.Dataset`, available as `.dataset`, with the coordinates `group` (the sparsities as
@@ -59,7 +55,8 @@ class Core:
       components that a subnetwork keeps; `subnetworks` and `distinct` (group), how many there are.
     """
 
-    dataset: xr.Dataset
+    format = "ecstruct core 1"
+    contents = "cores"
 
     @property
     def groups(self) -> list[str]:
@@ -121,19 +118,6 @@ class Core:
     def figure(self) -> go.Figure:
         """How often each head and MLP is kept, with a panel per group; dots mark the core."""
         return frequencies(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dataset to one netCDF file, which appears whole or not at all."""
-        netcdf.write(self.dataset, path, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Core:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file does not exist, is damaged, or holds something else.
-        """
-        return cls(netcdf.read(path, FORMAT, "cores"))
 
     def _group(self, group: str | float) -> xr.Dataset:
         """Return a group by name. `ALL` is the last one, and the only one if there is one sparsity."""

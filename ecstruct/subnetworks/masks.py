@@ -6,8 +6,6 @@ reference set, or by zero. These values are stored with the masks, so a subnetwo
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,12 +18,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from ecstruct.errors import InputError
-from ecstruct.io import netcdf
+from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import Number, check
 from ecstruct.subnetworks.reference import Reference
-
-FORMAT = "ecstruct masks 1"
-"""The format name in a file of masks; the number changes with the file's layout."""
 
 TOLERANCE = 0.1
 """How far the sparsity that the gates expect may be from the one asked for, as a share of components."""
@@ -48,7 +43,7 @@ _ATTRS = {"options": _OptionsAttr, "model": _ModelAttr}
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
+class Masks(SavedDataset):
     """Subnetworks of one model, one for each seed; what `ecstruct.subnetworks.prune` returns.
 
     It wraps one `xarray.Dataset`, available as `.dataset`, with the boolean variables `heads` (seed, layer,
@@ -62,7 +57,8 @@ class Masks:
             are not finite; no seeds, or a seed that occurs twice.
     """
 
-    dataset: xr.Dataset
+    format = "ecstruct masks 1"
+    contents = "masks"
 
     def __post_init__(self) -> None:
         for name, dims in _DIMS.items():
@@ -181,12 +177,6 @@ class Masks:
         return list(dict.fromkeys(self.dataset.attrs.get("options", {}).get("kinds", _DIMS)))
 
     @property
-    def attrs(self) -> dict[str, Any]:
-        """A copy of what is needed to run `prune` again, if it found these masks: the model with its
-        fingerprint, options and versions."""
-        return copy.deepcopy(self.dataset.attrs)
-
-    @property
     def sparsity(self) -> xr.DataArray:
         """The share of components that is ablated (seed), among the `kinds` that were pruned."""
         kept = [
@@ -242,19 +232,6 @@ class Masks:
         if missing := [seed for seed in chosen if seed not in known]:
             raise InputError(f"there is no mask of seed {missing[0]}: they are {known}.")
         return Masks(self.dataset.sel(seed=chosen))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dataset to one netCDF file (HDF5), which appears whole or not at all."""
-        netcdf.write(self.dataset, path, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file does not exist, is damaged, or holds something else.
-        """
-        return cls(netcdf.read(path, FORMAT, "masks"))
 
     def __len__(self) -> int:
         return len(self.dataset["seed"])
