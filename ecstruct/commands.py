@@ -130,7 +130,7 @@ class Graft(PairOptions):
         None
     )
     random_seeds: Annotated[Whole, Doc("How often each set is replaced by a random one.")] = 0
-    reward: Annotated[RewardName, Doc("What the shares are shares of.")] = "logit_diff"
+    reward: Annotated[RewardName, Doc("The reward whose change shares are of.")] = "logit_diff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class Grafts(PairOptions):
     ] = None
     random_seeds: Annotated[Count, Doc("How often components are drawn at random.")] = 5
     random_sets: Annotated[
-        Whole, Doc("Also how well summed scores predict what this many random sets of components do.")
+        Whole, Doc("Also test how well summed scores predict what so many random sets of components do.")
     ] = 0
 
 
@@ -183,7 +183,9 @@ class Recall(RecallOptions):
 class Prune(PruneOptions):
     model: Source
     prompts: Prompts
-    reference: Annotated[Records | None, Doc(f"Whose mean it is; the prompts by default. {JSONL}")] = None
+    reference: Annotated[
+        Records | None, Doc(f"Prompts whose mean ablated components write; --prompts by default. {JSONL}")
+    ] = None
     fingerprint: Annotated[str | None, "of the weights"] = None
 
 
@@ -203,7 +205,7 @@ class Evaluate(Options):
 @dataclass(frozen=True, kw_only=True)
 class Core(Evaluate):
     scores: Annotated[Text | None, Doc("scores.nc of the same model, to put beside the core.")] = None
-    draws: Annotated[Count, Doc("Of random components, for each network.")] = 20
+    draws: Annotated[Count, Doc("Draws of random components to compare each network with.")] = 20
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
 
 
@@ -232,7 +234,7 @@ class Emergence(Options):
         Flag("--sparsity"),
     ] = None
     seeds: Annotated[Count, Doc("With --sparsity: how many subnetworks.")] = 4
-    steps: Annotated[Times, Doc("With --sparsity: of optimisation.")] = 500
+    steps: Annotated[Times, Doc("With --sparsity: optimisation steps.")] = 500
     batch_size: Annotated[Positive, Doc("With --sparsity: prompts per step and seed.")] = 32
     fingerprints: Fingerprints = None
 
@@ -271,7 +273,10 @@ class Finetune(FinetuneOptions):
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
     save_epochs: Annotated[
-        bool, Doc("Write the weight delta, or with the whole model that, after each epoch to OUT/epochs.")
+        bool,
+        Doc(
+            "After each epoch, write the weight delta to OUT/epochs, or the whole model if that is written."
+        ),
     ] = False
     fingerprint: Annotated[str | None, "of the weights"] = None
 

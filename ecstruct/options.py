@@ -140,7 +140,7 @@ class ScoreOptions(BaselineOptions):
     ] = "local"
     propagation: Annotated[
         Propagation,
-        Doc("What these slopes are: by the rules of relevance, or gradients as in the paper."),
+        Doc("How these slopes are computed: by the rules of relevance, or as gradients, as in the paper."),
     ] = "relevance"
     convention: Annotated[
         Convention, Doc("To which token a score is assigned: as defined, or as in the published code.")
@@ -188,7 +188,9 @@ class FidelityOptions(BaselineOptions):
         Flag("--path-steps"),
     ] = (1, 2, 4, 8)
     top: Annotated[Positive, Doc("How many components count as the strongest.")] = 5
-    sample: Annotated[Annotated[int, Ge(2), Le(10**6)] | None, Doc("Intervene on so many components.")] = 12
+    sample: Annotated[
+        Annotated[int, Ge(2), Le(10**6)] | None, Doc("How many components to intervene on.")
+    ] = 12
     seed: Annotated[Seed, Doc("Seed of the sample.")] = 0
     batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS] = (
         None
@@ -204,7 +206,7 @@ class FinetuneOptions(Options):
     epochs: Annotated[Times, Doc("Passes through the facts.")] = 8
     batch_size: Annotated[Positive, Doc("Facts per step.")] = 8
     accumulate: Annotated[Positive, Doc("Micro-batches into which a batch is split.")] = 1
-    schedule: Annotated[Literal["constant", "linear"], Doc("Course of the rate.")] = "constant"
+    schedule: Annotated[Literal["constant", "linear"], Doc("Schedule of the learning rate.")] = "constant"
     train_embeddings: Annotated[bool, Doc("Train (un)embeddings too.")] = False
     recompute: Annotated[bool, Doc("Run blocks again instead of keeping their activations.")] = False
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
@@ -219,11 +221,11 @@ class RecallOptions(Options):
     )
     token: Annotated[
         Literal["predicted", "answer"] | None,
-        Doc("Whose probability and extraction is measured; answer with --after, else predicted."),
+        Doc("Token whose probability and extraction are measured; answer with --after, else predicted."),
     ] = None
     onto: Annotated[
         Literal["unembedding", "embedding"],
-        Doc("What hidden states are projected with to look for attributes."),
+        Doc("Matrix that projects hidden states on the vocabulary, to look for attributes."),
     ] = "unembedding"
     normed: Annotated[
         bool, Doc("Apply the final norm before every projection on the vocabulary; the paper does not.")
@@ -236,7 +238,7 @@ class PruneOptions(Options):
 
     sparsity: Annotated[float, Gt(0), Lt(1), Doc("Share of the components that is ablated.")] = 0.5
     seeds: Annotated[Count | Sequence[Seed], Doc("How many subnetworks.")] = 12
-    steps: Annotated[Times, Doc("Of optimisation; fewer than 150 do not converge.")] = 500
+    steps: Annotated[Times, Doc("Optimisation steps; fewer than 150 do not converge.")] = 500
     kinds: Annotated[
         Annotated[Sequence[Literal["heads", "mlp"]], MinLen(1)],
         Doc("What may be ablated, heads or mlp; both if not given."),

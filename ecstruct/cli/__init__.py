@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _cannot_start() -> str:
-    """What no command could work with."""
+    """Return in a sentence why no command can work here; "" if one can."""
     if sys.flags.optimize > 1:
         return "python -OO removes texts that transformers reads: start python without it, or with -O."
     for word in sys.argv[1:]:
