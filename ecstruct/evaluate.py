@@ -305,11 +305,8 @@ def _rank_among(
     t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]
 ) -> float:
     """Return the rank of the best of the `right` answers among the `others`, by logits or
-    log-probabilities: the number of others that are larger, with ties counted half.
-
-    Raises:
-        InputError: a number is NaN.
-    """
+    log-probabilities: the number of others that are larger, with ties counted half. Raise `InputError` for
+    NaN."""
     if right.isnan().any() or others.isnan().any():
         raise InputError(
             f"the model's logits after {t.prompt.text!r} are NaN: its weights or its precision are "

@@ -184,10 +184,7 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
 
 def _rendezvous() -> tuple[Any, int, int]:
     """Wait for all ranks; return the launcher's key-value store, the number of this rank, and their number.
-
-    Raises:
-        InputError: not all ranks connect in time.
-    """
+    Raise `InputError` if not all of them connect in time."""
     try:
         return next(iter(rendezvous("env://", timeout=_MEETING)))
     except (dist.DistError, OSError) as error:

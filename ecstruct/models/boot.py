@@ -43,11 +43,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     try:
         with nothing_installed(), recognised(hf):
             model = TransformerBridge.boot_transformers(
-                name,
-                hf_model=hf,
-                tokenizer=protected_from_reload(tokenizer),
-                device=str(hf.device),
-                dtype=hf.dtype,
+                name, hf_model=hf, tokenizer=kept_as_is(tokenizer), device=str(hf.device), dtype=hf.dtype
             )
     except InputError:
         raise
@@ -91,7 +87,7 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def protected_from_reload(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def kept_as_is(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return a copy of a tokenizer that TransformerLens uses as it is.
 
     TransformerLens reloads any other tokenizer from its origin, which may have changed or be unreachable,

@@ -75,11 +75,9 @@ def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: S
     """Check that no unnamed parameter is read. Unread ones are fused projections, which were split into
     named weights; parameters of later blocks are judged by those of the first."""
     later = {id(p) for block in view.blocks[1:] for p in block.parameters()}
-    unread = {_without_numbers(n) for n, p in unnamed.items() if id(p) not in later} - {
-        *map(_without_numbers, read)
-    }
+    unread = {_pattern(n) for n, p in unnamed.items() if id(p) not in later} - {*map(_pattern, read)}
     for name in unnamed:
-        if _without_numbers(name) not in unread:
+        if _pattern(name) not in unread:
             raise InputError(
                 f"this {type(view.hf).__name__} has weights in {name.replace('_original_component.', '')}, "
                 "which belong to no component that ecstruct knows: use another architecture."
@@ -92,7 +90,7 @@ def _unnamed(view: HookedView) -> dict[str, nn.Parameter]:
     return {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
 
 
-def _without_numbers(name: str) -> str:
+def _pattern(name: str) -> str:
     """Return the name of a parameter with its numbers replaced by "*"."""
     return re.sub(r"\d+", "*", name)
 

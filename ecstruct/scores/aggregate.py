@@ -102,12 +102,8 @@ class _Slots:
 
 
 def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slots:
-    """Return the slots of the prompts with the indices `chosen`. With `duplicate`, an entity of one token
-    fills both X and Y.
-
-    Raises:
-        InputError: the prompts do not line up.
-    """
+    """Return the slots of the prompts with the indices `chosen`; raise `InputError` if they do not line up.
+    With `duplicate`, an entity of one token fills both X and Y."""
     starts = dataset["entity_start"].values[chosen]
     ends = dataset["entity_end"].values[chosen]
     # After the prompt come tokens of the answer. They differ between prompts and have no slots.
@@ -251,11 +247,8 @@ def _others(variable: xr.DataArray) -> list[Hashable]:
 def _prompts_of_template(
     dataset: xr.Dataset, template: str | None
 ) -> tuple[str, Int[np.ndarray, " prompt"]]:
-    """Return the name of the template, by default of the only one, and the indices of its prompts.
-
-    Raises:
-        InputError: the template is unknown, or there are several to choose from.
-    """
+    """Return the name of the template, by default of the only one, and the indices of its prompts; raise
+    `InputError` if it is unknown, or if there are several to choose from."""
     labels = [str(label) for label in dataset["template"].values]
     found = list(dict.fromkeys(labels))
     listed = ", ".join(map(repr, found))

@@ -121,11 +121,7 @@ def alignment(
 
 def _paired(facts: FactSet | PromptsLike, implications: PromptsLike | None) -> tuple[FactSet, np.ndarray]:
     """Return facts and implications, and a mask [fact, implication] of which implication follows from which
-    fact.
-
-    Raises:
-        InputError: there are no implications, or it is not known what they follow from.
-    """
+    fact; raise `InputError` if that is not known, or there are no implications."""
     if not isinstance(facts, FactSet):
         facts = FactSet(as_prompts(facts), ())
     if implications is not None:

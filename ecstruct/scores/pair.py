@@ -102,11 +102,7 @@ class Pair:
 
     @classmethod
     def _from_sessions(cls, before: Any, after: Any) -> "Pair":
-        """Return the pair whose `sessions` these are, in this order.
-
-        Raises:
-            InputError: they are not two sessions that share one hooked model.
-        """
+        """Return the pair whose `sessions` these are, in this order; raise `InputError` for any others."""
         view, other = getattr(before, "view", None), getattr(after, "view", None)
         if view is None or view is not other or before.tokenizer is not tokenizer_of(view.model):
             raise InputError(

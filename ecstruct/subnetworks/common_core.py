@@ -215,11 +215,7 @@ def _same_reference(one: Masks, other: Masks) -> bool:
 
 
 def _core_of_group(name: str, masks: Masks) -> xr.Dataset:
-    """Return the variables of `Core.dataset` for one group of subnetworks.
-
-    Raises:
-        InputError: there are fewer than two subnetworks.
-    """
+    """Return the variables of `Core.dataset` for one group of at least two subnetworks."""
     if len(masks) < 2:
         raise InputError(f"{name}: what one subnetwork keeps is no core; prune with 2 seeds or more.")
     kinds = masks.kinds
