@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,9 @@ from ecstruct.models.steps import resolved
 from ecstruct.models.tied import retie, untie
 
 _logger = logging.getLogger(__name__)
+
+_TWICE = re.compile(r"\.(modules_to_save|original_module)\.(weight|bias)$")
+"""Names under which peft saves modules again that it saves whole, if the vocabulary was extended."""
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -107,9 +111,9 @@ def merged(hf: Any, adapter: str | Path) -> Any:
     folder = _fetched(adapter)
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"the adapter {adapter} has no {_WEIGHTS}: save it with peft's save_pretrained().")
+    _add_tokens(adapter, folder, hf)
     check_config(folder / _CONFIG, folder / _WEIGHTS, hf)
     _warn_of_another_base(adapter, folder, hf)
-    _check_vocabulary(adapter, folder, hf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,6 +127,7 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                     "merges, as LoRA."
                 )
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
+            unread = [name for name in unread if not _TWICE.search(name)]
             if not unread:
                 return _in_the_weights(adapted)
     except InputError:
@@ -146,19 +151,31 @@ def _in_the_weights(adapted: Any) -> Any:
     return whole.requires_grad_(True)  # peft froze the weights
 
 
-def _check_vocabulary(adapter: str | Path, folder: Path, hf: Any) -> None:
-    """Check the vocabulary size. If tokens were added, the adapter file has the embeddings as a whole."""
+def _add_tokens(adapter: str | Path, folder: Path, hf: Any) -> None:
+    """Give a model the tokens that an adapter's file has embeddings of: the file has these as a whole.
+
+    Raises:
+        InputError: The adapter has fewer tokens than the model, or lacks one end of the new ones.
+    """
     n_here = hf.get_input_embeddings().weight.shape[0]
-    ends = {hf.get_input_embeddings(), hf.get_output_embeddings()}
+    tied = hf.config.tie_word_embeddings
+    ends = {hf.get_input_embeddings(), *([] if tied else [hf.get_output_embeddings()])}
     names = {name for name, module in hf.named_modules() if module in ends}
+    counts: dict[str, int] = {}
     for tensor, shape in TensorFiles.of_file(folder / _WEIGHTS).shapes.items():
         name = tensor.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
-        if name in names and shape[:1] not in ((), (n_here,)):
-            raise InputError(
-                f"the adapter {adapter} was trained on a vocabulary of {shape[0]} tokens, and this "
-                f"{type(hf).__name__} has {n_here}: give the model as many, with its "
-                f"resize_token_embeddings({shape[0]}), save it, and use that."
-            )
+        if name in names and shape:
+            counts[name] = shape[0]
+    n = max(counts.values(), default=n_here)
+    if n == n_here and set(counts.values()) <= {n}:
+        return
+    if n < n_here or counts != dict.fromkeys(names, n):
+        raise InputError(
+            f"the adapter {adapter} was trained on a vocabulary of {n} tokens, and this "
+            f"{type(hf).__name__} has {n_here}: give the model as many, with its "
+            f"resize_token_embeddings({n}), save it, and use that."
+        )
+    hf.resize_token_embeddings(n, mean_resizing=False)  # the adapter's rows come in their place
 
 
 def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:

@@ -5,11 +5,14 @@ configuration after asks for another computation (a rotary base, a norm's epsilo
 weights after would run in a way in which they were never trained.
 """
 
+import logging
 import math
 from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.models.classifiers import is_classifier, labels_in
+
+_logger = logging.getLogger(__name__)
 
 _SAME_ANYHOW = frozenset(
     {
@@ -48,10 +51,16 @@ def check_same_computation(before: Any, after: Any) -> None:
         )
     old, new = before.to_dict(), after.to_dict()
     n_before, n_after = (config.get("vocab_size") for config in (old, new))
-    if n_before != n_after:
+    if n_before > n_after:
         raise InputError(
-            f"the vocabularies of the models differ, {n_before} tokens before and {n_after} after: give "
-            "the model before as many, with its resize_token_embeddings(), save it, and compare with that."
+            f"the vocabulary of the model after has {n_after} tokens, and that before {n_before}: compare "
+            "with a model whose tokens are all there."
+        )
+    if n_before < n_after:
+        _logger.warning(
+            "the vocabulary after has %d tokens and that before %d: the others are left out, as no prompt "
+            "has them",
+            *(n_after, n_before),
         )
     known = type(before)().to_dict().keys() - _SAME_ANYHOW
     if _plain_rotary(old) and _plain_rotary(new):

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json, write_atomically, write_tensors
 from ecstruct.io.values import bounded
+from ecstruct.models.added_tokens import without_added
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.checkpoint import TensorFiles
 from ecstruct.models.configs import check_same_computation
@@ -40,14 +41,15 @@ class WeightDelta:
 
     @classmethod
     def between(cls, before: TransformerBridge, after: TransformerBridge) -> "WeightDelta":
-        """Return W' - W, in float64 for float64 models and in float32 for any other.
+        """Return W' - W, in float64 for float64 models and in float32 for any other. Tokens that only the
+        vocabulary after has are left out.
 
         Raises:
             InputError: The models differ in a tensor's name or shape (the first one is named), or in the
                 computation that their configurations ask for.
         """
         old, new = named_weights(before), named_weights(after)
-        check_same(old, new)
+        check_same(old, without_added(new, old))
         check_same_computation(before.original_model.config, after.original_model.config)
         return cls.from_weights(old, new, metadata_of(provenance(before), fingerprint(old), after))
 
@@ -59,6 +61,7 @@ class WeightDelta:
         metadata: Mapping[str, str] | None = None,
     ) -> "WeightDelta":
         """Return W' - W of weights given by name, with the dtype and errors of `between`."""
+        after = without_added(after, before)
         check_same(before, after)
         tensors = {}
         for name, p in before.items():

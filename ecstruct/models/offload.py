@@ -8,7 +8,7 @@ again for the blocks that are being read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
+from ecstruct.models.added_tokens import ROWS, grown
 from ecstruct.models.checkpoint import TensorFiles, check_all_read, empty_mmap
 from ecstruct.models.classifiers import tokenizer_for
 from ecstruct.models.configs import check_same_computation
@@ -92,7 +93,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         other, other_folder = _fetched(after)
         other_config = read_config(other)
         check_same_computation(config, other_config)
-        new = _FolderWeights(other.name, other_folder, other_config, skeleton)
+        new = _FolderWeights(other.name, other_folder, other_config, skeleton, after=True)
         own = tokenizer_for(other_config, usable_tokenizer(other))
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
@@ -180,10 +181,13 @@ class _State(Mapping[str, Tensor]):
 class _FolderWeights:
     """The weights of a Hugging Face folder, by their names in a hooked model."""
 
-    def __init__(self, name: str, folder: Path, config: Any, skeleton: Skeleton) -> None:
+    def __init__(
+        self, name: str, folder: Path, config: Any, skeleton: Skeleton, *, after: bool = False
+    ) -> None:
         self._tensors = TensorFiles.of_folder(folder)
-        self._names = _names_in(name, self._tensors.shapes, config, skeleton)
         self._places = skeleton.places
+        self._rows = {skeleton.places[row].tensor for row in ROWS if row in skeleton.places}
+        self._names = _names_in(name, self._tensors.shapes, config, skeleton, self._rows if after else ())
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         fused: dict[str, Tensor] = {}  # a fused tensor is read once for all its parts
@@ -191,7 +195,8 @@ class _FolderWeights:
             place = self._places[weight]
             if place.tensor not in fused:
                 fused = {place.tensor: self._tensors[self._names[place.tensor]]}
-            yield weight, place.take(fused[place.tensor])
+            taken = place.take(fused[place.tensor])
+            yield weight, taken[: place.shape[0]] if place.tensor in self._rows else taken
 
     def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Return the weights W' with the names of `old`, in float32."""
@@ -241,17 +246,22 @@ def _fetched(source: Source) -> tuple[Located, Path]:
 
 
 def _names_in(
-    name: str, shapes: Mapping[str, tuple[int, ...]], config: Any, skeleton: Skeleton
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Any,
+    skeleton: Skeleton,
+    may_grow: Collection[str],
 ) -> dict[str, str]:
     """Return the names that the tensors of a skeleton have in a checkpoint. One of two tied tensors may be
-    missing; if both are there, each is read."""
+    missing; if both are there, each is read. Those in `may_grow` may have the rows of more tokens."""
     found = {skeleton.name_of(here): here for here in shapes}
     for one, other in second_names(config).items():
         for missing, there in ((one, other), (other, one)):
             if missing not in found and there in found:
                 found[missing] = found[there]
     for tensor, shape in skeleton.tensors.items():
-        if tensor not in found or shapes[found[tensor]] != shape:
+        its = shapes.get(found.get(tensor, ""), ())
+        if its != shape and not (tensor in may_grow and grown(ROWS[0], shape, its)):
             raise InputError(
                 f"{name} has no weights of the right shape for {tensor}, which its config.json asks for: "
                 "the folder is incomplete, mixes two models or holds its weights in another layout."

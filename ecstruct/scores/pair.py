@@ -16,6 +16,7 @@ from ecstruct.facts.encoding import encode_for
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
+from ecstruct.models.added_tokens import without_added
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
@@ -256,8 +257,11 @@ def _weights_after(
         source = after.metadata.get("after", "a weight delta")
         return after.added_to(before), {"source": source, "revision": None}, None
     other = HookedView(after)
-    check_same(view.named_weights, other.named_weights)
+    found = without_added(other.weights(), view.named_weights)
+    check_same(view.named_weights, found)
     check_same_computation(view.hf.config, other.hf.config)
-    weights = {name: w.to(view.device, view.dtype) for name, w in other.weights().items()}
+    weights = {name: w.to(view.device, view.dtype) for name, w in found.items()}
     origin = provenance(after)
-    return weights, origin.described, origin.tokenizer
+    # A tokenizer with more tokens would read prompts with some that the embedding does not have here.
+    has_more = len(other.named_weights["embed.weight"]) > len(weights["embed.weight"])
+    return weights, origin.described, None if has_more else origin.tokenizer
