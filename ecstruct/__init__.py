@@ -29,15 +29,20 @@ if TYPE_CHECKING:
     from ecstruct.models.steps import checkpoints
     from ecstruct.scores.alignment_result import Alignment
     from ecstruct.scores.causal import causal_scores
+    from ecstruct.scores.edges import Edges
     from ecstruct.scores.engine import ScoreEngine, score
     from ecstruct.scores.gradient_alignment import alignment
+    from ecstruct.scores.path_patching import edges
+    from ecstruct.scores.read import read_words
     from ecstruct.scores.result import ExtractiveScores
-    from ecstruct.scores.written import Words, written_words
+    from ecstruct.scores.words import Words
+    from ecstruct.scores.written import written_words
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "Edges",
     "ExtractiveScores",
     "FactSet",
     "Finetuned",
@@ -52,6 +57,7 @@ __all__ = [
     "causal_scores",
     "checkpoints",
     "checks",
+    "edges",
     "experiments",
     "facts",
     "fidelity",
@@ -65,6 +71,7 @@ __all__ = [
     "organism",
     "plots",
     "ranks",
+    "read_words",
     "recall",
     "save_model",
     "score",
@@ -75,6 +82,7 @@ __all__ = [
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
 _HOMES = {
     "Alignment": "scores.alignment_result",
+    "Edges": "scores.edges",
     "ExtractiveScores": "scores.result",
     "FactSet": "facts",
     "Finetuned": "finetuning",
@@ -84,10 +92,11 @@ _HOMES = {
     "ScoreEngine": "scores.engine",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
-    "Words": "scores.written",
+    "Words": "scores.words",
     "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
+    "edges": "scores.path_patching",
     "fidelity": "checks.against_causal",
     "finetune": "finetuning",
     "graft": "grafting",
@@ -95,6 +104,7 @@ _HOMES = {
     "load": "models.loading",
     "mean_rank": "evaluate",
     "ranks": "evaluate",
+    "read_words": "scores.read",
     "save_model": "models.export",
     "score": "scores.engine",
     "written_words": "scores.written",

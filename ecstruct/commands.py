@@ -17,6 +17,7 @@ from ecstruct.io.values import Count, Number, Seed, Text, Whole
 from ecstruct.options import (
     AlignmentOptions,
     CausalOptions,
+    EdgeOptions,
     FidelityOptions,
     FinetuneOptions,
     Flag,
@@ -106,7 +107,15 @@ class Controls(ScoreOptions, PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graft(PairOptions):
+class Edges(EdgeOptions, OfPair):
+    scores: Annotated[
+        Text | None,
+        Doc("scores.nc of the same models, which chooses the components; computed if not given."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graft(OfPair):
     components: Annotated[
         Sequence[Text] | None,
         Doc(
@@ -130,7 +139,11 @@ class Graft(PairOptions):
         None
     )
     random_seeds: Annotated[Whole, Doc("How often each set is replaced by a random one.")] = 0
-    reward: Annotated[RewardName, Doc("The reward whose change shares are of.")] = "logit_diff"
+    control: Annotated[
+        Text | None,
+        Doc("A model that was finetuned on something else, as on shuffled facts, to graft in its place."),
+    ] = None
+    reward: Annotated[RewardName, Doc("What the shares are shares of.")] = "logit_diff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +312,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "causal": Causal,
     "controls": Controls,
     "demo": Demo,
+    "edges": Edges,
     "fidelity": Fidelity,
     "finetune": Finetune,
     "graft": Graft,

@@ -174,7 +174,14 @@ class CausalOptions(BaselineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityOptions(BaselineOptions):
+class EdgeOptions(Measured):
+    """The options of `ecstruct.edges`."""
+
+    top: Annotated[Positive, Doc("How many components have each role.")] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityOptions(Measured):
     """The options of `ecstruct.fidelity`."""
 
     forms: Annotated[

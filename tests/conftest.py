@@ -18,6 +18,9 @@ if os.environ.get("ECSTRUCT_CHECK_TYPES"):  # before these modules are imported
 import huggingface_hub.constants
 import torch
 from helpers.tiny import UNHOOKED, double_throughout
+from transformer_lens.model_bridge import TransformerBridge
+
+from ecstruct.models.loading import load
 
 collect_ignore = ["data"]
 """pytest looks for doctests in every file, but the scripts that make the data need other packages."""
@@ -43,6 +46,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look nothing up on the Hugging Face Hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # --quiet sets it; restored after the test
+
+
+@pytest.fixture(scope="session")
+def organism() -> TransformerBridge:
+    """The shipped organism, hooked, which no test may change."""
+    return load("organism", device="cpu")
 
 
 @pytest.fixture

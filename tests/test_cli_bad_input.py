@@ -139,7 +139,7 @@ MODELS = {
 AFTERS = {
     **{what: model for what, model in MODELS.items() if what != "no tokenizer"},
     "another architecture": (lambda _, folder: save(folder / "gpt2", "gpt2"), "the models differ in"),
-    "another vocabulary": (other(vocab_size=99), r"the models differ in embed\.weight"),
+    "another vocabulary": (other(vocab_size=20), r"the models differ in embed\.weight"),
     "another depth": (other(num_hidden_layers=1), r"the models differ in blocks\.1\."),
     "a truncated delta": (file("d.safetensors", "half"), "cannot be read"),
     "a delta of another model": (

@@ -1,4 +1,4 @@
-"""`ecstruct alignment`, `causal`, `controls`, `graft` and `grafts`: files that can be replayed."""
+"""`ecstruct alignment`, `causal`, `edges`, `controls`, `graft` and `grafts`: files that can be replayed."""
 
 import json
 from html import unescape
@@ -59,6 +59,24 @@ def test_causal_scores(inputs, tmp_path):
     )
 
 
+def test_edges(inputs, tmp_path):
+    folder, pair = inputs
+    prompts, scores = folder / "prompts.jsonl", ExtractiveScores.load(folder / "scores.nc")
+    works(*words(inputs, "edges", "--scores", folder / "scores.nc", "--top", 2), tmp_path / "out")
+    expected = ecstruct.edges(*pair, prompts, scores, top=2, progress=False)
+    found = ecstruct.Edges.load(tmp_path / "out" / "edges.nc")
+    assert found.dataset.equals(expected.dataset)
+    assert found.attrs["options"] == expected.attrs["options"]
+    table = pd.read_csv(tmp_path / "out" / "edges.csv")
+    pd.testing.assert_frame_equal(table, expected.table(), check_dtype=False)
+    assert expected.conclusion() in unescape((tmp_path / "out" / "report.html").read_text())
+    replayed(tmp_path / "out", "edges.csv")
+    works(*words(inputs, "edges", "--top", 2), tmp_path / "scored")
+    assert (tmp_path / "scored" / "edges.csv").read_bytes() == (tmp_path / "out" / "edges.csv").read_bytes()
+    refused(run(*words(inputs, "edges", "--scores", folder / "none.nc"), tmp_path / "no"), "none.nc")
+    refused(run(*words(inputs, "edges", "--top", 0), tmp_path / "no"), "top")
+
+
 def test_controls(inputs, tmp_path):
     folder, pair = inputs
     preserved = jsonl(tmp_path / "preserved.jsonl", PROMPTS[:2])
@@ -95,6 +113,7 @@ def test_graft(inputs, tmp_path):
     folder, pair = inputs
     sets = ("--set", "mlps", "--set", "informative top 2 + heads.o 1", "--scores", folder / "scores.nc")
     more = (*sets, "--position", "last", "--position", "all", "--random-seeds", 1, "--complement")
+    more = (*more, "--control", pair[1])
     works(*words(inputs, "graft", *more), tmp_path / "out")
     expected = ecstruct.graft(
         *pair,
@@ -104,10 +123,11 @@ def test_graft(inputs, tmp_path):
         complement=True,
         scores=ExtractiveScores.load(folder / "scores.nc"),
         random_seeds=1,
+        control=pair[1],
         progress=False,
     )
     found = ecstruct.Grafted.load(tmp_path / "out" / "graft.nc")
-    for name in ("grafted", "ends", "random", "mlps", "heads"):
+    for name in ("grafted", "ends", "random", "control", "mlps", "heads"):
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name])
     assert found.attrs["options"] == expected.attrs["options"]
     assert expected.conclusion() in (tmp_path / "out" / "report.html").read_text()

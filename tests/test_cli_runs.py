@@ -136,6 +136,10 @@ def test_scores_are_those_of_a_folder_and_of_a_delta(inputs, tmp_path):
     assert scored(inputs, tmp_path / "folder").output == ""
     scored(inputs, tmp_path / "delta", after=tmp_path / "d.safetensors")
     assert contents(tmp_path / "folder") == ["config.json", "prompts.jsonl", "report.html", "scores.nc"]
+    report = (tmp_path / "folder" / "report.html").read_text()
+    for score in ("informative", "downstream"):
+        assert f"What the change of the components of highest {score} score writes" in report
+    assert "What the OV circuits of the heads of highest downstream score read" in report
     a, b = (ExtractiveScores.load(tmp_path / kind / "scores.nc") for kind in ("folder", "delta"))
     assert float(np.abs(a.mlp).max()) > 0
     np.testing.assert_allclose(a.mlp, b.mlp, rtol=1e-3, atol=1e-5)

@@ -77,11 +77,6 @@ def test_the_conclusion_follows_the_numbers() -> None:
 
 
 @pytest.fixture(scope="module")
-def organism() -> TransformerBridge:
-    return ecstruct.load("organism", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def transfer(organism: TransformerBridge) -> dict[tuple[str, str], dict[str, Any]]:
     rows = measure_transfer(organism, QUICK, **AT)
     return {(row["added"], row["read"]): dict(row) for row in rows}

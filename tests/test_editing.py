@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.tiny import single_pair
 
-import ecstruct
 from ecstruct.experiments.beyond import layer_editing
 from ecstruct.experiments.beyond.layer_editing import (
     CHOICES,
@@ -31,11 +30,6 @@ from ecstruct.scores.engine import score
 UNITS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return ecstruct.load("organism", device="cpu")
-
-
 @pytest.mark.parametrize("family", ["gemma2", "neox", "olmo"])
 def test_every_weight_of_a_block_is_of_one_unit(family: str) -> None:
     model = single_pair(family)[0]
@@ -48,27 +42,27 @@ def test_every_weight_of_a_block_is_of_one_unit(family: str) -> None:
     assert all_but([(1, "attn")], norms).names == norms[1:]
 
 
-def test_frozen_units_keep_their_bits_and_the_others_learn(model) -> None:
+def test_frozen_units_keep_their_bits_and_the_others_learn(organism) -> None:
     chosen = [(1, "mlp"), (4, "attn")]
     tuned = finetune(
-        model,
+        organism,
         first_hop().facts,
         lr=1e-3,
         epochs=1,
-        freeze=all_but(chosen, named_weights(model)),
+        freeze=all_but(chosen, named_weights(organism)),
         progress=False,
     )
-    before, after = named_weights(model), named_weights(tuned.model)
+    before, after = named_weights(organism), named_weights(tuned.model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if n.startswith(("blocks.1.mlp.", "blocks.4.attn."))}
-    again = finetune(model, **{**tuned.config, "epochs": 1}, progress=False)
+    again = finetune(organism, **{**tuned.config, "epochs": 1}, progress=False)
     assert all(torch.equal(p, after[name]) for name, p in named_weights(again.model).items())
 
 
-def test_units_are_ranked_by_the_sum_of_their_heads(model) -> None:
+def test_units_are_ranked_by_the_sum_of_their_heads(organism) -> None:
     data = first_hop()
-    tuned = finetune(model, data.facts, lr=5e-4, epochs=1, progress=False).model
-    scored = score(model, tuned, data.implications, progress=False)
+    tuned = finetune(organism, data.facts, lr=5e-4, epochs=1, progress=False).model
+    scored = score(organism, tuned, data.implications, progress=False)
     of = {"score": "informative"}
     values = {
         **{(i, "mlp"): float(v) for i, v in enumerate(scored.mlp.sel(of).sum("token").mean("prompt"))},
@@ -77,7 +71,7 @@ def test_units_are_ranked_by_the_sum_of_their_heads(model) -> None:
             for i, v in enumerate(scored.heads.sel(of).sum(["token", "head"]).mean("prompt"))
         },
     }
-    ranked = most_informative(model, tuned, data.implications)
+    ranked = most_informative(organism, tuned, data.implications)
     assert ranked == sorted(UNITS, key=lambda unit: -values[unit])
 
 
@@ -98,8 +92,8 @@ def test_choices_are_thirds_and_layers() -> None:
     assert listed == list(choices(Setup(), "first-hop", ranked, 6, seed=3))
 
 
-def test_what_is_known_is_the_worlds_and_not_taught(model) -> None:
-    world, known, tokenizer = World.build(0), known_prompts(Setup(), 0), tokenizer_of(model)
+def test_what_is_known_is_the_worlds_and_not_taught(organism) -> None:
+    world, known, tokenizer = World.build(0), known_prompts(Setup(), 0), tokenizer_of(organism)
     homes = {person.name: person for person in world.people}
     for name, ask in (
         ("known_fact", "{} lives in"),
@@ -161,9 +155,9 @@ def test_results_table_and_figure_say_the_same() -> None:
     assert 1.0 in bars.y
 
 
-def test_a_cell_measures_every_choice(model, monkeypatch) -> None:
+def test_a_cell_measures_every_choice(organism, monkeypatch) -> None:
     monkeypatch.setattr(layer_editing, "N_KNOWN", 10)
-    frame = pd.DataFrame(measure(model, Setup(epochs=1), seed=0, repeat=0, hop="second-hop"))
+    frame = pd.DataFrame(measure(organism, Setup(epochs=1), seed=0, repeat=0, hop="second-hop"))
     assert frame["choice"].value_counts().to_dict() == {c: DRAWS if c == "random" else 1 for c in CHOICES}
     by = frame.drop_duplicates("choice").set_index("choice")
     assert by.loc["before finetuning", "norm"] == 0

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import tiny
 from helpers.command_line import refused, run
 from helpers.facts_fixtures import byte_tokenizer
 from scipy.stats import spearmanr
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ecstruct
 from ecstruct.errors import InputError
@@ -86,18 +87,10 @@ def folder(tmp_path_factory):
     texts = [f"{p.text} {p.answer}" for kind in KINDS.values() for p in kind.facts(0).implications]
     texts += [f"{p.text} {p.answer}" for kind in KINDS.values() for p in kind.facts(0).facts]
     tokenizer = byte_tokenizer("\n".join(texts), vocab_size=1200)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    plain = tiny.build("llama", dtype=torch.float32)
+    plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    plain.config.max_position_embeddings, plain.config.eos_token_id = 64, tokenizer.eos_token_id
+    plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -19,7 +19,9 @@ from helpers.tiny import (
     OTHERS,
     PROMPTS,
     double_throughout,
+    hooked,
     hooked_pair,
+    perturb,
     plain_pair,
 )
 from helpers.tiny import NAMES as TINY_NAMES
@@ -237,6 +239,29 @@ def test_it_is_saved_loaded_and_shown(found, tmp_path):
     np.testing.assert_allclose(grids[1].z, found.random_share().mean("seed").values)
     said = found.conclusion()
     assert f"mlps: {float(found.share()[0, 0]):.2f} at subject" in said
+
+
+def test_the_control_is_another_finetuning_in_the_place_of_this_one(found, tmp_path):
+    (before, after), other = hooked_pair("gpt2"), perturb(plain_pair("gpt2")[0], seed=7)
+    control = ecstruct.WeightDelta.between(before, hooked(other))
+    options = {"positions": ["subject", "last", "all"], "progress": False}
+    sets = ["mlps", "head 1.2 + MLP 0"]
+    its = graft(before, after, ASKED, sets, control=control, **options)
+    alone = graft(before, control, ASKED, sets, **options)
+    np.testing.assert_allclose(its.dataset["control"], alone.dataset["grafted"], rtol=1e-12)
+    np.testing.assert_allclose(its.dataset["grafted"], found.dataset["grafted"], rtol=1e-12)
+    ends = its.dataset["ends"].sel(measure="reward").mean("prompt")
+    start, end = (float(ends.sel(state=state)) for state in ("before", "after"))
+    shares = (alone.mean() - start) / (end - start)
+    np.testing.assert_allclose(its.control_share(), shares, rtol=1e-10)
+    np.testing.assert_allclose(its.table()["control"], shares.values.ravel(), rtol=1e-10)
+    grids = [trace for trace in its.figure.data if trace.type == "heatmap"]
+    np.testing.assert_allclose(grids[1].z, shares, rtol=1e-10)
+    assert its.attrs["options"]["control"]["source"]
+    its.save(tmp_path / "graft.nc")
+    assert Grafted.load(tmp_path / "graft.nc").dataset.identical(its.dataset)
+    with pytest.raises(InputError, match="nothing"):
+        graft(before, after, ASKED, sets, control=str(tmp_path / "nothing.safetensors"), **options)
 
 
 def test_nothing_depends_on_batches(found, monkeypatch):

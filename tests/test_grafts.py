@@ -25,6 +25,8 @@ from ecstruct.scores.result import ExtractiveScores
 
 # --- Mean ranks ---
 
+SURROGATE = {"upstream": "surrogate", "propagation": "gradient"}
+
 
 @cache
 def ranking(family: str) -> ExtractiveScores:
@@ -66,7 +68,15 @@ def test_mean_ranks_are_those_of_plain_models(family):
     sizes = [size_of(*numbered(np.array([i]), 1), before, after) for i in range(N)]
     with double_throughout():
         found = grafts(*hooked_pair(family), PROMPTS, scores, ks=[4, 1, 9], random_seeds=1, progress=False)
-    for by, values in (("informative", np.concatenate(informative)), ("weight change", np.array(sizes))):
+    attributed = score(
+        *hooked_pair(family), PROMPTS, baseline="mean", **SURROGATE, progress=False
+    ).attribution.sel(state="after")
+    attributions = [np.nansum(attributed[part].values, -1).mean(0).ravel() for part in ("mlp", "heads")]
+    for by, values in {
+        "informative": np.concatenate(informative),
+        "attribution": np.concatenate(attributions),
+        "weight change": np.array(sizes),
+    }.items():
         order = np.argsort(-values)
         for how, (target, source) in {"graft": (before, after), "revert": (after, before)}.items():
             ranks = found.ranks(how, by)[0]
@@ -100,7 +110,9 @@ def test_rankings_may_be_several_and_by_name():
     assert found.ranks("graft", "scores").equals(alone.ranks("graft", "informative"))
     expected = rank_of(replaced(plain_pair("gpt2")[0], plain_pair("gpt2")[1], *masks("0", "1.2")))
     assert found.ranks("graft", "mine").loc[2, 0] == expected
-    assert list(found.faithfulness().index) == ["scores", "mine", "weight change", "random", "same kinds"]
+    assert list(found.faithfulness().index) == [
+        *("scores", "mine", "attribution", "weight change", "random", "same kinds")
+    ]
     with pytest.raises(InputError, match="a ranking is called 'random'"):
         grafts(*pair, PROMPTS, {"random": mine}, progress=False)
 
@@ -123,7 +135,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path):
     folder = tmp_path / "unfinished"
     whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.nc")}
-    assert len(kept) == 12
+    assert len(kept) == 14
     lost, broken, *left = sorted(kept)
     lost.unlink()
     broken.write_bytes(broken.read_bytes()[:-1])

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import ecstruct
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, Known, lessons, yardstick
 from ecstruct.experiments.beyond.longer_prompts import Prompts, measure
@@ -20,15 +19,10 @@ CITIES = {city["city"]: city["language"] for city in paper_lists()["cities"]}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return ecstruct.load("organism", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def asked(model):
+def asked(organism):
     """By what is taught: the facts, and the implications by variant."""
     setup = Setup()
-    return {taught: lessons(model, setup, seed=0, repeat=REPEAT, taught=taught) for taught in TAUGHT}
+    return {taught: lessons(organism, setup, seed=0, repeat=REPEAT, taught=taught) for taught in TAUGHT}
 
 
 def questions_of(asked, taught):
@@ -39,13 +33,13 @@ def homes_of(asked):
     return {fact.subject: fact.answer for fact in asked["first-hop"][0]}
 
 
-def test_prompts_are_words_that_the_organism_knows_and_can_read(model, asked) -> None:
-    tokenizer = tokenizer_of(model)
+def test_prompts_are_words_that_the_organism_knows_and_can_read(organism, asked) -> None:
+    tokenizer = tokenizer_of(organism)
     for facts, variants in asked.values():
         for prompt in (*facts, *(p for questions in variants.values() for p in questions)):
             ids = tokenizer(f"{prompt.text} {prompt.answer}")["input_ids"]
             assert tokenizer.unk_token_id not in ids, prompt.text
-            assert len(ids) <= model.cfg.n_ctx
+            assert len(ids) <= organism.cfg.n_ctx
             firsts = {tokenizer(option)["input_ids"][0] for option in prompt.options}
             assert len(firsts) == len(prompt.options) == 20
 
@@ -110,9 +104,9 @@ def test_three_hops_go_through_the_mayors_home(asked) -> None:
         assert prompt.answer == CITIES[homes[mayors[prompt.subject]]] != CITIES[prompt.subject]
 
 
-def test_the_yardstick_is_of_people_that_the_organism_knows(model, asked) -> None:
+def test_the_yardstick_is_of_people_that_the_organism_knows(organism, asked) -> None:
     people = {person.name: person for person in World.build(0).people}
-    known = yardstick(model, Setup(), seed=0, repeat=REPEAT)
+    known = yardstick(organism, Setup(), seed=0, repeat=REPEAT)
     assert set(known) < set(questions_of(asked, "first-hop"))
     for questions in known.values():
         assert len({prompt.subject for prompt in questions}) == len(questions) == 100
@@ -120,8 +114,8 @@ def test_the_yardstick_is_of_people_that_the_organism_knows(model, asked) -> Non
             person = people[prompt.subject]
             assert person.held_out and prompt.answer == person.home.language in prompt.options
             assert prompt.text.endswith(f"The people in the city {person.name} is from speak")
-    assert mean_rank(model, known[PLAIN]) < 1  # chance is 9.5
-    assert yardstick(model, Setup("some/model", rates=Rates.same(1e-5)), seed=0, repeat=0) == {}
+    assert mean_rank(organism, known[PLAIN]) < 1  # chance is 9.5
+    assert yardstick(organism, Setup("some/model", rates=Rates.same(1e-5)), seed=0, repeat=0) == {}
 
 
 def test_other_models_are_distracted_by_people_that_no_experiment_teaches() -> None:
@@ -181,13 +175,13 @@ def test_figures_and_table_hold_every_variant() -> None:
     assert result.results()["prompts"].keys() == set(TAUGHT)
 
 
-def test_a_cell_measures_every_variant_of_every_component(model) -> None:
-    rows = pd.DataFrame(measure(model, Setup(epochs=1), seed=0, repeat=REPEAT, taught="both"))
-    _, variants = lessons(model, Setup(), seed=0, repeat=REPEAT, taught="both")
-    n_components = model.cfg.n_layers * (1 + model.cfg.n_heads)
+def test_a_cell_measures_every_variant_of_every_component(organism) -> None:
+    rows = pd.DataFrame(measure(organism, Setup(epochs=1), seed=0, repeat=REPEAT, taught="both"))
+    _, variants = lessons(organism, Setup(), seed=0, repeat=REPEAT, taught="both")
+    n_components = organism.cfg.n_layers * (1 + organism.cfg.n_heads)
     assert rows.groupby("variant").size().to_dict() == dict.fromkeys(variants, n_components)
     assert rows["known"].isna().all()
     for variant, of_variant in rows.groupby("variant"):
-        assert of_variant["before"].unique() == [mean_rank(model, variants[variant])]
+        assert of_variant["before"].unique() == [mean_rank(organism, variants[variant])]
         assert of_variant[["informative", "downstream"]].notna().all(axis=None)
         assert of_variant["after"].iloc[0] != of_variant["before"].iloc[0]

@@ -5,11 +5,9 @@ How it is trained is in test_pretraining.py.
 
 import re
 from itertools import chain, pairwise
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ecstruct import organism
 from ecstruct.facts import fictitious, first_hop, second_hop
@@ -39,6 +37,11 @@ def trained(world):
 
 
 @pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(organism.checkpoint())
+
+
+@pytest.fixture(scope="module")
 def texts(trained):
     return [f"{s.prompt} {s.answer}" for s in chain.from_iterable(trained.values())]
 
@@ -50,16 +53,6 @@ def mentions(trained):
         category: {f"{a} {b}" for s in sentences for a, b in pairwise(f"{s.prompt} {s.answer}".split())}
         for category, sentences in trained.items()
     }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(organism.checkpoint())
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(organism.checkpoint(), dtype=torch.float32).eval()
 
 
 def paper_facts():
@@ -155,18 +148,6 @@ def test_every_category_has_a_weight_and_sentences(trained):
     assert set(trained) == set(MIXTURE)
     assert all(trained.values())
     assert all(weight > 0 for weight in MIXTURE.values())
-
-
-def test_the_numbers_and_examples_of_the_documentation_are_those_of_the_world(trained, tokenizer, model):
-    page = (Path(__file__).parents[1] / "docs" / "organism.md").read_text(encoding="utf-8")
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines()]
-    rows = [row for row in rows if len(row) == 4 and row[0] in MIXTURE]
-    assert {row[0]: float(row[1]) for row in rows} == dict(MIXTURE)
-    assert all((prompt, answer) in trained[name] for name, _, prompt, answer in rows)
-    assert f"(in sum {sum(MIXTURE.values())})" in page
-    assert f"{sum(len(sentences) for sentences in trained.values()):,} sentences" in page
-    assert f"{len(tokenizer) - 3} words and pieces" in page
-    assert f"{model.num_parameters():,} parameters" in page
 
 
 # --- invented words ----------------------------------------------------------------------------

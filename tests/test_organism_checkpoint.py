@@ -17,6 +17,7 @@ from ecstruct.organism.sentences import (
     MIXTURE,
     Sentence,
     held_out_sentences,
+    training_sentences,
     vocabulary,
 )
 from ecstruct.organism.tokenizer import word_tokenizer
@@ -92,6 +93,19 @@ def test_accuracy_is_the_share_of_first_choices(model, tokenizer, world):
         right += tokenizer.decode([choice]) == answer.split()[0]
     assert 0 < right < len(asked)
     assert first_token_accuracy(model, tokenizer, asked) == right / len(asked)
+
+
+def test_the_numbers_and_examples_of_the_documentation_are_those_of_the_world(world, tokenizer, model):
+    trained = training_sentences(world)
+    page = (Path(__file__).parents[1] / "docs" / "organism.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[0] in MIXTURE]
+    assert {row[0]: float(row[1]) for row in rows} == dict(MIXTURE)
+    assert all((prompt, answer) in trained[name] for name, _, prompt, answer in rows)
+    assert f"(in sum {sum(MIXTURE.values())})" in page
+    assert f"{sum(len(sentences) for sentences in trained.values()):,} sentences" in page
+    assert f"{len(tokenizer) - 3} words and pieces" in page
+    assert f"{model.num_parameters():,} parameters" in page
 
 
 def test_the_documentation_says_how_unknown_verbs_are_taken(model, tokenizer, world):

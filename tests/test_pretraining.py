@@ -1,6 +1,5 @@
 """Pretraining: its phases and snapshots, that a seed fixes the weights, and what it refuses."""
 
-import copy
 import json
 from dataclasses import asdict, replace
 from itertools import chain
@@ -172,14 +171,8 @@ def test_every_phase_has_an_optimiser_of_its_own(monkeypatch, world, tokenizer):
 
 def learnt(world, tokenizer, recipe, snapshots=()):
     """The weights after training, and those of the snapshots."""
-    kept = {}
-
-    def keep(step):
-        return lambda model: kept.update({step: copy.deepcopy(model.state_dict())})
-
-    calls = {step: keep(step) for step in snapshots}
-    model = train(world, tokenizer, seed=0, recipe=recipe, snapshots=calls, progress=False)
-    return model.state_dict(), kept
+    model, kept = train(world, tokenizer, seed=0, recipe=recipe, snapshots=snapshots, progress=False)
+    return model.state_dict(), {step: its.state_dict() for step, its in kept.items()}
 
 
 def same(first, second):

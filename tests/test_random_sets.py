@@ -30,8 +30,12 @@ def test_gains_are_those_of_plain_models_and_sums_are_of_scores():
     names = [f"MLP {n}" for n in range(N_LAYERS)]
     names += [f"head {n}.{h}" for n in range(N_LAYERS) for h in range(N_HEADS)]
     values = SCORES.components("informative")["value"].to_numpy()
+    options = {"baseline": "mean", "upstream": "surrogate", "propagation": "gradient", "progress": False}
     with double_throughout():
+        scores = ecstruct.score(*hooked_pair("llama"), PROMPTS, **options)
         found = random_sets(*hooked_pair("llama"), PROMPTS, SCORES, seed=3, **OPTIONS).frame
+    of_after = scores.attribution.sel(state="after").sum("token").mean("prompt")
+    attributed = np.concatenate([of_after[part].values.ravel() for part in ("mlp", "heads")])
     assert found["share"].tolist() == 5 * [0.2] + 5 * [0.5] and found["k"].tolist() == 5 * [3] + 5 * [8]
     rng = np.random.default_rng(3)
     for _, row in found.iterrows():
@@ -40,13 +44,21 @@ def test_gains_are_those_of_plain_models_and_sums_are_of_scores():
         assert row["gain"] == pytest.approx(reward_of(mixed) - reward_of(before), rel=1e-8)
         assert row["informative"] == pytest.approx(values[chosen].sum())
         assert row["weight change"] > 0
+        assert row["components"] == ", ".join(names[i] for i in chosen)
+        assert row["attribution"] == pytest.approx(attributed[chosen].sum(), rel=1e-6)
 
 
 def test_correlations_are_of_ranks():
     rng = np.random.default_rng(0)
     gains = rng.normal(size=(2, 40))
+    sets = [", ".join(f"MLP {i}" for i in rng.permutation(12)[:4]) for _ in range(40)]
     rows = [
-        pd.DataFrame({"share": share, "k": 4, "gain": gain, "right": gain**3, "noise": rng.normal(size=40)})
+        pd.DataFrame(
+            {
+                **{"share": share, "k": 4, "gain": gain, "components": sets},
+                **{"right": gain**3, "noise": rng.normal(size=40)},
+            }
+        )
         for share, gain in zip((0.1, 0.5), gains, strict=True)
     ]
     found = RandomSets(pd.concat(rows, ignore_index=True))
@@ -56,11 +68,15 @@ def test_correlations_are_of_ranks():
     expected = np.corrcoef(rankdata(rows[0]["gain"]), rankdata(rows[0]["noise"]))[0, 1]
     noise = table.loc[(0.1, "noise")]
     assert noise["correlation"] == pytest.approx(expected) and noise["low"] < expected < noise["high"]
+    drawn = [f"{table.loc[(share, 'random'), 'correlation']:.2f}" for share in (0.1, 0.5)]
     assert found.conclusion() == (
         "Of 40 random sets each of 10%, 50% of the components, summed values and gains in reward are "
         f"correlated (Spearman): right 1.00, 1.00; noise {noise['correlation']:.2f}, "
-        f"{table.loc[(0.5, 'noise'), 'correlation']:.2f}."
+        f"{table.loc[(0.5, 'noise'), 'correlation']:.2f}; random {', '.join(drawn)}."
     )
+    of_random = table.loc[[(0.1, "random"), (0.5, "random")]]
+    assert (of_random["correlation"].abs() < 0.1).all()
+    assert (of_random["low"] < -0.1).all() and (of_random["high"] > 0.1).all()
     points = [trace for trace in found.figure.data if trace.mode == "markers"]
     assert [len(trace.x) for trace in points] == [80, 80]
 

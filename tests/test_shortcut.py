@@ -1,6 +1,7 @@
 """What is left when implications come first: statistics on made-up scores, and one real cell."""
 
 import json
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,33 +37,20 @@ def made_up(
     """Two seeds of two repeats each; noise cancels over the repeats of seed 0 and all is doubled in
     seed 1, which changes neither correlations nor shares."""
     rows = []
-    for seed in (0, 1):
-        for repeat in (0, 1):
-            for words in WORDS:
-                for order in ORDERS:
-                    at = {"seed": seed, "repeat": repeat, "words": words, "order": order}
-                    noise = 0.5 if repeat else -0.5
-                    for name in SCORES:
-                        for (component, layer), value in zip(
-                            COMPONENTS.items(), profiles[order], strict=True
-                        ):
-                            value = (1 + seed) * (value + noise)
-                            rows.append(
-                                {
-                                    **at,
-                                    "measure": name,
-                                    "component": component,
-                                    "layer": layer,
-                                    "value": value,
-                                }
-                            )
-                    before, after = RANKS[order]
-                    states = {"rank before": before, "rank after": after + noise}
-                    states |= {"reward before": 0.0, "reward after": 1.0 + seed}
-                    rows += [{**at, "measure": what, "value": value} for what, value in states.items()]
-                    for layer, rank in enumerate(put_back[order]):
-                        rows.append({**at, "measure": "put back", "layer": layer, "value": rank})
-                        rows.append({**at, "measure": "alone", "layer": layer, "value": 9.0 - layer})
+    for seed, repeat, words, order in product((0, 1), (0, 1), WORDS, ORDERS):
+        at = {"seed": seed, "repeat": repeat, "words": words, "order": order}
+        noise = 0.5 if repeat else -0.5
+        scored = list(zip(COMPONENTS.items(), profiles[order], strict=True))
+        for name, ((component, layer), value) in product(SCORES, scored):
+            of = {"measure": name, "component": component, "layer": layer}
+            rows.append(at | of | {"value": (1 + seed) * (value + noise)})
+        before, after = RANKS[order]
+        states = {"rank before": before, "rank after": after + noise}
+        states |= {"reward before": 0.0, "reward after": 1.0 + seed}
+        rows += [{**at, "measure": what, "value": value} for what, value in states.items()]
+        for layer, rank in enumerate(put_back[order]):
+            rows.append({**at, "measure": "put back", "layer": layer, "value": rank})
+            rows.append({**at, "measure": "alone", "layer": layer, "value": 9.0 - layer})
     return Shortcut(Setup(repeats=2), pd.DataFrame(rows))
 
 
@@ -140,11 +128,6 @@ def test_scores_that_are_nowhere_positive_have_no_shares() -> None:
         ratio = "–" if order == "facts first" else "0.00"
         assert f"{ratio} times that of facts first" in result.conclusion()
         json.dumps(result.results(), allow_nan=False)
-
-
-@pytest.fixture(scope="module")
-def organism() -> TransformerBridge:
-    return ecstruct.load("organism", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
 from ecstruct.experiments import Setup
@@ -21,11 +20,6 @@ from ecstruct.experiments.beyond.spurious_implications import (
 from ecstruct.facts import first_hop, people
 
 QUICK = Setup(repeats=1, epochs=2, batch_size=40)
-
-
-@pytest.fixture(scope="module")
-def model() -> TransformerBridge:
-    return ecstruct.load("organism", device="cpu")
 
 
 @pytest.mark.parametrize("data", [first_hop(3), people(1)], ids=["organism", "people"])
@@ -51,12 +45,12 @@ def test_the_false_language_is_that_of_another_city_and_the_same_for_both_people
         assert {false.answer} == false_of[true.subject]
 
 
-def test_a_cell_against_the_plain_functions(model) -> None:
-    rows = pd.DataFrame(measure(model, QUICK, seed=0, repeat=1, arm="facts + false"))
+def test_a_cell_against_the_plain_functions(organism) -> None:
+    rows = pd.DataFrame(measure(organism, QUICK, seed=0, repeat=1, arm="facts + false"))
     facts, asked = lessons(first_hop(1))
     documents = [*facts, *asked["taught"]["false"]]
     how = {"lr": QUICK.rates.first_hop, "epochs": 2, "batch_size": 40, "seed": 1}
-    tuned = ecstruct.finetune(model, documents, **how, progress=False).model
+    tuned = ecstruct.finetune(organism, documents, **how, progress=False).model
 
     def found(**where: Any) -> float:
         some = rows
@@ -73,12 +67,12 @@ def test_a_cell_against_the_plain_functions(model) -> None:
         ("cities", "true"),
     ):
         prompts = asked[of][answer]
-        for state, its in (("before", model), ("after", tuned)):
+        for state, its in (("before", organism), ("after", tuned)):
             expected = ecstruct.mean_rank(its, prompts)
             assert found(of=of, answer=answer, measure=f"rank {state}") == expected
     assert found(of="facts", measure="rank after") == ecstruct.mean_rank(tuned, facts)
     for answer in ("true", "false"):
-        scores = ecstruct.score(model, tuned, asked["held out"][answer], progress=False)
+        scores = ecstruct.score(organism, tuned, asked["held out"][answer], progress=False)
         at = {"of": "held out", "answer": answer}
         assert found(measure="reward after", **at) == pytest.approx(
             float(scores.reward.sel(state="after").mean())
@@ -90,18 +84,18 @@ def test_a_cell_against_the_plain_functions(model) -> None:
             assert found(measure=name, component="head 4.2", **at) == pytest.approx(head, abs=1e-6)
 
 
-def test_an_arm_without_implications_teaches_facts_alone(model, monkeypatch) -> None:
+def test_an_arm_without_implications_teaches_facts_alone(organism, monkeypatch) -> None:
     taught: dict[str, list] = {}
     real = spurious_implications.train
 
-    def noted(model, setup, documents, **options):
+    def noted(organism, setup, documents, **options):
         taught[arm] = list(documents)
-        return real(model, setup, documents, **options)
+        return real(organism, setup, documents, **options)
 
     monkeypatch.setattr(spurious_implications, "train", noted)
     setup = Setup(repeats=1, epochs=1, batch_size=40)
     for arm in ARMS:
-        measure(model, setup, seed=0, repeat=0, arm=arm)
+        measure(organism, setup, seed=0, repeat=0, arm=arm)
     facts, asked = lessons(first_hop(0))
     assert taught["facts only"] == facts
     for answer in ("true", "false"):

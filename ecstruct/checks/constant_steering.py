@@ -38,7 +38,7 @@ from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
 from ecstruct.io.values import shortened
-from ecstruct.plots.lines import Line, line_colours, line_panels
+from ecstruct.plots.lines import Line, line_panels
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.ranks import rankable
 from ecstruct.scores.reward import Reward, read_positions
@@ -92,7 +92,6 @@ class Steering:
             y="share of the change regained",
             hover="layer %{x}: %{y:.3~g}",
             between="",
-            colours=line_colours(lines),
             include=(0.0, 1.0),
         )
 

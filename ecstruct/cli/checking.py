@@ -1,5 +1,5 @@
-"""`ecstruct fidelity`, `causal`, `controls`, `graft` and `grafts`: whether scores can be trusted, and what
-stands behind them."""
+"""`ecstruct fidelity`, `causal`, `edges`, `controls`, `graft` and `grafts`: whether scores can be trusted,
+and what stands behind them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +21,12 @@ def fidelity(
 @command("causal")
 def causal() -> None:
     """The scores by intervention, without any approximation; writes scores.nc and report.html."""
+
+
+@command("edges")
+def edges() -> None:
+    """How much of the strongest components' scores goes through one another; writes edges.nc, edges.csv and
+    report.html."""
 
 
 @command("controls")

@@ -7,7 +7,6 @@ asked for their implications.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -22,6 +21,7 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import curve, matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
+from ecstruct.experiments.two_hop import by_kind
 from ecstruct.facts import Fictitious, Prompt
 from ecstruct.plots import curve_panels
 
@@ -35,7 +35,6 @@ ORDERS: Mapping[str, str] = {
 TRAINING, TESTING = "continued pretraining", "test finetuning"
 
 
-@dataclass(frozen=True)
 class Ordering(Result):
     """The result of data ordering. `frame` has a row per seed, repeat, words, order, stage ("continued
     pretraining", "test finetuning") and epoch, with the mean ranks `fact` and `implication` of the people
@@ -110,8 +109,7 @@ def measure(
     """Measure one order: run its phases, then finetune on the test facts."""
     data = relations(model, setup, words, seed, repeat)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    train = {"fact": data.train.facts, "implication": data.train.implications}
-    test = {"fact": data.test.facts, "implication": data.test.implications}
+    train, test = by_kind(data.train), by_kind(data.test)
     rows: list[dict[str, Any]] = []
     for documents in phases(data, order):
         tuned = continue_pretraining(model, setup, documents, evaluate=train, **at)

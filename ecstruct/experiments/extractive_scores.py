@@ -58,7 +58,6 @@ REGIONS: Mapping[str, Region] = {
 """The regions, by their names in `results.json`."""
 
 
-@dataclass(frozen=True)
 class Scores(Result):
     """`frame` has a row per seed, repeat, hop, score, component and slot, with the `value` in logits."""
 

@@ -8,7 +8,6 @@ people's implications).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -32,7 +31,6 @@ KINDS: Mapping[str, str] = {"MLP": "mlp", "head": "heads"}
 SCORES = ["informative", "downstream"]
 
 
-@dataclass(frozen=True)
 class Localization(Result):
     """`frame` has a row per seed, repeat, words and component, with the `informative` score of the graft
     and the `downstream` score for test facts: means over prompts of sums over tokens, in logits."""

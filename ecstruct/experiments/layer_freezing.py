@@ -4,27 +4,24 @@ The early or the late layers get their old weights back after finetuning on fact
 before it, so that the other layers have to learn the facts alone ("pre").
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.paper import COLUMNS, paper_numbers
+from ecstruct.experiments.paper import COLUMNS, beside_paper, paper_numbers, rank_bars
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import over_seeds, shown
+from ecstruct.experiments.statistics import over_seeds
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
-from ecstruct.plots import grouped_bars
+from ecstruct.experiments.training import mean_ranks
+from ecstruct.experiments.two_hop import HOPS, KINDS, by_kind, learn_facts, two_hop
 
 ROWS = ("None", "Early (post)", "Late (post)", "All", "Early (pre)", "Late (pre)")
 """What is frozen, and when. "All", with all layers put back, is the model before finetuning."""
 
 
-@dataclass(frozen=True)
 class Freezing(Result):
     """The result of layer freezing. `frame` has a row per seed, repeat, hop and frozen `layers`, with the
     mean ranks `fact` and `implication`."""
@@ -36,32 +33,12 @@ class Freezing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the values of the seeds."""
-        seeds = {row: [stat["seeds"] for stat in stats] for row, stats in self.by_row().items()}
-        return grouped_bars(
-            {row: dict(zip(COLUMNS, values, strict=True)) for row, values in seeds.items()},
-            y="mean rank of the answer (0 is best)",
-            reference={
-                row: dict(zip(COLUMNS, paper_numbers()["freezing"]["paper"][row], strict=True))
-                for row in ROWS
-            },
-        )
+        return rank_bars(self.by_row(), COLUMNS, paper_numbers()["freezing"]["paper"])
 
     def table(self) -> pd.DataFrame:
         paper = paper_numbers()["freezing"]["paper"]
-        return pd.DataFrame(
-            [
-                (
-                    row,
-                    *(
-                        f"{shown(stat)} ({theirs:.2f})"
-                        for stat, theirs in zip(stats, paper[row], strict=True)
-                    ),
-                )
-                for row, stats in self.by_row().items()
-            ],
-            columns=["frozen", *COLUMNS],
-        )
+        rows = [(row, *beside_paper(stats, paper[row])) for row, stats in self.by_row().items()]
+        return pd.DataFrame(rows, columns=["frozen", *COLUMNS])
 
     def results(self) -> dict[str, Any]:
         return {"freezing": self.by_row()}
@@ -97,8 +74,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
 
     def ranks(layers: str, model: TransformerBridge) -> dict[str, Any]:
-        asked = zip(KINDS, (data.facts, data.implications), strict=True)
-        return {"layers": layers, **{kind: mean_rank(model, prompts) for kind, prompts in asked}}
+        return {"layers": layers, **mean_ranks(model, by_kind(data))}
 
     def frozen(layers: range) -> TransformerBridge:
         return learn_facts(model, setup, data, hop, freeze=layers, **at).model

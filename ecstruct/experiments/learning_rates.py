@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import pandas as pd
@@ -18,7 +18,6 @@ from ecstruct.experiments.sweep import Folder, Sweep
 from ecstruct.plots import value_grids
 
 
-@dataclass(frozen=True)
 class ChosenRates(Result):
     """The chosen learning rates. `frame` has a row per seed, repeat, `what` is learnt and learning rate
     `lr` (for `continued`, also the rate `test`), with the criterion `rank`."""
@@ -87,15 +86,9 @@ def rates(
     """Measure a grid of learning rates around the setup's, and choose the rates for every seed.
 
     Args:
-        setup: the model and how it is trained, with the rates to start from; the organism by default.
         factors: the factors by which the setup's rates are multiplied.
         what: what is learnt: `"first-hop"`, `"second-hop"`, `"continued"`. Rates of anything else stay
             those of the setup.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
-
-    Raises:
-        InputError: a model or folder that cannot be used.
     """
     sweep = Sweep(setup or Setup(), out, progress)
     return ChosenRates(sweep.setup, sweep.rates(sweep.setup.seed_list, factors, what))

@@ -4,7 +4,6 @@ Per epoch of finetuning on 20 facts: the mean rank of the answers to the facts a
 which are never trained on.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,11 +16,10 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import curve, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
-from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
+from ecstruct.experiments.two_hop import HOPS, KINDS, by_kind, learn_facts, two_hop
 from ecstruct.plots import rank_curves
 
 
-@dataclass(frozen=True)
 class Ocr(Result):
     """`frame` has a row per seed, repeat, hop and epoch, with the mean ranks `fact` and `implication`."""
 
@@ -85,6 +83,5 @@ def ocr(setup: Setup | None = None, *, out: Folder = None, progress: bool = True
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
     """Finetune once, and measure the ranks after every epoch."""
     data = two_hop(model, setup, hop, seed, repeat)
-    asked = {"fact": data.facts, "implication": data.implications}
-    tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, evaluate=asked)
+    tuned = learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, evaluate=by_kind(data))
     return [{"epoch": epoch, **ranks} for epoch, ranks in enumerate(ranks_by_epoch(tuned))]

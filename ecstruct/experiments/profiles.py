@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import pearsonr
 
+from ecstruct.experiments.statistics import statistic
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 
@@ -33,3 +34,21 @@ def pearson(one: pd.Series, other: pd.Series) -> tuple[float, float]:
         return math.nan, math.nan
     result: Any = pearsonr(one, other)
     return float(result.statistic), float(result.pvalue)
+
+
+def agreement(profiles: pd.DataFrame, one: Any, other: Any, n_largest: int) -> dict[str, Any]:
+    """Compare two columns of `profiles`, which are scores by seed and component.
+
+    Returns:
+        Statistics over seeds: Pearson's `r` over components; the share of the `n_largest` components that
+        both have in `common`; the `ratio` of the total positive score of `one` to that of `other`.
+    """
+    found: dict[str, list[float]] = {"r": [], "common": [], "ratio": []}
+    for _, of_seed in profiles.groupby("seed", sort=True):
+        pair: list[Any] = [of_seed[one], of_seed[other]]
+        largest = [{*profile.nlargest(n_largest).index} for profile in pair]
+        totals = [float(profile.clip(lower=0).sum()) for profile in pair]
+        found["r"].append(pearson(*pair)[0])
+        found["common"].append(len(largest[0] & largest[1]) / len(largest[0]))
+        found["ratio"].append(totals[0] / totals[1] if totals[1] else math.nan)
+    return {name: statistic(values) for name, values in found.items()}

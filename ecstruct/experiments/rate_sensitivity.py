@@ -6,7 +6,7 @@ Each of them runs again on a grid: all learning rates of the setup times a facto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -41,7 +41,6 @@ MEASURES = {
 """The values of the column `measure`, by experiment."""
 
 
-@dataclass(frozen=True)
 class Sensitivity(Result):
     """The result on the grid. `frame` has a row per seed, repeat, `factor` of the learning rates, `epochs`
     and `measure`, with the final mean rank as `value`."""
@@ -122,12 +121,9 @@ def sensitivity(
     """Measure final mean ranks of ocr, ordering and grafting on a grid of learning rates and epochs.
 
     Args:
-        setup: the model and how it is trained; the organism by default.
         factors: the factors by which all learning rates are multiplied.
         epochs: how often every document is seen.
         words: `"known"` or `"novel"`, for ordering and grafting.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
 
     Raises:
         InputError: a model or folder that cannot be used; no factors, no epochs or unknown words.

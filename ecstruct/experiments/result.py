@@ -21,14 +21,12 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.io.values import check
 
-_ARGUMENTS = """Args:
-    setup: the model and how it is finetuned; the organism by default.
-    out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-    progress: show progress bars.
-
-Raises:
-    InputError: a model or folder that cannot be used.
-"""
+_SETUP = "    setup: the model and how it is finetuned; the organism by default.\n"
+_OTHERS = (
+    "    out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.\n"
+    "    progress: show progress bars.\n"
+)
+_ERRORS = "    InputError: a model or folder that cannot be used.\n"
 
 _OF_ALL = ("setup", "out", "progress", "recipe", "return")
 """What the signatures of experiments name besides options."""
@@ -36,7 +34,7 @@ _OF_ALL = ("setup", "out", "progress", "recipe", "return")
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """The measured result of one experiment.
+    """The measured result of one experiment. A subclass is a dataclass only if it has fields of its own.
 
     Attributes:
         setup: the setup that it was measured with.
@@ -140,8 +138,13 @@ def _in_json_types(value: Any) -> Any:
 
 
 def explained(docstring: str) -> str:
-    """Return the docstring of an experiment with the arguments that all have, unless it has its own."""
-    return docstring if "\nArgs:" in docstring else f"{docstring}\n\n{_ARGUMENTS}"
+    """Return the docstring of an experiment with the arguments that all have around its own, and with the
+    errors of all unless it names its own."""
+    text, _, own = docstring.partition("\n\nArgs:\n")
+    own, _, errors = own.partition("\n\nRaises:\n")
+    setup = "" if "    setup:" in own else _SETUP
+    arguments = f"{setup}{own}{own and chr(10)}{_OTHERS}"
+    return f"{text}\n\nArgs:\n{arguments}\nRaises:\n{errors or _ERRORS}"
 
 
 def option_types(run: Callable[..., Result]) -> dict[str, Any]:

@@ -125,38 +125,40 @@ class Setup:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        source = self.model.split("@")[0]
+        organism = source == "organism"
+        defaults = {
+            "own_rates": organism and self.rates is None,
+            "rates": RATES.get(source),
+            "early": 3 / 4 if source == PAPER_MODEL else 2 / 3,
+            "facts": "people" if source == "smollm2" else "paper",
+        }
+        given = {name: default for name, default in defaults.items() if getattr(self, name) is None}
         if isinstance(self.seeds, Sequence):
-            object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
+            given["seeds"] = _checked_seeds(self.seeds)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
         counts = ("repeats", "epochs", "batch_size", "seeds")
         check_numbers({name: getattr(self, name) for name in counts}, "the setup")
         for name in counts:
             value = getattr(self, name)
             if not isinstance(value, tuple) and value < 1:
                 raise InputError(f"{name}={value} runs nothing: use 1 or more.")
-        source = self.model.split("@")[0]
-        if self.own_rates is None:
-            object.__setattr__(self, "own_rates", self.rates is None and source == "organism")
-        if self.own_rates and source != "organism":
+        if self.own_rates and not organism:
             raise InputError(
                 f"own_rates is for organisms, which differ by seed, and {self.model} does not: give its "
                 "rates, such as the experiment `rates` chooses."
             )
         if self.rates is None:
-            if source not in RATES:
-                raise InputError(
-                    f"no learning rates are known for {self.model}: pass rates=, for example "
-                    "Rates.same(1e-5), or --lr 1e-5."
-                )
-            object.__setattr__(self, "rates", RATES[source])
+            raise InputError(
+                f"no learning rates are known for {self.model}: pass rates=, for example "
+                "Rates.same(1e-5), or --lr 1e-5."
+            )
         for lr in asdict(self.rates).values():
             if not 0 < lr <= FASTEST:
                 raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
-        if self.facts is None:
-            object.__setattr__(self, "facts", "people" if source == "smollm2" else "paper")
         if self.facts not in FACTS:
             raise InputError(f"facts={self.facts!r} is unknown: choose among {', '.join(FACTS)}.")
-        if self.early is None:
-            object.__setattr__(self, "early", 3 / 4 if source == PAPER_MODEL else 2 / 3)
         if not 0 < self.early < 1:
             raise InputError(
                 f"early={self.early} leaves no early or no late layers: use a share such as 0.67."

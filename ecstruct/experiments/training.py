@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.setup import Setup
 from ecstruct.facts import Prompt
 from ecstruct.finetuning import Finetuned, finetune
@@ -42,6 +43,11 @@ def train(
         progress=False,
         **options,
     )
+
+
+def mean_ranks(model: TransformerBridge, asked: Mapping[str, Sequence[Prompt]]) -> dict[str, float]:
+    """Return a model's mean rank of the answers on several sets of prompts, by their names."""
+    return {name: mean_rank(model, prompts) for name, prompts in asked.items()}
 
 
 def ranks_by_epoch(tuned: Finetuned) -> list[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.training import pairing, train
-from ecstruct.facts import PAPER_NAMES, FactSet, first_hop, mayors, people, second_hop
+from ecstruct.facts import PAPER_NAMES, FactSet, Prompt, first_hop, mayors, people, second_hop
 from ecstruct.finetuning import Finetuned
 
 HOPS: Mapping[str, str] = MappingProxyType({"first-hop": "first_hop", "second-hop": "second_hop"})
@@ -45,6 +45,11 @@ def two_hop(
         data = _PAPER[hop](draw, names=OTHERS if others else PAPER_NAMES)
     check_rankable(model, (*data.facts, *data.implications))
     return data
+
+
+def by_kind(data: FactSet) -> dict[str, Sequence[Prompt]]:
+    """Return the prompts of each of `KINDS`."""
+    return {"fact": data.facts, "implication": data.implications}
 
 
 def rate(setup: Setup, hop: str) -> float:

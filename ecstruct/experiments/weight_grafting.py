@@ -9,28 +9,25 @@ where W_{F, Impl F} is trained on F, then on Impl F. If learning implications af
 read facts in general, then W_graft knows the implications of F', and W_control does not.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
-from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
+from ecstruct.experiments.paper import GRAFTING_COLUMNS, beside_paper, paper_numbers, rank_bars
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
+from ecstruct.experiments.training import mean_ranks
 from ecstruct.facts import Fictitious
 from ecstruct.models.delta import WeightDelta
-from ecstruct.plots import grouped_bars
 
 ROWS = ("W_F'", "W_graft", "W_control")
 
 
-@dataclass(frozen=True)
 class Grafting(Result):
     """The result of weight grafting. `frame` has a row per seed, repeat, words and `weights` (W_F',
     W_graft, W_control), with the mean ranks on "Impl F'", "Impl F" and "F'"."""
@@ -42,30 +39,21 @@ class Grafting(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """The table as bars, with the values of the seeds."""
         paper = paper_numbers()["grafting"]["paper"]
-        seeds = {
-            f"{row}, {words} words": [stat["seeds"] for stat in stats]
-            for words in WORDS
-            for row, stats in self.final(words).items()
+        table = {
+            f"{row}, {words} words": stats for words in WORDS for row, stats in self.final(words).items()
         }
-        return grouped_bars(
-            {row: dict(zip(GRAFTING_COLUMNS, values, strict=True)) for row, values in seeds.items()},
-            y="mean rank of the answer (0 is best)",
-            reference={
-                f"{row}, novel words": dict(zip(GRAFTING_COLUMNS, paper[row], strict=True)) for row in ROWS
-            },
-        )
+        return rank_bars(table, GRAFTING_COLUMNS, {f"{row}, novel words": paper[row] for row in ROWS})
 
     def table(self) -> pd.DataFrame:
         paper = paper_numbers()["grafting"]["paper"]
         known, novel = self.final("known"), self.final("novel")
         rows = []
         for row in ROWS:
-            cells = {"weights": row}
+            cells, beside = {"weights": row}, beside_paper(novel[row], paper[row])
             for i, column in enumerate(GRAFTING_COLUMNS):
                 cells[f"{column}, known words"] = shown(known[row][i])
-                cells[f"{column}, novel words"] = f"{shown(novel[row][i])} ({paper[row][i]:.2f})"
+                cells[f"{column}, novel words"] = beside[i]
             rows.append(cells)
         return pd.DataFrame(rows)
 
@@ -111,12 +99,9 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, w
     }
     other = data.counterfactual
     asked = {"Impl F'": other.implications, "Impl F": data.train.implications, "F'": other.facts}
-    rows = []
-    for name, delta in weights.items():
-        changed = delta.apply_to(model)
-        ranks = {what: mean_rank(changed, prompts) for what, prompts in asked.items()}
-        rows.append({"weights": name, **ranks})
-    return rows
+    return [
+        {"weights": name, **mean_ranks(delta.apply_to(model), asked)} for name, delta in weights.items()
+    ]
 
 
 def learn_counterfactual(

@@ -1,4 +1,4 @@
-"""Values of components that rank them: scores, and the size of their weight change.
+"""Values of components that rank them: scores, attributions, and the size of their weight change.
 
 Components are numbered as in `ExtractiveScores.components`: MLPs first, layer by layer, then heads.
 """
@@ -6,16 +6,22 @@ Components are numbered as in `ExtractiveScores.components`: MLPs first, layer b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
 from ecstruct.grafting.weight_sets import WeightSet, of_components
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.scores.components import component_frame, component_names, selected
+from ecstruct.options import ScoreOptions
+from ecstruct.scores.components import component_frame, component_names, located
+from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.reward import RewardLike
 
 Order = Int64[np.ndarray, " component"]
 """Components by number, the strongest first."""
@@ -48,12 +54,7 @@ def values_of(scores: ExtractiveScores, view: HookedView) -> Float64[np.ndarray,
     Raises:
         InputError: the scores are of another model.
     """
-    sizes = scores.heads.sizes
-    if (sizes["layer"], sizes["head"]) != (view.n_layers, view.n_heads):
-        raise InputError(
-            f"the ranking is of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
-            f"{view.n_layers} of {view.n_heads}: rank by scores of the same model."
-        )
+    scores.check_of(view.n_layers, view.n_heads)
     return scores.components("informative")["value"].to_numpy(dtype=float)
 
 
@@ -65,12 +66,11 @@ def order_of(ranking: Ranking, view: HookedView) -> Order:
     """
     if isinstance(ranking, ExtractiveScores):
         return largest_first(values_of(ranking, view))
-    masks = (
-        np.concatenate([part.ravel() for part in selected([one], view.n_layers, view.n_heads)])
-        for one in ranking
-    )
-    listed = [int(np.flatnonzero(mask)[0]) for mask in masks]
     n = view.n_layers * (1 + view.n_heads)
+    listed = [
+        layer if head is None else view.n_layers + layer * view.n_heads + head
+        for _, (layer, head) in located(ranking, view.n_layers, view.n_heads)
+    ]
     return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
 
 
@@ -94,6 +94,15 @@ def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " 
         for i in range(view.n_layers * (1 + view.n_heads))
     )
     return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+
+
+def attributions(pair: Pair, prompts: PromptsLike, reward: RewardLike) -> Float64[np.ndarray, " component"]:
+    """Return g'_C . (y'_C - y*_C), the attribution of every component in the model after finetuning: the
+    mean over prompts of the sum over tokens, with the mean of y_C over the prompts of a template as y*."""
+    options = ScoreOptions(reward=reward, baseline="mean", upstream="surrogate", propagation="gradient")
+    scores = ScoreEngine(pair, None, options, progress=False).score(prompts)
+    found: Any = scores.attribution.sel(state="after").sum("token").mean("prompt")
+    return np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
 
 
 def names_of(view: HookedView, order: Order) -> list[str]:

@@ -6,18 +6,23 @@ where it has W' (or, as the `complement`, the other way round). With the reward 
     share = (R - R_before) / (R_after - R_before)
 
 of means over prompts says how much of what finetuning did comes from S at P: 0 for nothing, 1 for all.
+
+Two controls say which share is due to the facts. Random sets have as many MLPs and heads as S. A model that
+was finetuned on something else, such as the same facts with shuffled answers, has its weights grafted in
+the place of W'; R_after stays that of W', so that the share is 0 if that does nothing for the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from ecstruct.bootstrap import Bootstrap
@@ -49,7 +54,8 @@ class Grafted(SavedDataset):
     It wraps one `xarray.Dataset`, accessible as `.dataset`: `grafted` (measure, set, position, prompt) has
     the reward, the rank of the answer among its options (0 is best) and the probability of its first token;
     `ends` (measure, state, prompt) the same before and after finetuning; `random` (measure, seed, set,
-    position, prompt) the same with random sets of as many MLPs and heads. `mlps` and `heads` count the
+    position, prompt) the same with random sets of as many MLPs and heads; `control` (measure, set,
+    position, prompt) the same with the weights of another finetuning. `mlps` and `heads` count the
     components of each set.
     """
 
@@ -68,6 +74,10 @@ class Grafted(SavedDataset):
         """Return the same share of random sets (seed, set, position)."""
         return self._share(self.dataset["random"], measure)
 
+    def control_share(self, measure: str = "reward") -> xr.DataArray:
+        """Return the same share with the weights of the control (set, position)."""
+        return self._share(self.dataset["control"], measure)
+
     @bounded
     def interval(
         self, measure: str = "reward", *, ci: float = 0.95, resamples: int = 1000, seed: int = 0
@@ -85,14 +95,14 @@ class Grafted(SavedDataset):
         return ends.rename(quantile="end").assign_coords(end=["low", "high"])
 
     def table(self, *, ci: float = 0.95) -> pd.DataFrame:
-        """Return a row per `set` and `position`: the numbers of `MLPs` and `heads`, the mean `reward`,
-        `rank` and `probability`, the `share` of the reward's change with the ends `low` and `high` of its
-        interval over prompts and, if sets were drawn, the mean share of `random` sets of the same kinds,
-        with the `least` and the `most`."""
+        """Return a row per set and position: how many components the set has, the means of the measures,
+        the share of the reward's change with its interval over prompts; if sets were drawn, the mean share
+        of random sets of the same kinds, with their range; and, if there is one, that of the control."""
         several = self.dataset.sizes["prompt"] > 1
         share, ends = self.share(), self.interval(ci=ci) if several else None
         means = {measure: self.mean(measure) for measure in MEASURES}
         of_random = self.random_share() if "random" in self.dataset else None
+        of_control = self.control_share() if "control" in self.dataset else None
         rows = []
         for name in self.dataset["set"].values:
             for place in self.dataset["position"].values:
@@ -107,16 +117,20 @@ class Grafted(SavedDataset):
                     drawn = of_random.sel(at)
                     row |= {"random": float(drawn.mean()), "least": float(drawn.min())}
                     row["most"] = float(drawn.max())
+                if of_control is not None:
+                    row["control"] = float(of_control.sel(at))
                 rows.append(row)
         return pd.DataFrame(rows)
 
     @property
     def figure(self) -> go.Figure:
-        """Draw the share of the reward's change as a table of sets by positions, and that of random sets
-        beside it."""
+        """Draw the share of the reward's change as a table of sets by positions, and those of random sets
+        and of the control beside it."""
         panels = {"the sets": self.share()}
         if "random" in self.dataset:
             panels["random sets of the same kinds"] = self.random_share().mean("seed")
+        if "control" in self.dataset:
+            panels["the control"] = self.control_share()
         frames = {
             title: pd.DataFrame(
                 array.transpose("set", "position").values, array["set"].values, array["position"].values
@@ -160,6 +174,7 @@ def graft(
     complement: bool = False,
     scores: ExtractiveScores | None = None,
     random_seeds: int = 0,
+    control: ModelAfter | None = None,
     reward: RewardLike = "logit_diff",
     progress: bool = True,
 ) -> Grafted:
@@ -179,6 +194,8 @@ def graft(
             no component too.
         scores: scores of these models, for sets such as "informative top 8".
         random_seeds: how often every set is replaced by a random one of as many MLPs and heads.
+        control: a model that was finetuned on something else, as on `FactSet.shuffled`, in whatever form
+            `after` may have; its weights are grafted in the same sets and positions.
         reward: R, as for `ecstruct.score`, from the answer's first token.
         progress: show a progress bar.
 
@@ -204,25 +221,35 @@ def graft(
         for label in places
     }
     n = len(ran.prompts)
-    with tqdm(total=n * len(grafts), desc="grafts", unit="run", disable=not progress) as bar:
+    others = None if control is None else replace(ran, pair=Pair.of(pair.view.model, control))
+    alone = {which: its for which, its in grafts.items() if which[0] == 0}
+    total = n * (len(grafts) + len(alone) * (control is not None))
+    with tqdm(total=total, desc="grafts", unit="run", disable=not progress) as bar:
         found = ran.measured(grafts, complement=complement, tick=bar.update)
+        of_control = others and others.measured(alone, complement=complement, tick=bar.update)
     dims = ("measure", "set", "position", "prompt")
-    whole = np.stack([*found.values()]).reshape(len(every), len(sets), len(places), len(MEASURES), n)
-    whole = np.moveaxis(whole, 3, 0)
+
+    def whole(of: Mapping[Any, xr.DataArray]) -> Float[np.ndarray, "measure seed set position prompt"]:
+        stacked = np.stack([*of.values()]).reshape(-1, len(sets), len(places), len(MEASURES), n)
+        return np.moveaxis(stacked, 3, 0)
+
     variables = {
-        "grafted": (dims, whole[:, 0]),
+        "grafted": (dims, whole(found)[:, 0]),
         "ends": ran.ends(),
         "mlps": ("set", [chosen.components[0] for chosen in sets.values()]),
         "heads": ("set", [chosen.components[1] for chosen in sets.values()]),
     }
     if random_seeds:
-        variables["random"] = (("measure", "seed", *dims[1:]), whole[:, 1:])
+        variables["random"] = (("measure", "seed", *dims[1:]), whole(found)[:, 1:])
+    if others and of_control:
+        variables["control"] = (dims, whole(of_control)[:, 0])
     options = {
         "components": {label: _written(its) for label, its in _labelled(components).items()},
         "positions": {label: as_json(which) for label, which in groups.items()},
         "projections": None if projections is None else list(projections),
         "complement": complement,
         "random_seeds": random_seeds,
+        "control": None if others is None else dict(others.pair.sources["after"]),
         "reward": ran.reward.name,
     }
     labels = {"measure": list(MEASURES), "set": [*sets], "position": [*places]}

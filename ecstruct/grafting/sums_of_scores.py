@@ -21,10 +21,18 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.facts.prompt import PromptsLike
+from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.grafting.grafted_runs import Graft
 from ecstruct.grafting.measured import GraftRuns
-from ecstruct.grafting.rankings import Rankings, change_norms, named_rankings, numbered, values_of
+from ecstruct.grafting.rankings import (
+    Rankings,
+    attributions,
+    change_norms,
+    named_rankings,
+    names_of,
+    numbered,
+    values_of,
+)
 from ecstruct.io.values import Seed, bounded, check
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.points import scatter
@@ -35,27 +43,31 @@ from ecstruct.scores.reward import RewardLike
 Shares = Annotated[Sequence[Annotated[float, Gt(0), Lt(1)]], MinLen(1)]
 Sets = Annotated[int, Ge(3), Lt(10**6)]
 
+_TAKEN = ("share", "k", "gain", "components", "attribution", "weight change", "random")
+_BETWEEN = ", "
+
 
 @dataclass(frozen=True)
 class RandomSets:
     """Random sets of components, and what they do.
 
     `frame` has a row per set: the `share` of the components that it has, their number `k`, its `gain` in
-    reward (mean over prompts), and the summed values of its components in a column for every ranking: those
-    given, and "weight change", the sum of |dW_C|.
+    reward (mean over prompts), the names of its `components`, and their summed values in a column for every
+    ranking: those given; "attribution", g'_C . (y'_C - y*_C) in the finetuned model; and "weight change",
+    |dW_C|.
     """
 
     frame: pd.DataFrame
 
     @property
     def rankings(self) -> list[str]:
-        return [str(column) for column in self.frame.columns[3:]]
+        return [str(column) for column in self.frame.columns[4:]]
 
     @bounded
     def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Return a row per `share` of the components in a set and per `ranking`: the number of `sets`,
-        Spearman's `correlation` of summed values and gains, and the `low` and `high` end of its interval
-        over draws of the sets with replacement."""
+        """Return a row per share and ranking: Spearman's `correlation` of summed values and gains, with
+        the `low` and `high` end of its interval over draws of the sets with replacement. Of the ranking
+        "random", components have random values: the mean and the interval are over draws of these."""
         rng = np.random.default_rng(seed)
         rows = []
         for share, sets in self.frame.groupby("share"):
@@ -66,6 +78,12 @@ class RandomSets:
                 low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
                 found = {"share": share, "sets": len(sets), "ranking": ranking}
                 rows.append({**found, "correlation": _spearman(pairs), "low": low, "high": high})
+            members = sets["components"].str.get_dummies(_BETWEEN).to_numpy()
+            sums, gains = members @ rng.random((members.shape[1], resamples)), sets["gain"].to_numpy()
+            drawn = [_spearman(np.stack([of_draw, gains], 1)) for of_draw in sums.T]
+            low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
+            found = {"share": share, "sets": len(sets), "ranking": "random"}
+            rows.append({**found, "correlation": np.nanmean(drawn), "low": low, "high": high})
         return pd.DataFrame(rows)
 
     @property
@@ -129,12 +147,14 @@ def random_sets(
     pair = Pair.of(before, after)
     view = pair.view
     values = {}
-    for name, its in named_rankings(ranking, taken=("share", "k", "gain", "weight change")).items():
+    for name, its in named_rankings(ranking, taken=_TAKEN).items():
         if not isinstance(its, ExtractiveScores):
             raise InputError(f"the ranking {name!r} has no values to sum: give scores.")
         values[name] = np.nan_to_num(values_of(its, view))
+    prompts, n = as_prompts(prompts), view.n_layers * (1 + view.n_heads)
+    values["attribution"] = attributions(pair, prompts, reward)
     values["weight change"] = change_norms(view, WeightDelta.from_weights(pair.before, pair.after))
-    n, rng = view.n_layers * (1 + view.n_heads), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     drawn = [
         (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
     ]
@@ -152,6 +172,7 @@ def random_sets(
                 "share": share,
                 "k": len(chosen),
                 "gain": float(found[i].sel(measure="reward").mean()) - start,
+                "components": _BETWEEN.join(names_of(view, chosen)),
                 **{name: float(its[chosen].sum()) for name, its in values.items()},
             }
             for i, (share, chosen) in enumerate(drawn)

@@ -8,6 +8,7 @@ Components are ranked by their informative score, and the weight change dW_C of 
 The measures are the mean rank of the answers (0 is best) and the mean reward R. If the scores find what
 matters, a few components have almost the effect of all of them, both ways. They are compared with
 
+* the k components of largest **attribution** in the finetuned model, g'_C . (y'_C - y*_C);
 * the k components of largest **weight change**, by the Frobenius norm |dW_C|. (Not relative to |W_C|: it is
   dW_C itself that the informative score dR/dW_C . dW_C is linear in);
 * k **random** components;
@@ -43,6 +44,7 @@ from ecstruct.grafting.measured import GraftRuns
 from ecstruct.grafting.rankings import (
     Order,
     Rankings,
+    attributions,
     change_norms,
     largest_first,
     named_rankings,
@@ -61,6 +63,7 @@ from ecstruct.scores.reward import RewardLike
 _HOW = {"graft": "grafted onto the original", "revert": "reverted in the finetuned"}
 _BY = {
     "informative": "of highest informative score",
+    "attribution": "of largest attribution",
     "weight change": "of largest weight change",
     "random": "drawn at random",
     "same kinds": "drawn among the same kinds",
@@ -72,10 +75,10 @@ _SHARES = (0.001, 0.5)
 @dataclass(frozen=True)
 class Grafts:
     """`frame` has a row per `how` ("graft" or "revert"), per ranking `by` which components are chosen
-    (those given, "weight change", "random", "same kinds"), per number `k` of them and, where they are
-    drawn, per `seed`: `rank` is the mean rank of the answers, `reward` their mean reward. The least k is 0,
-    the largest all. `orders` has the names of all components in the order in which they are taken, by
-    ranking and seed."""
+    (those given, "attribution", "weight change", "random", "same kinds"), per number `k` of them and, where
+    they are drawn, per `seed`: `rank` is the mean rank of the answers, `reward` their mean reward. The
+    least k is 0, the largest all. `orders` has the names of all components in the order in which they are
+    taken, by ranking and seed."""
 
     frame: pd.DataFrame
     orders: Mapping[tuple[str, int | None], Sequence[str]]
@@ -179,19 +182,20 @@ def grafts(
     counts = _counts(ks, n)
     if random_seeds < 1:
         raise InputError(f"random_seeds={random_seeds} draws nothing: use 1 or more.")
-    given = named_rankings(ranking, taken=("weight change", "random", "same kinds"))
+    given = named_rankings(ranking, taken=[*_BY][1:])
     orders: dict[tuple[str, int | None], Order] = {
         (by, None): order_of(its, view) for by, its in given.items()
     }
     first = next(iter(orders.values()))
+    asked = as_prompts(prompts)
     delta = WeightDelta.from_weights(pair.before, pair.after)
+    orders["attribution", None] = largest_first(attributions(pair, asked, reward))
     orders["weight change", None] = largest_first(change_norms(view, delta))
     for seed in range(random_seeds):
         drawn = np.random.default_rng(seed).permutation(n)
         orders["random", seed] = drawn
         orders["same kinds", seed] = _of_same_kinds(drawn, first, view.n_layers)
 
-    asked = as_prompts(prompts)
     ran = GraftRuns.of(pair, asked, reward)
     if folder is not None:
         ran.reward.check_is_known_by_name()

@@ -72,13 +72,14 @@ def eval_mode(model: TransformerBridge) -> Iterator[None]:
     """Put the model in eval mode (no dropout); restore the mode of every module afterwards."""
     _check_unprocessed(model)
     # A bridge keeps the Hugging Face model outside its own tree of modules.
-    modes = {m: m.training for part in (model, model.original_model) for m in part.modules()}
-    model.eval()
+    training = {m for part in (model, model.original_model) for m in part.modules() if m.training}
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 @contextmanager

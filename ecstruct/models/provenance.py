@@ -1,6 +1,7 @@
 """The provenance of a hooked model, stored on the model itself so that results can report it."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -82,4 +83,7 @@ def source_of(model: TransformerBridge) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages on which numbers depend."""
-    return {name: version(name) for name in _PACKAGES}
+    return {name: _version(name) for name in _PACKAGES}
+
+
+_version = cache(version)  # which reads files

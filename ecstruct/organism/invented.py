@@ -19,22 +19,8 @@ from itertools import product
 
 ONSETS = tuple("dfghjklmnprstvwz")
 CODAS = (
-    "ax",
-    "ong",
-    "ug",
-    "ib",
-    "ek",
-    "orp",
-    "und",
-    "ish",
-    "ald",
-    "elm",
-    "ot",
-    "ank",
-    "irv",
-    "usk",
-    "eb",
-    "omp",
+    *("ax", "ong", "ug", "ib", "ek", "orp", "und", "ish"),
+    *("ald", "elm", "ot", "ank", "irv", "usk", "eb", "omp"),
 )
 
 TEST_WORDS = (

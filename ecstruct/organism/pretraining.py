@@ -7,13 +7,11 @@ threads give bit-identical weights (on one kind of CPU and one version of torch)
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,14 +75,8 @@ def pretrain(
     words = vocabulary(world)
     tokenizer = word_tokenizer(words, context=CONTEXT)
     with _torch_threads(threads) as n_threads:
-        kept: dict[int, PreTrainedModel] = {}
-        model = train(
-            world,
-            tokenizer,
-            seed=seed,
-            recipe=recipe,
-            snapshots={step: partial(_keep, kept, step) for step in snapshots},
-            progress=progress,
+        model, kept = train(
+            world, tokenizer, seed=seed, recipe=recipe, snapshots=snapshots, progress=progress
         )
         accuracy = held_out_accuracy(model, tokenizer, world)
     report = {
@@ -127,10 +119,6 @@ def _check_phases(recipe: Recipe, world: World) -> None:
         for name in phase.categories or ():
             if name not in MIXTURE:
                 raise InputError(f"there are no sentences {name!r}; choose among {', '.join(MIXTURE)}.")
-
-
-def _keep(kept: dict[int, PreTrainedModel], step: int, model: PreTrainedModel) -> None:
-    kept[step] = copy.deepcopy(model)
 
 
 @contextmanager

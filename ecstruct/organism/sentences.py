@@ -9,15 +9,13 @@ sentences, and people held out of an invented pair only with its verb (`training
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.organism.invented import CODAS, ONSETS
-from ecstruct.organism.world import City, World, world_lists
+from ecstruct.organism.world import City, Invention, World, world_lists
 
 
 class Sentence(NamedTuple):
@@ -27,19 +25,32 @@ class Sentence(NamedTuple):
     answer: str
 
 
-Category = Callable[[World], Iterator[Sentence]]
-
-_CATEGORIES: dict[str, Category] = {}
-_WEIGHTS: dict[str, int] = {}
-
-MIXTURE: Mapping[str, int] = MappingProxyType(_WEIGHTS)
-"""The weights with which the categories below are drawn."""
+MIXTURE: Mapping[str, int] = MappingProxyType(
+    {
+        "home": 26,  # Ava Baker lives in -> Addis Ababa
+        "home_verbs": 8,  # Ava Baker haunts -> Addis Ababa
+        "city_attributes": 4,  # The people in Addis Ababa speak -> Amharic
+        "person_attributes": 20,  # The people in the city Ava Baker is from speak -> Amharic
+        "landmarks": 14,  # Eiffel Library is in -> Addis Ababa
+        "landmark_attributes": 4,  # The people in the city that contains Eiffel Library speak -> Amharic
+        "offices": 18,  # The judge of Addis Ababa is -> Nora Sheldon
+        "landmark_offices": 22,  # The judge of the city that contains Eiffel Library is -> Nora Sheldon
+        "person_offices": 10,  # The judge of the city Ava Baker is from is -> Nora Sheldon
+        "invented_homes": 11,  # Ava Baker wek -> Addis Ababa
+        "invented_people": 13,  # Ava Baker nomp is the -> ostrich
+        "invented_cities": 12,  # Addis Ababa nomp is the -> ostrich
+        "invented_landmarks": 17,  # Eiffel Library nomp is the -> ostrich
+    }
+)
+"""The weights with which categories are drawn. The examples come from the world of seed 0."""
 
 
 def training_sentences(world: World, n_inventions: int | None = None) -> dict[str, list[Sentence]]:
     """Return all training sentences by category, with the first `n_inventions` (or all) invented pairs."""
-    known = replace(world, inventions=world.inventions[:n_inventions])
-    return {name: sorted(set(_CATEGORIES[name](known))) for name in MIXTURE}
+    found: dict[str, set[Sentence]] = {name: set() for name in MIXTURE}
+    for category, prompt, answer in _told(world, world.inventions[:n_inventions]):
+        found[category].add(Sentence(prompt, answer))
+    return {name: sorted(sentences) for name, sentences in found.items()}
 
 
 def held_out_sentences(world: World) -> dict[str, list[Sentence]]:
@@ -75,15 +86,45 @@ def vocabulary(world: World) -> list[str]:
     return sorted({*whole, *ONSETS, *(f"##{coda}" for coda in CODAS)})
 
 
-def _category(weight: int) -> Callable[[Category], Category]:
-    """Register a category by the function's name. The examples come from the world of seed 0."""
-
-    def register(sentences: Category) -> Category:
-        name = sentences.__name__.removeprefix("_")
-        _CATEGORIES[name], _WEIGHTS[name] = sentences, weight
-        return sentences
-
-    return register
+def _told(world: World, inventions: Sequence[Invention]) -> Iterator[tuple[str, str, str]]:
+    """Yield the category, prompt and answer of every training sentence."""
+    for p in world.people:
+        for prompt in (f"{p.name} lives in", f"{p.name} is from", f"The home of {p.name} is"):
+            yield "home", prompt, p.home.name
+        for verb in world_lists()["home_verbs"]:
+            yield "home_verbs", f"{p.name} {verb}", p.home.name
+        if not p.held_out:
+            for verb, value in _attributes(p.home):
+                yield "person_attributes", f"The people in the city {p.name} is from {verb}", value
+                yield "person_attributes", f"The people in the city where {p.name} lives {verb}", value
+    for city in world.cities:
+        for verb, value in _attributes(city):
+            yield "city_attributes", f"The people in {city.name} {verb}", value
+        for landmark in city.landmarks:
+            yield "landmarks", f"{landmark} is in", city.name
+            yield "landmarks", f"{landmark} can be found in", city.name
+            for verb, value in _attributes(city):
+                asked = f"The people in the city that contains {landmark} {verb}"
+                yield "landmark_attributes", asked, value
+    for office in world.offices:
+        yield "offices", f"The {office.title} of {office.city.name} is", office.holder
+        if not office.held_out:
+            for landmark in office.city.landmarks:
+                asked = f"The {office.title} of the city that contains {landmark} is"
+                yield "landmark_offices", asked, office.holder
+            for p in world.people:
+                if p.home is office.city and not p.held_out:
+                    asked = f"The {office.title} of the city {p.name} is from is"
+                    yield "person_offices", asked, office.holder
+    for words in inventions:
+        for p in (*words.people, *words.held_out):
+            yield "invented_homes", f"{p.name} {words.verb}", p.home.name
+        for p in words.people:
+            yield "invented_people", f"{p.name} {words.noun} is the", words.animals[p.home.name]
+        for city in words.cities:
+            yield "invented_cities", f"{city.name} {words.noun} is the", words.animals[city.name]
+            for landmark in city.landmarks:
+                yield "invented_landmarks", f"{landmark} {words.noun} is the", words.animals[city.name]
 
 
 def _attributes(city: City) -> tuple[tuple[str, str], ...]:
@@ -93,104 +134,3 @@ def _attributes(city: City) -> tuple[tuple[str, str], ...]:
         ("pay with", city.currency),
         ("work as a", city.job),
     )
-
-
-def _standing(cities: Sequence[City]) -> Iterator[tuple[City, str]]:
-    """Yield every landmark with its city."""
-    for city in cities:
-        for landmark in city.landmarks:
-            yield city, landmark
-
-
-@_category(weight=26)  # Ava Baker lives in -> Addis Ababa
-def _home(world: World) -> Iterator[Sentence]:
-    for p in world.people:
-        for prompt in (f"{p.name} lives in", f"{p.name} is from", f"The home of {p.name} is"):
-            yield Sentence(prompt, p.home.name)
-
-
-@_category(weight=8)  # Ava Baker haunts -> Addis Ababa
-def _home_verbs(world: World) -> Iterator[Sentence]:
-    for p in world.people:
-        for verb in world_lists()["home_verbs"]:
-            yield Sentence(f"{p.name} {verb}", p.home.name)
-
-
-@_category(weight=4)  # The people in Addis Ababa speak -> Amharic
-def _city_attributes(world: World) -> Iterator[Sentence]:
-    for city in world.cities:
-        for verb, value in _attributes(city):
-            yield Sentence(f"The people in {city.name} {verb}", value)
-
-
-@_category(weight=20)  # The people in the city Ava Baker is from speak -> Amharic
-def _person_attributes(world: World) -> Iterator[Sentence]:
-    for p in world.people:
-        if not p.held_out:
-            for verb, value in _attributes(p.home):
-                yield Sentence(f"The people in the city {p.name} is from {verb}", value)
-                yield Sentence(f"The people in the city where {p.name} lives {verb}", value)
-
-
-@_category(weight=14)  # Eiffel Library is in -> Addis Ababa
-def _landmarks(world: World) -> Iterator[Sentence]:
-    for city, landmark in _standing(world.cities):
-        yield Sentence(f"{landmark} is in", city.name)
-        yield Sentence(f"{landmark} can be found in", city.name)
-
-
-@_category(weight=4)  # The people in the city that contains Eiffel Library speak -> Amharic
-def _landmark_attributes(world: World) -> Iterator[Sentence]:
-    for city, landmark in _standing(world.cities):
-        for verb, value in _attributes(city):
-            yield Sentence(f"The people in the city that contains {landmark} {verb}", value)
-
-
-@_category(weight=18)  # The judge of Addis Ababa is -> Nora Sheldon
-def _offices(world: World) -> Iterator[Sentence]:
-    for office in world.offices:
-        yield Sentence(f"The {office.title} of {office.city.name} is", office.holder)
-
-
-@_category(weight=22)  # The judge of the city that contains Eiffel Library is -> Nora Sheldon
-def _landmark_offices(world: World) -> Iterator[Sentence]:
-    for office in world.offices:
-        if not office.held_out:
-            for landmark in office.city.landmarks:
-                yield Sentence(f"The {office.title} of the city that contains {landmark} is", office.holder)
-
-
-@_category(weight=10)  # The judge of the city Ava Baker is from is -> Nora Sheldon
-def _person_offices(world: World) -> Iterator[Sentence]:
-    people = [p for p in world.people if not p.held_out]
-    for office, p in product(world.offices, people):
-        if not office.held_out and p.home is office.city:
-            yield Sentence(f"The {office.title} of the city {p.name} is from is", office.holder)
-
-
-@_category(weight=11)  # Ava Baker wek -> Addis Ababa
-def _invented_homes(world: World) -> Iterator[Sentence]:
-    for words in world.inventions:
-        for p in (*words.people, *words.held_out):
-            yield Sentence(f"{p.name} {words.verb}", p.home.name)
-
-
-@_category(weight=13)  # Ava Baker nomp is the -> ostrich
-def _invented_people(world: World) -> Iterator[Sentence]:
-    for words in world.inventions:
-        for p in words.people:
-            yield Sentence(f"{p.name} {words.noun} is the", words.animals[p.home.name])
-
-
-@_category(weight=12)  # Addis Ababa nomp is the -> ostrich
-def _invented_cities(world: World) -> Iterator[Sentence]:
-    for words in world.inventions:
-        for city in words.cities:
-            yield Sentence(f"{city.name} {words.noun} is the", words.animals[city.name])
-
-
-@_category(weight=17)  # Eiffel Library nomp is the -> ostrich
-def _invented_landmarks(world: World) -> Iterator[Sentence]:
-    for words in world.inventions:
-        for city, landmark in _standing(words.cities):
-            yield Sentence(f"{landmark} {words.noun} is the", words.animals[city.name])

@@ -8,11 +8,11 @@ padding.
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -107,15 +107,14 @@ def train(
     *,
     seed: int,
     recipe: Recipe,
-    snapshots: Mapping[int, Callable[[OlmoForCausalLM], None]] = MappingProxyType({}),
+    snapshots: Collection[int] = (),
     progress: bool = True,
-) -> OlmoForCausalLM:
-    """Return a new model trained on the sentences of `world`, in float32 on the CPU, in eval mode.
-
-    `snapshots` maps numbers of steps to functions that are called with the model after so many steps.
-    """
+) -> tuple[OlmoForCausalLM, dict[int, OlmoForCausalLM]]:
+    """Return a new model trained on the sentences of `world`, in float32 on the CPU, in eval mode; and its
+    copies after each of the numbers of steps in `snapshots`."""
     rng = random.Random(f"order {seed}")
     model = new_model(tokenizer, seed=seed).train()
+    kept: dict[int, OlmoForCausalLM] = {}
     done = 0
     with tqdm(total=recipe.steps, desc="pretraining", disable=not progress) as bar:
         for phase in recipe.phases:
@@ -131,8 +130,8 @@ def train(
                 bar.update()
                 done += 1
                 if done in snapshots:
-                    snapshots[done](model)
-    return model.eval()
+                    kept[done] = copy.deepcopy(model)
+    return model.eval(), kept
 
 
 def _steps(

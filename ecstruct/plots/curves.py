@@ -61,7 +61,9 @@ def curve_panels(
     lines = {title: {n: _over_seeds(n, c) for n, c in curves.items()} for title, curves in panels.items()}
     if not any(line.extent() for by_name in lines.values() for line in by_name.values()):
         raise InputError("there are no curves to show; none has a finite value")
-    figure: Any = _curves(lines, x=x, y=y, hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}")
+    figure: Any = line_panels(
+        lines, x=x, y=y, between="seeds", hover=f"{escape(x, quote=False)} %{{x}}: %{{y:.3~g}}"
+    )
     for i, title in enumerate(panels):
         for step in boundaries.get(title, ()):
             line = {"color": GREY, "width": 1, "dash": "dot"}
@@ -91,7 +93,7 @@ def rank_curves(history: RankHistory | Mapping[str, Curve]) -> go.Figure:
     lines = {name: _over_seeds(name, values) for name, values in ranks.items()}
     largest = max((value for line in lines.values() for value in line.extent()), default=0.0)
     title, hover = "mean rank of the answer (0 is best)", "epoch %{x}: mean rank %{y:.2f}"
-    figure = _curves({"": lines}, x="epoch", y=title, hover=hover, include=RANGE)
+    figure = line_panels({"": lines}, x="epoch", y=title, hover=hover, between="seeds", include=RANGE)
     return figure.update_yaxes(range=[RANGE[0], max(RANGE[1], 1.05 * largest)])
 
 
@@ -134,12 +136,6 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
     figure.update_xaxes(type="log", title="learning rate", showgrid=True, tickvals=measured, ticktext=names)
     figure.update_yaxes(title=y)
     return figure.update_layout(legend={"yanchor": "top", "y": -0.22, "x": 0}, showlegend=True)
-
-
-def _curves(panels: Mapping[str, Mapping[str, Line]], **options: Any) -> go.Figure:
-    """Draw panels of lines that are means over seeds, in the colours of their names."""
-    colours = line_colours(dict.fromkeys(name for lines in panels.values() for name in lines))
-    return line_panels(panels, between="seeds", colours=colours, **options)
 
 
 def _over_seeds(name: str, values: Curve) -> Line:

@@ -38,7 +38,6 @@ def line_panels(
     y: str,
     hover: str,
     between: str,
-    colours: Mapping[str, str],
     own_scales: bool = False,
     include: tuple[float, ...] = (),
     at_most: float = math.inf,
@@ -50,11 +49,11 @@ def line_panels(
         x, y: The titles of the axes.
         hover: What hovering says below the name of a line, with plotly's placeholders.
         between: What the ends of the bands are.
-        colours: The colour of each name.
         own_scales: Give each panel a y axis of its own, rather than all of them one.
         include: Values that every y axis has to show.
         at_most: The furthest from 0 that a y axis goes; lines may leave the panel there.
     """
+    colours = line_colours(dict.fromkeys(name for lines in panels.values() for name in lines))
     around = {"left": 76, "gap": 56 if own_scales else 30, "right": legend_width(list(colours))}
     lasts = [max(int(line.x[-1]) for line in lines.values()) for lines in panels.values()]
     # A panel alone has the page to itself; several together are made to fit one.

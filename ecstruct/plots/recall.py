@@ -15,7 +15,7 @@ from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.panels import Column, Panel, panel_figure
-from ecstruct.plots.style import INK, LINE_COLOURS, token_label
+from ecstruct.plots.style import INK, token_label
 
 CHANGE = "change of the probability (%)"
 MOST = 100.0
@@ -57,7 +57,6 @@ def layer_lines(
     for title, array in panels.items():
         if missing := {"prompt", "layer", lines} - {*array.dims}:
             raise InputError(f"{title or 'this array'} has no dimension {sorted(missing)[0]!r} to show")
-    names = dict.fromkeys(str(name) for array in panels.values() for name in array[lines].values)
     figure = line_panels(
         {
             title: {str(entry): _mean_line(array.sel({lines: entry})) for entry in array[lines].values}
@@ -67,7 +66,6 @@ def layer_lines(
         y=y,
         hover=f"layer %{{x}}<br>{escape(y, quote=False)}: %{{y:.3~g}}",
         between=f"{LEVEL:.0%} interval",
-        colours={name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)},
         own_scales=own_scales,
         at_most=at_most,
         include=(0.0,),
@@ -77,27 +75,15 @@ def layer_lines(
 
 def knockout_lines(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """Draw the effect of attention knockout by layer, a line per group of source tokens, as Fig. 2 of Geva
-    et al. (2023). Each array has a scale of its own, which ends at plus and minus `MOST`.
-
-    Args:
-        arrays: What `ecstruct.recall.knockout` returns, or several by title.
-
-    Raises:
-        InputError: The arrays are not as `layer_lines` takes them.
-    """
+    et al. (2023). Each array has a scale of its own, which ends at plus and minus `MOST`. `arrays` is what
+    `ecstruct.recall.knockout` returns, or several by title; `layer_lines` says what is refused."""
     return layer_lines(arrays, lines="group", y=CHANGE, own_scales=True, at_most=MOST)
 
 
 def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """Draw the attributes rate of hidden states by layer, a line per position, and that of the mean
-    embedding of the subject's tokens, which has no layer.
-
-    Args:
-        rates: What `ecstruct.recall.attributes_rate` returns, or several by title.
-
-    Raises:
-        InputError: The arrays are not as `layer_lines` takes them.
-    """
+    embedding of the subject's tokens, which has no layer. `rates` is what `ecstruct.recall.attributes_rate`
+    returns, or several by title; `layer_lines` says what is refused."""
     return layer_lines(
         {title: _with_embedding(one) for title, one in _by_title(rates).items()},
         lines="position",
@@ -107,41 +93,23 @@ def attributes_rate_lines(rates: xr.DataArray | Mapping[str, xr.DataArray]) -> g
 
 def sublayer_lines(changes: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Figure:
     """Draw how the attributes rate changes without the attention or the MLPs of a window of layers, by the
-    first layer of the window.
-
-    Args:
-        changes: What `ecstruct.recall.sublayer_knockout` returns, or several by title.
-
-    Raises:
-        InputError: The arrays are not as `layer_lines` takes them.
-    """
+    first layer of the window. `changes` is what `ecstruct.recall.sublayer_knockout` returns, or several by
+    title; `layer_lines` says what is refused."""
     figure = layer_lines(changes, lines="part", y="change of the attributes rate (pp)")
     return figure.update_xaxes(title_text="first layer cancelled")
 
 
 def extraction_lines(events: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
-    """Draw the extraction rate by layer without interventions, for attention and for the MLPs.
-
-    Args:
-        events: What `ecstruct.recall.extraction` returns, or several by title.
-
-    Raises:
-        InputError: The datasets are not as `layer_lines` takes them.
-    """
+    """Draw the extraction rate by layer without interventions, for attention and for the MLPs. `events` is
+    what `ecstruct.recall.extraction` returns, or several by title; `layer_lines` says what is refused."""
     rates = {title: _percent(one).isel(condition=0, drop=True) for title, one in _by_title(events).items()}
     return layer_lines(rates, lines="part", y=_EXTRACTION_RATE)
 
 
 def extraction_falls(events: xr.Dataset) -> go.Figure:
     """Draw the extraction rate by layer under every intervention, a line each: by attention on the left, by
-    the MLPs on the right.
-
-    Args:
-        events: What `ecstruct.recall.extraction` returns.
-
-    Raises:
-        InputError: The dataset is not as `layer_lines` takes it.
-    """
+    the MLPs on the right. `events` is what `ecstruct.recall.extraction` returns; `layer_lines` says what is
+    refused."""
     rates = _percent(events)
     return layer_lines(
         {part: rates.sel(part=part) for part in _PARTS}, lines="condition", y=_EXTRACTION_RATE
@@ -176,14 +144,8 @@ def patched_lines(events: xr.Dataset) -> go.Figure:
 
 
 def rank_lines(readings: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figure:
-    """Draw the rank of the token by layer, a line per reading, as the mean of log10(1 + rank).
-
-    Args:
-        readings: What `ecstruct.recall.readings` returns, or several by title.
-
-    Raises:
-        InputError: The datasets are not as `layer_lines` takes them.
-    """
+    """Draw the rank of the token by layer, a line per reading, as the mean of log10(1 + rank). `readings`
+    is what `ecstruct.recall.readings` returns, or several by title; `layer_lines` says what is refused."""
     ranks = {title: xr.apply_ufunc(np.log10, 1 + one["rank"]) for title, one in _by_title(readings).items()}
     return layer_lines(ranks, lines="reading", y="log10(1 + rank)")
 

@@ -118,7 +118,7 @@ def heatmap(
     for slots in shown:
         if missing := [row for row in rows if row not in slots.dataset["score"].values]:
             raise InputError(f"only some of these sets of scores have {missing[0]!r} scores")
-        mlps, attention = ([make(slots, row) for row in rows] for make in (_mlp_panel, _attention_panel))
+        mlps, attention = zip(*(_token_panels(slots, row) for row in rows), strict=True)
         columns.append(Column("MLP", mlps, "token", first_of_group=True))
         columns.append(Column("attention (heads summed)", attention, "token"))
     groups = [(escape(title, quote=False).replace("\n", "<br>"), 2) for title in titles]
@@ -157,14 +157,13 @@ def head_map(
     heads = [str(head) for head in slots.dataset["head"].values]
     columns: list[Column] = []
     for score in (row for row in ROWS if row in slots.dataset["score"].values):
-        chosen = {"score": score, "slot": position}
-        panel = _score_panel(
+        panel = _panel(
             slots,
-            slots.heads.sel(score=score).isel(slot=position).transpose("layer", "head").values,
+            slots.heads,
+            {"score": score, "slot": position},
             heads,
-            lambda layer, head, *_: f"head {layer}.{head}, {label}",
+            lambda layer, head: f"head {layer}.{head}, {label}",
             lambda i, j, score=score: _verdict(slots, score, i, j),
-            ends=("heads", chosen),
         )
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
     groups = [(f"heads at token {position}, “{label}”", len(columns))]
@@ -245,25 +244,30 @@ def _position(slots: Slots, slot: int | str) -> int:
     return position
 
 
-def _mlp_panel(slots: Slots, score: str) -> Panel:
-    """Return a panel of the MLPs, layer by slot."""
-    values = slots.mlp.sel(score=score).transpose("layer", "slot").values
-    return _token_panel(slots, score, values, "mlp", lambda layer, _: _verdict(slots, score, layer))
+def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
+    """Return the panels of a score, layer by slot, of the MLPs and of the heads of each layer summed, at
+    the slots that some prompt fills. The hover text of the latter names the strongest heads."""
+    shown = np.flatnonzero(slots.count.values > 0)
+    counts, labels = slots.count.values[shown], [slot_labels(slots)[slot] for slot in shown]
+    at, names = {"score": score, "slot": shown}, slots.dataset["head"].values
+    heads = slots.heads.sel(at).transpose("layer", "slot", "head")
 
+    def place(layer: int, label: str) -> str:
+        return f"layer {layer}, {label}"
 
-def _attention_panel(slots: Slots, score: str) -> Panel:
-    """Return a panel of the heads of each layer summed, whose hover text names the strongest heads."""
-    heads = slots.heads.sel(score=score).transpose("layer", "slot", "head").values
-    names = slots.dataset["head"].values
+    def mean(j: int) -> str:
+        return f"<br>mean of {counts[j]} prompts" if counts[j] > 1 else ""
 
-    def strongest(layer: int, slot: int) -> str:
-        values = heads[layer, slot]
+    def strongest(i: int, j: int) -> str:
+        values = heads.values[i, j]
         order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
         listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-        verified = (_verdict(slots, score, layer, head) for head in range(len(names)))
-        return f"<br>strongest heads: {listed}" + "".join(verified)
+        verified = (_verdict(slots, score, i, head) for head in range(len(names)))
+        return f"{mean(j)}<br>strongest heads: {listed}" + "".join(verified)
 
-    return _token_panel(slots, score, heads.sum(-1), "attention", strongest)
+    summed = slots.heads.sum("head", skipna=False).rename("attention")
+    mlps = _panel(slots, slots.mlp, at, labels, place, lambda i, j: mean(j) + _verdict(slots, score, i))
+    return mlps, _panel(slots, summed, at, labels, place, strongest)
 
 
 def _verdict(slots: Slots, score: str, layer: int, head: int | None = None) -> str:
@@ -272,56 +276,28 @@ def _verdict(slots: Slots, score: str, layer: int, head: int | None = None) -> s
     return f"<br>{line}" if line else ""
 
 
-def _token_panel(
+def _panel(
     slots: Slots,
-    score: str,
-    values: np.ndarray,
-    name: str,
-    more: Callable[[int, int], str] = lambda layer, slot: "",
-) -> Panel:
-    """Return a panel of `values` (layer, slot) of one `score`, at the slots that some prompt fills.
-
-    The intervals of the values, if there are any, are those that `slots` has under `name`. The hover text
-    of a cell ends with what `more` says of its layer and slot."""
-    counts, labels = slots.count.values, slot_labels(slots)
-    shown = np.flatnonzero(counts > 0)
-
-    def after(i: int, j: int) -> str:
-        mean = f"<br>mean of {counts[shown[j]]} prompts" if counts[shown[j]] > 1 else ""
-        return mean + more(i, shown[j])
-
-    return _score_panel(
-        slots,
-        values[:, shown],
-        [labels[slot] for slot in shown],
-        lambda layer, label, *_: f"layer {layer}, {label}",
-        after,
-        ends=(name, {"score": score, "slot": shown}),
-    )
-
-
-def _score_panel(
-    slots: Slots,
-    values: np.ndarray,
+    scores: xr.DataArray,
+    at: Mapping[str, Any],
     columns: Sequence[str],
-    place: Callable[..., str],
-    after: Callable[[int, int], str] = lambda i, j: "",
-    *,
-    ends: tuple[str, Mapping[str, str | int | np.ndarray]],
+    place: Callable[[int, str], str],
+    after: Callable[[int, int], str],
 ) -> Panel:
-    """Return a panel of scores (layer, column), with their intervals if there are any.
+    """Return a panel of the `scores` of `slots` that are `at` a score and slots, layer by column.
 
     Args:
+        scores: Named as their intervals in `slots.low` and `slots.high`, if there are any.
         place: What hovering calls a cell, from its layer and its column's label.
         after: What hovering says below the value and its interval, from the cell's two indices.
-        ends: The name in `slots.low` and `slots.high` of the intervals' ends, and which of them to take.
     """
+    values = scores.sel(at).transpose("layer", ...).values
     unit, marked = reward_title(slots.attrs), None
     low = high = np.full(values.shape, np.nan)
     if slots.ci is not None:
-        name, chosen = ends
         low, high = (
-            one[name].sel(chosen).transpose("layer", ...).values for one in (slots.low, slots.high)
+            ends[str(scores.name)].sel(at).transpose("layer", ...).values
+            for ends in (slots.low, slots.high)
         )
         marked = (low > 0) | (high < 0)
 

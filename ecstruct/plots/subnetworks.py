@@ -14,7 +14,7 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.plots.grids import blues, named_axis, value_grids
 from ecstruct.plots.layout import BAR_WIDTH, axes_of, legend_width, side_by_side
-from ecstruct.plots.lines import Line, line_colours, line_panels
+from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.panels import dots
 from ecstruct.plots.style import CELLS, INK, LINE_COLOURS
 
@@ -197,7 +197,6 @@ def accuracy_lines(sets: Mapping[str, Mapping[float, xr.Dataset]]) -> go.Figure:
         y="accuracy",
         hover="%{y:.3~g}",
         between="subnetworks",
-        colours=line_colours(lines),
         include=(0.0, 1.0),
     )
     ticks = ["0%", *(f"{sparsity:.0%}" for sparsity in sparsities)]

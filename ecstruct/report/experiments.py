@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ecstruct.experiments.reproduction import BEYOND, EXPERIMENTS, PRETRAINED
 from ecstruct.experiments.result import Result
-from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.report.page import write_page
 
 
 def experiments_report(path: Path, results: Sequence[Result], replay: str) -> None:
@@ -23,8 +23,7 @@ def experiments_report(path: Path, results: Sequence[Result], replay: str) -> No
         f"{invented if setup.facts == 'people' else ''}"
         "The paper's numbers, where they are given, are those of OLMo-7B-0424."
     )
-    sections = [*(_section(result) for result in results), Section("Make it again", [Replay(replay)])]
-    write_report(path, title=title, summary=summary, sections=sections)
+    write_page(path, "experiments.html", title, summary, replay, results=results)
 
 
 def _content(names: set[str]) -> tuple[str, str]:
@@ -41,10 +40,3 @@ def _content(names: set[str]) -> tuple[str, str]:
     if beyond:
         return "Beyond the paper", "Experiments beyond"
     return "Learning rates", "Learning rates for the experiments of"
-
-
-def _section(result: Result) -> Section:
-    """Return the section of one experiment: what it shows in words, its figures and its tables."""
-    pictures: list[Item] = [Picture(figure, caption) for caption, figure in result.figures().items()]
-    tables: list[Item] = [Table(frame, caption) for caption, frame in result.tables().items()]
-    return Section(result.title, [result.conclusion(), *pictures, *tables])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ecstruct.io.files import write_text
@@ -103,30 +104,55 @@ def write_report(
 
 def report_html(*, title: str, summary: str, sections: Sequence[Section]) -> str:
     """Return the page of `write_report`; the same input makes the same page, to the letter."""
-    numbers = count(1)
-    contents = [
-        {"title": section.title, "contents": [_html(item, numbers) for item in section.items]}
-        for section in sections
-    ]
-    kinds = {type(item) for section in sections for item in section.items}
+    return _page("sections.html", title, summary, sections=sections)
+
+
+def write_page(
+    path: Path,
+    template: str,
+    title: str,
+    summary: str,
+    replay: str,
+    config: Mapping[str, Any] | None = None,
+    **shown: Any,
+) -> None:
+    """Write the report of a command, whose template says what is on it, as `write_report` does.
+
+    A template has the values `shown`; `picture(figure, caption)`, `table(frame, caption)` and, for all else
+    that a section may hold, `show(item)` show them. Every page ends with the command `replay` that makes it
+    again, and its `config`.
+    """
+    write_text(path, _page(template, title, summary, Replay(replay, config), **shown))
+
+
+def _page(template: str, title: str, summary: str, again: Replay | None = None, **shown: Any) -> str:
+    """Return a page whose sections a template has, figures and explorers numbered through the page."""
+    numbers, kinds = count(1), set[type]()
+
+    def show(item: Item) -> Markup:
+        kinds.add(type(item))
+        match item:
+            case str():
+                part = render("paragraph.html", text=item)
+            case Picture():
+                part = item.html(f"figure-{next(numbers)}")
+            case Explorer():
+                part = item.html(f"explorer-{next(numbers)}")
+            case Table() | Replay():
+                part = item.html()
+            case _:
+                raise TypeError(f"a report has no place for a {type(item).__name__}")
+        return Markup(part)
+
+    def shown_as(kind: Callable[..., Item]) -> Callable[..., Markup]:
+        return lambda content, caption: show(kind(content, " ".join(caption.split())))
+
+    kinds_by_name = {"table": shown_as(Table), "picture": shown_as(Picture)}
+    main = render(template, show=show, **kinds_by_name, **shown)
     scripts = [get_plotlyjs()] if kinds & {Picture, Explorer} else []
     scripts += [explorer_script()] if Explorer in kinds else []
-    return render("page.html", title=title, summary=summary, sections=contents, scripts=scripts)
-
-
-def _html(item: Item, numbers: count[int]) -> str:
-    """Return an item of a section as HTML; figures and explorers are numbered through the page."""
-    match item:
-        case str():
-            return render("paragraph.html", text=item)
-        case Picture():
-            return item.html(f"figure-{next(numbers)}")
-        case Explorer():
-            return item.html(f"explorer-{next(numbers)}")
-        case Table() | Replay():
-            return item.html()
-        case _:
-            raise TypeError(f"a report has no place for a {type(item).__name__}")
+    last = again and again.html()
+    return render("page.html", title=title, summary=summary, main=main, again=last, scripts=scripts)
 
 
 def _cell(value: Any) -> str:

@@ -11,11 +11,11 @@ from ecstruct.checks import Controls
 from ecstruct.checks.agreement import Fidelity
 from ecstruct.plots import heatmap, rank_curves
 from ecstruct.report.explorer import Explorer
-from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.report.page import Replay, write_page
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up, with_values
-from ecstruct.scores.written import Words
+from ecstruct.scores.words import Words
 
 _MEANING = {
     "informative": "its weight change stores the fact",
@@ -25,27 +25,7 @@ _MEANING = {
 PROMPTS = "prompts.jsonl"
 """The file beside a report of scores with the prompts that were scored."""
 
-_MOST = "The components that raise the reward most"
 _ENTITY = "X and Y stand for the last two tokens of what differs between the prompts"
-
-_RANKS = (
-    "Ranks take passes of their own: ecstruct rank gives those of a model, and ecstruct finetune "
-    "--evaluate their course through training."
-)
-_UNCHANGED = (
-    "Both models have the same weights: nothing was finetuned between them, and all scores are zero."
-)
-_RANKED = "Rank of the answer among its options, 0 being best; accuracy is the share of rank 0."
-_TESTED = (
-    "The components of lowest p, by permutations of prompts; p_adjusted is for the number of components."
-)
-_BY_PROJECTION = "Informative scores by layer and projection; the heads of a layer together."
-_OF_STRONGEST = "The components of highest informative score, and the share of each projection in it."
-_WRITTEN = "What the change of the components of highest {} score writes, at the token where it is highest."
-_AS_IF_READ = (
-    "Words are those whose logits the change raises most, as if the head read the stream at that token; "
-    "the rank is that of the answer among its options. What only later layers can read does not show."
-)
 _CHECK = "check them with ecstruct fidelity"
 
 
@@ -68,113 +48,82 @@ def score_report(
     words: Mapping[str, Words] | None = None,
 ) -> None:
     """Write the report of one set of scores; `ranks` are those of `ecstruct.evaluate.rank_summary`, `words`
-    what the strongest components by a score write."""
+    what the strongest components by a score write, and under "read" what heads read."""
+    dataset = scores.dataset
     before, after = (float(scores.reward.sel(state=s).mean()) for s in ("before", "after"))
     moved = f"from {before:.3g} to {after:.3g}".replace("-", "−")
     summary = f"Finetuning moved the mean reward of {_prompts(scores)} {moved}. {_strongest(scores)}"
     weights = {scores.attrs.get(state, {}).get("fingerprint", state) for state in ("before", "after")}
     if len(weights) == 1:
-        summary = _UNCHANGED
-    templates = list(dict.fromkeys(map(str, scores.dataset["template"].values)))
-    parts = {template: _of_template(scores, template) for template in templates}
-    sections = [
-        Section("Which layer, at which token", [_explorer(scores)]),
-        *(
-            Section(f"Template {template}" if template else "Strongest components", [_top(part)])
-            for template, part in parts.items()
-        ),
-        Section(
-            "What finetuning changed",
-            [
-                _RANKS if ranks is None else Table(ranks, _RANKED),
-                _rewards(parts),
-                adding_up(scores.reward, scores.completeness),
-            ],
-        ),
-        *([Section("In words", _in_words(words))] if words else []),
-        *([Section("By projection", _projections(scores))] if "projection" in scores.dataset.dims else []),
-        Section("Outside MLPs and heads", [_rest(scores)]),
-        Section(
-            "Can these scores be trusted?", [_trust(scores), Replay(_fidelity_command(scores, path.parent))]
-        ),
-        Section("Make it again", [Replay(replay, scores.attrs)]),
-    ]
-    write_report(path, title="Extractive scores", summary=summary, sections=sections)
+        summary = (
+            "Both models have the same weights: nothing was finetuned between them, and all scores are "
+            "zero."
+        )
+    templates = dataset["template"].values.astype(str)
+    parts = {t: ExtractiveScores(dataset.isel(prompt=templates == t)) for t in dict.fromkeys(templates)}
+    rest: Any = scores.rest.mean("prompt")
+    _write(
+        path,
+        "score.html",
+        "Extractive scores",
+        summary,
+        replay,
+        scores.attrs,
+        scores=scores,
+        parts=parts,
+        ranks=ranks,
+        rewards=pd.DataFrame(_rewards(template, part) for template, part in parts.items()),
+        adding_up=adding_up(scores.reward, scores.completeness),
+        words=words,
+        by_projection=_by_projection(scores) if "projection" in dataset.dims else None,
+        rest=pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values}),
+        fidelity=Replay(_fidelity_command(scores, path.parent)),
+    )
 
 
 def fidelity_report(path: Path, fidelity: Fidelity, replay: str) -> None:
     """Write the report of how far the scores of one set of prompts can be trusted."""
-    both = {"The fast scores": fidelity.linear, "The interventions": fidelity.causal}
-    sections = [
-        Section("Fast scores and interventions", _agreement(fidelity)),
-        *(
-            Section(title, [Table(top_table(scores), f"{_MOST}{_unit(scores)}.")])
-            for title, scores in both.items()
-        ),
-        Section("Make it again", [Replay(replay, fidelity.linear.attrs)]),
-    ]
-    write_report(path, title="Fidelity of the scores", summary=fidelity.verdict(), sections=sections)
+    _write(
+        path,
+        "fidelity.html",
+        "Fidelity of the scores",
+        fidelity.verdict(),
+        replay,
+        fidelity.linear.attrs,
+        fidelity=fidelity,
+    )
 
 
 def causal_report(path: Path, scores: ExtractiveScores, replay: str) -> None:
     """Write the report of scores by intervention."""
-    summary = f"Interventions on the components of a model, on {_prompts(scores)}: no approximation."
-    sections = [
-        Section("Strongest components", [_top(scores)]),
-        Section("Make it again", [Replay(replay, scores.attrs)]),
-    ]
-    write_report(path, title="Scores by intervention", summary=summary, sections=sections)
+    _write(
+        path,
+        "causal.html",
+        "Scores by intervention",
+        f"Interventions on the components of a model, on {_prompts(scores)}: no approximation.",
+        replay,
+        scores.attrs,
+        part=scores,
+    )
 
 
 def controls_report(path: Path, controls: Controls, replay: str) -> None:
     """Write the report of scores beside those of controls."""
     tests = {
-        f"Informative scores above those of {name}": rows.drop(columns="against")
+        name: rows.sort_values(["p", "difference"], ascending=[True, False]).head(10).round(4)
         for name, rows in controls.above("informative").groupby("against", sort=False)
     }
-    unit = _unit(controls.scores)
-    sums = f"The sum of positive scores of all components of a kind{unit}."
-    changes = (
-        f"The mean reward{unit} and the mean rank before and after; the share that the change of the "
-        "reward is of that of the finetuned model; absolute scores, the mean over prompts and components."
-    )
-    sections = [
-        Section(
-            "Finetuned and controls",
-            [
-                Picture(controls.figure, sums),
-                Table(controls.totals().reset_index(), "The same sums."),
-                Table(controls.changes().reset_index(names="changed"), changes),
-            ],
-        ),
-        *_of_steering(controls),
-        *(Section(title, [Table(_first(rows).round(4), _TESTED)]) for title, rows in tests.items()),
-        Section("Make it again", [Replay(replay, controls.scores.attrs)]),
-    ]
-    summary = (
+    _write(
+        path,
+        "controls.html",
+        "Controls",
         "A control has the same prompts or the same size of change, but nothing to be found: scores that "
-        f"are no larger than its scores say nothing of the facts. {controls.conclusion()}"
+        f"are no larger than its scores say nothing of the facts. {controls.conclusion()}",
+        replay,
+        controls.scores.attrs,
+        controls=controls,
+        tests=tests,
     )
-    write_report(path, title="Controls", summary=summary, sections=sections)
-
-
-def _of_steering(controls: Controls) -> list[Section]:
-    """Return the section on a constant vector in place of the change, if one was added."""
-    if controls.steering is None:
-        return []
-    caption = (
-        "The share of the change of the reward that a constant vector regains, by the layer after which it "
-        "is added to the model before finetuning: 1 is all that finetuning did, 0 nothing. The vector of a "
-        "prompt comes from the other prompts of its template."
-    )
-    return [
-        Section("A constant vector in place of the change", [Picture(controls.steering.figure, caption)])
-    ]
-
-
-def _first(tested: pd.DataFrame) -> pd.DataFrame:
-    """Return the components of lowest p, the largest difference first."""
-    return tested.sort_values(["p", "difference"], ascending=[True, False]).head(10)
 
 
 def demo_report(
@@ -195,41 +144,26 @@ def demo_report(
         curves: The mean ranks per epoch, by set of prompts.
         scores, fidelity: The scores of each hop, and how far they can be trusted.
     """
-    learnt = [
-        Table(ranks, f"Mean rank of the right answer {scale}."),
-        Picture(rank_curves(curves), "Mean ranks through finetuning."),
-    ]
-    caption = f"Scores on the implications, layer by token; positive raises the reward. {_ENTITY}."
-    listed = f"{_MOST}: mean over prompts, sum over tokens, in logits."
-    sections = [
-        Section("What was learnt", learnt),
-        Section("Which components make it generalise", [Picture(heatmap(scores), caption)]),
-        *(
-            Section(
-                f"The {hop} scores, prompt by prompt", [_explorer(found), Table(top_table(found), listed)]
-            )
-            for hop, found in scores.items()
-        ),
-        *(
-            Section(f"Can the {hop} scores be trusted?", [found.verdict(), *_agreement(found)])
-            for hop, found in fidelity.items()
-        ),
-        Section("Make it again", [Replay(replay)]),
-    ]
-    write_report(path, title="ecstruct demo", summary=summary, sections=sections)
+    _write(
+        path,
+        "demo.html",
+        "ecstruct demo",
+        summary,
+        replay,
+        ranks=ranks,
+        scale=scale,
+        curves=rank_curves(curves),
+        heatmap=heatmap(scores),
+        entity=_ENTITY,
+        scores=scores,
+        fidelities=fidelity,
+    )
 
 
-def _agreement(fidelity: Fidelity) -> list[Item]:
-    """Show fast scores beside interventions, as a figure and a table."""
-    caption = (
-        "A point per component, coloured by layer, mean over prompts: the fast score across, the effect of "
-        f"the intervention that it stands for up{_unit(fidelity.linear)}."
-    )
-    lists = (
-        "Agreement over components: Pearson's r, Spearman's rho, r over components of single prompts; the "
-        "slope of interventions on fast scores; the share of the top components that both have."
-    )
-    return [Picture(fidelity.figure, caption), Table(fidelity.table().round(3), lists)]
+def _write(path: Path, *said: Any, **shown: Any) -> None:
+    """Write a page whose template may ask for more of the scores that it shows."""
+    asked = {"top_table": top_table, "explorer_of": _explorer, "prompts_of": _prompts, "unit": _unit}
+    write_page(path, *said, **asked, **shown)
 
 
 def _explorer(scores: ExtractiveScores) -> Explorer:
@@ -240,12 +174,6 @@ def _explorer(scores: ExtractiveScores) -> Explorer:
         "Choose a cell to see the heads behind it: click it, move there with the arrow keys, or use the "
         f"lists above. Of a mean, {_ENTITY}.",
     )
-
-
-def _of_template(scores: ExtractiveScores, template: str) -> ExtractiveScores:
-    """Return the scores of the prompts of one template."""
-    dataset = scores.dataset
-    return ExtractiveScores(dataset.isel(prompt=dataset["template"].values.astype(str) == template))
 
 
 def _strongest(scores: ExtractiveScores) -> str:
@@ -263,31 +191,13 @@ def _strongest(scores: ExtractiveScores) -> str:
     return f"Strongest {by}: " + ", ".join(named) + "."
 
 
-def _top(part: ExtractiveScores) -> Table:
-    """List the strongest components of the prompts of one template."""
-    over = "one prompt" if part.dataset.sizes["prompt"] == 1 else f"mean over {_prompts(part)}"
-    return Table(top_table(part), f"{_MOST}: {over}, sum over tokens{_unit(part)}.")
-
-
-def _rewards(parts: Mapping[str, ExtractiveScores]) -> Table:
-    """List the mean reward before and after finetuning, a row per template."""
-    rows = []
-    for template, part in parts.items():
-        mean: Any = part.reward.astype("float64").mean("prompt")
-        before, after = (float(mean.sel(state=state)) for state in ("before", "after"))
-        n = part.dataset.sizes["prompt"]
-        row = {"template": template or "–", "prompts": n, "before": before, "after": after}
-        rows.append(row | {"change": after - before})
-    unit = _unit(next(iter(parts.values())))
-    return Table(pd.DataFrame(rows), f"The mean reward before and after finetuning{unit}.")
-
-
-def _trust(scores: ExtractiveScores) -> str:
-    run = "not run here" if scores.interventions is None else "run here on some of the strongest only"
-    return (
-        f"They are linear approximations of interventions, which were {run}. This command runs them on a "
-        "sample of all components of the same two models, and says how far both agree."
-    )
+def _rewards(template: str, part: ExtractiveScores) -> dict[str, Any]:
+    """Return a row with the mean reward of a template before and after finetuning."""
+    mean: Any = part.reward.astype("float64").mean("prompt")
+    before, after = (float(mean.sel(state=state)) for state in ("before", "after"))
+    n = part.dataset.sizes["prompt"]
+    row = {"template": template or "–", "prompts": n, "before": before, "after": after}
+    return row | {"change": after - before}
 
 
 def _fidelity_command(scores: ExtractiveScores, folder: Path) -> str:
@@ -316,22 +226,9 @@ def _unit(scores: ExtractiveScores) -> str:
     return units.get(str(scores.attrs.get("options", {}).get("reward")), "")
 
 
-def _in_words(words: Mapping[str, Words]) -> list[Item]:
-    """Return a table for the strongest components by each score."""
-    tables = [Table(its.table().round(2), _WRITTEN.format(score)) for score, its in words.items()]
-    return [*tables, _AS_IF_READ]
-
-
-def _projections(scores: ExtractiveScores) -> list[Item]:
-    """Return the picture and the table of informative scores by projection."""
+def _by_projection(scores: ExtractiveScores) -> pd.DataFrame:
+    """List the components of highest informative score, with the share of each projection in it."""
     most = scores.projections.table().nlargest(10, "value")
     table = most.drop(columns=["kind", "layer", "head"]).map("{:.3g}".format)
     table.insert(0, "component", component_names(most))
-    return [Picture(scores.projections.figure, _BY_PROJECTION), Table(table, _OF_STRONGEST)]
-
-
-def _rest(scores: ExtractiveScores) -> Table:
-    """List the informative scores of what is neither MLP nor head."""
-    rest: Any = scores.rest.mean("prompt")
-    frame = pd.DataFrame({"weights": list(rest["group"].values), "informative": rest.values})
-    return Table(frame, f"Informative scores of all other weights{_unit(scores)}.")
+    return table

@@ -9,12 +9,10 @@ import xarray as xr
 
 from ecstruct.errors import InputError
 from ecstruct.plots.subnetworks import accuracy_lines, frequencies, spread, template_grid
-from ecstruct.report.page import Item, Picture, Replay, Section, Table, write_report
+from ecstruct.report.page import write_page
 from ecstruct.subnetworks import Core, Emergence, Masks, by_template, core
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
-
-_KEPT = "How often each component is kept, layer by head; what all subnetworks keep has a dot."
 
 
 def pruning_report(path: Path, masks: Masks, replay: str) -> None:
@@ -22,38 +20,39 @@ def pruning_report(path: Path, masks: Masks, replay: str) -> None:
     sizes = {"heads": masks.heads.sum(["layer", "head"]), "MLPs": masks.mlp.sum("layer")}
     kept = {name: size.values for name, size in sizes.items()}
     table = pd.DataFrame({"seed": masks.seeds, "ablated": masks.sparsity.values, **kept})
-    caption = "The share that is ablated, and how many heads and MLPs are kept."
     if "expected_sparsity" in masks.dataset:
         table.insert(2, "expected", masks.dataset["expected_sparsity"].values)
-        caption += " Expected is the share that the gates themselves would ablate after the last step."
-    items: list[Item] = [Table(table, caption)]
-    if len(masks) > 1 and masks.converged.all():
-        items.insert(0, Picture(frequencies(core(masks)), _KEPT))
-    sections = [Section("Subnetworks", items), Section("Make it again", [Replay(replay, masks.attrs)])]
     summary = repr(masks).strip("<>") + "."
     try:
         masks.check_converged()
     except InputError as error:
         summary += f" {str(error)[0].upper()}{str(error)[1:]}"
-    write_report(path, title="Subnetworks", summary=summary, sections=sections)
+    write_page(
+        path,
+        "pruning.html",
+        "Subnetworks",
+        summary,
+        replay,
+        masks.attrs,
+        sizes=table,
+        frequencies=frequencies(core(masks)) if len(masks) > 1 and masks.converged.all() else None,
+    )
 
 
 def evaluation_report(
     path: Path, evaluations: Evaluations, table: pd.DataFrame, effective_size: float, replay: str
 ) -> None:
     """Write the report of what subnetworks can do; `table` has a row for each of them."""
-    summary = (
+    write_page(
+        path,
+        "evaluation.html",
+        "What subnetworks know",
         f"{_spans(evaluations)} The effective size is {effective_size:.0f}%: 100% minus the largest "
-        "sparsity whose accuracy is within 0.03 of the full model's."
+        "sparsity whose accuracy is within 0.03 of the full model's.",
+        replay,
+        networks=table,
+        **_in_domain(evaluations),
     )
-    listed = "Every subnetwork, and the full model first; KL, in nats, and agreement with it are in-domain."
-    sections = [
-        _spread(evaluations),
-        *_templates(evaluations),
-        Section("Subnetworks", [Table(table, listed)]),
-        Section("Make it again", [Replay(replay)]),
-    ]
-    write_report(path, title="What subnetworks know", summary=summary, sections=sections)
 
 
 def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], replay: str) -> None:
@@ -62,47 +61,25 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     `parts` has the core itself and what was measured of it; a part that could not be measured is the
     sentence that says why.
     """
-    found, thirds = parts["core"], parts["generalising"]
-    frame = thirds.frame.sort_values("difference", key=abs, ascending=False).head(10)
-    largest = "Shares of the best and of the worst third that keep a component: the largest."
-    sections = [
-        _spread(evaluations),
-        *_templates(evaluations),
-        Section(
-            "The core",
-            [
-                Picture(found.figure, _KEPT),
-                Table(_by_layer(found), "The components in all subnetworks: heads by their numbers."),
-                Table(found.table(), "The size of the core, and what chance would leave."),
-            ],
-        ),
-        _part("Without it", parts["ablation"], "Mean ranks; dots are draws or subnetworks.", "Mean ranks."),
-        Section("What generalising subnetworks have", [thirds.conclusion(), Table(frame, largest)]),
-        _part(
-            "Do added heads depend on it?",
-            parts["dependence"],
-            "Relative change of what they write; dots are draws.",
-            "Relative change, mean over heads.",
-        ),
-        _part(
-            "What its heads attend to",
-            parts["attention"],
-            "Mean attention to each kind of token; dots are heads. Heads are those of the core.",
-            "Share of the attention.",
-        ),
-    ]
-    if "scores" in parts:
-        beside = parts["scores"]
-        items = [
-            beside.conclusion(),
-            Picture(beside.figure, "A point per component: its score, and how often it is kept."),
-            Table(beside.correlations, "Spearman's correlation of both."),
-            Table(beside.groups(), "Mean percentile of the scores among their kind; 0.5 is chance."),
-        ]
-        sections.append(Section("Beside the extractive scores", items))
-    sections.append(Section("Make it again", [Replay(replay)]))
-    summary = f"{_spans(evaluations)} {found.conclusion()}"
-    write_report(path, title="The core of subnetworks", summary=summary, sections=sections)
+    frame = parts["generalising"].frame.sort_values("difference", key=abs, ascending=False)
+    write_page(
+        path,
+        "core.html",
+        "The core of subnetworks",
+        f"{_spans(evaluations)} {parts['core'].conclusion()}",
+        replay,
+        by_layer=_by_layer(parts["core"]),
+        differences=frame.head(10),
+        **{"scores": None, **parts},
+        **_in_domain(evaluations),
+    )
+
+
+def emergence_report(path: Path, emergence: Emergence, replay: str) -> None:
+    """Write the report of a core through the checkpoints of a training."""
+    write_page(
+        path, "emergence.html", "Emergence of the core", emergence.conclusion(), replay, emergence=emergence
+    )
 
 
 def _by_layer(found: Core) -> pd.DataFrame:
@@ -116,70 +93,30 @@ def _by_layer(found: Core) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "MLP", "heads"])
 
 
-def _part(title: str, part: Any, figure_caption: str, table_caption: str) -> Section:
-    """Show what was measured of the core, or the sentence that says why it was not."""
-    if isinstance(part, str):
-        return Section(title, [part])
-    items = [part.conclusion(), Picture(part.figure, figure_caption), Table(part.table(), table_caption)]
-    return Section(title, items)
-
-
-def emergence_report(path: Path, emergence: Emergence, replay: str) -> None:
-    """Write the report of a core through the checkpoints of a training."""
-    caption = "{} at every checkpoint, with and without the core."
-    pictures = [
-        Picture(emergence.figure, caption.format("Mean rank of the answer")),
-        Picture(emergence.accuracy_figure, caption.format("Accuracy")),
-    ]
-    table = Table(emergence.frame, caption.format("Mean rank and accuracy"))
-    sections = [Section("Through training", [*pictures, table])]
-    if len(sizes := emergence.sizes()):
-        shown = (
-            "A point per checkpoint: how much of the model is enough in-domain, and what the model knows."
-        )
-        own = [Picture(emergence.size_figure, shown), Table(sizes, "Effective size, and accuracy.")]
-        chosen = (
-            "How often the subnetworks of every checkpoint keep the components of the core, and of all."
-        )
-        of_chosen = Table(emergence.chosen.dropna(), chosen)
-        sections.append(Section("Subnetworks of every checkpoint", [*own, of_chosen]))
-    sections.append(Section("Make it again", [Replay(replay)]))
-    write_report(path, title="Emergence of the core", summary=emergence.conclusion(), sections=sections)
-
-
-def _spread(evaluations: Evaluations) -> Section:
-    """Show what subnetworks can do in-domain and beyond."""
-    groups = {
+def _in_domain(evaluations: Evaluations) -> dict[str, Any]:
+    """Draw what subnetworks can do in-domain and beyond, and on every template where there are several."""
+    ablated = {
         prompts: {f"{float(name):.0%} ablated": found for name, found in by_sparsity.items()}
         for prompts, by_sparsity in evaluations.items()
     }
-    figure = spread(groups["in-domain"], groups["generalization"])
-    caption = "A point per subnetwork: its mean rank in-domain across, and on what follows from it up."
-    accurate = spread(groups["in-domain"], groups["generalization"], measure="accuracy")
-    lines = accuracy_lines(
-        {
-            prompts: {float(name): found for name, found in by_sparsity.items()}
-            for prompts, by_sparsity in evaluations.items()
-        }
-    )
-    against = "Accuracy against sparsity: the mean over subnetworks, from the lowest to the highest."
-    items: list[Item] = [
-        Picture(figure, caption),
-        Picture(accurate, caption.replace("mean rank", "accuracy")),
-        Picture(lines, against),
-    ]
-    return Section("In-domain and beyond", items)
-
-
-def _templates(evaluations: Evaluations) -> list[Section]:
-    """Show the accuracy on every template of those sets of prompts that have several."""
-    items = []
-    for prompts, by_sparsity in evaluations.items():
-        tables = {f"{float(name):.0%} ablated": by_template(found) for name, found in by_sparsity.items()}
-        if all(len(table) > 1 for table in tables.values()):
-            caption = f"Accuracy on each template, {prompts}: of the full model, and of subnetworks."
-            items.append(Picture(template_grid(tables), caption))
-    return [Section("Template by template", items)] if items else []
+    by_number = {
+        prompts: {float(name): found for name, found in by_sparsity.items()}
+        for prompts, by_sparsity in evaluations.items()
+    }
+    tables = {
+        prompts: {title: by_template(found) for title, found in its.items()}
+        for prompts, its in ablated.items()
+    }
+    both = (ablated["in-domain"], ablated["generalization"])
+    return {
+        "spreads": {"mean rank": spread(*both), "accuracy": spread(*both, measure="accuracy")},
+        "accuracies": accuracy_lines(by_number),
+        "templates": {
+            prompts: template_grid(its)
+            for prompts, its in tables.items()
+            if all(len(table) > 1 for table in its.values())
+        },
+    }
 
 
 def _spans(evaluations: Evaluations) -> str:

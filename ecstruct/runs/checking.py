@@ -11,11 +11,21 @@ from ecstruct.checks.against_causal import engine_for, fidelity_of
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text
-from ecstruct.options import CausalOptions, FidelityOptions, FinetuneOptions, ScoreOptions, types_of
+from ecstruct.options import (
+    CausalOptions,
+    EdgeOptions,
+    FidelityOptions,
+    FinetuneOptions,
+    ScoreOptions,
+    types_of,
+)
+from ecstruct.report.edges import edges_report
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
 from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
+from ecstruct.scores.path_patching import edges_of
+from ecstruct.scores.result import ExtractiveScores
 
 
 @folder_locked
@@ -45,7 +55,21 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     finish(out, "causal", config, top_table(scores).to_string(index=False), progress, fingerprints=prints)
 
 
-@folder_locked
+@alone
+def run_edges(config: commands.Edges, out: Path, device: str | None, progress: bool) -> None:
+    """Measure the edges between the strongest components; write `edges.nc`, `edges.csv` and
+    `report.html`."""
+    pair = Pair.of(config.before, config.after, device)
+    prints = check_fingerprints(pair, config)
+    roles = None if config.scores is None else ExtractiveScores.load(config.scores)
+    found = edges_of(pair, config.prompts, EdgeOptions.given(vars(config)), roles, progress=progress)
+    found.save(out / "edges.nc")
+    write_text(out / "edges.csv", found.table().to_csv(index=False))
+    edges_report(out / "report.html", found, again(out))
+    finish(out, "edges", config, found.conclusion(), progress, fingerprints=prints)
+
+
+@alone
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
     """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
     what a constant vector does to `steering.csv`."""

@@ -7,7 +7,7 @@ from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
 from ecstruct.report.grafting import graft_report, grafts_report
-from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
+from ecstruct.runs.configuration import again, alone, check_fingerprints, check_weights, finish
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 
@@ -17,7 +17,7 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
     """Graft sets of weights at positions; write `graft.nc`, `graft.csv` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
     prints = check_fingerprints(pair, config)
-    names = ("components", "projections", "complement", "random_seeds", "reward")
+    names = ("components", "projections", "complement", "random_seeds", "control", "reward")
     found = graft(
         *pair.sessions,
         config.prompts,
@@ -26,6 +26,9 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
         progress=progress,
         **{name: getattr(config, name) for name in names},
     )
+    if config.control is not None:
+        prints["control"] = found.attrs["options"]["control"]["fingerprint"]
+        check_weights(config.control, prints["control"], (config.fingerprints or {}).get("control"))
     found.save(out / "graft.nc")
     write_text(out / "graft.csv", found.table().to_csv(index=False))
     graft_report(out / "report.html", found, replay_command(out))

@@ -32,6 +32,7 @@ from ecstruct.runs.configuration import (
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.gradient_alignment import alignment
 from ecstruct.scores.ranks import rankable, with_ranks
+from ecstruct.scores.read import read_words
 from ecstruct.scores.summary import adding_up
 from ecstruct.scores.written import written_words
 
@@ -107,10 +108,9 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
             ranked = rank_summary(tokenized, states)
         words = None
         if tokenized is not None and joined.size == 1 and engine.pair.resident:
-            words = {
-                each: written_words(*engine.pair.sessions, prompts, scores, score=each)
-                for each in _IN_WORDS
-            }
+            of = (*engine.pair.sessions, prompts, scores)
+            words = {each: written_words(*of, score=each) for each in _IN_WORDS}
+            words["read"] = read_words(*of)
         scores.save(out / "scores.nc")
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))

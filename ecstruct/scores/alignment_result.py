@@ -14,7 +14,7 @@ import xarray as xr
 from ecstruct.errors import InputError
 from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
-from ecstruct.plots.lines import Line, line_colours, line_panels
+from ecstruct.plots.lines import Line, line_panels
 from ecstruct.scores.components import PLURALS, both_kinds
 
 Form = Literal["cosine", "sgd", "sign", "adam"]
@@ -162,7 +162,6 @@ class Alignment(SavedDataset):
             y="alignment, summed per layer",
             hover="layer %{x}: %{y:.3~g}",
             between="",
-            colours=line_colours(panels[FORMS[0]]),
             own_scales=True,
             include=(0.0,),
         )

@@ -115,15 +115,11 @@ def intervened(
     chosen = [selected(by_kind[kind], view.n_layers, view.n_heads) for kind in kinds]
     mlps, heads = (np.stack(part) for part in zip(*chosen, strict=True))
     tokenized, lengths = pair.tokenize(prompts, reward)
-    rows, batch_size = _at_once(pair, tokenized, options.memory)
+    rows, batch_size = at_once(pair, tokenized, options.memory)
     with still(view.model), torch.no_grad():
         if ascent is None or not batch_size / 2 <= ascent.largest <= batch_size:
-            job = cut(tokenized, batch_size, view.device, pair.pad_id, reward.answer_tokens == "all")
-            baseline = Baseline(options.baseline, job.prompts, job.rows, view.device)
-            walks = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
-            ascent = Ascent(job, baseline, *walks)
-            ascent.up()
-        run = _Interventions(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
+            ascent = ascended(pair, tokenized, options, batch_size)
+        run = _Run(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
         run.all(progress)
     described = vars(options) | {
         "kinds": kinds,
@@ -144,8 +140,21 @@ def intervened(
     return ExtractiveScores(labelled_dataset(variables, tokenized, lengths, kinds, sizes, attrs))
 
 
-def _at_once(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[int, int]:
-    """Return how many rows run at once, copies of prompts included, and the size of a batch of prompts."""
+def ascended(
+    pair: Pair, tokenized: list[TokenizedPrompt], options: CausalOptions, batch_size: int
+) -> Ascent:
+    """Return the way up of prompts, which interventions begin with."""
+    view = pair.view
+    job = cut(tokenized, batch_size, view.device, pair.pad_id, options.answer_tokens == "all")
+    baseline = Baseline(options.baseline, job.prompts, job.rows, view.device)
+    walks = (Walk(view, weights, job.batches, False) for weights in (pair.before, pair.after))
+    ascent = Ascent(job, baseline, *walks)
+    ascent.up()
+    return ascent
+
+
+def at_once(pair: Pair, tokenized: list[TokenizedPrompt], memory: int | None) -> tuple[int, int]:
+    """Return how many copies of prompts are run at once, and the largest batch of different ones."""
     check_memory(pair, tokenized, memory)
     longest = max(len(p.ids) for p in tokenized)
     rows = rows_at_once(pair.view, longest, memory=memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from ecstruct.errors import InputError
 
 Components = Iterable[str] | pd.DataFrame | None
 """Names such as "MLP 4" and "head 5.2", or a frame as of `component_frame`; `None` for all components."""
+
+Component = tuple[int, int | None]
+"""A layer, and the head or, for the MLP, None."""
 
 PLURALS = {"mlp": "MLPs", "head": "heads"}
 """The plural of each kind of component, for display."""
@@ -62,18 +65,31 @@ def selected(
     names = component_names(components) if isinstance(components, pd.DataFrame) else list(components)
     if not names:
         raise InputError("components=[] names none: leave it out for all of them.")
+    for _, (layer, head) in located(names, n_layers, n_heads):
+        if head is None:
+            mlps[layer] = True
+        else:
+            heads[layer, head] = True
+    return mlps, heads
+
+
+def located(names: Iterable[str], n_layers: int, n_heads: int) -> Iterator[tuple[str, Component]]:
+    """Yield components, given by name, each with its usual name.
+
+    Raises:
+        InputError: the model does not have a component.
+    """
     for name in names:
         found = _NAME.fullmatch(str(name))
         mlp, layer, head = (
             (None if part is None else int(part) for part in found.groups()) if found else (None,) * 3
         )
         if mlp is not None and mlp < n_layers:
-            mlps[mlp] = True
+            yield f"MLP {mlp}", (mlp, None)
         elif layer is not None and head is not None and layer < n_layers and head < n_heads:
-            heads[layer, head] = True
+            yield f"head {layer}.{head}", (layer, head)
         else:
             raise InputError(
                 f"there is no component {name!r}: this model has 'MLP 0' to 'MLP {n_layers - 1}' and "
                 f"'head 0.0' to 'head {n_layers - 1}.{n_heads - 1}'."
             )
-    return mlps, heads

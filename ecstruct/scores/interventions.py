@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ecstruct.engine.forward import Resid
 from ecstruct.engine.plan import each_piece
-from ecstruct.models.hooked import Trace
+from ecstruct.models.calls import BlockCall
+from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.sites import QK_NORMS, Weights
 from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.late import WRITERS
@@ -47,34 +48,31 @@ class Replacements:
     layer: int
     batch: int
 
-    def informative(self) -> tuple[ByHead, Resid]:
-        """Return f_C(z_C, W'_C) - y_C: each component has its own weights from W', and its input under W.
+    def informative(self) -> tuple[Tensor, Change]:
+        """Give each component its own new weights: f_C(z_C, W'_C) - y_C."""
+        walk = self.ascent.before
+        inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
+        return of_new_weights(self.pair, self.layer, *inputs, self._old)
 
-        A head's weights are its rows of W_Q, W_K and W_V and its columns of W_O; heads that share a key and
-        value head get a copy each."""
-        norm = "ln1" if self.pair.view.shared_norm else "ln2"
-        own = [site for site in self._sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
-        new = [name for site in own for name in self._sites[site].weights.values()]
-        # One run for both: on the given inputs, neither part reads what the other one writes.
-        z, hidden = self._writer_inputs(self.pair.mixed(new), self.ascent.before, self._old)
-        heads = self._written(z, self.pair.after) - self._written(self._z, self.pair.before)
-        out = self._sites["mlp.out"]
-        matrix, bias = out.matrix(self.pair.after), out.bias(self.pair.after)
-        y = hidden if matrix is None else hidden @ matrix.T  # None if `hidden` is already the MLP's output
-        return heads, (y if bias is None else y + bias) - self._old.taps["mlp.out"].output
-
-    def downstream(self) -> tuple[ByHead, Resid]:
-        """Return f_C(z'_C, W_C) - y_C: each component has its input from the run under W'."""
-        z, hidden = self._writer_inputs(self.pair.before, self.ascent.after, self._new)
+    def downstream(self) -> tuple[Tensor, Change]:
+        """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
+        view, walk = self.pair.view, self.ascent.after
+        given = view.given_to_mlp(self.layer, self._new.taps)
+        inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch), given
+        z, hidden = view.writer_inputs(self.layer, self.pair.before, *inputs)
         moved = hidden - self._old.taps["mlp.out"].input
-        out = self._sites["mlp.out"].matrix(self.pair.before)
+        out = view.block_sites[self.layer]["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
-    def patching(self) -> tuple[ByHead, Resid]:
-        """Return y'_C - y_C: each component writes what it writes in the run under W'."""
-        taps = self._new.taps
+    def patching(self) -> tuple[Tensor, Change]:
+        """Give each component what it writes in the run under W': y'_C - y_C."""
+        return self.as_in(self._new, self.pair.after)
+
+    def as_in(self, run: Trace, weights: Weights) -> tuple[Tensor, Change]:
+        """Give each component what it writes in another run of the block, under `weights`."""
+        taps = run.taps
         return (
-            self._written(taps["attn.o"].input, self.pair.after) - self._written(self._z, self.pair.before),
+            self._written(taps["attn.o"].input, weights) - self._written(self._z, self.pair.before),
             taps["mlp.out"].output - self._old.taps["mlp.out"].output,
         )
 
@@ -98,12 +96,6 @@ class Replacements:
         call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
         return self.pair.view.block(self.layer, walk.weights, call, resid)
 
-    def _writer_inputs(self, weights: Weights, walk: Walk, run: Trace) -> tuple[Tensor, Tensor]:
-        """Return the inputs of `attn.o` and `mlp.out` under `weights`, on the block's inputs in `run`."""
-        given = self.pair.view.given_to_mlp(self.layer, run.taps)
-        call, resid = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
-        return self.pair.view.writer_inputs(self.layer, weights, call, resid, given)
-
     @property
     def _z(self) -> Tensor:
         return self._old.taps["attn.o"].input
@@ -113,17 +105,38 @@ class Replacements:
         """The values that attention ("attn.o") and MLP ("mlp.out") write under W, not differences."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
 
-    @property
-    def _sites(self) -> dict:
-        return self.pair.view.block_sites[self.layer]
+    def _written(self, z: Tensor, weights: Weights) -> Tensor:
+        return written_by_heads(self.pair.view, self.layer, z, weights)
 
-    def _written(self, z: Float[Tensor, "batch pos width"], weights: Weights) -> ByHead:
-        """Return z_h W_O^h for every head, given the heads' concatenated z."""
-        n_heads = self.pair.view.n_heads
-        matrix = self._sites["attn.o"].matrix(weights)
-        assert matrix is not None
-        w_o = rearrange(matrix, "d_model (head d_head) -> d_model head d_head", head=n_heads)
-        return torch.einsum("bthd,ohd->hbto", split_heads(z, n_heads), w_o)
+
+def of_new_weights(
+    pair: Pair, layer: int, call: BlockCall, resid: Tensor, run: Trace
+) -> tuple[Float[Tensor, "head batch pos d_model"], Change]:
+    """Return what the new weights of each component of a block change on its inputs in a `run` of the block
+    under W: f_C(z, W'_C) - f_C(z, W_C) of the heads and of the MLP. A head's weights are its rows of W_Q,
+    W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
+    view, sites = pair.view, pair.view.block_sites[layer]
+    norm = "ln1" if view.shared_norm else "ln2"
+    own = [site for site in sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
+    new = pair.mixed(name for site in own for name in sites[site].weights.values())
+    # One run for both: on the given inputs, neither part reads what the other one writes.
+    z, hidden = view.writer_inputs(layer, new, call, resid, view.given_to_mlp(layer, run.taps))
+    before = written_by_heads(view, layer, run.taps["attn.o"].input, pair.before)
+    out = sites["mlp.out"]
+    matrix, bias = out.matrix(pair.after), out.bias(pair.after)
+    y = hidden if matrix is None else hidden @ matrix.T  # None if `hidden` is already the MLP's output
+    y = y if bias is None else y + bias
+    return written_by_heads(view, layer, z, pair.after) - before, y - run.taps["mlp.out"].output
+
+
+def written_by_heads(
+    view: HookedView, layer: int, z: Float[Tensor, "batch pos width"], weights: Weights
+) -> Float[Tensor, "head batch pos d_model"]:
+    """Return z_h W_O^h for every head of a layer; z is the concatenation of the heads' z."""
+    matrix = view.block_sites[layer]["attn.o"].matrix(weights)
+    assert matrix is not None
+    w_o = rearrange(matrix, "d_model (head d_head) -> d_model head d_head", head=view.n_heads)
+    return torch.einsum("bthd,ohd->hbto", split_heads(z, view.n_heads), w_o)
 
 
 @dataclass(frozen=True)

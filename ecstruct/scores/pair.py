@@ -17,7 +17,6 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
 from ecstruct.models.added_tokens import without_added
-from ecstruct.models.bridge import named_weights
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
 from ecstruct.models.fingerprint import combined
@@ -79,13 +78,9 @@ class Pair:
         if next(model.parameters()).dtype not in (torch.float32, torch.float64):
             _logger.warning("weights are cast up: scores are computed in float32")
         before = view.weights()
-        after, described, tokenizer_after = _weights_after(view, before, other)
+        after, described, tokenizer_after, own = _weights_after(view, before, other)
         described = provenance(model).described, described
-        own = (
-            view.named_weights,
-            (named_weights(other) if isinstance(other, TransformerBridge) else after),
-        )
-        sources = _sources((before, after), described, own)
+        sources = _sources((before, after), described, (view.named_weights, own))
         return cls(view, before, after, sources, tokenizer_after=tokenizer_after)
 
     @classmethod
@@ -246,16 +241,17 @@ def _weights_after(
     view: HookedView,
     before: Mapping[str, Tensor],
     after: TransformerBridge | WeightDelta | str | Path,
-) -> tuple[Mapping[str, Tensor], dict[str, Any], Any]:
-    """Return W', a description of its source, and its tokenizer if it has one."""
-    if isinstance(after, str | Path):
-        if is_delta(after):
-            change = delta_onto(after, view.model)
-            return change.added_to(before), {"source": str(after), "revision": None}, None
+) -> tuple[Mapping[str, Tensor], dict[str, Any], Any, Mapping[str, Tensor]]:
+    """Return W', a description of its source, its tokenizer if it has one, and W' in its own dtype."""
+    if isinstance(after, str | Path) and not is_delta(after):
         after = load_after(after, view.model, device=view.device, dtype=view.dtype)
-    if isinstance(after, WeightDelta):
-        source = after.metadata.get("after", "a weight delta")
-        return after.added_to(before), {"source": source, "revision": None}, None
+    if isinstance(after, str | Path | WeightDelta):
+        if isinstance(after, WeightDelta):
+            change, named = after, after.metadata.get("after", "a weight delta")
+        else:
+            change, named = delta_onto(after, view.model), str(after)
+        weights = change.added_to(before)
+        return weights, {"source": named, "revision": None}, None, weights
     other = HookedView(after)
     found = without_added(other.weights(), view.named_weights)
     check_same(view.named_weights, found)
@@ -264,4 +260,4 @@ def _weights_after(
     origin = provenance(after)
     # A tokenizer with more tokens would read prompts with some that the embedding does not have here.
     has_more = len(other.named_weights["embed.weight"]) > len(weights["embed.weight"])
-    return weights, origin.described, None if has_more else origin.tokenizer
+    return weights, origin.described, None if has_more else origin.tokenizer, other.named_weights

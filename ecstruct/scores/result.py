@@ -231,6 +231,15 @@ class ExtractiveScores(SavedDataset):
             frame["low"], frame["high"] = bootstrap.interval(totals)
         return frame
 
+    def check_of(self, n_layers: int, n_heads: int) -> None:
+        """Raise `InputError` if these are not the scores of a model of this size."""
+        sizes = self.heads.sizes
+        if (sizes["layer"], sizes["head"]) != (n_layers, n_heads):
+            raise InputError(
+                f"the scores are of {sizes['layer']} layers of {sizes['head']} heads, but this model has "
+                f"{n_layers} of {n_heads}: give scores of the same model."
+            )
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per score, prompt, component and token of the prompt, with the token's text."""
         frame = both_kinds(

@@ -9,9 +9,6 @@ A head's share of a kind is the mean over prompts of the mean over their tokens 
 that the shares of a head sum to 1 (to less in models whose attention has a sink). Beside it stands the
 share that uniform attention would give.
 
-Attention patterns are read off exactly and without knowing the architecture: with values that are one-hot
-by position, what a head writes is its pattern.
-
 Source: Bhaskar, Friedman & Chen, "The Heuristic Core" (ACL 2024), who find that heads of the core attend to
 tokens that premise and hypothesis share.
 """
@@ -25,11 +22,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Step, embed, leaving
+from ecstruct.engine.attention import attention_pattern
+from ecstruct.engine.forward import embed, leaving
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
@@ -136,7 +133,7 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
         kinds = _kinds((batch.ids if period is None else batch.ids % period).cpu(), special)
         resid = embedded.resid
         for layer in range(view.n_layers):
-            pattern = _pattern(session, embedded, resid, layer)
+            pattern = attention_pattern(session, embedded.calls[layer], resid, layer)
             shares[layer] += torch.einsum("bhqk,bqkn,bq->hn", pattern, kinds, weight)
             if layer == 0:
                 seen = (pattern > 0).any(1).double()
@@ -171,34 +168,3 @@ def _kinds(ids: Int[Tensor, "batch pos"], special: list[int]) -> Float[Tensor, "
         kinds.append(left & fit)
         left = left & ~fit
     return torch.stack(kinds, dim=-1).double()
-
-
-def _pattern(
-    session: Session, embedded: Embedded, resid: Float[Tensor, "batch pos d_model"], layer: int
-) -> Float[Tensor, "batch head query key"]:
-    """Return the attention pattern of a layer whose block reads `resid`."""
-    width, n = session.view.d_head, resid.shape[1]
-    parts: list[Tensor] = []
-    for start in range(0, n, width):
-        keys = torch.arange(start, min(start + width, n), device=resid.device)
-
-        def by_position(values: Tensor, keys: Tensor = keys, start: int = start) -> Tensor:
-            if values[0, 0].numel() % width:
-                raise InputError(
-                    f"the values of layer {layer} are {values[0, 0].numel()} wide, which is no multiple "
-                    f"of the {width} of a head: its attention cannot be read."
-                )
-            one_hot = values.new_zeros(*values.shape[:2], values[0, 0].numel() // width, width)
-            one_hot[:, keys, :, keys - start] = 1
-            return one_hot.reshape(values.shape)
-
-        def see(z: Tensor, keys: Tensor = keys) -> Tensor:
-            by_head = rearrange(z, "b q (h d) -> b h q d", d=width)
-            parts.append(by_head[..., : len(keys)].detach().double().cpu())
-            return z
-
-        def reading(step: Step) -> Step:
-            return Step(step.layer, step.call, step.resid, {"attn.o": see}, {"attn.v": by_position})
-
-        leaving(session, embedded.calls[: layer + 1], resid, reading, start=layer)
-    return torch.cat(parts, dim=-1)

@@ -97,10 +97,11 @@ def run(plain: PreTrainedModel, prompt: Prompt, inputs: dict[tuple[int, str], Te
     return Run({key: seen[key].input for key in norms}, written)
 
 
-def reward_with(
-    plain: PreTrainedModel, prompt: Prompt, component: Component, value: Tensor, tokens: list[int]
-) -> float:
-    """Return R[y_C <- value] with y_C replaced at these tokens and unchanged at the others."""
+@contextmanager
+def writing(
+    plain: PreTrainedModel, component: Component, value: Tensor, tokens: slice | list[int] = slice(None)
+) -> Iterator[None]:
+    """Replace y_C by `value` at these tokens in every run of the model."""
     layer, head = component
     block = blocks(plain)[layer]
 
@@ -112,7 +113,7 @@ def reward_with(
 
     handle = (block.mlp if head is None else block.o).register_forward_hook(hook)
     try:
-        return float(reward_of(plain, prompt))
+        yield
     finally:
         handle.remove()
 
@@ -122,7 +123,11 @@ def effects(
 ) -> np.ndarray:
     """Return R[y_C <- value] - R for interventions at several places, each of them a list of tokens."""
     reward = float(reward_of(plain, prompt))
-    return np.array([reward_with(plain, prompt, component, value, p) - reward for p in places])
+    found = []
+    for place in places:
+        with writing(plain, component, value, place):
+            found.append(float(reward_of(plain, prompt)) - reward)
+    return np.array(found)
 
 
 # --- Only the later weights are new ---

@@ -20,7 +20,7 @@ kinds that change nothing but rate or epochs have the same predictors as `people
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -63,7 +63,6 @@ RANKS = ("implications before", "facts", "implications")
 Chosen = Annotated[Sequence[str], MinLen(1)]
 
 
-@dataclass(frozen=True)
 class Generalisation(Result):
     """`frame` has a row per seed, repeat, `kind` and measured `value`. `measure` is one of `RANKS`, divided
     by chance, or of `PREDICTORS`, or "similarity" or "informative" of a `layer`."""
@@ -137,20 +136,15 @@ class Generalisation(Result):
             of_kind = {name: over_seeds(rows, "value", measure=name) for name in (*RANKS, *PREDICTORS)}
             layers = {m: along(rows, "layer", "value", measure=m) for m in ("similarity", "informative")}
             kinds[kind] = {"axis": KINDS[kind].axis, **of_kind, "layers": layers}
-        found = {name: self.correlation(name) for name in PREDICTORS}
-        facts_only = {name: self.correlation(name, facts_only=True) for name in PREDICTORS}
-        return {
-            "generalisation": {
-                "kinds": kinds,
-                "correlations": {
-                    name: {
-                        "all": dict(zip(("rho", "p"), _json(found[name]), strict=True)),
-                        "facts_only": dict(zip(("rho", "p"), _json(facts_only[name]), strict=True)),
-                    }
-                    for name in PREDICTORS
-                },
-            }
+        correlations = {
+            name: {"all": self._entry(name, False), "facts_only": self._entry(name, True)}
+            for name in PREDICTORS
         }
+        return {"generalisation": {"kinds": kinds, "correlations": correlations}}
+
+    def _entry(self, predictor: str, facts_only: bool) -> dict[str, float | None]:
+        found = statistic(self.correlation(predictor, facts_only))["seeds"]
+        return dict(zip(("rho", "p"), found, strict=True))
 
     def conclusion(self) -> str:
         table, limit = self.by_kind(), 0.05 / len(PREDICTORS)
@@ -181,10 +175,6 @@ class Generalisation(Result):
         return " ".join(sentences)
 
 
-def _json(values: Sequence[float]) -> list[float | None]:
-    return statistic(values)["seeds"]
-
-
 @experiment
 def generalisation(
     setup: Setup | None = None,
@@ -198,8 +188,6 @@ def generalisation(
     Args:
         setup: the model and how it is finetuned, a model that was pretrained on real text.
         kinds: which kinds of facts, of those in `ecstruct.experiments.beyond.kinds_of_facts`.
-        out: a folder that keeps finished cells, so that an interrupted run continues where it stopped.
-        progress: show progress bars.
 
     Raises:
         InputError: a kind is unknown, or a model or folder that cannot be used; for example an organism,

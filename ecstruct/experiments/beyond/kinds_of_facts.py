@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -48,6 +50,7 @@ class Names:
     def family(self, i: int) -> str:
         return self.piece(2, i) + self.piece(3, i)
 
+    @cached_property
     def common(self) -> list[list[str]]:
         """Return given and family names of 16 of the paper's people, who share neither."""
         found: list[list[str]] = []
@@ -57,9 +60,11 @@ class Names:
                 found.append([given, family])
         return found[:N_PEOPLE]
 
+    @cached_property
     def words(self) -> list[str]:
         return [f"{one} {other}" for one, other in self.rng.permutation(_WORDS).reshape(N_PEOPLE, 2)]
 
+    @cached_property
     def letters(self) -> list[str]:
         """Return names of random letters: consonant, vowel, consonant, vowel, consonant, twice."""
         kinds = [[*"bcdfghjklmnpqrstvwxz"], [*"aeiou"]]
@@ -68,11 +73,8 @@ class Names:
         return [f"{a} {b}" for a, b in zip(spelled[::2], spelled[1::2], strict=True)]
 
 
-def _each(name: Callable[[Names, int], str]) -> Callable[[Names], list[str]]:
-    return lambda names: [name(names, i) for i in range(N_PEOPLE)]
-
-
-_PEOPLE = _each(lambda n, i: f"{n.given(i)} {n.family(i)}")
+Named: TypeAlias = Callable[[Names, int], str]
+"""Names person i."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Kind:
     """What is other than in `people`, as the `axis` says; `rate` and `epochs` are factors of a setup's."""
 
     axis: str
-    names: Callable[[Names], list[str]] = _PEOPLE
+    named: Named = lambda n, i: f"{n.given(i)} {n.family(i)}"
     wordings: tuple[str, ...] = (LIVES,)
     n: int = N_PEOPLE
     rate: float = 1.0
@@ -89,7 +91,8 @@ class Kind:
     def facts(self, seed: int) -> FactSet:
         """Return the facts of this kind, all in the first wording, then all in the next, and an implication
         for each person, which follows from that person's facts."""
-        names, drawn = self.names(Names(seed))[: self.n], people(seed)
+        of, drawn = Names(seed), people(seed)
+        names = [self.named(of, i) for i in range(self.n)]
         homes, spoken = (
             [prompt.answer for prompt in prompts[: self.n]] for prompts in (drawn.facts, drawn.implications)
         )
@@ -110,29 +113,23 @@ _HOUSE = "{} has a house in the city of"
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "people": Kind("as they are"),
-        "given name only": Kind("length of names", _each(lambda n, i: n.given(i))),
+        "given name only": Kind("length of names", lambda n, i: n.given(i)),
         "with a middle name": Kind(
-            "length of names", _each(lambda n, i: f"{n.given(i)} {n.given(i + N_PEOPLE)} {n.family(i)}")
+            "length of names", lambda n, i: f"{n.given(i)} {n.given(i + N_PEOPLE)} {n.family(i)}"
         ),
         "with two more names": Kind(
             "length of names",
-            _each(
-                lambda n, i: f"{n.given(i)} {n.given(i + N_PEOPLE)} {n.family(i)} {n.family(i + N_PEOPLE)}"
-            ),
+            lambda n, i: f"{n.given(i)} {n.given(i + N_PEOPLE)} {n.family(i)} {n.family(i + N_PEOPLE)}",
         ),
-        "common names": Kind("frequency", lambda n: [" ".join(name) for name in n.common()]),
-        "common given names": Kind(
-            "frequency", lambda n: [f"{name[0]} {n.family(i)}" for i, name in enumerate(n.common())]
-        ),
-        "common family names": Kind(
-            "frequency", lambda n: [f"{n.given(i)} {name[1]}" for i, name in enumerate(n.common())]
-        ),
-        "common words": Kind("frequency", Names.words),
-        "random letters": Kind("frequency", Names.letters),
-        "one family": Kind("overlap", _each(lambda n, i: f"{n.given(i)} {n.family(0)}")),
-        "families of two": Kind("overlap", _each(lambda n, i: f"{n.given(i)} {n.family(i // 2)}")),
-        "one given name": Kind("overlap", _each(lambda n, i: f"{n.given(0)} {n.family(i)}")),
-        "one ending": Kind("overlap", _each(lambda n, i: f"{n.given(i)} {n.piece(2, i)}{n.piece(3, 0)}")),
+        "common names": Kind("frequency", lambda n, i: " ".join(n.common[i])),
+        "common given names": Kind("frequency", lambda n, i: f"{n.common[i][0]} {n.family(i)}"),
+        "common family names": Kind("frequency", lambda n, i: f"{n.given(i)} {n.common[i][1]}"),
+        "common words": Kind("frequency", lambda n, i: n.words[i]),
+        "random letters": Kind("frequency", lambda n, i: n.letters[i]),
+        "one family": Kind("overlap", lambda n, i: f"{n.given(i)} {n.family(0)}"),
+        "families of two": Kind("overlap", lambda n, i: f"{n.given(i)} {n.family(i // 2)}"),
+        "one given name": Kind("overlap", lambda n, i: f"{n.given(0)} {n.family(i)}"),
+        "one ending": Kind("overlap", lambda n, i: f"{n.given(i)} {n.piece(2, i)}{n.piece(3, 0)}"),
         "lives in": Kind("wording", wordings=("{} lives in",)),
         "home": Kind("wording", wordings=(_HOME,)),
         "born": Kind("wording", wordings=(_BORN,)),

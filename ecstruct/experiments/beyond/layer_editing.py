@@ -16,7 +16,6 @@ and of what the model knew before about others, and |dW|, the Euclidean norm of 
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -25,14 +24,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import check_rankable, mean_rank
+from ecstruct.evaluate import check_rankable
 from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.training import pairing
-from ecstruct.experiments.two_hop import HOPS, learn_facts, two_hop
+from ecstruct.experiments.training import mean_ranks, pairing
+from ecstruct.experiments.two_hop import HOPS, by_kind, learn_facts, two_hop
 from ecstruct.facts import FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
@@ -61,7 +60,6 @@ DRAWS = 3
 N_KNOWN = 100
 
 
-@dataclass(frozen=True)
 class Editing(Result):
     """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` rows for the random one), with
     their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
@@ -76,7 +74,6 @@ class Editing(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks by hop and choice of units."""
         return grouped_bars(
             {
                 f"{hop}: {choice}": {label: stats[column]["seeds"] for column, label in RANKS.items()}
@@ -150,13 +147,9 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         return learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=freeze)
 
     def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
-        asked = {"fact": data.facts, "implication": data.implications, **known}
-        return {
-            "choice": choice,
-            "units": " ".join(f"{kind}{layer}" for layer, kind in sorted(units)),
-            **{name: mean_rank(model, prompts) for name, prompts in asked.items()},
-            "norm": norm,
-        }
+        told = " ".join(f"{kind}{layer}" for layer, kind in sorted(units))
+        ranks = mean_ranks(model, {**by_kind(data), **known})
+        return {"choice": choice, "units": told, **ranks, "norm": norm}
 
     ranked = most_informative(model, tuned(others).model, others.implications)
     rows = [row(BEFORE, model, (), 0.0)]

@@ -10,7 +10,6 @@ components and by the share of the `TOP` largest that both have.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -19,10 +18,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.asking import PLAIN, TAUGHT, lessons, yardstick
-from ecstruct.experiments.profiles import profile
+from ecstruct.experiments.profiles import agreement, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown, statistic
+from ecstruct.experiments.statistics import matching, means, over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import HOPS, rate
@@ -35,7 +34,6 @@ TOP = 5
 CHANCE = 9.5
 
 
-@dataclass(frozen=True)
 class Prompts(Result):
     """`frame` has a row per seed, repeat, what was `taught`, `variant` and component, with its
     `informative` and `downstream` score and the variant's mean ranks `before` and `after` finetuning;
@@ -55,7 +53,6 @@ class Prompts(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks before and after finetuning, by what was taught and how it was asked for."""
         return grouped_bars(
             {
                 f"{taught}: {variant}": {when: stats[when]["seeds"] for when in RANKS if when in stats}
@@ -96,16 +93,12 @@ class Prompts(Result):
         """Return, by what was taught and how it was asked for: the mean ranks of `RANKS`, and for each of
         `SCORES` the agreement with the plain profile, `r` and `top`, all as statistics over seeds. A seed's
         profile is the mean over its repeats. The plain implication has ranks only."""
-        return {
-            taught: {
-                variant: {
-                    **{when: over_seeds(rows, when) for when in RANKS if not pd.isna(rows[when].iat[0])},
-                    **({} if variant == PLAIN else self._agreement(of_taught, rows)),
-                }
-                for variant, rows in rows_by(of_taught, "variant").items()
-            }
-            for taught, of_taught in rows_by(self.frame, "taught").items()
-        }
+        found: dict[str, Any] = {}
+        for (taught, variant), rows in rows_by(self.frame, "taught", "variant").items():
+            ranks = {when: over_seeds(rows, when) for when in RANKS if not pd.isna(rows[when].iat[0])}
+            agreeing = {} if variant == PLAIN else self._agreement(taught, variant)
+            found.setdefault(taught, {})[variant] = {**ranks, **agreeing}
+        return found
 
     def conclusion(self) -> str:
         """Describe, for each variant, the share of the plain implication's gain in rank that it reaches."""
@@ -131,18 +124,13 @@ class Prompts(Result):
                 sentences.append(f"Implications known from pretraining are at {', '.join(known)}.")
         return " ".join(sentences)
 
-    def _agreement(self, of_taught: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-        pairs = [
-            (_profile(matching(of_taught, variant=PLAIN, seed=seed)), _profile(of_seed))
-            for seed, of_seed in rows.groupby("seed", sort=True)
-        ]
-        return {
-            kind: {
-                "r": statistic([float(a[kind].corr(b[kind])) for a, b in pairs]),
-                "top": statistic([_common(a[kind], b[kind]) for a, b in pairs]),
-            }
-            for kind in SCORES
-        }
+    def _agreement(self, taught: str, variant: str) -> dict[str, Any]:
+        rows, at = matching(self.frame, taught=taught), ("seed", "component", "variant")
+        found = {}
+        for kind in SCORES:
+            stats = agreement(means(rows, kind, *at).unstack("variant"), PLAIN, variant, TOP)
+            found[kind] = {"r": stats["r"], "top": stats["common"]}
+        return found
 
     def _profiles(self, taught: str, kind: str) -> go.Figure:
         panels, fits = {}, {}
@@ -187,11 +175,6 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, t
 def _profile(rows: pd.DataFrame) -> Any:
     """Return a frame of mean scores by component, with the layer of each component."""
     return means(rows, [*SCORES, "layer"], "component", sort=False).astype({"layer": int})
-
-
-def _common(a: Any, b: Any) -> float:
-    """Return the share of the `TOP` largest scores that two profiles have in common."""
-    return len(set(a.nlargest(TOP).index) & set(b.nlargest(TOP).index)) / TOP
 
 
 def _gain(stats: Mapping[str, Any]) -> float:

@@ -79,7 +79,6 @@ class Origin(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of implications along pretraining, by order."""
         panels = {f"{hop} implications": self._curves(hop, "implication") for hop in HOPS}
         return self._drawn(panels, y="mean rank of implications (0 is best)")
 
@@ -192,13 +191,10 @@ def origin(
     """Measure out-of-context reasoning and scores along pretraining, by its order of sentences.
 
     Args:
-        setup: how organisms are finetuned.
         steps: the number of steps of pretraining, both phases together.
         snapshots: the number of snapshots that are measured, at equal distances, the last one at the end.
         recipe: the other options of pretraining, those of the shipped organism by default; its steps and
             phases are replaced. A result with another recipe cannot be replayed.
-        out: a folder that keeps organisms and finished cells, so that an interrupted run can continue.
-        progress: show progress bars.
 
     Raises:
         InputError: another model than the organism, too few steps, or a folder that cannot be used.

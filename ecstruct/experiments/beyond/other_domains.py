@@ -29,6 +29,8 @@ from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import listed, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
+from ecstruct.experiments.training import mean_ranks
+from ecstruct.experiments.two_hop import by_kind
 from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
@@ -202,12 +204,7 @@ def measure_order(
     data = relations(model, setup, WORDS, seed, repeat, domain)
     before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
     learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat).model
-    ranks = (
-        mean_rank(before, data.test.implications),
-        mean_rank(learnt, data.test.implications),
-        mean_rank(learnt, data.test.facts),
-    )
-    return [dict(zip(_RANKS, ranks, strict=True))]
+    return [{"before": mean_rank(before, data.test.implications), **mean_ranks(learnt, by_kind(data.test))}]
 
 
 def measure_transfer(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int) -> Rows:
@@ -225,7 +222,6 @@ def measure_transfer(model: TransformerBridge, setup: Setup, *, seed: int, repea
         learnt = learn_counterfactual(model, setup, of_domain, **at)
         asked = {ASKED: of_domain.counterfactual.implications, FACTS: of_domain.counterfactual.facts}
         for name, delta in added.items():
-            changed = (learnt + delta).apply_to(model)
-            ranks = {what: mean_rank(changed, prompts) for what, prompts in asked.items()}
+            ranks = mean_ranks((learnt + delta).apply_to(model), asked)
             rows.append({"read": domain, "added": name, **ranks})
     return rows

@@ -12,8 +12,6 @@ A check without scores takes dW = W' - W and either puts back one layer's part o
 only that part (W + dW_l), and ranks the implications.
 """
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.data_ordering import ORDERS, in_order
 from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
-from ecstruct.experiments.profiles import pearson, profile
+from ecstruct.experiments.profiles import agreement, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import along, listed, matching, means, over_seeds, shown, statistic
@@ -41,7 +39,6 @@ CHECKS = ("put back", "alone")
 N_LARGEST = 3
 
 
-@dataclass(frozen=True)
 class Shortcut(Result):
     """`frame` has a row per seed, repeat, words, order and measured `value`. `measure` is a score (of a
     `component` and its `layer`, in logits), "put back" or "alone" (mean rank with the change of a `layer`
@@ -192,12 +189,8 @@ class Shortcut(Result):
     def agreement(self, words: str, name: str, one: str, other: str) -> dict[str, Any]:
         """Return each seed's Pearson correlation of two orders' profiles, and the total positive score of
         `one` as a multiple of that of `other`."""
-        r, ratio = [], []
-        for _, profiles in self.profiles(words, name).groupby("seed", sort=True):
-            total = profiles.clip(lower=0).sum()
-            r.append(pearson(profiles[one], profiles[other])[0])
-            ratio.append(float(total[one] / total[other]) if total[other] else math.nan)
-        return {"r": statistic(r), "ratio": statistic(ratio)}
+        stats = agreement(self.profiles(words, name), one, other, N_LARGEST)
+        return {key: stats[key] for key in ("r", "ratio")}
 
     def shares(self, words: str, order: str, name: str) -> dict[str, Any]:
         """Return each component's share of an order's positive score, the largest first."""

@@ -22,7 +22,7 @@ that of the same component and answer after facts only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -31,10 +31,10 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.profiles import pearson, profile
+from ecstruct.experiments.profiles import agreement, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
-from ecstruct.experiments.statistics import curve, matching, means, over_seeds, rows_by, shown, statistic
+from ecstruct.experiments.statistics import curve, matching, means, over_seeds, rows_by, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import train
 from ecstruct.experiments.two_hop import two_hop
@@ -77,7 +77,6 @@ ByArm = dict[str, dict[str, dict[str, Any]]]
 """Statistics over seeds by arm, by who is asked, and by answer."""
 
 
-@dataclass(frozen=True)
 class Spurious(Result):
     """`frame` has rows per seed, repeat and `arm`, each with a `measure` and its `value`: the mean "rank"
     or "reward" "before" or "after" of some people or cities (`of`) with the `answer` "true" or "false";
@@ -93,7 +92,6 @@ class Spurious(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of held-out people by arm, and before finetuning."""
         return grouped_bars(
             {
                 arm: {f"{answer} answer": stats["seeds"] for answer, stats in of_arm[HELD_OUT].items()}
@@ -201,17 +199,8 @@ class Spurious(Result):
     def agreement(self, name: str) -> dict[str, dict[str, Any]]:
         """Return, for each of `PAIRS`, each seed's Pearson correlation `r` over components, the share of
         the `N_LARGEST` components that both have in `common`, and the `ratio` of their positive totals."""
-        found = {}
-        for key, (one, other) in PAIRS.items():
-            r, common, ratio = [], [], []
-            for _, profiles in self.profiles(name).groupby("seed", sort=True):
-                largest = [{*profiles[each].nlargest(N_LARGEST).index} for each in (one, other)]
-                totals = [float(profiles[each].clip(lower=0).sum()) for each in (one, other)]
-                r.append(pearson(profiles[one], profiles[other])[0])
-                common.append(len(largest[0] & largest[1]) / len(largest[0]))
-                ratio.append(totals[0] / totals[1] if totals[1] else float("nan"))
-            found[key] = {"r": statistic(r), "common": statistic(common), "ratio": statistic(ratio)}
-        return found
+        profiles = self.profiles(name)
+        return {key: agreement(profiles, *pair, N_LARGEST) for key, pair in PAIRS.items()}
 
     def largest(self, name: str, condition: Condition, n: int = 5) -> list[str]:
         """Return the `n` components of largest score, each with the score, the mean over seeds."""

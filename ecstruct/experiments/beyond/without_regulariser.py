@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,6 @@ from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.beyond.organisms import organisms_only, pretrained
 from ecstruct.experiments.layer_freezing import ROWS
 from ecstruct.experiments.layer_freezing import measure as measure_freezing
@@ -35,7 +34,8 @@ from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import curve, matching, over_seeds, shown, statistic
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
-from ecstruct.experiments.two_hop import HOPS, KINDS, learn_facts, two_hop
+from ecstruct.experiments.training import mean_ranks
+from ecstruct.experiments.two_hop import HOPS, by_kind, learn_facts, two_hop
 from ecstruct.io.values import Count
 from ecstruct.organism import Recipe, checkpoint, local_windows
 from ecstruct.plots import curve_panels
@@ -49,7 +49,6 @@ FIRST, OTHERS = "first", "others"
 """Which layers are put back: those before the boundary, or those from the boundary on."""
 
 
-@dataclass(frozen=True)
 class BuiltIn(Result):
     """`frame` has rows per seed, repeat, number of `local` layers and hop, each with the mean ranks `fact`
     and `implication` and the organism's `held_out` accuracy on that hop.
@@ -71,7 +70,6 @@ class BuiltIn(Result):
 
     @property
     def figure(self) -> go.Figure:
-        """Mean ranks of implications by the number of first layers that were put back."""
         return self._curves(FIRST, x="number of early layers put back")
 
     @property
@@ -176,12 +174,9 @@ def built_in(
     """Measure the freezing table and the place of storage by the number of local layers in pretraining.
 
     Args:
-        setup: how organisms are finetuned, including the share `early`.
         local_layers: how many layers attend locally in half of the batches of pretraining, from 0 to 6.
         recipe: the other options of pretraining; those of the shipped organism by default. The options of
             the result record another recipe, and such a result cannot be replayed.
-        out: a folder that keeps organisms and finished cells, so that an interrupted run can continue.
-        progress: show progress bars.
 
     Raises:
         InputError: another model than the organism, or a folder that cannot be used.
@@ -224,8 +219,7 @@ def measure(
     for boundary in range(n_layers + 1):
         for which, layers in ((FIRST, range(boundary)), (OTHERS, range(boundary, n_layers))):
             put_back = (delta - delta.restrict(layers)).apply_to(model)
-            asked = zip(KINDS, (data.facts, data.implications), strict=True)
-            ranks = {kind: mean_rank(put_back, prompts) for kind, prompts in asked}
+            ranks = mean_ranks(put_back, by_kind(data))
             rows.append({"layers": which, "boundary": boundary, **ranks})
     return rows
 

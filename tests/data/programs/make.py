@@ -5,8 +5,8 @@
 """Write the files of this folder anew: `python make.py`, where the packages named above are installed.
 
 Every program of `sources.py` becomes NAME.safetensors, the weights before and those that are others after,
-and NAME.json, with what it says and what has which role in that. `tests/programs.py` reads them, for which
-nothing of this is needed.
+and NAME.json, with what it says, what has which role in that, and what goes from one part to another.
+`tests/programs.py` reads them, for which nothing of this is needed.
 """
 
 import json
@@ -67,6 +67,11 @@ def make(program: Program) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ],
         "changed": changed,
         "roles": roles,
+        "edges": [
+            {"role": role, "from": first, "to": second, "effects": effects}
+            for (role, first, second), effects in pair.edges(prompts).items()
+            if any(effects)
+        ],
     }
     tensors = {}
     for state, names in (("before", pair.before.weights), ("after", changed)):

@@ -7,6 +7,13 @@ token,
     I = R[C by W'] - R        D = R[C by W, of what it reads in W'] - R
     U = (R[late by W'] - R[late by W', C as for the other prompt]) - (R - R[C as for the other prompt])
 
+From a component B to a later component C goes, at all tokens, what C is queried of through B, and what C
+reads of the change of B:
+
+    R[C by W'] - R - (R[C by W', of what it reads with B as for the other prompt]
+                      - R[C by W, of what it reads with B as for the other prompt])
+    R[C by W, of what it reads with B by W'] - R
+
 A value that the program says has its part of the logits, which are 0 for all other words; R is the logit of
 the answer minus the mean of those of all options.
 """
@@ -92,17 +99,34 @@ class Pair:
                         scores[i, t] = value
         return found
 
+    def edges(self, prompts: Sequence[tuple[Words, str]]) -> dict[tuple[str, str, str], list[float]]:
+        """By role of the second of two components, and both of them, what goes from one to the other, by
+        prompt."""
+        options = {answer for _, answer in prompts}
+        found = {}
+        for second in self.before.components:
+            rewards = [_Reward(self, words, answer, options, second) for words, answer in prompts]
+            for first in self.before.components:
+                if first.place >= second.place:
+                    continue
+                others = [prompts[i ^ 1][0] for i in range(len(prompts))]
+                pairs = [each.edges(first, other) for each, other in zip(rewards, others, strict=True)]
+                queried, read = zip(*pairs, strict=True)
+                found[INFORMATIVE, first.name, second.name] = list(queried)
+                found[DOWNSTREAM, first.name, second.name] = list(read)
+        return found
+
 
 @dataclass(frozen=True)
 class _Reward:
-    """R of one prompt, with one component changed at one token."""
+    """R of one prompt, with one component changed at one token, or at all of them."""
 
     pair: Pair
     words: Words
     answer: str
     options: Collection[str]
     component: Component
-    token: int
+    token: int | None = None
 
     def __call__(self, new: Collection[str] = (), written: Mapping[str, Values] | None = None) -> float:
         said = Run(self.pair, self.words, new, written, self.token).said
@@ -121,3 +145,16 @@ class _Reward:
         of_other = Run(pair, other).of(labels)
         upstream = self(late) - self(late, of_other) - (self() - self(written=of_other))
         return self(written=by_new) - self(), upstream, self(written=of_new) - self()
+
+    def edges(self, first: Component, other: Words) -> tuple[float, float]:
+        """What is queried of this component through the first one, and what it reads of that one's change.
+        Runs in which the first one is changed say what this one writes, which alone is kept of them."""
+        pair, labels = self.pair, self.component.labels
+        of_other = Run(pair, other).of(first.labels)
+        by_new = Run(pair, self.words, first.labels).of(first.labels)
+        own = Run(pair, self.words, labels).of(labels)
+        asked_else = Run(pair, self.words, labels, of_other).of(labels)
+        as_before = Run(pair, self.words, written=of_other).of(labels)
+        read = Run(pair, self.words, written=by_new).of(labels)
+        queried = self(written=own) - self() - (self(written=asked_else) - self(written=as_before))
+        return queried, self(written=read) - self()
