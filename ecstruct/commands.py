@@ -107,7 +107,7 @@ class Controls(ScoreOptions, PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edges(EdgeOptions, OfPair):
+class Edges(EdgeOptions, PairOptions):
     scores: Annotated[
         Text | None,
         Doc("scores.nc of the same models, which chooses the components; computed if not given."),
@@ -115,7 +115,7 @@ class Edges(EdgeOptions, OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graft(OfPair):
+class Graft(PairOptions):
     components: Annotated[
         Sequence[Text] | None,
         Doc(

@@ -174,14 +174,14 @@ class CausalOptions(BaselineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeOptions(Measured):
+class EdgeOptions(BaselineOptions):
     """The options of `ecstruct.edges`."""
 
     top: Annotated[Positive, Doc("How many components have each role.")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityOptions(Measured):
+class FidelityOptions(BaselineOptions):
     """The options of `ecstruct.fidelity`."""
 
     forms: Annotated[

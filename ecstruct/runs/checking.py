@@ -55,7 +55,7 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     finish(out, "causal", config, top_table(scores).to_string(index=False), progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_edges(config: commands.Edges, out: Path, device: str | None, progress: bool) -> None:
     """Measure the edges between the strongest components; write `edges.nc`, `edges.csv` and
     `report.html`."""
@@ -65,11 +65,11 @@ def run_edges(config: commands.Edges, out: Path, device: str | None, progress: b
     found = edges_of(pair, config.prompts, EdgeOptions.given(vars(config)), roles, progress=progress)
     found.save(out / "edges.nc")
     write_text(out / "edges.csv", found.table().to_csv(index=False))
-    edges_report(out / "report.html", found, again(out))
+    edges_report(out / "report.html", found, replay_command(out))
     finish(out, "edges", config, found.conclusion(), progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
     """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
     what a constant vector does to `steering.csv`."""

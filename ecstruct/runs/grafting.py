@@ -7,7 +7,13 @@ from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
 from ecstruct.report.grafting import graft_report, grafts_report
-from ecstruct.runs.configuration import again, alone, check_fingerprints, check_weights, finish
+from ecstruct.runs.configuration import (
+    check_fingerprints,
+    check_weights,
+    finish,
+    folder_locked,
+    replay_command,
+)
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 

@@ -119,7 +119,7 @@ def intervened(
     with still(view.model), torch.no_grad():
         if ascent is None or not batch_size / 2 <= ascent.largest <= batch_size:
             ascent = ascended(pair, tokenized, options, batch_size)
-        run = _Run(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
+        run = _Interventions(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
         run.all(progress)
     described = vars(options) | {
         "kinds": kinds,

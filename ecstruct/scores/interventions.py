@@ -48,14 +48,15 @@ class Replacements:
     layer: int
     batch: int
 
-    def informative(self) -> tuple[Tensor, Change]:
-        """Give each component its own new weights: f_C(z_C, W'_C) - y_C."""
+    def informative(self) -> tuple[ByHead, Resid]:
+        """Return f_C(z_C, W'_C) - y_C: each component has its own weights from W', and its input under
+        W."""
         walk = self.ascent.before
         inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
         return of_new_weights(self.pair, self.layer, *inputs, self._old)
 
-    def downstream(self) -> tuple[Tensor, Change]:
-        """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
+    def downstream(self) -> tuple[ByHead, Resid]:
+        """Return f_C(z'_C, W_C) - y_C: each component has its input from the run under W'."""
         view, walk = self.pair.view, self.ascent.after
         given = view.given_to_mlp(self.layer, self._new.taps)
         inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch), given
@@ -64,12 +65,13 @@ class Replacements:
         out = view.block_sites[self.layer]["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
-    def patching(self) -> tuple[Tensor, Change]:
-        """Give each component what it writes in the run under W': y'_C - y_C."""
+    def patching(self) -> tuple[ByHead, Resid]:
+        """Return y'_C - y_C: each component writes what it writes in the run under W'."""
         return self.as_in(self._new, self.pair.after)
 
-    def as_in(self, run: Trace, weights: Weights) -> tuple[Tensor, Change]:
-        """Give each component what it writes in another run of the block, under `weights`."""
+    def as_in(self, run: Trace, weights: Weights) -> tuple[ByHead, Resid]:
+        """Return the differences if each component writes what it writes in another run of the block, under
+        `weights`."""
         taps = run.taps
         return (
             self._written(taps["attn.o"].input, weights) - self._written(self._z, self.pair.before),
@@ -105,13 +107,13 @@ class Replacements:
         """The values that attention ("attn.o") and MLP ("mlp.out") write under W, not differences."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
 
-    def _written(self, z: Tensor, weights: Weights) -> Tensor:
+    def _written(self, z: Float[Tensor, "batch pos width"], weights: Weights) -> ByHead:
         return written_by_heads(self.pair.view, self.layer, z, weights)
 
 
 def of_new_weights(
-    pair: Pair, layer: int, call: BlockCall, resid: Tensor, run: Trace
-) -> tuple[Float[Tensor, "head batch pos d_model"], Change]:
+    pair: Pair, layer: int, call: BlockCall, resid: Resid, run: Trace
+) -> tuple[ByHead, Resid]:
     """Return what the new weights of each component of a block change on its inputs in a `run` of the block
     under W: f_C(z, W'_C) - f_C(z, W_C) of the heads and of the MLP. A head's weights are its rows of W_Q,
     W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
@@ -131,7 +133,7 @@ def of_new_weights(
 
 def written_by_heads(
     view: HookedView, layer: int, z: Float[Tensor, "batch pos width"], weights: Weights
-) -> Float[Tensor, "head batch pos d_model"]:
+) -> ByHead:
     """Return z_h W_O^h for every head of a layer; z is the concatenation of the heads' z."""
     matrix = view.block_sites[layer]["attn.o"].matrix(weights)
     assert matrix is not None
