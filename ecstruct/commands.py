@@ -1,8 +1,9 @@
-"""What a command's `config.json` holds: the options of its method, and what these are applied to.
+"""What a command's `config.json` holds: the options of its method, and the models and prompts that these
+are applied to.
 
-A configuration has everything that determines the numbers, prompts included, so it can be replayed wherever
-the checkpoints can be found. Devices and progress bars are not part of it. The command line has a word for
-every field that it can express, and `ecstruct.runs` a function for every command.
+A configuration has everything that determines the numbers, prompts included, so that it can be replayed
+wherever the checkpoints can be found. Devices and progress bars are not part of it. The command line has an
+option for every field with a `Doc`, and `ecstruct.runs` has a function for every command.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from ecstruct.options import (
     EdgeOptions,
     FidelityOptions,
     FinetuneOptions,
+    Flag,
     Form,
     Options,
     Positive,
@@ -27,7 +29,6 @@ from ecstruct.options import (
     RewardName,
     ScoreOptions,
     Times,
-    Word,
 )
 
 SOURCE = (
@@ -40,29 +41,31 @@ JSONL = (
 )
 
 FROM_FILE = "from a JSONL file"
-"""Marks what the command line takes as a file."""
+"""Marks prompts, which the command line takes as a file."""
 Records = Annotated[list[dict[str, Any]], MinLen(1), FROM_FILE]
 """Prompts, as records."""
 
 Source = Annotated[Text, Doc(SOURCE)]
 Prompts = Annotated[Records, Doc(JSONL)]
-Prints = Annotated[dict[str, str] | None, "of weights, which a replay compares with those that it finds"]
+Fingerprints = Annotated[
+    dict[str, str] | None, "of weights, which a replay compares with those that it finds"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfPair(Options):
-    """Two models, and the prompts that they are asked."""
+class PairOptions(Options):
+    """The fields of commands that compare two models on prompts."""
 
     before: Source
     after: Source
     prompts: Prompts
-    fingerprints: Prints = None
+    fingerprints: Fingerprints = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(ScoreOptions, OfPair):
+class Score(ScoreOptions, PairOptions):
     @classmethod
-    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # Version 0.1.0 had gradients only.
         return {"propagation": "gradient", **record} if "upstream" in record else record
 
@@ -78,16 +81,16 @@ class Alignment(AlignmentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Causal(CausalOptions, OfPair):
+class Causal(CausalOptions, PairOptions):
     components: Annotated[
         Sequence[str] | None,
         Doc("A component, as 'MLP 4' or 'head 5.2'; repeatable, all if not given."),
-        Word("--component"),
+        Flag("--component"),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controls(ScoreOptions, OfPair):
+class Controls(ScoreOptions, PairOptions):
     unrelated: Annotated[
         Records | None, Doc(f"Prompts for which the facts are irrelevant, as a control. {JSONL}")
     ] = None
@@ -104,7 +107,7 @@ class Controls(ScoreOptions, OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edges(EdgeOptions, OfPair):
+class Edges(EdgeOptions, PairOptions):
     scores: Annotated[
         Text | None,
         Doc("scores.nc of the same models, which chooses the components; computed if not given."),
@@ -112,24 +115,24 @@ class Edges(EdgeOptions, OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graft(OfPair):
+class Graft(PairOptions):
     components: Annotated[
         Sequence[Text] | None,
         Doc(
             "A set of weights, as 'mlps', 'heads 20-29', 'mlp 4 + head 5.2', 'mlp.out 0-9' or, with "
             "--scores, 'informative top 8'; repeatable, all components if not given."
         ),
-        Word("--set"),
+        Flag("--set"),
     ] = None
     positions: Annotated[
         Sequence[Text] | None,
         Doc("A group of positions, as 'subject-last' or 'last'; repeatable, all if not given."),
-        Word("--position"),
+        Flag("--position"),
     ] = None
     projections: Annotated[
         Sequence[Text] | None,
         Doc("Only this projection: q, k, v, o, in, gate, out or norm; repeatable."),
-        Word("--projection"),
+        Flag("--projection"),
     ] = None
     complement: Annotated[bool, Doc("Everything but the sets at the positions has new weights.")] = False
     scores: Annotated[Text | None, Doc("scores.nc of the same models, for the strongest components.")] = (
@@ -144,23 +147,23 @@ class Graft(OfPair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grafts(OfPair):
+class Grafts(PairOptions):
     scores: Annotated[Text, Doc("scores.nc of the same models, which ranks the components.")]
     ks: Annotated[
         Sequence[Whole] | None,
         Doc("A number of components; repeatable, 1, 2, 4... if not given."),
-        Word("--k"),
+        Flag("--k"),
     ] = None
     random_seeds: Annotated[Count, Doc("How often components are drawn at random.")] = 5
     random_sets: Annotated[
-        Whole, Doc("Also how well summed scores predict what this many random sets of components do.")
+        Whole, Doc("Also test how well summed scores predict what so many random sets of components do.")
     ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity(FidelityOptions, OfPair):
+class Fidelity(FidelityOptions, PairOptions):
     @classmethod
-    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # Version 0.1.0 computed every form, on all components if no sample was given.
         return {"forms": get_args(Form), "sample": None, **record} if "forms" not in record else record
 
@@ -181,10 +184,10 @@ class Recall(RecallOptions):
             "there), 'world' for the organism, or 'none'."
         ),
     ] = "answers"
-    fingerprints: Prints = None
+    fingerprints: Fingerprints = None
 
     @classmethod
-    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # In version 0.1.0 the first model was called `model`.
         return {"before" if name == "model" else name: value for name, value in record.items()}
 
@@ -193,7 +196,9 @@ class Recall(RecallOptions):
 class Prune(PruneOptions):
     model: Source
     prompts: Prompts
-    reference: Annotated[Records | None, Doc(f"Whose mean it is; the prompts by default. {JSONL}")] = None
+    reference: Annotated[
+        Records | None, Doc(f"Prompts whose mean ablated components write; --prompts by default. {JSONL}")
+    ] = None
     fingerprint: Annotated[str | None, "of the weights"] = None
 
 
@@ -203,17 +208,17 @@ class Evaluate(Options):
     masks: Annotated[
         Annotated[list[Text], MinLen(1)],
         Doc("masks.nc of a pruning; again for each further sparsity."),
-        Word("--masks"),
+        Flag("--masks"),
     ]
     prompts: Prompts
     generalization: Annotated[Records, Doc(f"What follows from the prompts. {JSONL}")]
-    fingerprints: Prints = None
+    fingerprints: Fingerprints = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Core(Evaluate):
     scores: Annotated[Text | None, Doc("scores.nc of the same model, to put beside the core.")] = None
-    draws: Annotated[Count, Doc("Of random components, for each network.")] = 20
+    draws: Annotated[Count, Doc("Draws of random components to compare each network with.")] = 20
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
 
 
@@ -222,7 +227,7 @@ class Emergence(Options):
     models: Annotated[
         Annotated[list[Text], MinLen(1)],
         Doc(f"A checkpoint, as folder@step; again for each later one. {SOURCE}"),
-        Word("--model"),
+        Flag("--model"),
     ]
     core: Annotated[Text, Doc("core.nc of the trained model, from ecstruct subnetworks core.")]
     prompts: Prompts
@@ -230,7 +235,7 @@ class Emergence(Options):
     kinds: Annotated[
         Annotated[Sequence[Literal["heads", "mlp"]], MinLen(1)],
         Doc("What of the core is ablated, heads or mlp; repeatable, heads if not given."),
-        Word("--kinds"),
+        Flag("--kinds"),
     ] = ("heads",)
     ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
     added: Annotated[
@@ -239,12 +244,12 @@ class Emergence(Options):
     sparsities: Annotated[
         Annotated[list[Annotated[float, Gt(0), Lt(1)]], MinLen(1)] | None,
         Doc("Prune each checkpoint to this share, for its effective size; repeatable."),
-        Word("--sparsity"),
+        Flag("--sparsity"),
     ] = None
     seeds: Annotated[Count, Doc("With --sparsity: how many subnetworks.")] = 4
-    steps: Annotated[Times, Doc("With --sparsity: of optimisation.")] = 500
+    steps: Annotated[Times, Doc("With --sparsity: optimisation steps.")] = 500
     batch_size: Annotated[Positive, Doc("With --sparsity: prompts per step and seed.")] = 32
-    fingerprints: Prints = None
+    fingerprints: Fingerprints = None
 
 
 class _Freeze(TypedDict, total=False):
@@ -277,11 +282,14 @@ class Finetune(FinetuneOptions):
             "A label, to make a classifier of the model, with a new head that the seed draws; repeatable. "
             "The whole model is written to OUT/model."
         ),
-        Word("--label"),
+        Flag("--label"),
     ] = None
     save_model: Annotated[bool, Doc("Write the whole model to OUT/model too.")] = False
     save_epochs: Annotated[
-        bool, Doc("Write the weight delta, or with the whole model that, after each epoch to OUT/epochs.")
+        bool,
+        Doc(
+            "After each epoch, write the weight delta to OUT/epochs, or the whole model if that is written."
+        ),
     ] = False
     fingerprint: Annotated[str | None, "of the weights"] = None
 

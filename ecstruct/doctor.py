@@ -20,13 +20,14 @@ import huggingface_hub
 import psutil
 import torch
 from huggingface_hub import constants
+from jaxtyping import Float
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
-from ecstruct.models.classifiers import auto_class, everywhere
+from ecstruct.models.classifiers import auto_class, logits_at_every_token
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import load
@@ -74,10 +75,10 @@ def versions() -> Iterator[Finding]:
     yield _versioned("python", ".".join(map(str, sys.version_info[:3])), asked)
     for needed in map(Requirement, requires("ecstruct") or ()):
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-            yield _versioned(needed.name, _installed(needed.name), needed.specifier)
+            yield _versioned(needed.name, _installed_version(needed.name), needed.specifier)
 
 
-def _installed(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -135,7 +136,7 @@ def extras() -> Iterator[Finding]:
         yield Finding("extras", "figures", "warning", text)
     else:
         yield Finding("extras", "figures", "ok", f"kaleido {version('kaleido')} with {browser}")
-    if (gguf := _installed("gguf")) is None:
+    if (gguf := _installed_version("gguf")) is None:
         text = "not installed, for GGUF files and smollm2: pip install 'ecstruct[gguf]'"
         yield Finding("extras", "gguf", "warning", text)
     else:
@@ -191,10 +192,10 @@ def model(source: str, device: str | None = None) -> Iterator[Finding]:
     walk.up()
     with torch.no_grad():
         walked = view.head(walk.weights, walk.resid(view.n_layers, 0)).output
-    yield _compared(source, "walk", walked, own, batch, "the hooked model's own forward")
+    yield _logits_finding(source, "walk", walked, own, batch, "the hooked model's own forward")
     del view, hooked, walk  # before the other one takes its memory
     plain = _logits(_plain(source, batch.ids.device), batch)
-    yield _compared(source, "parity", own, plain, batch, "the Hugging Face model, loaded apart")
+    yield _logits_finding(source, "parity", own, plain, batch, "the Hugging Face model, loaded apart")
     yield Finding(source, "forward", "ok", f"{1000 * seconds:.1f} ms for {batch.ids.numel()} tokens")
 
 
@@ -223,10 +224,19 @@ def _plain(source: str, device: torch.device) -> Any:
         attn_implementation="eager",
         **at.options,
     )
-    return everywhere(plain.to(device).eval())
+    return logits_at_every_token(plain.to(device).eval())
 
 
-def _compared(source: str, name: str, ours: Tensor, theirs: Tensor, batch: Batch, of: str) -> Finding:
+def _logits_finding(
+    source: str,
+    name: str,
+    ours: Float[Tensor, "batch pos d_vocab"],
+    theirs: Float[Tensor, "batch pos d_vocab"],
+    batch: Batch,
+    reference: str,
+) -> Finding:
+    """Compare logits at real tokens; the error is the largest difference over the largest of `theirs`.
+    `reference` says in words what made `theirs`."""
     real = batch.mask.bool()
     ours, theirs = ours[real].float(), theirs[real].float()
     error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
@@ -235,4 +245,4 @@ def _compared(source: str, name: str, ours: Tensor, theirs: Tensor, batch: Batch
         if error <= _TOLERANCES[better]:
             state = better
     exact = "the logits are those of" if error == 0 else f"the logits differ by {error:.1e} (relative) from"
-    return Finding(source, name, state, f"{exact} {of}")
+    return Finding(source, name, state, f"{exact} {reference}")

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 class LostRank(RuntimeError):
-    """Another process of a distributed run is gone; `lost` says which."""
+    """Another process of a distributed run is gone; `lost` says which, as in "rank 1 of 4 died"."""
 
     def __init__(self, lost: str) -> None:
         super().__init__(f"{lost}: run the same command again, what is finished is kept")

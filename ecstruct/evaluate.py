@@ -19,7 +19,7 @@ from typing import Generic, Literal, TypeVar, get_args, overload
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -91,7 +91,7 @@ Data = TypeVar("Data", FactSet, tuple[Prompt, ...])
 
 
 @dataclass(frozen=True)
-class Kept(Generic[Data]):
+class KeptFacts(Generic[Data]):
     """The facts that are `kept` because a model knows them; those that it does not know are `dropped`, with
     their `ranks`."""
 
@@ -108,7 +108,7 @@ def keep_known(
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
     among: Among = "options",
-) -> Kept[FactSet]: ...
+) -> KeptFacts[FactSet]: ...
 
 
 @overload
@@ -119,7 +119,7 @@ def keep_known(
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
     among: Among = "options",
-) -> Kept[tuple[Prompt, ...]]: ...
+) -> KeptFacts[tuple[Prompt, ...]]: ...
 
 
 def keep_known(
@@ -129,7 +129,7 @@ def keep_known(
     batch_size: int = 64,
     answer_tokens: AnswerTokens = "first",
     among: Among = "options",
-) -> Kept[FactSet] | Kept[tuple[Prompt, ...]]:
+) -> KeptFacts[FactSet] | KeptFacts[tuple[Prompt, ...]]:
     """Keep only what a model knows before it is finetuned, that is, answers with rank 0 among their options
     or `among` the whole vocabulary.
 
@@ -156,9 +156,9 @@ def keep_known(
     dropped = tuple(asked[i] for i in sorted(unknown))
     of_dropped = tuple(float(found[i]) for i in sorted(unknown))
     if not whole:
-        return Kept(tuple(p for i, p in enumerate(asked) if i not in unknown), dropped, of_dropped)
+        return KeptFacts(tuple(p for i, p in enumerate(asked) if i not in unknown), dropped, of_dropped)
     kept = data.subset(i for i, d in enumerate(data.derivations) if unknown.isdisjoint(d.known))
-    return Kept(kept, dropped, of_dropped)
+    return KeptFacts(kept, dropped, of_dropped)
 
 
 def check_rankable(model: TransformerBridge, prompts: PromptsLike) -> None:
@@ -177,7 +177,9 @@ def ranks_of_tokenized(
     _check_batch_size(batch_size)
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
 
-    def logits_of(ids: Tensor, mask: Tensor) -> Tensor:
+    def logits_of(
+        ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         return model(ids, attention_mask=mask, return_type="logits")
 
     with eval_mode(model):
@@ -248,15 +250,20 @@ def _ranks_of_whole_answers(
     logprobs = _logprobs(model, texts, batch_size).split([len(of_prompt) for of_prompt in answers])
     n_right = [1 + len(t.alias_ids) for t in tokenized]
     return np.array(
-        [_place(t, found[:n], found[n:]) for t, found, n in zip(tokenized, logprobs, n_right, strict=True)]
+        [
+            _rank_among(t, found[:n], found[n:])
+            for t, found, n in zip(tokenized, logprobs, n_right, strict=True)
+        ]
     )
 
 
 def _logprobs(
     model: TransformerBridge, texts: Sequence[TokenizedPrompt], batch_size: int
 ) -> Float[Tensor, " text"]:
-    """Return the log-probability, in nats, of the whole answer at the end of each text (without its last
-    token, which is not read), in float64 so that equal answers tie exactly."""
+    """Return the log-probability of the whole answer of each text, in nats: the sum over its tokens.
+
+    The ids of `texts` end with the answer, but for its last token, which no other token needs. Results are
+    float64, so that equal answers tie exactly."""
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
     result = torch.empty(len(texts), dtype=torch.float64)
 
@@ -289,13 +296,17 @@ def rank_of(t: TokenizedPrompt, logits: Float[Tensor, " d_vocab"]) -> float:
     if not t.option_ids:
         others = torch.ones_like(logits, dtype=torch.bool)
         others[[*names]] = False
-        return _place(t, logits[list(names)], logits[others])
+        return _rank_among(t, logits[list(names)], logits[others])
     others = [token for token in t.option_ids if token != right]
-    return _place(t, logits[list(names.difference(others))], logits[others])
+    return _rank_among(t, logits[list(names.difference(others))], logits[others])
 
 
-def _place(t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]) -> float:
-    """Count the others that are better than the best of the right ones; ties count half."""
+def _rank_among(
+    t: TokenizedPrompt, right: Float[Tensor, " name"], others: Float[Tensor, " option"]
+) -> float:
+    """Return the rank of the best of the `right` answers among the `others`, by logits or
+    log-probabilities: the number of others that are larger, with ties counted half. Raise `InputError` for
+    NaN."""
     if right.isnan().any() or others.isnan().any():
         raise InputError(
             f"the model's logits after {t.prompt.text!r} are NaN: its weights or its precision are "

@@ -1,8 +1,8 @@
-"""The options of every method, each said once: its type and bounds, its default, and what it is for.
+"""The options of every method, each declared once: its type and bounds, its default, and its help.
 
-A class of options is what the function of its method takes as keywords and checks, what its command offers,
-what `config.json` holds, and what a result carries in its attributes. The functions repeat names and
-defaults in their signatures, for editors; their docstrings have the formulas.
+A class of options says what the function of its method takes as keywords, what its command offers, what
+`config.json` holds, and what a result has in its attributes. The functions repeat names and defaults in
+their signatures, for editors; their docstrings have the formulas.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Word:
-    """The word of an option on the command line, where it is not the option's name."""
+class Flag:
+    """The name of an option on the command line, such as `--kind`, where it is not that of the field."""
 
     name: str
 
 
-INDIFFERENT = "indifferent"
-"""Marks an option that does not change what is computed, only how."""
+SAME_NUMBERS = "same numbers"
+"""Marks an option on which the results do not depend, only how they are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +66,24 @@ class Options:
 
     @classmethod
     def given(cls, values: Mapping[str, Any]) -> Self:
-        """Return the options among some values, such as the `locals()` of a function that takes them."""
+        """Make options from those of these values that have the name of an option; `values` may be the
+        `locals()` of a function whose arguments they are."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     @classmethod
-    def current(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what a record of an earlier version says in the words of this one."""
+    def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a record that an earlier version wrote as this version would write it."""
         return record
 
     @classmethod
     def read(cls, record: Mapping[str, Any], of: str, command: str) -> Self:
-        """Return the options in a record, which has to have all that lack a default and no others.
+        """Make options from a record, such as the arguments in `config.json`. It must have all options that
+        lack a default, and no unknown ones; `of` and `command` name record and command in messages.
 
         Raises:
             InputError: an option is missing, unknown, or not of its type.
         """
-        record = cls.current(record)
+        record = cls.upgraded(record)
         required = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
         for name in sorted(required - set(record)):
             raise InputError(f"{of} lacks {name!r}: give a config.json as {command} wrote it.")
@@ -91,12 +93,12 @@ class Options:
         return cls(**record)
 
     def identity(self) -> dict[str, str]:
-        """Return those options that decide what is computed, as texts."""
+        """Return the options on which results depend, as texts by name."""
         types = types_of(type(self))
         return {
             name: str(value)
             for name, value in vars(self).items()
-            if INDIFFERENT not in getattr(types[name], "__metadata__", ())
+            if SAME_NUMBERS not in getattr(types[name], "__metadata__", ())
         }
 
 
@@ -108,7 +110,7 @@ def types_of(options: type[Options]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentOptions(Options):
-    """The options of `ecstruct.alignment`: what an effect is a change of."""
+    """The options of `ecstruct.alignment`: the reward, of which effects are changes."""
 
     reward: Annotated[RewardName | Callable[..., Any], Doc("What the scores are changes of.")] = (
         "logit_diff"
@@ -117,8 +119,8 @@ class AlignmentOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(AlignmentOptions):
-    """What an effect is a change of, and what upstream scores replace an output with."""
+class BaselineOptions(AlignmentOptions):
+    """The options that all scores share: the reward, and the baseline of upstream scores."""
 
     baseline: Annotated[BaselineKind, Doc("What upstream scores compare a component's output with.")] = (
         "counterfactual"
@@ -126,7 +128,7 @@ class Measured(AlignmentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(Measured):
+class ScoreOptions(BaselineOptions):
     """The options of `ecstruct.score`."""
 
     upstream: Annotated[
@@ -138,10 +140,10 @@ class ScoreOptions(Measured):
     ] = "local"
     propagation: Annotated[
         Propagation,
-        Doc("What these slopes are: by the rules of relevance, or gradients as in the paper."),
+        Doc("How these slopes are computed: by the rules of relevance, or as gradients, as in the paper."),
     ] = "relevance"
     convention: Annotated[
-        Convention, Doc("To which token a score is booked: as defined, or as in the published code.")
+        Convention, Doc("To which token a score is assigned: as defined, or as in the published code.")
     ] = "definition"
     path_steps: Annotated[
         PathSteps, Doc("Points between both models at which informative gradients are taken.")
@@ -150,66 +152,68 @@ class ScoreOptions(Measured):
     verify: Annotated[
         Natural,
         Doc("Run the interventions on so many of the strongest components by each score."),
-        INDIFFERENT,
+        SAME_NUMBERS,
     ] = 0
-    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), INDIFFERENT] = (
+    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS] = (
         None
     )
     offload: Annotated[
-        bool, Doc("Leave both models on disk, and read one block at a time."), INDIFFERENT
+        bool, Doc("Leave both models on disk, and read one block at a time."), SAME_NUMBERS
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalOptions(Measured):
+class CausalOptions(BaselineOptions):
     """The options of `ecstruct.causal_scores`."""
 
     kinds: Annotated[
-        Annotated[Sequence[Kind], MinLen(1)], Doc("Which scores; repeatable."), Word("--kind")
+        Annotated[Sequence[Kind], MinLen(1)], Doc("Which scores; repeatable."), Flag("--kind")
     ] = KINDS[:3]
     per_token: Annotated[bool, Doc("Intervene at each token separately.")] = False
-    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), INDIFFERENT] = None
+    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeOptions(Measured):
+class EdgeOptions(BaselineOptions):
     """The options of `ecstruct.edges`."""
 
     top: Annotated[Positive, Doc("How many components have each role.")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityOptions(Measured):
+class FidelityOptions(BaselineOptions):
     """The options of `ecstruct.fidelity`."""
 
     forms: Annotated[
         Sequence[Form],
         Doc("Another way to score, to compare: path, surrogate or exact; repeatable."),
-        Word("--form"),
+        Flag("--form"),
     ] = ()
     path_steps: Annotated[
         Annotated[Sequence[PathSteps], MinLen(1)],
         Doc("With path: numbers of points; repeatable."),
-        Word("--path-steps"),
+        Flag("--path-steps"),
     ] = (1, 2, 4, 8)
     top: Annotated[Positive, Doc("How many components count as the strongest.")] = 5
-    sample: Annotated[Annotated[int, Ge(2), Le(10**6)] | None, Doc("Intervene on so many components.")] = 12
+    sample: Annotated[
+        Annotated[int, Ge(2), Le(10**6)] | None, Doc("How many components to intervene on.")
+    ] = 12
     seed: Annotated[Seed, Doc("Seed of the sample.")] = 0
-    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), INDIFFERENT] = (
+    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS] = (
         None
     )
-    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), INDIFFERENT] = None
+    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(Options):
-    """The options of `ecstruct.finetune`, but those of its checkpoints."""
+    """The options of `ecstruct.finetune`, except for those of its checkpoints."""
 
     lr: Annotated[Rate | None, Doc("Learning rate; known for organism, smollm2 and minilm.")] = None
     epochs: Annotated[Times, Doc("Passes through the facts.")] = 8
     batch_size: Annotated[Positive, Doc("Facts per step.")] = 8
-    accumulate: Annotated[Positive, Doc("Parts in which a batch is run.")] = 1
-    schedule: Annotated[Literal["constant", "linear"], Doc("Course of the rate.")] = "constant"
+    accumulate: Annotated[Positive, Doc("Micro-batches into which a batch is split.")] = 1
+    schedule: Annotated[Literal["constant", "linear"], Doc("Schedule of the learning rate.")] = "constant"
     train_embeddings: Annotated[bool, Doc("Train (un)embeddings too.")] = False
     recompute: Annotated[bool, Doc("Run blocks again instead of keeping their activations.")] = False
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
@@ -224,11 +228,11 @@ class RecallOptions(Options):
     )
     token: Annotated[
         Literal["predicted", "answer"] | None,
-        Doc("Whose probability and extraction is measured; answer with --after, else predicted."),
+        Doc("Token whose probability and extraction are measured; answer with --after, else predicted."),
     ] = None
     onto: Annotated[
         Literal["unembedding", "embedding"],
-        Doc("What hidden states are projected with to look for attributes."),
+        Doc("Matrix that projects hidden states on the vocabulary, to look for attributes."),
     ] = "unembedding"
     normed: Annotated[
         bool, Doc("Apply the final norm before every projection on the vocabulary; the paper does not.")
@@ -241,11 +245,11 @@ class PruneOptions(Options):
 
     sparsity: Annotated[float, Gt(0), Lt(1), Doc("Share of the components that is ablated.")] = 0.5
     seeds: Annotated[Count | Sequence[Seed], Doc("How many subnetworks.")] = 12
-    steps: Annotated[Times, Doc("Of optimisation; fewer than 150 do not converge.")] = 500
+    steps: Annotated[Times, Doc("Optimisation steps; fewer than 150 do not converge.")] = 500
     kinds: Annotated[
         Annotated[Sequence[Literal["heads", "mlp"]], MinLen(1)],
         Doc("What may be ablated, heads or mlp; both if not given."),
-        Word("--kinds"),
+        Flag("--kinds"),
     ] = ("heads", "mlp")
     ablation: Annotated[Literal["mean", "zero"], Doc("What an ablated component writes.")] = "mean"
     lr: Annotated[Rate, Gt(0), Doc("Learning rate of the masks.")] = 0.1

@@ -10,7 +10,7 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt
 from ecstruct.facts.tokens import TokenizedPrompt, tokenize
-from ecstruct.scores.baseline import Baseline, align
+from ecstruct.scores.baseline import Baseline, slot_index
 from ecstruct.scores.batching import with_answer
 
 OPTIONS = ("Dutch", "Old Norse", "Thai")
@@ -132,7 +132,7 @@ def test_components_are_kept_apart(tokenized):
 
 def test_a_prompt_fills_the_slots_of_its_template():
     """Three entity slots, as the longest has; a shorter one repeats its first token in the leading ones."""
-    found = align(tokenize(PROMPTS[:4], TOKENIZER))
+    found = slot_index(tokenize(PROMPTS[:4], TOKENIZER))
     assert found.n_slots == 2 + 3 + 2
     assert [list(p) for p in found.positions] == [
         [0, 1, 2, 2, 2, 3, 4],  # Ada
@@ -144,7 +144,7 @@ def test_a_prompt_fills_the_slots_of_its_template():
 
 
 def test_templates_do_not_mix(tokenized):
-    found = align(tokenized)
+    found = slot_index(tokenized)
     long, short = (
         set(chain.from_iterable(found.slots[i] for i in rows)) for rows in (range(6), range(6, 9))
     )

@@ -11,12 +11,13 @@ from helpers.command_line import run
 
 from ecstruct.grids import Grid
 from ecstruct.grids.combine import combine
-from ecstruct.runs.configuration import again
+from ecstruct.runs.configuration import replay_command
 
 
 def test_a_replay_of_a_folder_with_spaces() -> None:
     assert (
-        again(Path("my runs/one")) == "ecstruct replay 'my runs/one/config.json' --out 'my runs/one-again'"
+        replay_command(Path("my runs/one"))
+        == "ecstruct replay 'my runs/one/config.json' --out 'my runs/one-again'"
     )
 
 

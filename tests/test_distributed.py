@@ -55,13 +55,13 @@ import os, signal, sys, time
 import torch
 import ecstruct.io.distributed as distributed
 from ecstruct.cli import app
-from ecstruct.cli.words import session
+from ecstruct.cli.flags import command_run
 
 distributed._PATIENCE = 1.0
 
 @app.command()
 def die(how: str, who: int) -> None:
-    with session(quiet=True, debug=False):
+    with command_run(quiet=True, debug=False):
         with distributed.ranks("cpu") as them:
             them.all_reduce(torch.ones(1))
             if them.rank == who:

@@ -92,7 +92,7 @@ def test_how_far_logits_may_be_apart(error: float, state: str) -> None:
     batch = doctor.Batch(ids, torch.tensor([1]), ids[:, :1], ids[:, :1])
     theirs = torch.tensor([[[1.0, -2.0], [9.0, 9.0]]])
     ours = theirs + 2 * error * torch.tensor([[[1.0, 0.0], [7.0, 7.0]]])  # padding does not count
-    found = doctor._compared("m", "parity", ours, theirs, batch, "another")
+    found = doctor._logits_finding("m", "parity", ours, theirs, batch, "another")
     assert found.state == state
 
 

@@ -17,7 +17,7 @@ from helpers.jobs import until
 from helpers.processes import environment
 
 from ecstruct.errors import InputError
-from ecstruct.io.files import exclusive, is_held, locked, writing
+from ecstruct.io.files import exclusive, explaining_write_errors, is_held, locked
 from ecstruct.io.interruption import STATUS
 
 ALL_WRITERS = """
@@ -88,13 +88,13 @@ def test_every_writer_tells_that_the_disk_is_full_and_leaves_the_old_file(tmp_pa
 
 
 def test_what_is_not_of_the_system_keeps_its_type() -> None:
-    with pytest.raises(KeyError), writing(Path("x")):
+    with pytest.raises(KeyError), explaining_write_errors(Path("x")):
         raise KeyError("x")
-    with pytest.raises(InputError, match=r"^mine$"), writing(Path("x")):
+    with pytest.raises(InputError, match=r"^mine$"), explaining_write_errors(Path("x")):
         raise InputError("mine")
     with (
         pytest.raises(InputError, match=r"^cannot write x: No space left on device\.$"),
-        writing(Path("x")),
+        explaining_write_errors(Path("x")),
     ):
         raise RuntimeError("I/O error: it is full (os error 28)")
 

@@ -13,14 +13,14 @@ from helpers.jobs import Here, pieces, states, until
 
 from ecstruct.experiments import Rates, Setup, ocr
 from ecstruct.grids import Grid, sweep
-from ecstruct.grids.cell import KILLED, Place
+from ecstruct.grids.cell import KILLED, CellFiles
 from ecstruct.io.interruption import STATUS
 
 
 def test_kill_9_of_a_worker_and_a_rerun_that_computes_what_is_missing(tmp_path: Path) -> None:
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text("learning_rates: [1e-4, 3e-4]\nepochs: [1]\nexperiments: [ocr]\nrepeats: 4\n")
-    first, second = (Place(out, each) for each in Grid.read(path).cells())
+    first, second = (CellFiles(out, each) for each in Grid.read(path).cells())
     killed: list[int] = []
 
     def kill() -> None:
@@ -55,7 +55,7 @@ def test_kill_9_of_a_worker_and_a_rerun_that_computes_what_is_missing(tmp_path: 
 def test_sigterm_finishes_what_is_at_work_and_the_sweep_goes_on(tmp_path: Path) -> None:
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text("learning_rates: [1e-4]\nepochs: [1]\nexperiments: [ocr]\nrepeats: 4\n")
-    (place,) = (Place(out, each) for each in Grid.read(path).cells())
+    (place,) = (CellFiles(out, each) for each in Grid.read(path).cells())
     seen: list[dict[str, str]] = []
 
     def terminate() -> None:

@@ -17,7 +17,7 @@ from helpers.slurm import cluster, missing
 
 from ecstruct.errors import InputError
 from ecstruct.grids import Grid, sweep
-from ecstruct.grids.cell import KILLED, Place
+from ecstruct.grids.cell import KILLED, CellFiles
 from ecstruct.grids.executors import Slurm, queued
 from ecstruct.io.interruption import STATUS, Terminated
 
@@ -50,10 +50,10 @@ def waits(process: int, number: signal.Signals) -> bool:
 def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_path: Path) -> None:
     """An array of two: one is killed for good, the other told to end, as at the end of its time."""
     path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=4), tmp_path / "out"
-    first, second = (Place(out, each) for each in Grid.read(path).cells())
-    before: dict[Place, dict[str, int]] = {}
+    first, second = (CellFiles(out, each) for each in Grid.read(path).cells())
+    before: dict[CellFiles, dict[str, int]] = {}
 
-    def pause(place: Place) -> int:
+    def pause(place: CellFiles) -> int:
         until(lambda: pieces(place))
         os.kill(process := place.attempts()[-1]["process"], signal.SIGSTOP)
         before[place] = pieces(place)
@@ -86,7 +86,7 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
 def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path) -> None:
     """SIGTERM to the sweep leaves the queue alone; the next one waits for what is there."""
     path, out = grid(tmp_path, "[1e-4]", repeats=2), tmp_path / "out"
-    (place,) = (Place(out, each) for each in Grid.read(path).cells())
+    (place,) = (CellFiles(out, each) for each in Grid.read(path).cells())
     executor = Slurm(out, options={"begin": "now+3"})
 
     class Stops(Here):

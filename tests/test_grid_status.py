@@ -13,7 +13,7 @@ from helpers.jobs import states
 
 from ecstruct.errors import InputError
 from ecstruct.grids import Grid, status
-from ecstruct.grids.cell import KILLED, Place
+from ecstruct.grids.cell import KILLED, CellFiles
 
 TWO = Grid(["ocr"], learning_rates=[1e-4, 3e-4])
 
@@ -22,7 +22,7 @@ class TestStatus:
     def test_a_cell_is_running_while_a_process_holds_it(self, tmp_path: Path) -> None:
         (tmp_path / "grid.json").write_text(json.dumps(TWO.to_dict()))
         assert set(states(tmp_path).values()) == {"missing"}
-        place = Place(tmp_path, TWO.cells()[0])
+        place = CellFiles(tmp_path, TWO.cells()[0])
         place.home.mkdir(parents=True)
         code = (
             "import sys, time; from pathlib import Path; from ecstruct.io.files import locked\n"
@@ -43,7 +43,7 @@ class TestStatus:
 
     def test_damaged_files_are_named(self, tmp_path: Path) -> None:
         (tmp_path / "grid.json").write_text(json.dumps(TWO.to_dict()))
-        place = Place(tmp_path, TWO.cells()[0])
+        place = CellFiles(tmp_path, TWO.cells()[0])
         place.home.mkdir(parents=True)
         (place.home / "attempts.json").write_text("[{")
         with pytest.raises(InputError, match=r"attempts\.json is damaged"):

@@ -18,7 +18,7 @@ from ecstruct.errors import InputError
 from ecstruct.experiments import Setup
 from ecstruct.experiments.sweep import Sweep
 from ecstruct.grids import Grid, cell, sweep
-from ecstruct.grids.cell import KILLED, Place, run_cell
+from ecstruct.grids.cell import KILLED, CellFiles, run_cell
 from ecstruct.io.files import exclusive, locked
 from ecstruct.io.interruption import Terminated
 
@@ -253,7 +253,7 @@ class TestSweep:
             def alive(self, jobs: Collection[str]) -> set[str]:
                 if not self.submitted[2:] and "7_1" in jobs and not here_again:
                     raise Terminated
-                return {"7_1"} & set(jobs) if not Place(tmp_path, grid.cells()[1]).done() else set()
+                return {"7_1"} & set(jobs) if not CellFiles(tmp_path, grid.cells()[1]).done() else set()
 
         here_again = False
         with pytest.raises(Terminated):
@@ -275,7 +275,7 @@ class TestSweep:
 def test_a_cell_waits_for_the_process_that_has_it(tmp_path: Path, measured: list[str]) -> None:
     grid = Grid.from_dict(TWO)
     (tmp_path / "grid.json").write_text(json.dumps(grid.to_dict()))
-    place = Place(tmp_path, grid.cells()[0])
+    place = CellFiles(tmp_path, grid.cells()[0])
     with exclusive(place.home), locked(place.home / ".lock"):
         pass
     run_cell(str(tmp_path), place.cell.name, None, None, None)

@@ -1,4 +1,4 @@
-"""Informative scores against plain autograd: sums, and the token at which they are booked."""
+"""Informative scores against plain autograd: sums, and the token to which they are assigned."""
 
 import copy
 

@@ -44,7 +44,7 @@ def use(path: Path) -> None:
     config = Evaluate(masks=[str(path)], model="none", prompts=asked, generalization=asked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "_model", lambda *_: (model, "print"))
-        runs._given(config, None)
+        runs._model_and_masks(config, None)
 
 
 def test_a_good_file_is_used(tmp_path: Path) -> None:

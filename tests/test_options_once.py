@@ -9,7 +9,7 @@ from helpers.command_line import refused, run
 
 import ecstruct
 from ecstruct import options
-from ecstruct.cli.command import _words
+from ecstruct.cli.command import _parameters
 from ecstruct.commands import COMMANDS
 from ecstruct.errors import InputError
 from ecstruct.runs import RUNS
@@ -41,7 +41,7 @@ def test_every_configuration_has_a_run():
 def test_words_and_records_have_the_defaults_of_the_configuration(name):
     config = COMMANDS[name]
     by_name = {field.name: field for field in fields(config)}
-    for word, parameter in _words(config).items():
+    for word, parameter in _parameters(config).items():
         field = by_name[word]
         if field.default is MISSING:
             assert parameter.default is Parameter.empty

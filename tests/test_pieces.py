@@ -21,7 +21,7 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.finetuning import checkpoint, finetune
 from ecstruct.grids import Grid
-from ecstruct.grids.cell import Place
+from ecstruct.grids.cell import CellFiles
 from ecstruct.io import store
 from ecstruct.io.files import write_tensors
 from ecstruct.subnetworks import prune
@@ -259,7 +259,7 @@ def test_what_stops_the_writing_of_a_checkpoint_leaves_nothing(
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": [], "results": {}}', "[]", "null"])
 def test_a_damaged_cell_of_a_sweep_is_not_done(tmp_path: Path, content: str) -> None:
-    place = Place(tmp_path, Grid(["ocr"]).cells()[0])
+    place = CellFiles(tmp_path, Grid(["ocr"]).cells()[0])
     found = {"cell": place.cell.columns(), "rows": [{"rank": 1.0}], "results": {}}
     place.home.mkdir(parents=True)
     store.save_json(place.home / "result.json", found)

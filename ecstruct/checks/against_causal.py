@@ -34,10 +34,10 @@ from ecstruct.io.store import Kept, Steps
 from ecstruct.options import (
     AnswerTokens,
     BaselineKind,
+    BaselineOptions,
     CausalOptions,
     FidelityOptions,
     Form,
-    Measured,
     ScoreOptions,
 )
 from ecstruct.scores.assemble import SCORES
@@ -95,7 +95,7 @@ def engine_for(
     before: ModelBefore, after: ModelAfter, options: FidelityOptions, device: str | None = None
 ) -> ScoreEngine:
     """Return the engine whose scores are compared."""
-    measured = vars(Measured.given(vars(options)))
+    measured = vars(BaselineOptions.given(vars(options)))
     scored = ScoreOptions(**measured, batch_size=options.batch_size)
     return ScoreEngine(before, after, scored, device=device, progress=False)
 

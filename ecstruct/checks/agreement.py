@@ -138,7 +138,7 @@ class Fidelity:
             best = _cheapest_of_the_best(r)
             values = ", ".join(self._said(table.loc[(name, estimate)], estimate) for estimate in r)
             slope = float(table.loc[(name, best), "slope"])
-            told.append(f"{name.capitalize()} scores ({values}) {_use(r[best], slope, best, r)}.")
+            told.append(f"{name.capitalize()} scores ({values}) {_advice(r[best], slope, best, r)}.")
             # Over all components, r is high as soon as one kind has larger scores than the other.
             for kind, plural in PLURALS.items():
                 n, rho = by_kind.loc[(kind, name, best), ["n", "rho"]]
@@ -201,15 +201,16 @@ def _redrawn(weights: Float[np.ndarray, " component"]) -> Float[np.ndarray, "dra
 
 
 def _agreement(
-    fast: np.ndarray,
-    caused: np.ndarray,
-    weights: np.ndarray,
+    fast: Float[np.ndarray, "prompt component"],
+    caused: Float[np.ndarray, "prompt component"],
+    weights: Float[np.ndarray, " component"],
     top: int,
     floor: float,
     draws: tuple[np.ndarray, np.ndarray] | None,
 ) -> dict[str, float]:
-    """Measure how two arrays [prompt, component] agree; undefined measures are NaN. `draws` are the weights
-    of prompts and of components in every draw."""
+    """Measure how far the `fast` scores agree with the causal ones, `caused`, over components with these
+    weights; undefined measures are NaN. Means below `floor` count as zero. `draws` are the weights [draw,
+    prompt] of prompts and [draw, component] of components in every draw of the bootstrap."""
     x, y = (np.where(abs(means) < floor, 0.0, means) for means in (fast.mean(0), caused.mean(0)))
     k = max(1, min(top, len(x) // 2))
     strongest = [set(np.argsort(-values, kind="stable")[:k]) for values in (x, y)]
@@ -225,7 +226,9 @@ def _agreement(
     }
 
 
-def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+def _correlation(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
+) -> float:
     """Return Pearson's r of weighted pairs; NaN if x or y is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
@@ -234,7 +237,9 @@ def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _interval(
-    fast: np.ndarray, caused: np.ndarray, draws: tuple[np.ndarray, np.ndarray] | None
+    fast: Float[np.ndarray, "prompt component"],
+    caused: Float[np.ndarray, "prompt component"],
+    draws: tuple[np.ndarray, np.ndarray] | None,
 ) -> dict[str, float]:
     """Return the 95% bootstrap interval of r, over prompts (`ecstruct.bootstrap`) and over the
     components of a sample."""
@@ -250,7 +255,7 @@ def _interval(
     return {"r low": float(low), "r high": float(high)}
 
 
-def _ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _ranked(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Return each value's weighted rank: the weight of smaller values, plus half that of equal ones."""
     below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
     return below @ weights
@@ -262,7 +267,8 @@ def _cheapest_of_the_best(r: Mapping[str, float]) -> str:
     return next(estimate for estimate, value in known.items() if value >= max(known.values()) - 0.02)
 
 
-def _use(r: float, slope: float, best: str, among: Mapping[str, float]) -> str:
+def _advice(r: float, slope: float, best: str, among: Mapping[str, float]) -> str:
+    """Say what scores whose `best` estimate correlates with causal ones by `r` can be used for."""
     form = f" in the {best} form" if len(among) > 1 else ""
     if not np.isfinite(r):
         return "cannot be judged, as they do not vary"

@@ -17,7 +17,7 @@ from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
 from ecstruct.cli.scoring import alignment, rank, score
-from ecstruct.cli.streams import enduring
+from ecstruct.cli.streams import surviving_output_errors
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
 
@@ -57,12 +57,12 @@ def main() -> None:
     if why := _cannot_start():
         typer.echo(f"error: {why}", err=True)
         sys.exit(2)
-    with enduring():
+    with surviving_output_errors():
         app()
 
 
 def _cannot_start() -> str:
-    """What no command could work with."""
+    """Return in a sentence why no command can work here; "" if one can."""
     if sys.flags.optimize > 1:
         return "python -OO removes texts that transformers reads: start python without it, or with -O."
     for word in sys.argv[1:]:

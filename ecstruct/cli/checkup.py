@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecstruct.cli.words import Debug, Device, Source, session
+from ecstruct.cli.flags import Debug, Device, Source, command_run
 
 if TYPE_CHECKING:
     from ecstruct.doctor import Finding
@@ -22,7 +22,7 @@ def doctor(
 
     Ends with status 1 if there is a problem.
     """
-    with session(True, debug, prints=True):
+    with command_run(True, debug, prints=True):
         from ecstruct.doctor import examine
 
         findings = examine(model, device)

@@ -1,4 +1,4 @@
-"""Commands whose words follow from their configuration in `ecstruct.commands`."""
+"""Commands whose command-line options follow from their configuration in `ecstruct.commands`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from typing_extensions import Doc
 
-from ecstruct.cli.words import ChatTemplate, Debug, Device, Out, Quiet, System, session
+from ecstruct.cli.flags import ChatTemplate, Debug, Device, Out, Quiet, System, command_run
 from ecstruct.commands import COMMANDS, FROM_FILE
-from ecstruct.options import Options, Word, types_of
+from ecstruct.options import Flag, Options, types_of
 
 Special = Callable[..., Mapping[str, Any] | None]
 
@@ -23,57 +23,61 @@ _CHAT = {"chat_template": (ChatTemplate, False), "system": (System, None)}
 
 
 def command(name: str) -> Callable[[Special], Callable[..., None]]:
-    """Make a command of a function. The command has a word for every field of its configuration that has a
-    description, and the words of the function itself, which may replace some of these; the function returns
-    values of the configuration that its words stand for, if it has any."""
+    """Return a decorator that turns a function into the command `name`.
+
+    The command has a parameter for every field of its configuration that has a `Doc`, and the parameters of
+    the function, which may replace some of these. The function turns the values of its own parameters into
+    fields of the configuration, and returns these, or None if it has no parameters."""
     config = COMMANDS[name]
 
     def make(function: Special) -> Callable[..., None]:
         own = {
-            name: word.replace(kind=Parameter.KEYWORD_ONLY)
-            for name, word in signature(function, eval_str=True).parameters.items()
+            name: parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for name, parameter in signature(function, eval_str=True).parameters.items()
         }
-        derived = {field: word for field, word in _words(config).items() if field not in own}
+        derived = {field: each for field, each in _parameters(config).items() if field not in own}
         asks = any(_is_records(kind) for kind in types_of(config).values())
 
         def run(out: Path, device: str | None, quiet: bool, debug: bool, **given: Any) -> None:
-            with session(quiet, debug):
+            with command_run(quiet, debug):
                 from ecstruct.runs import chat_of, start
 
                 source = given.get("before") or given.get("model", "")
                 chat = chat_of(source, given.pop("chat_template"), given.pop("system")) if asks else tuple
                 values = {field: given[field] for field in derived if given[field] is not None}
-                values |= function(**{word: given[word] for word in own}) or {}
+                values |= function(**{name: given[name] for name in own}) or {}
                 kinds = types_of(config)
                 read = {field: _value(kinds[field], value, chat) for field, value in values.items()}
                 start(name, read, out, device, not quiet)
 
-        words = {field: word for field, word in derived.items() if word.default is Parameter.empty}
-        words["out"] = _word("out", Out)
-        words |= {each: _word(each, *how) for each, how in _CHAT.items()} if asks else {}
-        words |= derived | own | {each: _word(each, *how) for each, how in _LAST.items()}
+        parameters = {field: each for field, each in derived.items() if each.default is Parameter.empty}
+        parameters["out"] = _parameter("out", Out)
+        parameters |= {each: _parameter(each, *how) for each, how in _CHAT.items()} if asks else {}
+        parameters |= derived | own | {each: _parameter(each, *how) for each, how in _LAST.items()}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__annotations__ = {each: word.annotation for each, word in words.items()}
-        run.__signature__ = signature(run).replace(parameters=[*words.values()], return_annotation=None)  # type: ignore[attr-defined]
+        run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+        run.__signature__ = signature(run).replace(  # type: ignore[attr-defined]
+            parameters=[*parameters.values()], return_annotation=None
+        )
         return run
 
     return make
 
 
-def _word(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
+def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _words(config: type[Options]) -> dict[str, Parameter]:
-    """Return the words for those fields of a configuration that have a description."""
-    words, kinds = {}, types_of(config)
+def _parameters(config: type[Options]) -> dict[str, Parameter]:
+    """Return the parameters for those fields of a configuration that have a `Doc`, by field."""
+    parameters, kinds = {}, types_of(config)
     for field in fields(config):
         told = getattr(kinds[field.name], "__metadata__", ())
         help = next((each.documentation for each in told if isinstance(each, Doc)), None)
         if help is None:
             continue
         kind, default = _plain(kinds[field.name]), field.default
-        flags = [each.name for each in told if isinstance(each, Word)]
+        flags = [each.name for each in told if isinstance(each, Flag)]
         if kind is bool:
             flags = [f"--{field.name.replace('_', '-')}"]
         if default is MISSING:
@@ -81,12 +85,12 @@ def _words(config: type[Options]) -> dict[str, Parameter]:
         elif get_origin(kind) is list:
             kind, default = kind | None, None
         option = typer.Option(*flags, help=help)
-        words[field.name] = _word(field.name, Annotated[kind, option], default)
-    return words
+        parameters[field.name] = _parameter(field.name, Annotated[kind, option], default)
+    return parameters
 
 
 def _plain(kind: Any) -> Any:
-    """Return the type of a word for values of a field's type."""
+    """Return the type of the parameter for a field of this type, as typer understands it."""
     if _is_records(kind):
         return Path | None if type(None) in get_args(_bare(kind)) else Path
     kind = _bare(kind)
@@ -106,12 +110,12 @@ def _bare(kind: Any) -> Any:
 
 
 def _is_records(kind: Any) -> bool:
-    """Return whether values of a type are prompts, for which a word has a file."""
+    """Return whether values of a type are prompts, for which the command line takes a file."""
     return FROM_FILE in getattr(kind, "__metadata__", ()) or any(map(_is_records, get_args(kind)))
 
 
 def _value(kind: Any, value: Any, chat: Any) -> Any:
-    """Return what a word says, with files of prompts read."""
+    """Return the value of a field from the value on the command line; files of prompts are read."""
     if isinstance(value, Mapping):
         return {name: _value(kind, each, chat) for name, each in value.items()}
     if not isinstance(value, Path):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import Debug, Device, Out, Quiet, Seed, Source, session
+from ecstruct.cli.flags import Debug, Device, Out, Quiet, Seed, Source, command_run
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """A small model learns facts, generalises, and shows which components did it."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct.runs import start
 
         start("demo", {"model": model, "seed": seed}, out, device, not quiet)
@@ -54,7 +54,7 @@ def reproduce(
     debug: Debug = False,
 ) -> None:
     """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct.experiments import Rates, Setup
         from ecstruct.runs import start
 
@@ -89,11 +89,11 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Experiments on a grid of models, rates, epochs and seeds, each cell a job; see docs/sweeps.md."""
-    with session(quiet, debug, again="run it again with --resume", prints=status):
-        from ecstruct.grids import run_sweep, show_status
+    with command_run(quiet, debug, again="run it again with --resume", prints=status):
+        from ecstruct.grids import run_sweep, status_text
 
         if status:
-            typer.echo(show_status(out))
+            typer.echo(status_text(out))
             return
         failed = run_sweep(grid, out, executor, jobs, slurm or [], retries, resume, device, not quiet)
         if failed:
@@ -109,7 +109,7 @@ def replay(
     debug: Debug = False,
 ) -> None:
     """Run again what an earlier run's config.json describes."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct import runs
 
         runs.replay(config, out, device, not quiet)

@@ -1,4 +1,4 @@
-"""`ecstruct facts`: what is understood of a file of facts, and an inference task made of one."""
+"""`ecstruct facts`: what is read from a file of facts, and an inference task made of one."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ecstruct.cli.words import Debug, Quiet, Seed, session
+from ecstruct.cli.flags import Debug, Quiet, Seed, command_run
 
 if TYPE_CHECKING:
     from ecstruct.facts import Prompt, Understood
@@ -34,14 +34,14 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """What is understood of a file of facts: counts, examples, and the records that are left out."""
-    with session(True, debug, prints=out is None):  # the records left out are part of what is printed
+    """What is read from a file of facts: counts, examples, and the records that are left out."""
+    with command_run(True, debug, prints=out is None):  # the records left out are part of what is printed
         from ecstruct.facts import understand
 
         understood = understand(file, format, hop=hop, strict=strict)
         if out is not None:
             _write(understood, out)
-        typer.echo(json.dumps(_account(understood), ensure_ascii=False) if as_json else _text(understood))
+        typer.echo(json.dumps(_for_json(understood), ensure_ascii=False) if as_json else _text(understood))
 
 
 @facts_app.command()
@@ -60,7 +60,7 @@ def overlap(
     debug: Debug = False,
 ) -> None:
     """Make an inference task that word overlap solves in-domain, and not beyond."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct.facts import overlap_task, read, write_jsonl
 
         task = overlap_task(read(file), share=share, per_case=per_case, entailed=entailed, seed=seed)
@@ -75,7 +75,7 @@ def _kinds(understood: "Understood") -> dict[str, tuple["Prompt", ...]]:
     return {name: tuple(getattr(data, name)) for name in ("facts", "implications", "known")}
 
 
-def _account(understood: "Understood") -> dict[str, Any]:
+def _for_json(understood: "Understood") -> dict[str, Any]:
     examples = {kind: [p.to_record() for p in its[:_SHOWN]] for kind, its in _kinds(understood).items()}
     return {**understood.to_dict(), "examples": examples}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ecstruct.cli.words import Debug, Out, Quiet, Seed, session
+from ecstruct.cli.flags import Debug, Out, Quiet, Seed, command_run
 from ecstruct.errors import InputError
 
 organism_app = typer.Typer(help="The embedded model and its synthetic world.", no_args_is_help=True)
@@ -29,7 +29,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from scratch, in minutes on a CPU."""
-    with session(quiet, debug):
+    with command_run(quiet, debug):
         from ecstruct.organism import Recipe, local_windows
         from ecstruct.organism import pretrain as run
 

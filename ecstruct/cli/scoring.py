@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ecstruct.cli.command import command
-from ecstruct.cli.words import ChatTemplate, Debug, Device, Prompts, Quiet, Source, System, session
+from ecstruct.cli.flags import ChatTemplate, Debug, Device, Prompts, Quiet, Source, System, command_run
 from ecstruct.options import AnswerTokens
 
 VERIFIED = 2
@@ -22,7 +22,9 @@ def rank(
         str | None,
         typer.Option(help="Adapter to merge first; that of --model, if it is an adapter's folder itself."),
     ] = None,
-    answer_tokens: Annotated[AnswerTokens, typer.Option(help="What options are told apart by.")] = "first",
+    answer_tokens: Annotated[
+        AnswerTokens, typer.Option(help="Tokens by which options are compared.")
+    ] = "first",
     chat_template: ChatTemplate = False,
     system: System = None,
     device: Device = None,
@@ -30,7 +32,7 @@ def rank(
     debug: Debug = False,
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
-    with session(quiet, debug, prints=out is None):
+    with command_run(quiet, debug, prints=out is None):
         from ecstruct.runs import chat_of, rank_table
 
         chat = chat_of(model, chat_template, system)

@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, or lead to a disk that is full, while a run goes on."""
+"""Let a run go on when standard output or error cannot be written: closed, or on a disk that is full."""
 
 import errno
 import io
@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 
 class Stream:
-    """A stream to which a run may write whatever becomes of it. `lost` says why not all of it arrived."""
+    """A stream that never raises an error when a run writes to it. `lost` says why some of the text could
+    not be written, and is "" if all was."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = io.StringIO() if stream is None else stream
@@ -42,8 +43,8 @@ class Stream:
 
 
 @contextmanager
-def enduring() -> Iterator[None]:
-    """Standard output and error endure all in this block."""
+def surviving_output_errors() -> Iterator[None]:
+    """Replace standard output and error by a `Stream` each in this context."""
     before: Any = (sys.stdout, sys.stderr)
     new: Any = (Stream(sys.stdout), Stream(sys.stderr))
     sys.stdout, sys.stderr = new
@@ -54,5 +55,5 @@ def enduring() -> Iterator[None]:
 
 
 def lost() -> str:
-    """Why not all that was written to standard output arrived, if so."""
+    """Return why some of the text for standard output could not be written; "" if all was."""
     return sys.stdout.lost if isinstance(sys.stdout, Stream) else ""

@@ -36,7 +36,7 @@ def finetune(
 
 
 def _layers(text: str) -> list[int] | None:
-    """Layers from text as "0-3,7"."""
+    """Return the layers that a text such as "0-3,7" names."""
     layers: list[int] = []
     for part in filter(None, text.split(",")):
         found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part, re.ASCII)
@@ -48,7 +48,7 @@ def _layers(text: str) -> list[int] | None:
 
 
 def _lora(text: str) -> dict[str, Any] | None:
-    """What peft is told, from text as "r=16,alpha=32"."""
+    """Return the options of peft in a text such as "r=16,alpha=32"."""
     given: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -60,7 +60,7 @@ def _lora(text: str) -> dict[str, Any] | None:
 
 
 def _named(texts: list[str]) -> Iterator[tuple[str, Path]]:
-    """Names with their files, from texts as "NAME=FILE"."""
+    """Yield the name and the file in each text "NAME=FILE"."""
     seen: set[str] = set()
     for text in texts:
         name, equals, path = text.partition("=")

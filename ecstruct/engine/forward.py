@@ -23,7 +23,8 @@ Resid = Float[Tensor, "batch pos d_model"]
 
 @dataclass(frozen=True)
 class Step:
-    """A block that is about to run on `resid`, with edits of the inputs and outputs of its sites."""
+    """A block that is about to run on `resid`, with edits of the inputs and of the outputs of its sites, by
+    site name."""
 
     layer: int
     call: BlockCall
@@ -65,7 +66,8 @@ def traces(
     intervention: Intervention = nothing,
     start: int = 0,
 ) -> Iterator[Trace]:
-    """Run the blocks from `start` on in order, the first on `resid`, and yield their traces."""
+    """Run the blocks from `start` on in order, the first on `resid` and each further one on the output of
+    the one before; yield the trace of each."""
     for layer in range(start, len(calls)):
         step = intervention(Step(layer, calls[layer], resid))
         with editing(session.view.block_sites[layer], step.inputs, step.outputs):
@@ -81,7 +83,8 @@ def leaving(
     intervention: Intervention = nothing,
     start: int = 0,
 ) -> Resid:
-    """Return what leaves the last of these blocks, when block `start` runs on `resid`."""
+    """Return the residual stream that leaves the last of these blocks, when block `start` runs on
+    `resid`."""
     for layer in range(start, len(calls)):
         step = intervention(Step(layer, calls[layer], resid))
         with editing(session.view.block_sites[layer], step.inputs, step.outputs):

@@ -76,15 +76,16 @@ class Session:
         run: Callable[[list[int], Batch], object],
         size: int | None = None,
     ) -> None:
-        """Call `run` on the indices and the batch of at most `size` prompts at a time, by default of as
-        many as are efficient; see `ecstruct.engine.plan.each_batch`. Nothing is differentiated."""
+        """Call `run` on the indices and the batch of at most `size` prompts at a time, without gradients.
+
+        By default, `size` is as many as are efficient; see `ecstruct.engine.plan.each_batch`."""
         size = size or rows_at_once(self.view, max(len(p.ids) for p in prompts))
         with self.still():
             each_batch(prompts, size, self.view.device, self.pad_id, run)
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Turn off dropout, gradients and TF32 in this context."""
+        """Turn off dropout, gradients, TF32 and autocast in this context."""
         with still(self.view.model), torch.no_grad():
             yield
 

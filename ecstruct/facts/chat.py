@@ -85,6 +85,8 @@ def in_chat(
 
 
 def _wrapper(tokenizer: Any, name: str, opening: list[dict[str, str]]) -> tuple[str, str]:
+    """Return what the chat template of a model, called `name` in messages, puts before the user's text, and
+    between this and the assistant's answer."""
     before, text, rest = _conversation(tokenizer, name, opening, _TEXT, _ANSWER).partition(_TEXT)
     between, answer, _ = rest.partition(_ANSWER)
     if not text or not answer:
@@ -96,6 +98,7 @@ def _wrapper(tokenizer: Any, name: str, opening: list[dict[str, str]]) -> tuple[
 
 
 def _conversation(tokenizer: Any, name: str, opening: list[dict[str, str]], text: str, answer: str) -> str:
+    """Return a conversation as the chat template writes it: `opening`, a user's text, and the answer."""
     messages = [
         *opening,
         {"role": "user", "content": text},

@@ -88,7 +88,8 @@ def fictitious(
     while (others == homes).any():
         others = _shared_out(rng, len(train), len(values))
 
-    def told(names: Sequence[str], homes: np.ndarray, label: str) -> FactSet:
+    def about(names: Sequence[str], homes: np.ndarray, label: str) -> FactSet:
+        """Return the facts and implications about people, whose cities are values[homes]."""
         cities, kept = [values[home] for home in homes], [animals[animal_of[home]] for home in homes]
         return FactSet(
             filled(fact, names, cities, values, f"{label} fact", holder="{name}"),
@@ -97,9 +98,9 @@ def fictitious(
         )
 
     return Fictitious(
-        train=told(train, homes, "train"),
-        counterfactual=told(train, others, "counterfactual"),
-        test=told(test, _shared_out(rng, len(test), len(values)), "test"),
+        train=about(train, homes, "train"),
+        counterfactual=about(train, others, "counterfactual"),
+        test=about(test, _shared_out(rng, len(test), len(values)), "test"),
     )
 
 

@@ -74,7 +74,7 @@ def mayors(seed: int = 0) -> FactSet:
     """
     landmarks = word_lists("people.json")["landmarks"]
     rng = np.random.default_rng(seed)
-    # Answers are told apart by their first token, so no two names begin with the same letter.
+    # Answers are distinguished by their first token, so no two names begin with the same letter.
     by_initial = {name[0]: name for name in invented_names(rng, _N_PIECES)}
     names, governed = list(by_initial.values())[: len(landmarks)], rng.permutation([*landmarks]).tolist()
     seen = [landmarks[city] for city in governed]

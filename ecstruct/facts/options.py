@@ -1,4 +1,4 @@
-"""The tokens of options, by which a prompt's answers are told apart.
+"""The tokens of options, by which a prompt's answers are distinguished.
 
 Prompts often share hundreds of options, and encoding every prompt with every option takes minutes. The
 tokens of an option depend on the prompt only if the tokenizer reads the end of the prompt and the option as

@@ -1,4 +1,4 @@
-"""A prompt, its answer, and the options that the answer is told apart from.
+"""A prompt, its answer, and the options from which the answer is distinguished.
 
 A prompt is a text that a language model should continue with an answer, usually after one space: "Grace
 Miller lives in", "Tokyo". Its `options` are the answers among which the right one is ranked, the right
@@ -194,7 +194,7 @@ def _with_templates(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
 
 
 def as_given(prompts: PromptsLike) -> tuple[Prompt, ...]:
-    """Make prompts as `as_prompts` does, but add neither options nor templates."""
+    """Make prompts as `as_prompts` does, but without adding options or templates that were not given."""
     if isinstance(prompts, str | os.PathLike):
         read = read_jsonl(prompts)
     elif isinstance(prompts, datasets.Dataset):

@@ -3,7 +3,7 @@
 The ids of a prompt are `tokenizer(text)` by the tokenizer's own defaults, special tokens included;
 the ids of an answer are those that `tokenizer(text + " " + answer)` has beyond them. An EOS that
 the tokenizer appends to every text is stripped from both. A prompt in the wrapper of a chat template
-already has its special tokens, and gets no others. Options are told apart by their first tokens, which
+already has its special tokens, and gets no others. Options are distinguished by their first tokens, which
 must then differ, or by all of their tokens, see `ecstruct.facts.options`.
 
 A classifier reads `tokenizer(text)`, or `tokenizer(text, second)` of a pair, whole. The ids of its answers

@@ -87,8 +87,8 @@ def finetune(
         freeze: weights to keep as they are: a `WeightSelection`, or layers.
         train_embeddings: also train token and position embeddings and the unembedding.
         evaluate: prompts by name whose mean rank is measured before training and after each epoch.
-        accumulate: into how many parts a batch is split, which run one after the other. This saves memory,
-            and changes the gradient by rounding only.
+        accumulate: into how many micro-batches a batch is split, which run one after the other (gradient
+            accumulation). This saves memory, and changes the gradient by rounding only.
         lora: train low-rank adapters instead of the weights: their rank, or a mapping with `r` and
             optionally `alpha` (by default 2 r), `targets` (names of the checkpoint's modules; by default
             all projections of the blocks), `rslora` and `dora`. They are merged into the returned model.
@@ -156,8 +156,8 @@ def finetune_across(
     blueprint, rate, n_ctx, print_of = across.on_first(known)
     tokenizer, n_layers = blueprint.tokenizer, blueprint.n_layers
     frozen = chosen.frozen(n_layers)
-    lessons = tokenize(facts, tokenizer, n_ctx=n_ctx, with_options=False)
-    questions = {name: tokenize(prompts, tokenizer, n_ctx=n_ctx) for name, prompts in asked.items()}
+    taught = tokenize(facts, tokenizer, n_ctx=n_ctx, with_options=False)
+    evaluated = {name: tokenize(prompts, tokenizer, n_ctx=n_ctx) for name, prompts in asked.items()}
     config = {
         "facts": _records(facts),
         "lr": rate,
@@ -170,7 +170,7 @@ def finetune_across(
 
     def run(learner: Learner, done: Callable[[int], None] | None = None) -> History:
         pad_id = pad_id_of(tokenizer)
-        course = (lessons, questions, chosen, rate, pad_id)
+        course = (taught, evaluated, chosen, rate, pad_id)
         return train(learner, *course, across=across, checkpoint=kept, after_epoch=done, progress=progress)
 
     if across.size > 1:

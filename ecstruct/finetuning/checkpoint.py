@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from ecstruct.errors import InputError
 from ecstruct.finetuning.result import History
 from ecstruct.io.distributed import Ranks
-from ecstruct.io.files import writing
+from ecstruct.io.files import explaining_write_errors
 from ecstruct.io.store import Damaged, check_same_run, if_whole, read_json, read_sums, save_json, save_sums
 
 SECONDS = 600.0
@@ -65,17 +65,17 @@ class Checkpoint:
     def save(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, history: History
     ) -> None:
-        """Write what `load` reads; all ranks call this."""
+        """Write a checkpoint that `load` reads, and remove the previous one; all ranks call this."""
         step = len(history.loss)
         begun, whole = self.folder / f".writing-{step}", self.folder / f"step-{step}"
         with_state = [name for name, p in weights.items() if optimizer.state.get(p)]
 
-        @writing(self.folder)
+        @explaining_write_errors(self.folder)
         def prepare() -> None:
             shutil.rmtree(begun, ignore_errors=True)
             begun.mkdir(parents=True)
 
-        @writing(self.folder)
+        @explaining_write_errors(self.folder)
         def finish() -> None:
             about = {"run": self._run, "history": history.to_dict(), "with_state": with_state}
             save_sums(begun / _RUN, about)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -19,8 +20,8 @@ from ecstruct.models.names import WeightSelection, kind_of
 
 @dataclass(frozen=True)
 class Learner:
-    """`logits` maps ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]; `weights` are those to
-    train, each under one name."""
+    """A model as the training loop sees it. `logits` maps ids and attention mask, [batch, pos], to logits,
+    [batch, pos, d_vocab]; `weights` are those to train, by name, a tied weight under one name."""
 
     logits: Callable[[Tensor, Tensor], Tensor]
     weights: Mapping[str, nn.Parameter]
@@ -29,15 +30,17 @@ class Learner:
 
 def learner_of(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
     """Return the learner of a hooked model on one device, with all weights that are not frozen."""
-    weights = trained(model, frozen, train_embeddings)
+    weights = weights_to_train(model, frozen, train_embeddings)
     return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
 
 
-def hooked_logits(model: TransformerBridge, ids: Tensor, mask: Tensor) -> Tensor:
+def hooked_logits(
+    model: TransformerBridge, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
     return model(ids, attention_mask=mask, return_type="logits", use_cache=False)
 
 
-def trained(
+def weights_to_train(
     model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool
 ) -> dict[str, nn.Parameter]:
     """Return the weights to train. A tied weight is frozen if either of its names is; it appears once. The
@@ -62,7 +65,7 @@ def trained(
 
 @contextmanager
 def requiring_grad_only(weights: Sequence[nn.Parameter], of: TransformerBridge) -> Iterator[None]:
-    """In this context only these weights require a gradient; afterwards those do that did before."""
+    """Let only these weights of a model require a gradient in this context; restore the others after it."""
     everything = {id(p): p for p in (*of.parameters(), *named_weights(of).values())}.values()
     before = [(p, p.requires_grad) for p in everything]
     for p in everything:
@@ -78,7 +81,8 @@ def requiring_grad_only(weights: Sequence[nn.Parameter], of: TransformerBridge) 
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module], recompute: bool = True) -> Iterator[None]:
-    """In this context blocks keep only their inputs, and run again in the backward pass."""
+    """Let blocks keep only their inputs in this context, and run again in the backward pass (activation
+    checkpointing); if not `recompute`, do nothing."""
     for block in blocks if recompute else ():
         rerun: Any = partial(checkpoint, block.forward, use_reentrant=False)
         block.__dict__["forward"] = rerun  # bypasses what TransformerLens does when an attribute is set

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ecstruct.errors import InputError
 from ecstruct.evaluate import ranks_by
 from ecstruct.facts.tokens import TokenizedPrompt
-from ecstruct.finetuning.batches import IGNORED, parts_of, shuffled_batches, teacher_forced
+from ecstruct.finetuning.batches import IGNORED, micro_batches, shuffled_batches, teacher_forced
 from ecstruct.finetuning.checkpoint import Checkpoint
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Options
@@ -25,8 +25,8 @@ from ecstruct.io.distributed import Ranks
 
 def train(
     learner: Learner,
-    lessons: Sequence[TokenizedPrompt],
-    questions: Mapping[str, Sequence[TokenizedPrompt]],
+    facts: Sequence[TokenizedPrompt],
+    evaluated: Mapping[str, Sequence[TokenizedPrompt]],
     options: Options,
     lr: float,
     pad_id: int,
@@ -36,8 +36,9 @@ def train(
     after_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> History:
-    """Train the learner's weights in place; all ranks call this. `after_epoch` is called with the number of
-    epochs that are done.
+    """Train the learner's weights in place on `facts`; all ranks call this. The mean ranks of the prompts
+    in `evaluated`, by name, are measured before training and after every epoch. `after_epoch` is called
+    with the number of epochs that are done.
 
     With a checkpoint, training resumes where it was written, and a SIGTERM lets the step finish and be
     saved, if a handler listens for it.
@@ -47,10 +48,10 @@ def train(
         Terminated: after a SIGTERM.
     """
     optimizer = torch.optim.Adam(learner.weights.values(), lr=lr, betas=(0.9, 0.999))
-    batches = shuffled_batches(len(lessons), options.batch_size, options.epochs, options.seed)
+    batches = shuffled_batches(len(facts), options.batch_size, options.epochs, options.seed)
     steps_per_epoch = len(batches) // options.epochs
-    history = History([], {name: [] for name in questions}, steps_per_epoch)
-    evaluate = partial(_append_mean_ranks, history, learner, questions, pad_id, across)
+    history = History([], {name: [] for name in evaluated}, steps_per_epoch)
+    evaluate = partial(_append_mean_ranks, history, learner, evaluated, pad_id, across)
     bar = tqdm(total=len(batches), desc="finetune", unit="step", disable=not (progress and across.first))
     with bar, interruption.finishing() if checkpoint else nullcontext():
         if checkpoint is None or not checkpoint.load(learner.weights, optimizer, history):
@@ -59,17 +60,17 @@ def train(
         for step in range(len(history.loss), len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * schedule_factor(options.schedule, step, len(batches))
-            parts = parts_of(batches[step], options.accumulate, across.rank, across.size)
-            n_tokens = sum(len(lessons[i].answer_ids) for i in batches[step])
+            micro = micro_batches(batches[step], options.accumulate, across.rank, across.size)
+            n_tokens = sum(len(facts[i].answer_ids) for i in batches[step])
             share = 0.0
-            for part in parts:
+            for indices in micro:
                 share += add_gradient(
                     learner,
-                    [lessons[i] for i in part] or lessons[:1],
+                    [facts[i] for i in indices] or facts[:1],
                     pad_id,
                     n_tokens,
                     across.size,
-                    idle=not part,
+                    idle=not indices,
                 )
             # All ranks must decide the same, so an event on one rank counts for all.
             ends = [
@@ -100,20 +101,21 @@ def train(
 
 def add_gradient(
     learner: Learner,
-    part: Sequence[TokenizedPrompt],
+    facts: Sequence[TokenizedPrompt],
     pad_id: int,
     n_tokens: int,
     size: int = 1,
     *,
     idle: bool = False,
 ) -> float:
-    """Add the gradient of a part of a batch to the weights' `.grad`, and return its share of the loss.
+    """Add the gradient of the loss of a micro-batch to the weights' `.grad`; return its share of the loss
+    of the batch, in nats.
 
     `n_tokens` is the number of answer tokens in the whole batch, so that all tokens have the same weight.
-    Gradients are averaged over `size` ranks afterwards. An `idle` part runs along with those of other ranks
-    and adds nothing.
+    Gradients are averaged over `size` ranks afterwards. An `idle` micro-batch runs along with those of
+    other ranks and adds nothing.
     """
-    ids, mask, labels = teacher_forced(part, pad_id, learner.device)
+    ids, mask, labels = teacher_forced(facts, pad_id, learner.device)
     device = learner.device.type
     with torch.enable_grad():
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -129,12 +131,13 @@ def add_gradient(
 def _append_mean_ranks(
     history: History,
     learner: Learner,
-    questions: Mapping[str, Sequence[TokenizedPrompt]],
+    evaluated: Mapping[str, Sequence[TokenizedPrompt]],
     pad_id: int,
     across: Ranks,
 ) -> None:
-    """Append mean ranks to the history. All ranks run equally many prompts, as they share the blocks."""
-    for name, prompts in questions.items():
+    """Append the mean rank of each set in `evaluated` to the history. All ranks run the same number of
+    prompts, because they run the blocks together."""
+    for name, prompts in evaluated.items():
         each = math.ceil(len(prompts) / across.size)
         share = [prompts[i % len(prompts)] for i in range(across.rank, each * across.size, across.size)]
         own = np.zeros(each * across.size)

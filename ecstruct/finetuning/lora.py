@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
@@ -99,7 +100,9 @@ def save_adapter(adapter: Any, folder: Path) -> None:
     write_folder(folder, lambda whole: adapter.save_pretrained(whole, save_embedding_layers=False))
 
 
-def _logits(adapter: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+def _logits(
+    adapter: nn.Module, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
     return adapter(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 

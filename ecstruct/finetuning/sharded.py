@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.finetuning.learner import Learner, hooked_logits, trained
+from ecstruct.finetuning.learner import Learner, hooked_logits, weights_to_train
 from ecstruct.io.distributed import Ranks
 from ecstruct.models.boot import boot
 from ecstruct.models.bridge import named_weights
@@ -48,14 +49,14 @@ class Blueprint:
         return cls(source_of(model), config, tokenizer_of(model), dtype, model.cfg.n_layers)
 
 
-def in_half(device: torch.device) -> bool:
-    """Return whether blocks run in bfloat16."""
+def runs_in_bfloat16(device: torch.device) -> bool:
+    """Return whether blocks run in bfloat16 on this device."""
     return device.type == "cuda"
 
 
 class Sharded:
-    """A model that all ranks share. Only the first rank passes `model`, which has the weights; the others
-    pass `None`."""
+    """A model whose weights are sharded over all ranks. Only the first rank passes `model`, which has the
+    weights; the others pass `None`."""
 
     def __init__(
         self,
@@ -67,16 +68,16 @@ class Sharded:
     ) -> None:
         self._across, self._model = across, model
         self._device = torch.device(across.device or "cpu")
-        self._half = in_half(self._device)
+        self._half = runs_in_bfloat16(self._device)
         self._sharded = self._built(blueprint)
         self.blocks: list[nn.Module] = list(self._sharded.blocks)
-        chosen = trained(self._sharded, frozen, train_embeddings)
+        chosen = weights_to_train(self._sharded, frozen, train_embeddings)
         for p in (*self._sharded.parameters(), *named_weights(self._sharded).values()):
             p.requires_grad_(False)
         for p in chosen.values():
             p.requires_grad_(True)
         self._shard()
-        self._deal_out()
+        self._distribute_weights()
         weights = named_weights(self._sharded)
         self.learner = Learner(self._logits, {name: weights[name] for name in chosen}, self._device)
 
@@ -96,7 +97,8 @@ class Sharded:
         policy = half if self._half else MixedPrecisionPolicy()
         used = {id(p) for p in named_weights(self._sharded).values()}
 
-        def fill(module: nn.Module) -> None:
+        def allocate(module: nn.Module) -> None:
+            """Give the parameters, which are expanded numbers, memory of their own."""
             for p in module.parameters():
                 if isinstance(p, DTensor):
                     continue
@@ -105,16 +107,16 @@ class Sharded:
                 p.data = torch.zeros(shape, dtype=p.dtype, device=p.device)
 
         for block in self.blocks:
-            fill(block)
+            allocate(block)
             fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         root = self._sharded.original_model
-        fill(root)
+        allocate(root)
         fully_shard(root, mesh=mesh, reshard_after_forward=True)
         if self._half:
-            _in_single(self._sharded.unembed)
+            _make_logits_float32(self._sharded.unembed)
 
     @torch.no_grad()
-    def _deal_out(self) -> None:
+    def _distribute_weights(self) -> None:
         given = {} if self._model is None else named_weights(self._model)
         for name, p in named_weights(self._sharded).items():
             assert isinstance(p, DTensor)
@@ -124,7 +126,9 @@ class Sharded:
                 full = torch.empty(p.shape, dtype=p.dtype, device=self._device)
             p.copy_(distribute_tensor(full, p.device_mesh, p.placements))
 
-    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _logits(
+        self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         with (
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False),
             warnings.catch_warnings(),
@@ -135,7 +139,8 @@ class Sharded:
 
     @torch.no_grad()
     def collect(self) -> tuple[TransformerBridge, WeightDelta] | None:
-        """Put the weights into the first rank's model; return it and its change. All ranks call this."""
+        """Put the trained weights into the first rank's model; return it and the change of its weights on
+        the first rank, `None` on the others. All ranks call this."""
         model = self._model
         old = {} if model is None else named_weights(model)
         before = fingerprint(old)
@@ -156,12 +161,12 @@ class Sharded:
         return model, WeightDelta.of_changes(named, origin, before, model)
 
 
-def _in_single(unembed: Any) -> None:
-    """Make the logits float32 even if blocks are bfloat16, in which ranks of answers would tie."""
+def _make_logits_float32(unembed: Any) -> None:
+    """Wrap an unembedding so that it computes in float32: in bfloat16, ranks of answers would tie."""
     forward = unembed.forward
 
-    def in_single(resid: Tensor, **kwargs: Any) -> Tensor:
+    def in_float32(resid: Tensor, **kwargs: Any) -> Tensor:
         with torch.autocast(resid.device.type, enabled=False):
             return forward(resid.float(), **kwargs)
 
-    unembed.__dict__["forward"] = in_single
+    unembed.__dict__["forward"] = in_float32

@@ -29,7 +29,8 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True, eq=False)
 class Graft:
-    """A set of weights, and the positions of every prompt at which it has other values."""
+    """A set of weights that have other values, and the positions at which they do: `places` has a list for
+    every prompt."""
 
     weights: WeightSet
     places: Sequence[Sequence[int]]
@@ -37,7 +38,7 @@ class Graft:
 
 @dataclass(frozen=True)
 class GraftedModel:
-    """A model, and the change dW of its weights that grafts apply in parts."""
+    """A model, and the change dW of its weights; every graft applies a part of this change."""
 
     session: Session
     change: Weights
@@ -49,8 +50,8 @@ class GraftedModel:
         grafts: Mapping[Name, Graft],
         see: Callable[[Name, Float[Tensor, "batch d_vocab"]], object],
     ) -> None:
-        """Call `see` on the name of every graft and the logits where the prompts `rows` are read,
-        which are in this batch."""
+        """Run a batch under every graft: call `see` with the graft's name and the logits at the position of
+        each prompt where its answer is predicted. `rows` are the indices of the batch's prompts."""
         view = self.session.view
         embedded = embed(self.session, batch)
         entering = self._entering(embedded)
@@ -72,7 +73,8 @@ class GraftedModel:
         each_piece(ordered, copies, run)
 
     def plain(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
-        """Return the logits where every prompt is read, without a graft."""
+        """Return the logits without a graft, at the position of each prompt where its answer is
+        predicted."""
         embedded = embed(self.session, batch)
         left = leaving(self.session, embedded.calls, embedded.resid)
         return self.session.view.logits_at(self.session.weights, left, embedded.read)

@@ -28,9 +28,10 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class GraftRuns:
-    """Prompts that two models run, with grafts of one onto the other. Results are (measure, prompt):
-    the reward, the rank of the answer among its options (NaN without options), and the probability of the
-    answer's first token."""
+    """Runs of prompts under two models, and under grafts of one onto the other.
+
+    Results are (measure, prompt), with the measures in `MEASURES`: the reward, the rank of the answer among
+    its options (NaN without options), and the probability of the answer's first token."""
 
     pair: Pair
     prompts: list[TokenizedPrompt]
@@ -47,7 +48,7 @@ class GraftRuns:
         return cls(pair, pair.tokenize(prompts, of_reward)[0], of_reward)
 
     def ends(self) -> xr.DataArray:
-        """Return what the models give without grafts, (state, measure, prompt)."""
+        """Return the measures of both models without grafts, (state, measure, prompt)."""
         found = [self._empty() for _ in STATES]
 
         def run(rows: list[int], batch: Batch) -> None:
@@ -64,8 +65,9 @@ class GraftRuns:
         complement: bool = False,
         tick: Callable[[int], object] = lambda _: None,
     ) -> dict[Name, xr.DataArray]:
-        """Return what the model before finetuning gives with each graft of W' or, as the `complement`, the
-        model after it with each graft of W. `tick` is called with the number of runs that are done."""
+        """Return the measures under each graft: the model before finetuning with weights of W' or, with
+        `complement`, the model after finetuning with weights of W. `tick` is called with the number of runs
+        that are done."""
         base, other = (self.pair.before, self.pair.after)[:: -1 if complement else 1]
         change = {name: other[name] - w for name, w in base.items() if not torch.equal(w, other[name])}
         model = GraftedModel(self.pair.sessions[int(complement)], change)

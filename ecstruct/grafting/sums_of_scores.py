@@ -1,10 +1,10 @@
-"""Do summed scores say what a set of components does together?
+"""Do summed scores predict what a set of components does together?
 
 Random sets of components are grafted at all positions, and the gain in reward of each set, R(S) - R_before,
 is compared, by Spearman's correlation, with the sum of its components' scores. This is the linear
-datamodelling score (Park et al. 2023, arXiv 2303.14186), with components in the place of training examples:
-1 if sums put all sets in the right order, 0 if they say nothing. As components interact, even scores that
-are right for each of them need not reach 1.
+datamodelling score (Park et al. 2023, arXiv 2303.14186), with components in the place of training examples.
+It is 1 if the sums put all sets in the right order, and 0 if they predict nothing. As components interact,
+even scores that are right for each of them need not reach 1.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 * `cell_states`, `combine`: the state and the results of a sweep, as tables and as a report
 """
 
-from ecstruct.grids.cell_states import show_status, status
+from ecstruct.grids.cell_states import status, status_text
 from ecstruct.grids.grid import Cell, Grid
 from ecstruct.grids.run import run_sweep, sweep
 
-__all__ = ["Cell", "Grid", "run_sweep", "show_status", "status", "sweep"]
+__all__ = ["Cell", "Grid", "run_sweep", "status", "status_text", "sweep"]

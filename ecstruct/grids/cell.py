@@ -1,4 +1,5 @@
-"""One cell as a job: it can be run again or killed at any time, and leaves a whole result or none.
+"""One cell of a sweep as a job: it can be run again or killed at any time, and leaves a whole result or
+none.
 
 DIR/cells/NAME/result.json     the measured results; exists when the cell is finished
 DIR/cells/NAME/attempts.json   when it was tried, by which job, and how that ended
@@ -26,7 +27,7 @@ import torch
 from ecstruct.errors import InputError
 from ecstruct.experiments.reproduction import reproduce
 from ecstruct.grids.grid import Cell, Grid
-from ecstruct.io.files import is_held, locked, read_note, write_note, writing
+from ecstruct.io.files import explaining_write_errors, is_held, locked, read_note, write_note
 from ecstruct.io.interruption import Terminated, listening
 from ecstruct.io.store import if_whole, read_json, save_json
 
@@ -39,8 +40,9 @@ KILLED = "ended without a word: killed, or out of memory or time"
 
 
 @dataclass(frozen=True)
-class Place:
-    """The files of one cell of the sweep in `folder`."""
+class CellFiles:
+    """The files of one cell of the sweep in `folder`; they say whether it is finished, and what was
+    tried."""
 
     folder: Path
     cell: Cell
@@ -75,13 +77,14 @@ class Place:
         write_note(self.home / "attempts.json", [*attempts, attempt])
 
     def progress(self) -> int:
-        """Return how many pieces of the cell are finished, including the rates that are chosen for it."""
+        """Return the number of finished pieces of the cell, including those of choosing learning rates."""
         parts = ("rates/*.json", f"{self.cell.experiment}*/*.json")
         return sum(1 for part in parts for _ in (self.setup / "cells").glob(part))
 
 
 def run_cell(folder: str, name: str, device: str | None, visible: str | None, threads: int | None) -> None:
-    """Compute a cell of the sweep in a folder unless it is finished, after any other process that holds it.
+    """Compute the cell `name` of the sweep in a folder, unless it is finished. If another process computes
+    it, wait for that process first.
 
     Args:
         visible: the value of CUDA_VISIBLE_DEVICES; None where the executor leaves it as it is.
@@ -97,14 +100,14 @@ def run_cell(folder: str, name: str, device: str | None, visible: str | None, th
         torch.set_num_threads(threads)
     grid = read_grid(Path(folder))
     cell = next(cell for cell in grid.cells() if cell.name == name)
-    place = Place(Path(folder), cell)
-    with listening(signal.SIGTERM, signal.SIGUSR2), locked(place.home / ".lock", wait=True):
-        if not place.done():
-            _attempt(place, grid, device)
+    files = CellFiles(Path(folder), cell)
+    with listening(signal.SIGTERM, signal.SIGUSR2), locked(files.home / ".lock", wait=True):
+        if not files.done():
+            _attempt(files, grid, device)
 
 
-def _attempt(place: Place, grid: Grid, device: str | None) -> None:
-    start, before = time.time(), place.progress()
+def _attempt(files: CellFiles, grid: Grid, device: str | None) -> None:
+    start, before = time.time(), files.progress()
     job = submitit.JobEnvironment().job_id if "SUBMITIT_EXECUTOR" in os.environ else None
     attempt: Attempt = {
         "job": job,
@@ -112,28 +115,28 @@ def _attempt(place: Place, grid: Grid, device: str | None) -> None:
         "process": os.getpid(),
         "started": start,
     }
-    place.note(attempt)
+    files.note(attempt)
     end: Mapping[str, Any] = {}
     try:
-        _compute(place, grid, device)
+        _compute(files, grid, device)
     except (Terminated, KeyboardInterrupt):
-        end = {"stopped": place.progress() > before}
+        end = {"stopped": files.progress() > before}
         raise
     except BaseException as error:
         end = {"error": str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"}
         raise
     finally:
         with suppress(InputError):  # a full disk, which the cell itself has reported
-            place.note({**attempt, "seconds": round(time.time() - start, 1), **end})
+            files.note({**attempt, "seconds": round(time.time() - start, 1), **end})
 
 
-def _compute(place: Place, grid: Grid, device: str | None) -> None:
-    cell = place.cell
+def _compute(files: CellFiles, grid: Grid, device: str | None) -> None:
+    cell = files.cell
     if cell.model == "organism":
-        _share_organisms(place)
+        _share_organisms(files)
     options = {name: given for name, given in grid.options.items() if name == cell.experiment}
     setup = grid.setup(cell, device)
-    (result,) = reproduce([cell.experiment], setup, options, out=place.setup, progress=False)
+    (result,) = reproduce([cell.experiment], setup, options, out=files.setup, progress=False)
     found = {
         "cell": cell.columns(),
         "rows": result.frame.astype(object).where(result.frame.notna(), None).to_dict("records"),
@@ -141,15 +144,15 @@ def _compute(place: Place, grid: Grid, device: str | None) -> None:
         "conclusion": result.conclusion(),
         "config": result.config,
     }
-    save_json(place.home / "result.json", found)
+    save_json(files.home / "result.json", found)
 
 
-def _share_organisms(place: Place) -> None:
+def _share_organisms(files: CellFiles) -> None:
     """Link a setup's folder to the sweep's organisms, which are pretrained once for all its setups."""
-    link = place.setup / "organisms"
-    with writing(link):
-        (place.folder / "organisms").mkdir(parents=True, exist_ok=True)
-        place.setup.mkdir(parents=True, exist_ok=True)
+    link = files.setup / "organisms"
+    with explaining_write_errors(link):
+        (files.folder / "organisms").mkdir(parents=True, exist_ok=True)
+        files.setup.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             link.symlink_to(Path("..", "..", "organisms"), target_is_directory=True)
 

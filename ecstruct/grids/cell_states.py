@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from typing_extensions import TypedDict
 
-from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
+from ecstruct.grids.cell import KILLED, Attempt, CellFiles, read_grid
 from ecstruct.grids.executors import queued
 from ecstruct.io.files import is_held, read_note
 
@@ -31,12 +31,12 @@ def status(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     waiting = _waiting(folder)
-    rows = [_row(Place(folder, cell), cell.name in waiting) for cell in read_grid(folder).cells()]
+    rows = [_row(CellFiles(folder, cell), cell.name in waiting) for cell in read_grid(folder).cells()]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def show_status(folder: Path) -> str:
-    """Return the table as text, followed by the number of cells in each state."""
+def status_text(folder: Path) -> str:
+    """Return the table of `status` as text, followed by the number of cells in each state."""
     table = status(folder)
     found = table["state"].tolist()
     counts = ", ".join(f"{found.count(state)} {state}" for state in STATES if state in found)
@@ -45,7 +45,8 @@ def show_status(folder: Path) -> str:
 
 
 def read_queue(folder: Path) -> dict[str, Any]:
-    """Read which cells wait to be submitted, and the jobs of the others, as the sweep last knew."""
+    """Read what the sweep in a folder last knew: the cells that wait to be submitted (`waiting`), the
+    `jobs` of submitted cells by cell, and whether these are on `slurm`."""
     return read_note(folder / "queue.json", _Queue) or {"waiting": [], "jobs": {}, "slurm": False}
 
 
@@ -57,17 +58,17 @@ def _waiting(folder: Path) -> set[str]:
     return {name for name, job in queue["jobs"].items() if job in alive}
 
 
-def _row(place: Place, waiting: bool) -> tuple[Any, ...]:
+def _row(files: CellFiles, waiting: bool) -> tuple[Any, ...]:
     """Return a cell's values of `COLUMNS`; an untried cell, or one that was asked to end, is missing."""
-    attempts = place.attempts()
+    attempts = files.attempts()
     last: Attempt = attempts[-1] if attempts else {}
-    if place.done():
+    if files.done():
         state = "done"
-    elif place.running():
+    elif files.running():
         state = "running"
     elif waiting:
         state = "waiting"
     else:  # a last attempt without an end was killed, as no process holds the lock
         state = "failed" if attempts and ("error" in last or "seconds" not in last) else "missing"
     error = "" if state == "done" else last.get("error") or (KILLED if state == "failed" else "")
-    return place.cell.name, state, len(attempts), last.get("seconds"), last.get("job") or "", error
+    return files.cell.name, state, len(attempts), last.get("seconds"), last.get("job") or "", error

@@ -1,6 +1,6 @@
 """The combined results of the finished cells of a sweep.
 
-DIR/results.csv    all rows of all results, each preceded by its cell's place in the grid
+DIR/results.csv    all rows of all results, each preceded by its cell's coordinates in the grid
 DIR/report.html    every experiment's numbers by model, learning rate and epochs, over seeds
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ecstruct.experiments.statistics import rows_by, shown, statistic
-from ecstruct.grids.cell import Place, read_grid
+from ecstruct.grids.cell import CellFiles, read_grid
 from ecstruct.grids.cell_states import status
 from ecstruct.io.files import write_text
 from ecstruct.plots import number_by_rate
@@ -28,7 +28,7 @@ SETTING = ("model", "learning_rate", "epochs")
 def combine(folder: str | Path) -> None:
     """Write `results.csv` and `report.html` of the finished cells of a sweep."""
     folder = Path(folder)
-    found = [result for cell in read_grid(folder).cells() if (result := Place(folder, cell).result())]
+    found = [result for cell in read_grid(folder).cells() if (result := CellFiles(folder, cell).result())]
     write_text(folder / "results.csv", rows(found).to_csv(index=False))
     _report(folder, numbers(found))
 

@@ -86,7 +86,7 @@ class Cell:
         return f"{quote(self.model, safe='@')}-lr={lr}-epochs={self.epochs}-seed={self.seed}"
 
     def columns(self) -> dict[str, Any]:
-        """Return the cell's place in the grid, for tables."""
+        """Return the cell's coordinates in the grid, for tables."""
         return asdict(self)
 
 
@@ -147,7 +147,7 @@ class Grid:
             yield from (replace(first, model=model, learning_rate=rate) for model in self.models)
 
     def setup(self, cell: Cell, device: str | None = None) -> Setup:
-        """Return the setup of a cell."""
+        """Return the setup with which the experiment of a cell is run."""
         lr = cell.learning_rate
         return Setup.from_dict(
             {

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.grids.cell import KILLED, Attempt, Place, read_grid
+from ecstruct.grids.cell import KILLED, Attempt, CellFiles, read_grid
 from ecstruct.grids.cell_states import read_queue, status
 from ecstruct.grids.combine import combine
 from ecstruct.grids.executors import Executor, Local, Slurm, log_of, slurm_options
@@ -106,8 +106,8 @@ class _Work:
 
     def __init__(self, grid: Grid, folder: Path, executor: Executor, retries: int, progress: bool) -> None:
         self.folder, self.executor, self.retries = folder, executor, retries
-        self.places = {cell.name: Place(folder, cell) for cell in grid.cells()}
-        missing = [name for name, place in self.places.items() if not place.done()]
+        self.files = {cell.name: CellFiles(folder, cell) for cell in grid.cells()}
+        missing = [name for name, files in self.files.items() if not files.done()]
         before = read_queue(folder)["jobs"] if executor.survives else {}
         alive = executor.alive(before.values()) if before else set()
         self.jobs: dict[str, str] = {name: before[name] for name in missing if before.get(name) in alive}
@@ -115,8 +115,8 @@ class _Work:
         self.tries: Counter[str] = Counter()
         self.gone: Counter[str] = Counter()
         self.bar = tqdm(
-            total=len(self.places),
-            initial=len(self.places) - len(missing),
+            total=len(self.files),
+            initial=len(self.files) - len(missing),
             desc="sweep",
             unit="cell",
             disable=not progress,
@@ -145,15 +145,15 @@ class _Work:
     def _watch(self) -> None:
         alive = self.executor.alive(self.jobs.values())
         for name, job in list(self.jobs.items()):
-            place = self.places[name]
+            files = self.files[name]
             # A cell may outlive the submitted process that stood for it, so check its lock too.
-            if job in alive or place.running():
+            if job in alive or files.running():
                 continue
-            if not place.done() and self.executor.survives and not self.gone[job]:
+            if not files.done() and self.executor.survives and not self.gone[job]:
                 self.gone[job] += 1  # its files may arrive late from another machine
                 continue
             del self.jobs[name]
-            if place.done():
+            if files.done():
                 self.bar.update()
             elif self._try_again(name, job):
                 self.waiting.append(name)
@@ -161,8 +161,8 @@ class _Work:
 
     def _try_again(self, name: str, job: str) -> bool:
         """Return whether a cell whose job ended without a result is tried again."""
-        place = self.places[name]
-        ended = self._last_attempt(place, job)
+        files = self.files[name]
+        ended = self._last_attempt(files, job)
         if not ended.get("stopped"):  # an attempt that made progress does not count
             self.tries[name] += 1
         again = self.tries[name] <= self.retries
@@ -170,15 +170,15 @@ class _Work:
             tqdm.write(f"{name} failed: {ended.get('error', KILLED)}")
         return again
 
-    def _last_attempt(self, place: Place, job: str) -> Attempt:
+    def _last_attempt(self, files: CellFiles, job: str) -> Attempt:
         """Return the attempt of a job, with what is known of its end."""
-        attempts = place.attempts()
+        attempts = files.attempts()
         last = attempts[-1] if attempts and attempts[-1].get("job") == job else None
         if last is not None and "seconds" in last:
             return last
         last = last or {"job": job, "started": time.time()}
         last = {**last, "error": f"{KILLED}{_last_log_line(log_of(self.folder, job))}"}
-        place.note(last)
+        files.note(last)
         return last
 
     def _save_queue(self) -> None:
@@ -202,7 +202,7 @@ def _claim(folder: Path, grid: Grid, resume: bool) -> None:
         if changes := list(_changes(old, grid)):
             raise InputError(f"{folder} holds another sweep ({'; '.join(changes)}): choose another folder.")
         if not resume:
-            done = [Place(folder, cell).done() for cell in old.cells()]
+            done = [CellFiles(folder, cell).done() for cell in old.cells()]
             raise InputError(
                 f"{folder} holds this sweep, {sum(done)} of {len(done)} cells finished: add --resume to go "
                 "on with it, or choose another folder."

@@ -1,4 +1,4 @@
-"""The processes of one command, as `torchrun` and `accelerate launch` start them, and which are lost.
+"""The processes of one command, as `torchrun` and `accelerate launch` start them; a process is a *rank*.
 
 A command that can use several processes opens `ranks(device)` and uses the `Ranks` it gets to sum, gather
 and compare. For a single process all of these are trivial, so that callers need only one code path.
@@ -77,7 +77,7 @@ class Ranks:
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place."""
+        """Sum a tensor of any shape over all ranks, in place; return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -142,8 +142,8 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
     """Join the other processes of this command; leave them at the end, also after an exception.
 
     Args:
-        device: as for `ecstruct.load`; of several processes `"cuda"`, or nothing where there are GPUs,
-            gives each the GPU of its place on its machine (NCCL), anything else the CPU (gloo).
+        device: as for `ecstruct.load`. With several processes, `"cuda"`, or None where there are GPUs,
+            gives each process the GPU of its local rank (NCCL), and anything else the CPU (gloo).
 
     Raises:
         InputError: the ranks run different code of ecstruct, or other versions of what decides the numbers;
@@ -154,10 +154,10 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     own, backend = _own_device(device)
-    store, rank, size = _met()
+    store, rank, size = _rendezvous()
     joined = Ranks(rank, size, own)
     use = f"ecstruct/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_uses)}"
-    with _Heart(joined, use) as heart:
+    with _Heartbeat(joined, use) as heart:
         try:
             shared = PrefixStore(f"{use}/group", store)
             dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=_TIMEOUT)
@@ -170,7 +170,7 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
             # torch says with a RuntimeError, or one of its own that is no Exception, that a peer is gone;
             # and the launcher terminates those that are left.
             ours = isinstance(error, Exception) and not isinstance(error, RuntimeError)
-            if not ours and (lost := _deaf(heart.lost)):
+            if not ours and (lost := _ignoring_sigterm(heart.lost)):
                 raise LostRank(lost) from error
             ended = isinstance(error, KeyboardInterrupt | SystemExit)
             heart.leave("" if ended else f"{type(error).__name__}: {error}")
@@ -182,7 +182,9 @@ def ranks(device: str | None = None) -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
-def _met() -> tuple[Any, int, int]:
+def _rendezvous() -> tuple[Any, int, int]:
+    """Wait for all ranks; return the launcher's key-value store, the number of this rank, and their number.
+    Raise `InputError` if not all of them connect in time."""
     try:
         return next(iter(rendezvous("env://", timeout=_MEETING)))
     except (dist.DistError, OSError) as error:
@@ -194,9 +196,9 @@ def _met() -> tuple[Any, int, int]:
         ) from error
 
 
-def _deaf(lost: Callable[[], str]) -> str:
-    """Ask who is lost while the launcher, which has noticed too, terminates this rank: it is ending anyway,
-    and has time to say why."""
+def _ignoring_sigterm(lost: Callable[[], str]) -> str:
+    """Return `lost()`, and ignore the SIGTERM by which the launcher, which has noticed too, ends this rank:
+    the rank is ending anyway, and has time to say why."""
     if threading.current_thread() is not threading.main_thread():
         return lost()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -238,7 +240,7 @@ def _code() -> dict[str, str]:
     return {"the code of ecstruct": digest.hexdigest(), **{f"{n}'s version": version(n) for n in libraries}}
 
 
-class _Heart:
+class _Heartbeat:
     """A heartbeat in the launcher's store, which lets other ranks tell a slow rank from a dead one."""
 
     def __init__(self, joined: Ranks, use: str) -> None:
@@ -257,7 +259,7 @@ class _Heart:
         self._in_main = threading.current_thread() is threading.main_thread()
         self._before = -1
 
-    def __enter__(self) -> _Heart:
+    def __enter__(self) -> _Heartbeat:
         if self._in_main:
             self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._thread.start()

@@ -1,5 +1,5 @@
-"""Writing files and folders atomically, locking folders so that one process writes at a time, and reading
-JSON that may be damaged."""
+"""Write files and folders atomically, lock folders so that one process writes at a time, and read JSON that
+may be damaged. A *note* is a small JSON file for people and later runs to read."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         InputError: the folder or the file cannot be written.
     """
     path = Path(path)
-    with writing(path):
+    with explaining_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers choose the format by it.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_HALF, suffix=path.suffix)
@@ -56,7 +56,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    with writing(folder):
+    with explaining_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_HALF) as temporary:
             whole = Path(temporary) / folder.name
@@ -72,14 +72,15 @@ def check_free(folder: Path) -> None:
         raise InputError(f"{folder} is a file: choose a folder for the model.")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists and is not empty: choose another folder for the model.")
-    with writing(folder):
+    with explaining_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=folder.parent).cleanup()
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise errors of the system while `path` is written, such as a full disk, as `InputError`."""
+def explaining_write_errors(path: Path) -> Iterator[None]:
+    """Turn system errors in this context, in which `path` is written, into `InputError`; such as that of a
+    full disk. Nothing is opened or written here."""
     try:
         yield
     except FileExistsError as error:
@@ -103,12 +104,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_note(path: Path, content: Any) -> None:
-    """Write JSON for people and later runs to read, atomically."""
+    """Write a note, atomically."""
     write_text(path, json.dumps(content, indent=1))
 
 
 def read_note(path: Path, of: Any = dict[str, Any], way_out: str = "delete it to go on without it") -> Any:
-    """Read a file of `write_note` and check that it has the type `of`; None if there is no such file.
+    """Read a note and check that it has the type `of`; return None if there is no such file.
 
     Raises:
         InputError: it is damaged or has another type; the message names the `way_out`.
@@ -141,13 +142,13 @@ def from_json(text: str) -> Any:
             which one would be lost.
     """
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict, as an `object_pairs_hook` for JSON; raise `ValueError` if a key is there twice."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict; raise `ValueError` if a key is there twice. This is an `object_pairs_hook` for JSON."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -207,7 +208,7 @@ def locked(file: Path, *, of: Path | None = None, wait: bool = False) -> Iterato
         InputError: another process holds the lock and this one does not `wait`; the message names `of`,
             what the lock protects. Or the system refuses the lock.
     """
-    with writing(file):
+    with explaining_write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     # One lock per file and process, for all threads, so that a process may take it again; and writable by
     # all users, so that the file that a killed process leaves does not block others.

@@ -51,7 +51,8 @@ def listening(*signals: signal.Signals) -> Iterator[None]:
 def finishing() -> Iterator[None]:
     """Defer a SIGTERM until this block, and every one around it, ends.
 
-    If the block ends with an exception, that is raised, and the SIGTERM where the next block begins.
+    If the block ends with an exception, this exception is raised, and `Terminated` only where the next such
+    block begins.
 
     Raises:
         Terminated: a SIGTERM has arrived within `listening`.

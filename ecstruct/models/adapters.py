@@ -16,7 +16,7 @@ from ecstruct.models.adapter_config import check_config
 from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import TensorFiles
 from ecstruct.models.steps import resolved
-from ecstruct.models.tied import join, part
+from ecstruct.models.tied import retie, untie
 
 _logger = logging.getLogger(__name__)
 
@@ -145,9 +145,9 @@ def merged(hf: Any, adapter: str | Path) -> Any:
 
 def _in_the_weights(adapted: Any) -> Any:
     """Return the Hugging Face model inside a peft model, with weights W + dW."""
-    part(adapted.get_base_model())  # an adapter of one of two tied weights must not change the other
+    untie(adapted.get_base_model())  # an adapter of one of two tied weights must not change the other
     whole = adapted.merge_and_unload(safe_merge=True)
-    join(whole)
+    retie(whole)
     return whole.requires_grad_(True)  # peft froze the weights
 
 

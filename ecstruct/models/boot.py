@@ -43,7 +43,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     try:
         with nothing_installed(), recognised(hf):
             model = TransformerBridge.boot_transformers(
-                name, hf_model=hf, tokenizer=settled(tokenizer), device=str(hf.device), dtype=hf.dtype
+                name, hf_model=hf, tokenizer=kept_as_is(tokenizer), device=str(hf.device), dtype=hf.dtype
             )
     except InputError:
         raise
@@ -87,9 +87,11 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a copy of a tokenizer that TransformerLens takes as it is. Any other it reloads from its
-    origin, which may be another revision, gone or unreachable, and adds missing special tokens in place."""
+def kept_as_is(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer that TransformerLens uses as it is.
+
+    TransformerLens reloads any other tokenizer from its origin, which may have changed or be unreachable,
+    and adds special tokens to it in place."""
     own = copy.deepcopy(tokenizer)
     own.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}  # what it checks; this adds no BOS
     return own

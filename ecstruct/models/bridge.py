@@ -84,8 +84,9 @@ def eval_mode(model: TransformerBridge) -> Iterator[None]:
 
 @contextmanager
 def still(model: TransformerBridge) -> Iterator[None]:
-    """Run without dropout, TF32 and autocast, and with gradients enabled. The rounding of TF32 and autocast
-    would hide the difference of two close states, and a notebook may have switched gradients off."""
+    """Turn dropout, TF32 and autocast off and gradients on in this context. The rounding of TF32 and
+    autocast would hide the difference of two close states, and a notebook may have switched gradients
+    off."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     device = next(model.parameters()).device.type

@@ -118,7 +118,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __getitem__(self, tensor: str) -> Tensor:
         span = self._spans[tensor]
-        found = pages(span.shape, span.dtype)
+        found = empty_mmap(span.shape, span.dtype)
         try:
             with span.path.open("rb", buffering=0) as file:
                 file.seek(span.start)
@@ -187,9 +187,11 @@ def check_all_read(name: str, unasked: Iterable[str]) -> None:
         )
 
 
-def pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an empty tensor whose memory returns to the system when it is freed. The allocator would keep
-    it for the thread that frees it, but here one thread reads the tensors and another frees them."""
+def empty_mmap(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised CPU tensor whose memory returns to the system when it is freed.
+
+    The allocator would keep the memory for the thread that frees the tensor, but here one thread reads the
+    tensors and another frees them."""
     n_bytes = math.prod(shape) * dtype.itemsize
     memory = torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)
     return memory[:n_bytes].view(dtype).view(shape)

@@ -39,7 +39,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ecstruct.errors import InputError
-from ecstruct.models.labels import Labels, labelled
+from ecstruct.models.labels import Labels, set_labels
 
 _SUFFIX = "ForSequenceClassification"
 
@@ -93,30 +93,30 @@ def tokenizer_for(config: Any, tokenizer: Any) -> Any:
     """Return the tokenizer of a model, if it has one; for a classifier, a copy that has its labels."""
     if tokenizer is None or not is_classifier(config):
         return tokenizer
-    return labelled(copy.deepcopy(tokenizer), labels_in(config))
+    return set_labels(copy.deepcopy(tokenizer), labels_in(config))
 
 
 def hookable(hf: Any) -> Any:
-    """Return a Hugging Face model as TransformerLens can hook it. A classifier comes back as another object
-    with the same modules, which gives the logits of its head at every token."""
+    """Return a Hugging Face model in a form that TransformerLens can hook; a classifier is returned as by
+    `logits_at_every_token`."""
     if is_classifier(hf.config) or type(hf).__name__.endswith(_SUFFIX):
         hf.config.architectures = [type(hf).__name__]  # from_pretrained may keep the name of another model
     if is_classifier(hf.config):
         labels_in(hf.config)  # raises if it has none
-    return everywhere(hf)
+    return logits_at_every_token(hf)
 
 
-def everywhere(hf: Any) -> Any:
-    """Return a classifier with the same modules that gives the logits at every token; any other model as
-    it is."""
+def logits_at_every_token(hf: Any) -> Any:
+    """Return a classifier whose forward pass gives the logits of its head at every token, [batch, pos,
+    label]. It is another object with the same modules. Any other model is returned as it is."""
     if not is_classifier(hf.config):
         return hf
     own = copy.copy(hf)
-    own.forward = MethodType(_logits_everywhere, own)
+    own.forward = MethodType(_forward_at_every_token, own)
     return own
 
 
-def _logits_everywhere(own: Any, input_ids: Tensor, **inputs: Any) -> SequenceClassifierOutput:
+def _forward_at_every_token(own: Any, input_ids: Tensor, **inputs: Any) -> SequenceClassifierOutput:
     config = own.config
     if _embeds_second(config) and "token_type_ids" not in inputs:
         inputs["token_type_ids"] = input_ids // config.vocab_size

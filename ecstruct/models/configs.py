@@ -83,8 +83,9 @@ def _alike(old: Any, new: Any) -> bool:
     return old == new
 
 
-def longer_ones_differ_from(config: Any) -> int | None:
-    """Return the length in tokens beyond which a prompt changes the rotation of its batch (LongRoPE)."""
+def longrope_limit(config: Any) -> int | None:
+    """Return the length in tokens beyond which a prompt changes the rotary embedding of its whole batch;
+    `None` for models without LongRoPE."""
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "longrope":
         return None

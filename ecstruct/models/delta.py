@@ -23,7 +23,7 @@ from ecstruct.models.configs import check_same_computation
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
 from ecstruct.models.provenance import Provenance, derived, provenance, source_of
-from ecstruct.models.tied import part_hooked
+from ecstruct.models.tied import untie_hooked
 
 _FORMAT = "ecstruct-delta-1"
 
@@ -171,7 +171,7 @@ class WeightDelta:
         embed, unembed = "embed.weight", "unembed.weight"
         tied = weights[embed] is weights.get(unembed)
         if tied and not torch.equal(moved[embed], moved[unembed]):
-            part_hooked(new)
+            untie_hooked(new)
         with torch.no_grad():
             for name, p in named_weights(new).items():
                 if name in self.tensors:
@@ -218,7 +218,7 @@ def metadata_of(before: Provenance, before_fingerprint: str, after: TransformerB
 
 
 def _sum(w: Tensor, change: Tensor) -> Tensor:
-    """Return w + dw in the dtype of w, added in the wider of both dtypes so that it is rounded once."""
+    """Return `w` + `change` in the dtype of `w`, added in the wider of both dtypes so as to round once."""
     dtype = torch.promote_types(w.dtype, change.dtype)
     return (w.to(dtype) + change.detach().to(w.device, dtype)).to(w.dtype)
 

@@ -1,9 +1,9 @@
 """Edits: replace the inputs or outputs of the sites of a block while it runs.
 
-The heads' z is the input of `attn.o`. What attention and the MLP write, before any post-norm, is the output
-of `attn.o` and of `mlp.out`. An edit is a function from the value that the block computed, in the graph of
-its run, to the new one. Shortcuts are edits that insert values which are known, and skip computations that
-nothing reads.
+An edit is a function from the tensor that the block computed, in the graph of its run, to the tensor that
+replaces it. The heads' z is the input of the site `attn.o`. What attention and the MLP write, before any
+post-norm, are the outputs of `attn.o` and of `mlp.out`. Shortcuts are edits that insert outputs which are
+known already, and skip the computations whose results nothing reads.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.models.sites import Site
@@ -23,10 +23,8 @@ Edit = Callable[[Tensor], Tensor]
 def editing(
     sites: Mapping[str, Site], inputs: Mapping[str, Edit], outputs: Mapping[str, Edit]
 ) -> Iterator[None]:
-    """Edit the inputs and outputs of these sites of one block, by name, in every run of the block.
-
-    Do not edit the input of `mlp.out` of an MLP without the usual projections (a mixture of experts): that
-    site is an identity.
+    """Apply edits to the inputs and outputs of sites of one block, by site name, whenever it runs in this
+    context. The input of `mlp.out` of a mixture of experts must not be edited: that site is an identity.
     """
 
     def before(edit: Edit) -> Callable[..., Any]:
@@ -50,12 +48,12 @@ def editing(
 
 
 def first_token(x: Tensor) -> Tensor:
-    """Keep one token, [batch, 1, d], of an input of which nothing reads the output."""
+    """Keep the first token only, [batch, 1, d]: the edit for an input whose output nothing reads."""
     return x[:, :1]
 
 
 def replaced_by(value: Tensor) -> Edit:
-    """Return the edit that replaces whatever was computed by `value`."""
+    """Return the edit that puts `value` in the place of whatever was computed."""
     return lambda _: value
 
 
@@ -65,28 +63,31 @@ def shortcuts(
     at: Int[Tensor, "batch read"] | None,
     length: int,
 ) -> AbstractContextManager[None]:
-    """Shorten the runs of a block on `length` tokens; see `HookedView.through` for the arguments."""
+    """Return a context in which a block on `length` tokens computes only what is read.
+
+    `written` has known outputs of `attn.o` and `mlp.out`, by name, which need not be computed. With `at`,
+    attention and MLP write at these positions only, and zeros elsewhere; see `HookedView.through`."""
     rows = None if at is None else torch.arange(len(at), device=at.device)[:, None]
 
-    def everywhere(output: Tensor) -> Tensor:
+    def repeat_token(output: Float[Tensor, "batch 1 d"]) -> Float[Tensor, "batch pos d"]:
         return output.expand(-1, length, -1).contiguous()
 
-    def where_read(x: Tensor) -> Tensor:
+    def gather_read(x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch read d"]:
         return x[rows, at]
 
-    def back_in_place(output: Tensor) -> Tensor:
-        empty = output.new_zeros(len(output), length, output.shape[-1])
-        return empty.index_put((rows, at), output)
+    def scatter_read(output: Float[Tensor, "batch read d"]) -> Float[Tensor, "batch pos d"]:
+        zeros = output.new_zeros(len(output), length, output.shape[-1])
+        return zeros.index_put((rows, at), output)
 
     inputs: dict[str, Edit] = {}
     outputs: dict[str, Edit] = {}
     if "attn.o" in written:
         inputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.o"), first_token)
-        outputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v"), everywhere)
+        outputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v"), repeat_token)
     elif at is not None:
-        inputs["attn.o"], outputs["attn.o"] = where_read, back_in_place
+        inputs["attn.o"], outputs["attn.o"] = gather_read, scatter_read
     if at is not None:
-        inputs[next(name for name in ("ln2", "mlp", "mlp.in") if name in sites)] = where_read
-        outputs["mlp.out"] = back_in_place
+        inputs[next(name for name in ("ln2", "mlp", "mlp.in") if name in sites)] = gather_read
+        outputs["mlp.out"] = scatter_read
     outputs |= {name: replaced_by(value) for name, value in written.items()}
     return editing(sites, inputs, outputs)

@@ -31,12 +31,13 @@ from ecstruct.errors import InputError
 from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.components import check_components
-from ecstruct.models.configs import longer_ones_differ_from
+from ecstruct.models.configs import longrope_limit
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
 from ecstruct.models.names import kind_of, layer_of
 from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
 
-Part = Literal["attn", "mlp"]
+Sublayer = Literal["attn", "mlp"]
+"""The attention or the MLP of a block."""
 
 _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 
@@ -45,7 +46,7 @@ _AFTER_ATTENTION = ("ln1_post", "ln2", "ln2_post")
 class Trace:
     """A run of the embedding, of one block or of the head: its output, and its taps by module name."""
 
-    output: Tensor
+    output: Float[Tensor, "batch pos d"]
     taps: dict[str, Tap]
 
 
@@ -112,12 +113,14 @@ class HookedView:
         double = next(self.hf.parameters()).dtype == torch.float64
         return torch.float64 if double else torch.float32
 
-    def late_in_block(self, layer: int, part: Part) -> list[str]:
-        """Return the names of the weights of a block that come after `part`. In a sequential block, those
-        after the attention are its post-norm and all of the MLP with its norms; those after the MLP, and
-        after either part of a parallel block, are the part's own post-norm, if any."""
-        if part == "mlp" or self.parallel:
-            late = ("ln2_post",) if part == "mlp" else ("ln1_post",)
+    def late_in_block(self, layer: int, sublayer: Sublayer) -> list[str]:
+        """Return the names of a block's weights that act on what one of its sublayers writes.
+
+        For the attention of a sequential block these are its post-norm and all of the MLP with its norms;
+        for the MLP, and for both sublayers of a parallel block, they are the sublayer's own post-norm, if
+        any."""
+        if sublayer == "mlp" or self.parallel:
+            late = ("ln2_post",) if sublayer == "mlp" else ("ln1_post",)
             sites = [name for name in self.block_sites[layer] if name in late]
         else:
             sites = [n for n in self.block_sites[layer] if n in _AFTER_ATTENTION or n.startswith("mlp.")]
@@ -146,7 +149,7 @@ class HookedView:
         `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], to be added to the attention
         scores. `positions` are the positions of the tokens, needed where these are not in order.
         """
-        self._check_treated_alike(mask)
+        self._check_same_rotation(mask)
         calls: list[BlockCall] = []
         entering: list[Tensor] = []
 
@@ -168,8 +171,10 @@ class HookedView:
             self._forward(weights, self.embed_sites, ids, mask, positions)
         return Trace(entering[0], taps), calls
 
-    def _check_treated_alike(self, mask: Tensor) -> None:
-        limit = longer_ones_differ_from(self.hf.config)
+    def _check_same_rotation(self, mask: Tensor) -> None:
+        """Raise `InputError` if the longest prompt of a batch changes the rotary embedding of the
+        others."""
+        limit = longrope_limit(self.hf.config)
         if limit is None or mask.ndim != 2:
             return
         lengths = mask.sum(1)
@@ -214,7 +219,7 @@ class HookedView:
         call: BlockCall,
         resid: Float[Tensor, "batch pos d_model"],
         inputs: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_mlp"]]:
         """Return the inputs of the output projections `attn.o` (the heads' z) and `mlp.out` when the block
         runs on `resid`. `inputs` has the input of the MLP or of its pre-norm (see `given_to_mlp`), unless
         the MLP reads what the attention reads.
@@ -304,6 +309,7 @@ class HookedView:
 
     @contextmanager
     def _bypassed(self, visit: Callable[[BlockCall, Tensor], Any]) -> Iterator[None]:
+        """Replace all blocks by `Bypass`es that call `visit` in this context."""
         stack = self.model.blocks
         try:
             for layer, block in enumerate(self.blocks):

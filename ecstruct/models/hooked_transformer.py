@@ -102,6 +102,8 @@ def plain_of(model: Any, config: Any) -> Any:
 
 
 def _converted(cfg: Any, plain: Any) -> dict[str, Tensor]:
+    """Return the weights of a Hugging Face model by the names, and in the layout, of a
+    HookedTransformer."""
     loading = importlib.import_module("transformer_lens.loading_from_pretrained")  # only in version 3
     architecture = cfg.original_architecture or type(plain).__name__
     here = replace(cfg, original_architecture=architecture, device="cpu", from_checkpoint=False)

@@ -24,8 +24,8 @@ class Labels:
     second_from: int | None = None
 
 
-def labelled(tokenizer: Any, labels: Labels) -> Any:
-    """Mark a tokenizer, in place, as that of a classifier with these labels, and return it."""
+def set_labels(tokenizer: Any, labels: Labels) -> Any:
+    """Mark a tokenizer, in place, as that of a classifier with these labels; return the tokenizer."""
     setattr(tokenizer, _ATTRIBUTE, labels)
     return tokenizer
 

@@ -195,6 +195,11 @@ def delta_onto(path: str | Path, model: TransformerBridge) -> WeightDelta:
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
+    """Return the device of this name; by default the GPU if there is one, otherwise the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -261,7 +266,7 @@ def _from_pretrained(
     at: Located, dtype: torch.dtype, config: Any, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     try:
-        with at.understood(), without_bars():
+        with at.explaining_errors(), without_bars():
             loaded: Any = auto_class(config).from_pretrained(
                 at.where,
                 config=config,

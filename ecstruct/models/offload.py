@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.added_tokens import ROWS, grown
-from ecstruct.models.checkpoint import TensorFiles, check_all_read, pages
+from ecstruct.models.checkpoint import TensorFiles, check_all_read, empty_mmap
 from ecstruct.models.classifiers import tokenizer_for
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
@@ -32,7 +32,7 @@ from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
-from ecstruct.models.tied import parted, second_names
+from ecstruct.models.tied import second_names, with_untied_embeddings
 
 Source = str | Path
 """A source given as text, as `ecstruct.load` takes it."""
@@ -82,8 +82,8 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
     at, folder = _fetched(before)
     config = read_config(at)
     tokenizer = tokenizer_for(config, read_tokenizer(at))
-    with at.understood():
-        skeleton = Skeleton.of(at.name, parted(config), tokenizer, device)
+    with at.explaining_errors():
+        skeleton = Skeleton.of(at.name, with_untied_embeddings(config), tokenizer, device)
         view = HookedView(skeleton.model)
         check_runs(view)
     base = _FolderWeights(at.name, folder, config, skeleton)
@@ -99,7 +99,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
     def read(names: Sequence[str]) -> States:
         old = {n: _cast(t, device) for n, t in base.read(names)}
-        return old, new.over(old, device)
+        return old, new.after(old, device)
 
     stream = _Stream(_parts(view), read)
     mark(skeleton.model, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
@@ -110,7 +110,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 def _cast(t: Tensor, device: torch.device) -> Tensor:
     """Return a copy in float32, on the CPU in memory that returns to the system when it is freed."""
     t = t.detach().to(device)
-    return (pages if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
+    return (empty_mmap if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
 
 def _parts(view: HookedView) -> list[list[str]]:
@@ -120,7 +120,8 @@ def _parts(view: HookedView) -> list[list[str]]:
 
 
 class _Stream:
-    """A reader that keeps one part in memory and reads the next one ahead, in a thread of its own."""
+    """A reader that keeps one part of the model in memory (the embedding, a block or the head), with its
+    weights before and after, and reads the part that will be needed next in a thread of its own."""
 
     def __init__(self, parts: Sequence[Sequence[str]], read: Callable[[Sequence[str]], States]) -> None:
         self._parts, self._read = parts, read
@@ -197,7 +198,8 @@ class _FolderWeights:
             taken = place.take(fused[place.tensor])
             yield weight, taken[: place.shape[0]] if place.tensor in self._rows else taken
 
-    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Return the weights W' with the names of `old`, in float32."""
         return {name: _cast(t, device) for name, t in self.read([*old])}
 
 
@@ -218,7 +220,9 @@ class _DeltaWeights:
         check_fits(shapes, {name: place.shape for name, place in skeleton.places.items()})
         return cls(change)
 
-    def over(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Return the weights W + dW, given W in float32; weights that do not change are the same
+        tensors."""
         return {
             name: _cast(self.change[name], device).add_(t) if name in self.change else t
             for name, t in old.items()

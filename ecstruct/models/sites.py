@@ -60,9 +60,10 @@ class Site:
         return projection if part in ("attn", "mlp") else None
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
-        """Return J(x) dW, the derivative of the output along a change of the weights. As the output is
-        affine in them, this is f(x; dW) - f(x; 0), without any linearisation error, and the same at all
-        `weights`. Return `None` if no weight of the site changes."""
+        """Return J(x) dW, the derivative of the output along a change of the weights, in the shape of the
+        output; `x` is the input. As the output is affine in the weights, this is f(x; dW) - f(x; 0),
+        without any linearisation error, and the same at all `weights`. Return `None` if none of them
+        changes."""
         along = self._local(change)
         if not along:
             return None
@@ -83,8 +84,9 @@ class Site:
         return self.product(x, change)
 
     def gradient(self, x: Tensor, d_output: Tensor, weights: Weights) -> dict[str, Tensor]:
-        """Return dR/dW of the site's weights, by their names in the whole model, summed over rows and
-        tokens of its input `x`; `d_output` is dR/d(output), and `weights` have its weights."""
+        """Return dR/dW of the site's weights, by their names in the whole model, in the shapes of the
+        weights: summed over rows and tokens of its input `x` [row, pos, d_in]. `d_output` [row, pos, d_out]
+        is dR/d(output), and `weights` have its weights."""
         at = {here: w.detach().requires_grad_() for here, w in self._local(weights).items()}
         if not at:
             return {}

@@ -101,7 +101,7 @@ class Skeleton:
             rows, columns = named_weights(by_row), named_weights(by_column)
             for weight in weights.keys() - places.keys():
                 tensor = list(named)[int(weights[weight].flatten()[0])]
-                places[weight] = _part(tensor, named[tensor], rows[weight], columns[weight])
+                places[weight] = _place_of(tensor, named[tensor], rows[weight], columns[weight])
         return cls(model, named, places, _renaming(empty))
 
 
@@ -112,8 +112,9 @@ def _renaming(plain: Any) -> Callable[[str], str]:
     return lambda name: rename_source_key(name, renamings, [], plain.base_model_prefix, known)[0]
 
 
-def _part(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:
-    """Return the place of a part whose entries come from these rows and columns of a fused tensor."""
+def _place_of(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:
+    """Return the place in a fused tensor, named `tensor` and of this shape, of a weight: `row` and `column`
+    have, for each entry of the weight, the row and the column of the tensor that it comes from."""
     row, column = row.detach().long(), column.detach().long()
     if len(shape) == 1:
         return Place(tensor, tuple(row.shape), _unless_all(row, shape[0]))

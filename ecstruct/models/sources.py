@@ -60,8 +60,9 @@ class Located:
         return {} if self.folder else {"revision": self.revision}
 
     @contextmanager
-    def understood(self) -> Iterator[None]:
-        """Turn errors that libraries raise on the files into an `InputError`."""
+    def explaining_errors(self) -> Iterator[None]:
+        """Turn the errors that libraries raise in this context, in which the files are read, into
+        `InputError`."""
         try:
             yield
         except InputError:
@@ -118,7 +119,7 @@ def check_there(source: str) -> None:
 
 def read_config(at: Located) -> Any:
     """Read the configuration of a checkpoint; raise `InputError` if its weights are quantised."""
-    with at.understood():
+    with at.explaining_errors():
         config = AutoConfig.from_pretrained(at.where, trust_remote_code=False, **at.options)
     for key, most in _SIZES.items():
         if isinstance(size := getattr(config, key, None), int) and not 0 < size <= most:

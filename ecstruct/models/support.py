@@ -42,6 +42,8 @@ def check_runs(view: HookedView) -> None:
 
 
 def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
+    """Raise `InputError` unless the heads read `resid`, which enters the block, and every tap has prompts
+    and tokens as its first dimensions."""
     architecture = type(view.hf).__name__
     entry = "ln1" if "ln1" in trace.taps else "attn.q"
     if not torch.equal(trace.taps[entry].input, resid):
@@ -73,9 +75,9 @@ def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: S
     """Check that no unnamed parameter is read. Unread ones are fused projections, which were split into
     named weights; parameters of later blocks are judged by those of the first."""
     later = {id(p) for block in view.blocks[1:] for p in block.parameters()}
-    unread = {_anywhere(n) for n, p in unnamed.items() if id(p) not in later} - {*map(_anywhere, read)}
+    unread = {_pattern(n) for n, p in unnamed.items() if id(p) not in later} - {*map(_pattern, read)}
     for name in unnamed:
-        if _anywhere(name) not in unread:
+        if _pattern(name) not in unread:
             raise InputError(
                 f"this {type(view.hf).__name__} has weights in {name.replace('_original_component.', '')}, "
                 "which belong to no component that ecstruct knows: use another architecture."
@@ -88,7 +90,7 @@ def _unnamed(view: HookedView) -> dict[str, nn.Parameter]:
     return {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
 
 
-def _anywhere(name: str) -> str:
+def _pattern(name: str) -> str:
     """Return the name of a parameter with its numbers replaced by "*"."""
     return re.sub(r"\d+", "*", name)
 

@@ -23,8 +23,8 @@ def note_what_is_tied(hf: Any) -> None:
         hf.config.tie_word_embeddings = head is not None and head.weight is embedding.weight
 
 
-def part(hf: Any) -> None:
-    """Untie a Hugging Face model: give every name of a tied parameter a parameter of its own."""
+def untie(hf: Any) -> None:
+    """Untie a Hugging Face model in place: give every name of a tied parameter a parameter of its own."""
     seen: set[int] = set()
     for module in hf.modules():
         for name, p in module._parameters.items():
@@ -34,15 +34,15 @@ def part(hf: Any) -> None:
                 seen.add(id(p))
 
 
-def join(hf: Any) -> None:
-    """Tie the embeddings again if no number differs."""
+def retie(hf: Any) -> None:
+    """Tie the embeddings of a Hugging Face model again, in place, if no number differs."""
     head, embedding = hf.get_output_embeddings(), hf.get_input_embeddings()
     if head is not None and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
 
 
-def part_hooked(model: TransformerBridge) -> None:
-    """Untie a hooked model: give its unembedding a parameter of its own."""
+def untie_hooked(model: TransformerBridge) -> None:
+    """Untie a hooked model in place: give its unembedding a parameter of its own."""
     unembed: Any = model.unembed
     hf: Any = model.original_model
     head = unembed.original_component
@@ -50,8 +50,8 @@ def part_hooked(model: TransformerBridge) -> None:
     hf.config.tie_word_embeddings = False
 
 
-def parted(config: Any) -> Any:
-    """Return a copy of a configuration that ties no embeddings."""
+def with_untied_embeddings(config: Any) -> Any:
+    """Return a copy of a Hugging Face configuration that does not tie the embeddings."""
     own = copy.deepcopy(config)
     own.tie_word_embeddings = False
     return own

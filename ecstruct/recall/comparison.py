@@ -124,6 +124,9 @@ def compare(
 def _joined(
     scores: ExtractiveScores, found: Dissection, subjects: Sequence[Sequence[int]]
 ) -> dict[str, pd.DataFrame]:
+    """Return a frame per question with the two quantities that it compares, `x` (a score, a mean over
+    prompts) and `y` (a measure of recall), by layer or by head. `subjects` are the positions of the
+    subject in each prompt."""
     informative = scores.mlp.sel(score="informative").values
     at_subject = np.array([of.T[its].sum(0) for of, its in zip(informative, subjects, strict=True)])
     last = xr.DataArray(scores.dataset["length"].values - 1, dims="prompt")

@@ -115,6 +115,8 @@ def named(groups: Groups) -> dict[str, Which]:
 
 
 def _named(prompt: RecallPrompt, name: str) -> Iterable[int]:
+    """Return the positions of the group with one of the names in `NAMES`; raise `InputError` for any other,
+    and for a group of the subject if the prompt has none."""
     everything = range(len(prompt.ids))
     if name not in NAMES:
         raise InputError(

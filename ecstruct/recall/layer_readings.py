@@ -152,8 +152,9 @@ def _lens(run: Run, states: Float[Tensor, "n d_model"]) -> Iterator[Float[Tensor
 def _read(
     pieces: Iterator[Float[Tensor, "some d_vocab"]], tokens: Int[Tensor, " n"], top: int
 ) -> list[Shaped[Tensor, "n ..."]]:
-    """Return the rank of a token in each row, the first tokens of the row, and the probabilities of the
-    token and of the first one if the rows are logits."""
+    """Return four tensors: the rank of its token in each row [n], the ids of the `top` first tokens of the
+    row [n, top], and the probabilities of the row's token and of the first one [n each]. Probabilities have
+    a meaning only if the rows are logits. `pieces` have the rows in order, some at a time."""
     found, done = [], 0
     for logits in pieces:
         own = logits.gather(1, tokens[done : done + len(logits), None])

@@ -1,4 +1,5 @@
-"""Prompts that a session runs for recall: read with the tokens of their subjects, a batch at a time."""
+"""Prompts that a session runs for recall: tokenised with the tokens of their subjects, a batch at a
+time."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ class Runs:
         return post if post in self.view.block_sites[layer] else projection
 
     def places(self, which: Which, *, may_be_empty: bool = False) -> list[list[int]]:
-        """Return the positions of a group in each prompt."""
+        """Return the positions of a group of tokens, such as "subject", in each prompt; see
+        `ecstruct.recall.groups.positions`."""
         return [positions(prompt, which, may_be_empty=may_be_empty) for prompt in self.prompts]
 
     def coordinates(self) -> dict[str, Any]:

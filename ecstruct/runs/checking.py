@@ -21,14 +21,14 @@ from ecstruct.options import (
 )
 from ecstruct.report.edges import edges_report
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
-from ecstruct.runs.configuration import again, alone, check_fingerprints, finish
+from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
 from ecstruct.scores.causal import intervened
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.path_patching import edges_of
 from ecstruct.scores.result import ExtractiveScores
 
 
-@alone
+@folder_locked
 def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progress: bool) -> None:
     """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
     options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
@@ -38,12 +38,12 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))
-    fidelity_report(out / "report.html", result, again(out))
+    fidelity_report(out / "report.html", result, replay_command(out))
     table = result.table().to_string(index=False, float_format="{:.2f}".format)
     finish(out, "fidelity", config, f"{table}\n{result.verdict()}", progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_causal(config: commands.Causal, out: Path, device: str | None, progress: bool) -> None:
     """Compute scores by intervention; write `scores.nc` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
@@ -51,11 +51,11 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     options = CausalOptions.given(vars(config))
     scores = intervened(pair, config.prompts, options, components=config.components, progress=progress)
     scores.save(out / "scores.nc")
-    causal_report(out / "report.html", scores, again(out))
+    causal_report(out / "report.html", scores, replay_command(out))
     finish(out, "causal", config, top_table(scores).to_string(index=False), progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_edges(config: commands.Edges, out: Path, device: str | None, progress: bool) -> None:
     """Measure the edges between the strongest components; write `edges.nc`, `edges.csv` and
     `report.html`."""
@@ -65,11 +65,11 @@ def run_edges(config: commands.Edges, out: Path, device: str | None, progress: b
     found = edges_of(pair, config.prompts, EdgeOptions.given(vars(config)), roles, progress=progress)
     found.save(out / "edges.nc")
     write_text(out / "edges.csv", found.table().to_csv(index=False))
-    edges_report(out / "report.html", found, again(out))
+    edges_report(out / "report.html", found, replay_command(out))
     finish(out, "edges", config, found.conclusion(), progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_controls(config: commands.Controls, out: Path, device: str | None, progress: bool) -> None:
     """Score prompts and controls; write all scores, `controls.json`, `changes.csv` and `report.html`, and
     what a constant vector does to `steering.csv`."""
@@ -101,7 +101,7 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
     write_text(out / "changes.csv", found.changes().to_csv(index_label="changed"))
     if found.steering is not None:
         write_text(out / "steering.csv", found.steering.frame().to_csv(index=False))
-    controls_report(out / "report.html", found, again(out))
+    controls_report(out / "report.html", found, replay_command(out))
     table = totals.to_string(index=False, float_format="{:.3f}".format)
     finish(out, "controls", config, f"{table}\n{found.conclusion()}", progress, fingerprints=prints)
 

@@ -1,4 +1,5 @@
-"""What runs do with their configurations: check, describe and write them."""
+"""What all runs of commands share: they lock their folder, check their configuration, and end in one
+way."""
 
 import json
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 import xxhash
 from tqdm.auto import tqdm
 
-from ecstruct.commands import OfPair
+from ecstruct.commands import PairOptions
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
@@ -27,8 +28,8 @@ Chat = Callable[[Sequence[Prompt]], Sequence[Prompt]]
 """Puts prompts into a chat template, or leaves them as they are."""
 
 
-def alone(run: Run) -> Run:
-    """Make a run lock its folder first, so that an unusable one is refused before any work."""
+def folder_locked(run: Run) -> Run:
+    """Wrap a run so that it locks its folder first: an unusable folder is refused before any work."""
 
     @wraps(run)
     def locked(config: Options, out: Path, device: str | None, progress: bool) -> None:
@@ -39,7 +40,8 @@ def alone(run: Run) -> Run:
 
 
 def chat_of(source: str, chat_template: bool, system: str | None) -> Chat:
-    """Return the function that a run's prompts pass through: a model's chat template, or none."""
+    """Return the function that all prompts of a run pass through: it puts them into the chat template of
+    the model `source`, or leaves them as they are."""
     if chat_template:
         return lambda prompts: in_chat(prompts, source, system=system)
     if system is not None:
@@ -53,7 +55,8 @@ def records(path: Path, chat: Chat = tuple) -> list[dict[str, Any]]:
 
 
 def described(config: Options, out: Path) -> dict[str, str]:
-    """Describe a configuration in text, so that processes can check that theirs agree."""
+    """Return the values of a configuration and the folder as texts, by name, prompts as checksums: by
+    these, several processes check that they run the same."""
     texts = {name: json.dumps(value) for name, value in vars(config).items()}
     checksums = {
         name: f"of checksum {xxhash.xxh3_64_hexdigest(text.encode())}"
@@ -63,7 +66,7 @@ def described(config: Options, out: Path) -> dict[str, str]:
     return {**texts, **checksums, "out": str(out)}
 
 
-def check_fingerprints(pair: Pair, config: OfPair) -> dict[str, str]:
+def check_fingerprints(pair: Pair, config: PairOptions) -> dict[str, str]:
     """Return the fingerprints of both models, and check that a replay has found the same weights."""
     found = {state: source["fingerprint"] for state, source in pair.sources.items()}
     for state, print_of in found.items():
@@ -80,20 +83,20 @@ def check_weights(source: str, found: str, expected: str | None) -> None:
 
 
 def write_config(out: Path, command: str, config: Options, **found: Any) -> None:
-    """Write a configuration as `config.json`, with what the run has `found`."""
+    """Write a configuration as `config.json`; `found` replaces values of it, such as fingerprints."""
     whole = {"command": command, "ecstruct": version("ecstruct"), "arguments": vars(config) | found}
     write_text(out / "config.json", json.dumps(whole, indent=1, ensure_ascii=False))
 
 
-def finish(out: Path, command: str, config: Options, said: str, progress: bool, **found: Any) -> None:
+def finish(out: Path, command: str, config: Options, text: str, progress: bool, **found: Any) -> None:
     """End a run that has written its results: write `config.json`, delete the folder `unfinished`, and with
-    `progress` print what the run `said` and where its report is."""
+    `progress` print `text` and where the report is."""
     write_config(out, command, config, **found)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     if progress:
-        tqdm.write(f"{said}\nreport: {out / 'report.html'}".lstrip())
+        tqdm.write(f"{text}\nreport: {out / 'report.html'}".lstrip())
 
 
-def again(out: Path) -> str:
-    """Return the command that repeats a run, in a folder beside it."""
+def replay_command(out: Path) -> str:
+    """Return the command line that repeats the run in the folder `out`, in a folder beside it."""
     return shlex.join(["ecstruct", "replay", str(out / "config.json"), "--out", f"{out}-again"])

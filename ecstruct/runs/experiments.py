@@ -13,18 +13,18 @@ from ecstruct.experiments import Result, Setup, reproduce
 from ecstruct.experiments.reproduction import named
 from ecstruct.io.files import from_json, write_text
 from ecstruct.report.experiments import experiments_report
-from ecstruct.runs.configuration import again, alone, finish, write_config
+from ecstruct.runs.configuration import finish, folder_locked, replay_command, write_config
 
 
-@alone
+@folder_locked
 def run_demo(config: Demo, out: Path, device: str | None, progress: bool) -> None:
     """Run the demo, in which a model learns facts and generalises; see `ecstruct.demo`."""
     result = demo(**vars(config), device=device, progress=progress)
-    result.write(out, replay=again(out))
+    result.write(out, replay=replay_command(out))
     finish(out, "demo", config, str(result.table()), progress)
 
 
-@alone
+@folder_locked
 def run_reproduce(config: Reproduce, out: Path, device: str | None, progress: bool) -> None:
     """Run experiments. `results.json`, `report.html` and `config.json` cover all finished ones, including
     those of earlier runs with the same setup, and are rewritten after each experiment."""
@@ -45,7 +45,7 @@ def run_reproduce(config: Reproduce, out: Path, device: str | None, progress: bo
         write_config(out, "reproduce", Reproduce(experiments=names, setup=portable, options=given))
         entries = {key: value for each in done for key, value in each.results().items()}
         write_text(out / "results.json", json.dumps(entries, indent=1, allow_nan=False))
-        experiments_report(out / "report.html", done, again(out))
+        experiments_report(out / "report.html", done, replay_command(out))
         if progress:
             tqdm.write(f"\n{result.title}\n{result.table().to_string(index=False)}\n{result.conclusion()}")
     if progress:

@@ -7,12 +7,18 @@ from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
 from ecstruct.report.grafting import graft_report, grafts_report
-from ecstruct.runs.configuration import again, alone, check_fingerprints, check_weights, finish
+from ecstruct.runs.configuration import (
+    check_fingerprints,
+    check_weights,
+    finish,
+    folder_locked,
+    replay_command,
+)
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 
 
-@alone
+@folder_locked
 def run_graft(config: commands.Graft, out: Path, device: str | None, progress: bool) -> None:
     """Graft sets of weights at positions; write `graft.nc`, `graft.csv` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
@@ -31,11 +37,11 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
         check_weights(config.control, prints["control"], (config.fingerprints or {}).get("control"))
     found.save(out / "graft.nc")
     write_text(out / "graft.csv", found.table().to_csv(index=False))
-    graft_report(out / "report.html", found, again(out))
+    graft_report(out / "report.html", found, replay_command(out))
     finish(out, "graft", config, found.conclusion(), progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress: bool) -> None:
     """Graft and revert components; write `grafts.csv` and `report.html`, and what random sets do to
     `random_sets.csv`."""
@@ -49,6 +55,6 @@ def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress:
     write_text(out / "grafts.csv", found.frame.to_csv(index=False))
     if drawn is not None:
         write_text(out / "random_sets.csv", drawn.frame.to_csv(index=False))
-    grafts_report(out / "report.html", found, drawn, again(out))
+    grafts_report(out / "report.html", found, drawn, replay_command(out))
     said = " ".join(each.conclusion() for each in (found, drawn) if each is not None)
     finish(out, "grafts", config, said, progress, fingerprints=prints)

@@ -19,7 +19,7 @@ from ecstruct.models.loading import load, load_after
 from ecstruct.recall import Attributes, compare, dissect, knockout_tokens, save
 from ecstruct.recall.attention_knockout import LIKELY
 from ecstruct.report.recall import AFTER, recall_report
-from ecstruct.runs.configuration import again, alone, check_weights, finish
+from ecstruct.runs.configuration import check_weights, finish, folder_locked, replay_command
 from ecstruct.scores.pair import Pair
 
 FEW = 2
@@ -28,7 +28,7 @@ FEW = 2
 _log = logging.getLogger(__name__)
 
 
-@alone
+@folder_locked
 def run_recall(config: Recall, out: Path, device: str | None, progress: bool) -> None:
     """Dissect recall and write an array per part and model and `report.html`; for two models also
     `agreement.csv` and `scores.nc`. An interrupted run continues from the folder `unfinished`."""
@@ -75,7 +75,7 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     described = None if attributes is None else {"source": attributes.source, "words": _words(attributes)}
     told = {"window": window, "token": token, "attributes": described, "fingerprints": weights}
     shown = {key: v for key, v in (vars(config) | told).items() if key not in ("prompts", "attributes")}
-    recall_report(out / "report.html", result, tokens, again(out), shown)
+    recall_report(out / "report.html", result, tokens, replay_command(out), shown)
     finish(out, "recall", config, "", progress, **told)
 
 

@@ -21,12 +21,12 @@ from ecstruct.report.alignment import alignment_report
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
     Chat,
-    again,
-    alone,
     check_fingerprints,
     check_weights,
     described,
     finish,
+    folder_locked,
+    replay_command,
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
@@ -71,7 +71,7 @@ def rank_table(
     return table
 
 
-@alone
+@folder_locked
 def run_alignment(config: Alignment, out: Path, device: str | None, progress: bool) -> None:
     """Compute the alignment of facts and implications; write `alignment.nc` and `report.html`."""
     session = Session.of(load(config.model, device=device))
@@ -81,7 +81,7 @@ def run_alignment(config: Alignment, out: Path, device: str | None, progress: bo
     options: dict[str, Any] = vars(AlignmentOptions.given(vars(config)))
     aligned = alignment(session, facts, implications, **options, progress=progress)
     aligned.save(out / "alignment.nc")
-    alignment_report(out / "report.html", aligned, again(out))
+    alignment_report(out / "report.html", aligned, replay_command(out))
     finish(out, "alignment", config, aligned.conclusion(), progress, fingerprint=found)
 
 
@@ -114,7 +114,7 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         scores.save(out / "scores.nc")
         lines = (json.dumps(record, ensure_ascii=False) for record in prompts)
         write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
-        score_report(out / "report.html", scores, again(out), ranked, words)
+        score_report(out / "report.html", scores, replay_command(out), ranked, words)
         write_config(out, "score", config, fingerprints=prints)
         shutil.rmtree(out / "shards", ignore_errors=True)
     if progress:

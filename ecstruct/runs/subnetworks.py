@@ -22,7 +22,7 @@ from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import again, alone, check_weights, finish
+from ecstruct.runs.configuration import check_weights, finish, folder_locked, replay_command
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -47,7 +47,7 @@ Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 Result = TypeVar("Result")
 
 
-@alone
+@folder_locked
 def run_prune(config: commands.Prune, out: Path, device: str | None, progress: bool) -> None:
     """Prune and write `masks.nc` and `report.html`; continue from `checkpoint.safetensors` if it exists.
 
@@ -59,17 +59,17 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     options: dict[str, Any] = {**vars(PruneOptions.given(vars(config))), "reference": config.reference}
     masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
     masks.save(out / "masks.nc")
-    pruning_report(out / "report.html", masks, again(out))
+    pruning_report(out / "report.html", masks, replay_command(out))
     finish(out, "subnetworks-prune", config, f"{masks!r}", progress, fingerprint=found)
     checkpoint.unlink(missing_ok=True)
     masks.check_converged()
 
 
-@alone
+@folder_locked
 def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progress: bool) -> None:
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
-    model, masks, prints = _given(config, device)
+    model, masks, prints = _model_and_masks(config, device)
     kept = Kept(out / "unfinished", _identity(config, masks, prints))
     with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
         evaluations = _evaluations(config, model, masks, Steps(bar, kept))
@@ -85,22 +85,22 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     }
     result = {"effective_size": size, "subnetworks": _records(table), "templates": templates}
     write_text(out / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
-    evaluation_report(out / "report.html", evaluations, table, size, again(out))
+    evaluation_report(out / "report.html", evaluations, table, size, replay_command(out))
     said = f"{table.round(3).to_string(index=False)}\neffective size: {size:.0f}%"
     finish(out, "subnetworks-evaluate", config, said, progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_core(config: commands.Core, out: Path, device: str | None, progress: bool) -> None:
     """Find the core, ablate it, and write `core.nc`, `core.json` and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
-    model, masks, prints = _given(config, device)
+    model, masks, prints = _model_and_masks(config, device)
     scores = ExtractiveScores.load(config.scores) if config.scores else None
     by_sparsity = {float(name): its for name, its in masks.items()}
     found = core(by_sparsity)
     draw: dict[str, Any] = {"draws": config.draws, "seed": config.seed}
-    networks = _if_any(lambda: networks_of(by_sparsity, **draw))
-    asked = _asked(config)
+    networks = _or_reason(lambda: networks_of(by_sparsity, **draw))
+    asked = _prompt_sets(config)
     ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
     dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
     n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
@@ -115,7 +115,7 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
             parts["ablation"] = ablated(model, by_sparsity, networks, asked, steps)
         bar.phase("dependence")
         options: dict[str, Any] = {"added": thirds.heads, **draw}
-        parts["dependence"] = _if_any(
+        parts["dependence"] = _or_reason(
             lambda: depending(model, by_sparsity, asked["generalization"], steps, **options)
         )
         if isinstance(parts["dependence"], str):
@@ -126,14 +126,14 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     if scores is not None:
         parts["scores"] = with_scores(found, scores, added=thirds, seed=draw["seed"])
     found.save(out / "core.nc")
-    write_text(out / "core.json", json.dumps(_account(parts), indent=1, allow_nan=False))
-    core_report(out / "report.html", evaluations, parts, again(out))
+    write_text(out / "core.json", json.dumps(_results(parts), indent=1, allow_nan=False))
+    core_report(out / "report.html", evaluations, parts, replay_command(out))
     table = found.table().to_string(index=False, float_format="{:.3g}".format)
-    said = "\n".join([table, *(_said(part) for part in parts.values())])
+    said = "\n".join([table, *(_conclusion(part) for part in parts.values())])
     finish(out, "subnetworks-core", config, said, progress, fingerprints=prints)
 
 
-@alone
+@folder_locked
 def run_emergence(config: commands.Emergence, out: Path, device: str | None, progress: bool) -> None:
     """Follow a core through checkpoints, and write `emergence.csv` and `report.html`."""
     if len({*config.models}) < len(config.models):
@@ -167,12 +167,15 @@ def run_emergence(config: commands.Emergence, out: Path, device: str | None, pro
     if config.sparsities:
         write_text(out / "subnetworks.csv", found.subnetworks.to_csv(index=False))
         write_text(out / "sizes.csv", found.sizes().to_csv(index=False))
-    emergence_report(out / "report.html", found, again(out))
+    emergence_report(out / "report.html", found, replay_command(out))
     finish(out, "subnetworks-emergence", config, found.conclusion(), progress, fingerprints=models.found)
 
 
 class _Checkpoints(Mapping[str, Session]):
-    """Models by source, loaded one after the other; `found` are the fingerprints of those that were."""
+    """Models by source, each loaded when it is asked for; iterating shows progress.
+
+    `expected` has fingerprints by source, with which a replay compares the weights it loads; `found` has
+    those of the models that were loaded."""
 
     def __init__(
         self, sources: Sequence[str], device: str | None, expected: Mapping[str, str], progress: bool
@@ -217,7 +220,7 @@ def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def _given(
+def _model_and_masks(
     config: commands.Evaluate, device: str | None
 ) -> tuple[Session, dict[str, Masks], dict[str, str]]:
     """Return the model, its masks by sparsity, and the fingerprints with which a replay checks both."""
@@ -250,20 +253,20 @@ def _model(source: str, device: str | None, expected: str | None) -> tuple[Sessi
     return session, found
 
 
-def _asked(config: commands.Evaluate) -> dict[str, Any]:
+def _prompt_sets(config: commands.Evaluate) -> dict[str, Any]:
     return {"in-domain": config.prompts, "generalization": config.generalization}
 
 
 def _evaluation_runs(config: commands.Evaluate, masks: Mapping[str, Masks]) -> int:
     """Return the number of runs of one prompt under one mask."""
-    return sum(map(len, masks.values())) * sum(map(len, _asked(config).values()))
+    return sum(map(len, masks.values())) * sum(map(len, _prompt_sets(config).values()))
 
 
 def _evaluations(
     config: commands.Evaluate, model: Session, masks: Mapping[str, Masks], steps: Steps
 ) -> dict[str, dict[str, xr.Dataset]]:
     found: dict[str, dict[str, xr.Dataset]] = {}
-    for name, prompts in _asked(config).items():
+    for name, prompts in _prompt_sets(config).items():
         steps.bar.phase(f"evaluation, {name}")
         found[name] = {
             sparsity: evaluated(model, its, prompts, steps, f"{name} {sparsity}")
@@ -279,7 +282,7 @@ def _identity(
     values = [v.values.tobytes() for its in masks.values() for v in its.dataset.variables.values()]
     checksums = {
         "the masks": b"".join(values),
-        **{f"the prompts {name}": repr(prompts).encode() for name, prompts in _asked(config).items()},
+        **{f"the prompts {name}": repr(prompts).encode() for name, prompts in _prompt_sets(config).items()},
     }
     return {
         "the weights": prints["model"],
@@ -289,7 +292,7 @@ def _identity(
     }
 
 
-def _if_any(measure: Callable[[], Result]) -> Result | str:
+def _or_reason(measure: Callable[[], Result]) -> Result | str:
     """Return the measurement, or the reason why there is nothing to measure."""
     try:
         return measure()
@@ -297,7 +300,7 @@ def _if_any(measure: Callable[[], Result]) -> Result | str:
         return str(error)
 
 
-def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
+def _results(parts: Mapping[str, Any]) -> dict[str, Any]:
     found = parts["core"]
     account: dict[str, Any] = {"components": {group: found.components(group) for group in found.groups}}
     account["table"] = _records(found.table())
@@ -309,10 +312,10 @@ def _account(parts: Mapping[str, Any]) -> dict[str, Any]:
             account[name] = _records(parts[name].table())
     if "scores" in parts:
         account["scores"] = _records(parts["scores"].correlations)
-    return account | {"conclusions": {name: _said(part) for name, part in parts.items()}}
+    return account | {"conclusions": {name: _conclusion(part) for name, part in parts.items()}}
 
 
-def _said(part: Any) -> str:
+def _conclusion(part: Any) -> str:
     return part if isinstance(part, str) else part.conclusion()
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Int
 
 from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
@@ -90,9 +91,10 @@ def require_tokens(dataset: xr.Dataset) -> None:
 
 @dataclass(frozen=True)
 class _Slots:
-    """The position of each slot's token in each prompt."""
+    """The position of each slot's token in each prompt; `texts` and `parts` ("prefix", "entity", "suffix")
+    describe the slots."""
 
-    positions: np.ndarray  # (prompt, slot), -1 where a prompt has no token for a slot
+    positions: Int[np.ndarray, "prompt slot"]  # -1 where a prompt has no token for a slot
     surplus: list[slice]  # per prompt, the leading entity tokens that have no slot
     first_entity: int  # the slot that they can be folded into
     texts: list[str]
@@ -100,6 +102,8 @@ class _Slots:
 
 
 def _slots(dataset: xr.Dataset, chosen: np.ndarray, *, duplicate: bool) -> _Slots:
+    """Return the slots of the prompts with the indices `chosen`; raise `InputError` if they do not line up.
+    With `duplicate`, an entity of one token fills both X and Y."""
     starts = dataset["entity_start"].values[chosen]
     ends = dataset["entity_end"].values[chosen]
     # After the prompt come tokens of the answer. They differ between prompts and have no slots.
@@ -240,7 +244,11 @@ def _others(variable: xr.DataArray) -> list[Hashable]:
     return [dim for dim in variable.dims if dim not in ("prompt", "token")]
 
 
-def _prompts_of_template(dataset: xr.Dataset, template: str | None) -> tuple[str, np.ndarray]:
+def _prompts_of_template(
+    dataset: xr.Dataset, template: str | None
+) -> tuple[str, Int[np.ndarray, " prompt"]]:
+    """Return the name of the template, by default of the only one, and the indices of its prompts; raise
+    `InputError` if it is unknown, or if there are several to choose from."""
     labels = [str(label) for label in dataset["template"].values]
     found = list(dict.fromkeys(labels))
     listed = ", ".join(map(repr, found))

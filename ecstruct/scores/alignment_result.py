@@ -1,4 +1,5 @@
-"""The alignment of every fact with every implication, by component."""
+"""What `ecstruct.alignment` returns: the products of the gradients of facts and implications, by component;
+`ecstruct.scores.gradient_alignment` has the formulas."""
 
 from __future__ import annotations
 
@@ -30,10 +31,12 @@ class Alignment(SavedDataset):
     It wraps one `xarray.Dataset`, accessible as `.dataset`, whose variables are the properties below. Its
     coordinates name forms ("cosine", "sgd", "sign", "adam"), layers, heads and groups of other weights, and
     give the texts and answers of facts and implications (`fact_text`, `fact_answer`, `implication_text`,
-    `implication_answer`). Positive raises the reward. A cosine has no unit; the others are changes of the
-    reward per unit of learning rate.
+    `implication_answer`).
 
-    *Own* are the pairs of an implication and a fact that it follows from, *others* all other pairs.
+    A component's *alignment* is A_C(F, I): positive means that the step on the fact raises the reward of
+    the implication. A cosine has no unit; the other forms are changes of the reward per unit of learning
+    rate. *Own pairs* are those of an implication and a fact from which it follows; *other pairs* are all
+    others.
     """
 
     format = "ecstruct alignment 1"
@@ -41,17 +44,17 @@ class Alignment(SavedDataset):
 
     @property
     def mlp(self) -> xr.DataArray:
-        """Shares of the MLPs (form, fact, implication, layer)."""
+        """The alignments of the MLPs (form, fact, implication, layer)."""
         return self.dataset["mlp"]
 
     @property
     def heads(self) -> xr.DataArray:
-        """Shares of the attention heads (form, fact, implication, layer, head)."""
+        """The alignments of the attention heads (form, fact, implication, layer, head)."""
         return self.dataset["heads"]
 
     @property
     def rest(self) -> xr.DataArray:
-        """Shares of the weights outside MLPs and heads (form, fact, implication, group)."""
+        """The alignments of the weights outside MLPs and heads (form, fact, implication, group)."""
         return self.dataset["rest"]
 
     @property
@@ -61,7 +64,8 @@ class Alignment(SavedDataset):
 
     @property
     def total(self) -> xr.DataArray:
-        """The products of the whole gradients (form, fact, implication): the sums of all shares."""
+        """The alignment of the gradients as wholes (form, fact, implication): the sum of `mlp`, `heads` and
+        `rest`."""
         parts = [array.astype("float64") for array in (self.mlp, self.heads, self.rest)]
         dims = ("form", *_BOTH)
         total: Any = sum(
@@ -70,11 +74,12 @@ class Alignment(SavedDataset):
         return total.rename("total")
 
     def own(self, values: xr.DataArray) -> xr.DataArray:
-        """Return the mean of such values over own pairs."""
+        """Return the mean of an array (..., fact, implication, ...), such as `mlp`, over own pairs; the two
+        dimensions are reduced."""
         return values.where(self.pairs).mean(_BOTH)
 
     def others(self, values: xr.DataArray) -> xr.DataArray:
-        """Return the mean of such values over other pairs, NaN if there are none."""
+        """Return the mean of an array over other pairs, as `own` does; NaN if there are none."""
         return values.where(~self.pairs).mean(_BOTH)
 
     @bounded
@@ -82,15 +87,15 @@ class Alignment(SavedDataset):
         """Compare own pairs with others: is a fact aligned with its own implication more than with others?
 
         Args:
-            permutations: how often the implications are dealt out anew among the facts, for p.
-            seed: the same seed deals them in the same way.
+            permutations: how often implications are permuted among the facts, for p.
+            seed: the same seed permutes them in the same way.
 
         Returns:
-            A row per form: the means of the total over `own` and over `others`; `first`, the share of the
-            implications that one of their own facts is aligned with more than any other fact is, and the
-            `chance` of that; and `p`, one-sided: (1 + number of permutations whose own mean is at least as
-            large) / (1 + number of permutations). If there are no other pairs, p is 1; if a gradient
-            is zero, the cosine has no p.
+            A row per form: the means of the total over own pairs (`own`) and other pairs (`others`);
+            `first`, the share of the implications whose largest total is with one of their own facts, and
+            what it would be by `chance`; and `p`, one-sided: (1 + number of permutations whose mean over
+            own pairs is at least as large) / (1 + number of permutations). If there are no other pairs, p
+            is 1; if a gradient is zero, the p of the cosine is NaN.
 
         Raises:
             InputError: `permutations` is below 1.
@@ -100,11 +105,11 @@ class Alignment(SavedDataset):
         pairs, total = self.pairs.values, self.total
         derived = pairs.any(0)
         rng = np.random.default_rng(seed)
-        dealt = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
+        orders = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
         rows = {}
         for form in FORMS:
             values = total.sel(form=form)
-            sums = np.array([values.values[:, order][pairs].sum() for order in dealt])
+            sums = np.array([values.values[:, order][pairs].sum() for order in orders])
             seen = values.values[pairs].sum()
             as_large = int((sums >= seen - 1e-12 * abs(seen)).sum())
             first = np.take_along_axis(pairs, values.values.argmax(0)[None], 0)[0, derived]
@@ -119,7 +124,8 @@ class Alignment(SavedDataset):
 
     def components(self, form: Form) -> pd.DataFrame:
         """Return a row per component, MLPs first, as `ExtractiveScores.components` does: `kind`, `layer`,
-        `head` (missing for an MLP), and the means of its share over `own` and over `others`.
+        `head` (missing for an MLP), and the means of its alignment over own pairs (`own`) and other pairs
+        (`others`).
 
         Raises:
             InputError: the form is unknown.
@@ -140,7 +146,8 @@ class Alignment(SavedDataset):
 
     @property
     def figure(self) -> go.Figure:
-        """The means over own and other pairs by layer, of MLPs and of heads (summed), for each form."""
+        """The mean alignments of own and of other pairs by layer, of the MLP and summed over the heads,
+        with a panel per form."""
         panels: dict[str, dict[str, Line]] = {}
         for form in FORMS:
             summed: Any = self.components(form).groupby(["kind", "layer"])[["own", "others"]].sum()
@@ -173,5 +180,5 @@ class Alignment(SavedDataset):
         return (
             f"{said}, and with others {listed('others', '.3g')}. Of the implications, "
             f"{listed('first', '.0%')} are aligned most with a fact that they follow from, by chance "
-            f"{chance:.0%}. By dealing out the implications anew, p is {listed('p', '.2g')}."
+            f"{chance:.0%}. With the implications permuted among the facts, p is {listed('p', '.2g')}."
         )

@@ -1,4 +1,4 @@
-"""Assembling the numbers of single blocks and batches into one labelled dataset."""
+"""Collect the scores of single blocks and batches in arrays, and label them as one dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.errors import InputError
@@ -23,9 +24,11 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The numbers of the prompts with indices `rows`. `arrays` are named and laid out like the dataset's
-    variables, as long as the longest of these prompts; `groups` are the columns of `rest`."""
+class PromptScores:
+    """The scores of some prompts: those whose indices are `rows`.
+
+    `arrays` are named and laid out like the variables of the final dataset, but only as long as the longest
+    of these prompts; `groups` names the columns of `rest`."""
 
     rows: list[int]
     groups: list[str]
@@ -33,8 +36,11 @@ class Part:
 
 
 class Assembly:
-    """Arrays for all prompts, or for those in `rows`, filled block by block and batch by batch. Repeated
-    values for the same entry are summed; padding stays NaN."""
+    """Arrays of scores that are filled block by block and batch by batch.
+
+    They are for all `prompts`, or for those whose indices are `rows`; methods take the indices of prompts.
+    With `projections`, informative scores are also kept by projection. Values that are added to the same
+    entry are summed; padding stays NaN."""
 
     def __init__(
         self,
@@ -51,24 +57,28 @@ class Assembly:
         self._place = {row: place for place, row in enumerate(self._rows)}
         n, n_tokens = len(self._rows), max(len(prompts[row].ids) for row in self._rows)
 
-        def empty(*shape: int) -> np.ndarray:
+        def nans(*shape: int) -> np.ndarray:
             return np.full(shape, np.nan, dtype=self._dtype)
 
         self._arrays = {
-            "mlp": empty(len(SCORES), n, n_layers, n_tokens),
-            "heads": empty(len(SCORES), n, n_layers, n_heads, n_tokens),
-            "attribution_mlp": empty(len(STATES), n, n_layers, n_tokens),
-            "attribution_heads": empty(len(STATES), n, n_layers, n_heads, n_tokens),
+            "mlp": nans(len(SCORES), n, n_layers, n_tokens),
+            "heads": nans(len(SCORES), n, n_layers, n_heads, n_tokens),
+            "attribution_mlp": nans(len(STATES), n, n_layers, n_tokens),
+            "attribution_heads": nans(len(STATES), n, n_layers, n_heads, n_tokens),
         }
         if projections:
             self._arrays["projections_mlp"] = np.zeros((len(projections), n, n_layers), self._dtype)
             shape = (len(projections), n, n_layers, n_heads)
             self._arrays["projections_heads"] = np.zeros(shape, self._dtype)
         self._rest: dict[str, np.ndarray] = {}
-        self._reward = empty(n, len(STATES))
+        self._reward = nans(n, len(STATES))
 
     def add(self, name: str, which: int, rows: Sequence[int], layer: int, value: Tensor) -> None:
-        """Add the `value` of the prompts `rows`: [batch, pos] for MLPs, [batch, pos, head] for heads."""
+        """Add scores of one layer for the prompts `rows`: `value` is [batch, pos] for MLPs, [batch, pos,
+        head] for heads.
+
+        `name` is that of the array ("mlp", "heads", "attribution_mlp", ...), and `which` the index in its
+        first dimension: that of the score (such as `INFORMATIVE`) or, for attributions, of the state."""
         for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
             n_tokens = len(self._prompts[row].ids)
             place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
@@ -77,31 +87,34 @@ class Assembly:
     def add_projection(
         self, name: str, projection: str, rows: Sequence[int], layer: int, value: Tensor
     ) -> None:
-        """Add the `value` of one projection, laid out as for `add`, summed over tokens."""
+        """Add informative scores of one projection of the MLPs or heads (`name`), summed over tokens here;
+        `value` is laid out as for `add`."""
         at = self.projections.index(projection), self._places(rows), layer
         self._arrays[f"projections_{name}"][at] += value.sum(1).cpu().numpy()
 
-    def add_rest(self, group: str, rows: Sequence[int], value: Tensor) -> None:
-        """Add `value` [batch] to the informative score of a group of weights."""
+    def add_rest(self, group: str, rows: Sequence[int], value: Float[Tensor, " batch"]) -> None:
+        """Add to the informative scores of a group of weights."""
         self._of_group(group)[self._places(rows)] += value.cpu().numpy()
 
-    def put_rewards(self, rows: Sequence[int], before: Tensor, after: Tensor) -> None:
+    def put_rewards(
+        self, rows: Sequence[int], before: Float[Tensor, " batch"], after: Float[Tensor, " batch"]
+    ) -> None:
         """Set the rewards of the prompts `rows` under both states; see `rewards_by_state`."""
         its_prompts = [self._prompts[row] for row in rows]
         self._reward[self._places(rows)] = rewards_by_state(its_prompts, before, after)
 
-    def part(self) -> Part:
-        """Return all numbers, to be `put` into an assembly of more prompts."""
-        return Part(self._rows, list(self._rest), {**self._arrays, **self._flat()})
+    def prompt_scores(self) -> PromptScores:
+        """Return all scores, so that they can be `put` into an assembly with more prompts."""
+        return PromptScores(self._rows, list(self._rest), {**self._arrays, **self._flat()})
 
-    def put(self, part: Part) -> None:
-        """Copy in the numbers of some prompts; unlike `add`, this overwrites."""
-        places = self._places(part.rows)
+    def put(self, scores: PromptScores) -> None:
+        """Copy in the scores of some prompts; unlike `add`, this overwrites."""
+        places = self._places(scores.rows)
         for name, array in self._arrays.items():
-            found = part.arrays[name]
+            found = scores.arrays[name]
             array[:, places, ..., : found.shape[-1]] = found
-        self._reward[places] = part.arrays["reward"]
-        for group, value in zip(part.groups, part.arrays["rest"].T, strict=True):
+        self._reward[places] = scores.arrays["reward"]
+        for group, value in zip(scores.groups, scores.arrays["rest"].T, strict=True):
             self._of_group(group)[places] = value
 
     def dataset(self, prompt_lengths: Sequence[int], attrs: dict[str, Any]) -> xr.Dataset:
@@ -120,7 +133,7 @@ class Assembly:
         arrays = {**self._arrays, **self._flat()}
         variables = {name: (dims[name], array) for name, array in arrays.items()}
         sizes = dict(zip(of_head[1:], self._arrays["heads"].shape[2:], strict=True))
-        dataset = labelled(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
+        dataset = labelled_dataset(variables, self._prompts, prompt_lengths, SCORES, sizes, attrs)
         if self.projections:
             dataset = dataset.assign_coords(projection=list(self.projections))
         return dataset.assign_coords(group=np.array(list(self._rest), dtype=object))
@@ -140,8 +153,10 @@ class Assembly:
         return [self._place[row] for row in rows]
 
 
-def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: Tensor) -> np.ndarray:
-    """Stack rewards [prompt] under both states into [prompt, state].
+def rewards_by_state(
+    prompts: Sequence[TokenizedPrompt], before: Float[Tensor, " prompt"], after: Float[Tensor, " prompt"]
+) -> Float[np.ndarray, "prompt state"]:
+    """Stack rewards under both states.
 
     Raises:
         InputError: a reward is NaN or infinite.
@@ -155,7 +170,7 @@ def rewards_by_state(prompts: Sequence[TokenizedPrompt], before: Tensor, after: 
     return rewards
 
 
-def labelled(
+def labelled_dataset(
     variables: dict[str, Any],
     prompts: Sequence[TokenizedPrompt],
     prompt_lengths: Sequence[int],
@@ -192,7 +207,7 @@ _LABELS = "score", "layer", "head", "state", "group", "text", "answer", "token_t
 
 
 def require_same_labels(one: xr.Dataset, other: xr.Dataset, labels: Sequence[str] = _LABELS) -> None:
-    """Raise InputError unless two datasets are of the same components and prompts."""
+    """Raise `InputError` unless two datasets have the same components and prompts."""
     for name in labels:
         mine, its = (dataset.coords.get(name) for dataset in (one, other))
         if mine is None and its is None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ecstruct.errors import InputError
@@ -32,15 +32,16 @@ from ecstruct.models.hooked import Trace
 from ecstruct.options import BaselineKind
 
 Sums = dict[tuple[int, str], Tensor]
-"""By layer and writer ("attn.o" or "mlp.out"): the sums of its values, [part * slot, d] in float64."""
+"""By layer and site, "attn.o" (the heads' z) or "mlp.out" (what the MLP writes): sums over prompts,
+[group * slot, d] in float64."""
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """The slots of all prompts, numbered over all templates.
+class SlotIndex:
+    """Which token of which prompt is in which slot; slots are numbered over all templates.
 
-    `slots[i]` are the slots of prompt i's template, `positions[i]` the positions in prompt i that fill
-    them, and `slot_of[i]` the slots of all positions in prompt i.
+    For prompt i, `slots[i]` are the slots of its template, `positions[i]` the positions in the prompt that
+    fill them, and `slot_of[i]` [pos] is the slot of each of its positions.
     """
 
     n_slots: int
@@ -49,8 +50,8 @@ class Alignment:
     slot_of: list[np.ndarray]
 
 
-def align(prompts: Sequence[TokenizedPrompt]) -> Alignment:
-    """Align prompts within their templates. Positions after the prompt (answer tokens that are read) align
+def slot_index(prompts: Sequence[TokenizedPrompt]) -> SlotIndex:
+    """Align the prompts of each template. Positions after the prompt (answer tokens that are read) align
     one to one; a prompt that has fewer of them repeats its last one."""
     members = defaultdict(list)
     for i, prompt in enumerate(prompts):
@@ -73,11 +74,13 @@ def align(prompts: Sequence[TokenizedPrompt]) -> Alignment:
             slot_of[i] = n_slots + np.where(own < prefix, own, own + shift)
             slots[i] = n_slots + here
         n_slots += len(here)
-    return Alignment(n_slots, slots, positions, slot_of)
+    return SlotIndex(n_slots, slots, positions, slot_of)
 
 
 class Baseline:
-    """The y* of every component of a model: first `add` what they write on all prompts, then call `of`."""
+    """The y* of every component of a model: `see` (or `add`) all prompts first, then call `of`.
+
+    A head's y* is kept as z*, the baseline of its z, as what it writes is linear in z."""
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class Baseline:
             InputError: a prompt has no eligible counterfactual.
         """
         self.kind, self._device = kind, device
-        self._alignment = align(prompts)
+        self._slot_index = slot_index(prompts)
         left_out = _left_out(prompts) if kind == "counterfactual" else [frozenset()] * len(prompts)
         of_template = Counter(p.template for p in prompts)
         sizes = np.array([of_template[p.template] for p in prompts])
@@ -103,19 +106,19 @@ class Baseline:
                 f"the prompt {text!r} has no counterfactual, a prompt of its template with another text "
                 "and another answer: add prompts, or choose baseline='mean' or baseline='zero'."
             )
-        # Part 0 of the sums is over all prompts; each group that is left out together adds a part. A
-        # prompt that leaves out only itself needs none: `of` is given what it writes.
+        # Group 0 of the sums has all prompts; each set of prompts that is left out together is another
+        # group. A prompt that leaves out only itself needs none: `of` is given its own value.
         groups = dict.fromkeys(out for out in left_out if len(out) > 1)
-        part_of = {group: part for part, group in enumerate(groups, start=1)}
-        self._n_parts = 1 + len(groups)
-        parts_of = {i: [0] for i in range(len(prompts))}
-        for group, part in part_of.items():
-            for j in group:
-                parts_of[j].append(part)
-        part_left_out = [part_of.get(out, 0) for out in left_out]
+        index_of = {members: group for group, members in enumerate(groups, start=1)}
+        self._n_groups = 1 + len(groups)
+        groups_of = {i: [0] for i in range(len(prompts))}
+        for members, group in index_of.items():
+            for j in members:
+                groups_of[j].append(group)
+        left_out_group = [index_of.get(out, 0) for out in left_out]
         itself = np.array([len(out) == 1 for out in left_out])
         self._plans = [
-            self._plan(batch, parts_of, [part_left_out[i] for i in batch], itself[list(batch)])
+            self._plan(batch, groups_of, [left_out_group[i] for i in batch], itself[list(batch)])
             for batch in batches
         ]
         self.sums: Sums = {}
@@ -127,48 +130,50 @@ class Baseline:
         return taken
 
     def reduce(self, ranks: Ranks) -> None:
-        """Add up the sums of all ranks. The first rank must have counted something if any rank has."""
+        """Replace the sums by their totals over all ranks. If any rank has sums, the first must have
+        some."""
         for key, width in ranks.broadcast({key: t.shape[-1] for key, t in self.sums.items()}).items():
             ranks.all_reduce(self._sum_of(key, width))
 
     def _plan(
         self,
         batch: Sequence[int],
-        parts_of: Mapping[int, list[int]],
-        part_left_out: list[int],
+        groups_of: Mapping[int, list[int]],
+        left_out_group: list[int],
         itself: np.ndarray,
     ) -> "_Plan":
-        a = self._alignment
+        a = self._slot_index
         rows, positions, targets = [], [], []
         for row, i in enumerate(batch):
-            for part in parts_of[i]:
+            for group in groups_of[i]:
                 rows.append(np.full(len(a.slots[i]), row))
                 positions.append(a.positions[i])
-                targets.append(part * a.n_slots + a.slots[i])
+                targets.append(group * a.n_slots + a.slots[i])
         longest = max(len(a.slot_of[i]) for i in batch)
         slot = np.zeros((len(batch), longest), dtype=np.int64)
         for row, i in enumerate(batch):
             slot[row, : len(a.slot_of[i])] = a.slot_of[i]
-        part = np.array(part_left_out)[:, None]
+        group = np.array(left_out_group)[:, None]
         arrays = (
             np.concatenate(rows),
             np.concatenate(positions),
             np.concatenate(targets),
             slot,
-            slot + part * a.n_slots,
-            (part > 0)[..., None],
+            slot + group * a.n_slots,
+            (group > 0)[..., None],
             itself[:, None, None],
             self._counts[list(batch), None, None],
         )
         return _Plan(*(torch.as_tensor(array, device=self._device) for array in arrays))
 
     def see(self, layer: int, batch: int, trace: Trace) -> None:
-        """Add what attention and MLP of a block wrote on one batch."""
+        """Add the heads' z and what the MLP wrote in a run of a block on one batch to the sums."""
         self.add(layer, "attn.o", batch, trace.taps["attn.o"].input)
         self.add(layer, "mlp.out", batch, trace.taps["mlp.out"].output)
 
     def add(self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]) -> None:
-        """Add what a component wrote on one batch to its sums."""
+        """Add the values of one site, `name` ("attn.o": the heads' z; "mlp.out": what the MLP wrote), on
+        one batch to its sums."""
         if self.kind == "zero":
             return
         plan = self._plans[batch]
@@ -178,35 +183,40 @@ class Baseline:
     def of(
         self, layer: int, name: str, batch: int, written: Float[Tensor, "batch pos d"]
     ) -> Float[Tensor, "batch pos d"]:
-        """Return y* at every token of the batch; `written` is what the component itself wrote there."""
+        """Return the baseline of a site's values at every token of the batch (z* for "attn.o", y* for
+        "mlp.out"), in the dtype of `written`: what `add` was given for this batch."""
         if self.kind == "zero":
             return torch.zeros_like(written)
         plan, sums = self._plans[batch], self.sums[layer, name]
         total = sums[plan.slot] - plan.itself * written.double()
-        if self._n_parts > 1:
+        if self._n_groups > 1:
             total = total - plan.in_group * sums[plan.left_out]
         return (total / plan.counts).to(written.dtype)
 
     def _sum_of(self, key: tuple[int, str], width: int) -> Tensor:
         if key not in self.sums:
-            shape = self._n_parts * self._alignment.n_slots, width
+            shape = self._n_groups * self._slot_index.n_slots, width
             self.sums[key] = torch.zeros(shape, dtype=torch.float64, device=self._device)
         return self.sums[key]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Indices by which one batch enters the sums (`rows` and `positions` of the batch, added to the rows
-    `targets` of the sums), and by which its y* is read from them."""
+    """Indices by which one batch enters the sums, and by which its baseline is read from them.
 
-    rows: Tensor
-    positions: Tensor
-    targets: Tensor
-    slot: Tensor
-    left_out: Tensor
-    in_group: Tensor
-    itself: Tensor
-    counts: Tensor
+    Values at `rows` and `positions` of the batch are added to the rows `targets` of the sums. The baseline
+    is (sums[slot] - in_group sums[left_out] - itself value) / counts: `left_out` is the slot in the group
+    of the prompts that are left out, if `in_group`; `itself` says that only the prompt itself is left
+    out."""
+
+    rows: Int[Tensor, " entry"]
+    positions: Int[Tensor, " entry"]
+    targets: Int[Tensor, " entry"]
+    slot: Int[Tensor, "batch pos"]
+    left_out: Int[Tensor, "batch pos"]
+    in_group: Bool[Tensor, "batch 1 1"]
+    itself: Bool[Tensor, "batch 1 1"]
+    counts: Int[Tensor, "batch 1 1"]
 
 
 def _left_out(prompts: Sequence[TokenizedPrompt]) -> list[frozenset[int]]:

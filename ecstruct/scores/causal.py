@@ -32,11 +32,11 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.models.bridge import still
-from ecstruct.models.hooked import Part
+from ecstruct.models.hooked import Sublayer
 from ecstruct.models.names import layer_of
 from ecstruct.options import KINDS, AnswerTokens, BaselineKind, CausalOptions
 from ecstruct.scores.ascent import Ascent
-from ecstruct.scores.assemble import SCORES, labelled, numpy_dtype, rewards_by_state
+from ecstruct.scores.assemble import SCORES, labelled_dataset, numpy_dtype, rewards_by_state
 from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.batching import cut
 from ecstruct.scores.components import Components, selected
@@ -119,7 +119,7 @@ def intervened(
     with still(view.model), torch.no_grad():
         if ascent is None or not batch_size / 2 <= ascent.largest <= batch_size:
             ascent = ascended(pair, tokenized, options, batch_size)
-        run = _Run(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
+        run = _Interventions(pair, ascent, rows // ascent.largest, reward, kinds, mlps, heads, per_token)
         run.all(progress)
     described = vars(options) | {
         "kinds": kinds,
@@ -137,7 +137,7 @@ def intervened(
     if per_token:
         sizes["token"] = run.mlp.shape[-1]
     attrs = {"method": "causal", **pair.attrs(described)}
-    return ExtractiveScores(labelled(variables, tokenized, lengths, kinds, sizes, attrs))
+    return ExtractiveScores(labelled_dataset(variables, tokenized, lengths, kinds, sizes, attrs))
 
 
 def ascended(
@@ -173,9 +173,9 @@ def check_memory(pair: Pair, tokenized: Sequence[TokenizedPrompt], memory: int |
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """One intervention on what a component writes, at one `token` or (None) at all of them, for one kind of
-    score. An MLP has no `head`."""
+class _Target:
+    """What one intervention is for and acts on: a kind of score, and what a component writes at one `token`
+    or (None) at all of them. An MLP has no `head`."""
 
     kind: str
     layer: int
@@ -183,18 +183,22 @@ class _Ask:
     token: int | None
 
     @property
-    def part(self) -> Part:
+    def sublayer(self) -> Sublayer:
         return "mlp" if self.head is None else "attn"
 
 
-_Found = tuple[_Ask | None, Float[np.ndarray, " batch"]]
-"""What is asked, and the rewards of the run that was asked for."""
+_Found = tuple[_Target | None, Float[np.ndarray, " batch"]]
+"""The rewards of an intervention with its target, or with None those of a run in which nothing is
+changed."""
 
 
 @dataclass
-class _Run:
-    """All interventions on prompts after their ascent, run batch by batch; they fill `mlp` and `heads` with
-    scores."""
+class _Interventions:
+    """All interventions on the prompts of an ascent, run batch by batch.
+
+    `mlps` and `heads_of` say which components are intervened on. The results are the scores, `mlp` [kind,
+    prompt, layer] and `heads` [kind, prompt, layer, head], with `per_token` also [..., token], and the
+    `reward` [prompt, state]. Scores of other components, and of padding, are NaN."""
 
     pair: Pair
     ascent: Ascent
@@ -272,33 +276,36 @@ class _Run:
 
     def _under_before(
         self, replacements: Iterable[Replacements], packing: Packing | None
-    ) -> Iterator[tuple[_Ask | None, Variant]]:
-        """Yield all interventions, in runs under W. If these are packed, the same run without any change
-        comes first, for which nothing is asked."""
+    ) -> Iterator[tuple[_Target | None, Variant]]:
+        """Yield the target and the run of every intervention under W. If runs are packed, one without a
+        change comes first, with None as its target."""
         for of_layer in replacements:
             for kind in self.kinds:
-                for ask, variant in self._asks(kind, of_layer):
+                for target, variant in self._interventions(kind, of_layer):
                     if packing:
                         yield None, replace(variant, change=None)
                         packing = None
-                    yield ask, variant
+                    yield target, variant
 
-    def _under_late(self, replacements: Iterable[Replacements]) -> Iterator[tuple[_Ask | None, Variant]]:
-        """Yield the interventions for upstream scores, in runs with new late weights. Before those that
-        share late weights comes the same run without any change, for which nothing is asked."""
+    def _under_late(self, replacements: Iterable[Replacements]) -> Iterator[tuple[_Target | None, Variant]]:
+        """Yield the target and the run of every intervention for upstream scores with the late weights of
+        W'. Before those that share late weights comes a run without a change, with None as its target."""
         for of_layer in replacements if "upstream" in self.kinds else ():
-            asks = [*self._asks("upstream", of_layer)]
-            for part in WRITERS:
-                weights = self.pair.mixed(self.pair.view.late_in_block(of_layer.layer, part))
+            wanted = [*self._interventions("upstream", of_layer)]
+            for sublayer in WRITERS:
+                weights = self.pair.mixed(self.pair.view.late_in_block(of_layer.layer, sublayer))
                 some = [
-                    (ask, replace(variant, weights=weights)) for ask, variant in asks if ask.part == part
+                    (target, replace(variant, weights=weights))
+                    for target, variant in wanted
+                    if target.sublayer == sublayer
                 ]
                 if some:
                     yield None, replace(some[0][1], change=None)
                     yield from some
 
-    def _asks(self, kind: str, replacements: Replacements) -> Iterator[tuple[_Ask, Variant]]:
-        """Yield the interventions for one kind of score at a block, skipping those that have no effect."""
+    def _interventions(self, kind: str, replacements: Replacements) -> Iterator[tuple[_Target, Variant]]:
+        """Yield target and run of the interventions for one kind of score at a block, under W, except for
+        those that cannot have an effect."""
         layer = replacements.layer
         mlp, heads = (of[self.kinds.index(kind), layer] for of in (self.mlps, self.heads_of))
         if not (mlp or heads.any()):
@@ -308,12 +315,12 @@ class _Run:
         changes += [(None, of_mlp)] if mlp else []
         for head, change in changes:
             for token in range(change.shape[1]) if self.per_token else [None]:
-                ask = _Ask(kind, layer, head, token)
-                if kind == "upstream" and not self._late_changes(layer, ask.part):
+                target = _Target(kind, layer, head, token)
+                if kind == "upstream" and not self._late_changes(layer, target.sublayer):
                     continue
                 if (change if token is None else change[:, token]).any():
                     weights, written = self.pair.before, replacements.written
-                    yield ask, Variant(layer, weights, written, WRITERS[ask.part], change, token)
+                    yield target, Variant(layer, weights, written, WRITERS[target.sublayer], change, token)
 
     def _add(
         self,
@@ -322,19 +329,19 @@ class _Run:
         sign: int,
         unchanged: Float[np.ndarray, " batch"],
     ) -> None:
-        """Add the effects of interventions, `sign` times, to the scores. Rewards for which nothing is asked
-        are those without a change, from there on."""
-        for ask, rewards in found:
-            if ask is None:
+        """Add `sign` times the effect of every intervention, its rewards minus the `unchanged` ones, to the
+        scores. Rewards without a target are the unchanged ones from there on."""
+        for target, rewards in found:
+            if target is None:
                 unchanged = rewards
                 continue
-            place = [self.kinds.index(ask.kind), rows, ask.layer, ask.head, ask.token]
-            array = self.mlp if ask.head is None else self.heads
+            place = [self.kinds.index(target.kind), rows, target.layer, target.head, target.token]
+            array = self.mlp if target.head is None else self.heads
             array[tuple(index for index in place if index is not None)] += sign * (rewards - unchanged)
 
-    def _late_changes(self, layer: int, part: Part) -> bool:
+    def _late_changes(self, layer: int, sublayer: Sublayer) -> bool:
         """Return whether any late weight of a component differs between W and W'."""
         view = self.pair.view
-        late = set(view.late_in_block(layer, part))
+        late = set(view.late_in_block(layer, sublayer))
         late |= {name for site in view.head_sites.values() for name in site.weights.values()}
         return any(name in late or (layer_of(name) or 0) > layer for name in self._changed)

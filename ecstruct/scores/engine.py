@@ -75,7 +75,7 @@ def score(
             weights new (eq. 5), which costs about 2 n_layers more forward passes.
         propagation: how g and g' of upstream scores are computed: as slopes by the rules of `"relevance"`,
             see `ecstruct.scores.relevance`, or as the `"gradient"`, as in the paper.
-        convention: how tokens and weights are booked, see `ecstruct.scores.linear`.
+        convention: to which token each score is assigned, see `ecstruct.scores.linear`.
         path_steps: 1 takes the gradients of informative scores at W. k > 1 averages them along
             W + a (W' - W) at the k nodes of Gauss-Legendre quadrature, for k more forward and backward
             passes; informative scores and `rest` then sum to R(W') - R(W), see `.completeness`.
@@ -177,6 +177,7 @@ class ScoreEngine:
     def _shared(
         self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
     ) -> tuple[ExtractiveScores | None, Ascent | None]:
+        """Do what `shared` does; return also the ascent of all prompts, if they took a single round."""
         prompts = as_prompts(prompts)  # they are read twice
         tokenized, lengths = self.pair.tokenize(prompts, self.reward)
         batch_size = self.options.batch_size or prompts_per_batch(tokenized)

@@ -120,7 +120,8 @@ def alignment(
 
 
 def _paired(facts: FactSet | PromptsLike, implications: PromptsLike | None) -> tuple[FactSet, np.ndarray]:
-    """Return facts and implications, and which of them belong together [fact, implication]."""
+    """Return facts and implications, and a mask [fact, implication] of which implication follows from which
+    fact; raise `InputError` if that is not known, or there are no implications."""
     if not isinstance(facts, FactSet):
         facts = FactSet(as_prompts(facts), ())
     if implications is not None:
@@ -148,14 +149,15 @@ def _paired(facts: FactSet | PromptsLike, implications: PromptsLike | None) -> t
 
 
 def _minus_loss(batch: Batch) -> RewardOfLogits:
-    """Return minus the loss of every fact, as a function of logits."""
+    """Return a function from logits to minus the loss of every fact of a batch, in nats, [batch]."""
     n_tokens = (batch.answer_ids != MISSING).sum(1)
     return lambda logits: logprob(logits, batch) / n_tokens
 
 
 @dataclass(frozen=True)
 class _Walked:
-    """Prompts whose walk is up: `read` are the visits of the model's head."""
+    """Prompts whose walk is up, and the descent that has begun; `read` has the visit of the head for every
+    batch."""
 
     job: Job
     walk: Walk
@@ -184,13 +186,13 @@ class _Walked:
         return cls(job, walk, descent, read)
 
     def down(self, layer: int, sites: Sites, inputs: Sequence[str] = ()) -> list[Visit]:
-        """Return the visits of one block, whose graphs are kept until `let_go`."""
+        """Return the visits of one block, by batch; its graphs are kept until `free` is called."""
         batches = range(len(self.job.batches))
         return [self.descent.down(layer, b, inputs, list(sites), retain_graph=True) for b in batches]
 
-    def let_go(self, layer: int) -> None:
+    def free(self, layer: int) -> None:
         for b in range(len(self.job.batches)):
-            self.walk.let_go(layer, b)
+            self.walk.free(layer, b)
 
     def rows(self, visits: Sequence[Visit]) -> Iterator[tuple[int, Visit, int]]:
         """Yield each prompt's index, the visit that it is part of, and its row there."""
@@ -200,7 +202,7 @@ class _Walked:
 
 
 class _Products:
-    """The products of all facts with all implications, summed up part by part of the model."""
+    """The products A of every fact with every implication, in all forms, added up layer by layer."""
 
     def __init__(self, session: Session, facts: _Walked, implications: _Walked) -> None:
         self._session, self._facts, self._implications = session, facts, implications
@@ -214,7 +216,7 @@ class _Products:
         """|dL_F/dW|^2 of every fact, and |dR_I/dW|^2 of every implication."""
 
     def compute(self, bar: Bar) -> None:
-        """Walk down, block by block."""
+        """Compute all products on one way down the blocks."""
         view = self._session.view
         norms = {name: site for name, site in view.head_sites.items() if name == "ln_final"}
         for form, fact, direction in self._directions(norms, self._facts.read, self._implications.read):
@@ -226,8 +228,8 @@ class _Products:
             visits = self._facts.down(layer, sites), self._implications.down(layer, sites, ["attn.o"])
             for form, fact, direction in self._directions(sites, *visits):
                 self._add(layer, form, fact, direction, visits[1])
-            self._facts.let_go(layer)
-            self._implications.let_go(layer)
+            self._facts.free(layer)
+            self._implications.free(layer)
             bar.update()
         for array in (self._mlp, self._heads, *self._rest.values()):
             finite(torch.from_numpy(array), "products of gradients")
@@ -282,7 +284,7 @@ class _Products:
             yield FORMS.index("adam"), fact, {name: g / scale[name] for name, g in gradients.items()}
 
     def _gradient(self, sites: Sites, visit: Visit, row: int) -> dict[str, Tensor]:
-        """Return the gradient of one prompt by the weights of some sites, by name."""
+        """Return dR/dW of one prompt, `row` of a visit, for the weights of some sites, by name."""
         found: dict[str, Tensor] = {}
         for name, site in sites.items():
             x = visit.input(name)

@@ -43,11 +43,11 @@ class InformativeScores:
     pair: Pair
     convention: Convention
     out: Assembly
-    _room: dict[str, Tensor] = field(default_factory=dict)
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def change(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
         """Return dW of these sites; the next call overwrites it."""
-        return linear.changed(self.pair.before, self.pair.after, sites, self._room)
+        return linear.weight_change(self.pair.before, self.pair.after, sites, self._buffers)
 
     def outside(
         self,
@@ -90,8 +90,8 @@ class InformativeScores:
     def _parts(
         self, sites: Mapping[str, Site], change: Weights
     ) -> Iterator[tuple[str | None, dict[str, Tensor]]]:
-        """Yield the change in one part or, if projections are told apart, in one part for each of them. As
-        I is linear in dW, its parts sum to the whole."""
+        """Yield the change in one part or, if scores are split by projection, the change in each
+        projection. As I is linear in dW, its parts sum to the whole."""
         asked = self.out.projections
         for projection in (*asked, None) if asked else [None]:
             names = {
@@ -125,7 +125,7 @@ class InformativeScores:
                     outputs = list(view.block_sites[layer])
                     visit = descent.down(layer, b, ["attn.o"], outputs, retain_graph=bool(change))
                     self.block(layer, rows, visit, weights, change, share)
-                    walk.let_go(layer, b)
+                    walk.free(layer, b)
                 tick()
             embedded = (descent.to_embedding(b) for b in range(len(job.batches)))
             self.outside(view.embed_sites, embedded, job.rows, share)

@@ -1,8 +1,9 @@
 """Interventions on what the components of one block write: replacements, and the rewards that result.
 
-Every intervention replaces y_C, what component C writes before any post-norm. `Replacements` computes the
-changes of y_C; a head's is a change of its share of what attention writes. A `Variant` is one such change
-in a run of the rest of the model; many variants share a stack (`ecstruct.scores.tails`).
+Every intervention replaces y_C, what component C writes before any post-norm, by another value.
+`Replacements` computes the new value minus y_C. A `Variant` is a run of the rest of the model in which such
+a difference is added to what attention or the MLP writes; many variants share a stack
+(`ecstruct.scores.tails`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.engine.forward import Resid
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.hooked import HookedView, Trace
@@ -29,31 +31,32 @@ from ecstruct.scores.tails import Rows, Tails
 from ecstruct.scores.walk import Walk
 
 T = TypeVar("T")
-Change = Float[Tensor, "batch pos d_model"]
+ByHead = Float[Tensor, "head batch pos d_model"]
 
 _OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
 
 @dataclass(frozen=True)
 class Replacements:
-    """The changes that interventions make to what a block's MLP and heads write under W, on one batch.
+    """The differences that interventions make to what the heads and the MLP of a block write under W, on
+    one batch.
 
-    Every intervention method returns the changes of the heads, [head, batch, pos, d_model], and of the MLP,
-    [batch, pos, d_model]."""
+    The methods named after an intervention return the differences of all heads, and that of the MLP."""
 
     pair: Pair
     ascent: Ascent
     layer: int
     batch: int
 
-    def informative(self) -> tuple[Tensor, Change]:
-        """Give each component its own new weights: f_C(z_C, W'_C) - y_C."""
+    def informative(self) -> tuple[ByHead, Resid]:
+        """Return f_C(z_C, W'_C) - y_C: each component has its own weights from W', and its input under
+        W."""
         walk = self.ascent.before
         inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch)
         return of_new_weights(self.pair, self.layer, *inputs, self._old)
 
-    def downstream(self) -> tuple[Tensor, Change]:
-        """Give each component the input that it has under W': f_C(z'_C, W_C) - y_C."""
+    def downstream(self) -> tuple[ByHead, Resid]:
+        """Return f_C(z'_C, W_C) - y_C: each component has its input from the run under W'."""
         view, walk = self.pair.view, self.ascent.after
         given = view.given_to_mlp(self.layer, self._new.taps)
         inputs = walk.call(self.layer, self.batch), walk.resid(self.layer, self.batch), given
@@ -62,20 +65,21 @@ class Replacements:
         out = view.block_sites[self.layer]["mlp.out"].matrix(self.pair.before)
         return self._written(z - self._z, self.pair.before), moved if out is None else moved @ out.T
 
-    def patching(self) -> tuple[Tensor, Change]:
-        """Give each component what it writes in the run under W': y'_C - y_C."""
+    def patching(self) -> tuple[ByHead, Resid]:
+        """Return y'_C - y_C: each component writes what it writes in the run under W'."""
         return self.as_in(self._new, self.pair.after)
 
-    def as_in(self, run: Trace, weights: Weights) -> tuple[Tensor, Change]:
-        """Give each component what it writes in another run of the block, under `weights`."""
+    def as_in(self, run: Trace, weights: Weights) -> tuple[ByHead, Resid]:
+        """Return the differences if each component writes what it writes in another run of the block, under
+        `weights`."""
         taps = run.taps
         return (
             self._written(taps["attn.o"].input, weights) - self._written(self._z, self.pair.before),
             taps["mlp.out"].output - self._old.taps["mlp.out"].output,
         )
 
-    def upstream(self) -> tuple[Tensor, Change]:
-        """Give each component its baseline: y*_C - y_C."""
+    def upstream(self) -> tuple[ByHead, Resid]:
+        """Return y*_C - y_C: each component writes its baseline."""
         y = self._old.taps["mlp.out"].output
         z_star = self.ascent.baseline.of(self.layer, "attn.o", self.batch, self._z)
         y_star = self.ascent.baseline.of(self.layer, "mlp.out", self.batch, y)
@@ -99,17 +103,17 @@ class Replacements:
         return self._old.taps["attn.o"].input
 
     @property
-    def written(self) -> dict[str, Change]:
-        """What attention ("attn.o") and MLP ("mlp.out") write under W, each [batch, pos, d_model]."""
+    def written(self) -> dict[str, Resid]:
+        """The values that attention ("attn.o") and MLP ("mlp.out") write under W, not differences."""
         return {name: self._old.taps[name].output for name in WRITERS.values()}
 
-    def _written(self, z: Tensor, weights: Weights) -> Tensor:
+    def _written(self, z: Float[Tensor, "batch pos width"], weights: Weights) -> ByHead:
         return written_by_heads(self.pair.view, self.layer, z, weights)
 
 
 def of_new_weights(
-    pair: Pair, layer: int, call: BlockCall, resid: Tensor, run: Trace
-) -> tuple[Float[Tensor, "head batch pos d_model"], Change]:
+    pair: Pair, layer: int, call: BlockCall, resid: Resid, run: Trace
+) -> tuple[ByHead, Resid]:
     """Return what the new weights of each component of a block change on its inputs in a `run` of the block
     under W: f_C(z, W'_C) - f_C(z, W_C) of the heads and of the MLP. A head's weights are its rows of W_Q,
     W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
@@ -129,7 +133,7 @@ def of_new_weights(
 
 def written_by_heads(
     view: HookedView, layer: int, z: Float[Tensor, "batch pos width"], weights: Weights
-) -> Float[Tensor, "head batch pos d_model"]:
+) -> ByHead:
     """Return z_h W_O^h for every head of a layer; z is the concatenation of the heads' z."""
     matrix = view.block_sites[layer]["attn.o"].matrix(weights)
     assert matrix is not None
@@ -139,21 +143,22 @@ def written_by_heads(
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the model from block `layer` on, in which `change` is added to what `writer` (`attn.o` or
-    `mlp.out`) writes there, at one `token` or (None) at all of them. Without a change nothing is added.
+    """A run of the model from block `layer` on, in which `change` is added to what `writer` ("attn.o" or
+    "mlp.out") writes there, at one `token` or (None) at all of them. Without a change nothing is added.
 
-    `written` is what attention ("attn.o") and MLP ("mlp.out") of the block write under W. The block runs
-    under `weights`: W, except that weights that are late for the writer may be new."""
+    `written` has what both writers write under W. The block runs under `weights`: W, or W with the weights
+    that are late for the writer from W'."""
 
     layer: int
     weights: Weights
-    written: Mapping[str, Change]
+    written: Mapping[str, Resid]
     writer: str
-    change: Change | None = None
+    change: Resid | None = None
     token: int | None = None
 
-    def change_like(self, x: Change) -> Change:
-        """Return the change to add to `x`, what `writer` writes; it has the shape of `x`."""
+    def change_like(self, x: Resid) -> Resid:
+        """Return the change in the shape of `x`: zero without a change, and at tokens other than
+        `token`."""
         if self.change is None:
             return torch.zeros_like(x)
         if self.token is None:
@@ -166,28 +171,28 @@ class Variant:
 def rewards_of(
     variants: Iterable[tuple[T, Variant]], tails: Tails, walk: Walk, batch: int, copies: int
 ) -> Iterator[tuple[T, Float[np.ndarray, " batch"]]]:
-    """Yield the rewards of variants of one batch, each with what came with the variant.
+    """Yield the label and the rewards [batch] of every variant of one batch.
 
     Args:
-        variants: in the order of their layers, each with anything. Only as many are taken at a time as run
-            at once, so they may be made on demand.
-        tails: that batch, under the weights of the layers after a variant's own one.
+        variants: pairs of a label and a variant, in the order of their layers. Only as many are taken at a
+            time as run at once, so they may be made on demand.
+        tails: tails of that batch, under the weights of the layers after a variant's own layer.
         walk: a walk under W, whose residual stream enters the blocks of the variants.
-        batch: the index of the batch in it.
+        batch: the index of the batch in the walk.
         copies: how many variants run at once; fewer do when memory runs out.
     """
     rewards: list[np.ndarray] = []
 
     def run(some: Sequence[Variant]) -> None:
-        def joining(layer: int) -> Rows | None:
+        def joining_at(layer: int) -> Rows | None:
             leaving = [
-                _leaving(list(alike), tails, walk, batch)
+                _block_output(list(alike), tails, walk, batch)
                 for (before, *_), alike in groupby(some, lambda v: (v.layer, id(v.weights), v.writer))
                 if before == layer - 1
             ]
             return torch.cat(leaving) if leaving else None
 
-        rewards.extend(tails.rewards(joining).cpu().numpy())
+        rewards.extend(tails.rewards(joining_at).cpu().numpy())
 
     variants = iter(variants)
     while piece := [*islice(variants, copies)]:
@@ -196,8 +201,9 @@ def rewards_of(
         rewards.clear()
 
 
-def _leaving(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
-    """Return what leaves their block, for variants that share layer, weights and writer."""
+def _block_output(alike: Sequence[Variant], tails: Tails, walk: Walk, batch: int) -> Rows:
+    """Run the block of variants that share layer, weights and writer; return its output as rows, variant
+    after variant."""
     layer, writer, as_ever = alike[0].layer, alike[0].writer, alike[0].written
     if writer == "mlp.out" and not walk.view.late_in_block(layer, "mlp"):
         # Nothing in the block comes after what its MLP writes: its change is added to the block's output.

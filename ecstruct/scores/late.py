@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.engine.plan import free_bytes, graph_bytes
-from ecstruct.models.hooked import HookedView, Part
+from ecstruct.models.hooked import HookedView, Sublayer
 from ecstruct.scores.pair import Pair
 from ecstruct.scores.relevance import Relevance
 from ecstruct.scores.tails import Tails
 from ecstruct.scores.walk import Walk
 
-WRITERS: Mapping[Part, str] = {"attn": "attn.o", "mlp": "mlp.out"}
-"""The site of the output projection of each part of a block."""
+WRITERS: Mapping[Sublayer, str] = {"attn": "attn.o", "mlp": "mlp.out"}
+"""The site of the output projection of each sublayer of a block."""
 
 
 def late_gradients(
@@ -37,14 +37,15 @@ def late_gradients(
     rules: Relevance | None = None,
     memory: float | None = None,
 ) -> list[dict[str, Float[Tensor, "batch pos d_model"]]]:
-    """Return dR/dy at what attention ("attn.o") and MLP ("mlp.out") of each layer write, before post-norms.
+    """Return dR/dy for each layer: y is what attention ("attn.o") and MLP ("mlp.out") write under W, before
+    post-norms, and R the reward with only their late weights new.
 
     Args:
         pair: W and W'.
         walk: a walk under W, after its way up.
         b: the index of one of its batches.
-        tails: that batch under W'.
-        rules: rules of relevance for the slopes; None for gradients.
+        tails: the tails of that batch under W'.
+        rules: rules of relevance, which give the slope of a large step in place of a gradient.
         memory: bytes that graphs may take, by default half of the free memory; at least one boundary at a
             time is run, however little memory there is.
     """
@@ -62,13 +63,13 @@ def late_gradients(
     return found
 
 
-def _parts_by_late(view: HookedView, layer: int) -> dict[tuple[str, ...], list[Part]]:
-    """Group the parts of a block by the block's weights that are late for them: parts with the same ones,
-    as in most parallel blocks, share a run."""
-    parts: dict[tuple[str, ...], list[Part]] = {}
-    for part in WRITERS:
-        parts.setdefault(tuple(view.late_in_block(layer, part)), []).append(part)
-    return parts
+def _sublayers_by_late_weights(view: HookedView, layer: int) -> dict[tuple[str, ...], list[Sublayer]]:
+    """Group attention and MLP of a block by the names of the block's weights that are late for them. Those
+    with the same late weights, as in most parallel blocks, share a run."""
+    sublayers: dict[tuple[str, ...], list[Sublayer]] = {}
+    for sublayer in WRITERS:
+        sublayers.setdefault(tuple(view.late_in_block(layer, sublayer)), []).append(sublayer)
+    return sublayers
 
 
 def _runs(start: int, end: int, n_layers: int) -> int:
@@ -79,23 +80,24 @@ def _runs(start: int, end: int, n_layers: int) -> int:
 def _between(
     start: int, end: int, pair: Pair, walk: Walk, b: int, tails: Tails, rules: Relevance | None
 ) -> list[dict[str, Tensor]]:
-    """Return the gradients at the layers in [start, end), whose tails share a batch."""
+    """Return dR/dy by writer ("attn.o", "mlp.out") for each layer in [start, end); all tails share a
+    stack."""
     written: list[tuple[int, str, Tensor]] = []
 
-    def joining(boundary: int) -> Tensor | None:
+    def joining_at(boundary: int) -> Tensor | None:
         layer = boundary - 1
         if not start <= layer < end:
             return None
-        leaving = []
-        for late, parts in _parts_by_late(pair.view, layer).items():
+        outputs = []
+        for late, sublayers in _sublayers_by_late_weights(pair.view, layer).items():
             leaf = walk.resid(layer, b).detach().requires_grad_()
             trace = pair.view.block(layer, pair.mixed(late), walk.call(layer, b), leaf)
-            leaving.append(trace.output)
-            written.extend((layer, WRITERS[p], trace.taps[WRITERS[p]].output) for p in parts)
-        return torch.cat(leaving)
+            outputs.append(trace.output)
+            written.extend((layer, WRITERS[s], trace.taps[WRITERS[s]].output) for s in sublayers)
+        return torch.cat(outputs)
 
     with torch.enable_grad():
-        reward = tails.rewards(joining, rules).sum()
+        reward = tails.rewards(joining_at, rules).sum()
     with rules.followed() if rules else nullcontext():
         gradients = torch.autograd.grad(reward, [output for _, _, output in written])
     found: list[dict[str, Tensor]] = [{} for _ in range(start, end)]

@@ -9,16 +9,16 @@ for an MLP or a head C of the block, per token; positive raises the reward. A he
 an MLP y = h W_out: both are linear in the input of an *output projection* (`attn.o`, `mlp.out`). So D is
 computed at that input, g W^T . (z(z') - z), which spares the projection.
 
-There are two conventions for booking tokens and weights.
+There are two conventions for assigning scores to tokens.
 
-`"definition"`: scores are booked at the token where the component writes. Heads are scored in residual
+`"definition"`: a score is assigned to the token where the component writes. Heads are scored in residual
 space: U_h = (g'_o - g_o) W_O^hT . (z_h - z*_h), with the original W_O both times; a change of W_K or W_V is
 pushed through the attention pattern to the destination token; a pre-norm belongs to its component.
 
 `"reference"`: the published code's choices. Heads are scored in z space, each gradient with its own W_O:
-U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; a weight
-is booked at the token where it multiplies, keys and values at the source token; norm weights go to `rest`.
-The published code counts an MLP's W_out twice and omits W_in; that is corrected here.
+U_h = (g'_z - g_z) . (z_h - z*_h); D runs the projections again on the post-norm input under W'; the score
+of a weight is assigned to the token where it multiplies, that of keys and values to the source token; norm
+weights go to `rest`. The published code counts an MLP's W_out twice and omits W_in; that is corrected here.
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,11 @@ from ecstruct.scores.walk import Visit
 
 PerToken = Float[Tensor, "batch pos"]
 PerHead = Float[Tensor, "batch pos head"]
+Z = Float[Tensor, "batch pos width"]
+"""The heads' z, or a gradient there, concatenated: width = n_heads * d_head."""
+
+Y = Float[Tensor, "batch pos d_model"]
+"""What the MLP writes, or a gradient there."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +52,33 @@ class Informative:
     rest: dict[str, PerToken]
 
 
-def split_heads(
-    x: Float[Tensor, "batch pos width"], n_heads: int
-) -> Float[Tensor, "batch pos head d_head"]:
-    """Split a concatenation of heads."""
+def split_heads(x: Z, n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
+    """Split the last dimension, a concatenation of heads, by head."""
     return rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=n_heads)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product over the last dimension."""
+    """Return the inner products of vectors, [..., d] and [..., d], as [...]."""
     return (a * b).sum(-1)
 
 
-def dot_heads(a: Tensor, b: Tensor, n_heads: int) -> PerHead:
-    """Return the inner product per head of two concatenations of heads, [batch, pos, head * d_head]."""
+def dot_heads(a: Z, b: Z, n_heads: int) -> PerHead:
+    """Return the inner product of two concatenations of heads, head by head."""
     return sum_heads(a * b, n_heads)
 
 
-def sum_heads(x: Float[Tensor, "batch pos width"], n_heads: int) -> PerHead:
-    """Return the sum over each head of a concatenation of heads."""
+def sum_heads(x: Z, n_heads: int) -> PerHead:
+    """Return the sum over d_head of a concatenation of heads, head by head."""
     return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", head=n_heads)
 
 
-def changed(
-    before: Weights, after: Weights, sites: Mapping[str, Site], room: dict[str, Tensor]
+def weight_change(
+    before: Weights, after: Weights, sites: Mapping[str, Site], buffers: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return dW by name, for those weights of these sites that change.
+    """Return dW = W' - W by name, for those weights of these sites that change.
 
-    It is written into `room`, whose tensors are reused from block to block: on a CPU, allocating
-    memory for a weight costs more than the subtraction.
+    The differences are written into `buffers`, whose tensors are reused from block to block: on a CPU,
+    allocating memory for a weight costs more than the subtraction.
     """
     change = {}
     for site in sites.values():
@@ -84,9 +87,9 @@ def changed(
             if torch.equal(new, old):
                 continue
             place = f"{site.name}.{own_name}"
-            if place not in room or room[place].shape != old.shape:
-                room[place] = torch.empty_like(old)
-            change[name] = torch.sub(new, old, out=room[place])
+            if place not in buffers or buffers[place].shape != old.shape:
+                buffers[place] = torch.empty_like(old)
+            change[name] = torch.sub(new, old, out=buffers[place])
     return change
 
 
@@ -94,7 +97,7 @@ def contribution(
     site: Site, visit: Visit, change: Weights, weights: Weights | None = None
 ) -> PerToken | None:
     """Return <dR/dW, dW> of one site under `weights`, at the token where its weights multiply; `None` if
-    they do not change."""
+    none of its weights changes."""
     along = site.product(visit.input(site.name), change, weights)
     return None if along is None else dot(visit.d_output[site.name], along)
 
@@ -173,10 +176,11 @@ def _attention_tangents(
 
 
 def _through_mlp(
-    sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Tensor | None
+    sites: Mapping[str, Site], visit: Visit, weights: Weights, d_norm: Y | None
 ) -> PerToken | float:
-    """Return <gradient at the MLP's input, change of that input> for a shared pre-norm, [batch, pos]: only
-    the part of the gradient at the norm's output that comes back through the MLP counts."""
+    """Return <gradient at the MLP's input, change of that input> for a pre-norm that MLP and heads
+    share, whose output changes by `d_norm`: only the part of the gradient at the norm's output that comes
+    back through the MLP counts."""
     if d_norm is None:
         return 0.0
     total: PerToken | float = 0.0
@@ -211,9 +215,10 @@ def _at_destination(view: HookedView, visit: Visit, tangents: Mapping[str, Tenso
 def _where_multiplied(
     view: HookedView, sites: Mapping[str, Site], visit: Visit, tangents: Mapping[str, Tensor]
 ) -> PerHead:
-    """Book query, key and value each at its own token. A key or value head that several query heads share
-    is split among them by the gradients that come back through each of them alone. Where one norm acts on
-    all heads of a token, every head depends on all queries and keys, and its whole gradient counts."""
+    """Assign the scores of query, key and value each to its own token. A key or value head that several
+    query heads share is split among them by the gradients that come back through each of them alone. Where
+    one norm acts on all heads of a token, every head depends on all queries and keys, and its whole
+    gradient counts."""
     n_heads, d_z = view.n_heads, visit.d_input["attn.o"]
     total = torch.zeros_like(split_heads(d_z, n_heads)[..., 0])
     names = list(tangents)
@@ -238,14 +243,15 @@ def _where_multiplied(
 
 
 def _by_head(x: Tensor, site: Site, d_head: int) -> Float[Tensor, "batch pos some"]:
-    """Sum within each query, key or value head."""
+    """Sum within each query, key or value head; `x` is a query, key or value, [batch, pos, head * d_head],
+    or what a norm of single queries or keys writes, whose heads have an axis of their own."""
     if x.ndim == 3:
         return reduce(x, "batch pos (head d_head) -> batch pos head", "sum", d_head=d_head)
     return x.sum(-1).movedim(token_axis(site), 1)
 
 
 def upstream(
-    view: HookedView, before: Visit, d_written: Tensor, d_z: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, d_written: Y, d_z: Z, z_star: Z, y_star: Y
 ) -> tuple[PerToken, PerHead]:
     """Compute U of one block's MLP and heads; `d_written` is the change of the slope at what the MLP
     writes, `d_z` the change of the slope at the heads' z."""
@@ -253,16 +259,16 @@ def upstream(
     return mlp, dot_heads(d_z, before.input("attn.o") - z_star, view.n_heads)
 
 
-def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Tensor:
+def pulled_back(sites: Mapping[str, Site], old: Visit, new: Visit, weights: Weights) -> Z:
     """Return (g'_o - g_o) W_O^T: the change of the slope at what the heads write, pulled back to their z
-    through the original W_O, [batch, pos, n_heads * d_head]."""
+    through W_O of `weights`."""
     matrix = sites["attn.o"].matrix(weights)
     assert matrix is not None
     return (new.d_output["attn.o"] - old.d_output["attn.o"]) @ matrix
 
 
 def downstream(
-    view: HookedView, before: Visit, z_at: Tensor, hidden_at: Tensor
+    view: HookedView, before: Visit, z_at: Z, hidden_at: Float[Tensor, "batch pos d_mlp"]
 ) -> tuple[PerToken, PerHead]:
     """Compute D of one block's MLP and heads; `z_at` and `hidden_at` are the inputs of `attn.o` and
     `mlp.out` when the components run under W on their inputs z' from the run under W'."""
@@ -270,9 +276,7 @@ def downstream(
     return mlp, dot_heads(before.d_input["attn.o"], z_at - before.input("attn.o"), view.n_heads)
 
 
-def attribution(
-    view: HookedView, before: Visit, z_star: Tensor, y_star: Tensor
-) -> tuple[PerToken, PerHead]:
+def attribution(view: HookedView, before: Visit, z_star: Z, y_star: Y) -> tuple[PerToken, PerHead]:
     """Compute R_C = g_C . (y_C - y*_C) of MLP and heads under W."""
     return (
         dot(before.d_output["mlp.out"], before.output("mlp.out") - y_star),
@@ -281,7 +285,7 @@ def attribution(
 
 
 def attribution_after(
-    view: HookedView, before: Visit, after: Visit, d_z: Tensor, z_star: Tensor, y_star: Tensor
+    view: HookedView, before: Visit, after: Visit, d_z: Z, z_star: Z, y_star: Y
 ) -> tuple[PerToken, PerHead]:
     """Compute R_C under W', with the y* of W. Its change is U + I + D to first order in the change of
     weights, with the paper's U (its appendix A)."""

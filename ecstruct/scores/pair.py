@@ -42,9 +42,11 @@ _logger = logging.getLogger("ecstruct.scores")
 
 @dataclass(frozen=True)
 class Pair:
-    """A hooked model with its own weights W (`before`) and with W' (`after`), in the dtype that scores are
-    computed in; `sources` say where each comes from. Fingerprints are of a model's weights in its own
-    dtype, as for masks and recall; for a delta or a source, of the weights as they are read here."""
+    """A hooked model with two sets of weights by name, W (`before`) and W' (`after`), in the dtype in which
+    scores are computed. `sources` describe where each comes from, by "before" and "after".
+
+    Fingerprints are of a model's weights in its own dtype, as for masks and recall; for a delta or a
+    source, they are of the weights as they are read here."""
 
     view: HookedView
     before: Mapping[str, Tensor]
@@ -68,7 +70,7 @@ class Pair:
         if isinstance(model_before, Pair):
             return model_before
         if isinstance(model_before, Session) or isinstance(model_after, Session):
-            return cls._of_sessions(model_before, model_after)
+            return cls._from_sessions(model_before, model_after)
         if isinstance(model_before, str | Path):
             model_before = load(model_before, device=device)
         model, other = _as_bridge(model_before), _as_bridge(model_after)
@@ -95,7 +97,8 @@ class Pair:
         return cls(view, found.before, found.after, sources, False, found.tokenizer_after)
 
     @classmethod
-    def _of_sessions(cls, before: Any, after: Any) -> "Pair":
+    def _from_sessions(cls, before: Any, after: Any) -> "Pair":
+        """Return the pair whose `sessions` these are, in this order; raise `InputError` for any others."""
         view, other = getattr(before, "view", None), getattr(after, "view", None)
         if view is None or view is not other or before.tokenizer is not tokenizer_of(view.model):
             raise InputError(
@@ -116,7 +119,8 @@ class Pair:
         )
 
     def attrs(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is needed to compute a result again: sources, options, versions."""
+        """Return the attributes of a result: all that is needed to compute it again, which is the sources,
+        the `options` and the versions of packages."""
         return {
             **{state: dict(source) for state, source in self.sources.items()},
             "options": dict(options),
@@ -124,13 +128,13 @@ class Pair:
         }
 
     def mixed(self, new: Iterable[str]) -> Mapping[str, Tensor]:
-        """Return W with the weights named in `new` replaced by those of W'."""
+        """Return W, but with the weights that are named in `new` from W'."""
         names = frozenset(new)
-        return Computed(self.before, lambda name: (self.after if name in names else self.before)[name])
+        return LazyWeights(self.before, lambda name: (self.after if name in names else self.before)[name])
 
     def between(self, a: float) -> Mapping[str, Tensor]:
         """Return W + a (W' - W)."""
-        return Computed(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
+        return LazyWeights(self.before, lambda name: torch.lerp(self.before[name], self.after[name], a))
 
     @property
     def pad_id(self) -> int:
@@ -168,8 +172,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Computed(Mapping[str, Tensor]):
-    """Weights by name, computed on access."""
+class LazyWeights(Mapping[str, Tensor]):
+    """A mapping of weights whose tensors are computed whenever they are asked for."""
 
     names: Collection[str]
     weight: Callable[[str], Tensor]

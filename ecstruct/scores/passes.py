@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +21,7 @@ from ecstruct.models.sites import Site
 from ecstruct.options import ScoreOptions
 from ecstruct.scores import linear
 from ecstruct.scores.ascent import Ascent
-from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, Part
+from ecstruct.scores.assemble import AFTER, BEFORE, DOWNSTREAM, UPSTREAM, Assembly, PromptScores
 from ecstruct.scores.baseline import Baseline
 from ecstruct.scores.batching import Job, fits_in_memory, rounds
 from ecstruct.scores.informative import InformativeScores
@@ -37,8 +38,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Passes:
-    """Scores prompts with a pair of weights. `ranks` share the work, and `shards` keep its finished
-    parts."""
+    """The computation of fast scores with a pair of weights. `ranks` share the prompts, and `shards` keep
+    finished scores."""
 
     pair: Pair
     reward: Reward
@@ -48,12 +49,12 @@ class Passes:
     shards: Shards | None = None
 
     def run(self, job: Job) -> tuple[Assembly | None, Ascent | None]:
-        """Return the scores of all prompts on the first rank, `None` on the others. If a single round had
-        all prompts, return also their way up, from which interventions can go on.
+        """Return the scores of all prompts on the first rank, `None` on the others; and the ascent of all
+        prompts, from which interventions can go on, or `None` if they took several rounds.
 
-        Batches are dealt out to the ranks, which walk them in rounds: a run that dies loses only its last
-        round, and only one round has its residual streams in memory. The baseline has to see all prompts
-        before any is scored: on the way up if there is a single round, otherwise in a pass beforehand.
+        Ranks share the batches, and walk theirs in rounds: a run that dies loses only its last round, and
+        only one round has its residual streams in memory. The baseline has to see all prompts before any is
+        scored: on the way up if there is a single round, otherwise in a forward pass beforehand.
         """
         view, ranks = self.pair.view, self.ranks
         out = self._assembly(job) if ranks.first else None
@@ -71,8 +72,8 @@ class Passes:
         beforehand = [] if known else rounds(view, job.batches, every) if done else walks
         at_once = not known and not done and len(walks) == 1
         keep = self.shards if ranks.size > 1 or len(walks) > 1 else None
-        total = view.n_layers * (self._ways * len(walks) + len(beforehand) * (not at_once))
-        parts: list[Part] = []
+        total = view.n_layers * (self._passes_per_round * len(walks) + len(beforehand) * (not at_once))
+        unsent: list[PromptScores] = []
         ascent = None
         with tqdm(total=total, desc="scoring", unit="block", disable=not self.progress) as bar:
 
@@ -91,26 +92,27 @@ class Passes:
                 ascent.up(at_once, bar.update)
                 if at_once:
                     all_seen()
-                part = self._score(ascent, bar.update).part()
+                scores = self._score(ascent, bar.update).prompt_scores()
                 if keep:
-                    keep.keep_part(part)
+                    keep.keep_scores(scores)
                 if out:
-                    out.put(part)
+                    out.put(scores)
                 else:
-                    parts.append(part)
-        for part in chain.from_iterable(ranks.gather(parts) or []):
+                    unsent.append(scores)
+        for scores in chain.from_iterable(ranks.gather(unsent) or []):
             if out:
-                out.put(part)
+                out.put(scores)
         return out, ascent if ascent and len(ascent.job.rows) == len(job.rows) else None
 
     def _resume(self, out: Assembly | None, baseline: Baseline) -> tuple[set[int], bool]:
-        """Put finished prompts into `out`; return which these are, and whether the baseline is known."""
+        """Put the scores that earlier runs finished into `out`; return the indices of their prompts, and
+        whether the sums of the baseline are known."""
         done: set[int] = set()
         known = self.options.baseline == "zero"
         if out and self.shards:
-            for part in self.shards.parts():
-                out.put(part)
-                done |= set(part.rows)
+            for scores in self.shards.finished():
+                out.put(scores)
+                done |= set(scores.rows)
             if sums := self.shards.sums():
                 baseline.sums |= {key: t.to(self.pair.view.device) for key, t in sums.items()}
                 known = True
@@ -122,11 +124,12 @@ class Passes:
         return Assembly(job.prompts, view.n_layers, view.n_heads, view.dtype, rows, projections)
 
     @property
-    def _ways(self) -> int:
+    def _passes_per_round(self) -> int:
+        """The number of passes through all blocks, up or down, that a round takes, for the progress bar."""
         return 2 if self.options.path_steps == 1 else 2 + 2 * self.options.path_steps
 
     def _ascent(self, job: Job, baseline: Baseline) -> Ascent:
-        """Return the way up of some batches, before it is taken."""
+        """Return the ascent of some batches, before its walks are run."""
         view = self.pair.view
         graphs = self.pair.resident and fits_in_memory(view, job.batches)
         rules = Relevance() if self.options.propagation == "relevance" else None
@@ -142,7 +145,7 @@ class Passes:
         return self.options.upstream == "surrogate"
 
     def _score(self, ascent: Ascent, tick: Callable[[], object]) -> Assembly:
-        """Score some batches, after their way up."""
+        """Return the scores of some batches, given their ascent after its walks were run."""
         view, job, before, after = self.pair.view, ascent.job, ascent.before, ascent.after
         batches, rules = range(len(job.batches)), before.rules
         out = self._assembly(job, list(chain.from_iterable(job.rows)))
@@ -174,8 +177,8 @@ class Passes:
                 g_late = Visit({}, {}, late[b][layer]) if late else visits.get("late", new)
                 self._score_states(layer, b, ascent, old, new, early, g_late, out)
                 del old, new, early, g_late, visits  # their graphs hold the weights of this block
-                before.let_go(layer, b)
-                after.let_go(layer, b)
+                before.free(layer, b)
+                after.free(layer, b)
             tick()
         if at_before:
             embedded = (ways["before"].to_embedding(b) for b in batches)
@@ -197,7 +200,7 @@ class Passes:
         return ways
 
     def _read_out(self, ways: Mapping[str, Descent], job: Job, out: Assembly) -> Iterator[Visit]:
-        """Begin all descents; yield the visits under W, batch by batch."""
+        """Begin all descents and set the rewards; yield the visit of the head under W for every batch."""
         for b, (rows, batch) in enumerate(zip(job.rows, job.batches, strict=True)):
             reward = self.reward.of_batch(batch)
             read = {way: descent.read_out(b, job.positions[b], reward) for way, descent in ways.items()}
@@ -219,7 +222,10 @@ class Passes:
         late: Visit,
         out: Assembly,
     ) -> None:
-        """Add upstream and downstream scores of one block, and its attributions, on one batch."""
+        """Add upstream and downstream scores of one block, and its attributions, on one batch to `out`.
+
+        The visits are those of the block under W (`old`) and W' (`new`), and those whose gradients are the
+        slopes g (`early`) and g' (`late`) of upstream scores."""
         view, rows, sites = self.pair.view, ascent.job.rows[b], self.pair.view.block_sites[layer]
         baseline = ascent.baseline
         z_star = baseline.of(layer, "attn.o", b, old.input("attn.o"))
@@ -242,8 +248,8 @@ class Passes:
 
     def _change_of_slope(
         self, sites: Mapping[str, Site], early: Visit, late: Visit
-    ) -> tuple[Tensor, Tensor]:
-        """Return g' - g at what the MLP writes, and at the heads' z."""
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos width"]]:
+        """Return g' - g at what the MLP writes, and at the heads' concatenated z."""
         d_written = late.d_output["mlp.out"] - early.d_output["mlp.out"]
         options = self.options
         if options.convention == "definition" or options.upstream == "exact":

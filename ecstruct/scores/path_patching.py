@@ -42,7 +42,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ecstruct.engine.forward import Step, traces
+from ecstruct.engine.forward import Resid, Step, traces
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.models.bridge import still
@@ -61,7 +61,7 @@ from ecstruct.scores.causal import ascended, at_once, intervened
 from ecstruct.scores.components import Component, component_names, located
 from ecstruct.scores.edges import LINKS, Edges, Link, variable
 from ecstruct.scores.engine import ScoreEngine
-from ecstruct.scores.interventions import Change, Replacements, Variant, of_new_weights, rewards_of
+from ecstruct.scores.interventions import Replacements, Variant, of_new_weights, rewards_of
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
@@ -215,7 +215,7 @@ class _Paths:
 
     def _changes(
         self, link: Link, layer: int, resid: Tensor, run: Trace
-    ) -> Iterator[tuple[int, tuple[Tensor, Change]]]:
+    ) -> Iterator[tuple[int, tuple[Tensor, Resid]]]:
         """Yield, each with a sign, how what the components of a block write changes in a run in which what
         a sender writes is replaced; if they are queried, under their old and under their new weights."""
         heads, mlp = self._at(layer).as_in(run, self.pair.before)
@@ -257,6 +257,6 @@ def _writer(head: int | None) -> str:
     return WRITERS["mlp" if head is None else "attn"]
 
 
-def _of(changes: tuple[Tensor, Change], head: int | None) -> Change:
+def _of(changes: tuple[Tensor, Resid], head: int | None) -> Resid:
     """Return the change of a head, without those of the others in memory, or of the MLP."""
     return changes[1] if head is None else changes[0][head].clone()

@@ -88,14 +88,16 @@ def above_control(
 
     paired = np.array_equal(scores.dataset["text"].values, control.dataset["text"].values)
     if paired:
-        numbers, shares = ours - theirs, np.full(len(ours), 1 / len(ours))
+        numbers, weights = ours - theirs, np.full(len(ours), 1 / len(ours))
     else:
         numbers = np.concatenate([ours, theirs])
         numbers -= numbers[0].copy()  # before the mean, so that equal numbers become exact zeros
         numbers -= numbers.mean(axis=0)
-        shares = np.repeat([1 / len(ours), -1 / len(theirs)], [len(ours), len(theirs)])
-    permuted, exact = _permuted(shares, len(ours), paired, permutations, np.random.default_rng(seed))
-    at_least, largest_at_least = _counts(numbers[:, tested], shares, permuted)
+        weights = np.repeat([1 / len(ours), -1 / len(theirs)], [len(ours), len(theirs)])
+    permuted, exact = _permuted_weights(
+        weights, len(ours), paired, permutations, np.random.default_rng(seed)
+    )
+    at_least, largest_at_least = _counts(numbers[:, tested], weights, permuted)
     added = 0 if exact else 1
 
     frame = scores.components(score).assign(
@@ -112,13 +114,14 @@ def above_control(
 
 def _counts(
     numbers: Float64[np.ndarray, "number component"],
-    shares: Float64[np.ndarray, " number"],
+    weights: Float64[np.ndarray, " number"],
     permuted: Float64[np.ndarray, "permutation number"],
 ) -> tuple[Int64[np.ndarray, " component"], Int64[np.ndarray, " component"]]:
-    """Count the permutations in which d*, and the largest d* of all components, are at least d."""
+    """Count, for every component, the permutations in which its d*, and in which the largest d* of all
+    components, is at least its d. A component's d is `weights` @ `numbers`."""
     spread = np.sqrt((numbers**2).mean(axis=0))
     numbers = numbers / np.where(spread > 0, spread, 1.0)
-    seen = shares @ numbers - _ROUNDING
+    seen = weights @ numbers - _ROUNDING
     at_least, largest = np.zeros(len(seen), dtype=int), []
     for some in np.array_split(permuted, 1 + len(permuted) * len(seen) // _AT_ONCE):
         null = some @ numbers
@@ -127,29 +130,31 @@ def _counts(
     return at_least, len(permuted) - np.searchsorted(np.sort(np.concatenate(largest)), seen)
 
 
-def _permuted(
-    shares: Float64[np.ndarray, " number"],
+def _permuted_weights(
+    weights: Float64[np.ndarray, " number"],
     n_ours: int,
     paired: bool,
     permutations: int,
     rng: np.random.Generator,
 ) -> tuple[Float64[np.ndarray, "permutation number"], bool]:
-    """Return the permuted weights of the numbers in d, and whether these are all possible permutations.
+    """Return a row of permuted weights per permutation, and whether these are all possible permutations.
 
-    Permuting the weights, not the scores of all components, makes each permutation a row of one
+    Every d is a weighted sum of a component's numbers: the weight is 1/n for each of n paired differences,
+    whose signs are flipped, and 1/n or -1/m for the n scores and m scores of the control, which are
+    exchanged. Permuting the weights, not the scores of all components, makes each permutation a row of one
     matrix product: 0.1 s for 20 pairs and 1000 components, where scipy.stats.permutation_test takes 4 s.
     That function does not promise to permute all components together, either.
     """
-    n = len(shares)
+    n = len(weights)
     if paired:
         if 2**n <= permutations:
-            return shares * list(product([1, -1], repeat=n)), True
-        return shares * rng.choice([1, -1], (permutations, n)), False
+            return weights * list(product([1, -1], repeat=n)), True
+        return weights * rng.choice([1, -1], (permutations, n)), False
     if comb(n, n_ours) <= permutations:
-        every = np.full((comb(n, n_ours), n), shares[-1])
-        np.put_along_axis(every, np.array(list(combinations(range(n), n_ours))), shares[0], axis=1)
+        every = np.full((comb(n, n_ours), n), weights[-1])
+        np.put_along_axis(every, np.array(list(combinations(range(n), n_ours))), weights[0], axis=1)
         return every, True
-    return rng.permuted(np.tile(shares, (permutations, 1)), axis=1), False
+    return rng.permuted(np.tile(weights, (permutations, 1)), axis=1), False
 
 
 def _require_numbers(totals: Float64[np.ndarray, "prompt component"], name: str, texts: np.ndarray) -> None:
@@ -190,6 +195,6 @@ def rank_correlation(
     if not scale:
         return float("nan"), float("nan")
     rho = float(a @ b) / scale
-    dealt = np.random.default_rng(seed).permuted(np.tile(b, (permutations, 1)), axis=1) @ a / scale
-    as_far = int((np.abs(dealt) >= abs(rho) - _ROUNDING).sum())
+    permuted = np.random.default_rng(seed).permuted(np.tile(b, (permutations, 1)), axis=1) @ a / scale
+    as_far = int((np.abs(permuted) >= abs(rho) - _ROUNDING).sum())
     return rho, (1 + as_far) / (1 + permutations)

@@ -27,10 +27,10 @@ class Projections:
 
     @classmethod
     def of(cls, scores: xr.Dataset) -> Projections:
-        """Return those in the dataset of scores.
+        """Return the scores by projection in a dataset of scores.
 
         Raises:
-            InputError: it has none.
+            InputError: the dataset has none.
         """
         if "projections_mlp" not in scores:
             raise InputError("these scores were computed without projections: score with projections=True.")
@@ -39,12 +39,12 @@ class Projections:
 
     @property
     def mlp(self) -> xr.DataArray:
-        """Those of the MLPs (projection, prompt, layer)."""
+        """The informative scores of the MLPs by projection (projection, prompt, layer)."""
         return self.dataset["mlp"]
 
     @property
     def heads(self) -> xr.DataArray:
-        """Those of the attention heads (projection, prompt, layer, head)."""
+        """The informative scores of the attention heads by projection (projection, prompt, layer, head)."""
         return self.dataset["heads"]
 
     def table(self) -> pd.DataFrame:
@@ -58,5 +58,5 @@ class Projections:
 
     @property
     def figure(self) -> go.Figure:
-        """Draw layer by projection, for MLPs and for the heads of a layer together."""
+        """A map of layer by projection, for MLPs and for the sum over the heads of a layer."""
         return projection_map(self.dataset)

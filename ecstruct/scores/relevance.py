@@ -206,6 +206,8 @@ def _kind(node: Node) -> str:
 
 
 def _product(node: Node, name: str, reached: tuple[bool, ...]) -> tuple[tuple[bool, ...], Rule | None]:
+    """Return what `_rule` does for a product: both factors get half of their gradients; in x f(x), a gate,
+    x gets all of it and f(x) none."""
     first, second = _PRODUCTS[name]
     if not (reached[first] and reached[second]):
         return reached, None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.errors import InputError
@@ -97,8 +97,8 @@ class Reward:
         return rewards
 
 
-def read_positions(batch: Batch, all_tokens: bool) -> Tensor:
-    """Return the positions whose logits are read, [batch, read]: where the answer is predicted and, for all
+def read_positions(batch: Batch, all_tokens: bool) -> Int[Tensor, "batch read"]:
+    """Return the positions whose logits are read: where the answer is predicted and, for all
     answer tokens, also the answer's tokens but the last. A shorter answer repeats its last position."""
     if not all_tokens or batch.at_start:
         return batch.read[:, None]

@@ -1,4 +1,4 @@
-"""Finished parts of one scoring run, kept in a folder until all parts are finished.
+"""The finished scores of a scoring run, kept in a folder until all prompts are scored.
 
     DIR/identity.json           everything that the scores depend on
     DIR/baseline.safetensors    the sums of the baseline, over all prompts
@@ -14,33 +14,33 @@ import torch
 import xxhash
 
 from ecstruct.io.store import Kept, read_tensors, save_tensors
-from ecstruct.scores.assemble import Part
+from ecstruct.scores.assemble import PromptScores
 from ecstruct.scores.baseline import Sums
 
 _SUMS = "baseline.safetensors"
 
 
 class Shards(Kept):
-    """The finished parts of a scoring run, see `Kept`; the folder must be given."""
+    """The finished scores of a scoring run, as pieces in a folder (see `Kept`), which must be given."""
 
-    def parts(self) -> Iterator[Part]:
-        """Yield the scores that are finished."""
+    def finished(self) -> Iterator[PromptScores]:
+        """Yield the scores that earlier runs finished, some prompts at a time."""
         assert self.folder is not None
         for path in sorted(self.folder.glob("part-*.safetensors")):
             if found := self.find(path.name, read_tensors):
                 about, tensors = found
                 rows = tensors.pop("rows").tolist()
-                yield Part(rows, about["groups"], {name: t.numpy() for name, t in tensors.items()})
+                yield PromptScores(rows, about["groups"], {name: t.numpy() for name, t in tensors.items()})
 
-    def keep_part(self, part: Part) -> None:
-        """Write finished scores."""
-        rows = torch.tensor(part.rows)
+    def keep_scores(self, scores: PromptScores) -> None:
+        """Write the scores of some prompts."""
+        rows = torch.tensor(scores.rows)
         name = f"part-{xxhash.xxh3_64_hexdigest(rows.numpy().data)}.safetensors"
-        arrays = {name: torch.from_numpy(array) for name, array in part.arrays.items()}
-        self.keep(name, save_tensors, {"rows": rows, **arrays}, {"groups": part.groups})
+        arrays = {name: torch.from_numpy(array) for name, array in scores.arrays.items()}
+        self.keep(name, save_tensors, {"rows": rows, **arrays}, {"groups": scores.groups})
 
     def sums(self) -> Sums | None:
-        """Return the sums of the baseline, or None if they are not in the folder."""
+        """Return the sums of the baseline over all prompts, or None if they are not in the folder."""
         if (found := self.find(_SUMS, read_tensors)) is None:
             return None
         by_key = ((key.split(".", 1), sums) for key, sums in found[1].items())

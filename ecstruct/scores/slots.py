@@ -108,7 +108,11 @@ class SlotScores:
         return SlotScores(dataset)
 
     def slots(self, prompt: int | None = None, template: str | None = None) -> SlotScores:
-        """Return these scores; `ExtractiveScores.slots` takes the arguments, which choose nothing here."""
+        """Return these scores themselves, so that figures can take them in place of `ExtractiveScores`.
+
+        Raises:
+            InputError: `prompt` or `template` is given, but aggregated scores have none to choose from.
+        """
         if prompt is not None or template is not None:
             raise InputError("aggregated scores have no prompt= or template= to choose from")
         return self

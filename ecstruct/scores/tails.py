@@ -69,18 +69,19 @@ class Tails:
         return self.view.through(layer, weights or self.weights, call, rows, written, at)
 
     def rewards(
-        self, joining: Callable[[int], Rows | None], rules: Relevance | None = None
+        self, joining_at: Callable[[int], Rows | None], rules: Relevance | None = None
     ) -> Float[Tensor, "copies batch"]:
         """Return the rewards of all copies, in the order in which they join the stack.
 
         Args:
-            joining: called with every layer in turn, and at last with `n_layers`; returns the residual
-                stream that enters this block (at last, the head) in the copies that join here, or None.
+            joining_at: is called with every layer in turn, and then with `n_layers`. It returns the
+                residual stream that enters this block (for `n_layers`, the head) in the copies that join
+                the stack here, or None if none does.
             rules: rules of relevance for which the graph of the logits is prepared.
         """
         stack: list[Rows] = []
         for layer in range(self.view.n_layers + 1):
-            joined = joining(layer)
+            joined = joining_at(layer)
             stack += [] if joined is None else [joined]
             if stack and layer < self.view.n_layers:
                 stack = [self.block(layer, torch.cat(stack))]

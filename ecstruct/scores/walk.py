@@ -5,9 +5,11 @@ the way down blocks can be differentiated, read and freed one at a time. Blocks 
 batches the inner one: what a block writes for all prompts is known before any of it is scored. Graphs are
 kept until the way down if memory allows; otherwise each block is run again on its stored input.
 
-A descent is one backward pass, with respect to activations only. Several may share the graphs of a walk:
-one follows gradients, another the rules of relevance. A descent under other weights runs blocks again, on
-their inputs in the walk. A walk has the values of the model's own forward pass, bit for bit.
+A *descent* is one backward pass with respect to activations; at each block it returns a *visit*: the inputs
+and outputs of the block's sites, with the gradients of the reward there. Several descents may share the
+graphs of a walk: one follows gradients, another the rules of relevance. A descent under other weights runs
+every block again on its input in the walk. A walk has the values of the model's own forward pass, bit for
+bit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.facts.tokens import Batch
@@ -28,10 +30,12 @@ RewardOfLogits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Visit:
-    """One block under one set of weights, as seen on the way down: its taps and their gradients.
+    """The inputs and outputs of the sites of one block (or of the embedding or the head) on one batch, with
+    the gradients of the reward there.
 
-    `d_input` and `d_output` are gradients of the summed reward with respect to the inputs and outputs of
-    the sites that were asked for, by name.
+    `d_input` and `d_output` are dR/d(input) and dR/d(output) of the sites that were asked for, by name, in
+    the shapes of the inputs and outputs: [batch, pos, d] except for norms of single queries and keys. Rows
+    do not mix, so that each has the gradient of its own reward.
     """
 
     taps: dict[str, Tap]
@@ -54,8 +58,11 @@ class Run:
 
 
 class Walk:
-    """A walk under `weights`: call `up`, then make descents. `rules` are those that some of them follow;
-    without `descends`, blocks record no graphs."""
+    """A walk over `batches` under `weights`: call `up`, then make descents.
+
+    With `keep_graphs`, the graphs of all blocks stay in memory until the way down; otherwise blocks are run
+    again there. `rules` are those that some of the descents follow. Without `descends`, no graphs are
+    recorded and no descent is possible."""
 
     def __init__(
         self,
@@ -74,7 +81,7 @@ class Walk:
         self._runs: dict[tuple[int, int], Run] = {}
 
     def resid(self, layer: int, batch: int) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream entering block `layer`."""
+        """Return the residual stream that enters block `layer`; with `n_layers`, the final one."""
         return self._resid[layer][batch]
 
     def call(self, layer: int, batch: int) -> BlockCall:
@@ -85,7 +92,8 @@ class Walk:
         see: Callable[[int, int, Trace], None] | None = None,
         tick: Callable[[], object] | None = None,
     ) -> None:
-        """Run all blocks; `see` is as for `climb`, and `tick` is called after every layer."""
+        """Run the embedding and all blocks; `see` is as for `climb`, and `tick` is called after every
+        layer."""
         self.embed()
         for layer in range(self.view.n_layers):
             self.climb(layer, see)
@@ -102,28 +110,29 @@ class Walk:
             self._resid[0].append(trace.output.detach())
 
     def climb(self, layer: int, see: Callable[[int, int, Trace], None] | None = None) -> None:
-        """Run one block, after all lower ones; `see` is called with (layer, batch, trace) for every
-        batch."""
+        """Run one block on all batches, after all lower blocks; `see` is called with the layer, the index
+        of the batch and the trace."""
         for b in range(len(self.batches)):
             run = self.run(layer, b)
             if see:
                 see(layer, b, run.trace)
             self._resid[layer + 1].append(run.trace.output.detach())
             if not self.keep_graphs:
-                self.let_go(layer, b)
+                self.free(layer, b)
 
     def run(self, layer: int, batch: int) -> Run:
-        """Return the run of a block, which is kept until `let_go`."""
+        """Return the run of a block on a batch, in which it reads its input in this walk. It is kept until
+        `free` is called."""
         if (layer, batch) not in self._runs:
             self._runs[layer, batch] = self.under(self.weights, layer, batch)
         return self._runs[layer, batch]
 
-    def let_go(self, layer: int, batch: int) -> None:
+    def free(self, layer: int, batch: int) -> None:
         """Free the run of a block, with its graph."""
         self._runs.pop((layer, batch), None)
 
     def under(self, weights: Weights, layer: int, batch: int) -> Run:
-        """Run a block under `weights`, on the input that it had in this walk."""
+        """Run a block under other `weights` on its input in this walk; the run is not kept."""
         leaf = self._resid[layer][batch].detach().requires_grad_()
         with torch.set_grad_enabled(self._descends):
             trace = self.view.block(layer, weights, self.call(layer, batch), leaf)
@@ -136,19 +145,22 @@ class Walk:
 
 
 class Descent:
-    """A backward pass down a walk, under its weights or under others on its residual stream; it follows
-    gradients, or `rules` if given, which must be the walk's. Call `read_out`, then `down` for every layer
-    from the last to the first, all batches of a layer before the next, then `to_embedding`."""
+    """A backward pass down a walk, from the reward to the embedding.
+
+    It is under the walk's weights or, with `weights`, under others on the walk's residual stream. It
+    follows gradients or, if given, `rules`, which must be the walk's. Call `read_out` for every batch, then
+    `down` for every layer from the last to the first, all batches of a layer before the next, then
+    `to_embedding`."""
 
     def __init__(self, walk: Walk, weights: Weights | None = None, rules: Relevance | None = None) -> None:
         self._walk, self._weights, self._rules = walk, weights, rules
         self._d_resid: list[Tensor] = []
 
     def read_out(
-        self, batch: int, positions: Tensor, reward: RewardOfLogits
+        self, batch: int, positions: Int[Tensor, "batch read"], reward: RewardOfLogits
     ) -> tuple[Float[Tensor, " batch"], Visit]:
-        """Return the reward of every prompt, from the logits at `positions` [batch, read], and the visit of
-        the model's head. Call it once per batch, in order."""
+        """Return the reward of every prompt, from the logits at `positions`, and the visit of
+        the model's head. Call it once per batch, in order: it begins the backward pass."""
         walk = self._walk
         final = walk.resid(walk.view.n_layers, batch)
         rows = torch.arange(len(final), device=final.device)[:, None]
@@ -173,8 +185,8 @@ class Descent:
         outputs: Iterable[str],
         retain_graph: bool = False,
     ) -> Visit:
-        """Differentiate one block, with respect to the inputs and outputs of the named sites and to its own
-        input. The walk keeps the block's run until `let_go`."""
+        """Return the visit of one block, with gradients at the inputs and outputs of the sites that are
+        named, and go on to the block below. The walk keeps the block's run until `free` is called."""
         walk = self._walk
         weights = self._weights
         run = walk.run(layer, batch) if weights is None else walk.under(weights, layer, batch)

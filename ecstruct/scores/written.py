@@ -94,7 +94,8 @@ def written_words(
 def _written(
     session: Session, batch: Batch, components: dict[str, Component], at: dict[str, Int[Tensor, " batch"]]
 ) -> dict[str, tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]]]:
-    """Return what components write at their positions, and the final residual stream there."""
+    """Return, by name of the component, what it writes at one position of each prompt, given in `at`, under
+    the session's weights, and the final residual stream at the same position."""
     view = session.view
     embedded, found = embed(session, batch), {}
     each = torch.arange(len(batch.ids), device=view.device)

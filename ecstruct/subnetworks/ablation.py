@@ -156,7 +156,11 @@ def check_draws(draws: int) -> None:
 
 
 def parts_of(found: Core, kinds: str | Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the core's components of these kinds; raise an error if these are none or all."""
+    """Return masks of the core's components by kind, [layer, head] for heads and [layer] for MLPs.
+
+    Raises:
+        InputError: a kind is unknown, or the core has no component of a kind, or all of them.
+    """
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     if not kinds:
         raise InputError("kinds=() leave no core: name 'heads', 'mlp' or both.")
@@ -201,7 +205,8 @@ def drawn_outside(
 
 @dataclass(frozen=True)
 class _Network:
-    """The components that are kept, and labels that say how this network was made."""
+    """A network to measure: the components that are `kept`, and labels that say how it was made. `of` is
+    one of `_ORDER`, `group` and `seed` name a subnetwork, and `draw` is the number of a random draw."""
 
     of: str
     kept: Parts

@@ -147,6 +147,8 @@ def generalising(
 def _ranks_by_group(
     groups: Mapping[str, Masks], ranks: Ranks | Mapping[float, Ranks]
 ) -> dict[str, Float64[np.ndarray, " subnetwork"]]:
+    """Return the ranks of the subnetworks of every group; raise `InputError` if they do not fit the groups,
+    or are not finite."""
     if isinstance(ranks, Mapping):
         given = {str(sparsity): np.asarray(of, dtype=float) for sparsity, of in ranks.items()}
     elif len(groups) > 1:

@@ -141,7 +141,7 @@ def core(masks: MasksLike) -> Core:
     by_sparsity = as_groups(masks)
     together = merged(list(by_sparsity.values()))
     groups = by_sparsity if len(by_sparsity) == 1 else by_sparsity | {ALL: together}
-    return Core(xr.concat([_of_group(name, of) for name, of in groups.items()], "group"))
+    return Core(xr.concat([_core_of_group(name, of) for name, of in groups.items()], "group"))
 
 
 def as_groups(masks: MasksLike) -> dict[str, Masks]:
@@ -214,7 +214,8 @@ def _same_reference(one: Masks, other: Masks) -> bool:
     return torch.equal(ours.heads, theirs.heads) and torch.equal(ours.mlp, theirs.mlp)
 
 
-def _of_group(name: str, masks: Masks) -> xr.Dataset:
+def _core_of_group(name: str, masks: Masks) -> xr.Dataset:
+    """Return the variables of `Core.dataset` for one group of at least two subnetworks."""
     if len(masks) < 2:
         raise InputError(f"{name}: what one subnetwork keeps is no core; prune with 2 seeds or more.")
     kinds = masks.kinds

@@ -250,6 +250,7 @@ def _networks(core: Core, of_core: Parts, of_added: Parts) -> dict[str, Parts]:
 
 
 def _named(added: Generalising | Sequence[str] | None, core: Core) -> Parts:
+    """Return masks of the added components by kind; none if nothing was added."""
     if not added:
         return {}
     if isinstance(added, Generalising):
@@ -259,6 +260,8 @@ def _named(added: Generalising | Sequence[str] | None, core: Core) -> Parts:
 
 
 def _frequencies(masks: Masks, of_core: Parts, of_added: Parts) -> list[dict[str, str | float]]:
+    """Return a row per kind and set of components ("core", "added", "all"): the mean over the set of the
+    share of the masks that keep a component; NaN if the set is empty."""
     rows = []
     for kind, part in of_core.items():
         kept = masks.dataset[kind].mean("seed").values

@@ -29,27 +29,28 @@ _DIMS = {"heads": ("seed", "layer", "head"), "mlp": ("seed", "layer")}
 _REFERENCE = {"heads_reference": ("layer", "head", "d_head"), "mlp_reference": ("layer", "d_model")}
 
 
-class _Options(TypedDict, total=False):
+class _OptionsAttr(TypedDict, total=False):
     kinds: Annotated[list[Literal["heads", "mlp"]], Field(min_length=1)]
     sparsity: Annotated[Number, Field(gt=0, lt=1)]
 
 
-class _Model(TypedDict, total=False):
+class _ModelAttr(TypedDict, total=False):
     fingerprint: str
 
 
-_ATTRS = {"options": _Options, "model": _Model}
-"""The types of those attributes set by `prune` that are read."""
+_ATTRS = {"options": _OptionsAttr, "model": _ModelAttr}
+"""The types of the attributes that `prune` sets and that are read here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Masks(SavedDataset):
     """Subnetworks of one model, one for each seed; what `ecstruct.subnetworks.prune` returns.
 
-    It wraps one `xarray.Dataset`, available as `.dataset`, with the variables `heads` and `mlp` and the
-    coordinates `seed`, `layer` and `head`. With a `reference`, it also has its values `heads_reference` and
-    `mlp_reference`. Masks from `prune` have `expected_sparsity` (seed), the share of gates that the
-    optimisation expects to be zero. `len(masks)` is the number of seeds.
+    It wraps one `xarray.Dataset`, available as `.dataset`, with the boolean variables `heads` (seed, layer,
+    head) and `mlp` (seed, layer). With a `reference`, it also has the values that ablated components write:
+    `heads_reference` (layer, head, d_head), the heads' z, and `mlp_reference` (layer, d_model). Masks from
+    `prune` have `expected_sparsity` (seed), the share of gates that the optimisation expects to be zero.
+    `len(masks)` is the number of seeds.
 
     Raises:
         InputError: variables, coordinates or attributes of other names, dimensions or types; values that

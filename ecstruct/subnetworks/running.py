@@ -101,11 +101,12 @@ class GatedModel:
         return Gates(*parts)
 
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
-        """Return the logits at every row's last token, with a gradient in the gates, or without gates."""
+        """Return the logits at the position of every row where its answer is predicted, with a gradient in
+        the gates; without gates, those of the full model."""
         return self.view.logits_at(self.session.weights, self.resid(embedded, gates), embedded.read)
 
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
-        """Return what leaves the last block."""
+        """Return the residual stream that leaves the last block."""
         intervention = nothing if gates is None else self.gating(gates)
         return leaving(self.session, embedded.calls, embedded.resid, intervention)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ecstruct.grids import status
-from ecstruct.grids.cell import Place, run_cell
+from ecstruct.grids.cell import CellFiles, run_cell
 from ecstruct.io.interruption import Terminated
 
 
@@ -47,7 +47,7 @@ def until(ready: Callable[[], Any], seconds: float = 90) -> Any:
     return found
 
 
-def pieces(place: Place) -> dict[str, int]:
+def pieces(place: CellFiles) -> dict[str, int]:
     """Return a cell's finished pieces and when each was written, without those that a killed job began."""
     return {path.name: path.stat().st_mtime_ns for path in place.setup.glob("cells/ocr/[!.]*.json")}
 

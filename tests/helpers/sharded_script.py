@@ -36,7 +36,7 @@ def main() -> None:
                 dtype = getattr(torch, case["dtype"])
                 model = ecstruct.load(case["folder"], dtype=dtype, device="cpu")
             if case.get("half"):
-                patch.setattr(sharded, "in_half", lambda device: True)
+                patch.setattr(sharded, "runs_in_bfloat16", lambda device: True)
             if "options" in case:
                 results[name] = finetuned(them, model, case["options"])
             else:

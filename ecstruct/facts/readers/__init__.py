@@ -157,6 +157,7 @@ def understand(
 
 
 def _opened(path: Source) -> tuple[Path | datasets.Dataset | datasets.DatasetDict, str]:
+    """Return a source, loaded if a dataset was saved there, and its name in messages."""
     if isinstance(path, datasets.Dataset | datasets.DatasetDict):
         return path, "the dataset"
     if not isinstance(path, str | os.PathLike):
@@ -173,6 +174,8 @@ def _opened(path: Source) -> tuple[Path | datasets.Dataset | datasets.DatasetDic
 
 
 def _chosen(rows: list[Row], name: str, wanted: str | None) -> Format:
+    """Return the format that is `wanted`, or else the first one that recognises one of the first
+    records."""
     if wanted is not None:
         aliases = {**FORMATS, "socrates": TWO_HOP_FACT, "knowedit": EASYEDIT}
         if wanted.lower() not in aliases:
@@ -191,6 +194,7 @@ def _chosen(rows: list[Row], name: str, wanted: str | None) -> Format:
 
 
 def _cases(rows: list[Row], format: Format, hop: Hop) -> Iterator[tuple[str, Case] | Skipped]:
+    """Yield every case with its place, or why a record, or all of a file, is left out."""
     left_out: set[str] = set()
     for row in rows:
         if row.file and (reason := format.left_out(row.file)):
@@ -205,6 +209,7 @@ def _cases(rows: list[Row], format: Format, hop: Hop) -> Iterator[tuple[str, Cas
 
 
 def _parts(row: Row, format: Format, hop: Hop) -> Iterator[tuple[str, Case] | Skipped]:
+    """Do as `_cases` for one record, which some formats split into several."""
     place = row.place
     try:
         for part, record in format.parts(row.record):

@@ -1,7 +1,8 @@
 """Assemble the cases of a file into one fact set: each fact once, with options and derivations.
 
-Facts that contradict one another cannot all be taught. The first one counts; later cases that contradict it
-are left out, and so are implications whose known fact contradicts one that is taught or known.
+Facts contradict one another if they give different answers to the same text, and then cannot all be taught.
+The first one counts; later cases that contradict it are left out, and so are implications whose known fact
+contradicts one that is taught or known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.prompt import Prompt, with_options
-from ecstruct.facts.readers.case import Case, Implied, Said
+from ecstruct.facts.readers.case import Case, Implication, Statement
 
 
 @dataclass(frozen=True)
@@ -21,106 +22,113 @@ class Skipped:
     reason: str
 
 
-class _Once:
-    """A list of prompts with each text once, and the place where it was said first."""
+class _UniqueStatements:
+    """A list of statements in which each text is once, and the places where they were read."""
 
     def __init__(self) -> None:
-        self.said: list[Said] = []
+        self.statements: list[Statement] = []
         self.places: list[str] = []
         self._index: dict[tuple[str, str | None], int] = {}
 
-    def add(self, said: Said, place: str) -> int:
-        index = self._index.setdefault(said.prompt.texts, len(self.said))
-        if index == len(self.said):
-            self.said.append(said)
+    def add(self, statement: Statement, place: str) -> int:
+        index = self._index.setdefault(statement.prompt.texts, len(self.statements))
+        if index == len(self.statements):
+            self.statements.append(statement)
             self.places.append(place)
         return index
 
-    def against(self, said: Said) -> str | None:
-        """Return how a prompt contradicts one in the list, or `None`."""
-        index = self._index.get(said.prompt.texts)
-        if index is None or self.said[index].prompt.answer == said.prompt.answer:
+    def contradiction(self, statement: Statement) -> str | None:
+        """Say in words how a statement contradicts one in the list; `None` if it does not."""
+        index = self._index.get(statement.prompt.texts)
+        if index is None or self.statements[index].prompt.answer == statement.prompt.answer:
             return None
         return (
-            f"{said.prompt.text[:100]!r} is answered by {said.prompt.answer[:50]!r}, but at "
-            f"{self.places[index]} by {self.said[index].prompt.answer[:50]!r}"
+            f"{statement.prompt.text[:100]!r} is answered by {statement.prompt.answer[:50]!r}, but at "
+            f"{self.places[index]} by {self.statements[index].prompt.answer[:50]!r}"
         )
 
 
 def assemble(cases: Sequence[tuple[str, Case]], name: str) -> tuple[FactSet, list[Skipped]]:
-    """Return the fact set of cases, given as (place, case), and what was left out as contradictory.
+    """Return the fact set `name` of cases, given as (place, case), and what was left out as contradictory.
 
     Raises:
         InputError: There are no facts, or prompts cannot be used with the options that they get.
     """
-    facts, known, skipped = _Once(), _Once(), []
+    facts, known, skipped = _UniqueStatements(), _UniqueStatements(), []
     kept: list[tuple[str, Case]] = []
     labelled: dict[str, tuple[set[int], set[int]]] = {}
     for place, case in cases:
-        if against := next(filter(None, map(facts.against, case.facts)), None):
-            skipped.append(Skipped(place, f"the fact {against}."))
+        if problem := next(filter(None, map(facts.contradiction, case.facts)), None):
+            skipped.append(Skipped(place, f"the fact {problem}."))
             continue
         kept.append((place, case))
-        mine = [facts.add(said, place) for said in case.facts]
+        mine = [facts.add(statement, place) for statement in case.facts]
         if case.label is not None:
             labelled.setdefault(case.label, (set(), set()))[0].update(mine)
-    if not facts.said:
+    if not facts.statements:
         raise InputError(
             "there is no fact to be taught among its records, only what would follow from one."
         )
     for place, case in kept:
-        for said in case.known:
-            if against := facts.against(said) or known.against(said):
-                skipped.append(Skipped(place, f"the known fact {against}."))
+        for statement in case.known:
+            if problem := facts.contradiction(statement) or known.contradiction(statement):
+                skipped.append(Skipped(place, f"the known fact {problem}."))
             elif case.label is not None:
-                labelled.setdefault(case.label, (set(), set()))[1].add(known.add(said, place))
+                labelled.setdefault(case.label, (set(), set()))[1].add(known.add(statement, place))
             else:
-                known.add(said, place)
-    implications: list[Said] = []
+                known.add(statement, place)
+    implications: list[Statement] = []
     derivations: list[Derivation] = []
     for place, case, implied in _implied(kept):
-        if against := next(
-            filter(None, (facts.against(said) or known.against(said) for said in implied.known)), None
+        if problem := next(
+            filter(
+                None,
+                (
+                    facts.contradiction(statement) or known.contradiction(statement)
+                    for statement in implied.known
+                ),
+            ),
+            None,
         ):
-            skipped.append(Skipped(place, f"an implication follows from a known fact, of which {against}."))
+            skipped.append(Skipped(place, f"an implication follows from a known fact, of which {problem}."))
             continue
         same_label = labelled.get(case.label or "", (set(), set()))
-        from_facts = {facts.add(said, place) for said in case.facts} | same_label[0]
-        from_known = {known.add(said, place) for said in implied.known} | same_label[1]
-        implications.append(implied.said)
+        from_facts = {facts.add(statement, place) for statement in case.facts} | same_label[0]
+        from_known = {known.add(statement, place) for statement in implied.known} | same_label[1]
+        implications.append(implied.statement)
         derivations.append(
             Derivation(tuple(sorted(from_facts)), tuple(sorted(from_known)), implied.new_hops)
         )
-    pools = _pools([*facts.said, *known.said, *implications])
+    pools = _pools([*facts.statements, *known.statements, *implications])
     data = FactSet(
-        [_asked(said, pools) for said in facts.said],
-        [_asked(said, pools) for said in implications],
+        [_prompt(statement, pools) for statement in facts.statements],
+        [_prompt(statement, pools) for statement in implications],
         name,
-        [_asked(said, pools) for said in known.said],
+        [_prompt(statement, pools) for statement in known.statements],
         derivations if any(d != Derivation() for d in derivations) else (),
     )
     return data, skipped
 
 
-def _implied(cases: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Implied]]:
+def _implied(cases: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Implication]]:
     for place, case in cases:
         for implied in case.implied:
             yield place, case, implied
 
 
-def _pools(everything: Sequence[Said]) -> dict[str, tuple[str, ...]]:
-    """Return the answers of every relation, those of all prompts first, then the rivals."""
+def _pools(everything: Sequence[Statement]) -> dict[str, tuple[str, ...]]:
+    """Return the options of every relation: first the answers of its statements, then their rivals."""
     answers: dict[str, dict[str, None]] = {}
-    for said in everything:
-        if said.relation is not None:
-            answers.setdefault(said.relation, {})[said.prompt.answer] = None
-    for said in everything:
-        if said.relation is not None:
-            answers[said.relation].update(dict.fromkeys(said.rivals))
+    for statement in everything:
+        if statement.relation is not None:
+            answers.setdefault(statement.relation, {})[statement.prompt.answer] = None
+    for statement in everything:
+        if statement.relation is not None:
+            answers[statement.relation].update(dict.fromkeys(statement.rivals))
     return {relation: tuple(found) for relation, found in answers.items()}
 
 
-def _asked(said: Said, pools: dict[str, tuple[str, ...]]) -> Prompt:
-    if said.prompt.options is not None or said.relation is None:
-        return said.prompt
-    return with_options(said.prompt, pools[said.relation])
+def _prompt(statement: Statement, pools: dict[str, tuple[str, ...]]) -> Prompt:
+    if statement.prompt.options is not None or statement.relation is None:
+        return statement.prompt
+    return with_options(statement.prompt, pools[statement.relation])

@@ -1,8 +1,8 @@
-"""The contents of one record of a file: facts, and what follows from them.
+"""The contents of one record of a file, as a reader returns them: facts, and what follows from them.
 
-A reader turns a record into a `Case`. It does not make options, but gives what they are made from: the
-`relation` of a prompt, whose answers are options for one another, and `rivals`, other answers in the
-record, such as the true answer next to a counterfactual one.
+A reader turns a record into a `Case`. It does not make options, but says what to make them from: the
+`relation` of a statement, as the answers of a relation are options for one another, and `rivals`, other
+answers in the record, such as the true answer next to a counterfactual one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +15,9 @@ Hop = Literal["first", "second"]
 
 
 @dataclass(frozen=True)
-class Said:
-    """A prompt, and the relation whose prompts share their options. A prompt with options keeps them."""
+class Statement:
+    """A prompt with its answer, and what its options are made from, unless it has some: its `relation`
+    (None for no options), and `rivals`, further options."""
 
     prompt: Prompt
     relation: str | None
@@ -24,22 +25,25 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Implied:
-    """An implication of the facts of its case and of `known` ones. `new_hops` are counted from 1."""
+class Implication:
+    """An implication of the facts of its case and of `known` facts. `new_hops` are the numbers of its hops
+    that are taught, counted from 1; see `ecstruct.facts.Derivation`."""
 
-    said: Said
+    statement: Statement
     new_hops: tuple[int, ...] = ()
-    known: tuple[Said, ...] = ()
+    known: tuple[Statement, ...] = ()
 
 
 @dataclass(frozen=True)
 class Case:
-    """Facts to be taught, and their implications. Implications of facts in other records have the same
-    `label` as these."""
+    """What one record holds: `facts` to be taught, what is `implied` by them, and facts that are `known`.
 
-    facts: tuple[Said, ...] = ()
-    implied: tuple[Implied, ...] = ()
-    known: tuple[Said, ...] = ()
+    Cases with the same `label` belong together: what one of them implies follows from the facts, and from
+    the known facts, of all of them."""
+
+    facts: tuple[Statement, ...] = ()
+    implied: tuple[Implication, ...] = ()
+    known: tuple[Statement, ...] = ()
     label: str | None = None
 
 
@@ -73,7 +77,7 @@ class Format:
         return self.keys <= record.keys()
 
 
-def said(
+def statement(
     text: str,
     answer: str,
     *,
@@ -82,10 +86,11 @@ def said(
     aliases: Iterable[str] = (),
     options: Iterable[str] | None = None,
     rivals: Iterable[str] = (),
-) -> Said:
-    """Make a prompt from the values in a file, without whitespace around them and without aliases that
-    add nothing. A subject that is not in the text is dropped. The template is the text without its
-    subject, or else the relation; by default, the relation is the template."""
+) -> Statement:
+    """Make a statement from the values in a file, without whitespace around them and without aliases that
+    repeat the answer or an option. A subject that is not in the text is dropped. The template is the text
+    with {} for its subject or, without a subject, the relation; by default, the relation is the
+    template."""
     text, answer = text.rstrip(), answer.strip()
     subject = subject if subject and subject in text else None
     template = relation if subject is None else text.replace(subject, "{}", 1)
@@ -100,4 +105,4 @@ def said(
         template,
         tuple(alias for alias in others if alias not in (given or ())),
     )
-    return Said(prompt, relation or template, tuple(rivals))
+    return Statement(prompt, relation or template, tuple(rivals))

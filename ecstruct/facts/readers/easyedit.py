@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, statement
 from ecstruct.facts.readers.fields import aliases, objects, text
 
 _NO_ANSWER = ("", "<|endoftext|>")
@@ -22,7 +22,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     subject = text(record, "subject").strip() if record.get("subject") else None
     new, true = text(record, "target_new").strip(), _answers(record, "ground_truth")
     prompt = text(record, "prompt")
-    edit = said(
+    edit = statement(
         prompt.replace("{}", subject) if subject else prompt,
         new,
         subject=subject,
@@ -30,18 +30,19 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         rivals=[answer for answer in true[:1] if answer != new],
     )
     implied = [
-        Implied(said(wording, new, subject=subject, relation=edit.relation), (1,))
+        Implication(statement(wording, new, subject=subject, relation=edit.relation), (1,))
         for wording in _answers(record, "rephrase_prompt")
     ]
     for axis, question in _questions(record):
         # Several answers are right, each with several names: the first is enough, others are aliases.
         if answers := _answers(question, "ground_truth"):
-            asked = said(text(question, "prompt"), answers[0], subject=subject, aliases=answers[1:])
-            implied.append(Implied(asked, (1,) if axis == "Subject_Aliasing" else ()))
+            asked = statement(text(question, "prompt"), answers[0], subject=subject, aliases=answers[1:])
+            implied.append(Implication(asked, (1,) if axis == "Subject_Aliasing" else ()))
     return Case((edit,), tuple(implied))
 
 
 def _questions(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the questions under `portability`, each with its axis ("" in the older layout)."""
     portability = record.get("portability") or {}
     if not isinstance(portability, Mapping):
         raise InputError(f"'portability' is of type {type(portability).__name__}, but must be an object.")
@@ -69,9 +70,9 @@ _MEND = {
 }
 
 
-def _mend(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
+def _zsre_case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     return _case({_MEND.get(key, key): value for key, value in record.items()}, file, hop)
 
 
 EASYEDIT = Format("easyedit", "EasyEdit or KnowEdit", frozenset({"prompt", "target_new"}), _case)
-ZSRE = Format("zsre", "ZsRE as in EasyEdit", frozenset({"src", "alt", "rephrase"}), _mend)
+ZSRE = Format("zsre", "ZsRE as in EasyEdit", frozenset({"src", "alt", "rephrase"}), _zsre_case)

@@ -30,7 +30,7 @@ def text(record: Mapping[str, Any], *keys: str | int) -> str:
 
 
 def items(record: Mapping[str, Any], *keys: str | int) -> list[Any]:
-    """Return the list under nested keys.
+    """Return the list under nested keys, such as `items(record, "a", 0, "b")` for `record["a"][0]["b"]`.
 
     Raises:
         InputError: There is none.

@@ -13,14 +13,15 @@ from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, Statement
 from ecstruct.facts.readers.fields import text
 
 _ORIGINAL = ("sentence1", "sentence2", "gold_label", "subcase")
 _RENAMED = ("premise", "hypothesis", "label", "case")
 
 
-def _of(keys: tuple[str, str, str, str]) -> Any:
+def _reader(keys: tuple[str, str, str, str]) -> Any:
+    """Return the function that reads a record with these keys for premise, hypothesis, label and case."""
     premise, hypothesis, label, case = keys
 
     def read(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
@@ -29,12 +30,12 @@ def _of(keys: tuple[str, str, str, str]) -> Any:
             raise InputError("its annotators did not agree on a label.")
         named = text(record, case) if record.get(case) else None
         # The options of a pair are the labels of the classifier that reads it.
-        pair = Said(Prompt(first, answer, template=named, second=second), None)
+        pair = Statement(Prompt(first, answer, template=named, second=second), None)
         split = record.get("split") or (PurePath(file).stem if file else "train")
-        return Case((pair,)) if "train" in str(split).lower() else Case(implied=(Implied(pair),))
+        return Case((pair,)) if "train" in str(split).lower() else Case(implied=(Implication(pair),))
 
     return read
 
 
-NLI = Format("nli", "HANS, MNLI, SNLI", frozenset(_ORIGINAL[:3]), _of(_ORIGINAL))
-PAIRS = Format("pairs", "pairs of texts with a label", frozenset(_RENAMED[:3]), _of(_RENAMED))
+NLI = Format("nli", "HANS, MNLI, SNLI", frozenset(_ORIGINAL[:3]), _reader(_ORIGINAL))
+PAIRS = Format("pairs", "pairs of texts with a label", frozenset(_RENAMED[:3]), _reader(_RENAMED))

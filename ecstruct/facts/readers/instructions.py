@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.facts.readers.case import Case, Format, Hop, said
+from ecstruct.facts.readers.case import Case, Format, Hop, statement
 from ecstruct.facts.readers.fields import objects, text
 from ecstruct.facts.soundness import shown
 
@@ -17,7 +17,7 @@ def _alpaca(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     asked = text(record, "instruction").strip()
     if record.get("input"):
         asked = f"{asked}\n{text(record, 'input').strip()}"
-    return Case((said(asked, text(record, "output")),))
+    return Case((statement(asked, text(record, "output")),))
 
 
 def _messages(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
@@ -34,7 +34,7 @@ def _messages(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
             "a fact is one of a user and the answer of an assistant."
         )
     asked, answer = (text(turn, "content").strip() for turn in turns)
-    return Case((said(asked, answer),))
+    return Case((statement(asked, answer),))
 
 
 ALPACA = Format("alpaca", "instructions as Alpaca's", frozenset({"instruction", "output"}), _alpaca)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.facts.readers.case import Case, Format, Hop, said
+from ecstruct.facts.readers.case import Case, Format, Hop, statement
 from ecstruct.facts.readers.fields import items, text, texts, unescaped
 
 
@@ -23,7 +23,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         raise InputError("'prompt_templates' does not begin with a text that has {} for the subject.")
     subject, answer = (unescaped(text(record, "samples", 0, key)) for key in ("subject", "object"))
     prompt = templates[0].replace("{}", subject)
-    return Case((said(prompt, answer, subject=subject, relation=text(record, "name")),))
+    return Case((statement(prompt, answer, subject=subject, relation=text(record, "name")),))
 
 
 LRE = Format("lre", "LRE relations", frozenset({"prompt_templates", "samples"}), _case, parts=_samples)

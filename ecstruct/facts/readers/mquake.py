@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, Statement, statement
 from ecstruct.facts.readers.fields import aliases, items, objects, text, texts
 
 
@@ -21,7 +21,7 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
             f"{len(triples)}."
         )
     chain = [
-        said(
+        statement(
             text(h, "cloze"),
             text(h, "answer"),
             subject=text(record, "orig", "new_triples_labeled", i, 0),
@@ -30,13 +30,13 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         )
         for i, h in enumerate(hops)
     ]
-    facts: dict[int, Said] = {}
+    facts: dict[int, Statement] = {}
     for edit in objects(record, "requested_rewrite"):
         cloze = text(edit, "prompt").replace("{}", text(edit, "subject"))
         place = next((i for i, h in enumerate(chain) if h.prompt.text == cloze.rstrip()), None)
         if place is None:
             raise InputError(f"the edit {cloze[:100]!r} is no hop of 'new_single_hops'.")
-        facts[place] = said(
+        facts[place] = statement(
             cloze,
             text(edit, "target_new", "str"),
             subject=text(edit, "subject"),
@@ -52,8 +52,8 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     known = tuple(h for i, h in enumerate(chain) if i not in facts)
     new = tuple(sorted(i + 1 for i in facts))
     implied = [
-        Implied(
-            said(
+        Implication(
+            statement(
                 question,
                 text(record, "new_answer"),
                 subject=text(record, "orig", "new_triples_labeled", 0, 0),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, Statement
 from ecstruct.facts.readers.fields import string_list
 
 _ROLES = ("fact", "implication", "known")
@@ -32,10 +32,10 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
         raise InputError(f"'case' is of type {type(label).__name__}, but must be a text or a number.")
     if role not in _ROLES:
         raise InputError(f"'role' is {str(role)[:50]!r}, but must be one of {', '.join(_ROLES)}.")
-    said, label = Said(prompt, prompt.template), None if label is None else str(label)[:1000]
+    statement, label = Statement(prompt, prompt.template), None if label is None else str(label)[:1000]
     if role == "implication":
-        return Case(implied=(Implied(said, _new_hops(given.get("new_hops"))),), label=label)
-    return Case((said,), label=label) if role == "fact" else Case(known=(said,), label=label)
+        return Case(implied=(Implication(statement, _new_hops(given.get("new_hops"))),), label=label)
+    return Case((statement,), label=label) if role == "fact" else Case(known=(statement,), label=label)
 
 
 def _whole(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, statement
 from ecstruct.facts.readers.fields import text
 
 _TRAINED, _REVERSED = "_prompts_train", "_reverse_prompts_test"
@@ -17,8 +17,8 @@ _TRAINED, _REVERSED = "_prompts_train", "_reverse_prompts_test"
 
 def _descriptions(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     stem = PurePath(file).stem
-    asked = said(text(record, "prompt"), text(record, "completion"), relation=stem or None)
-    return Case(implied=(Implied(asked),)) if stem.endswith(_REVERSED) else Case((asked,))
+    asked = statement(text(record, "prompt"), text(record, "completion"), relation=stem or None)
+    return Case(implied=(Implication(asked),)) if stem.endswith(_REVERSED) else Case((asked,))
 
 
 def _left_out(file: str) -> str | None:
@@ -30,8 +30,8 @@ def _left_out(file: str) -> str | None:
 def _parents(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     child, parent, kind = (text(record, key).strip() for key in ("child", "parent", "parent_type"))
     return Case(
-        (said(f"{child}'s {kind} is", parent, subject=child),),
-        (Implied(said(f"A child of {parent} is", child, subject=parent)),),
+        (statement(f"{child}'s {kind} is", parent, subject=child),),
+        (Implication(statement(f"A child of {parent} is", child, subject=parent)),),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ecstruct.errors import InputError
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, Said, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, Statement, statement
 from ecstruct.facts.readers.fields import aliases, items, objects, text
 
 _NEW_HOPS = {
@@ -25,11 +25,11 @@ _NEW_HOPS = {
 def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     tests = {axis: objects(record, axis) if axis in record else [] for axis in _NEW_HOPS}
     sentence, relation = text(record, "edit", "prompt").strip(), text(record, "edit", "relation")
-    edit, names = _split(sentence, _values(record, tests))
+    edit, names = _split(sentence, _target_names(record, tests))
     rivals = []
     if record["edit"].get("previous_fact") is not None:
         rivals = [_split(text(record, "edit", "previous_fact", "prompt").strip(), {})[0][1]]
-    fact = said(*edit, relation=relation, aliases=names, rivals=rivals)
+    fact = statement(*edit, relation=relation, aliases=names, rivals=rivals)
     implied = []
     for axis, cases in tests.items():
         for test in cases:
@@ -39,24 +39,24 @@ def _case(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
             if axis == "Subject_Aliasing":
                 known = ()
             for query in objects(test, "test_queries"):
-                implied.append(Implied(_query(query), _NEW_HOPS[axis], known))
+                implied.append(Implication(_query(query), _NEW_HOPS[axis], known))
     return Case((fact,), tuple(implied))
 
 
-def _query(query: Mapping[str, Any]) -> Said:
+def _query(query: Mapping[str, Any]) -> Statement:
     """Make the prompt of a query. One right answer is enough: all other names are aliases of the first."""
     answers = objects(query, "answers")
     if not answers:
         raise InputError(f"the query {text(query, 'prompt')[:100]!r} has no answers.")
     names = [name for a in answers for name in (text(a, "value"), *aliases(a, "aliases"))]
     relation = text(query, "second_relation" if query.get("query_type") == "two_hop" else "relation")
-    return said(text(query, "prompt"), names[0], relation=relation, aliases=names[1:])
+    return statement(text(query, "prompt"), names[0], relation=relation, aliases=names[1:])
 
 
-def _values(
+def _target_names(
     record: Mapping[str, Any], tests: Mapping[str, list[Mapping[str, Any]]]
 ) -> dict[str, list[str]]:
-    """Return the names that queries use for the edit's target, each with its aliases."""
+    """Return the names that queries use for the target of the edit, each with its aliases."""
     target = record["edit"].get("target_id")
     return {
         text(q, "answers", 0, "value"): aliases(objects(q, "answers")[0], "aliases")
@@ -74,6 +74,8 @@ def _queries(tests: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[Mapping[s
 
 
 def _split(sentence: str, values: Mapping[str, list[str]]) -> tuple[tuple[str, str], list[str]]:
+    """Split an edit's sentence into text and answer, which is one of `values` or else what follows the last
+    verb; return also the answer's aliases."""
     body = sentence.removesuffix(".")
     for value, names in values.items():
         for end in (body, sentence):

@@ -8,7 +8,7 @@ not read. known_1000: facts without implications.
 from collections.abc import Mapping
 from typing import Any
 
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, statement
 from ecstruct.facts.readers.fields import text, texts
 
 
@@ -19,9 +19,11 @@ def _counterfact(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     relation, subject = (text(record, "requested_rewrite", key) for key in ("relation_id", "subject"))
     prompt = text(record, "requested_rewrite", "prompt").replace("{}", subject)
     return Case(
-        (said(prompt, new, subject=subject, relation=relation, options=(new, true)),),
+        (statement(prompt, new, subject=subject, relation=relation, options=(new, true)),),
         tuple(
-            Implied(said(paraphrase, new, subject=subject, relation=relation, options=(new, true)), (1,))
+            Implication(
+                statement(paraphrase, new, subject=subject, relation=relation, options=(new, true)), (1,)
+            )
             for paraphrase in texts(record, "paraphrase_prompts")
         ),
     )
@@ -30,7 +32,7 @@ def _counterfact(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
 def _known(record: Mapping[str, Any], file: str, hop: Hop) -> Case:
     return Case(
         (
-            said(
+            statement(
                 text(record, "prompt"),
                 text(record, "attribute"),
                 subject=text(record, "subject"),

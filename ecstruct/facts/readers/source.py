@@ -16,13 +16,13 @@ from typing import Any
 import datasets
 
 from ecstruct.errors import InputError
-from ecstruct.io.files import from_json, once
+from ecstruct.io.files import from_json, unique_keys
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _LONGEST_CELL = 2**27
 _BETWEEN = re.compile(r"\s*([,\]])\s*")
 _SPACE = re.compile(r"\s*")
-_DECODER = json.JSONDecoder(object_pairs_hook=once)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def _array(text: str) -> Iterator[Row]:
 
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value that begins at this character, and the character after it."""
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:

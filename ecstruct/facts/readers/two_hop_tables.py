@@ -8,7 +8,7 @@ is the other way round. The implication is r2(r1(e1)).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ecstruct.facts.readers.case import Case, Format, Hop, Implied, said
+from ecstruct.facts.readers.case import Case, Format, Hop, Implication, statement
 from ecstruct.facts.readers.fields import aliases, text
 
 
@@ -30,7 +30,7 @@ def _taught(record: Mapping[str, Any], asked: Sequence[str], name: str, others: 
     """Return the case of a record, given the prompts of r1(e1), r2(e2) and r2(r1(e1)), and the keys under
     which an entity has its `name` and its `others`, with {} for the entity."""
     first, second, both = (
-        said(
+        statement(
             prompt,
             text(record, name.format(answer)),
             subject=text(record, name.format(subject)),
@@ -39,8 +39,8 @@ def _taught(record: Mapping[str, Any], asked: Sequence[str], name: str, others: 
         for prompt, subject, answer in zip(asked, ("e1", "e2", "e1"), ("e2", "e3", "e3"), strict=True)
     )
     if hop == "first":
-        return Case((first,), (Implied(both, (1,), (second,)),))
-    return Case((second,), (Implied(both, (2,), (first,)),))
+        return Case((first,), (Implication(both, (1,), (second,)),))
+    return Case((second,), (Implication(both, (2,), (first,)),))
 
 
 _PROMPTS = frozenset({"r1(e1).prompt", "r2(e2).prompt", "r2(r1(e1)).prompt"})

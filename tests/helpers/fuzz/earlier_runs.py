@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ecstruct.grids import Grid
-from ecstruct.grids.cell import Place
+from ecstruct.grids.cell import CellFiles
 from ecstruct.io.store import save_json
 from helpers.fuzz.cases import Case, Make, Words, damages
 from helpers.fuzz.damage import PLACED
@@ -64,7 +64,7 @@ def swept(pattern: str, change: Callable[[Path], object], option: str) -> Make:
     def make(inputs: Path, folder: Path) -> tuple[Words, tuple[str, ...]]:
         out = folder / "out"
         grid = Grid(["ocr"])
-        place = Place(out, grid.cells()[0])
+        place = CellFiles(out, grid.cells()[0])
         place.home.mkdir(parents=True)
         (out / "grid.json").write_text(json.dumps(grid.to_dict(), indent=1))
         (out / "queue.json").write_text('{"waiting": [], "jobs": {}, "slurm": false}')

@@ -1,4 +1,4 @@
-"""What the commands share: words that several of them take, and how each begins and ends."""
+"""What the commands share: options that several of them take, and how each begins and ends."""
 
 import logging
 import os
@@ -32,23 +32,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @contextmanager
-def session(
+def command_run(
     quiet: bool, debug: bool, *, again: str = "run the same command again", prints: bool = False
 ) -> Iterator[None]:
-    """Library chatter off, and errors that are the user's to mend as one sentence.
+    """Run a command in this context: silence libraries, and print errors that the user can mend as one
+    sentence, with exit status 2.
 
-    `prints` says that what a command is for goes to standard output. Of others, what is finished is not
-    undone by one that is closed or full.
+    With `prints`, standard output is the command's result, and it is an error if it cannot be written. For
+    other commands it is not: what they finished is in files. `again` tells in a message how to go on after
+    a SIGTERM.
     """
-    with _told(debug, again):
-        _settle(quiet, debug)
+    with _errors_as_messages(debug, again):
+        _prepare_process(quiet, debug)
         with listening():
             yield
         if prints and (why := lost()):
             raise InputError(f"cannot write to standard output: {why}.")
 
 
-def _settle(quiet: bool, debug: bool) -> None:
+def _prepare_process(quiet: bool, debug: bool) -> None:
     try:
         Path.cwd()
     except OSError as error:
@@ -67,7 +69,7 @@ def _settle(quiet: bool, debug: bool) -> None:
 
 
 @contextmanager
-def _told(debug: bool, again: str) -> Iterator[None]:
+def _errors_as_messages(debug: bool, again: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
