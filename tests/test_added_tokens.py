@@ -1,4 +1,4 @@
-"""A vocabulary that a finetuning extended, in models and in adapters: as if the new tokens were not there."""
+"""A vocabulary that a finetuning extended, in models and in adapters: its new tokens are left out."""
 
 import logging
 
