@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ def sublayer_knockout(
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r} is unknown: it is 'zero' or 'uniform'.")
-    parts = (parts,) if isinstance(parts, str) else parts
+    parts = cast(Sequence[Part], (parts,) if isinstance(parts, str) else parts)
     if not parts or set(parts) - set(PARTS):
         raise InputError(f"parts={list(parts)!r}: name 'attention', 'mlp' or both.")
     runs = Runs.of(model, prompts)
