@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
-from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, batch_size
+from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, States, batch_size
 from ecstruct.recall.runs import Places, Run, Runs
 from ecstruct.recall.vocabulary import LOGITS
 
@@ -68,10 +68,7 @@ def blocked(
 
 
 def _probabilities(
-    plain: Plain,
-    ids: Int[Tensor, " batch"],
-    copies: Copies,
-    states: Float[Tensor, "batch copy own d_model"],
+    plain: Plain, ids: Int[Tensor, " batch"], copies: Copies, states: States
 ) -> Float[Tensor, "batch copy"]:
     """Return the probabilities of `ids` after the last token of each copy."""
     rows = torch.arange(len(ids), device=ids.device)

@@ -39,6 +39,8 @@ from ecstruct.scores.walk import Walk
 
 Edges = Bool[Tensor, "batch copy own pos"]
 """The edges from the own tokens of each copy to the positions of its prompt; True is blocked."""
+States = Float[Tensor, "batch copy own d_model"]
+"""The residual stream at the own tokens of each copy."""
 
 TOKENS_PER_ROW = 512
 """The number of copied tokens per row. It is bounded because every token attends to the whole row."""
@@ -146,7 +148,7 @@ class Packed:
         """The number of copies of each prompt that run together."""
         return max(1, TOKENS_PER_ROW // self._n_own)
 
-    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> Float[Tensor, "batch copy own d_model"]:
+    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> States:
         """Return what enters layer `stop` at the tokens of each copy, for knockouts sorted by window
         start."""
         plain, view, start = self._plain, self._plain.view, knockouts[0].window.start
@@ -216,7 +218,7 @@ class Stacked:
         n, length = self._plain.batch.ids.shape
         return max(1, rows_at_once(self._plain.view, length) // n)
 
-    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> Float[Tensor, "batch copy own d_model"]:
+    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> States:
         """Return what enters layer `stop` at the tokens of each copy, for knockouts sorted by window
         start."""
         plain, start, n_copies = self._plain, knockouts[0].window.start, len(knockouts)
@@ -249,41 +251,31 @@ class Copying:
         plain: Plain,
         knockouts: Sequence[Knockout],
         stop: int,
-        see: Callable[[Copies, Float[Tensor, "batch copy own d_model"]], Float[Tensor, "batch copy"]],
+        see: Callable[[Copies, States], Float[Tensor, "batch copy"]],
     ) -> Float[Tensor, "batch knockout"]:
         """Return what `see` makes of the copies that enter layer `stop`, for knockouts sorted by window
         start."""
+        view, weights, found = plain.view, plain.weights, []
+        expected = view.logits_at(weights, plain.walk.resid(stop, 0), plain.batch.last)
+        copies = self._kind(plain)
+
+        def run(some: Sequence[Knockout]) -> None:
+            start = some[0].window.start
+            states = copies.leaving([replace(some[0], window=range(start, start)), *some], stop)
+            unchanged = view.logits_at(weights, states[:, 0], copies.last)
+            if not torch.allclose(unchanged, expected, rtol=0, atol=AGREE * float(expected.abs().max())):
+                raise Unlike
+            found.append(see(copies, states[:, 1:]))
+
         try:
-            return _measured(plain, self._kind(plain), knockouts, stop, see)
+            each_piece(knockouts, copies.at_once, run)
         except (Unlike, RuntimeError, ValueError, TypeError, IndexError) as error:
             if self._kind is Stacked or isinstance(error, InputError) or is_out_of_memory(error):
                 raise
-        _logger.info("this model cannot read packed prompts: knockouts take whole ones, and longer")
-        self._kind = Stacked
-        return _measured(plain, Stacked(plain), knockouts, stop, see)
-
-
-def _measured(
-    plain: Plain,
-    copies: Copies,
-    knockouts: Sequence[Knockout],
-    stop: int,
-    see: Callable[[Copies, Float[Tensor, "batch copy own d_model"]], Float[Tensor, "batch copy"]],
-) -> Float[Tensor, "batch knockout"]:
-    """Measure knockouts; raise `Unlike` if an unchanged copy differs from its prompt."""
-    view, weights, last = plain.view, plain.weights, plain.batch.last
-    own, found = view.logits_at(weights, plain.walk.resid(stop, 0), last), []
-
-    def run(some: Sequence[Knockout]) -> None:
-        start = some[0].window.start
-        out = copies.leaving([replace(some[0], window=range(start, start)), *some], stop)
-        unchanged = view.logits_at(weights, out[:, 0], copies.last)
-        if not torch.allclose(unchanged, own, rtol=0, atol=AGREE * float(own.abs().max())):
-            raise Unlike
-        found.append(see(copies, out[:, 1:]))
-
-    each_piece(knockouts, copies.at_once, run)
-    return torch.cat(found, 1)
+            _logger.info("this model cannot read packed prompts: knockouts take whole ones, and longer")
+            self._kind = Stacked
+            return self.measure(plain, knockouts, stop, see)
+        return torch.cat(found, 1)
 
 
 def batch_size(runs: Runs, into: Places, n_knockouts: int) -> int:

@@ -35,7 +35,7 @@ from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, batch_size
+from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, States, batch_size
 from ecstruct.recall.groups import RecallPrompt, named
 from ecstruct.recall.masks import all_alike, with_mask
 from ecstruct.recall.runs import PARTS, Part, Places, Prompts, Run, Runs
@@ -168,15 +168,11 @@ def sublayer_knockout(
         def cancel(run: Run) -> None:
             plain, where = Plain(run, places), run.where(places)
 
-            def rates(
-                states: Float[Tensor, "batch own d_model"], its: Bool[Tensor, "batch own"]
-            ) -> Float[Tensor, " batch"]:
+            def rates(states: Resid, its: Bool[Tensor, "batch own"]) -> Float[Tensor, " batch"]:
                 of_tokens, its = torch.from_numpy(reader.read(run, states, its)), its.cpu()
                 return of_tokens.where(its, 0).sum(-1) / its.sum(-1)
 
-            def of_copies(
-                copies: Copies, states: Float[Tensor, "batch copy own d_model"]
-            ) -> Float[Tensor, "batch copy"]:
+            def of_copies(copies: Copies, states: States) -> Float[Tensor, "batch copy"]:
                 its = where.gather(1, copies.positions) & copies.real
                 return torch.stack([rates(of_copy, its) for of_copy in states.unbind(1)], 1)
 
