@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ def sublayer_knockout(
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r} is unknown: it is 'zero' or 'uniform'.")
-    parts = cast(Sequence[Part], (parts,) if isinstance(parts, str) else parts)
+    parts = (parts,) if isinstance(parts, str) else parts
     if not parts or set(parts) - set(PARTS):
         raise InputError(f"parts={list(parts)!r}: name 'attention', 'mlp' or both.")
     runs = Runs.of(model, prompts)
@@ -160,7 +160,8 @@ def sublayer_knockout(
     if at_layer is not None and at_layer not in range(n_layers):
         raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
     at = peak(_rates(runs, reader, [places])[:, 0]) if at_layer is None else at_layer
-    asked = [(range(first, min(first + width, at + 1)), part) for first in range(at + 1) for part in parts]
+    windows = [range(first, min(first + width, at + 1)) for first in range(at + 1)]
+    asked: list[tuple[range, Part]] = [(window, part) for window in windows for part in parts]
     whole, without = np.empty(len(runs.prompts)), np.empty((len(runs.prompts), len(asked)))
     copying = Copying()
     with tqdm(total=len(runs.prompts), desc="sublayer knockout", disable=not progress) as bar:
