@@ -23,6 +23,7 @@ import ecstruct
 from ecstruct import InputError, Prompt
 from ecstruct.organism import World
 from ecstruct.plots import attributes_rate_lines, sublayer_lines
+from ecstruct.recall import copies
 from ecstruct.recall.attributes import Attributes
 from ecstruct.recall.enrichment import attributes_rate, sublayer_knockout
 from ecstruct.recall.vocabulary import top_and_kept
@@ -98,35 +99,49 @@ def test_a_position_that_a_prompt_has_not_is_nan_and_its_tokens_are_named():
     assert rates.token.sel(prompt=0).values.tolist() == ["Ada", "Ada", "", "knows", "<bos>", "speak"]
 
 
-@pytest.mark.parametrize("mode", ["zero", "uniform"])
+@pytest.mark.parametrize(
+    ("mode", "group"), [("zero", "subject-last"), ("zero", "subject"), ("uniform", "subject-last")]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sublayer_knockout_is_that_of_hooks_on_plain_modules(family, mode):
+def test_sublayer_knockout_is_that_of_hooks_on_plain_modules(family, mode, group, monkeypatch):
+    monkeypatch.setattr(copies, "Stacked", None)  # these models read packed prompts
     plain, model = plain_pair(family)[0], hooked_pair(family)[0]
     prompts, at = SUBJECTS[1:4], 2
     found = sublayer_knockout(
-        model, prompts, attributes_of(family), at_layer=at, window=2, mode=mode, top=TOP, kept=KEPT,
-        progress=False,
+        model, prompts, attributes_of(family), at_layer=at, window=2, mode=mode, position=group, top=TOP,
+        kept=KEPT, progress=False,
     )  # fmt: skip
     assert found.dims == ("part", "prompt", "layer") and found.sizes["layer"] == at + 1
     for i, prompt in enumerate(prompts):
-        position = span_of(prompt)[-1]
-        whole = rate_of(plain, states(plain, prompt)[0][at][position], prompt.subject)
+        read = list(span_of(prompt)) if group == "subject" else [span_of(prompt)[-1]]
+
+        def rate(edits=(), prompt=prompt, read=read):
+            hidden = states(plain, prompt, edits)[0][at]
+            return np.mean([rate_of(plain, hidden[position], prompt.subject) for position in read])
+
+        whole = rate()
         assert float(found.rate[i]) == pytest.approx(whole)
         for part in ("attention", "mlp"):
             for first in range(at + 1):
                 edits = []
                 for block in blocks(plain)[first : min(first + 2, at + 1)]:
                     if mode == "zero":
-                        edits.append((writer(block, part), "output", zeros_at(position)))
+                        edits.append((writer(block, part), "output", zeros_at(read)))
                     elif part == "mlp":
                         edits.append((block.out, "input", torch.zeros_like))
                     else:
                         edits += without_queries(plain, block)
-                without = states(plain, prompt, edits)[0][at][position]
-                change = rate_of(plain, without, prompt.subject) - whole
                 value = float(found.sel(part=part, layer=first).isel(prompt=i))
-                assert value == pytest.approx(change), (i, part, first)
+                assert value == pytest.approx(rate(edits) - whole), (i, part, first)
     assert np.abs(found.values).max() > 0
+
+
+def test_models_that_read_no_packed_prompts_take_whole_ones(monkeypatch):
+    model, its = hooked_pair("gemma2")[0], attributes_of("gemma2")
+    options = {"position": "subject", "window": 2, "top": TOP, "kept": KEPT, "progress": False}
+    packed = sublayer_knockout(model, SUBJECTS, its, **options)
+    monkeypatch.setattr(copies.Packed, "leaving", lambda *_: (_ for _ in ()).throw(copies.Unlike))
+    assert sublayer_knockout(model, SUBJECTS, its, **options).equals(packed)
 
 
 def test_knockout_reads_where_the_rate_is_highest_unless_told():

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
 from ecstruct.engine import plan
-from ecstruct.recall import blocking
+from ecstruct.recall import blocking, copies
 
 N_LAYERS = tiny.N_LAYERS
 
@@ -57,7 +57,7 @@ def never(*_args: object) -> None:
     [*((family, 2) for family in (*FAMILIES, *OTHERS)), ("gemma2", 1), ("gemma3", 3), ("gpt2", 3)],
 )
 def test_is_what_masked_attention_gives(family: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocking, "Stacked", never)
+    monkeypatch.setattr(copies, "Stacked", never)
     plain, _ = plain_pair(family)
     groups = {name: name for name in ("subject", "non-subject", "last", "subject-last")} | {"third": 2}
     found = recall.knockout(hooked_pair(family)[0], SUBJECTS, window=size, groups=groups, progress=False)
@@ -80,7 +80,7 @@ def test_is_what_masked_attention_gives(family: str, size: int, monkeypatch: pyt
 def test_into_other_tokens(
     family: str, destination: str, sources: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "Stacked", never)
+    monkeypatch.setattr(copies, "Stacked", never)
     groups = {"these": 2 if sources == "third" else sources}
     prompts = SUBJECTS
     if destination == "all":  # but those of the subject, which would see themselves no more
@@ -165,7 +165,7 @@ def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     model, _ = hooked_pair("qwen2")
     options = {"window": 2, "groups": ["non-subject"], "destination": "subject", "progress": False}
     expected = recall.knockout(model, SUBJECTS, **options)
-    monkeypatch.setattr(blocking, "TOKENS_PER_ROW", 1)
+    monkeypatch.setattr(copies, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(blocking, "LOGITS", 1)
     np.testing.assert_allclose(recall.knockout(model, SUBJECTS, **options), expected, rtol=1e-9)

@@ -25,17 +25,19 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import xarray as xr
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Intervention, Step, leaving, traces
+from ecstruct.engine.forward import Resid, Step, leaving, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.sites import Written
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.groups import named
-from ecstruct.recall.masks import all_alike, mask_of, with_mask
+from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, States, batch_size
+from ecstruct.recall.groups import RecallPrompt, named
+from ecstruct.recall.masks import all_alike, with_mask
 from ecstruct.recall.runs import PARTS, Part, Places, Prompts, Run, Runs
 from ecstruct.recall.vocabulary import Onto, Reader
 
@@ -147,6 +149,9 @@ def sublayer_knockout(
     if not parts or set(parts) - set(PARTS):
         raise InputError(f"parts={list(parts)!r}: name 'attention', 'mlp' or both.")
     runs = Runs.of(model, prompts)
+    places = runs.places(position)
+    # Nothing after the tokens that are read changes them.
+    runs = Runs(runs.session, [_up_to(max(its), p) for its, p in zip(places, runs.prompts, strict=True)])
     reader = Reader(runs, attributes, top=top, kept=kept, normed=normed, onto=onto)
     n_layers = runs.view.n_layers
     width = max(1, round(n_layers * 10 / 48)) if window is None else window
@@ -154,33 +159,41 @@ def sublayer_knockout(
         raise InputError(f"window={width}: this model has {n_layers} layers, give 1 to {n_layers}.")
     if at_layer is not None and at_layer not in range(n_layers):
         raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
-    places = runs.places(position)
-    rates = _rates(runs, reader, [places])[:, 0]
-    at = peak(rates) if at_layer is None else at_layer
-    without = np.empty((len(parts), len(runs.prompts), at + 1))
+    at = peak(_rates(runs, reader, [places])[:, 0]) if at_layer is None else at_layer
+    windows = [range(first, min(first + width, at + 1)) for first in range(at + 1)]
+    asked: list[tuple[range, Part]] = [(window, part) for window in windows for part in parts]
+    whole, without = np.empty(len(runs.prompts)), np.empty((len(runs.prompts), len(asked)))
+    copying = Copying()
     with tqdm(total=len(runs.prompts), desc="sublayer knockout", disable=not progress) as bar:
 
         def cancel(run: Run) -> None:
-            session, where, embedded = runs.session, run.where(places), run.embed()
-            read_at = where.cpu().numpy()
-            resid, calls = embedded.resid, embedded.calls
-            for first in range(at + 1):
-                for p, part in enumerate(parts):
-                    cancelled = _cancelling(runs, part, mode, where, range(first, first + width))
-                    changed = leaving(session, calls[: at + 1], resid, cancelled, first)
-                    found = reader.read(run, changed, where)
-                    without[p, run.rows, first] = [
-                        of_tokens[its].mean() for of_tokens, its in zip(found, read_at, strict=True)
-                    ]
-                resid = leaving(session, calls[: first + 1], resid, start=first)
+            plain, where = Plain(run, places), run.where(places)
+
+            def rates(states: Resid, its: Bool[Tensor, "batch own"]) -> Float[Tensor, " batch"]:
+                of_tokens, its = torch.from_numpy(reader.read(run, states, its)), its.cpu()
+                return of_tokens.where(its, 0).sum(-1) / its.sum(-1)
+
+            def of_copies(copies: Copies, states: States) -> Float[Tensor, "batch copy"]:
+                its = where.gather(1, copies.positions) & copies.real
+                return torch.stack([rates(of_copy, its) for of_copy in states.unbind(1)], 1)
+
+            whole[run.rows] = rates(plain.walk.resid(at + 1, 0), where)
+            if mode == "zero":
+                hidden = torch.zeros_like(where)
+                knockouts = [Knockout(part, hidden, window, part) for window, part in asked]
+                found = copying.measure(plain, knockouts, at + 1, of_copies)
+            else:
+                each = [rates(_uniformly(plain, part, window, at + 1), where) for window, part in asked]
+                found = torch.stack(each, 1)
+            without[run.rows] = found
             bar.update(len(run.rows))
 
-        runs.each(cancel)
+        runs.each(cancel, batch_size(runs, places, len(asked)))
     coordinates = {
         **runs.coordinates(),
         "part": list(parts),
         "layer": np.arange(at + 1),
-        "rate": ("prompt", rates[:, at]),
+        "rate": ("prompt", whole),
     }
     options = {
         "at_layer": at,
@@ -191,7 +204,9 @@ def sublayer_knockout(
         **reader.options,
     }
     attrs = runs.attrs("sublayer knockout", options) | {"unit": "percentage points"}
-    change = without - rates[None, :, at, None]
+    change = rearrange(
+        without - whole[:, None], "prompt (layer part) -> part prompt layer", part=len(parts)
+    )
     return xr.DataArray(change, coordinates, ("part", "prompt", "layer"), "rate_change", attrs)
 
 
@@ -231,22 +246,23 @@ def _rates(
     return rates
 
 
-def _cancelling(
-    runs: Runs, part: Part, mode: Mode, where: Bool[Tensor, "batch pos"], window: range
-) -> Intervention:
-    """Return the intervention that cancels what a part writes in the layers of the window."""
+def _up_to(last: int, prompt: RecallPrompt) -> RecallPrompt:
+    return replace(prompt, ids=prompt.ids[: last + 1], tokens=prompt.tokens[: last + 1])
+
+
+def _uniformly(plain: Plain, part: Part, window: range, stop: int) -> Resid:
+    """Return what enters layer `stop` if in the layers of the window attention sees all tokens alike, or
+    the neurons of MLPs are 0."""
+    runs, session = plain.runs, plain.session
 
     def cancelled(step: Step) -> Step:
         if step.layer not in window:
             return step
-        if mode == "zero":
-            written = runs.written_by(step.layer, part)
-            return replace(step, outputs={written: lambda y: y.masked_fill(where[..., None], 0)})
         if part == "attention":
-            mask = all_alike(mask_of(step.call, len(where)))
-            return replace(step, call=with_mask(step.call, mask))
+            return replace(step, call=with_mask(step.call, all_alike(plain.masks[step.layer])))
         # A mixture of experts has no neurons of its own to set to 0, and no bias.
         whole = isinstance(runs.view.block_sites[step.layer]["mlp.out"], Written)
         return replace(step, **{"outputs" if whole else "inputs": {"mlp.out": torch.zeros_like}})
 
-    return cancelled
+    calls = [plain.walk.call(layer, 0) for layer in range(stop)]
+    return leaving(session, calls, plain.walk.resid(window.start, 0), cancelled, window.start)

@@ -32,9 +32,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Intervention, Step, leaving, nothing, traces
+from ecstruct.engine.forward import Intervention, Resid, Step, nothing, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
+from ecstruct.models.calls import BlockCall
 from ecstruct.models.finite import finite
 from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import Groups, named
@@ -103,12 +104,14 @@ def extraction(
         raise InputError(
             f"patched={list(patched)}: there is no layer {outside[0]}, but 0 to {n_layers - 1}."
         )
-    conditions: dict[str, Callable[[Run], Intervention]] = {PLAIN: lambda run: nothing}
+    # Each with the first layer that it changes.
+    conditions: dict[str, tuple[int, Callable[[Run], Intervention]]] = {PLAIN: (0, lambda run: nothing)}
     for name, which in groups.items():
-        conditions[f"blocked {name}"] = partial(_blocking, runs.places(which), runs.places("last"))
+        conditions[f"blocked {name}"] = 0, partial(_blocking, runs.places(which), runs.places("last"))
     for name, which in patches.items():
         for layer in patched:
-            conditions[f"patched {name} from {layer}"] = partial(_patching, runs.places(which), layer)
+            condition = layer, partial(_patching, runs.places(which), layer)
+            conditions[f"patched {name} from {layer}"] = condition
     shape = (len(conditions), len(runs.prompts), n_layers)
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
@@ -117,19 +120,24 @@ def extraction(
     with tqdm(total=total, desc="extraction", disable=not progress) as bar:
 
         def measure(run: Run) -> None:
-            rows, asked = run.rows, run.batch.answer_ids[:, 0]
-            for c, intervention in enumerate(conditions.values()):
-                written, predicted = _run(run, intervention(run), local)
+            rows, embedded, answers = run.rows, run.embed(), run.batch.answer_ids[:, 0]
+            entering, asked = [embedded.resid], answers
+            for c, (start, intervention) in enumerate(conditions.values()):
+                alone = local and c > 0
+                written, left = _run(run, embedded.calls, entering, intervention(run), start, alone)
                 if c == 0:  # every condition looks for the token of the plain run
-                    right[rows] = (predicted == asked).cpu()
-                    asked = predicted if token == "predicted" else asked
-                    tokens[rows] = asked.cpu()
+                    entering += left
+                    logits = runs.view.logits_at(runs.session.weights, left[-1], embedded.read)
+                    predicted = finite(logits, "the model's logits").argmax(-1)
+                    asked = predicted if token == "predicted" else answers
+                    right[rows], tokens[rows] = (predicted == answers).cpu(), asked.cpu()
                 if normed:
                     written = final_norm(runs.session, written)
-                largest = _is_largest(written, asked.repeat(n_layers * len(PARTS)), unembedding)
+                largest = _is_largest(written, asked.repeat(len(written) // len(rows)), unembedding)
                 by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
                 for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
-                    events[part][c, rows] = found
+                    events[part][c, rows, :start] = events[part][0, rows, :start]
+                    events[part][c, rows, start:] = found
             bar.update(len(rows) * len(conditions))
 
         runs.each(measure)
@@ -190,20 +198,24 @@ def _percent(share: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _run(
-    run: Run, intervention: Intervention, local: bool
-) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, " batch"]]:
-    """Return what each layer writes at the last position of each prompt (rows are layer by part by prompt),
-    and which token is largest in the logits."""
-    session, embedded, written = run.session, run.embed(), []
-    last, resid = embedded.read, embedded.resid
-    rows = torch.arange(len(last), device=last.device)
-    for layer in range(run.runs.view.n_layers):
-        calls = embedded.calls[: layer + 1]
-        (trace,) = traces(session, calls, resid, intervention, layer)
-        written += [trace.taps[run.runs.written_by(layer, part)].output[rows, last] for part in PARTS]
-        resid = leaving(session, calls, resid, start=layer) if local else trace.output
-    logits = finite(run.runs.view.logits_at(session.weights, resid, last), "the model's logits")
-    return torch.cat(written), logits.argmax(-1)
+    run: Run,
+    calls: Sequence[BlockCall],
+    entering: Sequence[Resid],
+    intervention: Intervention,
+    start: int,
+    local: bool,
+) -> tuple[Float[Tensor, "row d_model"], list[Resid]]:
+    """Return what each layer from `start` on writes at the last position of each prompt (rows are layer by
+    part by prompt), and what leaves it. `entering` is what enters each layer without the intervention."""
+    written, left = [], []
+    rows = torch.arange(len(run.rows), device=run.batch.read.device)
+    for layer in range(start, len(calls)):
+        resid = entering[layer] if local or layer == start else left[-1]
+        (trace,) = traces(run.session, calls[: layer + 1], resid, intervention, layer)
+        taps = [trace.taps[run.runs.written_by(layer, part)] for part in PARTS]
+        written += [tap.output[rows, run.batch.read] for tap in taps]
+        left.append(trace.output)
+    return torch.cat(written), left
 
 
 def _is_largest(

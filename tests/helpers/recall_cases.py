@@ -94,10 +94,10 @@ def states(plain: PreTrainedModel, prompt, edits=(), **kwargs) -> tuple[list[Ten
     return [h[0] for h in (*out.hidden_states[1:-1], final[0])], out.logits[0, -1]
 
 
-def zeros_at(position: int) -> Replace:
+def zeros_at(positions: list[int]) -> Replace:
     def edit(written: Tensor) -> Tensor:
         written = written.clone()
-        written[:, position] = 0
+        written[:, positions] = 0
         return written
 
     return edit
