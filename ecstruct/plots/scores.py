@@ -160,7 +160,7 @@ def head_map(
         panel = _panel(
             slots,
             slots.heads,
-            {"score": score, "slot": position},
+            {"score": score, "slot": slots.dataset["slot"].values[position]},
             heads,
             lambda layer, head: f"head {layer}.{head}, {label}",
             lambda i, j, score=score: _verdict(slots, score, i, j),
@@ -249,7 +249,8 @@ def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
     the slots that some prompt fills. The hover text of the latter names the strongest heads."""
     shown = np.flatnonzero(slots.count.values > 0)
     counts, labels = slots.count.values[shown], [slot_labels(slots)[slot] for slot in shown]
-    at, names = {"score": score, "slot": shown}, slots.dataset["head"].values
+    at = {"score": score, "slot": slots.dataset["slot"].values[shown]}
+    names = slots.dataset["head"].values
     heads = slots.heads.sel(at).transpose("layer", "slot", "head")
 
     def place(layer: int, label: str) -> str:
