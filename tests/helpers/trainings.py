@@ -70,3 +70,5 @@ if __name__ == "__main__":
     training.train()
     if training.is_world_process_zero():
         training.save_model(str(out / "trained"))
+    training.accelerator.wait_for_everyone()
+    training.accelerator.end_training()  # a rank that is gone before the others may make them abort
