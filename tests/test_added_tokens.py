@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from helpers.tiny import PROMPTS, perturb
+from safetensors.torch import load_file, save_file
 from test_two_checkpoints import OFFLOAD, llama, rewards_after, save
 
 import ecstruct
@@ -102,4 +103,14 @@ def test_an_adapter_of_a_wider_model_says_which_tensor(before, tmp_path):
     wider = llama(hidden_size=2 * llama().config.hidden_size)
     peft.get_peft_model(wider, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"does not fit .*size mismatch for .*q_proj\.lora_A"):
+        ecstruct.load(before, adapter=tmp_path / "adapter")
+
+
+def test_what_peft_saves_beside_a_module_counts_only_if_the_module_is_there(before, tmp_path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    alone = "base_model.model.lm_head.modules_to_save.weight"
+    save_file({**load_file(path), alone: llama().lm_head.weight.detach().clone()}, path)
+    with pytest.raises(InputError, match=r"has .*lm_head\.modules_to_save\.weight, for which"):
         ecstruct.load(before, adapter=tmp_path / "adapter")

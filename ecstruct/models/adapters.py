@@ -21,7 +21,7 @@ from ecstruct.models.tied import retie, untie
 _logger = logging.getLogger(__name__)
 
 _TWICE = re.compile(r"\.(modules_to_save|original_module)\.(weight|bias)$")
-"""Names under which peft saves modules again that it saves whole, if the vocabulary was extended."""
+"""Names under which peft saves again what it saves whole, beside it, if the vocabulary was extended."""
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -127,7 +127,8 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                     "merges, as LoRA."
                 )
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
-            unread = [name for name in unread if not _TWICE.search(name)]
+            saved = TensorFiles.of_file(folder / _WEIGHTS).shapes
+            unread = [name for name in unread if _TWICE.sub(r".\2", name) not in saved.keys() - {name}]
             if not unread:
                 return _in_the_weights(adapted)
     except InputError:
@@ -158,8 +159,9 @@ def _add_tokens(adapter: str | Path, folder: Path, hf: Any) -> None:
         InputError: The adapter has fewer tokens than the model, or lacks one end of the new ones.
     """
     n_here = hf.get_input_embeddings().weight.shape[0]
-    tied = hf.config.tie_word_embeddings
-    ends = {hf.get_input_embeddings(), *([] if tied else [hf.get_output_embeddings()])}
+    embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
+    tied = head is None or head.weight is embedding.weight
+    ends = {embedding} if tied else {embedding, head}
     names = {name for name, module in hf.named_modules() if module in ends}
     counts: dict[str, int] = {}
     for tensor, shape in TensorFiles.of_file(folder / _WEIGHTS).shapes.items():
