@@ -21,6 +21,8 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.io.files import from_json, write_text
 from ecstruct.models.adapters import is_peft_model
+from ecstruct.models.bridge import named_weights
+from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.loading import load
 from ecstruct.options import ScoreOptions
 from ecstruct.scores.engine import ScoreEngine
@@ -180,7 +182,8 @@ class ScoreCallback(TrainerCallback):
     def _check_folder(self) -> None:
         """Write `config.json`, or check that the one that is there asks for the same."""
         records = {name: [p.to_record() for p in prompts] for name, prompts in self.asked.items()}
-        config = {**records, "options": self.options.identity()}
+        weights = fingerprint(named_weights(self._before))
+        config = {**records, "options": self.options.identity(), "weights": weights}
         path = self.out / "config.json"
         if path.exists():
             try:

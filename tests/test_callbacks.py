@@ -164,6 +164,12 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ScoreCallback(training, TAUGHT, ASKED, out=tmp_path / "out")
     assert "its implications are others" in refused(implications=TAUGHT)
     assert "its options are others" in refused(path_steps=2)
+    embeddings = training.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings += 1
+    assert "its weights are others" in refused()
+    with torch.no_grad():
+        embeddings -= 1
     (tmp_path / "out/config.json").write_text("[]")
     assert "its configuration are others" in refused()
     (tmp_path / "out/config.json").write_text(json.dumps({}))
