@@ -13,9 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 import ecstruct
 from ecstruct.experiments import Setup
 from ecstruct.experiments.beyond.shortcut_components import CHECKS, SCORES, Shortcut, measure
-from ecstruct.experiments.data_ordering import ORDERS, TESTING, in_order
+from ecstruct.experiments.data_ordering import ORDERS, TESTING
 from ecstruct.experiments.data_ordering import measure as measure_ordering
-from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
+from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_test_facts, relations
 from ecstruct.models.bridge import named_weights
 
 QUICK = Setup(repeats=1, epochs=1, batch_size=40)  # a few steps
@@ -161,7 +161,9 @@ def test_a_layer_put_back_is_that_of_the_model_before(
     """By copying weights instead of subtracting changes; with all layers back nothing is left."""
     at: dict[str, Any] = {"seed": 0, "repeat": 0}
     data = relations(organism, QUICK, "novel", **at)
-    before = in_order(organism, QUICK, data, "implications first", **at)
+    before = organism
+    for documents in (data.train.implications, data.train.facts):
+        before = continue_pretraining(before, QUICK, documents, **at).model
     learnt = learn_test_facts(before, QUICK, data, **at)
     n_layers, asked = organism.cfg.n_layers, data.test.implications
     ranks = {check: cell.loc[cell["measure"] == check, "value"].tolist() for check in CHECKS}

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.experiments.fictitious import WORDS, continue_pretraining, learn_test_facts, relations
+from ecstruct.experiments.fictitious import WORDS, Assignment, continue_pretraining, learn_test_facts
 from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
@@ -22,7 +22,6 @@ from ecstruct.experiments.statistics import curve, matching, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import ranks_by_epoch
 from ecstruct.experiments.two_hop import by_kind
-from ecstruct.facts import Fictitious, Prompt
 from ecstruct.plots import curve_panels
 
 ORDERS: Mapping[str, str] = {
@@ -31,6 +30,13 @@ ORDERS: Mapping[str, str] = {
     "implications first": "implications_first",
 }
 """The orders, with their names in `results.json`."""
+
+PHASES: Mapping[str, tuple[str, ...]] = {
+    "joint": ("both",),
+    "facts first": ("facts", "implications"),
+    "implications first": ("implications", "facts"),
+}
+"""What each phase of an order trains on, by the names of `Assignment.documents`."""
 
 TRAINING, TESTING = "continued pretraining", "test finetuning"
 
@@ -107,33 +113,16 @@ def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str, order: str
 ) -> Rows:
     """Measure one order: run its phases, then finetune on the test facts."""
-    data = relations(model, setup, words, seed, repeat)
+    its = Assignment(model, setup, words, seed, repeat)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    train, test = by_kind(data.train), by_kind(data.test)
+    train, test = by_kind(its.data.train), by_kind(its.data.test)
     rows: list[dict[str, Any]] = []
-    for documents in phases(data, order):
-        tuned = continue_pretraining(model, setup, documents, evaluate=train, **at)
+    for phase in PHASES[order]:
+        tuned = continue_pretraining(model, setup, its.documents(phase), evaluate=train, **at)
         # A phase begins at the end of the one before, which has a row already.
         for ranks in ranks_by_epoch(tuned)[len(rows) > 0 :]:
             rows.append({"stage": TRAINING, "epoch": len(rows), **ranks})
         model = tuned.model
-    tested = learn_test_facts(model, setup, data, evaluate=test, **at)
+    tested = learn_test_facts(model, setup, its.data, evaluate=test, **at)
     epochs = enumerate(ranks_by_epoch(tested))
     return [*rows, *({"stage": TESTING, "epoch": epoch, **ranks} for epoch, ranks in epochs)]
-
-
-def phases(data: Fictitious, order: str) -> list[list[Prompt]]:
-    """Return the documents of each phase of continued pretraining."""
-    facts, implications = list(data.train.facts), list(data.train.implications)
-    if order == "joint":
-        return [facts + implications]
-    return [facts, implications] if order == "facts first" else [implications, facts]
-
-
-def in_order(
-    model: TransformerBridge, setup: Setup, data: Fictitious, order: str, *, seed: int, repeat: int
-) -> TransformerBridge:
-    """Return the model after all phases of an order."""
-    for documents in phases(data, order):
-        model = continue_pretraining(model, setup, documents, seed=seed, repeat=repeat).model
-    return model

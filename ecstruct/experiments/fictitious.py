@@ -8,6 +8,8 @@ animals that it takes are new to the model in both.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from ecstruct.experiments.training import pairing, train
 from ecstruct.facts import Fictitious, Prompt, fictitious
 from ecstruct.facts.invented_people import invented_names
 from ecstruct.finetuning import Finetuned
+from ecstruct.models.delta import WeightDelta
 
 WORDS = ("known", "novel")
 
@@ -40,6 +43,60 @@ def relations(
     data = fictitious(draw, fact=chosen.fact, implication=chosen.implication, names=names, between=between)
     check_rankable(model, (*data.test.facts, *data.test.implications))  # all share these options
     return data
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One random assignment of cities and animals to people, and the models that are trained on its
+    documents. Every training runs once, because ordering, grafts and localization share most of them.
+
+    Raises:
+        InputError: the model's tokenizer cannot tell the options of the prompts apart.
+    """
+
+    model: TransformerBridge
+    setup: Setup
+    words: str
+    seed: int
+    repeat: int
+    between: str = "city"
+    _trained: dict[tuple[str, ...], TransformerBridge] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def data(self) -> Fictitious:
+        return relations(self.model, self.setup, self.words, self.seed, self.repeat, self.between)
+
+    def documents(self, phase: str) -> list[Prompt]:
+        """Return what a phase of continued pretraining trains on: the "facts" F of the train people, their
+        "implications", "both", or the "other facts" F' of the same people."""
+        facts, implications = list(self.data.train.facts), list(self.data.train.implications)
+        other = list(self.data.counterfactual.facts)
+        return {
+            "facts": facts,
+            "implications": implications,
+            "both": facts + implications,
+            "other facts": other,
+        }[phase]
+
+    def after(self, *phases: str) -> TransformerBridge:
+        """Return the model after continued pretraining in phases, one after the other."""
+        if not phases:
+            return self.model
+        if phases not in self._trained:
+            *earlier, last = phases
+            before = self.after(*earlier)
+            self._trained[phases] = continue_pretraining(
+                before, self.setup, self.documents(last), seed=self.seed, repeat=self.repeat
+            ).model
+        return self._trained[phases]
+
+    def change(self, *phases: str) -> WeightDelta:
+        """Return what the last of the phases changes: the weights after it minus those before it."""
+        return WeightDelta.between(self.after(*phases[:-1]), self.after(*phases))
+
+    def after_test_facts(self, model: TransformerBridge) -> Finetuned:
+        """Finetune a model on the facts of the test people."""
+        return learn_test_facts(model, self.setup, self.data, seed=self.seed, repeat=self.repeat)
 
 
 def continue_pretraining(

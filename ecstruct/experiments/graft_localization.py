@@ -14,14 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
+from ecstruct.experiments.fictitious import WORDS, Assignment
 from ecstruct.experiments.paper import paper_numbers
 from ecstruct.experiments.profiles import pearson, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, means, rows_by, shown, statistic
 from ecstruct.experiments.sweep import Folder, Rows
-from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.plots import scatter
 from ecstruct.scores.engine import score
 
@@ -122,14 +121,13 @@ def localization(setup: Setup | None = None, *, out: Folder = None, progress: bo
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
     """Measure both scores of every component for one assignment."""
-    data = relations(model, setup, words, seed, repeat)
-    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    counterfactual = learn_counterfactual(model, setup, data, **at)
-    grafted = (counterfactual + graft(model, setup, data, **at)).apply_to(model)
-    tested = learn_test_facts(grafted, setup, data, **at).model
+    its = Assignment(model, setup, words, seed, repeat)
+    counterfactual = its.change("other facts")
+    grafted = (counterfactual + its.change("facts", "implications")).apply_to(model)
+    tested = its.after_test_facts(grafted).model
     before = counterfactual.apply_to(model)
-    graft_scores = score(before, grafted, data.counterfactual.implications, progress=False)
-    test_scores = score(grafted, tested, data.test.implications, progress=False)
+    graft_scores = score(before, grafted, its.data.counterfactual.implications, progress=False)
+    test_scores = score(grafted, tested, its.data.test.implications, progress=False)
     rows = profile(graft_scores, "informative").join(profile(test_scores, "downstream")["downstream"])
     return rows.replace({"kind": {"mlp": "MLP"}}).to_dict("records")
 

@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct.evaluate import mean_rank
 from ecstruct.experiments.choice import Factors
-from ecstruct.experiments.data_ordering import ORDERS
-from ecstruct.experiments.data_ordering import measure as measure_ordering
-from ecstruct.experiments.fictitious import relations
+from ecstruct.experiments.data_ordering import ORDERS, PHASES
+from ecstruct.experiments.fictitious import Assignment
 from ecstruct.experiments.out_of_context import measure as measure_ocr
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
@@ -26,8 +26,7 @@ from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import means, over_seeds, rows_by
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.two_hop import HOPS, KINDS
-from ecstruct.experiments.weight_grafting import ROWS
-from ecstruct.experiments.weight_grafting import measure as measure_grafting
+from ecstruct.experiments.weight_grafting import ROWS, ranks_of_grafts
 from ecstruct.plots import value_grids
 
 FACTORS = (0.3, 1.0, 3.0)
@@ -146,13 +145,14 @@ def measure(
     """Run all three experiments at one point of the grid."""
     here = replace(setup.scaled(factor), epochs=epochs)
     at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    relations(model, here, words, **at)  # refuses prompts that cannot be ranked before any training
+    its = Assignment(model, here, words, seed, repeat)
+    asked = its.data.test.implications  # refused here, before any training, if they cannot be ranked
     values: dict[str, float] = {}
     for hop in HOPS:
         last = measure_ocr(model, here, **at, hop=hop)[-1]
         values |= {f"{hop} {kind}s": last[kind] for kind in KINDS}
-    for order in ORDERS:
-        values[order] = measure_ordering(model, here, **at, words=words, order=order)[-1]["implication"]
-    for row in measure_grafting(model, here, **at, words=words):
+    for order, phases in PHASES.items():
+        values[order] = mean_rank(its.after_test_facts(its.after(*phases)).model, asked)
+    for row in ranks_of_grafts(its):
         values[f"{row['weights']} on {GRAFTING_COLUMNS[0]}"] = row[GRAFTING_COLUMNS[0]]
     return [{"measure": name, "value": value} for name, value in values.items()]

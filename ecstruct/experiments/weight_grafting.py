@@ -15,15 +15,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.experiments.fictitious import WORDS, continue_pretraining, relations
+from ecstruct.experiments.fictitious import WORDS, Assignment
 from ecstruct.experiments.paper import GRAFTING_COLUMNS, beside_paper, paper_numbers, rank_bars
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows
 from ecstruct.experiments.training import mean_ranks
-from ecstruct.facts import Fictitious
-from ecstruct.models.delta import WeightDelta
 
 ROWS = ("W_F'", "W_graft", "W_control")
 
@@ -88,32 +86,19 @@ def grafting(setup: Setup | None = None, *, out: Folder = None, progress: bool =
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str) -> Rows:
     """Measure all three kinds of weights for one assignment."""
-    data = relations(model, setup, words, seed, repeat)
-    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    learnt = learn_counterfactual(model, setup, data, **at)
-    implications = continue_pretraining(model, setup, data.train.implications, **at).delta
+    return ranks_of_grafts(Assignment(model, setup, words, seed, repeat))
+
+
+def ranks_of_grafts(its: Assignment) -> Rows:
+    """Return the mean ranks of an assignment's prompts with each kind of weights."""
+    learnt = its.change("other facts")
     weights = {
         "W_F'": learnt,
-        "W_graft": learnt + graft(model, setup, data, **at),
-        "W_control": learnt + implications,
+        "W_graft": learnt + its.change("facts", "implications"),
+        "W_control": learnt + its.change("implications"),
     }
-    other = data.counterfactual
-    asked = {"Impl F'": other.implications, "Impl F": data.train.implications, "F'": other.facts}
+    train, other = its.data.train, its.data.counterfactual
+    asked = {"Impl F'": other.implications, "Impl F": train.implications, "F'": other.facts}
     return [
-        {"weights": name, **mean_ranks(delta.apply_to(model), asked)} for name, delta in weights.items()
+        {"weights": name, **mean_ranks(delta.apply_to(its.model), asked)} for name, delta in weights.items()
     ]
-
-
-def learn_counterfactual(
-    model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
-) -> WeightDelta:
-    """Return W_F' - W."""
-    return continue_pretraining(model, setup, data.counterfactual.facts, seed=seed, repeat=repeat).delta
-
-
-def graft(
-    model: TransformerBridge, setup: Setup, data: Fictitious, *, seed: int, repeat: int
-) -> WeightDelta:
-    """Return W_{F, Impl F} - W_F."""
-    knows = continue_pretraining(model, setup, data.train.facts, seed=seed, repeat=repeat).model
-    return continue_pretraining(knows, setup, data.train.implications, seed=seed, repeat=repeat).delta

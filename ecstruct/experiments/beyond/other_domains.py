@@ -23,15 +23,14 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.data_ordering import ORDERS, in_order
-from ecstruct.experiments.fictitious import continue_pretraining, learn_test_facts, relations
+from ecstruct.experiments.data_ordering import ORDERS, PHASES
+from ecstruct.experiments.fictitious import Assignment
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import listed, over_seeds, shown
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.experiments.training import mean_ranks
 from ecstruct.experiments.two_hop import by_kind
-from ecstruct.experiments.weight_grafting import graft, learn_counterfactual
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars, value_grids
 
@@ -201,26 +200,24 @@ def measure_order(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, domain: str, order: str
 ) -> Rows:
     """Measure one order in one domain: run its phases, then finetune on the test facts."""
-    data = relations(model, setup, WORDS, seed, repeat, domain)
-    before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
-    learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat).model
-    return [{"before": mean_rank(before, data.test.implications), **mean_ranks(learnt, by_kind(data.test))}]
+    its = Assignment(model, setup, WORDS, seed, repeat, domain)
+    before, test = its.after(*PHASES[order]), its.data.test
+    learnt = its.after_test_facts(before).model
+    return [{"before": mean_rank(before, test.implications), **mean_ranks(learnt, by_kind(test))}]
 
 
 def measure_transfer(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int) -> Rows:
     """Measure all pairs of domains for one assignment; every training runs once."""
-    data = {domain: relations(model, setup, WORDS, seed, repeat, domain) for domain in DOMAINS}
-    at: dict[str, Any] = {"seed": seed, "repeat": repeat}
-    implications = data[DOMAINS[0]].train.implications  # the same in every domain
+    its = {domain: Assignment(model, setup, WORDS, seed, repeat, domain) for domain in DOMAINS}
     added: dict[str, WeightDelta] = {
-        f"graft of {domain}": graft(model, setup, data[domain], **at) for domain in DOMAINS
+        f"graft of {domain}": its[domain].change("facts", "implications") for domain in DOMAINS
     }
-    added[CONTROL] = continue_pretraining(model, setup, implications, **at).delta
+    added[CONTROL] = its[DOMAINS[0]].change("implications")  # the same in every domain
     added[ALONE] = WeightDelta({})
     rows = []
-    for domain, of_domain in data.items():
-        learnt = learn_counterfactual(model, setup, of_domain, **at)
-        asked = {ASKED: of_domain.counterfactual.implications, FACTS: of_domain.counterfactual.facts}
+    for domain, of_domain in its.items():
+        learnt, other = of_domain.change("other facts"), of_domain.data.counterfactual
+        asked = {ASKED: other.implications, FACTS: other.facts}
         for name, delta in added.items():
             ranks = mean_ranks((learnt + delta).apply_to(model), asked)
             rows.append({"read": domain, "added": name, **ranks})

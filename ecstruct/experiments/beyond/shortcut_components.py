@@ -20,8 +20,8 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import mean_rank
-from ecstruct.experiments.data_ordering import ORDERS, in_order
-from ecstruct.experiments.fictitious import WORDS, learn_test_facts, relations
+from ecstruct.experiments.data_ordering import ORDERS, PHASES
+from ecstruct.experiments.fictitious import WORDS, Assignment
 from ecstruct.experiments.profiles import agreement, profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
@@ -261,10 +261,10 @@ def measure(
     model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, words: str, order: str
 ) -> Rows:
     """Measure one order: run its phases, learn and score the test facts, and check every layer."""
-    data = relations(model, setup, words, seed, repeat)
-    before = in_order(model, setup, data, order, seed=seed, repeat=repeat)
-    learnt = learn_test_facts(before, setup, data, seed=seed, repeat=repeat)
-    asked = data.test.implications
+    its = Assignment(model, setup, words, seed, repeat)
+    before = its.after(*PHASES[order])
+    learnt = its.after_test_facts(before)
+    asked = its.data.test.implications
     scored = score(before, learnt.model, asked, progress=False)
     rows: list[dict[str, Any]] = []
     components = profile(scored, *SCORES).to_dict("records")
