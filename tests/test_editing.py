@@ -82,6 +82,7 @@ def test_choices_are_thirds_and_layers() -> None:
     by = dict(listed)
     assert by["all"] == ranked
     assert by["informative"] == ranked[:4] and by["least informative"] == ranked[-4:]
+    assert set(by["middle"]) == {(layer, kind) for layer in (2, 3) for kind in ("attn", "mlp")}
     draws = [frozenset(units) for name, units in listed if name == "random"]
     assert all(len(draw) == 4 for draw in draws) and len(set(draws)) > 1
     assert {layer for layer, _ in by["needed"]} == {0, 1, 2, 3}

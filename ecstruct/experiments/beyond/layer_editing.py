@@ -5,7 +5,8 @@ its MLP or of all its heads together. Facts are finetuned into all units, or int
 everything else frozen, at one learning rate:
 
 * *informative*: the third of all units with the highest informative score; *least informative*: the
-  third with the lowest; *random*: as many, drawn `DRAWS` times;
+  third with the lowest; *random*: as many, drawn `DRAWS` times; *middle*: as many, of the middle layers,
+  which is what one edits by rule of thumb;
 * *needed*: the early layers for first-hop facts, the late ones for second-hop facts, which is where the
   paper finds that implications need the change; *not needed*: the other layers.
 
@@ -44,7 +45,7 @@ Unit = tuple[int, str]
 """A layer, and "attn" or "mlp"."""
 
 BEFORE, ALL, INFORMATIVE, RANDOM = "before finetuning", "all", "informative", "random"
-CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "least informative", "needed", "not needed")
+CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "middle", "least informative", "needed", "not needed")
 RANKS: Mapping[str, str] = MappingProxyType(
     {
         "fact": "facts",
@@ -182,6 +183,8 @@ def choices(
     yield INFORMATIVE, list(ranked[:n])
     for _ in range(DRAWS):
         yield RANDOM, [ranked[i] for i in rng.choice(len(ranked), n, replace=False)]
+    from_middle = sorted(ranked, key=lambda unit: (abs(unit[0] - (n_layers - 1) / 2), unit))
+    yield "middle", from_middle[:n]
     yield "least informative", list(ranked[-n:])
     yield "needed", [unit for unit in ranked if unit[0] in needed]
     yield "not needed", [unit for unit in ranked if unit[0] not in needed]
