@@ -126,7 +126,7 @@ def made(implications: dict[str, float]) -> Editing:
     rows = [
         {"seed": seed, "repeat": 0, "hop": hop, "choice": choice, "units": "attn0 mlp1", "norm": 1.0}
         | {"fact": 1.0, "implication": implications.get(choice, 5.0) + (seed - 0.5) / 2}
-        | {"known_fact": 0.0, "known_implication": 3.0 if choice == "all" else 1.0}
+        | {"merged": 2.0, "known_fact": 0.0, "known_implication": 3.0 if choice == "all" else 1.0}
         for hop in ("first-hop", "second-hop")
         for seed in range(2)
         for choice in CHOICES
@@ -164,5 +164,6 @@ def test_a_cell_measures_every_choice(organism, monkeypatch) -> None:
     assert by.loc["before finetuning", "norm"] == 0
     assert (frame["norm"][1:] > 0).all()
     assert by.loc["all", "norm"] == by["norm"].max()
+    assert by.loc["all", "merged"] == by.loc["all", "implication"] != by.loc["random", "merged"]
     assert by.loc["needed", "units"] == "attn4 mlp4 attn5 mlp5"
     assert frame[list(RANKS)].notna().all(axis=None)

@@ -116,10 +116,14 @@ class WeightDelta:
         return -1.0 * self
 
     def restrict(
-        self, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
+        self,
+        layers: Collection[int] | None = None,
+        kinds: Collection[str] | None = None,
+        names: Collection[str] | None = None,
     ) -> "WeightDelta":
-        """Return the part of the change in these layers and of these kinds (see `WeightSelection`)."""
-        chosen = WeightSelection(layers, kinds)
+        """Return the part of the change in these layers, of these kinds and in the modules of these names
+        (see `WeightSelection`)."""
+        chosen = WeightSelection(layers, kinds, names)
         return WeightDelta({n: t for n, t in self.tensors.items() if chosen.matches(n)})
 
     @bounded

@@ -12,7 +12,9 @@ everything else frozen, at one learning rate:
 
 The scores that choose are those of other people's facts, after a separate finetuning, so that the choice
 does not use the facts that are reported. Measured are the mean ranks of the facts, of their implications,
-and of what the model knew before about others, and |dW|, the Euclidean norm of the change.
+and of what the model knew before about others, and |dW|, the Euclidean norm of the change; and, without any
+further training, the rank of the implications when the chosen units have the weights that training all
+units gave them, and the others those from before ("merged").
 """
 
 from collections import Counter
@@ -25,7 +27,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.evaluate import check_rankable
+from ecstruct.evaluate import check_rankable, mean_rank
 from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
@@ -37,6 +39,7 @@ from ecstruct.facts import FactSet, Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
 from ecstruct.models.bridge import named_weights
+from ecstruct.models.delta import WeightDelta
 from ecstruct.models.names import WeightSelection
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
@@ -50,6 +53,7 @@ RANKS: Mapping[str, str] = MappingProxyType(
     {
         "fact": "facts",
         "implication": "implications",
+        "merged": "implications, merged",
         "known_fact": "known facts of others",
         "known_implication": "known implications of others",
     }
@@ -147,17 +151,20 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         freeze = None if units is None else all_but(units, named_weights(model))
         return learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=freeze)
 
-    def row(choice: str, model: TransformerBridge, units: Sequence[Unit], norm: float) -> dict[str, Any]:
+    def row(choice: str, after: TransformerBridge, units: Sequence[Unit], merged: float) -> dict[str, Any]:
         told = " ".join(f"{kind}{layer}" for layer, kind in sorted(units))
-        ranks = mean_ranks(model, {**by_kind(data), **known})
+        ranks = mean_ranks(after, {**by_kind(data), **known}) | {"merged": merged}
+        change = WeightDelta.between(model, after).tensors.values()
+        norm = sum(float(tensor.double().square().sum()) for tensor in change) ** 0.5
         return {"choice": choice, "units": told, **ranks, "norm": norm}
 
     ranked = most_informative(model, tuned(others).model, others.implications)
-    rows = [row(BEFORE, model, (), 0.0)]
+    whole = tuned(data)
+    rows = [row(BEFORE, model, (), mean_rank(model, data.implications))]
     for choice, units in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
-        after = tuned(data, None if choice == ALL else units)
-        norm = sum(float(change.double().square().sum()) for change in after.delta.tensors.values()) ** 0.5
-        rows.append(row(choice, after.model, units, norm))
+        after = whole if choice == ALL else tuned(data, units)
+        merged = whole.delta.restrict(names=weights_of(units, named_weights(model))).apply_to(model)
+        rows.append(row(choice, after.model, units, mean_rank(merged, data.implications)))
     return rows
 
 
@@ -190,11 +197,17 @@ def choices(
     yield "not needed", [unit for unit in ranked if unit[0] not in needed]
 
 
-def all_but(units: Collection[Unit], weights: Iterable[str]) -> WeightSelection:
-    """Select all weights except those of some units; the norms before and after a unit belong to it."""
+def weights_of(units: Iterable[Unit], weights: Iterable[str]) -> list[str]:
+    """Return the names of the weights of some units; the norms before and after a unit belong to it."""
     modules = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
-    free = tuple(f"blocks.{layer}.{module}." for layer, kind in units for module in modules[kind])
-    return WeightSelection(names=[name for name in weights if not name.startswith(free)])
+    of_units = tuple(f"blocks.{layer}.{module}." for layer, kind in units for module in modules[kind])
+    return [name for name in weights if name.startswith(of_units)]
+
+
+def all_but(units: Iterable[Unit], weights: Collection[str]) -> WeightSelection:
+    """Select all weights except those of some units."""
+    free = set(weights_of(units, weights))
+    return WeightSelection(names=[name for name in weights if name not in free])
 
 
 def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
