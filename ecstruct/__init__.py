@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ecstruct.scores.result import ExtractiveScores
     from ecstruct.scores.words import Words
     from ecstruct.scores.written import written_words
+    from ecstruct.suggestions import Suggestion, suggest
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "Prompt",
     "ScoreEngine",
+    "Suggestion",
     "WeightDelta",
     "WeightSelection",
     "Words",
@@ -76,6 +78,7 @@ __all__ = [
     "save_model",
     "score",
     "subnetworks",
+    "suggest",
     "written_words",
 ]
 
@@ -90,6 +93,7 @@ _HOMES = {
     "InputError": "errors",
     "Prompt": "facts",
     "ScoreEngine": "scores.engine",
+    "Suggestion": "suggestions",
     "WeightDelta": "models.delta",
     "WeightSelection": "models.names",
     "Words": "scores.words",
@@ -107,6 +111,7 @@ _HOMES = {
     "read_words": "scores.read",
     "save_model": "models.export",
     "score": "scores.engine",
+    "suggest": "suggestions",
     "written_words": "scores.written",
 }
 

@@ -28,6 +28,7 @@ from ecstruct.options import (
     RecallOptions,
     RewardName,
     ScoreOptions,
+    SuggestOptions,
     Times,
 )
 
@@ -112,6 +113,11 @@ class Edges(EdgeOptions, PairOptions):
         Text | None,
         Doc("scores.nc of the same models, which chooses the components; computed if not given."),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggest(SuggestOptions, PairOptions):
+    scores: Annotated[Text | None, Doc("scores.nc of the same models; computed if not given.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,4 +330,5 @@ COMMANDS: Mapping[str, type[Options]] = {
     "subnetworks-emergence": Emergence,
     "subnetworks-evaluate": Evaluate,
     "subnetworks-prune": Prune,
+    "suggest": Suggest,
 }

@@ -174,6 +174,16 @@ class CausalOptions(BaselineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuggestOptions(Options):
+    """The options of `ecstruct.suggest`."""
+
+    share: Annotated[
+        Annotated[float, Gt(0), Lt(1)],
+        Doc("Which share of all units (attention and MLPs of layers) is suggested."),
+    ] = 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class EdgeOptions(BaselineOptions):
     """The options of `ecstruct.edges`."""
 

@@ -1,4 +1,4 @@
-"""`ecstruct alignment`, `causal`, `edges`, `controls`, `graft` and `grafts`: files that can be replayed."""
+"""`ecstruct alignment`, `causal`, `edges`, `suggest`, `controls`, `graft`, `grafts`: files to replay."""
 
 import json
 from html import unescape
@@ -6,6 +6,7 @@ from html import unescape
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
 from helpers.command_line import refused, run, works
 
@@ -15,6 +16,7 @@ from ecstruct.facts import FactSet, read_jsonl
 from ecstruct.grafting import grafts, random_sets
 from ecstruct.scores.result import ExtractiveScores
 
+SUGGESTED = ("lora.json", "mergekit.yaml", "easyedit.yaml", "suggestion.csv")
 TUNE = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
 
 
@@ -75,6 +77,23 @@ def test_edges(inputs, tmp_path):
     assert (tmp_path / "scored" / "edges.csv").read_bytes() == (tmp_path / "out" / "edges.csv").read_bytes()
     refused(run(*words(inputs, "edges", "--scores", folder / "none.nc"), tmp_path / "no"), "none.nc")
     refused(run(*words(inputs, "edges", "--top", 0), tmp_path / "no"), "top")
+
+
+def test_suggest(inputs, tmp_path):
+    folder, pair = inputs
+    works(*words(inputs, "suggest", "--scores", folder / "scores.nc", "--share", 0.9), tmp_path / "out")
+    scores = ExtractiveScores.load(folder / "scores.nc")
+    expected = ecstruct.suggest(*pair, folder / "prompts.jsonl", scores=scores, share=0.9, progress=False)
+    found = ecstruct.Suggestion.load(tmp_path / "out" / "suggestion.nc")
+    assert found.dataset.equals(expected.dataset) and found.attrs["share"] == 0.9
+    read = {name: (tmp_path / "out" / name).read_text() for name in SUGGESTED}
+    parsed = [json.loads(read["lora.json"]), *(yaml.safe_load(read[name]) for name in SUGGESTED[1:3])]
+    assert parsed == [expected.lora(), expected.mergekit(), expected.easyedit()]
+    assert expected.conclusion() in unescape((tmp_path / "out" / "report.html").read_text())
+    replayed(tmp_path / "out", *SUGGESTED)
+    works(*words(inputs, "suggest", "--share", 0.9), tmp_path / "scored")
+    assert (tmp_path / "scored" / "suggestion.csv").read_text() == read["suggestion.csv"]
+    refused(run(*words(inputs, "suggest", "--share", 1), tmp_path / "no"), "share")
 
 
 def test_controls(inputs, tmp_path):

@@ -13,11 +13,9 @@ from ecstruct.experiments.beyond.layer_editing import (
     DRAWS,
     RANKS,
     Editing,
-    all_but,
     choices,
     known_prompts,
     measure,
-    most_informative,
 )
 from ecstruct.experiments.setup import Rates, Setup
 from ecstruct.facts import first_hop
@@ -26,6 +24,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score
+from ecstruct.suggestions import all_but, units_by_score
 
 UNITS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 
@@ -71,7 +70,7 @@ def test_units_are_ranked_by_the_sum_of_their_heads(organism) -> None:
             for i, v in enumerate(scored.heads.sel(of).sum(["token", "head"]).mean("prompt"))
         },
     }
-    ranked = most_informative(organism, tuned, data.implications)
+    ranked = units_by_score(scored)
     assert ranked == sorted(UNITS, key=lambda unit: -values[unit])
 
 

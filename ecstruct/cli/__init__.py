@@ -16,7 +16,7 @@ from ecstruct.cli.dissection import recall
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.scoring import alignment, rank, score
+from ecstruct.cli.scoring import alignment, rank, score, suggest
 from ecstruct.cli.streams import surviving_output_errors
 from ecstruct.cli.subnetworks import subnetworks_app
 from ecstruct.cli.training import finetune
@@ -45,7 +45,7 @@ def options(
 
 for function in (
     *(demo, doctor, alignment, finetune, rank, score, fidelity, causal, edges, controls),
-    *(graft, grafts, recall, reproduce, sweep, replay),
+    *(graft, grafts, suggest, recall, reproduce, sweep, replay),
 ):
     app.command()(function)
 app.add_typer(organism_app, name="organism")

@@ -1,4 +1,4 @@
-"""`ecstruct rank`, `score` and `alignment`: what is measured of models as they are."""
+"""`ecstruct rank`, `score`, `suggest` and `alignment`: what is measured of models as they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,3 +66,9 @@ def score(
 def alignment() -> None:
     """What a step on each fact would do to each implication, before any finetuning; writes alignment.nc and
     report.html."""
+
+
+@command("suggest")
+def suggest() -> None:
+    """Where to train, edit or merge, from informative scores; writes suggestion.nc, suggestion.csv,
+    lora.json, mergekit.yaml, easyedit.yaml and report.html."""

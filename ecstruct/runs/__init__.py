@@ -13,7 +13,7 @@ from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
 from ecstruct.runs.grafting import run_graft, run_grafts
 from ecstruct.runs.recall import run_recall
-from ecstruct.runs.scoring import rank_table, run_alignment, run_score
+from ecstruct.runs.scoring import rank_table, run_alignment, run_score, run_suggest
 from ecstruct.runs.subnetworks import run_core, run_emergence, run_evaluate, run_prune
 from ecstruct.runs.training import run_finetune
 
@@ -36,6 +36,7 @@ RUNS: Mapping[str, Run] = {
     "subnetworks-emergence": run_emergence,
     "subnetworks-evaluate": run_evaluate,
     "subnetworks-prune": run_prune,
+    "suggest": run_suggest,
 }
 
 

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from tqdm.auto import tqdm
 
-from ecstruct.commands import Alignment, Score
+from ecstruct.commands import Alignment, Score, Suggest
 from ecstruct.engine.session import Session
 from ecstruct.evaluate import rank_summary, ranks
 from ecstruct.facts import Prompt, read_jsonl
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
-from ecstruct.options import AlignmentOptions, AnswerTokens, ScoreOptions
+from ecstruct.options import AlignmentOptions, AnswerTokens, ScoreOptions, SuggestOptions
 from ecstruct.report.alignment import alignment_report
+from ecstruct.report.page import write_page
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
     Chat,
@@ -31,10 +33,13 @@ from ecstruct.runs.configuration import (
 )
 from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.gradient_alignment import alignment
+from ecstruct.scores.pair import Pair
 from ecstruct.scores.ranks import rankable, with_ranks
 from ecstruct.scores.read import read_words
+from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up
 from ecstruct.scores.written import written_words
+from ecstruct.suggestions import suggested
 
 
 def rank_table(
@@ -122,3 +127,25 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         tables.append(top_table(scores).to_string(index=False))
         tables.append(f"{adding_up(scores.reward, scores.completeness)}\nreport: {out / 'report.html'}")
         tqdm.write("\n\n".join(tables))
+
+
+@folder_locked
+def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) -> None:
+    """Suggest units; write `suggestion.nc`, `suggestion.csv`, `lora.json`, `mergekit.yaml`, `report.html`
+    and, if an MLP is suggested, `easyedit.yaml`."""
+    pair = Pair.of(config.before, config.after, device)
+    prints = check_fingerprints(pair, config)
+    scores = None if config.scores is None else ExtractiveScores.load(config.scores)
+    options = SuggestOptions.given(vars(config))
+    found = suggested(pair, config.prompts, options, scores, progress=progress)
+    found.save(out / "suggestion.nc")
+    write_text(out / "suggestion.csv", found.table().to_csv(index=False))
+    write_text(out / "lora.json", json.dumps(found.lora(), indent=1))
+    write_text(out / "mergekit.yaml", yaml.safe_dump(found.mergekit(), sort_keys=False))
+    if found.edits_mlps:
+        write_text(out / "easyedit.yaml", yaml.safe_dump(found.easyedit(), sort_keys=False))
+    said, again = found.conclusion(), replay_command(out)
+    write_page(
+        out / "report.html", "suggest.html", "Suggestions", said, again, found.attrs, suggestion=found
+    )
+    finish(out, "suggest", config, said, progress, fingerprints=prints)

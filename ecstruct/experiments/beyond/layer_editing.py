@@ -28,7 +28,6 @@ import plotly.graph_objects as go
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.evaluate import check_rankable, mean_rank
-from ecstruct.experiments.profiles import profile
 from ecstruct.experiments.result import Result, experiment
 from ecstruct.experiments.setup import Setup
 from ecstruct.experiments.statistics import matching, over_seeds, shown
@@ -40,12 +39,9 @@ from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
-from ecstruct.models.names import WeightSelection
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
-
-Unit = tuple[int, str]
-"""A layer, and "attn" or "mlp"."""
+from ecstruct.suggestions import Unit, all_but, units_by_score, weights_of
 
 BEFORE, ALL, INFORMATIVE, RANDOM = "before finetuning", "all", "informative", "random"
 CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "middle", "least informative", "needed", "not needed")
@@ -158,7 +154,7 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         norm = sum(float(tensor.double().square().sum()) for tensor in change) ** 0.5
         return {"choice": choice, "units": told, **ranks, "norm": norm}
 
-    ranked = most_informative(model, tuned(others).model, others.implications)
+    ranked = units_by_score(score(model, tuned(others).model, others.implications, progress=False))
     whole = tuned(data)
     rows = [row(BEFORE, model, (), mean_rank(model, data.implications))]
     for choice, units in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
@@ -166,16 +162,6 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         merged = whole.delta.restrict(names=weights_of(units, named_weights(model))).apply_to(model)
         rows.append(row(choice, after.model, units, mean_rank(merged, data.implications)))
     return rows
-
-
-def most_informative(
-    before: TransformerBridge, after: TransformerBridge, prompts: Sequence[Prompt]
-) -> list[Unit]:
-    """Return all units, sorted from the highest informative score on the prompts to the lowest."""
-    sums: Counter[Unit] = Counter()
-    for row in profile(score(before, after, prompts, progress=False), "informative").to_dict("records"):
-        sums[row["layer"], "mlp" if row["kind"] == "mlp" else "attn"] += row["informative"]
-    return [unit for unit, _ in sums.most_common()]
 
 
 def choices(
@@ -195,19 +181,6 @@ def choices(
     yield "least informative", list(ranked[-n:])
     yield "needed", [unit for unit in ranked if unit[0] in needed]
     yield "not needed", [unit for unit in ranked if unit[0] not in needed]
-
-
-def weights_of(units: Iterable[Unit], weights: Iterable[str]) -> list[str]:
-    """Return the names of the weights of some units; the norms before and after a unit belong to it."""
-    modules = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
-    of_units = tuple(f"blocks.{layer}.{module}." for layer, kind in units for module in modules[kind])
-    return [name for name in weights if name.startswith(of_units)]
-
-
-def all_but(units: Iterable[Unit], weights: Collection[str]) -> WeightSelection:
-    """Select all weights except those of some units."""
-    free = set(weights_of(units, weights))
-    return WeightSelection(names=[name for name in weights if name not in free])
 
 
 def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:

@@ -1,0 +1,325 @@
+"""Where to train, edit or merge: the units of a model that store what a finetuning taught.
+
+A *unit* is the attention or the MLP of a layer, with its norms. On a prompt, its informative score I_u is
+that of its MLP, or the sum of those of its heads, summed over tokens; its unit is that of the reward, and
+positive raises it. A finetuning is scored, and the share of all units with the highest mean of I_u over the
+prompts is suggested, in the forms that training, editing and merging tools read.
+
+The advice is about where facts of this kind are stored by this model, so that it holds for other facts of
+the kind. What it is worth was measured by training again, see `docs/suggest.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+
+from ecstruct.bootstrap import Bootstrap
+from ecstruct.errors import InputError
+from ecstruct.facts.prompt import PromptsLike
+from ecstruct.io.saved import SavedDataset
+from ecstruct.io.values import bounded
+from ecstruct.models.names import WeightSelection, layer_of
+from ecstruct.models.provenance import source_of, tokenizer_of
+from ecstruct.models.skeleton import Skeleton
+from ecstruct.options import SuggestOptions
+from ecstruct.plots.lines import Line, line_panels
+from ecstruct.plots.style import reward_title
+from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
+from ecstruct.scores.result import ExtractiveScores
+
+Unit = tuple[int, str]
+"""A layer, and "attn" or "mlp"."""
+
+_DRAWN = ["layer", "score", "low", "high"]
+
+KINDS: Mapping[str, str] = {"attn": "attention", "mlp": "MLP"}
+_MODULES = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
+
+
+def suggest(
+    before: ModelBefore,
+    after: ModelAfter,
+    prompts: PromptsLike,
+    *,
+    scores: ExtractiveScores | None = None,
+    share: float = 1 / 3,
+    progress: bool = True,
+) -> Suggestion:
+    """Suggest where to train, edit or merge, from the informative scores of a finetuning.
+
+    Args:
+        before, after, prompts: W, W' and prompts, as for `ecstruct.score`. Neither model is changed. Before
+            a finetuning of one's own, W' may come from a short one, `ecstruct.finetune(before, facts)`.
+        scores: scores of these models on these prompts; computed if not given.
+        share: which share of the units is suggested, between 0 and 1.
+        progress: show progress bars.
+
+    Raises:
+        InputError: the share is none, or the scores are of another model; also as `ecstruct.score`.
+    """
+    options = SuggestOptions.given(locals())
+    return suggested(Pair.of(before, after), prompts, options, scores, progress=progress)
+
+
+def suggested(
+    pair: Pair,
+    prompts: PromptsLike,
+    options: SuggestOptions,
+    scores: ExtractiveScores | None = None,
+    *,
+    progress: bool = True,
+) -> Suggestion:
+    """Compute `suggest` for models that are already loaded."""
+    scores = scores or ScoreEngine(pair, None, progress=progress).score(prompts)
+    scores.check_of(pair.view.n_layers, pair.view.n_heads)
+    model = pair.view.model
+    places = Skeleton.of(source_of(model), model.original_model.config, tokenizer_of(model)).places
+    projections = {
+        _module(place.tensor)
+        for name, place in places.items()
+        if layer_of(name) is not None and len(place.shape) == 2
+    }
+    adapter: Any = model.adapter
+    modules = {"blocks": adapter.component_mapping["blocks"]}
+    modules |= {unit: getattr(model.blocks[0], unit) for unit in KINDS}
+    modules |= {name: getattr(model, name) for name in ("ln_final", "unembed")}
+    attrs = {
+        **scores.attrs,
+        **vars(options),
+        "tensors": {name: place.tensor for name, place in places.items()},
+        "projections": sorted(projections),
+        "modules": {name: module.name for name, module in modules.items()},
+    }
+    return Suggestion(unit_scores(scores).to_dataset().assign_attrs(attrs))
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestion(SavedDataset):
+    """What to train, edit or merge; `ecstruct.suggest` returns it.
+
+    It wraps one `xarray.Dataset`, accessible as `.dataset`, with I_u as `informative` (prompt, layer,
+    unit), where `unit` is "attn" or "mlp".
+    """
+
+    format = "ecstruct suggestion 1"
+    contents = "suggestions"
+
+    @property
+    def n_chosen(self) -> int:
+        """How many units are suggested."""
+        sizes = self.dataset.sizes
+        return max(1, round(self.attrs["share"] * sizes["layer"] * sizes["unit"]))
+
+    @property
+    def chosen(self) -> list[Unit]:
+        """The suggested units, that with the highest score first."""
+        rows = self.table().head(self.n_chosen).to_dict("records")
+        return [(row["layer"], row["unit"]) for row in rows]
+
+    @bounded
+    def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Return a row per unit, the highest score first: `layer`, `unit`, the mean `score` with the ends
+        `low` and `high` of its interval over prompts, whether it is `suggested`, and `stability`, the share
+        of draws of prompts in which it is among as many units with the highest scores (NaN for a single
+        prompt; see `ecstruct.bootstrap`)."""
+        values = self.dataset["informative"].stack(of=("layer", "unit")).values
+        frame = pd.DataFrame(
+            [(layer, unit) for layer in self.dataset["layer"].values.tolist() for unit in KINDS],
+            columns=["layer", "unit"],
+        )
+        frame["score"] = values.mean(axis=0)
+        frame = frame.assign(low=np.nan, high=np.nan, stability=np.nan)
+        if len(values) > 1:
+            bootstrap = Bootstrap(len(values), ci=ci, resamples=resamples, seed=seed)
+            frame["low"], frame["high"] = bootstrap.interval(values)
+            places = np.argsort(np.argsort(-(bootstrap.weights @ values), axis=1), axis=1)
+            frame["stability"] = (places < self.n_chosen).mean(axis=0)
+        frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        frame.insert(5, "suggested", frame.index < self.n_chosen)
+        return frame
+
+    def freeze(self) -> WeightSelection:
+        """Return all weights of other units, for `ecstruct.finetune(freeze=)`."""
+        return all_but(self.chosen, self.attrs["tensors"])
+
+    def lora(self, r: int = 8, alpha: int = 16) -> dict[str, Any]:
+        """Return the arguments of `peft.LoraConfig`, with an adapter of rank `r` on every projection of the
+        suggested units."""
+        tensors = self.attrs["tensors"]
+        return {
+            "task_type": "CAUSAL_LM",
+            "r": r,
+            "lora_alpha": alpha,
+            "target_modules": sorted(
+                {_module(tensors[name]) for name in weights_of(self.chosen, tensors)}
+                & set(self.attrs["projections"])
+            ),
+        }
+
+    def easyedit(self) -> dict[str, Any]:
+        """Return hyperparameters of EasyEdit's finetuning of chosen layers (FT, over the whole answer): the
+        output projections of the suggested MLPs.
+
+        Raises:
+            InputError: no MLP is suggested, or the MLPs have no output projection of their own.
+        """
+        modules, written = self.attrs["modules"], self._written_by_mlps()
+        if not written:
+            raise InputError(
+                "EasyEdit changes the output projections of MLPs, and there is none among the suggested "
+                "units: give a larger share=, or use lora()."
+            )
+        layer = f"{modules['blocks']}.{{}}"
+        return {
+            "alg_name": "FT",
+            "model_name": self.attrs["before"]["source"],
+            "objective_optimization": "target_new",
+            "layers": sorted(written),
+            "num_steps": 25,
+            "lr": 5e-4,
+            "weight_decay": 0,
+            "kl_factor": 0,
+            "norm_constraint": False,
+            "batch_size": 1,
+            "max_length": 40,
+            "rewrite_module_tmp": f"{layer}.{_module(_in_layer(min(written.values())))}",
+            "layer_module_tmp": layer,
+            "mlp_module_tmp": f"{layer}.{modules['mlp']}",
+            "attn_module_tmp": f"{layer}.{modules['attn']}",
+            "ln_f_module": modules["ln_final"],
+            "lm_head_module": modules["unembed"],
+            "model_parallel": False,
+        }
+
+    @property
+    def edits_mlps(self) -> bool:
+        """Whether `easyedit` has an MLP to name."""
+        return bool(self._written_by_mlps())
+
+    def _written_by_mlps(self) -> dict[int, str]:
+        """Return the names of the output projections of the suggested MLPs by layer."""
+        names = {layer: f"blocks.{layer}.mlp.out.weight" for layer, unit in self.chosen if unit == "mlp"}
+        tensors = self.attrs["tensors"]
+        return {layer: tensors[name] for layer, name in names.items() if name in tensors}
+
+    def mergekit(self) -> dict[str, Any]:
+        """Return a configuration of mergekit that takes the suggested units from W', all else from W."""
+        tensors, layers = self.attrs["tensors"], range(self.dataset.sizes["layer"])
+        parts = {
+            _in_layer(tensors[name]).partition(".")[0]: unit
+            for unit in KINDS
+            for name in weights_of([(layer, unit) for layer in layers], tensors)
+        }
+        weights = [
+            {"filter": part, "value": [float((layer, parts[part]) in self.chosen) for layer in layers]}
+            for part in sorted(parts, key=len, reverse=True)  # the first filter that is in a name counts
+        ]
+        before, after = (self.attrs[state]["source"] for state in ("before", "after"))
+        return {
+            "merge_method": "task_arithmetic",
+            "base_model": before,
+            "models": [
+                {"model": before},
+                {"model": after, "parameters": {"weight": [*weights, {"value": 0.0}]}},
+            ],
+            "dtype": "float32",
+        }
+
+    @property
+    def figure(self) -> go.Figure:
+        """Draw the scores of the units by layer, with intervals over prompts."""
+        table = self.table().sort_values("layer")
+        lines = {}
+        for unit, shown in KINDS.items():
+            x, y, low, high = np.array(table.loc[table["unit"] == unit, _DRAWN]).T
+            lines[shown] = Line(x, y, (low, high))
+        return line_panels(
+            {"": lines},
+            x="layer",
+            y=f"informative score, {reward_title(self.attrs)}",
+            hover="layer %{x}: %{y:.3~g}",
+            between="interval over prompts",
+        )
+
+    def conclusion(self) -> str:
+        """Name the suggested units, and say how much of the score they have and how stable they are."""
+        table = self.table()
+        suggested, positive = table["suggested"], table["score"].clip(lower=0)
+        share = positive[suggested].sum() / (positive.sum() or np.nan)
+        layers = {
+            shown: _ranges(layer for layer, kind in self.chosen if kind == unit)
+            for unit, shown in KINDS.items()
+        }
+        named = " and ".join(f"{shown} {each}" for shown, each in layers.items() if each)
+        firm = int(np.sum(table["stability"][suggested] >= 0.9))
+        return (
+            f"Suggested: {named}, {self.n_chosen} of {len(table)} units, which have {share:.0%} of the "
+            f"positive informative score. {firm} of them are suggested in 90% of draws of prompts or more."
+        )
+
+
+def units_by_score(scores: ExtractiveScores) -> list[Unit]:
+    """Return all units, that with the highest mean informative score first."""
+    means = unit_scores(scores).mean("prompt")
+    units = [(layer, unit) for layer in means["layer"].values.tolist() for unit in KINDS]
+    return sorted(units, key=lambda unit: -float(means.sel(layer=unit[0], unit=unit[1])))
+
+
+def unit_scores(scores: ExtractiveScores) -> xr.DataArray:
+    """Return I_u (prompt, layer, unit) in the unit of the reward."""
+    of = {
+        "attn": scores.heads.sel(score="informative").astype("float64").sum("head"),
+        "mlp": scores.mlp.sel(score="informative").astype("float64"),
+    }
+    summed = [each.sum("token") if "token" in each.dims else each for each in of.values()]
+    joined = xr.concat(summed, pd.Index([*of], name="unit"))
+    return joined.transpose("prompt", "layer", "unit").drop_vars("score").rename("informative")
+
+
+def weights_of(units: Iterable[Unit], weights: Iterable[str]) -> list[str]:
+    """Return the names of the weights of some units; the norms before and after a unit belong to it."""
+    of_units = tuple(f"blocks.{layer}.{module}." for layer, unit in units for module in _MODULES[unit])
+    return [name for name in weights if name.startswith(of_units)]
+
+
+def all_but(units: Iterable[Unit], weights: Collection[str]) -> WeightSelection:
+    """Select all weights except those of some units."""
+    free = set(weights_of(units, weights))
+    return WeightSelection(names=[name for name in weights if name not in free])
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _in_layer(tensor: str) -> str:
+    """Return the name of a tensor within its layer.
+
+    >>> _in_layer("model.layers.3.mlp.down_proj.weight")
+    'mlp.down_proj.weight'
+    """
+    return re.split(r"\.\d+\.", tensor, maxsplit=1)[1]
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    """Return layers as text.
+
+    >>> _ranges([3, 0, 1, 7])
+    '0 to 1, 3, 7'
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

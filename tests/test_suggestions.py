@@ -1,0 +1,147 @@
+"""Where to train, edit and merge: against what peft, mergekit and EasyEdit do with what they are given."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from helpers.command_line import refused
+from helpers.tiny import PROMPTS, hooked_pair, plain_pair
+
+import ecstruct
+from ecstruct import Suggestion, suggest
+from ecstruct.models.bridge import named_weights
+from ecstruct.models.delta import WeightDelta
+from ecstruct.suggestions import weights_of
+
+KINDS = ("gpt2", "neox", "llama", "gemma2", "olmo2", "gptj")
+"""Fused and separate projections, norms before, after and shared."""
+
+
+@cache
+def scored(family: str) -> ecstruct.ExtractiveScores:
+    return ecstruct.score(*hooked_pair(family), PROMPTS, progress=False)
+
+
+@cache
+def suggested(family: str, share: float = 0.5) -> Suggestion:
+    return suggest(*hooked_pair(family), PROMPTS, scores=scored(family), share=share, progress=False)
+
+
+def test_a_unit_has_the_scores_of_its_components_and_the_highest_are_suggested() -> None:
+    found = suggested("llama")
+    frame = scored("llama").to_dataframe().query("score == 'informative'")
+    frame["unit"] = frame["kind"].map({"mlp": "mlp", "head": "attn"})
+    per_prompt = frame.groupby(["layer", "unit", "prompt"])["value"].sum()
+    means = per_prompt.groupby(["layer", "unit"]).mean().sort_values(ascending=False)
+    table = found.table()
+    np.testing.assert_allclose(table["score"], means.to_numpy(), rtol=1e-9)
+    assert list(zip(table["layer"], table["unit"], strict=True)) == list(means.index)
+    assert found.chosen == list(means.index[:3]) and table["suggested"].tolist() == [True] * 3 + [False] * 3
+    assert len(suggested("llama", 0.99).chosen) == 6 and len(suggested("llama", 0.01).chosen) == 1
+
+
+def test_stability_is_the_share_of_draws_in_which_a_unit_is_suggested() -> None:
+    found = suggested("llama")
+    values = found.dataset["informative"].values.reshape(len(PROMPTS), -1)
+    draws = np.random.default_rng(3).multinomial(len(PROMPTS), [1 / len(PROMPTS)] * len(PROMPTS), size=50)
+    often = np.zeros(6)
+    for draw in draws:
+        often[np.argsort(-(draw @ values))[:3]] += 1
+    table = found.table(resamples=50, seed=3).sort_values(["layer", "unit"])
+    np.testing.assert_allclose(table["stability"], often / 50)
+    alone = ecstruct.score(*hooked_pair("llama"), PROMPTS[:1], baseline="zero", progress=False)
+    single = suggest(*hooked_pair("llama"), PROMPTS[:1], scores=alone, progress=False)
+    assert single.table()["stability"].isna().all() and single.chosen
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:fan_in_fan_out")
+@pytest.mark.parametrize("family", KINDS)
+def test_peft_adapts_the_projections_of_the_suggested_units(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    found, plain = suggested(family), plain_pair(family)[0]
+    arguments = found.lora(r=2, alpha=4)
+    adapted = get_peft_model(type(plain)(plain.config), LoraConfig(**arguments))
+    names = {
+        name.removeprefix("base_model.model.")
+        for name, module in adapted.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert names == set(arguments["target_modules"])
+    # An adapter on all of them changes the weights of these units, and none of others.
+    weights = named_weights(hooked_pair(family)[0])
+    changed = {name for name in weights if _in(found.attrs["tensors"][name], names)}
+    assert changed == {n for n in weights_of(found.chosen, weights) if weights[n].ndim == 2}
+
+
+def _in(tensor: str, modules: set[str]) -> bool:
+    return tensor.endswith(".weight") and tensor.removesuffix(".weight") in modules
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_mergekit_takes_the_suggested_units_from_the_finetuned_model(family: str) -> None:
+    """By mergekit's rule: the first filter that is part of a tensor's name counts, and a list of values is
+    interpolated over layers."""
+    found, (before, after) = suggested(family), hooked_pair(family)
+    config = found.mergekit()
+    assert config["merge_method"] == "task_arithmetic"
+    weights = config["models"][1]["parameters"]["weight"]
+    n_layers = before.cfg.n_layers
+    moved = set()
+    for name, tensor in found.attrs["tensors"].items():
+        value = next(each["value"] for each in weights if each.get("filter", "") in tensor)
+        if isinstance(value, list):
+            layer = next(int(part) for part in tensor.split(".") if part.isdigit())
+            value = np.interp(layer / (n_layers - 1), np.linspace(0, 1, len(value)), value)
+        assert value in (0, 1)
+        moved |= {name} if value else set()
+    assert moved == set(weights_of(found.chosen, named_weights(before)))
+    delta = WeightDelta.between(before, after)
+    merged = named_weights(delta.restrict(names=sorted(moved)).apply_to(before))
+    state = {name: dict(named_weights(after if name in moved else before))[name] for name in merged}
+    assert all(torch.allclose(merged[name], state[name], atol=1e-12) for name in merged)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_easyedit_finds_every_module_that_it_is_told_of(family: str) -> None:
+    found, plain = suggested(family, 0.9), plain_pair(family)[0]
+    told = found.easyedit()
+    assert told["layers"] == sorted(layer for layer, unit in found.chosen if unit == "mlp")
+    weights = named_weights(hooked_pair(family)[0])
+    for layer in told["layers"]:
+        rewritten = plain.get_submodule(told["rewrite_module_tmp"].format(layer))
+        out = weights[f"blocks.{layer}.mlp.out.weight"]
+        assert sorted(rewritten.weight.shape) == sorted(out.shape)
+        parts = {name: plain.get_submodule(told[f"{name}_module_tmp"].format(layer)) for name in _PARTS}
+        assert rewritten in [*parts["mlp"].modules()] and parts["mlp"] in [*parts["layer"].modules()]
+        assert parts["attn"] in [*parts["layer"].modules()] and rewritten not in [*parts["attn"].modules()]
+    assert plain.get_submodule(told["lm_head_module"]) is plain.get_output_embeddings()
+    assert plain.get_submodule(told["ln_f_module"]) not in [*parts["layer"].modules()]
+
+
+_PARTS = ("layer", "mlp", "attn")
+
+
+def test_a_mixture_of_experts_has_no_projection_to_edit() -> None:
+    found = suggested("mixtral", 0.9)
+    assert not found.edits_mlps
+    refused(found.easyedit, "none among the suggested units", "lora()")
+    assert found.lora()["target_modules"]
+
+
+def test_saved_and_read(tmp_path) -> None:
+    found = suggested("gpt2")
+    found.save(tmp_path / "s.nc")
+    read = Suggestion.load(tmp_path / "s.nc")
+    assert read.chosen == found.chosen and read.freeze() == found.freeze()
+    assert read.mergekit() == found.mergekit() and read.conclusion() == found.conclusion()
+    assert [trace.name for trace in found.figure.data if trace.showlegend] == ["attention", "MLP"]
+
+
+def test_what_is_refused() -> None:
+    pair = hooked_pair("llama")
+    for share in (0, 1, 2.0, "half"):
+        refused(lambda share=share: suggest(*pair, PROMPTS, share=share), "share")
+    organism = ecstruct.load("organism", device="cpu")
+    refused(lambda: suggest(organism, organism, PROMPTS, scores=scored("llama")), "3 layers", "6")
