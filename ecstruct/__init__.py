@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ecstruct.models.loading import load
     from ecstruct.models.names import WeightSelection
     from ecstruct.models.steps import checkpoints
+    from ecstruct.report.hub import push_to_hub
+    from ecstruct.report.widget import explore
     from ecstruct.scores.alignment_result import Alignment
     from ecstruct.scores.causal import causal_scores
     from ecstruct.scores.edges import Edges
@@ -61,6 +63,7 @@ __all__ = [
     "checks",
     "edges",
     "experiments",
+    "explore",
     "facts",
     "fidelity",
     "finetune",
@@ -72,6 +75,7 @@ __all__ = [
     "models",
     "organism",
     "plots",
+    "push_to_hub",
     "ranks",
     "read_words",
     "recall",
@@ -101,12 +105,14 @@ _HOMES = {
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
     "edges": "scores.path_patching",
+    "explore": "report.widget",
     "fidelity": "checks.against_causal",
     "finetune": "finetuning",
     "graft": "grafting",
     "keep_known": "evaluate",
     "load": "models.loading",
     "mean_rank": "evaluate",
+    "push_to_hub": "report.hub",
     "ranks": "evaluate",
     "read_words": "scores.read",
     "save_model": "models.export",

@@ -163,6 +163,12 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == [page.relative_to(DOCS).as_posix() for page in PAGES]
 
 
+def test_the_index_for_language_models_has_every_page():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    listed = re.findall(r"^- \[.+\]\((\S+)\)$", (DOCS / "llms.txt").read_text("utf-8"), re.MULTILINE)
+    assert listed == list(pages_of(nav))
+
+
 def test_links_of_the_readme_lead_somewhere():
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text("utf-8"))
     local = [target for target in targets if "://" not in target]

@@ -169,6 +169,15 @@ function explore(root) {
     if (x < scroller.scrollLeft + 20 || x > scroller.scrollLeft + free - 20) scroller.scrollLeft = x - free / 2;
   }
 
+  // A widget is told what is looked at; a report has nobody to tell.
+  function tell() {
+    const chosen = {
+      prompts: view().label, score: scores[at.score], layer: layers[at.layer], token: view().tokens[at.token],
+      part: at.column ? "attention" : "MLP",
+    };
+    if (parent !== window) parent.postMessage({ explorer: chosen }, "*");
+  }
+
   // One place where everything changes: what was chosen, and whether the map has other numbers.
   function choose(changes) {
     const other = changes.view !== undefined && changes.view !== at.view;
@@ -183,6 +192,7 @@ function explore(root) {
     }
     for (const [name, node] of Object.entries(select)) node.value = at[name];
     drawCell();
+    tell();
   }
 
   strongest();
@@ -192,6 +202,7 @@ function explore(root) {
   fill(select.token, view().tokens, at.token);
   drawMap();
   drawCell();
+  tell();
   for (const [name, node] of Object.entries(select)) {
     node.addEventListener("change", () => choose({ [name]: Number(node.value) }));
   }
