@@ -14,7 +14,7 @@ import torch
 from helpers.command_line import run
 from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
 from helpers.plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
-from helpers.processes import TESTS, environment, launch, torchrun
+from helpers.processes import TESTS, environment, forked, launch, torchrun
 from helpers.tiny import double_throughout
 
 import ecstruct
@@ -67,7 +67,7 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
     script = str(TESTS / "helpers" / "sharded_script.py")
-    done = launch(2, script, str(home / "cases.json"), str(home / "out.pt"))
+    done = forked(2, script, str(home / "cases.json"), str(home / "out.pt"))
     assert done.returncode == 0, done.stderr
     return torch.load(home / "out.pt")
 
