@@ -5,32 +5,30 @@ from pathlib import Path
 
 import jupytext
 import pytest
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]_*.py"))
 FIGURE = "application/vnd.plotly.v1+json"
 QUICKER = {
     "3_the_papers_experiments": ("repeats=1", "repeats=1, epochs=2"),
-    "6_subnetworks": ("steps=250", "steps=60"),
+    "6_subnetworks": ("seeds=6", "seeds=3"),
 }
 """What takes long in a notebook, and what runs instead."""
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookClient]:
     """One process for all notebooks, as its imports take longer than most of them."""
-    home, kernel = tmp_path_factory.mktemp("jupyter"), KernelManager(kernel_name="python3")
+    home, client = tmp_path_factory.mktemp("jupyter"), NotebookClient(new_notebook(), kernel_name="python3")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(home / name))  # nobody's own settings and history
         patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         patch.setenv("PYTHONWARNINGS", "ignore:IProgress")  # that ipywidgets are not installed
         patch.setenv("OMP_NUM_THREADS", "1")  # the model is tiny: more threads only wait for one another
-        kernel.start_kernel()
-        yield kernel
-        kernel.shutdown_kernel(now=True)
+        with client.setup_kernel():
+            yield client
 
 
 def test_there_are_six():
@@ -38,7 +36,7 @@ def test_there_are_six():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_runs_and_shows_figures(path: Path, tmp_path: Path, kernel: KernelManager):
+def test_runs_and_shows_figures(path: Path, tmp_path: Path, kernel: NotebookClient):
     notebook = jupytext.read(path)
     long, quick = QUICKER.get(path.stem, ("", ""))
     for cell in notebook.cells:
@@ -46,7 +44,9 @@ def test_runs_and_shows_figures(path: Path, tmp_path: Path, kernel: KernelManage
     assert not long or quick in "".join(cell.source for cell in notebook.cells)
     afresh = f"%reset -f\nimport os\nos.chdir({str(tmp_path)!r})"
     notebook.cells.insert(0, new_code_cell(afresh))
-    NotebookClient(notebook, km=kernel, timeout=600).execute()
+    client = NotebookClient(notebook, km=kernel.km, timeout=600)
+    client.kc = kernel.kc
+    client.execute()
 
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
