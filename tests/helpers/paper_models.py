@@ -18,7 +18,6 @@ from ecstruct.experiments.setup import NOVEL, Words
 from ecstruct.facts import Prompt, fictitious, first_hop, second_hop
 from helpers import tiny
 
-FAMILIES = ("olmo", "llama", "gemma2", "qwen2")
 KNOWN = Words("{name} lives in", "{name} zong is the")
 
 
