@@ -24,8 +24,8 @@ from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
 from ecstruct.facts.paper_lists import paper_lists
 
 WHOLE = "llama"
-"""The family on which whole experiments run. One with post-norms, and one whose tokenizer has its own class,
-run a cell of each."""
+"""The family on which whole experiments run. One with post-norms, and one whose tokenizer has a class of
+its own, run a cell of each."""
 
 CELLS = {
     "ocr": ({"hop": "second-hop"}, 2),
