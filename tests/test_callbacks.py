@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.facts_fixtures import hugging_face, save_tiny
-from helpers.processes import TESTS, launch
+from helpers.processes import TESTS, forked
 from helpers.trainings import ASKED, TAUGHT, trainer
 from transformers import Trainer
 
@@ -141,7 +141,7 @@ def test_measurements_take_no_more_than_their_share(
 
 
 def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path) -> None:
-    done = launch(2, str(TESTS / "helpers/trainings.py"), str(folder), str(tmp_path / "out"))
+    done = forked(2, str(TESTS / "helpers/trainings.py"), str(folder), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(tmp_path / "out/scored/training.csv")
     assert table["step"].tolist() == [0, 5, 10, 12]

@@ -15,6 +15,7 @@ from helpers.tiny import (
     N_LAYERS,
     OTHERS,
     PROMPTS,
+    SHAPES,
     assert_unchanged,
     double_throughout,
     hooked,
@@ -101,22 +102,22 @@ def assert_agree(found: ExtractiveScores, expected: ExtractiveScores, tolerance:
 @pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
 def test_how_interventions_are_stacked_changes_nothing(family):
     """One at a time, a few, or all at once; prompts in another order."""
-    pair, kinds = hooked_pair(family), ["upstream", "patching"]
+    pair, some = hooked_pair(family), ["MLP 0", "MLP 2", "head 0.1", "head 1.3"]
+    asked = {"kinds": ["upstream", "patching"], "components": some, "progress": False}
     of_one = graph_bytes(HookedView(pair[0]), 1, 8)
     order = [3, 0, 4, 2, 1]
     with double_throughout():
         expected, *stacked = (
-            causal_scores(*pair, PROMPTS, kinds=kinds, memory=memory, progress=False)
+            causal_scores(*pair, PROMPTS, memory=memory, **asked)
             for memory in (None, of_one, 3 * of_one, 7 * of_one)
         )
-        shuffled = causal_scores(*pair, [PROMPTS[i] for i in order], kinds=kinds, progress=False)
+        shuffled = causal_scores(*pair, [PROMPTS[i] for i in order], **asked)
     stacked.append(ExtractiveScores(shuffled.dataset.isel(prompt=np.argsort(order))))
     for found in stacked:
         assert_agree(found, expected, EXACT)
 
 
-@pytest.mark.parametrize("baseline", ["counterfactual", "zero"])
-@pytest.mark.parametrize("family", ["olmo", "neox"])
+@pytest.mark.parametrize(("family", "baseline"), [("olmo", "counterfactual"), ("neox", "zero")])
 def test_entities_that_begin_alike_are_kept_apart(family, baseline):
     """Where they share a batch, their first tokens are the same; but y* there is each prompt's own."""
     names = ("Ada Bo", "Ada Li", "Ada de Wit", "Ed Roy")
@@ -125,8 +126,7 @@ def test_entities_that_begin_alike_are_kept_apart(family, baseline):
         for name, answer in zip(names, ("Dutch", "Thai", "Zulu", "Thai"), strict=True)
     ]
     of_one = graph_bytes(HookedView(hooked_pair(family)[0]), 1, 9)
-    some = ["MLP 0", "MLP 2", "head 0.1", "head 1.3"]
-    options = {"components": some, "per_token": True, "progress": False}
+    options = {"components": ["MLP 0", "head 1.3"], "per_token": True, "progress": False}
     with double_throughout():
         found, expected = (
             causal_scores(*hooked_pair(family), prompts, baseline=baseline, memory=m, **options)
@@ -137,22 +137,21 @@ def test_entities_that_begin_alike_are_kept_apart(family, baseline):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patching_puts_in_what_the_finetuned_model_writes(family):
-    """One plain forward pass per component, with the plain finetuned model's output in its place."""
+    """The plain finetuned model's output is put in the place of a component's own."""
     before, after = plain_pair(family)
     with double_throughout(), torch.no_grad():
         scores = causal_scores(*hooked_pair(family), PROMPTS, kinds=["patching"], progress=False)
         for i, prompt in enumerate(PROMPTS[:2]):
             written = run(after, prompt).written
             places = [[*range(len(ids_of(prompt)[0]))]]
-            for (layer, head), value in written.items():
-                (expected,) = effects(before, prompt, (layer, head), value, places)
+            for (layer, head), (expected,) in effects(before, prompt, written, places).items():
                 part = scores.mlp if head is None else scores.heads.isel(head=head)
                 found = float(part.sel(score="patching").isel(prompt=i, layer=layer))
                 assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_without_a_change_every_score_is_exactly_zero(family, per_token, caplog):
     model = single_pair(family)[0]
     scores = causal_scores(model, model, PROMPTS, per_token=per_token, progress=False)

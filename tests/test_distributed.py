@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.processes import launch
+from helpers.processes import forked, launch
 
 from ecstruct.errors import InputError, LostRank
 from ecstruct.io.distributed import Ranks, launched, ranks
@@ -89,7 +89,7 @@ def script(folder: Path, text: str) -> str:
 
 
 def test_three_processes_work_together(tmp_path: Path) -> None:
-    done = launch(3, script(tmp_path, TOGETHER))
+    done = forked(3, script(tmp_path, TOGETHER))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("all is well") == 3
 

@@ -62,28 +62,37 @@ def reward(family: str, i: int, component: Component, value: Tensor) -> float:
         return float(reward_of(before, PROMPTS[i]))
 
 
+@cache
+def asked_else(family: str, i: int, first: Component | None) -> list[dict[Component, Tensor]]:
+    """What components write under W' and under W where W stands, after the first was replaced by y*."""
+    before, after = plain_pair(family)
+    inputs = run(before, PROMPTS[i]).inputs
+    if first is not None:
+        y_star = baseline_value("counterfactual", i, [each[first] for each in written(family)])
+        with writing(before, first, y_star):
+            inputs = run(before, PROMPTS[i]).inputs
+    return [run(weights, PROMPTS[i], inputs).written for weights in (after, before)]
+
+
 def queried(family: str, i: int, first: Component, second: Component) -> float:
     """E(u, i): the informative score that goes when the second is not asked through the first."""
-    before, after = plain_pair(family)
-    y_star = baseline_value("counterfactual", i, [each[first] for each in written(family)])
-    plain = run(before, PROMPTS[i])
-    with writing(before, first, y_star):
-        asked_else = run(before, PROMPTS[i]).inputs
-    rewards = [
-        reward(family, i, second, run(weights, PROMPTS[i], inputs).written[second])
-        for inputs in (plain.inputs, asked_else)
-        for weights in (after, before)
-    ]
+    asked = asked_else(family, i, None) + asked_else(family, i, first)
+    rewards = [reward(family, i, second, each[second]) for each in asked]
     return rewards[0] - rewards[1] - (rewards[2] - rewards[3])
+
+
+@cache
+def after_first(family: str, i: int, first: Component) -> dict[Component, Tensor]:
+    """What components write under W after the first wrote what it does with its weights of W'."""
+    before, _ = plain_pair(family)
+    with writing(before, first, asked_else(family, i, None)[0][first]):
+        return run(before, PROMPTS[i]).written
 
 
 def read(family: str, i: int, first: Component, second: Component) -> float:
     """E(i, d): what the second makes of the change of the first."""
-    before, after = plain_pair(family)
-    value = run(after, PROMPTS[i], run(before, PROMPTS[i]).inputs).written[first]
-    with writing(before, first, value):
-        its = run(before, PROMPTS[i]).written[second]
-    return reward(family, i, second, its) - float(reward_of(before, PROMPTS[i]))
+    its = after_first(family, i, first)[second]
+    return reward(family, i, second, its) - float(reward_of(plain_pair(family)[0], PROMPTS[i]))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox", "olmo2", "olmo-clip", "mixtral"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.paper_models import FAMILIES, finished, plain_mean_rank, plain_model, save_paper_model, small
+from helpers.paper_models import finished, plain_mean_rank, plain_model, save_paper_model, small
 from torch import Tensor
 
 import ecstruct
@@ -24,7 +24,8 @@ from ecstruct.facts import Fictitious, fictitious, first_hop, second_hop
 from ecstruct.facts.paper_lists import paper_lists
 
 WHOLE = "llama"
-"""The family on which whole experiments run; the others run a cell of each."""
+"""The family on which whole experiments run. One with post-norms, and one whose tokenizer has a class of
+its own, run a cell of each."""
 
 CELLS = {
     "ocr": ({"hop": "second-hop"}, 2),
@@ -50,7 +51,7 @@ def leaves(entry: Any) -> list[dict[str, Any]]:
     return [leaf for key, part in entry.items() if key != "pooled" for leaf in leaves(part)]
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != WHOLE])
+@pytest.mark.parametrize("family", ["gemma2", "qwen2"])
 def test_every_experiment_runs_on_a_family(family: str, tmp_path: Path) -> None:
     setup = small(save_paper_model(tmp_path / "model", family))
     sweep = Sweep(setup, tmp_path / "out", progress=False)

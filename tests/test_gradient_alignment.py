@@ -1,6 +1,7 @@
 """Alignment of gradients: against plain autograd on the plain model, by component, and one step."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,6 @@ from ecstruct import Alignment, FactSet, InputError, Prompt
 from ecstruct.facts import Derivation
 from ecstruct.scores.alignment_result import FORMS
 from ecstruct.scores.components import component_names
-
-pytestmark = pytest.mark.tl3
 
 FACTS = [
     Prompt(f"that {name} speak", answer, LANGUAGES)
@@ -87,6 +86,7 @@ def oracle(family: str, direction: dict[str, torch.Tensor]) -> InformativeOracle
     return informative_along(plain, after, untied(family, 0), untie(after))
 
 
+@cache
 def aligned(family: str, **options: Any) -> Alignment:
     with double_throughout():
         return ecstruct.alignment(hooked_pair(family)[0], FACTS, PROMPTS, progress=False, **options)
@@ -103,6 +103,7 @@ def assert_is(found: Alignment, form: str, fact: int, expected: InformativeOracl
     assert_same(found.total.sel(form=form, fact=fact), expected.total, 10 * EXACT)
 
 
+@pytest.mark.tl3
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_form_is_that_of_plain_autograd(family):
     found = aligned(family)
@@ -111,6 +112,7 @@ def test_every_form_is_that_of_plain_autograd(family):
             assert_is(found, form, fact, oracle(family, by_fact[fact]))
 
 
+@pytest.mark.tl3
 @pytest.mark.parametrize("family", sorted({*FAMILIES, *OTHERS} - {"gpt2", "llama"}))
 def test_components_of_every_family_get_their_shares(family):
     assert_is(aligned(family), "adam", 1, oracle(family, directions(family)["adam"][1]))
@@ -145,11 +147,11 @@ def test_one_small_step_of_sgd_changes_the_loss_of_the_implication_as_predicted(
 
 def test_nothing_depends_on_batches_and_the_model_stays_as_it_was(monkeypatch):
     model = hooked_pair("llama")[0]
-    state, found = state_of(model), aligned("llama")
+    state, found = state_of(model), aligned.__wrapped__("llama")
     assert_unchanged(model, state)
     monkeypatch.setattr("ecstruct.scores.gradient_alignment.prompts_per_batch", lambda prompts: 2)
     monkeypatch.setattr("ecstruct.scores.gradient_alignment.fits_in_memory", lambda *_: False)
-    other = aligned("llama")
+    other = aligned.__wrapped__("llama")
     for name in ("mlp", "heads", "rest"):
         assert_same(other.dataset[name], found.dataset[name])
 

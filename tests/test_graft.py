@@ -1,7 +1,7 @@
 """Grafts of sets at positions, against plain models whose modules are replaced at positions by hooks."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from helpers.tiny import (
     N_LAYERS,
     OTHERS,
     PROMPTS,
+    SHAPES,
     double_throughout,
     hooked,
     hooked_pair,
@@ -72,16 +73,13 @@ def leaves(plain: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def replaced_at(plain: PreTrainedModel, mixed: PreTrainedModel, places: Sequence[int]) -> Iterator[None]:
-    """Let every module of the blocks give at these positions what it gives in the other model."""
+def replaced_at(plain: PreTrainedModel, mixed: PreTrainedModel, at: Tensor) -> Iterator[None]:
+    """Let every module of the blocks give what it gives in the other model at `at` [row, position]."""
 
     def hook(other: nn.Module, _module: Any, args: Any, output: Tensor) -> Tensor:
         # Gemma 3 norms queries and keys as [prompt, head, position, d_head].
-        axis = 2 if output.ndim == 4 and plain.config.model_type == "gemma3_text" else 1
-        at = torch.zeros(output.shape[axis], dtype=torch.bool).index_fill(
-            0, torch.tensor(places).long(), True
-        )
-        return torch.where(at.view(-1, *[1] * (output.ndim - axis - 1)), other(*args), output)
+        own = at[:, None] if output.ndim == 4 and plain.config.model_type == "gemma3_text" else at
+        return torch.where(own.view(*own.shape, *[1] * (output.ndim - own.ndim)), other(*args), output)
 
     others = leaves(mixed)
     with ExitStack() as stack:
@@ -90,25 +88,31 @@ def replaced_at(plain: PreTrainedModel, mixed: PreTrainedModel, places: Sequence
         yield
 
 
-def measured(plain: PreTrainedModel, mixed: PreTrainedModel, place: Any) -> np.ndarray:
-    """Reward, rank and probability of every prompt."""
+def measured(plain: PreTrainedModel, mixed: PreTrainedModel, *places: Any) -> np.ndarray:
+    """Reward, rank and probability of every prompt with the other model's modules at each of the places,
+    [place, measure, prompt]: a place is a row of a batch of copies of the prompt."""
     found = []
     for prompt in ASKED:
         ids = ids_of(prompt)
         # The subject begins with the third word, after a BOS token.
         by_name = {"subject-first": [3], "last": [ids.shape[1] - 1], "all": [*range(ids.shape[1])]}
-        places = by_name[place] if isinstance(place, str) else place
-        with torch.no_grad(), double_throughout(), replaced_at(plain, mixed, places):
-            logits = plain(ids).logits[0, -1]
-        options, answer = logits[first_ids(prompt)], prompt.options.index(prompt.answer)
-        probability = logits.softmax(-1)[first_ids(prompt)[answer]]
-        rank = (options > options[answer]).sum()
-        found.append([options[answer] - options.mean(), rank, probability])
-    return np.array(found, dtype=float).T
+        at = torch.zeros(len(places), ids.shape[1], dtype=torch.bool)
+        for row, place in enumerate(places):
+            at[row, by_name[place] if isinstance(place, str) else place] = True
+        with torch.no_grad(), double_throughout(), replaced_at(plain, mixed, at):
+            logits = plain(ids.expand(len(places), -1)).logits[:, -1]
+        options, answer = logits[:, first_ids(prompt)], prompt.options.index(prompt.answer)
+        own = options[:, answer]
+        probability = logits.softmax(-1)[:, first_ids(prompt)[answer]]
+        rank = (options > own[:, None]).sum(-1)
+        found.append(torch.stack([own - options.mean(-1), rank, probability], -1))
+    return torch.stack(found, -1).double().numpy()
 
 
-@pytest.mark.parametrize("complement", [False, True])
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+@pytest.mark.parametrize(
+    ("family", "complement"),
+    [*((family, False) for family in (*FAMILIES, *OTHERS)), *((family, True) for family in SHAPES)],
+)
 def test_sets_at_positions_are_those_of_plain_models_with_hooks(family, complement):
     old, new = plain_pair(family)[:: -1 if complement else 1]
     sets = {which: names_of(which) for which in ("one head", "two of one key and value head", "some")}
@@ -117,11 +121,11 @@ def test_sets_at_positions_are_those_of_plain_models_with_hooks(family, compleme
         found = graft(
             *hooked_pair(family), ASKED, sets, positions=positions, complement=complement, progress=False
         ).dataset["grafted"]
-    whole = abs(measured(new, copy.deepcopy(new), []) - measured(old, copy.deepcopy(old), []))[0].max()
+    new_one, old_one = (measured(plain, copy.deepcopy(plain), []) for plain in (new, old))
+    whole = abs(new_one - old_one)[:, 0].max()
     for which in sets:
         mixed = replaced(old, new, *SOME[which])
-        for label, place in positions.items():
-            expected = measured(old, mixed, place)
+        for label, expected in zip(positions, measured(old, mixed, *positions.values()), strict=True):
             seen = found.sel(set=which, position=label).values
             assert abs(seen - expected)[0].max() < 1e-9 * whole
             assert np.array_equal(seen[1], expected[1]) and abs(seen[2] - expected[2]).max() < 1e-10
@@ -172,7 +176,7 @@ def test_projections_are_modules_of_the_plain_model():
             )
             for found in (by_argument, by_name):
                 seen = found.dataset["grafted"][:, 0, 0].values
-                assert abs(seen - measured(old, mixed, "last")).max() < 1e-10
+                assert abs(seen - measured(old, mixed, "last")[0]).max() < 1e-10
 
 
 def test_everything_at_once_is_the_finetuned_model_but_for_the_rest():

@@ -34,6 +34,11 @@ def view_and_delta(family: str) -> tuple[HookedView, WeightDelta]:
     return HookedView(before), WeightDelta.between(before, after)
 
 
+@cache
+def plain_logits(family: str) -> dict[str, torch.Tensor]:
+    return dict(zip(("W", "W'"), map(of_plain, plain_pair(family)), strict=True))
+
+
 GRAFTED = (*(f for f in FAMILIES if f not in ("olmo", "llama", "qwen2", "gemma3")), *OTHERS)
 """Alike ones left out."""
 
@@ -44,7 +49,7 @@ def test_a_graft_and_a_reversion_replace_slices_of_the_plain_model(family, which
     view, delta = view_and_delta(family)
     before, after = plain_pair(family)
     part = of_components(view, delta, WeightSet.of(*SOME[which]))
-    plain = {"W": of_plain(before), "W'": of_plain(after)}
+    plain = plain_logits(family)
     whole = float((plain["W'"] - plain["W"]).abs().max())
     for change, target, source, start in ((part, before, after, "W"), (delta - part, after, before, "W'")):
         changed = change.apply_to(view.model)

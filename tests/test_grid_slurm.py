@@ -49,7 +49,7 @@ def waits(process: int, number: signal.Signals) -> bool:
 
 def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_path: Path) -> None:
     """An array of two: one is killed for good, the other told to end, as at the end of its time."""
-    path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=4), tmp_path / "out"
+    path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=2), tmp_path / "out"
     first, second = (CellFiles(out, each) for each in Grid.read(path).cells())
     before: dict[CellFiles, dict[str, int]] = {}
 
@@ -75,7 +75,7 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
     assert result.exit_code == 0, result.stderr
     assert before.keys() == {first, second}
     for place, old in before.items():
-        assert 0 < len(old) < 8 and old.items() <= pieces(place).items() and len(pieces(place)) == 8
+        assert 0 < len(old) < 4 and old.items() <= pieces(place).items() and len(pieces(place)) == 4
         assert len(place.attempts()) == 2 and place.done()
     killed, ended = (place.attempts()[0] for place in (first, second))
     assert killed["job"].endswith("_0") and ended["job"] == killed["job"].replace("_0", "_1")
@@ -85,7 +85,7 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
 
 def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path) -> None:
     """SIGTERM to the sweep leaves the queue alone; the next one waits for what is there."""
-    path, out = grid(tmp_path, "[1e-4]", repeats=2), tmp_path / "out"
+    path, out = grid(tmp_path, "[1e-4]", repeats=1), tmp_path / "out"
     (place,) = (CellFiles(out, each) for each in Grid.read(path).cells())
     executor = Slurm(out, options={"begin": "now+3"})
 
@@ -104,7 +104,7 @@ def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path)
     assert list(states(out).values()) == ["waiting"]
     result = run(*words(path, out, "--resume"))
     assert result.exit_code == 0, result.stderr
-    assert len(place.attempts()) == 1 and place.done() and len(pieces(place)) == 4
+    assert len(place.attempts()) == 1 and place.done() and len(pieces(place)) == 2
 
 
 def test_what_slurm_does_not_take_is_told(slurm: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ from ecstruct.scores.ranks import ranks_of_pair
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
-small, folder = sys.argv[1:]
+small, *folders = sys.argv[1:]
 prompts = [(f"people that {name} knows speak", answer) for name, answer in
            (("Ada", "Dutch"), ("Bo Li", "Thai"), ("Di", "Zulu"))]
 
@@ -181,14 +181,15 @@ def score_and_rank(folder):
 
 score_and_rank(small)
 start = peak()
-score_and_rank(folder)
-print(peak() - start)
+for folder in folders:
+    score_and_rank(folder)
+    print(peak() - start)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_depth(llamas, tmp_path):
-    def grown(n_layers: int) -> tuple[int, int]:
+    def saved(n_layers: int) -> int:
         config = hf.LlamaConfig(
             **(plain_pair("llama")[0].config.to_dict() | {"num_hidden_layers": n_layers}),
         )
@@ -200,11 +201,13 @@ def test_memory_does_not_grow_with_depth(llamas, tmp_path):
             save(plain, tmp_path / str(n_layers) / name)
             with torch.no_grad():
                 plain.model.layers[0].mlp.up_proj.weight.add_(1e-3)
-        command = [sys.executable, "-c", PEAK, str(llamas[0].parent), str(tmp_path / str(n_layers))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-        return int(done.stdout), size
+        return size
 
-    (shallow, size), (deep, more) = grown(16), grown(32)
+    size, more = saved(16), saved(32)
+    folders = [str(folder) for folder in (llamas[0].parent, tmp_path / "16", tmp_path / "32")]
+    command = [sys.executable, "-c", PEAK, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    shallow, deep = map(int, done.stdout.split())
     assert shallow < 0.25 * 2 * size
     assert deep - shallow < 0.1 * 2 * (more - size)  # the modules and hooks of 16 layers, and block inputs
 

@@ -12,7 +12,7 @@ import xarray as xr
 from helpers.command_line import works
 from helpers.folders import contents, truncate
 from helpers.parallel_cases import CASES, ON_TWO, TWO_TEMPLATES, engine_and_prompts, save_checkpoints
-from helpers.processes import TESTS, launch
+from helpers.processes import TESTS, forked
 from helpers.tiny import PROMPTS, single_pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -86,14 +86,14 @@ def three(checkpoints):
     for out in ("on-3", "on-2"):
         (checkpoints / out).mkdir()
     dead = checkpoints / "dead"
-    return launch(3, SCRIPT, str(checkpoints / "on-3"), "dies", *words(checkpoints, dead, *IN_TWOS)), dead
+    return forked(3, SCRIPT, str(checkpoints / "on-3"), "dies", *words(checkpoints, dead, *IN_TWOS)), dead
 
 
 @pytest.fixture(scope="module")
 def two(checkpoints, three):
     """One that goes on where that one died."""
     resumed = shutil.copytree(three[1], checkpoints / "resumed")
-    return launch(
+    return forked(
         2, SCRIPT, str(checkpoints / "on-2"), "lives", *words(checkpoints, resumed, *IN_TWOS)
     ), resumed
 

@@ -15,6 +15,7 @@ from helpers.tiny import (
     FAMILIES,
     OTHERS,
     PROMPTS,
+    SHAPES,
     double_throughout,
     hooked,
     hooked_pair,
@@ -230,7 +231,7 @@ def test_what_leaves_a_block_comes_from_what_enters_it(family):
             assert abs((leaf * gradient).sum().item() - whole) > 1e-3 * abs(whole)
 
 
-@pytest.mark.parametrize("family", FAMILIES + OTHERS)
+@pytest.mark.parametrize("family", SHAPES)
 def test_nothing_else_depends_on_them(family):
     ruled, plain = (scored(family, propagation=way) for way in ("relevance", "gradient"))
     for kind in ("informative", "downstream"):

@@ -1,6 +1,6 @@
 """What functions of `ecstruct.subnetworks` take, and what they say of what they cannot."""
 
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -102,7 +102,10 @@ def test_scores_recall_and_masks_of_a_bf16_model_have_one_fingerprint():
     assert events.attrs["model"]["fingerprint"] == expected
 
 
-def test_the_run_on_the_organism_says_how_it_is_called():
-    command = [sys.executable, "-m", "ecstruct.organism.subnetworks"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 2 and "usage:" in run.stderr and "Traceback" not in run.stderr
+def test_the_run_on_the_organism_says_how_it_is_called(monkeypatch, capsys):
+    module = "ecstruct.organism.subnetworks"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "argv", [module])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from helpers.tiny import (
     FAMILIES,
     N_LAYERS,
     PROMPTS,
+    SHAPES,
     SHARED_NORM,
     assert_unchanged,
     build,
@@ -174,7 +175,7 @@ def test_the_mlp_can_be_given_another_input_past_the_residual_stream(family):
 
 
 @pytest.mark.parametrize("writer", ["attn.o", "mlp.out"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_what_is_put_in_is_passed_on(family, writer):
     """As a hook on the plain module would: to post-norms, to the MLP after attention, to the next block."""
     walk = walked(hooked_pair(family)[0])
@@ -195,7 +196,7 @@ def test_what_is_put_in_is_passed_on(family, writer):
 
 
 @pytest.mark.parametrize("writers", [(), ("attn.o",), ("mlp.out",), ("attn.o", "mlp.out")])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_a_block_that_is_read_at_some_positions_writes_them_as_ever(family, writers):
     walk = walked(hooked_pair(family)[0])
     resid, call, at = walk.resid(2, 1), walk.call(2, 1), torch.tensor([[4, 1], [0, 0], [6, 2]])
@@ -208,7 +209,7 @@ def test_a_block_that_is_read_at_some_positions_writes_them_as_ever(family, writ
     assert writers == ("attn.o", "mlp.out") or not torch.allclose(some, whole)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_walking_leaves_the_model_as_it_was(family):
     model, model_after = (hooked(p, torch.float32) for p in _plain_singles(family))
     other = HookedView(model_after).weights()
@@ -222,7 +223,7 @@ def test_walking_leaves_the_model_as_it_was(family):
         assert torch.equal(own_logits(model, batch), before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("part", ["embed", "blocks.1.attn", "blocks.2.mlp", "ln_final"])
 def test_an_exception_in_the_middle_leaves_the_model_as_it_was(family, part):
     model, model_after = (hooked(p, torch.float32) for p in _plain_singles(family))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from annotated_types import Ge, Gt, Lt, MinLen
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 from ecstruct.errors import InputError
@@ -71,16 +71,17 @@ class RandomSets:
         rng = np.random.default_rng(seed)
         rows = []
         for share, sets in self.frame.groupby("share"):
-            draws = rng.integers(len(sets), size=(resamples, len(sets)))
+            draws, gains = rng.integers(len(sets), size=(resamples, len(sets))), sets["gain"].to_numpy()
             for ranking in self.rankings:
-                pairs = sets[[ranking, "gain"]].to_numpy()
-                drawn = [_spearman(pairs[draw]) for draw in draws]
+                sums = sets[ranking].to_numpy()
+                drawn = _spearman(sums[draws], gains[draws])
                 low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
                 found = {"share": share, "sets": len(sets), "ranking": ranking}
-                rows.append({**found, "correlation": _spearman(pairs), "low": low, "high": high})
+                rows.append(
+                    {**found, "correlation": float(_spearman(sums, gains)), "low": low, "high": high}
+                )
             members = sets["components"].str.get_dummies(_BETWEEN).to_numpy()
-            sums, gains = members @ rng.random((members.shape[1], resamples)), sets["gain"].to_numpy()
-            drawn = [_spearman(np.stack([of_draw, gains], 1)) for of_draw in sums.T]
+            drawn = _spearman((members @ rng.random((members.shape[1], resamples))).T, gains)
             low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
             found = {"share": share, "sets": len(sets), "ranking": "random"}
             rows.append({**found, "correlation": np.nanmean(drawn), "low": low, "high": high})
@@ -180,9 +181,9 @@ def random_sets(
     )
 
 
-def _spearman(pairs: np.ndarray) -> float:
-    """Return the correlation of two columns, NaN where one does not vary."""
-    if (np.ptp(pairs, axis=0) == 0).any():
-        return np.nan
-    found: Any = spearmanr(pairs[:, 0], pairs[:, 1])
-    return float(found.statistic)
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the correlations of x and y, [..., set], over their last axis; NaN where one does not vary."""
+    ranks = (rankdata(values, axis=-1) for values in (x, y))
+    a, b = (each - each.mean(-1, keepdims=True) for each in ranks)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))

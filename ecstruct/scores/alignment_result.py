@@ -105,11 +105,12 @@ class Alignment(SavedDataset):
         pairs, total = self.pairs.values, self.total
         derived = pairs.any(0)
         rng = np.random.default_rng(seed)
-        orders = [rng.permutation(pairs.shape[1]) for _ in range(permutations)]
+        orders = np.array([rng.permutation(pairs.shape[1]) for _ in range(permutations)])
+        facts, implications = np.nonzero(pairs)
         rows = {}
         for form in FORMS:
             values = total.sel(form=form)
-            sums = np.array([values.values[:, order][pairs].sum() for order in orders])
+            sums = values.values[facts, orders[:, implications]].sum(1)
             seen = values.values[pairs].sum()
             as_large = int((sums >= seen - 1e-12 * abs(seen)).sum())
             first = np.take_along_axis(pairs, values.values.argmax(0)[None], 0)[0, derived]

@@ -3,7 +3,7 @@
 Commands and processes:
     command_line: a command in this process (`run`, `works`) or its own (`process`); `refused`: its sentence
     cli_inputs: two models, prompts, and runs on them
-    processes: one command under torchrun; `parallel_cases` and `sharded_script` are what its ranks run
+    processes: one command under torchrun, or ranks of a script, as `parallel_cases` and `sharded_script`
     jobs, slurm: the jobs of a sweep in this process; a cluster of one node
     chromium, figures: a page as a browser draws it; the contents of plotly figures
     fuzz: every file that a command takes, damaged (`fuzz.damage`: the kinds of damage)

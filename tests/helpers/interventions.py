@@ -1,8 +1,8 @@
-"""The interventions that define the scores, by brute force on plain models, one forward pass for each.
+"""The interventions that define the scores, by brute force on plain models, each in a row of its own.
 
 This module computes the causal scores of docs/scores.md, and the gradients in models of which only the
-later weights are new, from which the exact form of U is made. It runs whole Hugging Face models on one
-prompt at a time, without padding; forward hooks replace values, and weights are copied. Nothing is
+later weights are new, from which the exact form of U is made. It runs whole Hugging Face models on copies
+of one prompt at a time, without padding; forward hooks replace values, and weights are copied. Nothing is
 linearised, and nothing is taken from the code under test.
 
 A component is the MLP of a layer or one of its heads. Its output y is [token, d_model]: the output of the
@@ -11,9 +11,10 @@ MLP, or the head's share z_h W_O^h of the output projection, both before any pos
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from helpers.oracle import (
     is_parallel,
     outside,
     reward_of,
+    rewards_of,
     watching,
 )
 from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, double_throughout, plain_pair
@@ -99,17 +101,15 @@ def run(plain: PreTrainedModel, prompt: Prompt, inputs: dict[tuple[int, str], Te
 
 @contextmanager
 def writing(
-    plain: PreTrainedModel, component: Component, value: Tensor, tokens: slice | list[int] = slice(None)
+    plain: PreTrainedModel, component: Component, value: Tensor, at: Tensor | None = None
 ) -> Iterator[None]:
-    """Replace y_C by `value` at these tokens in every run of the model."""
+    """Replace y_C by `value` in all runs, or only where `at` [row of the batch, token] is 1."""
     layer, head = component
     block = blocks(plain)[layer]
 
     def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        own = output if head is None else share_of(block, head, args[0])
-        replaced = output.clone()
-        replaced[0, tokens] += (value - own[0])[tokens]
-        return replaced
+        change = value - (output if head is None else share_of(block, head, args[0]))
+        return output + (change if at is None else at[..., None] * change)
 
     handle = (block.mlp if head is None else block.o).register_forward_hook(hook)
     try:
@@ -119,15 +119,19 @@ def writing(
 
 
 def effects(
-    plain: PreTrainedModel, prompt: Prompt, component: Component, value: Tensor, places: list[list[int]]
-) -> np.ndarray:
-    """Return R[y_C <- value] - R for interventions at several places, each of them a list of tokens."""
-    reward = float(reward_of(plain, prompt))
-    found = []
-    for place in places:
-        with writing(plain, component, value, place):
-            found.append(float(reward_of(plain, prompt)) - reward)
-    return np.array(found)
+    plain: PreTrainedModel, prompt: Prompt, values: dict[Component, Tensor], places: list[list[int]]
+) -> dict[Component, np.ndarray]:
+    """Return R[y_C <- value] - R of every component for interventions at several places, each of them a
+    list of tokens. Each has a row of its own in a batch of copies of the prompt."""
+    n = len(places)
+    with ExitStack() as stack:
+        for i, (component, value) in enumerate(values.items()):
+            at = torch.zeros(1 + n * len(values), len(value))
+            for row, place in enumerate(places, 1 + i * n):
+                at[row, place] = 1
+            stack.enter_context(writing(plain, component, value, at))
+        reward, *rewards = rewards_of(plain, prompt, 1 + n * len(values)).tolist()
+    return dict(zip(values, np.reshape(rewards, (-1, n)) - reward, strict=True))
 
 
 # --- Only the later weights are new ---
@@ -253,14 +257,15 @@ def causal(
         values = values_of(kind, baseline, before, after)
         for i, (prompt, length) in enumerate(zip(PROMPTS, lengths, strict=True)):
             places = [[t] for t in range(length)] if per_token else [list(range(length))]
-            for component in COMPONENTS:
-                layer, head = component
+            found = effects(before, prompt, values[i], places)
+            if kind == "upstream":  # (R_late - R_late[y*]) - (R - R[y*])
+                for layer, part in product(range(N_LAYERS), ("mlp", "attn")):
+                    heads_or_mlp = range(N_HEADS) if part == "attn" else (None,)
+                    own = {(layer, head): values[i][layer, head] for head in heads_or_mlp}
+                    mixed = effects(late(before, after, layer, part), prompt, own, places)
+                    found |= {component: found[component] - mixed[component] for component in own}
+            for (layer, head), effect in found.items():
                 scores = mlp[i, layer] if head is None else heads[i, layer, head]
-                value = values[i][component]
-                effect = effects(before, prompt, component, value, places)
-                if kind == "upstream":  # (R_late - R_late[y*]) - (R - R[y*])
-                    mixed = late(before, after, layer, "mlp" if head is None else "attn")
-                    effect -= effects(mixed, prompt, component, value, places)
                 scores[: len(places)] = effect
     return (mlp, heads) if per_token else (mlp[..., 0], heads[..., 0])
 

@@ -166,11 +166,16 @@ def first_ids(prompt: Prompt) -> list[int]:
     return [token_id(option.split()[0]) for option in prompt.options or ()]
 
 
+def rewards_of(plain: PreTrainedModel, prompt: Prompt, rows: int) -> Tensor:
+    """Return the logit differences of a batch of copies of one prompt, [row]."""
+    logits = plain(input_ids=ids_of(prompt).expand(rows, -1), use_cache=False).logits[:, -1]
+    answer = token_id(prompt.answer.split()[0])
+    return logits[:, answer] - logits[:, first_ids(prompt)].mean(-1)
+
+
 def reward_of(plain: PreTrainedModel, prompt: Prompt) -> Tensor:
     """Return the logit difference of one prompt, run on its own."""
-    logits = plain(input_ids=ids_of(prompt), use_cache=False).logits[0, -1]
-    answer = token_id(prompt.answer.split()[0])
-    return logits[answer] - logits[first_ids(prompt)].mean()
+    return rewards_of(plain, prompt, 1)[0]
 
 
 def watch(plain: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, dict]:

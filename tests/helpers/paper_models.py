@@ -18,7 +18,6 @@ from ecstruct.experiments.setup import NOVEL, Words
 from ecstruct.facts import Prompt, fictitious, first_hop, second_hop
 from helpers import tiny
 
-FAMILIES = ("olmo", "llama", "gemma2", "qwen2")
 KNOWN = Words("{name} lives in", "{name} zong is the")
 
 
@@ -85,15 +84,12 @@ def plain_mean_rank(plain: Any, folder: Path, prompts: tuple[Prompt, ...]) -> fl
     """Compute the mean rank with transformers alone, prompt by prompt."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def first(prompt: Prompt, option: str) -> int:
-        """Return the option's first token after the prompt."""
-        return tokenizer(f"{prompt.text} {option}")["input_ids"][len(tokenizer(prompt.text)["input_ids"])]
-
     total = 0.0
     for prompt in prompts:
         ids = tokenizer(prompt.text, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             logits = plain(input_ids=ids, use_cache=False).logits[0, -1]
-        answer = logits[first(prompt, prompt.answer)]
-        total += sum((logits[first(prompt, option)] > answer).item() for option in prompt.options or ())
+        options = tokenizer([f"{prompt.text} {option}" for option in prompt.options or ()])["input_ids"]
+        first = logits[[option[ids.shape[1]] for option in options]]
+        total += (first > first[(prompt.options or ()).index(prompt.answer)]).sum().item()
     return total / len(prompts)

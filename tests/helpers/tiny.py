@@ -29,6 +29,11 @@ FAMILIES = (
 """The families of every full suite. The last ones norm their queries and keys (OLMo-2 over all heads of a
 token at once, and without pre-norms), or share the pre-norm between attention and MLP (GPT-J)."""
 
+SHAPES = ("olmo-clip", "gpt2", "neox", "gptj", "gemma3", "olmo2")
+"""One family of every structure, for what does not depend on a family's formulas: heads that share keys and
+are clipped; fused projections; parallel blocks with two pre-norms and with one; norms of queries and keys,
+with windows and post-norms; post-norms alone. Others change numbers, but not what is run when."""
+
 OTHERS = ("cohere", "mixtral")
 """Families in suites of their special features: norms of queries and keys with weights for each head, and
 mixtures of experts, which are no projections."""
