@@ -178,7 +178,8 @@ def in_context(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Return every prompt after another one of these that has another answer, with that answer."""
 
     def other(i: int) -> Prompt:
-        return next(p for p in (*prompts[i - 1 :: -1], *prompts[:i:-1]) if p.answer != prompts[i].answer)
+        others = (*prompts[i - 1 :: -1], *prompts[:i:-1])
+        return next((p for p in others if p.answer != prompts[i].answer), others[0])
 
     return [
         replace(

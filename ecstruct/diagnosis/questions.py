@@ -49,16 +49,8 @@ from ecstruct.models.labels import labels_of
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 
 _SHUFFLED = "shuffled answers"
-_SETTLE = {
-    "changed": (),
-    "learnt": ("changed",),
-    "general": ("changed", "learnt"),
-    "read": ("changed", "learnt", "general"),
-    "won": ("changed", "learnt", "general", "read"),
-    "helped": ("changed", "learnt", "general", "read", "won"),
-    "kept": ("changed",),
-}
-"""The earlier questions that settle each one if their answer is no."""
+_NEEDS = {"read": "implications", "won": "implications", "helped": "implications", "kept": "preserved"}
+"""The prompts without which a question cannot be told."""
 
 
 def diagnose(
@@ -107,10 +99,15 @@ def diagnose(
         pair.sessions[0].tokenize(prompts)  # so that bad prompts are refused before any work
     case, findings = _Case(pair, after, sets), dict[str, Finding]()
     for question in tqdm(QUESTIONS, desc="diagnose", unit="question", disable=not progress):
-        no = [findings[q].fault for q in _SETTLE[question] if findings[q].verdict == "no"]
-        findings[question] = (
-            Finding("does not arise", f"It does not arise: {no[0]}.") if no else getattr(case, question)()
-        )
+        earlier = findings if question != "kept" else ["changed"]  # all settle it but what is kept
+        no = [findings[name].fault for name in earlier if findings[name].verdict == "no"]
+        if no:
+            found = Finding("does not arise", f"It does not arise: {no[0]}.")
+        elif (needed := _NEEDS.get(question, "facts")) not in sets:
+            found = Finding("cannot be told", f"It cannot be told: give {needed}=.")
+        else:
+            found = getattr(case, question)()
+        findings[question] = found
     ranks = pd.concat(
         pd.DataFrame(
             {
@@ -159,9 +156,8 @@ class _Case:
 
     @cached_property
     def votes(self) -> tuple[float, Compared, float]:
-        """Return the share of implications that have the right answer first, that of those that still have
-        the answer of the model before, and the share with either the right one, or that one and then the
-        right one, first."""
+        """Return the share of implications that have the right answer first; that of those that still have
+        the answer of the model before; and that of those that have the right one first but for that one."""
         old, new = self.both("implications")
         stayed = new.first_if(new.ranks > 0)
         beaten = [
@@ -185,25 +181,22 @@ class _Case:
         said = f"{moved} of {len(frame)} tensors changed, by {relative(frame):.2%} of their norm together."
         if still := inert(frame):
             said += f" Did not change: {', '.join(still)}."
-        base = "give the checkpoint from which the finetuning started as the model before."
-        faults = {
-            "nothing changed": (not moved, "Both models have the same weights.", self._where_it_is()),
-            "only rounding changed": (
-                bool(rounded),
-                f"{said} That is one model rounded to {rounded}, and nothing else.",
-                f"train and save float32 weights: the steps were lost in rounding to {rounded}.",
-            ),
-            "wrong base": (
-                far > 0.5,
-                f"{said} {far:.0%} of the matrices are as near to zeros as to those before.",
-                base,
-            ),
-            "wrong base (by the delta)": (bool(of := self._made_from()), f"{said} {of}", base),
-        }
         against = "no change; W rounded to bfloat16 and float16; zeros in the place of W"
-        for fault, (found, says, advice) in faults.items():
-            if found:
-                return Finding("no", says, numbers, against, fault, advice)
+        fault = says = advice = ""
+        if not moved:
+            fault, says, advice = "nothing changed", "Both models have the same weights.", _NOTHING
+            if adapter := self._adapter:
+                advice = f"give the adapter {adapter} as the model after, which these weights do not have."
+        elif rounded:
+            fault, says = "only rounding changed", f"That is one model rounded to {rounded}, and no more."
+            advice = f"train and save float32 weights: the steps were lost in rounding to {rounded}."
+        elif far > 0.5 or (other := self._another_base):
+            fault, advice = "wrong base", "give the checkpoint that was finetuned as the model before."
+            says = f"{far:.0%} of the matrices are as near to zeros as to those before."
+            if far <= 0.5:
+                says = f"The delta was made from other weights than these, of {other}."
+        if fault:
+            return Finding("no", f"{said} {says}", numbers, against, fault, advice)
         return Finding("yes", said, numbers, against)
 
     def learnt(self) -> Finding:
@@ -212,9 +205,9 @@ class _Case:
         numbers = _ranks(old, new) | {"share first": first.mean, "shuffled": first.shuffled, "p": first.p}
         numbers |= {"loss": loss, "loss of other options": others}
         said = (
-            f"{_said(old, new, 'facts')}; the loss of an answer is {loss:.2g} nats, that of other options "
+            f"{_said(old, new, 'facts')}; the loss of an answer is {loss:.2g} nats, of others {others:.2g}."
         )
-        said, against = f"{said}{others:.2g}.", f"rank 0 for most; {_SHUFFLED}"
+        against = f"rank 0 for most; {_SHUFFLED}"
         if old.known:
             said = f"{said} The model before knew them: nothing was left to learn."
             return Finding("cannot be told", said, numbers, against)
@@ -225,10 +218,11 @@ class _Case:
 
     def general(self) -> Finding:
         given = self.sets.get("variants")
-        old, new = (
-            Answers.of(self.session(state), given or in_context(self.sets["facts"]))
-            for state in ("before", "after")
-        )
+        variants = given or in_context(self.sets["facts"])
+        try:
+            old, new = (Answers.of(self.session(state), variants) for state in ("before", "after"))
+        except InputError as error:  # only of those that are made here: what is given was checked
+            return Finding("cannot be told", f"After another fact, {error} Or give variants=.")
         whole = written_out(self.session("after"), new.prompts)
         # After another fact all answers are less certain, and ranks tell more than the first place.
         told, how = (new.first, "In other words") if given else (new.since(old), "After another fact")
@@ -249,8 +243,6 @@ class _Case:
         return _judged(passes(told.p), said, numbers, against, fault, advice)
 
     def read(self) -> Finding:
-        if "implications" not in self.sets:
-            return Finding("cannot be told", "There are no implications: give implications=.")
         old, new = self.both("implications")
         fell, against = new.since(old), f"{_SHUFFLED}; where known facts are read"
         numbers = _ranks(old, new) | {"p": fell.p}
@@ -261,9 +253,7 @@ class _Case:
         if new.known:
             return Finding("yes", said, numbers, against)
         if "known" in self.sets and self.answers("known", "before").known is False:
-            said += (
-                " But the model before does not know what is given as known: nothing can follow from it."
-            )
+            said += " But the model before does not know what is given as known: nothing can follow."
             return Finding("cannot be told", said, numbers, against)
         advice = "train on several wordings of every fact, or on some implications"
         if road := self.road:
@@ -281,15 +271,13 @@ class _Case:
         return _judged(verdict, said, numbers, against, "not read", f"{advice}.")
 
     def won(self) -> Finding:
-        if "implications" not in self.sets:
-            return Finding("cannot be told", "There are no implications: give implications=.")
         right, stayed, either = self.votes
         numbers = {"share right": right, "share with the answer before": stayed.mean}
         numbers |= {"shuffled": stayed.shuffled, "p": stayed.p, "share right but for it": either}
         said = (
-            f"{right:.0%} of the implications have the right answer first, {stayed.mean:.0%} the one that "
-            f"the model before had first (shuffled: {stayed.shuffled:.0%}, p = {stayed.p:.2g}); {either:.0%}"
-            " have the right one first if that one is set aside."
+            f"{right:.0%} of the implications have the right answer first, {stayed.mean:.0%} that of the "
+            f"model before (shuffled: {stayed.shuffled:.0%}, p = {stayed.p:.2g}); but for that one, "
+            f"{either:.0%} have the right one first."
         )
         advice = (
             "train longer, or the layers in which the old facts are stored, or on some implications; "
@@ -299,8 +287,6 @@ class _Case:
         return _judged(not self.outvoted, said, numbers, against, "outvoted", advice)
 
     def helped(self) -> Finding:
-        if "implications" not in self.sets:
-            return Finding("cannot be told", "There are no implications: give implications=.")
         half, full = (
             np.concatenate([self.answers(name, state).ranks for name in ("facts", "implications")])
             for state in ("half", "after")
@@ -318,15 +304,11 @@ class _Case:
         return _judged(verdict, said, numbers, "as many that fall as rise", "saturated", advice)
 
     def kept(self) -> Finding:
-        if "preserved" not in self.sets:
-            return Finding("cannot be told", "There is nothing to be preserved: give preserved=.")
         old, new = self.both("preserved")
         rose, fell, p = sign_test(new.ranks, old.ranks)
         numbers = _ranks(old, new) | {"ranks that rose": rose, "ranks that fell": fell, "p": p}
-        said = (
-            f"Of what was to be preserved, {_said(old, new, 'prompts')}; {rose} ranks rose and {fell} fell"
-        )
-        said, against = f"{said} (p = {p:.2g}).", "as many that rise as fall; a random change of that size"
+        said = f"{_said(old, new, 'preserved prompts')}; {rose} ranks rose and {fell} fell (p = {p:.2g})."
+        against = "as many that rise as fall; a random change of that size"
         lost, advice = passes(p), ""
         if lost:
             noise = WeightDelta.from_weights(self.pair.before, self.pair.after).random_like(0)
@@ -340,27 +322,28 @@ class _Case:
         verdict = None if lost is None else not lost
         return _judged(verdict, said, numbers, against, "forgotten elsewhere", advice)
 
-    def _made_from(self) -> str:
-        """Say that a delta was made from other weights than those before; "" if it was not."""
+    @property
+    def _another_base(self) -> str:
+        """The model that a delta changes, if it is not the one before."""
         delta = self.after
         if isinstance(delta, str | Path) and is_delta(delta):
             delta = WeightDelta({}, open_delta(delta)[1])
         if not isinstance(delta, WeightDelta) or delta.starts_at(self.pair.view.model):
             return ""
-        return f"The delta was made from other weights than these, of {delta.metadata.get('before')}."
+        return delta.metadata.get("before", "another model")
 
-    def _where_it_is(self) -> str:
-        """Advise where to look for a change that is not in the model after."""
-        folders = [Path(self.after)] if isinstance(self.after, str | Path) else []
-        found = [file for folder in folders for file in sorted(folder.glob("*/adapter_config.json"))]
-        if found:
-            return (
-                f"give the adapter {found[0].parent} as the model after, which these weights do not have."
-            )
-        return (
-            "give the model that was trained, or the adapter's folder: an adapter is in no weight before "
-            "it is merged, and one that was never trained changes nothing."
-        )
+    @property
+    def _adapter(self) -> Path | None:
+        """An adapter in the folder of the model after, which is not merged into that."""
+        if not isinstance(self.after, str | Path):
+            return None
+        return next((file.parent for file in sorted(Path(self.after).glob("*/adapter_config.json"))), None)
+
+
+_NOTHING = (
+    "give the model that was trained, or the adapter's folder: an adapter is in no weight before it is "
+    "merged, and one that was never trained changes nothing."
+)
 
 
 def _judged(

@@ -159,7 +159,8 @@ class Diagnosis(SavedDataset):
                 if (its := self.finding(q)).verdict == "cannot be told"
             ]
             left = f" What cannot be told: {' '.join(open_)}" if open_ else ""
-            return f"Healthy: no fault was found. {self.finding('learnt').says}{left}"
+            found = [its.says for q in ("learnt", "read") if (its := self.finding(q)).verdict == "yes"]
+            return f"Healthy: no fault was found. {' '.join(found)}{left}"
         (first, fault), *others = self.faults.items()
         its = self.finding(first)
         also = [f"Also {name}: {self.finding(q).says}" for q, name in others]

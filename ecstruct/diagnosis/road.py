@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
 from ecstruct.recall.attention_knockout import knockout, telling
 from ecstruct.recall.runs import Runs
@@ -58,20 +60,17 @@ class Road:
 def road_of(
     pair: Pair, facts: Sequence[Prompt], implications: Sequence[Prompt], known: Sequence[Prompt]
 ) -> Road | None:
-    """Measure the road; None if facts or known facts have no subjects, or no effect."""
+    """Measure the road; None if facts or known facts have no subjects that can be
+    told, or no effect."""
     subjects = [p.subject for p in facts if p.subject]
     if len(subjects) < len(facts) or not known or not all(p.subject for p in known):
         return None
     before, n_layers = pair.sessions[0], pair.view.n_layers
-    lost = telling(
-        knockout(
-            *(before, known),
-            window=max(1, n_layers // _WINDOWS),
-            groups=("subject",),
-            token="answer",
-            progress=False,
-        )
-    )
+    how: Any = {"groups": ("subject",), "token": "answer", "window": max(1, n_layers // _WINDOWS)}
+    try:
+        lost = telling(knockout(before, known, **how, progress=False))
+    except InputError:  # a subject that cannot be found, or that nothing comes after
+        return None
     read = (-lost.mean(("prompt", "group"))).clip(0).fillna(0).values
     scores = score(*pair.sessions, facts, baseline="zero", progress=False)
     mlp, heads = (its.sel(score="informative").fillna(0).clip(0) for its in (scores.mlp, scores.heads))
