@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -70,10 +70,6 @@ class Answers:
         return cls(*asked(session, session.tokenize(prompts)))
 
     @property
-    def right(self) -> list[str]:
-        return [t.prompt.answer for t in self.prompts]
-
-    @property
     def option_ranks(self) -> list[np.ndarray]:
         """The rank that every option has among the others, ties counted half."""
         return [rankdata(-its) - 1 for its in self.logprobs]
@@ -93,7 +89,7 @@ class Answers:
     def known(self) -> bool | None:
         """Whether most answers come first, and more of them than shuffled answers; None if that cannot be
         told."""
-        return np.median(self.ranks) == 0 and passes(self.first.p)
+        return passes(self.first.p) if np.median(self.ranks) == 0 else False
 
     @property
     def loss(self) -> float:
@@ -119,18 +115,19 @@ class Answers:
     def shuffled(self, values: OfOptions, answers: Sequence[str] | None = None) -> Compared:
         """Compare the mean of the right answers' values, or of other `answers`, with that of shuffled
         ones."""
-        own = np.array(self.right if answers is None else answers)
-        table = np.empty((len(own), len(own)))
+        given = [t.prompt.answer for t in self.prompts] if answers is None else answers
+        names, own = np.unique(given, return_inverse=True)
+        table = np.empty((len(own), len(names)))
         for i, (t, its) in enumerate(zip(self.prompts, values, strict=True)):
             of = dict(zip(t.prompt.options or (), its, strict=True))
-            table[i] = [of.get(answer, its.mean()) for answer in own]
+            table[i] = [of.get(name, its.mean()) for name in names]
         every = np.arange(len(own))
         if len(own) <= _EVERY:
             drawn = np.array([*permutations(every)])
         else:
             drawn = np.random.default_rng(0).permuted(np.tile(every, (_PERMUTATIONS, 1)), axis=1)
             drawn = np.concatenate([every[None], drawn])
-        means, mean = table[every, drawn].mean(1), float(table[every, every].mean())
+        means, mean = table[every, own[drawn]].mean(1), float(table[every, own].mean())
         least = (own[drawn] == own).all(1).mean()
         p = float((means >= mean - 1e-9).mean()) if least < LEVEL else np.nan
         return Compared(mean, float(means.mean()), p)
@@ -157,16 +154,11 @@ def asked(
 def written_out(session: Session, prompts: Sequence[TokenizedPrompt]) -> float:
     """Return the share of the answers of several tokens of which, once the first token is there, the model
     predicts all others, each after the ones before; NaN if there are no such answers."""
+    no_options: Any = {"option_ids": (), "alias_ids": ()}
     of = [(i, k) for i, t in enumerate(prompts) for k in range(1, len(t.answer_ids))]
     rest = [
-        replace(
-            (t := prompts[i]),
-            ids=t.ids + t.answer_ids[:k],
-            answer_ids=t.answer_ids[k : k + 1],
-            option_ids=(),
-            alias_ids=(),
-        )
-        for i, k in of
+        replace(t, ids=t.ids + t.answer_ids[:k], answer_ids=t.answer_ids[k : k + 1], **no_options)
+        for t, k in ((prompts[i], k) for i, k in of)
     ]
     if not rest:
         return float("nan")

@@ -161,7 +161,7 @@ class _Case:
         old, new = self.both("implications")
         stayed = new.first_if(new.ranks > 0)
         beaten = [
-            its[t.prompt.options.index(c)]
+            its[(t.prompt.options or ()).index(c)]
             for t, its, c in zip(new.prompts, stayed, old.chosen, strict=True)
         ]
         compared = new.shuffled(stayed, old.chosen)
@@ -190,11 +190,12 @@ class _Case:
         elif rounded:
             fault, says = "only rounding changed", f"That is one model rounded to {rounded}, and no more."
             advice = f"train and save float32 weights: the steps were lost in rounding to {rounded}."
-        elif far > 0.5 or (other := self._another_base):
-            fault, advice = "wrong base", "give the checkpoint that was finetuned as the model before."
+        elif far > 0.5:
+            fault, advice = "wrong base", _BASE
             says = f"{far:.0%} of the matrices are as near to zeros as to those before."
-            if far <= 0.5:
-                says = f"The delta was made from other weights than these, of {other}."
+        elif other := self._another_base:
+            fault, advice = "wrong base", _BASE
+            says = f"The delta was made from other weights than these, of {other}."
         if fault:
             return Finding("no", f"{said} {says}", numbers, against, fault, advice)
         return Finding("yes", said, numbers, against)
@@ -340,6 +341,7 @@ class _Case:
         return next((file.parent for file in sorted(Path(self.after).glob("*/adapter_config.json"))), None)
 
 
+_BASE = "give the checkpoint that was finetuned as the model before."
 _NOTHING = (
     "give the model that was trained, or the adapter's folder: an adapter is in no weight before it is "
     "merged, and one that was never trained changes nothing."
