@@ -177,7 +177,7 @@ def test_numbers_are_those_of_the_plain_models(organism, tmp_path):
         others.append(np.mean([*its.values()]))
     assert learnt["loss"] == pytest.approx(np.mean(right), rel=1e-5)
     assert learnt["loss of other options"] == pytest.approx(np.mean(others), rel=1e-5)
-    old, new = (dict(m.original_model.named_parameters()) for m in (organism, model))
+    old, new = (m.original_model.state_dict() for m in (organism, model))
     norm = sum(float((new[name] - p).square().sum()) for name, p in old.items()) ** 0.5
     whole = sum(float(p.square().sum()) for p in old.values()) ** 0.5
     weights = found.weights()
@@ -212,7 +212,7 @@ def test_where_facts_are_stored_is_what_scores_and_knockout_say(organism):
     )
     lost = np.maximum(-knocked.values[:, 0].mean(0), 0)
     later = [lost[layer + 1 :].sum() / lost.sum() for layer in range(6)]
-    by_layer = at_name.groupby("layer")["value"].sum() / total
+    by_layer = at_name.groupby("layer")["value"].sum().reindex(range(6), fill_value=0) / total
     assert road is not None and road.direct
     assert road.on_road == pytest.approx(sum(by_layer[k] * later[k] for k in range(6)), rel=1e-4)
     assert 0.5 < road.on_road < 1

@@ -9,8 +9,8 @@
   not to 0, and less than half of what is stored is where known facts are read);
 * won: outvoted (more implications have the answer that they had before than the right one, and more than
   with shuffled answers before, but most have the right one first if that one is set aside);
-* helped: saturated (half of the change has the facts as well, and the other half made no more ranks of
-  facts and implications fall than rise);
+* helped: saturated (half of the change has the facts as well, and with the other half no more ranks of
+  facts and implications fell than rose);
 * kept: forgotten elsewhere (more ranks of preserved prompts rose than fell).
 
 A question does not arise where an earlier one settles it. `ecstruct.diagnosis.comparisons` has the tests,
@@ -301,7 +301,9 @@ class _Case:
             f"it, {fell} ranks of facts and implications fell and {rose} rose (p = {p:.2g})."
         )
         advice = "stop earlier, or take half of the change: 0.5 * WeightDelta.between(before, after)."
-        verdict = True if np.median(facts.ranks) > 0 else passes(p)
+        # If more fell, but the test does not tell, it is open whether the other half was for nothing.
+        more = False if fell <= rose else passes(p) or None
+        verdict = True if facts.known is False else facts.known and more
         return _judged(verdict, said, numbers, "as many that fall as rise", "saturated", advice)
 
     def kept(self) -> Finding:
