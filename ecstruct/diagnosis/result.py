@@ -95,8 +95,9 @@ class Diagnosis(SavedDataset):
 
     @property
     def diagnosis(self) -> str:
-        """The name of the first fault, or "healthy"."""
-        return next(iter(self.faults.values()), HEALTHY)
+        """The name of the first fault; without one, "healthy" if facts were learnt, or "cannot be told"."""
+        learnt = self.finding("learnt").verdict == "yes"
+        return next(iter(self.faults.values()), HEALTHY if learnt else "cannot be told")
 
     def finding(self, question: str) -> Finding:
         """Return the finding of one of `QUESTIONS`."""
@@ -160,7 +161,7 @@ class Diagnosis(SavedDataset):
             ]
             left = f" What cannot be told: {' '.join(open_)}" if open_ else ""
             found = [its.says for q in ("learnt", "read") if (its := self.finding(q)).verdict == "yes"]
-            return f"Healthy: no fault was found. {' '.join(found)}{left}"
+            return f"{self.diagnosis.capitalize()}: no fault was found. {' '.join(found)}{left}"
         (first, fault), *others = self.faults.items()
         its = self.finding(first)
         also = [f"Also {name}: {self.finding(q).says}" for q, name in others]
