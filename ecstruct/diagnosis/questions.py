@@ -175,7 +175,7 @@ class _Case:
 
     def changed(self) -> Finding:
         frame, far = self.weights, unrelated(self.weights)
-        moved, rounded = int((frame["change"] > 0).sum()), frame.attrs["rounded to"]
+        moved, rounded = int(np.count_nonzero(frame["change"])), frame.attrs["rounded to"]
         numbers = {"|dW| / |W|": relative(frame), "tensors that changed": moved, "tensors": len(frame)}
         numbers["share of matrices as near to zeros as to W"] = far
         said = f"{moved} of {len(frame)} tensors changed, by {relative(frame):.2%} of their norm together."

@@ -43,10 +43,10 @@ def relative(frame: pd.DataFrame) -> float:
 
 def inert(frame: pd.DataFrame) -> list[str]:
     """Return the modules of which no tensor changed in any layer."""
-    return [str(name) for name, its in frame.groupby("module", sort=False) if not its["change"].any()]
+    return [str(name) for name, its in frame.groupby("module", sort=False) if not np.any(its["change"])]
 
 
 def unrelated(frame: pd.DataFrame) -> float:
     """Return the share of the matrices to whose W' the matrix of zeros is at least as near as W."""
     matrices = frame[frame["matrix"]]
-    return float((matrices["change"] >= matrices["after"]).mean())
+    return float(np.mean(matrices["change"] >= matrices["after"]))
