@@ -17,6 +17,7 @@ from ecstruct.named_models import NamedModel, register
 if TYPE_CHECKING:
     from ecstruct import checks, experiments, facts, grafting, models, organism, plots, recall, subnetworks
     from ecstruct.checks.against_causal import fidelity
+    from ecstruct.diagnosis import Diagnosis, diagnose
     from ecstruct.errors import InputError
     from ecstruct.evaluate import keep_known, mean_rank, ranks
     from ecstruct.facts import FactSet, Prompt
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "Diagnosis",
     "Edges",
     "ExtractiveScores",
     "FactSet",
@@ -61,6 +63,7 @@ __all__ = [
     "causal_scores",
     "checkpoints",
     "checks",
+    "diagnose",
     "edges",
     "experiments",
     "explore",
@@ -89,6 +92,7 @@ __all__ = [
 # Imported when first used: torch and TransformerLens take seconds, and `ecstruct --help` needs neither.
 _HOMES = {
     "Alignment": "scores.alignment_result",
+    "Diagnosis": "diagnosis",
     "Edges": "scores.edges",
     "ExtractiveScores": "scores.result",
     "FactSet": "facts",
@@ -104,6 +108,7 @@ _HOMES = {
     "alignment": "scores.gradient_alignment",
     "causal_scores": "scores.causal",
     "checkpoints": "models.steps",
+    "diagnose": "diagnosis",
     "edges": "scores.path_patching",
     "explore": "report.widget",
     "fidelity": "checks.against_causal",

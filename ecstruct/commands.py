@@ -54,13 +54,19 @@ Fingerprints = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(Options):
-    """The fields of commands that compare two models on prompts."""
+class TwoModels(Options):
+    """The fields of commands that compare two models."""
 
     before: Source
     after: Source
-    prompts: Prompts
     fingerprints: Fingerprints = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(TwoModels):
+    """The fields of commands that compare two models on prompts."""
+
+    prompts: Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,24 @@ class Controls(ScoreOptions, PairOptions):
     verify: Literal[0] = 0
     offload: Literal[False] = False
     seed: Annotated[Seed, Doc("Seed of the random change and of the shuffled facts.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose(TwoModels):
+    facts: Prompts
+    implications: Annotated[Records | None, Doc(f"What follows from the facts. {JSONL}")] = None
+    variants: Annotated[
+        Records | None,
+        Doc(f"The facts in other words; by default every fact is asked after another one. {JSONL}"),
+    ] = None
+    known: Annotated[
+        Records | None,
+        Doc(f"Facts that the model before knows, with subjects: they show where facts are read. {JSONL}"),
+    ] = None
+    preserved: Annotated[
+        Records | None,
+        Doc(f"Prompts whose answers finetuning should leave as they were; --known by default. {JSONL}"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +342,7 @@ COMMANDS: Mapping[str, type[Options]] = {
     "causal": Causal,
     "controls": Controls,
     "demo": Demo,
+    "diagnose": Diagnose,
     "edges": Edges,
     "fidelity": Fidelity,
     "finetune": Finetune,

@@ -1,4 +1,5 @@
-"""`ecstruct alignment`, `causal`, `edges`, `suggest`, `controls`, `graft`, `grafts`: files to replay."""
+"""`ecstruct alignment`, `causal`, `diagnose`, `edges`, `suggest`, `controls`, `graft` and `grafts`: files
+that can be replayed."""
 
 import json
 from html import unescape
@@ -58,6 +59,33 @@ def test_causal_scores(inputs, tmp_path):
     replayed(tmp_path / "out")
     refused(
         run(*words(inputs, "causal", "--component", "MLP 77"), tmp_path / "no"), "there is no component"
+    )
+
+
+def test_diagnose(inputs, tmp_path):
+    folder, pair = inputs
+    facts, known = folder / "prompts.jsonl", jsonl(tmp_path / "known.jsonl", PROMPTS[:3])
+    asked = ("diagnose", "--before", pair[0], "--after", pair[1], "--facts", facts, "--implications", facts)
+    more = ("--known", known, "--device", "cpu", "--quiet", "--out")
+    works(*asked, *more, tmp_path / "out")
+    given = {"implications": read_jsonl(facts), "known": read_jsonl(known), "progress": False}
+    expected = ecstruct.diagnose(*pair, read_jsonl(facts), **given)
+    found = ecstruct.Diagnosis.load(tmp_path / "out" / "diagnosis.nc")
+    assert found.dataset.equals(expected.dataset)
+    assert found.attrs["options"] == expected.attrs["options"]
+    table = pd.read_csv(tmp_path / "out" / "diagnosis.csv")
+    assert table["finding"].tolist() == expected.table()["finding"].tolist()
+    assert expected.conclusion() in unescape((tmp_path / "out" / "report.html").read_text())
+    replayed(tmp_path / "out", "diagnosis.csv")
+    works("diagnose", *asked[1:3], "--after", pair[0], *asked[5:7], *more[2:], tmp_path / "same")
+    same = ecstruct.Diagnosis.load(tmp_path / "same" / "diagnosis.nc")
+    assert same.diagnosis == "nothing changed" and (tmp_path / "same" / "report.html").exists()
+    refused(run(*asked, "--known", folder / "none.jsonl", *more[2:], tmp_path / "no"), "none.jsonl")
+    alike = jsonl(
+        tmp_path / "alike.jsonl", [{"prompt": p["prompt"], "answer": "Rome"} for p in PROMPTS[:2]]
+    )
+    refused(
+        run(*asked[:5], "--facts", alike, *more[2:], tmp_path / "no"), "no other option|one answer|Rome"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ecstruct import __version__
-from ecstruct.cli.checking import causal, controls, edges, fidelity, graft, grafts
+from ecstruct.cli.checking import causal, controls, diagnose, edges, fidelity, graft, grafts
 from ecstruct.cli.checkup import doctor
 from ecstruct.cli.dissection import recall
 from ecstruct.cli.experiments import demo, replay, reproduce, sweep
@@ -44,7 +44,7 @@ def options(
 
 
 for function in (
-    *(demo, doctor, alignment, finetune, rank, score, fidelity, causal, edges, controls),
+    *(demo, doctor, diagnose, alignment, finetune, rank, score, fidelity, causal, edges, controls),
     *(graft, grafts, suggest, recall, reproduce, sweep, replay),
 ):
     app.command()(function)

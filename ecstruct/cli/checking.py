@@ -1,5 +1,5 @@
-"""`ecstruct fidelity`, `causal`, `edges`, `controls`, `graft` and `grafts`: whether scores can be trusted,
-and what stands behind them."""
+"""`ecstruct diagnose`, `fidelity`, `causal`, `edges`, `controls`, `graft` and `grafts`: whether a
+finetuning took, whether scores can be trusted, and what stands behind them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from ecstruct.cli.command import command
+
+
+@command("diagnose")
+def diagnose() -> None:
+    """Why a finetuning did not take: unchanged, not learnt, a string, not read, outvoted, saturated or
+    forgotten elsewhere; writes diagnosis.nc, diagnosis.csv and report.html.
+    """
 
 
 @command("fidelity")

@@ -8,7 +8,14 @@ from typing import Any
 from ecstruct.commands import COMMANDS
 from ecstruct.errors import InputError
 from ecstruct.io.files import from_json
-from ecstruct.runs.checking import finetuning_of, run_causal, run_controls, run_edges, run_fidelity
+from ecstruct.runs.checking import (
+    finetuning_of,
+    run_causal,
+    run_controls,
+    run_diagnose,
+    run_edges,
+    run_fidelity,
+)
 from ecstruct.runs.configuration import Run, chat_of, records
 from ecstruct.runs.experiments import run_demo, run_reproduce
 from ecstruct.runs.grafting import run_graft, run_grafts
@@ -24,6 +31,7 @@ RUNS: Mapping[str, Run] = {
     "causal": run_causal,
     "controls": run_controls,
     "demo": run_demo,
+    "diagnose": run_diagnose,
     "edges": run_edges,
     "fidelity": run_fidelity,
     "finetune": run_finetune,

@@ -1,4 +1,4 @@
-"""Checks of scores: interventions and controls."""
+"""Checks of scores, by interventions and controls, and of a finetuning."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from ecstruct import commands
 from ecstruct.checks import controls
 from ecstruct.checks.against_causal import engine_for, fidelity_of
+from ecstruct.diagnosis import diagnose
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
 from ecstruct.io.files import from_json, write_text
@@ -19,6 +20,7 @@ from ecstruct.options import (
     ScoreOptions,
     types_of,
 )
+from ecstruct.report.diagnosis import diagnosis_report
 from ecstruct.report.edges import edges_report
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
 from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
@@ -53,6 +55,20 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
     scores.save(out / "scores.nc")
     causal_report(out / "report.html", scores, replay_command(out))
     finish(out, "causal", config, top_table(scores).to_string(index=False), progress, fingerprints=prints)
+
+
+@folder_locked
+def run_diagnose(config: commands.Diagnose, out: Path, device: str | None, progress: bool) -> None:
+    """Find out why a finetuning did not take; write `diagnosis.nc`, `diagnosis.csv` and `report.html`."""
+    pair = Pair.of(config.before, config.after, device)
+    prints = check_fingerprints(pair, config)
+    names = ("facts", "implications", "variants", "known", "preserved")
+    asked = {name: getattr(config, name) for name in names}
+    found = diagnose(pair, config.after, **asked, progress=progress)
+    found.save(out / "diagnosis.nc")
+    write_text(out / "diagnosis.csv", found.table().to_csv(index=False))
+    diagnosis_report(out / "report.html", found, replay_command(out))
+    finish(out, "diagnose", config, found.conclusion(), progress, fingerprints=prints)
 
 
 @folder_locked

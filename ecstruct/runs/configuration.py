@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 from tqdm.auto import tqdm
 
-from ecstruct.commands import PairOptions
+from ecstruct.commands import TwoModels
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
@@ -66,7 +66,7 @@ def described(config: Options, out: Path) -> dict[str, str]:
     return {**texts, **checksums, "out": str(out)}
 
 
-def check_fingerprints(pair: Pair, config: PairOptions) -> dict[str, str]:
+def check_fingerprints(pair: Pair, config: TwoModels) -> dict[str, str]:
     """Return the fingerprints of both models, and check that a replay has found the same weights."""
     found = {state: source["fingerprint"] for state, source in pair.sources.items()}
     for state, print_of in found.items():

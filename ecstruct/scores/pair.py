@@ -1,8 +1,9 @@
 """Two sets of weights of one architecture: what every score compares."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,17 @@ def _as_bridge(model: Any) -> Any:
 
 
 _STATES = "before", "after"
-_ROUNDINGS = [(state, dtype) for state in (1, 0) for dtype in (torch.bfloat16, torch.float16)]
-"""The roundings to check for: (index of the state that may be the other one rounded, dtype)."""
+Rounding = tuple[int, torch.dtype]
+"""The index of the state that may be the other one rounded, and the dtype that it is rounded to."""
+
+ROUNDINGS: tuple[Rounding, ...] = tuple(product((1, 0), (torch.bfloat16, torch.float16)))
 
 _States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+def only_rounded(states: Sequence[Tensor], among: Iterable[Rounding]) -> list[Rounding]:
+    """Return those roundings that make one state of a weight of the other one."""
+    return [(s, d) for s, d in among if torch.equal(states[1 - s].to(d).to(states[s]), states[s])]
 
 
 def _sources(
@@ -212,14 +220,11 @@ def _sources(
         InputError: a weight is NaN or infinite.
     """
     digests: tuple[dict[str, str], dict[str, str]] = {}, {}
-    same, roundings = True, list(_ROUNDINGS)
+    same, roundings = True, list(ROUNDINGS)
     for name in weights[0]:  # weight by weight, as both states may be read from disk together
         pair = [its[name] for its in weights]
         if not torch.equal(*pair):
-            same = False
-            roundings = [
-                (s, d) for s, d in roundings if torch.equal(pair[1 - s].to(d).to(pair[s]), pair[s])
-            ]
+            same, roundings = False, only_rounded(pair, roundings)
         for state, weight in enumerate(pair):
             check_weight(described[state]["source"], name, weight)
             digests[state][name] = digest(weight if own is None else own[state][name])
