@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ecstruct.errors import InputError
-from ecstruct.models.sites import QK_NORMS, Site, Weights
+from ecstruct.models.sites import QK_NORMS, SINKS, Site, Weights
 
-_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
+_NORMS = ("ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
+_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", SINKS, *_NORMS)
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 
 

@@ -22,7 +22,7 @@ from ecstruct.engine.forward import Resid
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.hooked import HookedView, Trace
-from ecstruct.models.sites import QK_NORMS, Weights
+from ecstruct.models.sites import QK_NORMS, SINKS, Weights
 from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
@@ -33,7 +33,7 @@ from ecstruct.scores.walk import Walk
 T = TypeVar("T")
 ByHead = Float[Tensor, "head batch pos d_model"]
 
-_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
+_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS, SINKS)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import QK_NORMS, Site, Weights, token_axis
+from ecstruct.models.sites import QK_NORMS, SINKS, Site, Weights, token_axis
 from ecstruct.options import Convention
 from ecstruct.scores.walk import Visit
 
@@ -139,11 +139,13 @@ def informative(
     if (bias := o.bias(change)) is not None:
         to_rest("attn_bias", visit.d_output["attn.o"] @ bias)
     into_attention = _attention_tangents(sites, visit, weights, change, convention)
-    if into_attention:
-        if convention == "definition":
-            heads = heads + _at_destination(view, visit, into_attention)
-        else:
-            heads = heads + _where_multiplied(view, sites, visit, into_attention)
+    at_source = {}
+    if convention == "reference":  # sinks multiply no token, and count where they take part in a softmax
+        at_source = {name: t for name, t in into_attention.items() if name != SINKS}
+    if at_source:
+        heads = heads + _where_multiplied(view, sites, visit, at_source)
+    if at_destination := {name: t for name, t in into_attention.items() if name not in at_source}:
+        heads = heads + _at_destination(view, visit, at_destination)
     return Informative(mlp, heads, rest)
 
 
@@ -157,7 +159,7 @@ def _attention_tangents(
     """Return the derivatives along dW of query, key and value (with convention "definition" including the
     change of their pre-norm) and of the outputs of their own norms, by site."""
     tangents = {}
-    for name in QK_NORMS:
+    for name in (*QK_NORMS, SINKS):
         if name in sites and (tangent := sites[name].product(visit.input(name), change)) is not None:
             tangents[name] = tangent
     d_norm = None

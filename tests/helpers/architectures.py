@@ -35,6 +35,10 @@ _LATENT = {
     "v_head_dim": 8,
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+_CHUNKS = {
+    **{"no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"]},
+    **{"attention_chunk_size": 4, "floor_scale": 4},
+}
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -130,7 +134,11 @@ ARCHITECTURES = [
         "GraniteMoeHybridForCausalLM",
         "Granite 4 350M and 1B",
         {"num_local_experts": 0},
-        {**_MAMBA, "layer_types": ["attention", "attention"], "shared_intermediate_size": 48},
+        {
+            **_MAMBA,
+            **{"layer_types": ["attention", "attention"], "shared_intermediate_size": 48},
+            **{"num_experts": ..., "position_embedding_type": "rope"},
+        },
     ),
     Architecture("GraniteMoeHybridForCausalLM", "Granite 4", sizes=_MAMBA),
     Architecture("HrmTextForCausalLM", "HRM-Text"),
@@ -142,7 +150,8 @@ ARCHITECTURES = [
     Architecture("Lfm2ForCausalLM", "LFM2", sizes={"layer_types": ["conv", "full_attention"]}),
     Architecture("Lfm2MoeForCausalLM", "LFM2 MoE", sizes={"layer_types": ["conv", "full_attention"]}),
     Architecture("LlamaForCausalLM", "Llama 1 to 3, Yi, TinyLlama, SmolLM"),
-    Architecture("Llama4ForCausalLM", "Llama 4 (text)"),
+    Architecture("Llama4ForCausalLM", "Llama 4 Scout (text)", sizes=_CHUNKS),
+    Architecture("Llama4ForCausalLM", "Llama 4 Maverick (text)", {"interleave_moe_layer_step": 2}, _CHUNKS),
     Architecture("MambaForCausalLM", "Mamba"),
     Architecture("Mamba2ForCausalLM", "Mamba 2", sizes={"num_heads": 8, "state_size": 8}),
     Architecture("MiniMaxM2ForCausalLM", "MiniMax-M2"),
