@@ -12,7 +12,11 @@ from helpers.comparisons import CONVENTIONS, of
 from helpers.oracle import reward_of
 from helpers.tiny import PROMPTS, double_throughout, hooked
 
-from ecstruct import causal_scores, score
+from ecstruct import InputError, causal_scores, score
+from ecstruct.grafting import graft
+from ecstruct.grafting.weight_sets import named, of_components
+from ecstruct.models.delta import WeightDelta
+from ecstruct.models.hooked import HookedView
 from ecstruct.scores.relevance import Relevance
 
 PROMPT = PROMPTS[2]
@@ -121,3 +125,14 @@ def test_the_causal_score_of_a_head_has_its_new_sink():
         expected = float(reward_of(alone, PROMPT) - reward_of(plain, PROMPT))
         found = causal_scores(hooked(plain), hooked(after), [PROMPT], baseline="zero", progress=False)
     assert of(found, "informative", "heads")[0, 1, head] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_set_of_weights_has_the_sinks_of_its_heads_but_they_cannot_be_grafted_at_positions():
+    plain = plain_model("GptOssForCausalLM")
+    after = changed_in(plain, lambda layer: noisy(layer.self_attn.sinks))
+    delta, view = WeightDelta.between(hooked(plain), hooked(after)), HookedView(hooked(plain))
+    part = of_components(view, delta, named("head 1.2", view)).tensors
+    assert list(part) == ["blocks.1.attn.sinks"]
+    assert part["blocks.1.attn.sinks"].nonzero().flatten().tolist() == [2]
+    with pytest.raises(InputError, match="sinks"):
+        graft(hooked(plain), hooked(after), PROMPTS, progress=False)
