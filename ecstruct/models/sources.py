@@ -19,6 +19,7 @@ from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, gguf_at
+from ecstruct.models.shards import check_merged
 from ecstruct.models.steps import instead, resolved
 from ecstruct.named_models import named, names
 
@@ -223,6 +224,7 @@ def _local_folder(name: str) -> Path | None:
                 f"the folder {name} is an adapter: give the model that it changes with adapter=, or, in a "
                 "command that compares two models, the adapter as --after."
             )
+        check_merged(path)
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
         check_weights_are_there(path)
