@@ -89,8 +89,13 @@ def merged_copy(model: Any) -> Any:
     """Return a copy of the Hugging Face model inside a peft model, with the active adapter merged.
 
     Raises:
-        InputError: The adapter is not a change of weights.
+        InputError: The adapter is not a change of weights, or one of quantised weights.
     """
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None:
+        raise InputError(
+            f"the adapter of this {type(model).__name__} is one of quantised weights, into which it cannot "
+            "be merged without rounding: save it with save_pretrained(), and give its folder."
+        )
     try:
         return _in_the_weights(copy.deepcopy(model))
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
