@@ -24,7 +24,7 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import QK_NORMS, SINKS, Site, Weights
+from ecstruct.models.sites import LATENT, QK_NORMS, SINKS, Site, Weights
 from ecstruct.scores.components import component_names, selected
 
 OF_HEADS: tuple[str, ...] = ("q", "k", "v", "o", "norm")
@@ -102,6 +102,8 @@ class WeightSet:
         if name in QK_NORMS:
             n = next(site.module.parameters()).numel()
             return heads["norm"].any().reshape(1) if n == view.d_head else _rows(heads["norm"], n, view)
+        if name in LATENT:  # of which heads have no rows of their own
+            return heads[site.projection or "norm"].any().reshape(1)
         if name not in ("attn.q", "attn.k", "attn.v", "attn.o"):
             return None
         matrix = site.matrix(view.named_weights)

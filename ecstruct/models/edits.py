@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ecstruct.models.sites import Site, by_prompt, in_form_of
+from ecstruct.models.sites import Site, by_prompt, entries, in_form_of
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -83,8 +83,8 @@ def shortcuts(
     inputs: dict[str, Edit] = {}
     outputs: dict[str, Edit] = {}
     if "attn.o" in written:
-        inputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.o"), first_token)
-        outputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v"), repeat_token)
+        inputs |= dict.fromkeys((*entries(sites), "attn.o"), first_token)
+        outputs |= dict.fromkeys(entries(sites), repeat_token)
     elif at is not None:
         inputs["attn.o"], outputs["attn.o"] = gather_read, scatter_read
     if at is not None:

@@ -90,6 +90,9 @@ class HookedView:
         ]
         has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
         self.shared_norm = has_ln1 and not has_ln2 and self.parallel
+        if "attn.kv_b_proj" in self.block_sites[0]:  # whose keys are wider than what the heads write
+            written = self.block_sites[0]["attn.o"].matrix(self.named_weights)
+            self.d_head = 0 if written is None else written.shape[1] // self.n_heads
         check_components(
             type(self.hf).__name__,
             self.blocks,

@@ -6,7 +6,7 @@ affine in their weights, and their product is a derivative in forward mode.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,13 @@ QK_NORMS = ("attn.q_norm", "attn.k_norm")
 
 SINKS = "attn.sinks"
 """A logit for each head, a weight of its own, which takes part in every softmax and reads no token."""
+
+LATENT = (
+    *("attn.q_proj", "attn.q_a_proj", "attn.q_a_layernorm", "attn.q_b_proj"),
+    *("attn.kv_a_proj_with_mqa", "attn.kv_a_layernorm", "attn.kv_b_proj"),
+)
+"""The sites of multi-head latent attention: queries, and keys with values, are each made of a latent that
+all heads share, by the matrices called b."""
 
 PRE_NORMS = ("ln1", "ln2")
 
@@ -55,15 +62,18 @@ class Site:
     @property
     def module(self) -> nn.Module:
         """The model's own module, below TransformerLens' hooks."""
-        return getattr(self.component, "original_component", self.component)
+        return self.component.original_component  # type: ignore[return-value]
 
     @property
     def projection(self) -> str | None:
         """The projection of MLPs or heads that the site is: "q", "k", "v", "o", "in", "gate", "out", or
-        "norm" for pre-norms and the norms of queries and keys; `None` if it belongs to neither."""
-        if self.name in (*QK_NORMS, *PRE_NORMS):
+        "norm" for pre-norms and the norms of queries and keys; `None` if it belongs to neither. Latent keys
+        and values count as "k"."""
+        if self.name in (*QK_NORMS, *PRE_NORMS) or self.name.endswith("_a_layernorm"):
             return "norm"
         part, _, projection = self.name.partition(".")
+        if self.name in LATENT:
+            return projection[0]
         return projection if part in ("attn", "mlp") else None
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
@@ -117,6 +127,11 @@ class Site:
 
 class Curved(Site):
     """An activation with weights of its own: not affine in them, so its derivatives depend on `weights`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The activation itself, which TransformerLens does not hook."""
+        return getattr(self.component, "original_component", self.component)
 
     @property
     def projection(self) -> str:
@@ -182,6 +197,17 @@ def whole_mlp(component: nn.Module, prefix: str) -> dict[str, Site]:
     own = component.original_component.named_parameters()  # type: ignore[union-attr, operator]
     weights = {name: prefix + name.replace("_original_component.", "") for name, _ in own}
     return {"mlp.in": WholeMLP("mlp.in", component, weights), "mlp.out": Written("mlp.out", component, {})}
+
+
+def of_heads(sites: Iterable[str]) -> list[str]:
+    """Return those of a block's sites that come before the heads' z: all of its attention but W_O."""
+    return [name for name in sites if name.startswith("attn.") and name != "attn.o"]
+
+
+def entries(sites: Iterable[str]) -> list[str]:
+    """Return those of a block's sites that read what its attention reads."""
+    inner = (*QK_NORMS, SINKS)
+    return [n for n in of_heads(sites) if n not in inner and not n.endswith(("_layernorm", "_b_proj"))]
 
 
 def token_axis(norm: Site) -> int:

@@ -32,7 +32,8 @@ _LATENT = {
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 _CHUNKS = {
