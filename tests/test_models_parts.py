@@ -13,6 +13,10 @@ from helpers.oracle import reward_of
 from helpers.tiny import PROMPTS, double_throughout, hooked
 
 from ecstruct import InputError, causal_scores, score
+from ecstruct.engine.attention import attention_pattern
+from ecstruct.engine.forward import embed
+from ecstruct.engine.session import Session
+from ecstruct.facts.tokens import collate
 from ecstruct.grafting import graft
 from ecstruct.grafting.weight_sets import named, of_components
 from ecstruct.models.delta import WeightDelta
@@ -99,6 +103,7 @@ def test_the_slope_of_a_large_step_through_xielu():
         ("ApertusForCausalLM", "mlp", "act_fn.alpha_n"),
         ("GptOssForCausalLM", "mlp", "experts.down_proj"),
         ("Llama4ForCausalLM", "feed_forward", "shared_expert.up_proj.weight"),
+        ("DeepseekV3ForCausalLM", "mlp", "experts.down_proj"),
     ],
 )
 @pytest.mark.parametrize("layer", [0, 1])
@@ -136,3 +141,25 @@ def test_a_set_of_weights_has_the_sinks_of_its_heads_but_they_cannot_be_grafted_
     assert part["blocks.1.attn.sinks"].nonzero().flatten().tolist() == [2]
     with pytest.raises(InputError, match="sinks"):
         graft(hooked(plain), hooked(after), PROMPTS, progress=False)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_rows_of_the_latents_matrix_count_for_their_heads(convention):
+    """Of the matrix that makes keys and values of the latent, each head has rows of its own."""
+    plain = plain_model("DeepseekV3ForCausalLM")
+    after = changed_in(plain, lambda layer: noisy(layer.self_attn.kv_b_proj.weight))
+    with double_throughout():
+        found = informative(plain, after, "heads", convention)
+        weights = [layer.self_attn.kv_b_proj.weight for layer in layers_of(plain)]
+        gradients = torch.autograd.grad(reward_of(plain, PROMPT), weights)
+    moved = [layer.self_attn.kv_b_proj.weight for layer in layers_of(after)]
+    expected = [(g * (b - a)).detach() for g, a, b in zip(gradients, weights, moved, strict=True)]
+    by_head = torch.stack([e.unflatten(0, (4, -1)).sum((1, 2)) for e in expected])
+    np.testing.assert_allclose(found, by_head, atol=1e-12 * abs(by_head).max())
+
+
+def test_the_attention_of_latents_cannot_be_read():
+    session = Session.of(hooked(plain_model("DeepseekV3ForCausalLM")))
+    embedded = embed(session, collate(session.tokenize([PROMPT]), "cpu", pad_id=0))
+    with pytest.raises(InputError, match="keys and values of latents that its heads share"):
+        attention_pattern(session, embedded.calls[0], embedded.resid, layer=0)
