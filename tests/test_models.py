@@ -183,9 +183,11 @@ def test_weights_that_nothing_names_are_found_in_any_block_and_outside():
 INTRODUCTION = """\
 # Models
 
-Decoders with query, key, value and output projections, also where a checkpoint fuses them, and one MLP in
-every block: with pre-norms, post-norms or both, in sequence or in parallel, with norms of queries and keys.
-A mixture of experts is one MLP; which experts a token goes to is part of what it computes.
+Decoders with query, key, value and output projections, also where a checkpoint fuses them or makes them of
+latents (multi-head latent attention), and one MLP in every block: with pre-norms, post-norms or both, in
+sequence or in parallel, with norms of queries and keys. A mixture of experts is one MLP; which experts a
+token goes to is part of what it computes. Sinks of attention belong to their heads, and weights of an
+activation to its MLP.
 Everything that [TransformerLens](https://github.com/TransformerLensOrg/TransformerLens) hooks as a causal
 language model of text, and that transformers has the code for, is below. What cannot be scored is refused
 when it is loaded, with the reason given here.

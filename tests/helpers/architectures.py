@@ -34,6 +34,7 @@ _LATENT = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 12,
     "num_key_value_heads": 4,
+    **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 _CHUNKS = {
@@ -81,6 +82,7 @@ ARCHITECTURES = [
     Architecture("CohereForCausalLM", "Command R+", {"use_qk_norm": True}),
     Architecture("Cohere2ForCausalLM", "Command R7B", sizes=_WINDOWS),
     Architecture("DeepseekV2ForCausalLM", "DeepSeek-V2", sizes=_LATENT),
+    Architecture("DeepseekV2ForCausalLM", "DeepSeek-V2-Lite", {"q_lora_rank": None}, _LATENT),
     Architecture("DeepseekV3ForCausalLM", "DeepSeek-V3, R1", sizes=_LATENT),
     Architecture("DeepseekV4ForCausalLM", "DeepSeek-V4", sizes={"q_lora_rank": 16, "o_lora_rank": 16}),
     Architecture("Ernie4_5ForCausalLM", "ERNIE 4.5"),
