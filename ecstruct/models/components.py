@@ -31,8 +31,8 @@ def check_components(
         others = sorted({name.partition(".")[0] for name in sites if name not in _BLOCK_SITES} - {"mlp"})
         if others and not of_heads(sites):
             raise InputError(
-                f"layer {layer} of this {architecture} has no heads of attention, but {', '.join(others)}: use "
-                "another architecture."
+                f"layer {layer} of this {architecture} has no heads of attention, but "
+                f"{', '.join(others)}: use another architecture."
             )
         latent = {"attn.q", "attn.k", "attn.v"} if "attn.kv_b_proj" in sites else ()
         for name in _REQUIRED:

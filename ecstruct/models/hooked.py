@@ -9,11 +9,11 @@ chosen residual stream. Weights are never swapped in place but passed through `t
 so the model is bit-identical afterwards, even after an exception.
 
 Code outside `models/` uses TransformerLens only through this view. Modules have TransformerLens' names:
-`attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
-the `attn.sinks`, `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
-the blocks `embed`, `pos_embed`, `ln_final`, `unembed`, and, in encoders, `token_type_embed`, `embed_ln` and
-the `pooler`. In an MLP without the usual projections (a mixture
-of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
+`attn.q`, `attn.k`, `attn.v`, `attn.o` (or those of latents, `sites.LATENT`), the norms `attn.q_norm`,
+`attn.k_norm` of queries and keys, `attn.sinks`, `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`,
+`ln2`, the post-norms `ln1_post`, `ln2_post`; outside the blocks `embed`, `pos_embed`, `ln_final`,
+`unembed`, and, in encoders, `token_type_embed`, `embed_ln` and the `pooler`. In an MLP without the usual
+projections (a mixture of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
 """
 
 from collections import ChainMap
