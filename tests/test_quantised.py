@@ -181,6 +181,12 @@ def test_without_bitsandbytes(tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("config", [["gptq"], "gptq", {"quant_method": "fp8", "weight_block_size": "x"}])
+def test_damaged_configurations(tmp_path, config):
+    with pytest.raises(InputError):
+        load(saying(tmp_path, config))
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "of-tomorrow"])
 def test_a_format_that_transformers_does_not_dequantise(tmp_path, method):
     folder = saying(tmp_path, {"quant_method": method, "bits": 4, "group_size": 128})

@@ -274,9 +274,9 @@ def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
 def _from_pretrained(
     at: Located, dtype: torch.dtype, config: Any, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    ask_to_dequantise(at.name, config)
     try:
         with at.explaining_errors(), without_bars():
+            ask_to_dequantise(at.name, config)
             loaded: Any = auto_class(config).from_pretrained(
                 at.where,
                 config=config,

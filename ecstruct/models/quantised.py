@@ -78,7 +78,9 @@ def dequantised(hf: Any) -> Any:
 
 def _asked(config: Any) -> dict[str, Any]:
     asked = getattr(config, "quantization_config", None) or {}
-    return asked if isinstance(asked, dict) else asked.to_dict()
+    if isinstance(asked, dict):
+        return asked
+    return asked.to_dict() if hasattr(asked, "to_dict") else {"quant_method": "unknown"}
 
 
 def _while_reading(method: str) -> bool:

@@ -18,14 +18,11 @@ def check_merged(folder: Path) -> None:
     if any(folder.glob("model*.safetensors")) or (found := _library_and_command(folder)) is None:
         return
     library, command = found
-    lacks = (
-        ""
-        if (folder / "config.json").is_file()
-        else (", copy the config.json and the tokenizer of the model that was trained into it")
-    )
+    copied = "copy the config.json and the tokenizer of the model that was trained into it, "
+    lacks = "" if (folder / "config.json").is_file() else copied
     raise InputError(
         f"the folder {folder} has the shards of a training with {library}, one for every process: merge "
-        f"them with `{shlex.join(command)}`{lacks}, and give the folder again."
+        f"them with `{shlex.join(command)}`, {lacks}and give the folder again."
     )
 
 
