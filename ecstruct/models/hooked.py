@@ -209,7 +209,8 @@ class HookedView:
         names = sinks.weights.values() if sinks else ()
         leaves = {name: weights[name].detach().requires_grad_() for name in names}
         with tapping(self._tapped(layer), len(resid)) as taps:
-            output = self._call_block(layer, ChainMap(leaves, weights), call, resid)
+            under: Any = ChainMap(leaves, weights)  # type: ignore[arg-type]  # which is read only
+            output = self._call_block(layer, under, call, resid)
         taps.update((SINKS, Tap(leaf, leaf)) for leaf in leaves.values())
         return Trace(output, taps)
 
