@@ -31,6 +31,7 @@ from ecstruct.models.classifiers import auto_class, logits_at_every_token
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import load
+from ecstruct.models.quantised import ask_to_dequantise, dequantised
 from ecstruct.models.sources import located, read_config
 from ecstruct.scores.walk import Walk
 
@@ -216,15 +217,18 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 def _plain(source: str, device: torch.device) -> Any:
     """Load the checkpoint with transformers alone, without any part of ecstruct."""
     at = located(source)
-    plain: Any = auto_class(read_config(at)).from_pretrained(
+    config = read_config(at)
+    ask_to_dequantise(at.name, config)
+    plain: Any = auto_class(config).from_pretrained(
         at.where,
+        config=config,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         attn_implementation="eager",
         **at.options,
     )
-    return logits_at_every_token(plain.to(device).eval())
+    return logits_at_every_token(dequantised(plain).to(device).eval())
 
 
 def _logits_finding(

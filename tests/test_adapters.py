@@ -155,15 +155,6 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         ecstruct.score(base, adapter, PROMPTS, offload=True, progress=False)
 
 
-def test_quantised_checkpoints_are_refused(tmp_path):
-    base, _, _ = adapted("llama", tmp_path)
-    config = json.loads((base / "config.json").read_text())
-    quantised = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
-    with pytest.raises(InputError, match="is quantised, and what changed in its weights cannot be told"):
-        ecstruct.load(base, device="cpu")
-
-
 def test_an_adapters_folder_is_its_base_with_it(tmp_path, monkeypatch):
     base, adapter, merged = adapted("llama", tmp_path)
     adapter.rename(tmp_path / "checkpoint-20")

@@ -32,7 +32,7 @@ def test_edits_are_those_of_plain_hooks(family: str) -> None:
         resid = trace.output
         for layer in range(N_LAYERS):
             edits = ({"attn.o": lambda z: z * scale}, {"mlp.out": lambda y: y.flip(-1)})
-            with editing(view.block_sites[layer], *(edits if layer == LAYER else ({}, {}))):
+            with editing(view.block_sites[layer], *(edits if layer == LAYER else ({}, {})), len(ids)):
                 resid = view.block(layer, weights, calls[layer], resid).output
         edited = view.head(weights, resid).output
     torch.testing.assert_close(edited, expected, rtol=1e-6, atol=1e-6)

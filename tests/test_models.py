@@ -31,6 +31,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.tokens import collate, tokenize
 from ecstruct.io.files import write_text
 from ecstruct.models.delta import WeightDelta
+from ecstruct.models.edits import editing
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.support import check_runs
 from ecstruct.scores.engine import score
@@ -120,11 +121,8 @@ def assert_order(view: HookedView, walk: Walk) -> None:
     usual = view.block(1, walk.weights, call, resid).taps
     sites = view.block_sites[1]
     for part, writer in (("attn", "attn.o"), ("mlp", "mlp.out")):
-        handle = sites[writer].component.register_forward_hook(lambda _module, _args, output: output + 1)
-        try:
+        with editing(sites, {}, {writer: lambda written: written + 1}, len(resid)):
             moved = view.block(1, walk.weights, call, resid).taps
-        finally:
-            handle.remove()
         late = {name for name in sites if not torch.equal(moved[name].input, usual[name].input)}
         assert {*view.late_in_block(1, part)} == {w for name in late for w in sites[name].weights.values()}
 
@@ -185,9 +183,11 @@ def test_weights_that_nothing_names_are_found_in_any_block_and_outside():
 INTRODUCTION = """\
 # Models
 
-Decoders with query, key, value and output projections, also where a checkpoint fuses them, and one MLP in
-every block: with pre-norms, post-norms or both, in sequence or in parallel, with norms of queries and keys.
-A mixture of experts is one MLP; which experts a token goes to is part of what it computes.
+Decoders with query, key, value and output projections, also where a checkpoint fuses them or makes them of
+latents (multi-head latent attention), and one MLP in every block: with pre-norms, post-norms or both, in
+sequence or in parallel, with norms of queries and keys. A mixture of experts is one MLP; which experts a
+token goes to is part of what it computes. Sinks of attention belong to their heads, and weights of an
+activation to its MLP.
 Everything that [TransformerLens](https://github.com/TransformerLensOrg/TransformerLens) hooks as a causal
 language model of text, and that transformers has the code for, is below. What cannot be scored is refused
 when it is loaded, with the reason given here.

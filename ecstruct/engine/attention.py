@@ -22,6 +22,11 @@ def attention_pattern(
     Raises:
         InputError: the attention's values cannot be replaced.
     """
+    if "attn.v" not in session.view.block_sites[layer]:
+        raise InputError(
+            "this model makes keys and values of latents that its heads share, so the attention of its "
+            "heads cannot be read: use a model whose attention has values."
+        )
     width, n = session.view.d_head, resid.shape[1]
     parts: list[Tensor] = []
     for start in range(0, n, width):

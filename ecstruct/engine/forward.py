@@ -70,7 +70,7 @@ def traces(
     the one before; yield the trace of each."""
     for layer in range(start, len(calls)):
         step = intervention(Step(layer, calls[layer], resid))
-        with editing(session.view.block_sites[layer], step.inputs, step.outputs):
+        with editing(session.view.block_sites[layer], step.inputs, step.outputs, len(resid)):
             trace = session.view.block(layer, session.weights, step.call, step.resid)
         yield trace
         resid = trace.output
@@ -87,6 +87,6 @@ def leaving(
     `resid`."""
     for layer in range(start, len(calls)):
         step = intervention(Step(layer, calls[layer], resid))
-        with editing(session.view.block_sites[layer], step.inputs, step.outputs):
+        with editing(session.view.block_sites[layer], step.inputs, step.outputs, len(resid)):
             resid = session.view.through(layer, session.weights, step.call, step.resid)
     return resid

@@ -19,10 +19,11 @@ from torch import Tensor
 from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, traces
 from ecstruct.engine.plan import each_piece, rows_at_once
 from ecstruct.engine.session import Session
+from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
 from ecstruct.grafting.weight_sets import WeightSet
 from ecstruct.models.edits import Edit
-from ecstruct.models.sites import Site, Weights, token_axis
+from ecstruct.models.sites import SINKS, Site, Weights, token_axis
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -95,6 +96,11 @@ class GraftedModel:
                 features = None if chosen[0] is None else torch.stack([f for f in chosen if f is not None])
                 if not change or features is None or not features.any():
                     continue
+                if name == SINKS:
+                    raise InputError(
+                        "this model's attention has sinks, which are read inside it and cannot be grafted: "
+                        "graft MLPs, or other projections of heads than 'heads.k'."
+                    )
                 of_rows = features.to(at.device).repeat_interleave(len(at) // copies, 0)
                 yield name, *_edit(site, change, self.session.weights, of_rows, at)
 

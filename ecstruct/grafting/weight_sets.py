@@ -24,7 +24,7 @@ from torch import Tensor
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import QK_NORMS, Site, Weights
+from ecstruct.models.sites import LATENT, QK_NORMS, SINKS, Site, Weights
 from ecstruct.scores.components import component_names, selected
 
 OF_HEADS: tuple[str, ...] = ("q", "k", "v", "o", "norm")
@@ -97,9 +97,13 @@ class WeightSet:
         if name == "ln1":
             chosen = heads["norm"].any() | (mlp["norm"] if view.shared_norm else False)
             return chosen.reshape(1)
+        if name == SINKS:
+            return heads["k"]
         if name in QK_NORMS:
             n = next(site.module.parameters()).numel()
             return heads["norm"].any().reshape(1) if n == view.d_head else _rows(heads["norm"], n, view)
+        if name in LATENT:  # of which heads have no rows of their own
+            return heads[site.projection or "norm"].any().reshape(1)
         if name not in ("attn.q", "attn.k", "attn.v", "attn.o"):
             return None
         matrix = site.matrix(view.named_weights)
@@ -210,4 +214,6 @@ def _by_feature(site: Site, weights: Weights) -> list[Tensor]:
     matrix, bias = site.matrix(weights), site.bias(weights)
     if site.name == "attn.o":
         return [] if matrix is None else [matrix.T]
+    if site.name == SINKS:
+        return [*weights.values()]
     return [t.view(-1) if site.name in QK_NORMS else t for t in (matrix, bias) if t is not None]

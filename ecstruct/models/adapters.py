@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 
 from ecstruct.errors import InputError
@@ -22,6 +23,9 @@ _logger = logging.getLogger(__name__)
 
 _TWICE = re.compile(r"\.(modules_to_save|original_module)\.(weight|bias)$")
 """Names under which peft saves again what it saves whole, beside it, if the vocabulary was extended."""
+
+_OF_TOKENS = ".token_adapter.trainable_tokens_delta"
+"""The end of the names of what peft trained of single tokens."""
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -89,8 +93,13 @@ def merged_copy(model: Any) -> Any:
     """Return a copy of the Hugging Face model inside a peft model, with the active adapter merged.
 
     Raises:
-        InputError: The adapter is not a change of weights.
+        InputError: The adapter is not a change of weights, or one of quantised weights.
     """
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None:
+        raise InputError(
+            f"the adapter of this {type(model).__name__} is one of quantised weights, into which it cannot "
+            "be merged without rounding: save it with save_pretrained(), and give its folder."
+        )
     try:
         return _in_the_weights(copy.deepcopy(model))
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
@@ -127,8 +136,8 @@ def merged(hf: Any, adapter: str | Path) -> Any:
                     "merges, as LoRA."
                 )
             unread = adapted.load_adapter(str(folder), "default").unexpected_keys
-            saved = TensorFiles.of_file(folder / _WEIGHTS).shapes
-            unread = [name for name in unread if _TWICE.sub(r".\2", name) not in saved.keys() - {name}]
+            saved = TensorFiles.of_file(folder / _WEIGHTS)
+            unread = [name for name in unread if not _is_there_twice(name, saved)]
             if not unread:
                 return _in_the_weights(adapted)
     except InputError:
@@ -142,6 +151,15 @@ def merged(hf: Any, adapter: str | Path) -> Any:
         f"the adapter {adapter} has {unread[0]}, for which this {type(hf).__name__} has no place: use the "
         "model that it was trained on, and the adapter_config.json that was saved with it."
     )
+
+
+def _is_there_twice(name: str, saved: TensorFiles) -> bool:
+    """Return whether an adapter's tensor is there under another name too: what peft saves whole, and the
+    trained tokens of an unembedding that is tied to the embedding."""
+    others = [other for other in saved if other.endswith(_OF_TOKENS) and other != name]
+    if name.endswith(_OF_TOKENS):
+        return any(torch.equal(saved[name], saved[other]) for other in others)
+    return _TWICE.sub(r".\2", name) in saved.keys() - {name}
 
 
 def _in_the_weights(adapted: Any) -> Any:
@@ -191,6 +209,11 @@ def _warn_of_another_base(adapter: str | Path, folder: Path, hf: Any) -> None:
 def _fetched(adapter: str | Path) -> Path:
     if is_adapter(adapter):
         return Path(resolved(adapter))
+    if several := sorted(path.parent.name for path in Path(adapter).glob(f"*/{_CONFIG}")):
+        raise InputError(
+            f"the folder {adapter} has several adapters: give one of them, as {Path(adapter) / several[0]} "
+            f"(it has {', '.join(several)})."
+        )
     if Path(adapter).exists() or str(adapter).count("/") != 1:
         raise InputError(f"{adapter} is no adapter: a folder with an {_CONFIG} is one.")
     try:

@@ -9,6 +9,10 @@ from typing import Any
 from unittest.mock import patch
 
 from torch import nn
+from transformer_lens.factories.architecture_adapter_factory import (
+    SUPPORTED_ARCHITECTURES,
+    ArchitectureAdapterFactory,
+)
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -16,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from ecstruct.errors import InputError
 from ecstruct.models.classifiers import hookable, recognised
 from ecstruct.models.tied import note_what_is_tied
+
+_GRANITE_4 = "GraniteMoeHybridForCausalLM"
 
 _OTHER_SENSES = ("vision_config", "audio_config")
 """Configuration keys of inputs other than text. TransformerLens would install packages for these."""
@@ -32,6 +38,8 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             f"{name} is a {type(hf).__name__}, which reads more than text ({others[0]}): save its language "
             "model by itself, as a causal language model, and give that."
         )
+    if type(hf).__name__ == _GRANITE_4 and _GRANITE_4 in SUPPORTED_ARCHITECTURES:
+        _call_it_mlp()
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # TransformerLens reads it
     hf = hookable(hf)
     note_what_is_tied(hf)
@@ -55,6 +63,21 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
         _as_buffer(head, "bias")  # TransformerLens 3 adds a bias of zeros, which would be trained
     model.eval()
     return model
+
+
+def _call_it_mlp() -> None:
+    """Let TransformerLens call the MLP of Granite 4's blocks as it does MLPs elsewhere, where there are no
+    experts beside it: it is called `shared_mlp` there."""
+
+    class OneMLP(SUPPORTED_ARCHITECTURES[_GRANITE_4]):
+        def _build_component_mapping(self) -> dict[str, Any]:
+            mapping = super()._build_component_mapping()
+            parts = mapping["blocks"].submodules
+            if "moe" not in parts:
+                parts["mlp"] = parts.pop("shared_mlp")
+            return mapping
+
+    ArchitectureAdapterFactory.register_adapter(_GRANITE_4, OneMLP)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
 from ecstruct.models.provenance import check_hooked
-from ecstruct.models.sites import whole_mlp
+from ecstruct.models.sites import others_of, whole_mlp
 
 
 def _check_unprocessed(model: object) -> None:
@@ -38,6 +38,7 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
     named = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
     blocks: Any = model.blocks
     for layer, block in enumerate(blocks):
+        named |= others_of(block, f"blocks.{layer}.")
         prefix = f"blocks.{layer}.mlp."
         if hasattr(block, "mlp") and f"{prefix}in.weight" not in named:
             named = {name: p for name, p in named.items() if not name.startswith(prefix)}

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ecstruct.errors import InputError
-from ecstruct.models.sites import QK_NORMS, Site, Weights
+from ecstruct.models.sites import LATENT, QK_NORMS, SINKS, Site, Weights, of_heads
 
-_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", "ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
+_NORMS = ("ln1", "ln2", "ln1_post", "ln2_post", *QK_NORMS)
+_BLOCK_SITES = ("attn.q", "attn.k", "attn.v", "attn.o", SINKS, *LATENT, *_NORMS)
 _REQUIRED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")
 
 
@@ -27,8 +28,15 @@ def check_components(
     read one norm's output.
     """
     for layer, (block, sites) in enumerate(zip(blocks, block_sites, strict=True)):
+        others = sorted({name.partition(".")[0] for name in sites if name not in _BLOCK_SITES} - {"mlp"})
+        if others and not of_heads(sites):
+            raise InputError(
+                f"layer {layer} of this {architecture} has no heads of attention, but "
+                f"{', '.join(others)}: use another architecture."
+            )
+        latent = {"attn.q", "attn.k", "attn.v"} if "attn.kv_b_proj" in sites else ()
         for name in _REQUIRED:
-            if name not in sites:
+            if name not in sites and name not in latent:
                 raise InputError(
                     f"layer {layer} of this {architecture} has no {name} with weights, without which heads "
                     "and MLPs cannot be told apart: use another architecture."

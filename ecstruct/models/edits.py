@@ -14,29 +14,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ecstruct.models.sites import Site
+from ecstruct.models.sites import Site, by_prompt, entries, in_form_of
 
 Edit = Callable[[Tensor], Tensor]
 
 
 @contextmanager
 def editing(
-    sites: Mapping[str, Site], inputs: Mapping[str, Edit], outputs: Mapping[str, Edit]
+    sites: Mapping[str, Site], inputs: Mapping[str, Edit], outputs: Mapping[str, Edit], n: int
 ) -> Iterator[None]:
     """Apply edits to the inputs and outputs of sites of one block, by site name, whenever it runs in this
-    context. The input of `mlp.out` of a mixture of experts must not be edited: that site is an identity.
-    """
+    context on `n` prompts. The input of `mlp.out` of a mixture of experts must not be edited: that site is
+    an identity."""
 
     def before(edit: Edit) -> Callable[..., Any]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if "hidden_states" in kwargs:
                 return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
-            return (edit(args[0]), *args[1:]), kwargs
+            return (in_form_of(args[0], edit(by_prompt(args[0], n))), *args[1:]), kwargs
 
         return hook
 
     def after(edit: Edit) -> Callable[..., Any]:
-        return lambda _module, _args, output: edit(output)
+        return lambda _module, _args, output: in_form_of(output, edit(by_prompt(output, n)))
 
     with ExitStack() as stack:
         for name, edit in inputs.items():
@@ -61,9 +61,10 @@ def shortcuts(
     sites: Mapping[str, Site],
     written: Mapping[str, Tensor],
     at: Int[Tensor, "batch read"] | None,
+    n: int,
     length: int,
 ) -> AbstractContextManager[None]:
-    """Return a context in which a block on `length` tokens computes only what is read.
+    """Return a context in which a block on `n` prompts of `length` tokens computes only what is read.
 
     `written` has known outputs of `attn.o` and `mlp.out`, by name, which need not be computed. With `at`,
     attention and MLP write at these positions only, and zeros elsewhere; see `HookedView.through`."""
@@ -82,12 +83,12 @@ def shortcuts(
     inputs: dict[str, Edit] = {}
     outputs: dict[str, Edit] = {}
     if "attn.o" in written:
-        inputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.o"), first_token)
-        outputs |= dict.fromkeys(("attn.q", "attn.k", "attn.v"), repeat_token)
+        inputs |= dict.fromkeys((*entries(sites), "attn.o"), first_token)
+        outputs |= dict.fromkeys(entries(sites), repeat_token)
     elif at is not None:
         inputs["attn.o"], outputs["attn.o"] = gather_read, scatter_read
     if at is not None:
         inputs[next(name for name in ("ln2", "mlp", "mlp.in") if name in sites)] = gather_read
         outputs["mlp.out"] = scatter_read
     outputs |= {name: replaced_by(value) for name, value in written.items()}
-    return editing(sites, inputs, outputs)
+    return editing(sites, inputs, outputs, n)

@@ -9,13 +9,14 @@ chosen residual stream. Weights are never swapped in place but passed through `t
 so the model is bit-identical afterwards, even after an exception.
 
 Code outside `models/` uses TransformerLens only through this view. Modules have TransformerLens' names:
-`attn.q`, `attn.k`, `attn.v`, `attn.o`, the norms `attn.q_norm`, `attn.k_norm` of queries and keys,
-`mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`, `ln2`, the post-norms `ln1_post`, `ln2_post`; outside
-the blocks `embed`, `pos_embed`, `ln_final`, `unembed`, and, in encoders, `token_type_embed`, `embed_ln` and
-the `pooler`. In an MLP without the usual projections (a mixture
-of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
+`attn.q`, `attn.k`, `attn.v`, `attn.o` (or those of latents, `sites.LATENT`), the norms `attn.q_norm`,
+`attn.k_norm` of queries and keys, `attn.sinks`, `mlp.in`, `mlp.gate`, `mlp.out`, the pre-norms `ln1`,
+`ln2`, the post-norms `ln1_post`, `ln2_post`; outside the blocks `embed`, `pos_embed`, `ln_final`,
+`unembed`, and, in encoders, `token_type_embed`, `embed_ln` and the `pooler`. In an MLP without the usual
+projections (a mixture of experts), `mlp.in` is the whole MLP and `mlp.out` an identity after it.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +35,18 @@ from ecstruct.models.components import check_components
 from ecstruct.models.configs import longrope_limit
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
 from ecstruct.models.names import kind_of, layer_of
-from ecstruct.models.sites import Site, Tap, Weights, Written, names_under, sites_of, tapping, whole_mlp
+from ecstruct.models.sites import (
+    SINKS,
+    Sinks,
+    Site,
+    Tap,
+    Weights,
+    Written,
+    names_under,
+    sites_of,
+    tapping,
+    whole_mlp,
+)
 
 Sublayer = Literal["attn", "mlp"]
 """The attention or the MLP of a block."""
@@ -78,6 +90,9 @@ class HookedView:
         ]
         has_ln1, has_ln2 = (hasattr(self.blocks[0], name) for name in ("ln1", "ln2"))
         self.shared_norm = has_ln1 and not has_ln2 and self.parallel
+        if "attn.kv_b_proj" in self.block_sites[0]:  # whose keys are wider than what the heads write
+            written = self.block_sites[0]["attn.o"].matrix(self.named_weights)
+            self.d_head = 0 if written is None else written.shape[1] // self.n_heads
         check_components(
             type(self.hf).__name__,
             self.blocks,
@@ -165,7 +180,7 @@ class HookedView:
 
         with (
             self._bypassed(visit),
-            tapping(self.embed_sites, leaves=len(ids)) as taps,
+            tapping(self.embed_sites, len(ids), leaves=True) as taps,
             suppress(Stop),
         ):
             self._forward(weights, self.embed_sites, ids, mask, positions)
@@ -190,8 +205,14 @@ class HookedView:
         self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]
     ) -> Trace:
         """Run one block on `resid`. The trace has taps of its sites, its pre-norms and the MLP's entry."""
-        with tapping(self._tapped(layer)) as taps:
-            return Trace(self._call_block(layer, weights, call, resid), taps)
+        sinks = self.block_sites[layer].get(SINKS)
+        names = sinks.weights.values() if sinks else ()
+        leaves = {name: weights[name].detach().requires_grad_() for name in names}
+        with tapping(self._tapped(layer), len(resid)) as taps:
+            under: Any = ChainMap(leaves, weights)  # type: ignore[arg-type]  # which is read only
+            output = self._call_block(layer, under, call, resid)
+        taps.update((SINKS, Tap(leaf, leaf)) for leaf in leaves.values())
+        return Trace(output, taps)
 
     def through(
         self,
@@ -209,7 +230,7 @@ class HookedView:
         attention and MLP write at these positions only, and the output at others has no meaning; this is
         for the last block, which is read at few tokens.
         """
-        with shortcuts(self._tapped(layer), written or {}, at, length=resid.shape[1]):
+        with shortcuts(self._tapped(layer), written or {}, at, *resid.shape[:2]):
             return self._call_block(layer, weights, call, resid)
 
     def writer_inputs(
@@ -245,7 +266,7 @@ class HookedView:
             after["mlp.out"] = lambda output: see("mlp.out", output)
         else:
             before["mlp.out"] = lambda x: first_token(see("mlp.out", x))
-        with editing(sites, before, after), suppress(Stop):
+        with editing(sites, before, after, len(resid)), suppress(Stop):
             self._call_block(layer, weights, call, resid)
         return seen["attn.o"], seen["mlp.out"]
 
@@ -257,7 +278,7 @@ class HookedView:
         def visit(call: BlockCall, entering: Tensor) -> Any:
             return (resid,) if self._returns_tuple else resid
 
-        with self._bypassed(visit), tapping(self.head_sites) as taps:
+        with self._bypassed(visit), tapping(self.head_sites, len(resid)) as taps:
             out = self._forward(weights, self.head_sites, ids, torch.ones_like(ids))
         return Trace(out.logits, taps)
 
@@ -296,7 +317,8 @@ class HookedView:
         """Return the sites of a block, its pre-norms and the entry of its MLP, even without weights."""
         block, sites = self.blocks[layer], self.block_sites[layer]
         entries = [name for name in ("ln1", self._mlp_entry(layer)) if hasattr(block, name)]
-        return {**{name: Site(name, getattr(block, name), {}) for name in entries}, **sites}
+        tapped = {name: site for name, site in sites.items() if not isinstance(site, Sinks)}
+        return {**{name: Site(name, getattr(block, name), {}) for name in entries}, **tapped}
 
     def _mlp_entry(self, layer: int) -> str:
         return "ln2" if hasattr(self.blocks[layer], "ln2") else self.mlp_module(layer)

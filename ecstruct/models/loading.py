@@ -44,7 +44,16 @@ from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
 from ecstruct.models.provenance import Provenance, mark, tokenizer_of
-from ecstruct.models.sources import DAMAGED, Located, located, read_config, read_tokenizer, usable_tokenizer
+from ecstruct.models.quantised import ask_to_dequantise, dequantised
+from ecstruct.models.sources import (
+    DAMAGED,
+    Located,
+    located,
+    read_config,
+    read_tokenizer,
+    usable_tokenizer,
+    weights_of,
+)
 from ecstruct.models.support import check_runs
 
 _logger = logging.getLogger(__name__)
@@ -89,9 +98,9 @@ def load(
 
     Raises:
         InputError: unknown id or folder, no network, no safetensors weights, a truncated file, tensors
-            that the configuration does not explain, NaN or infinite weights, quantised weights, an
-            unsupported architecture, an adapter that does not fit, a HookedTransformer whose weights were
-            processed, labels that cannot be used.
+            that the configuration does not explain, NaN or infinite weights, weights that are quantised in
+            a format that cannot be dequantised here, an unsupported architecture, an adapter that does not
+            fit, a HookedTransformer whose weights were processed, labels that cannot be used.
     """
     device, weights = device_of(device), ""
     if isinstance(source, nn.Module) and revision is not None:
@@ -108,7 +117,7 @@ def load(
             raise InputError("a model in memory needs its tokenizer: pass tokenizer=...")
         if isinstance(source, PreTrainedModel):
             check_no_adapter(source)
-            hf = source
+            hf = dequantised(source)
         else:
             hf = merged_copy(source)
         name = hf.config.name_or_path or type(hf).__name__
@@ -125,7 +134,7 @@ def load(
         if adapter is revision is labels is None and is_adapter(source):
             return load(adapted_by(source), adapter=source, device=device, dtype=dtype)
         at = located(source, revision)
-        name, revision, weights = at.name, at.revision, at.weights
+        name, revision, weights = at.name, at.revision, weights_of(at)
         hf, made = _read_labelled(at, dtype if adapter is None else torch.float32, labels, head_seed)
         tokenizer = read_tokenizer(at)
     if adapter is not None:
@@ -182,7 +191,7 @@ def load_after(
     at = located(source)
     hf = _read(at, dtype).to(device_of(device), dtype)
     tokenizer = usable_tokenizer(at) or tokenizer_of(before)
-    return _hooked(hf, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
+    return _hooked(hf, Provenance(at.name, at.revision, tokenizer, weights=weights_of(at)))
 
 
 def delta_onto(path: str | Path, model: TransformerBridge) -> WeightDelta:
@@ -267,6 +276,7 @@ def _from_pretrained(
 ) -> tuple[Any, dict[str, Any]]:
     try:
         with at.explaining_errors(), without_bars():
+            ask_to_dequantise(at.name, config)
             loaded: Any = auto_class(config).from_pretrained(
                 at.where,
                 config=config,
@@ -279,7 +289,7 @@ def _from_pretrained(
                 **at.options,
                 **options,
             )
-        return loaded
+            return dequantised(loaded[0]), loaded[1]
     except SafetensorError as error:
         raise InputError(
             f"a safetensors file of {at.name} is corrupt or truncated ({gist(error)}): fetch or save it "

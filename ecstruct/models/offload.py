@@ -29,6 +29,7 @@ from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import device_of
 from ecstruct.models.provenance import Provenance, mark
+from ecstruct.models.quantised import quantisation_of
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
@@ -80,7 +81,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
             )
     device = device_of(device)
     at, folder = _fetched(before)
-    config = read_config(at)
+    config = _config_of(at)
     tokenizer = tokenizer_for(config, read_tokenizer(at))
     with at.explaining_errors():
         skeleton = Skeleton.of(at.name, with_untied_embeddings(config), tokenizer, device)
@@ -91,7 +92,7 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
     else:
         other, other_folder = _fetched(after)
-        other_config = read_config(other)
+        other_config = _config_of(other)
         check_same_computation(config, other_config)
         new = _FolderWeights(other.name, other_folder, other_config, skeleton, after=True)
         own = tokenizer_for(other_config, usable_tokenizer(other))
@@ -231,6 +232,16 @@ class _DeltaWeights:
 
 def _named_delta(given: WeightDelta | Source) -> str:
     return given.metadata.get("after", "a weight delta") if isinstance(given, WeightDelta) else str(given)
+
+
+def _config_of(at: Located) -> Any:
+    config = read_config(at)
+    if method := quantisation_of(config):
+        raise InputError(
+            f"{at.name} is quantised ({method}), and offload=True reads weights as they are: dequantise it "
+            f"first, with ecstruct.save_model(ecstruct.load({at.name!r}), folder)."
+        )
+    return config
 
 
 def _fetched(source: Source) -> tuple[Located, Path]:

@@ -1,12 +1,13 @@
 """Sites: the modules of a hooked model that are affine in their weights, with their inputs and outputs.
 
 A site is a projection, a norm or an embedding. The effect of a change of its weights on its output is an
-exact product, token by token; all scores of weight changes are computed site by site.
+exact product, token by token; all scores of weight changes are computed site by site. Some sites are not
+affine in their weights, and their product is a derivative in forward mode.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,22 @@ Weights = Mapping[str, Tensor]
 QK_NORMS = ("attn.q_norm", "attn.k_norm")
 """The norms of queries and keys, whose weights belong to the heads."""
 
+SINKS = "attn.sinks"
+"""A logit for each head, a weight of its own, which takes part in every softmax and reads no token."""
+
+LATENT = (
+    *("attn.q_proj", "attn.q_a_proj", "attn.q_a_layernorm", "attn.q_b_proj"),
+    *("attn.kv_a_proj_with_mqa", "attn.kv_a_layernorm", "attn.kv_b_proj"),
+)
+"""The sites of multi-head latent attention: queries, and keys with values, are each made of a latent that
+all heads share, by the matrices called b."""
+
 PRE_NORMS = ("ln1", "ln2")
 
 _LINEAR = (nn.Linear, Conv1D, nn.Embedding)
+
+_AFFINE = ("weight", "bias")
+"""The names of the parameters of modules that are affine in these."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +67,13 @@ class Site:
     @property
     def projection(self) -> str | None:
         """The projection of MLPs or heads that the site is: "q", "k", "v", "o", "in", "gate", "out", or
-        "norm" for pre-norms and the norms of queries and keys; `None` if it belongs to neither."""
-        if self.name in (*QK_NORMS, *PRE_NORMS):
+        "norm" for pre-norms and the norms of queries and keys; `None` if it belongs to neither. Latent keys
+        and values count as "k"."""
+        if self.name in (*QK_NORMS, *PRE_NORMS) or self.name.endswith("_a_layernorm"):
             return "norm"
         part, _, projection = self.name.partition(".")
+        if self.name in LATENT:
+            return projection[0]
         return projection if part in ("attn", "mlp") else None
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
@@ -108,14 +125,18 @@ class Site:
         return {here: weights[name] for here, name in self.weights.items() if name in weights}
 
 
-class WholeMLP(Site):
-    """`mlp.in` of an MLP without the usual projections (a mixture of experts): the whole MLP, from its
-    input to what it writes. It is not affine in its weights, so its derivatives depend on `weights`."""
+class Curved(Site):
+    """An activation with weights of its own: not affine in them, so its derivatives depend on `weights`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The activation itself, which TransformerLens does not hook."""
+        return getattr(self.component, "original_component", self.component)
 
     @property
     def projection(self) -> str:
-        """ "experts": its projections are not told apart."""
-        return "experts"
+        """ "in": that of what it acts on."""
+        return "in"
 
     def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
         along, at = self._local(change), self._local(weights or {})
@@ -123,7 +144,7 @@ class WholeMLP(Site):
             return None
         with forward_mode():
             moving = {n: forward_ad.make_dual(t, along[n]) if n in along else t for n, t in at.items()}
-            moved = forward_ad.unpack_dual(functional_call(self.module, moving, (x,)))
+            moved = forward_ad.unpack_dual(self._output(moving, x))
         return torch.zeros_like(moved.primal) if moved.tangent is None else moved.tangent
 
     def difference(self, x: Tensor, change: Weights, weights: Weights) -> Tensor | None:
@@ -131,11 +152,36 @@ class WholeMLP(Site):
             return None
         at = self._local(weights)
         moved = {name: w + along[name] if name in along else w for name, w in at.items()}
-        return functional_call(self.module, moved, (x,)) - functional_call(self.module, at, (x,))
+        return self._output(moved, x) - self._output(at, x)
+
+    def _output(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return by_prompt(functional_call(self.module, weights, (x,)), len(x))
+
+
+class WholeMLP(Curved):
+    """`mlp.in` of an MLP without the usual projections (a mixture of experts): the whole MLP, from its
+    input to what it writes."""
+
+    @property
+    def projection(self) -> str:
+        """ "experts": its projections are not told apart."""
+        return "experts"
 
 
 class Written(Site):
     """`mlp.out` of such an MLP: an identity, whose input and output are what the MLP writes."""
+
+
+class Sinks(Site):
+    """`attn.sinks`: weights [head] that the attention itself reads, so that its tap has them as output."""
+
+    @property
+    def projection(self) -> str:
+        """ "k": they are the logits of a key that all tokens see, whose value is zero."""
+        return "k"
+
+    def product(self, x: Tensor, change: Weights, weights: Weights | None = None) -> Tensor | None:
+        return self._local(change).get("sinks")
 
 
 @contextmanager
@@ -153,6 +199,17 @@ def whole_mlp(component: nn.Module, prefix: str) -> dict[str, Site]:
     return {"mlp.in": WholeMLP("mlp.in", component, weights), "mlp.out": Written("mlp.out", component, {})}
 
 
+def of_heads(sites: Iterable[str]) -> list[str]:
+    """Return those of a block's sites that come before the heads' z: all of its attention but W_O."""
+    return [name for name in sites if name.startswith("attn.") and name != "attn.o"]
+
+
+def entries(sites: Iterable[str]) -> list[str]:
+    """Return those of a block's sites that read what its attention reads."""
+    inner = (*QK_NORMS, SINKS)
+    return [n for n in of_heads(sites) if n not in inner and not n.endswith(("_layernorm", "_b_proj"))]
+
+
 def token_axis(norm: Site) -> int:
     """Return the token axis of the input of a norm of single queries or keys: it is [batch, head, pos,
     d_head] or, if the norm has weights for each head, [batch, pos, head, d_head]."""
@@ -167,9 +224,25 @@ def sites_of(root: nn.Module, names: list[str], prefix: str) -> dict[str, Site]:
         component = root
         for part in path.split("."):
             component = getattr(component, part)
-        site = sites.setdefault(path, Site(path, component, {}))
+        if parameter == "sinks":
+            sites[SINKS] = Sinks(SINKS, component, {parameter: name})
+            continue
+        of = Site if parameter in _AFFINE else Curved
+        site = sites.setdefault(path, of(path, component, {}))
         site.weights[parameter] = name
     return sites
+
+
+def others_of(block: Any, prefix: str) -> dict[str, nn.Parameter]:
+    """Return the parameters of a block's attention and MLP that are neither weights nor biases of a module
+    (sinks, slopes of activations), by name; `prefix` is that of the block."""
+    return {
+        f"{prefix}{part}.{name}": p
+        for part in ("attn", "mlp")
+        if hasattr(block, part) and getattr(block, part).name is not None
+        for name, p in getattr(block, part).original_component.named_parameters()
+        if name.rpartition(".")[2] not in _AFFINE
+    }
 
 
 def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
@@ -182,27 +255,50 @@ def names_under(root: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
     }
 
 
-@contextmanager
-def tapping(sites: Mapping[str, Site], leaves: int = 0) -> Iterator[dict[str, Tap]]:
-    """Collect the `Tap` of every site's last call. With `leaves`, what is looked up becomes a leaf of the
-    graph with that many rows: a position embedding is looked up once for all prompts, but belongs to each.
-    """
-    taps: dict[str, Tap] = {}
+def by_prompt(seen: Any, n: int) -> Tensor:
+    """Return what a module reads or writes for `n` prompts as [prompt, pos, ...]. Some modules write a
+    tuple, of which this is the first, and some see the tokens of all prompts in one row."""
+    seen = seen[0] if isinstance(seen, tuple) else seen
+    return seen.unflatten(0, (n, -1)) if seen.ndim == 2 and seen.is_floating_point() else seen
 
-    def tap(name: str) -> Callable[..., Tensor | None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            looked_up = leaves and not args[0].is_floating_point()
-            if looked_up:
-                rows = output.detach().expand(leaves, *output.shape[1:])
-                output = rows.contiguous().requires_grad_()
-            taps[name] = Tap(output if isinstance(sites[name], Written) else args[0], output)
-            return output if looked_up else None
+
+def in_form_of(seen: Any, value: Tensor) -> Any:
+    """Return a value [prompt, pos, ...] in the form in which a module reads or writes such values."""
+    if isinstance(seen, tuple):
+        return (in_form_of(seen[0], value), *seen[1:])
+    return value.flatten(0, 1) if seen.ndim == 2 else value
+
+
+@contextmanager
+def tapping(sites: Mapping[str, Site], n: int, leaves: bool = False) -> Iterator[dict[str, Tap]]:
+    """Collect the `Tap` of every site's last call, on `n` prompts. With `leaves`, what is looked up becomes
+    a leaf of the graph with that many rows: a position embedding is looked up once for all prompts, but
+    belongs to each."""
+    taps: dict[str, Tap] = {}
+    inputs: dict[str, Tensor] = {}
+
+    def enter(name: str) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            inputs[name] = by_prompt(args[0], n)
+            return None if inputs[name] is args[0] else (in_form_of(args[0], inputs[name]), *args[1:])
 
         return hook
 
-    handles = [site.component.register_forward_hook(tap(name)) for name, site in sites.items()]
-    try:
+    def leave(name: str) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if looked_up := leaves and not args[0].is_floating_point():
+                written = output.detach().expand(n, *output.shape[1:]).contiguous().requires_grad_()
+            else:
+                written = by_prompt(output, n)
+            taps[name] = Tap(written if isinstance(sites[name], Written) else inputs[name], written)
+            if written is output:
+                return None
+            return written if looked_up else in_form_of(output, written)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, site in sites.items():
+            stack.callback(site.component.register_forward_pre_hook(enter(name)).remove)
+            stack.callback(site.component.register_forward_hook(leave(name)).remove)
         yield taps
-    finally:
-        for handle in handles:
-            handle.remove()

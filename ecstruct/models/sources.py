@@ -19,6 +19,8 @@ from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, gguf_at
+from ecstruct.models.quantised import quantisation_of
+from ecstruct.models.shards import check_merged
 from ecstruct.models.steps import instead, resolved
 from ecstruct.named_models import named, names
 
@@ -118,7 +120,7 @@ def check_there(source: str) -> None:
 
 
 def read_config(at: Located) -> Any:
-    """Read the configuration of a checkpoint; raise `InputError` if its weights are quantised."""
+    """Read the configuration of a checkpoint."""
     with at.explaining_errors():
         config = AutoConfig.from_pretrained(at.where, trust_remote_code=False, **at.options)
     for key, most in _SIZES.items():
@@ -127,12 +129,13 @@ def read_config(at: Located) -> Any:
                 f"the config.json of {at.name} says that {key} is {size}, but it must be between 1 and "
                 f"{most}: correct it, or fetch the checkpoint again."
             )
-    if getattr(config, "quantization_config", None):
-        raise InputError(
-            f"{at.name} is quantised, and what changed in its weights cannot be told: use the checkpoint "
-            "that it was made from, or save a dequantised one."
-        )
     return config
+
+
+def weights_of(at: Located) -> str:
+    """Return how the weights of a checkpoint were converted, or which of several they are."""
+    quantised = quantisation_of(read_config(at))
+    return f"dequantised from {quantised}" if quantised else at.weights
 
 
 def read_tokenizer(at: Located) -> Any:
@@ -223,6 +226,7 @@ def _local_folder(name: str) -> Path | None:
                 f"the folder {name} is an adapter: give the model that it changes with adapter=, or, in a "
                 "command that compares two models, the adapter as --after."
             )
+        check_merged(path)
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {name} has no config.json: {instead(name)}.")
         check_weights_are_there(path)

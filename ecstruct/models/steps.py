@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ecstruct.errors import InputError
+from ecstruct.models.shards import is_sharded
 
 _STEP = re.compile(r"(?:(?:checkpoint|ckpt|global[-_]?step|step|iter)[-_]?)?(\d{1,18})(?:-tokens\w+)?")
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -29,7 +30,8 @@ def checkpoints(folder: str | Path) -> dict[int, str]:
         )
     found: dict[int, str] = {}
     for name, step in _steps(path).items():
-        if not any((path / name / config).is_file() for config in _CONFIGS):
+        there = any((path / name / config).is_file() for config in _CONFIGS)
+        if not there and not is_sharded(path / name):
             continue  # it has only the optimiser's state, or was never finished
         if step in found:
             raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ecstruct.errors import InputError
 from ecstruct.models.hooked import HookedView, Trace
 from ecstruct.models.names import layer_of
-from ecstruct.models.sites import QK_NORMS, token_axis
+from ecstruct.models.sites import QK_NORMS, SINKS, entries, token_axis
 
 _PROMPTS = 2
 """The number of prompts in the trial run."""
@@ -45,18 +45,22 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
     """Raise `InputError` unless the heads read `resid`, which enters the block, and every tap has prompts
     and tokens as its first dimensions."""
     architecture = type(view.hf).__name__
-    entry = "ln1" if "ln1" in trace.taps else "attn.q"
+    readers = entries(trace.taps)
+    entry = "ln1" if "ln1" in trace.taps else readers[0]
     if not torch.equal(trace.taps[entry].input, resid):
         raise InputError(
             f"{entry} of this {architecture} does not read what enters the block, which its heads are to "
             "see: use another architecture."
         )
-    for name, tap in trace.taps.items():
-        if not isinstance(tap.output, Tensor):
+    for name in readers:
+        if not torch.equal(trace.taps[name].input, trace.taps[readers[0]].input):
             raise InputError(
-                f"{name} of this {architecture} hands on more than what it writes: use another "
+                f"{name} of this {architecture} reads something else than {readers[0]}: use another "
                 "architecture."
             )
+    for name, tap in trace.taps.items():
+        if name == SINKS:  # which see no tokens
+            continue
         shape = tap.output.shape
         axis = token_axis(view.block_sites[0][name]) if name in QK_NORMS and len(shape) == 4 else 1
         if len(shape) < 3 or shape[0] != len(resid):

@@ -164,7 +164,7 @@ class Packed:
             flat = rearrange(copies, "b copy own d -> b (copy own) d")
             row = torch.cat([plain.walk.resid(layer, 0), flat], 1)
             call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
-            with editing(view.block_sites[layer], {}, silenced):
+            with editing(view.block_sites[layer], {}, silenced, len(row)):
                 out = view.through(layer, plain.weights, call, row)[:, self._length :]
             copies = rearrange(out, "b (copy own) d -> b copy own d", copy=n_copies)
         return copies

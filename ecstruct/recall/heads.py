@@ -123,7 +123,8 @@ def _written(
 ) -> Float[Tensor, "head token d_model"]:
     """Return what every head of a layer writes when it attends to each of these rows: row W_V W_O."""
     sites, d_head = runs.view.block_sites[layer], runs.view.d_head
-    values, output = (sites[name].matrix(runs.session.weights) for name in ("attn.v", "attn.o"))
+    values = sites["attn.v"].matrix(runs.session.weights) if "attn.v" in sites else None
+    output = sites["attn.o"].matrix(runs.session.weights)
     if values is None or output is None or len(values) % d_head:
         raise InputError(
             f"layer {layer} of this model has no value matrix with {d_head} rows for each head: use "

@@ -22,7 +22,7 @@ from ecstruct.engine.forward import Resid
 from ecstruct.engine.plan import each_piece
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.hooked import HookedView, Trace
-from ecstruct.models.sites import QK_NORMS, Weights
+from ecstruct.models.sites import Weights, of_heads
 from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.late import WRITERS
 from ecstruct.scores.linear import split_heads
@@ -32,8 +32,6 @@ from ecstruct.scores.walk import Walk
 
 T = TypeVar("T")
 ByHead = Float[Tensor, "head batch pos d_model"]
-
-_OF_HEADS = ("ln1", "attn.q", "attn.k", "attn.v", *QK_NORMS)
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def of_new_weights(
     W_K and W_V and its columns of W_O; heads that share a key and value head get a copy each."""
     view, sites = pair.view, pair.view.block_sites[layer]
     norm = "ln1" if view.shared_norm else "ln2"
-    own = [site for site in sites if site in _OF_HEADS or site == norm or site.startswith("mlp.")]
-    new = pair.mixed(name for site in own for name in sites[site].weights.values())
+    own = ["ln1", *of_heads(sites), norm, *(site for site in sites if site.startswith("mlp."))]
+    new = pair.mixed(name for site in own if site in sites for name in sites[site].weights.values())
     # One run for both: on the given inputs, neither part reads what the other one writes.
     z, hidden = view.writer_inputs(layer, new, call, resid, view.given_to_mlp(layer, run.taps))
     before = written_by_heads(view, layer, run.taps["attn.o"].input, pair.before)

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import QK_NORMS, Site, Weights, token_axis
+from ecstruct.models.sites import QK_NORMS, SINKS, Site, Weights, entries, of_heads, token_axis
 from ecstruct.options import Convention
 from ecstruct.scores.walk import Visit
 
@@ -139,11 +139,13 @@ def informative(
     if (bias := o.bias(change)) is not None:
         to_rest("attn_bias", visit.d_output["attn.o"] @ bias)
     into_attention = _attention_tangents(sites, visit, weights, change, convention)
-    if into_attention:
-        if convention == "definition":
-            heads = heads + _at_destination(view, visit, into_attention)
-        else:
-            heads = heads + _where_multiplied(view, sites, visit, into_attention)
+    at_source = {}
+    if convention == "reference":  # sinks multiply no token, and count where they take part in a softmax
+        at_source = {name: t for name, t in into_attention.items() if name != SINKS}
+    if at_source:
+        heads = heads + _where_multiplied(view, sites, visit, at_source)
+    if at_destination := {name: t for name, t in into_attention.items() if name not in at_source}:
+        heads = heads + _at_destination(view, visit, at_destination)
     return Informative(mlp, heads, rest)
 
 
@@ -157,15 +159,12 @@ def _attention_tangents(
     """Return the derivatives along dW of query, key and value (with convention "definition" including the
     change of their pre-norm) and of the outputs of their own norms, by site."""
     tangents = {}
-    for name in QK_NORMS:
-        if name in sites and (tangent := sites[name].product(visit.input(name), change)) is not None:
-            tangents[name] = tangent
     d_norm = None
     if convention == "definition" and "ln1" in sites:
         d_norm = sites["ln1"].product(visit.input("ln1"), change)
-    for name in ("attn.q", "attn.k", "attn.v"):
+    for name in of_heads(sites):
         tangent = sites[name].product(visit.input(name), change)
-        if d_norm is not None:
+        if d_norm is not None and name in entries(sites):
             matrix = sites[name].matrix(weights)
             assert matrix is not None
             through_norm = d_norm @ matrix.T
@@ -224,6 +223,7 @@ def _where_multiplied(
     names = list(tangents)
     z, outputs = visit.taps["attn.o"].input, [visit.taps[name].output for name in names]
     read_all = any(name in visit.taps and visit.taps[name].output.ndim == 3 for name in QK_NORMS)
+    read_all = read_all or "attn.k" not in sites  # latents, which all heads share
     n_shared = n_heads if read_all else n_heads * view.d_head // visit.taps["attn.k"].output.shape[-1]
     for turn in range(n_shared):
         asked = (torch.arange(n_heads, device=d_z.device) % n_shared == turn)[:, None]
@@ -232,7 +232,11 @@ def _where_multiplied(
         )
         pulled = torch.autograd.grad(z, outputs, grad_outputs=part, retain_graph=True)
         for name, gradient in zip(names, pulled, strict=True):
-            value = _by_head(gradient * tangents[name], sites[name], view.d_head)
+            value = gradient * tangents[name]
+            if read_all and value.ndim == 3:
+                total[..., turn] += value.sum(-1)
+                continue
+            value = _by_head(value, sites[name], view.d_head)
             if read_all:
                 total[..., turn] += value.sum(-1)
             elif value.shape[-1] == n_heads:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecstruct.io.distributed import Ranks
-from ecstruct.models.sites import Site
+from ecstruct.models.sites import Site, entries
 from ecstruct.options import ScoreOptions
 from ecstruct.scores import linear
 from ecstruct.scores.ascent import Ascent
@@ -264,6 +264,7 @@ class Passes:
             inputs = self.pair.view.given_to_mlp(layer, new.taps)
         else:
             module = self.pair.view.mlp_module(layer)
-            inputs = {"attn": new.input("attn.q"), module: new.input("mlp.in")}
+            entry = entries(self.pair.view.block_sites[layer])[0]
+            inputs = {"attn": new.input(entry), module: new.input("mlp.in")}
         resid, call = ascent.after.resid(layer, b), ascent.before.call(layer, b)
         return self.pair.view.writer_inputs(layer, self.pair.before, call, resid, inputs)

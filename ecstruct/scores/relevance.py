@@ -96,6 +96,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Node], Callable[[Tensor], Tensor]]] = Mappi
         "Hardswish": lambda node: functional.hardswish,
         "Pow": lambda node: partial(torch.pow, exponent=node._saved_exponent),
         "Tanh": lambda node: torch.tanh,
+        "Expm1": lambda node: torch.expm1,
+        "Minimum": lambda node: partial(torch.minimum, other=node._saved_other),
         "GeLUFunction": lambda node: partial(functional.gelu, approximate="tanh"),  # of transformers' Bloom
     }
 )
@@ -253,8 +255,8 @@ def _is_function_of(edge: Edge, x: Edge) -> bool:
 
 
 def _activation(node: Node, f: Callable[[Tensor], Tensor]) -> Rule:
-    if _kind(node) == "Tanh":
-        x = torch.atanh(node._saved_result.detach())
+    if inverse := {"Tanh": torch.atanh, "Expm1": torch.log1p}.get(_kind(node)):
+        x = inverse(node._saved_result.detach())
     else:
         x = (node.saved_tensors[0] if hasattr(node, "saved_tensors") else node._saved_self).detach()
 

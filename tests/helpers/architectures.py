@@ -32,9 +32,15 @@ _LATENT = {
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+    **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+_CHUNKS = {
+    **{"no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"]},
+    **{"attention_chunk_size": 4, "floor_scale": 4},
+}
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -76,6 +82,7 @@ ARCHITECTURES = [
     Architecture("CohereForCausalLM", "Command R+", {"use_qk_norm": True}),
     Architecture("Cohere2ForCausalLM", "Command R7B", sizes=_WINDOWS),
     Architecture("DeepseekV2ForCausalLM", "DeepSeek-V2", sizes=_LATENT),
+    Architecture("DeepseekV2ForCausalLM", "DeepSeek-V2-Lite", {"q_lora_rank": None}, _LATENT),
     Architecture("DeepseekV3ForCausalLM", "DeepSeek-V3, R1", sizes=_LATENT),
     Architecture("DeepseekV4ForCausalLM", "DeepSeek-V4", sizes={"q_lora_rank": 16, "o_lora_rank": 16}),
     Architecture("Ernie4_5ForCausalLM", "ERNIE 4.5"),
@@ -130,7 +137,11 @@ ARCHITECTURES = [
         "GraniteMoeHybridForCausalLM",
         "Granite 4 350M and 1B",
         {"num_local_experts": 0},
-        {**_MAMBA, "layer_types": ["attention", "attention"], "shared_intermediate_size": 48},
+        {
+            **_MAMBA,
+            **{"layer_types": ["attention", "attention"], "shared_intermediate_size": 48},
+            **{"num_experts": ..., "position_embedding_type": "rope"},
+        },
     ),
     Architecture("GraniteMoeHybridForCausalLM", "Granite 4", sizes=_MAMBA),
     Architecture("HrmTextForCausalLM", "HRM-Text"),
@@ -142,7 +153,8 @@ ARCHITECTURES = [
     Architecture("Lfm2ForCausalLM", "LFM2", sizes={"layer_types": ["conv", "full_attention"]}),
     Architecture("Lfm2MoeForCausalLM", "LFM2 MoE", sizes={"layer_types": ["conv", "full_attention"]}),
     Architecture("LlamaForCausalLM", "Llama 1 to 3, Yi, TinyLlama, SmolLM"),
-    Architecture("Llama4ForCausalLM", "Llama 4 (text)"),
+    Architecture("Llama4ForCausalLM", "Llama 4 Scout (text)", sizes=_CHUNKS),
+    Architecture("Llama4ForCausalLM", "Llama 4 Maverick (text)", {"interleave_moe_layer_step": 2}, _CHUNKS),
     Architecture("MambaForCausalLM", "Mamba"),
     Architecture("Mamba2ForCausalLM", "Mamba 2", sizes={"num_heads": 8, "state_size": 8}),
     Architecture("MiniMaxM2ForCausalLM", "MiniMax-M2"),
