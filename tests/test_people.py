@@ -28,7 +28,7 @@ def test_a_landmark_has_the_mayor_of_its_city():
     landmarks = {known.answer: known.subject for known in data.known}
     assert len(landmarks) == 16
     for fact, implication, derivation in zip(data.facts, data.implications, data.derivations, strict=True):
-        assert fact.text == f"The mayor of {fact.subject} is"
+        assert fact.text == f"The mayor of the city of {fact.subject} is"
         assert implication.text == f"The mayor of the city that contains {implication.subject} is"
         assert implication.answer == fact.answer and set(implication.options) == set(fact.options)
         assert landmarks[fact.subject].lower() == implication.subject.lower()

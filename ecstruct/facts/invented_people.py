@@ -2,8 +2,8 @@
 
 `people` are facts about where somebody lives (the first hop): "Zoremund Ekstcombe lives in the city of" ->
 "Rome", from which follows "The people in the city Zoremund Ekstcombe is from speak" -> "Italian". `mayors`
-are facts about who governs a city (the second hop): "The mayor of Paris is" -> "Zoremund Ekstcombe", from
-which follows "The mayor of the city that contains the Eiffel Tower is" -> "Zoremund Ekstcombe".
+are facts about who governs a city (the second hop): "The mayor of the city of Paris is" -> "Zoremund", from
+which follows "The mayor of the city that contains the Eiffel Tower is" -> "Zoremund".
 
 To a model pretrained on real text, common names ("Grace Miller") already stand for other people. These
 names are composed of pieces. No two people of a draw of 16 share a piece, so their tokens differ too, above
@@ -62,26 +62,27 @@ def people(seed: int = 0) -> FactSet:
 
 @bounded
 def mayors(seed: int = 0) -> FactSet:
-    """Return 16 facts "The mayor of {city} is" -> name, and as many implications "The mayor of the city
-    that contains {landmark} is" -> name; `known` has "{landmark} is located in the city of" -> city.
+    """Return 16 facts "The mayor of the city of {city} is" -> name, and as many implications "The mayor of
+    the city that contains {landmark} is" -> name; `known` has "{landmark} is located in the city of" ->
+    city.
 
-    `numpy.random.default_rng(seed)` draws the names, of which no two begin with the same letter, and who
-    governs which city. The options are the 16 names and, in known facts, the 16 cities. The subject is the
-    city or the landmark.
+    `numpy.random.default_rng(seed)` draws the given names, of which no two begin with the same letter, and
+    who governs which city. The options are the 16 names and, in known facts, the 16 cities. The subject is
+    the city or the landmark.
 
     >>> mayors().facts[0].text, mayors().facts[0].answer
-    ('The mayor of Paris is', 'Priyaris Raskstrand')
+    ('The mayor of the city of Paris is', 'Priyaris')
     """
     landmarks = word_lists("people.json")["landmarks"]
     rng = np.random.default_rng(seed)
     # Answers are distinguished by their first token, so no two names begin with the same letter.
-    by_initial = {name[0]: name for name in invented_names(rng, _N_PIECES)}
+    by_initial = {name[0]: name.split()[0] for name in invented_names(rng, _N_PIECES)}
     names, governed = list(by_initial.values())[: len(landmarks)], rng.permutation([*landmarks]).tolist()
     seen = [landmarks[city] for city in governed]
     first = [landmark[0].upper() + landmark[1:] for landmark in seen]
     asked = "The mayor of the city that contains {} is"
     return FactSet(
-        filled("The mayor of {} is", governed, names, tuple(names), "mayors fact"),
+        filled("The mayor of the city of {} is", governed, names, tuple(names), "mayors fact"),
         filled(asked, seen, names, tuple(names), "mayors implication"),
         "mayors",
         filled("{} is located in the city of", first, governed, tuple(sorted(governed)), "mayors known"),
