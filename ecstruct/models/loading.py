@@ -44,7 +44,7 @@ from ecstruct.models.finite import check_weights
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.hooked_transformer import is_hooked_transformer, origin, plain_of
 from ecstruct.models.provenance import Provenance, mark, tokenizer_of
-from ecstruct.models.quantised import ask_to_dequantise, dequantised
+from ecstruct.models.quantised import ask_to_dequantise, dequantised, quantisation_of
 from ecstruct.models.sources import (
     DAMAGED,
     Located,
@@ -52,11 +52,12 @@ from ecstruct.models.sources import (
     read_config,
     read_tokenizer,
     usable_tokenizer,
-    weights_of,
 )
 from ecstruct.models.support import check_runs
 
 _logger = logging.getLogger(__name__)
+
+_DEQUANTISED_FROM = "_ecstruct_dequantised_from"
 
 
 def load(
@@ -134,9 +135,9 @@ def load(
         if adapter is revision is labels is None and is_adapter(source):
             return load(adapted_by(source), adapter=source, device=device, dtype=dtype)
         at = located(source, revision)
-        name, revision, weights = at.name, at.revision, weights_of(at)
+        name, revision = at.name, at.revision
         hf, made = _read_labelled(at, dtype if adapter is None else torch.float32, labels, head_seed)
-        tokenizer = read_tokenizer(at)
+        weights, tokenizer = _weights_of(at, hf), read_tokenizer(at)
     if adapter is not None:
         hf = merged(hf, adapter)
         made = (*made, f"with the adapter {adapter}")
@@ -191,7 +192,7 @@ def load_after(
     at = located(source)
     hf = _read(at, dtype).to(device_of(device), dtype)
     tokenizer = usable_tokenizer(at) or tokenizer_of(before)
-    return _hooked(hf, Provenance(at.name, at.revision, tokenizer, weights=weights_of(at)))
+    return _hooked(hf, Provenance(at.name, at.revision, tokenizer, weights=_weights_of(at, hf)))
 
 
 def delta_onto(path: str | Path, model: TransformerBridge) -> WeightDelta:
@@ -271,11 +272,18 @@ def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
     return hf
 
 
+def _weights_of(at: Located, hf: Any) -> str:
+    """Return how the weights of a checkpoint were converted, or which of several they are."""
+    method = hf.__dict__.get(_DEQUANTISED_FROM)
+    return f"dequantised from {method}" if method else at.weights
+
+
 def _from_pretrained(
     at: Located, dtype: torch.dtype, config: Any, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     try:
         with at.explaining_errors(), without_bars():
+            method = quantisation_of(config)
             ask_to_dequantise(at.name, config)
             loaded: Any = auto_class(config).from_pretrained(
                 at.where,
@@ -289,7 +297,9 @@ def _from_pretrained(
                 **at.options,
                 **options,
             )
-            return dequantised(loaded[0]), loaded[1]
+            hf = dequantised(loaded[0])
+        hf.__dict__[_DEQUANTISED_FROM] = method
+        return hf, loaded[1]
     except SafetensorError as error:
         raise InputError(
             f"a safetensors file of {at.name} is corrupt or truncated ({gist(error)}): fetch or save it "

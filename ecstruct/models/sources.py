@@ -19,7 +19,6 @@ from ecstruct.models.boot import cause, gist
 from ecstruct.models.checkpoint import check_weights_are_there
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.gguf import dequantised, gguf_at
-from ecstruct.models.quantised import quantisation_of
 from ecstruct.models.shards import check_merged
 from ecstruct.models.steps import instead, resolved
 from ecstruct.named_models import named, names
@@ -130,12 +129,6 @@ def read_config(at: Located) -> Any:
                 f"{most}: correct it, or fetch the checkpoint again."
             )
     return config
-
-
-def weights_of(at: Located) -> str:
-    """Return how the weights of a checkpoint were converted, or which of several they are."""
-    quantised = quantisation_of(read_config(at))
-    return f"dequantised from {quantised}" if quantised else at.weights
 
 
 def read_tokenizer(at: Located) -> Any:
