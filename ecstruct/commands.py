@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Lt, MinLen
-from typing_extensions import Doc, TypedDict
+from typing_extensions import Doc
 
-from ecstruct.io.values import Count, Number, Seed, Text, Whole
+from ecstruct.io.values import Count, Seed, Text, Whole
 from ecstruct.options import (
     AlignmentOptions,
     CausalOptions,
@@ -22,6 +22,8 @@ from ecstruct.options import (
     FinetuneOptions,
     Flag,
     Form,
+    FreezeRecord,
+    LoraRecord,
     Options,
     Positive,
     PruneOptions,
@@ -282,27 +284,13 @@ class Emergence(Options):
     fingerprints: Fingerprints = None
 
 
-class _Freeze(TypedDict, total=False):
-    layers: list[Whole] | None
-    kinds: list[str] | None
-    names: list[str] | None
-
-
-class _Lora(TypedDict, total=False):
-    r: Annotated[int, Lt(2**20)]
-    alpha: Number
-    targets: list[str] | None
-    rslora: bool
-    dora: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Finetune(FinetuneOptions):
     model: Source
     facts: Prompts
-    freeze: _Freeze | None = None
+    freeze: FreezeRecord | None = None
     evaluate: dict[str, Records] | None = None
-    lora: _Lora | None = None
+    lora: LoraRecord | None = None
     checkpoint_every: Annotated[
         Whole | None, Doc("Steps between checkpoints; ten minutes if not given.")
     ] = None

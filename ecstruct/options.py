@@ -12,10 +12,10 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from typing_extensions import Doc
+from typing_extensions import Doc, TypedDict
 
 from ecstruct.errors import InputError
-from ecstruct.io.values import Count, Natural, Rate, Seed, Whole, check
+from ecstruct.io.values import Count, Natural, Number, Rate, Seed, Whole, check
 
 Positive = Annotated[int, Ge(1), Lt(2**63)]
 Times = Annotated[int, Ge(1), Le(10**6)]
@@ -213,6 +213,24 @@ class FidelityOptions(BaselineOptions):
         None
     )
     memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS] = None
+
+
+class FreezeRecord(TypedDict, total=False):
+    """What finetuning leaves as it is, as `config.json` has it."""
+
+    layers: list[Whole] | None
+    kinds: list[str] | None
+    names: list[str] | None
+
+
+class LoraRecord(TypedDict, total=False):
+    """The adapter of a finetuning, as `config.json` has it."""
+
+    r: Annotated[int, Lt(2**20)]
+    alpha: Number
+    targets: list[str] | None
+    rslora: bool
+    dora: bool
 
 
 @dataclass(frozen=True, kw_only=True)

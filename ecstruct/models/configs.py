@@ -9,6 +9,8 @@ import logging
 import math
 from typing import Any
 
+from torch import Tensor
+
 from ecstruct.errors import InputError
 from ecstruct.models.classifiers import is_classifier, labels_in
 
@@ -83,14 +85,22 @@ def _alike(old: Any, new: Any) -> bool:
     return old == new
 
 
-def longrope_limit(config: Any) -> int | None:
-    """Return the length in tokens beyond which a prompt changes the rotary embedding of its whole batch;
-    `None` for models without LongRoPE."""
+def check_same_rotation(config: Any, mask: Tensor) -> None:
+    """Raise `InputError` if the longest prompt of a batch, by its attention mask [batch, pos], changes the
+    rotary embedding of the others (LongRoPE); masks of other shapes pass."""
     rotary = getattr(config, "rope_parameters", None) or {}
-    if rotary.get("rope_type") != "longrope":
-        return None
+    if rotary.get("rope_type") != "longrope" or mask.ndim != 2:
+        return
     default = getattr(config, "original_max_position_embeddings", None)
-    return rotary.get("original_max_position_embeddings", default)
+    limit = rotary.get("original_max_position_embeddings", default)
+    lengths = mask.sum(1)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if limit is not None and shortest <= limit < longest:
+        raise InputError(
+            f"prompts of {shortest} and of {longest} tokens cannot share a batch: with one of more "
+            f"than {limit} this model rotates all of them otherwise (LongRoPE), so give short and long "
+            "prompts apart, or batch_size=1."
+        )
 
 
 def _plain_rotary(config: dict[str, Any]) -> bool:

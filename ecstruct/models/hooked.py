@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.errors import InputError
 from ecstruct.models.bridge import drop_pattern, named_weights
 from ecstruct.models.calls import BlockCall, Bypass, Stop
 from ecstruct.models.components import check_components
-from ecstruct.models.configs import longrope_limit
+from ecstruct.models.configs import check_same_rotation
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
 from ecstruct.models.names import kind_of, layer_of
 from ecstruct.models.sites import (
@@ -164,7 +163,7 @@ class HookedView:
         `mask` is [batch, pos], 1 at real tokens, or [batch, 1, pos, pos], to be added to the attention
         scores. `positions` are the positions of the tokens, needed where these are not in order.
         """
-        self._check_same_rotation(mask)
+        check_same_rotation(self.hf.config, mask)
         calls: list[BlockCall] = []
         entering: list[Tensor] = []
 
@@ -185,21 +184,6 @@ class HookedView:
         ):
             self._forward(weights, self.embed_sites, ids, mask, positions)
         return Trace(entering[0], taps), calls
-
-    def _check_same_rotation(self, mask: Tensor) -> None:
-        """Raise `InputError` if the longest prompt of a batch changes the rotary embedding of the
-        others."""
-        limit = longrope_limit(self.hf.config)
-        if limit is None or mask.ndim != 2:
-            return
-        lengths = mask.sum(1)
-        shortest, longest = int(lengths.min()), int(lengths.max())
-        if shortest <= limit < longest:
-            raise InputError(
-                f"prompts of {shortest} and of {longest} tokens cannot share a batch: with one of more "
-                f"than {limit} this model rotates all of them otherwise (LongRoPE), so give short and long "
-                "prompts apart, or batch_size=1."
-            )
 
     def block(
         self, layer: int, weights: Weights, call: BlockCall, resid: Float[Tensor, "batch pos d_model"]
