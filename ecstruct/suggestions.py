@@ -227,10 +227,7 @@ class Suggestion(SavedDataset):
         return {
             "merge_method": "task_arithmetic",
             "base_model": before,
-            "models": [
-                {"model": before},
-                {"model": after, "parameters": {"weight": [*weights, {"value": 0.0}]}},
-            ],
+            "models": [{"model": after, "parameters": {"weight": [*weights, {"value": 0.0}]}}],
             "dtype": "float32",
         }
 

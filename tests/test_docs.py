@@ -89,6 +89,8 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
+        "For those who look an option up: every command, with all that it takes.",
+        "",
         "Every command takes `--help`. Bad input ends with one sentence and status 2; a run that was asked",
         "to stop ends with status 143, and goes on when it is started again. This page is written by",
         "`python tests/test_docs.py`.",
@@ -161,6 +163,12 @@ def test_every_page_is_in_the_navigation():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     listed = list(pages_of(site["nav"]))
     assert sorted(listed) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+
+
+def test_every_page_says_first_whom_it_is_for():
+    for page in PAGES:
+        if page.parent.name != "api" and page.stem not in ("index", "changelog", "contributing"):
+            assert re.match(r"# .+\n\nFor those ", page.read_text("utf-8")), page
 
 
 def test_the_index_for_language_models_has_every_page():

@@ -183,6 +183,8 @@ def test_weights_that_nothing_names_are_found_in_any_block_and_outside():
 INTRODUCTION = """\
 # Models
 
+For those who ask whether their architecture is read: the list, with errors and reasons.
+
 Decoders with query, key, value and output projections, also where a checkpoint fuses them or makes them of
 latents (multi-head latent attention), and one MLP in every block: with pre-norms, post-norms or both, in
 sequence or in parallel, with norms of queries and keys. A mixture of experts is one MLP; which experts a

@@ -86,7 +86,7 @@ def test_mergekit_takes_the_suggested_units_from_the_finetuned_model(family: str
     found, (before, after) = suggested(family), hooked_pair(family)
     config = found.mergekit()
     assert config["merge_method"] == "task_arithmetic"
-    weights = config["models"][1]["parameters"]["weight"]
+    weights = config["models"][0]["parameters"]["weight"]
     n_layers = before.cfg.n_layers
     moved = set()
     for name, tensor in found.attrs["tensors"].items():
