@@ -185,7 +185,7 @@ def died(tmp_path, monkeypatch):
 
         patch.setattr(Passes, "_score", score)
         with pytest.raises(KeyboardInterrupt):
-            engine().shared(TWO_TEMPLATES, Ranks(), tmp_path)
+            engine().score_across(TWO_TEMPLATES, Ranks(), tmp_path)
     assert len(contents(tmp_path)) == 4
     return tmp_path
 
@@ -199,12 +199,12 @@ def test_a_run_goes_on_where_it_died(died, monkeypatch, batch_size):
     ups = []
     plain_up = Walk.up
     monkeypatch.setattr(Walk, "up", lambda *arguments, **o: [ups.append(1), plain_up(*arguments, **o)])
-    found = engine(batch_size=batch_size).shared(TWO_TEMPLATES, Ranks(), died)
+    found = engine(batch_size=batch_size).score_across(TWO_TEMPLATES, Ranks(), died)
     assert not ups  # the baseline is known
     assert sum(map(len, computed)) == {2: 6, 3: 7}[batch_size]
     assert_same_scores(found, expected, {2: 1e-6, 3: 1e-5}[batch_size])
     computed.clear()
-    assert_same_scores(engine(batch_size=batch_size).shared(TWO_TEMPLATES, Ranks(), died), found, 0)
+    assert_same_scores(engine(batch_size=batch_size).score_across(TWO_TEMPLATES, Ranks(), died), found, 0)
     assert not computed
 
 
@@ -212,7 +212,7 @@ def test_without_its_sums_the_baseline_is_seen_again(died, monkeypatch):
     expected = engine().score(TWO_TEMPLATES)
     (died / "baseline.safetensors").unlink()
     computed = recorded(monkeypatch)
-    assert_same_scores(engine().shared(TWO_TEMPLATES, Ranks(), died), expected)
+    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), expected)
     assert len(computed) == 3
 
 
@@ -230,7 +230,7 @@ def test_without_its_sums_the_baseline_is_seen_again(died, monkeypatch):
 def test_parts_of_another_run_are_refused(died, options, prompts, message):
     before = contents(died)
     with pytest.raises(InputError, match=f"holds a part of another run .{message}.*: finish that run by"):
-        engine(**options).shared(prompts, Ranks(), died)
+        engine(**options).score_across(prompts, Ranks(), died)
     assert contents(died) == before
 
 
@@ -257,13 +257,13 @@ def test_a_damaged_part_is_computed_again(died, monkeypatch, caplog, file, chang
         change(tensors)
         save_file(tensors, path, metadata)
     computed = recorded(monkeypatch)
-    assert_same_scores(engine().shared(TWO_TEMPLATES, Ranks(), died), expected, 1e-6)
+    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), expected, 1e-6)
     assert [m for m in caplog.messages if m.startswith(f"{path} is damaged")]
     assert len(computed) == (4 if file.startswith("part") else 3)
 
 
 def test_a_run_of_one_round_keeps_nothing(tmp_path):
-    engine().shared(PROMPTS, Ranks(), tmp_path)
+    engine().score_across(PROMPTS, Ranks(), tmp_path)
     assert contents(tmp_path) == []
 
 
@@ -273,7 +273,7 @@ def test_parts_of_a_reward_of_ones_own_are_not_kept(tmp_path):
         def own(logits, batch):
             return logits[:, 0]
 
-        engine(reward=own).shared(PROMPTS, Ranks(), tmp_path)
+        engine(reward=own).score_across(PROMPTS, Ranks(), tmp_path)
 
 
 def test_one_of_several_ranks_out_of_memory_says_what_to_do(monkeypatch):
@@ -283,7 +283,7 @@ def test_one_of_several_ranks_out_of_memory_says_what_to_do(monkeypatch):
     monkeypatch.setattr(Passes, "run", run)
     monkeypatch.setattr(Ranks, "agree", lambda *_: None)
     with pytest.raises(InputError, match="rank 1 is out of memory with batch_size=4: pass batch_size=2"):
-        engine(batch_size=4).shared(PROMPTS, Ranks(1, 2))
+        engine(batch_size=4).score_across(PROMPTS, Ranks(1, 2))
 
 
 # --- The cut ---

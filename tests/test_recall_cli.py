@@ -11,7 +11,7 @@ from helpers.command_line import run, works
 from ecstruct import Prompt, load, recall
 from ecstruct.facts import first_hop
 from ecstruct.facts.prompt import write_jsonl
-from ecstruct.io.store import Kept
+from ecstruct.io.store import FinishedPieces
 from ecstruct.models import WeightDelta
 from ecstruct.models.bridge import named_weights
 from ecstruct.organism import World
@@ -128,7 +128,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
     words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
     command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
     works(*command, tmp_path / "whole")
-    result, measured = Kept.result, []
+    result, measured = FinishedPieces.result, []
 
     def terminated(self, name, measure):
         key = (self.folder.name, name)
@@ -142,7 +142,7 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
 
         return result(self, name, noted)
 
-    monkeypatch.setattr(Kept, "result", terminated)
+    monkeypatch.setattr(FinishedPieces, "result", terminated)
     for end in range(3):
         assert run(*command, tmp_path / "out").exit_code == 143
         assert not (tmp_path / "out" / "report.html").exists() and len(ends & {*measured}) == end + 1

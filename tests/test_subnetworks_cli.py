@@ -13,7 +13,7 @@ from helpers.command_line import refused
 
 import ecstruct
 from ecstruct.facts import first_hop, write_jsonl
-from ecstruct.io.store import Kept
+from ecstruct.io.store import FinishedPieces
 from ecstruct.models import load
 from ecstruct.subnetworks import Core, Masks, Reference, attended, prune
 from ecstruct.subnetworks import masks as masks_module
@@ -230,7 +230,7 @@ def test_pruning_goes_on_where_it_was_terminated(asked, pruned, tmp_path, monkey
 def test_goes_on_where_it_was_terminated(compared, tmp_path, monkeypatch, command, ends):
     words = (command, *compared, *(("--draws", 2) if command == "core" else ()), "--quiet", "--out")
     works(*words, tmp_path / "whole")
-    result, measured, stopped = Kept.result, [], {}
+    result, measured, stopped = FinishedPieces.result, [], {}
 
     def terminated(self, name, measure):
         def noted():
@@ -244,7 +244,7 @@ def test_goes_on_where_it_was_terminated(compared, tmp_path, monkeypatch, comman
 
         return result(self, name, noted)
 
-    monkeypatch.setattr(Kept, "result", terminated)
+    monkeypatch.setattr(FinishedPieces, "result", terminated)
     for _ in ends:
         assert run(*words, tmp_path / "out").exit_code == 143
         assert not (tmp_path / "out" / "report.html").exists() and len(measured) > 1

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from ecstruct.checks.agreement import ESTIMATES, Fidelity
 from ecstruct.cost import Bar
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.io.store import Kept, Steps
+from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.options import (
     AnswerTokens,
     BaselineKind,
@@ -114,7 +114,7 @@ def fidelity_of(
     prompts = as_prompts(prompts)  # they are read several times
     check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], options.memory)
     identity = engine.identity(prompts) | options.identity() | {"forms": str(sorted(forms))}
-    kept, n_layers = Kept(folder, identity), engine.pair.view.n_layers
+    kept, n_layers = FinishedPieces(folder, identity), engine.pair.view.n_layers
     engines, passes = {"linear": engine}, {"linear": 6}
     of_path = [k for k in sorted({*options.path_steps}) if k > 1] if "path" in forms else []
     for k in of_path:

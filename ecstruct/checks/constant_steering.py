@@ -30,7 +30,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ecstruct.engine.forward import embed, leaving, traces
+from ecstruct.engine.forward import embed, run_blocks, traces
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
@@ -143,10 +143,10 @@ def steering_of(pair: Pair, prompts: PromptsLike, reward: Reward) -> xr.Dataset:
         read = read_positions(copies, reward.answer_tokens == "all")
         resid = embedded.resid
         for layer in range(pair.view.n_layers):
-            resid = leaving(before, embedded.calls[: layer + 1], resid, start=layer)
+            resid = run_blocks(before, embedded.calls[: layer + 1], resid, start=layer)
             steered = resid.clone()
             steered[every, at] += vectors[layer][:, rows].flatten(0, 1)
-            last = leaving(before, embedded.calls, steered, start=layer + 1)
+            last = run_blocks(before, embedded.calls, steered, start=layer + 1)
             logits = pair.view.head(before.weights, last[every[:, None], read]).output
             found["reward"][layer][:, rows] = reward(logits, copies).view(len(POSITIONS), -1).cpu()
             if ranked is not None:

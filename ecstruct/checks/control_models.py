@@ -38,7 +38,7 @@ from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.finetuning import discard, finetune, finetune_across
 from ecstruct.io.distributed import Ranks
-from ecstruct.io.store import Kept, Steps
+from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.io.values import bounded, check_numbers
 from ecstruct.models.delta import WeightDelta
 from ecstruct.options import ScoreOptions, types_of
@@ -272,7 +272,7 @@ def controls(
     found = {}
     total = sum(runs for _, runs in parts.values())
     with Bar(total, "controls", unit="run", disable=not progress) as bar:
-        steps = Steps(bar, Kept(folder, identity))
+        steps = Steps(bar, FinishedPieces(folder, identity))
         for name, (measure, runs) in parts.items():
             bar.phase(f"running: {name}" if name == STEERING else f"scoring: {name}")
             found[name] = steps.take(name, measure, runs)

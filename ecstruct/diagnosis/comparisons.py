@@ -27,7 +27,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import binom, rankdata
 
-from ecstruct.engine.forward import embed, leaving
+from ecstruct.engine.forward import embed, run_blocks
 from ecstruct.engine.session import Session
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import Prompt, PromptsLike
@@ -141,7 +141,7 @@ def asked(
 
     def run(rows: list[int], batch: Batch) -> None:
         embedded = embed(session, batch)
-        left = leaving(session, embedded.calls, embedded.resid)
+        left = run_blocks(session, embedded.calls, embedded.resid)
         logits = session.view.logits_at(session.weights, left, embedded.read).cpu()
         for row, its in zip(rows, logits.double().log_softmax(-1), strict=True):
             logprobs[row] = its[list(prompts[row].option_ids)].numpy()

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Step, leaving
+from ecstruct.engine.forward import Step, run_blocks
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
@@ -50,5 +50,5 @@ def attention_pattern(
         def reading(step: Step) -> Step:
             return Step(step.layer, step.call, step.resid, {"attn.o": see}, {"attn.v": by_position})
 
-        leaving(session, [call] * (layer + 1), resid, reading, start=layer)
+        run_blocks(session, [call] * (layer + 1), resid, reading, start=layer)
     return torch.cat(parts, dim=-1)

@@ -76,7 +76,7 @@ def traces(
         resid = trace.output
 
 
-def leaving(
+def run_blocks(
     session: Session,
     calls: Sequence[BlockCall],
     resid: Resid,

@@ -35,7 +35,7 @@ from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
 from ecstruct.io.files import locked, read_note, write_note
 from ecstruct.io.interruption import finishing
-from ecstruct.io.store import Damaged, Kept, read_json, save_json
+from ecstruct.io.store import Damaged, FinishedPieces, read_json, save_json
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.loading import load
@@ -64,7 +64,7 @@ class Sweep:
     folder: Path | None = field(init=False)
     _model: tuple[str, TransformerBridge] | None = field(default=None, init=False, repr=False)
     _setups: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
-    _kept: Kept = field(init=False, repr=False)
+    _kept: FinishedPieces = field(init=False, repr=False)
 
     def __post_init__(self, out: Folder) -> None:
         self.folder = None if out is None else Path(out)
@@ -75,7 +75,7 @@ class Sweep:
             )
         # Cells depend neither on how many cells there are, nor on the device that computes them.
         decides = {k: v for k, v in self.setup.to_dict().items() if k not in ("seeds", "repeats", "device")}
-        self._kept = Kept(self.folder, decides, note="setup.json")
+        self._kept = FinishedPieces(self.folder, decides, note="setup.json")
         self._kept.claim()
 
     def run(

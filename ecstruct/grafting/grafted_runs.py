@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, traces
+from ecstruct.engine.forward import Embedded, Intervention, Step, embed, run_blocks, traces
 from ecstruct.engine.plan import each_piece, rows_at_once
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
@@ -66,7 +66,7 @@ class GraftedModel:
             calls = embed(self.session, batch.repeat(len(piece))).calls
             resid = entering[start].repeat(len(piece), 1, 1)
             at = _where(rows, batch, piece)
-            left = leaving(self.session, calls, resid, self._grafting(piece, at), start)
+            left = run_blocks(self.session, calls, resid, self._grafting(piece, at), start)
             logits = view.logits_at(self.session.weights, left, embedded.read.repeat(len(piece)))
             for name, its in zip(names, logits.split(len(rows)), strict=True):
                 see(name, its)
@@ -77,7 +77,7 @@ class GraftedModel:
         """Return the logits without a graft, at the position of each prompt where its answer is
         predicted."""
         embedded = embed(self.session, batch)
-        left = leaving(self.session, embedded.calls, embedded.resid)
+        left = run_blocks(self.session, embedded.calls, embedded.resid)
         return self.session.view.logits_at(self.session.weights, left, embedded.read)
 
     def _entering(self, embedded: Embedded) -> list[Tensor]:

@@ -52,7 +52,7 @@ from ecstruct.grafting.rankings import (
     numbered,
     order_of,
 )
-from ecstruct.io.store import Kept, Steps
+from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.io.values import bounded
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.provenance import versions
@@ -219,7 +219,7 @@ def grafts(
     cells = [(how, by, seed, order) for how in _HOW for (by, seed), order in orders.items()]
     rows = []
     with Bar(len(cells), "grafts", unit="order", disable=not progress) as bar:
-        steps = Steps(bar, Kept(folder, identity))
+        steps = Steps(bar, FinishedPieces(folder, identity))
         for how, by, seed, order in cells:
             bar.phase(f"{how}s by {by}")
             found = steps.take(f"{how} {by} {seed}", partial(of_order, how, order))

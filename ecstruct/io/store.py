@@ -11,7 +11,7 @@ A *piece* is a file with a checksum of what it holds, in one format for each kin
 A piece that is damaged or incomplete is computed again, with a warning in the log. A file that never was a
 piece belongs to somebody else, and is not overwritten.
 
-`Kept` is a folder of pieces with the identity of their run. The pieces of another run are refused.
+`FinishedPieces` is a folder of pieces with the identity of their run; those of another run are refused.
 """
 
 import json
@@ -61,7 +61,7 @@ class Foreign(Damaged):
 
 
 @dataclass(frozen=True)
-class Kept:
+class FinishedPieces:
     """The finished pieces of one run in a folder; without a folder, no pieces are kept.
 
     The file `note` has the `identity`: everything that results depend on, by names that can go into a
@@ -117,7 +117,7 @@ class Steps:
     """The steps of a run: the result of each is kept, and advances the bar."""
 
     bar: Bar
-    kept: Kept = Kept(None, {})
+    kept: FinishedPieces = FinishedPieces(None, {})
 
     def take(self, name: str, measure: Callable[[], R], cost: int = 1) -> R:
         """Return the result kept under a name, or measure it now; advance the bar by `cost`."""

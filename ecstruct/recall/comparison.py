@@ -115,7 +115,7 @@ def compare(
         of_before = works[0].run(bar, at_layer)
     reward = "logit_diff" if all(prompt.options for prompt in prompts) else "logprob"
     engine = ScoreEngine(pair, reward=reward, baseline="mean", progress=progress)
-    scores = engine.shared(prompts, Ranks(), folder and folder / "scores")
+    scores = engine.score_across(prompts, Ranks(), folder and folder / "scores")
     assert scores is not None  # a single process is the first rank
     subjects = [positions(prompt, "subject") for prompt in works[0].prompts]
     return Comparison(of_before, of_after, scores, _joined(scores, of_after, subjects))

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ecstruct.engine.forward import Step, embed, leaving
+from ecstruct.engine.forward import Step, embed, run_blocks
 from ecstruct.engine.plan import each_piece, is_out_of_memory, rows_at_once
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
@@ -148,7 +148,7 @@ class Packed:
         """The number of copies of each prompt that run together."""
         return max(1, TOKENS_PER_ROW // self._n_own)
 
-    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> States:
+    def run_blocks(self, knockouts: Sequence[Knockout], stop: int) -> States:
         """Return what enters layer `stop` at the tokens of each copy, for knockouts sorted by window
         start."""
         plain, view, start = self._plain, self._plain.view, knockouts[0].window.start
@@ -218,7 +218,7 @@ class Stacked:
         n, length = self._plain.batch.ids.shape
         return max(1, rows_at_once(self._plain.view, length) // n)
 
-    def leaving(self, knockouts: Sequence[Knockout], stop: int) -> States:
+    def run_blocks(self, knockouts: Sequence[Knockout], stop: int) -> States:
         """Return what enters layer `stop` at the tokens of each copy, for knockouts sorted by window
         start."""
         plain, start, n_copies = self._plain, knockouts[0].window.start, len(knockouts)
@@ -233,7 +233,7 @@ class Stacked:
 
         calls = embed(plain.session, batch).calls[:stop]
         entering = plain.walk.resid(start, 0).repeat(n_copies, 1, 1)
-        out = leaving(plain.session, calls, entering, changed, start)
+        out = run_blocks(plain.session, calls, entering, changed, start)
         return rearrange(out, "(copy b) own d -> b copy own d", copy=n_copies)
 
 
@@ -261,7 +261,7 @@ class Copying:
 
         def run(some: Sequence[Knockout]) -> None:
             start = some[0].window.start
-            states = copies.leaving([replace(some[0], window=range(start, start)), *some], stop)
+            states = copies.run_blocks([replace(some[0], window=range(start, start)), *some], stop)
             unchanged = view.logits_at(weights, states[:, 0], copies.last)
             if not torch.allclose(unchanged, expected, rtol=0, atol=AGREE * float(expected.abs().max())):
                 raise Unlike

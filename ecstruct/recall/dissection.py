@@ -17,7 +17,7 @@ from ecstruct.engine.plan import by_length
 from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
-from ecstruct.io.store import Kept, Steps
+from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.models.provenance import versions
 from ecstruct.recall.attention_knockout import GROUPS, knockout
 from ecstruct.recall.attributes import Attributes
@@ -126,7 +126,7 @@ class Work:
     def run(self, bar: Bar, at_layer: int | None) -> Dissection:
         """Run the parts that are not stored yet, and return all of them."""
         session, attributes, n_layers = self.session, self.attributes, self.session.view.n_layers
-        steps = Steps(bar, Kept(self.folder, self._identity(at_layer) if self.folder else {}))
+        steps = Steps(bar, FinishedPieces(self.folder, self._identity(at_layer) if self.folder else {}))
 
         def pieces(part: str, things: Sequence[Any], dim: str, measure: Callable[..., Result]) -> Any:
             """Measure the things `AT_ONCE` at a time, and join the results."""

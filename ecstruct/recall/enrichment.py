@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecstruct.engine.forward import Resid, Step, leaving, traces
+from ecstruct.engine.forward import Resid, Step, run_blocks, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.sites import Written
@@ -265,4 +265,4 @@ def _uniformly(plain: Plain, part: Part, window: range, stop: int) -> Resid:
         return replace(step, **{"outputs" if whole else "inputs": {"mlp.out": torch.zeros_like}})
 
     calls = [plain.walk.call(layer, 0) for layer in range(stop)]
-    return leaving(session, calls, plain.walk.resid(window.start, 0), cancelled, window.start)
+    return run_blocks(session, calls, plain.walk.resid(window.start, 0), cancelled, window.start)

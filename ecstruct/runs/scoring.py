@@ -102,7 +102,7 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         options = ScoreOptions.given(vars(config))
         engine = ScoreEngine(config.before, config.after, options, device=joined.device, progress=progress)
         prints = check_fingerprints(engine.pair, config)
-        scores = engine.shared(prompts, joined, out / "shards")
+        scores = engine.score_across(prompts, joined, out / "shards")
         if scores is None:
             return
         tokenized = rankable(engine.pair, prompts)

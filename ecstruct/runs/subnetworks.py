@@ -17,7 +17,7 @@ from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.files import write_text
-from ecstruct.io.store import Kept, Steps
+from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.models.loading import load
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
@@ -70,7 +70,7 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     """Evaluate and write `evaluation.json`, all ranks as netCDF, and `report.html`. An interrupted run
     continues from the folder `unfinished`."""
     model, masks, prints = _model_and_masks(config, device)
-    kept = Kept(out / "unfinished", _identity(config, masks, prints))
+    kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
     with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
         evaluations = _evaluations(config, model, masks, Steps(bar, kept))
     table = evaluation_table(evaluations)
@@ -104,7 +104,7 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     ablation_runs = 0 if isinstance(networks, str) else len(networks) * sum(map(len, asked.values()))
     dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
     n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
-    kept = Kept(out / "unfinished", _identity(config, masks, prints))
+    kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
     with Bar(n_runs, "evaluation", unit="run", disable=not progress) as bar:
         steps = Steps(bar, kept)
         evaluations = _evaluations(config, model, masks, steps)

@@ -154,7 +154,7 @@ class ScoreEngine:
         assert scores is not None  # a process on its own is the first rank
         return scores, ascent
 
-    def shared(
+    def score_across(
         self, prompts: PromptsLike, ranks: Ranks, folder: Path | None = None
     ) -> ExtractiveScores | None:
         """Score one set of prompts, sharing the work with other processes that call this method.

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 import torch
 import xxhash
 
-from ecstruct.io.store import Kept, read_tensors, save_tensors
+from ecstruct.io.store import FinishedPieces, read_tensors, save_tensors
 from ecstruct.scores.assemble import PromptScores
 from ecstruct.scores.baseline import Sums
 
 _SUMS = "baseline.safetensors"
 
 
-class Shards(Kept):
-    """The finished scores of a scoring run, as pieces in a folder (see `Kept`), which must be given."""
+class Shards(FinishedPieces):
+    """The finished scores of a scoring run, as pieces in a folder, which must be given."""
 
     def finished(self) -> Iterator[PromptScores]:
         """Yield the scores that earlier runs finished, some prompts at a time."""

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ecstruct.engine.attention import attention_pattern
-from ecstruct.engine.forward import embed, leaving
+from ecstruct.engine.forward import embed, run_blocks
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
@@ -139,7 +139,7 @@ def attended(model: Model, prompts: PromptsLike, heads: xr.DataArray) -> Attende
                 seen = (pattern > 0).any(1).double()
                 even = seen / seen.sum(-1, keepdim=True).clamp(min=1)
                 uniform.add_(torch.einsum("bqk,bqkn,bq->n", even, kinds, weight))
-            resid = leaving(session, embedded.calls[: layer + 1], resid, start=layer)
+            resid = run_blocks(session, embedded.calls[: layer + 1], resid, start=layer)
 
     with session.still():
         session.each_batch(tokenized, add, rows_at_once(view, longest, kept=kept))

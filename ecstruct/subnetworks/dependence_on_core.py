@@ -29,7 +29,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ecstruct.cost import Bar
-from ecstruct.engine.forward import Embedded, Step, leaving
+from ecstruct.engine.forward import Embedded, Step, run_blocks
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model
 from ecstruct.facts.prompt import PromptsLike, as_prompts
@@ -235,6 +235,6 @@ class _Batch:
 
             return replace(step, inputs={"attn.o": see})
 
-        leaving(self.gated.session, self._embedded.calls, self._embedded.resid, seen)
+        run_blocks(self.gated.session, self._embedded.calls, self._embedded.resid, seen)
         z = rearrange(found, "l batch pos (head d_head) -> l batch pos head d_head", head=view.n_heads)
         return finite(z, "what heads write")

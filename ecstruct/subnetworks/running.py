@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Intervention, Step, embed, leaving, nothing
+from ecstruct.engine.forward import Embedded, Intervention, Step, embed, nothing, run_blocks
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
@@ -108,7 +108,7 @@ class GatedModel:
     def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
         """Return the residual stream that leaves the last block."""
         intervention = nothing if gates is None else self.gating(gates)
-        return leaving(self.session, embedded.calls, embedded.resid, intervention)
+        return run_blocks(self.session, embedded.calls, embedded.resid, intervention)
 
     def gating(self, gates: Gates) -> Intervention:
         """Return the intervention by which the gates act on every block."""

@@ -89,7 +89,7 @@ def refused(joined: Ranks) -> str:
         *single_pair("llama"), baseline="mean" if joined.rank else "counterfactual", progress=False
     )
     try:
-        engine.shared(PROMPTS, joined)
+        engine.score_across(PROMPTS, joined)
     except InputError as error:
         return str(error)
     return ""
@@ -116,7 +116,7 @@ def main(folder: str, fate: str, *words: str) -> None:
     with ranks("cpu") as joined:
         for name in CASES if joined.size > 2 else ON_TWO:
             engine, prompts = engine_and_prompts(name, out.parent)
-            scores = engine.shared(prompts, joined, out / f"{name}-shards")
+            scores = engine.score_across(prompts, joined, out / f"{name}-shards")
             assert (scores is None) == (joined.rank > 0)
             if scores:
                 scores.save(out / f"{name}.nc")
