@@ -52,8 +52,9 @@ def _check_taps(view: HookedView, trace: Trace, resid: Tensor) -> None:
             f"{entry} of this {architecture} does not read what enters the block, which its heads are to "
             "see: use another architecture."
         )
-    for name in readers:
-        if not torch.equal(trace.taps[name].input, trace.taps[readers[0]].input):
+    read = [trace.taps[name].input.nan_to_num() for name in readers]  # the norm of a zero may be NaN
+    for name, its in zip(readers, read, strict=True):
+        if not torch.equal(its, read[0]):
             raise InputError(
                 f"{name} of this {architecture} reads something else than {readers[0]}: use another "
                 "architecture."
