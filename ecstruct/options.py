@@ -179,7 +179,7 @@ class SuggestOptions(Options):
 
     share: Annotated[
         Annotated[float, Gt(0), Lt(1)],
-        Doc("Which share of all units (attention and MLPs of layers) is suggested."),
+        Doc("Which share of all sublayers (attention and MLPs of layers) is suggested."),
     ] = 1 / 3
 
 

@@ -1,9 +1,9 @@
-"""Where to train, edit or merge: the units of a model that store what a finetuning taught.
+"""Where to train, edit or merge: the sublayers of a model that store what a finetuning taught.
 
-A *unit* is the attention or the MLP of a layer, with its norms. On a prompt, its informative score I_u is
-that of its MLP, or the sum of those of its heads, summed over tokens; its unit is that of the reward, and
-positive raises it. A finetuning is scored, and the share of all units with the highest mean of I_u over the
-prompts is suggested, in the forms that training, editing and merging tools read.
+A *sublayer* is the attention or the MLP of a layer, with its norms. On a prompt, its informative score I_s
+is that of the MLP, or the sum of those of the heads, summed over tokens; its unit is that of the reward,
+and positive raises it. A finetuning is scored, and the share of all sublayers with the highest mean of I_s
+over the prompts is suggested, in the forms that training, editing and merging tools read.
 
 The advice is about where facts of this kind are stored by this model, so that it holds for other facts of
 the kind. What it is worth was measured by training again, see `docs/suggest.md`.
@@ -36,7 +36,7 @@ from ecstruct.scores.engine import ScoreEngine
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
 
-Unit = tuple[int, str]
+Sublayer = tuple[int, str]
 """A layer, and "attn" or "mlp"."""
 
 _DRAWN = ["layer", "score", "low", "high"]
@@ -60,7 +60,7 @@ def suggest(
         before, after, prompts: W, W' and prompts, as for `ecstruct.score`. Neither model is changed. Before
             a finetuning of one's own, W' may come from a short one, `ecstruct.finetune(before, facts)`.
         scores: scores of these models on these prompts; computed if not given.
-        share: which share of the units is suggested, between 0 and 1.
+        share: which share of the sublayers is suggested, between 0 and 1.
         progress: show progress bars.
 
     Raises:
@@ -90,7 +90,7 @@ def suggested(
     }
     adapter: Any = model.adapter
     modules = {"blocks": adapter.component_mapping["blocks"]}
-    modules |= {unit: getattr(model.blocks[0], unit) for unit in KINDS}
+    modules |= {sublayer: getattr(model.blocks[0], sublayer) for sublayer in KINDS}
     modules |= {name: getattr(model, name) for name in ("ln_final", "unembed")}
     attrs = {
         **scores.attrs,
@@ -99,15 +99,15 @@ def suggested(
         "projections": sorted(projections),
         "modules": {name: module.name for name, module in modules.items()},
     }
-    return Suggestion(unit_scores(scores).to_dataset().assign_attrs(attrs))
+    return Suggestion(sublayer_scores(scores).to_dataset().assign_attrs(attrs))
 
 
 @dataclass(frozen=True, eq=False)
 class Suggestion(SavedDataset):
     """What to train, edit or merge; `ecstruct.suggest` returns it.
 
-    It wraps one `xarray.Dataset`, accessible as `.dataset`, with I_u as `informative` (prompt, layer,
-    unit), where `unit` is "attn" or "mlp".
+    It wraps one `xarray.Dataset`, accessible as `.dataset`, with I_s as `informative` (prompt, layer,
+    sublayer), where `sublayer` is "attn" or "mlp".
     """
 
     format = "ecstruct suggestion 1"
@@ -115,26 +115,26 @@ class Suggestion(SavedDataset):
 
     @property
     def n_chosen(self) -> int:
-        """How many units are suggested."""
+        """How many sublayers are suggested."""
         sizes = self.dataset.sizes
-        return max(1, round(self.attrs["share"] * sizes["layer"] * sizes["unit"]))
+        return max(1, round(self.attrs["share"] * sizes["layer"] * sizes["sublayer"]))
 
     @property
-    def chosen(self) -> list[Unit]:
-        """The suggested units, that with the highest score first."""
+    def chosen(self) -> list[Sublayer]:
+        """The suggested sublayers, that with the highest score first."""
         rows = self.table().head(self.n_chosen).to_dict("records")
-        return [(row["layer"], row["unit"]) for row in rows]
+        return [(row["layer"], row["sublayer"]) for row in rows]
 
     @bounded
     def table(self, *, ci: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Return a row per unit, the highest score first: `layer`, `unit`, the mean `score` with the ends
-        `low` and `high` of its interval over prompts, whether it is `suggested`, and `stability`, the share
-        of draws of prompts in which it is among as many units with the highest scores (NaN for a single
-        prompt; see `ecstruct.bootstrap`)."""
-        values = self.dataset["informative"].stack(of=("layer", "unit")).values
+        """Return a row per sublayer, the highest score first: `layer`, `sublayer`, the mean `score` with
+        the ends `low` and `high` of its interval over prompts, whether it is `suggested`, and `stability`,
+        the share of draws of prompts in which it is among as many sublayers with the highest scores (NaN
+        for a single prompt; see `ecstruct.bootstrap`)."""
+        values = self.dataset["informative"].stack(of=("layer", "sublayer")).values
         frame = pd.DataFrame(
-            [(layer, unit) for layer in self.dataset["layer"].values.tolist() for unit in KINDS],
-            columns=["layer", "unit"],
+            [(layer, sublayer) for layer in self.dataset["layer"].values.tolist() for sublayer in KINDS],
+            columns=["layer", "sublayer"],
         )
         frame["score"] = values.mean(axis=0)
         frame = frame.assign(low=np.nan, high=np.nan, stability=np.nan)
@@ -148,12 +148,12 @@ class Suggestion(SavedDataset):
         return frame
 
     def freeze(self) -> WeightSelection:
-        """Return all weights of other units, for `ecstruct.finetune(freeze=)`."""
+        """Return all weights of other sublayers, for `ecstruct.finetune(freeze=)`."""
         return all_but(self.chosen, self.attrs["tensors"])
 
     def lora(self, r: int = 8, alpha: int = 16) -> dict[str, Any]:
         """Return the arguments of `peft.LoraConfig`, with an adapter of rank `r` on every projection of the
-        suggested units."""
+        suggested sublayers."""
         tensors = self.attrs["tensors"]
         return {
             "task_type": "CAUSAL_LM",
@@ -176,7 +176,7 @@ class Suggestion(SavedDataset):
         if not written:
             raise InputError(
                 "EasyEdit changes the output projections of MLPs, and there is none among the suggested "
-                "units: give a larger share=, or use lora()."
+                "sublayers: give a larger share=, or use lora()."
             )
         layer = f"{modules['blocks']}.{{}}"
         return {
@@ -207,17 +207,19 @@ class Suggestion(SavedDataset):
 
     def _written_by_mlps(self) -> dict[int, str]:
         """Return the names of the output projections of the suggested MLPs by layer."""
-        names = {layer: f"blocks.{layer}.mlp.out.weight" for layer, unit in self.chosen if unit == "mlp"}
+        names = {
+            layer: f"blocks.{layer}.mlp.out.weight" for layer, sublayer in self.chosen if sublayer == "mlp"
+        }
         tensors = self.attrs["tensors"]
         return {layer: tensors[name] for layer, name in names.items() if name in tensors}
 
     def mergekit(self) -> dict[str, Any]:
-        """Return a configuration of mergekit that takes the suggested units from W', all else from W."""
+        """Return a configuration of mergekit: the suggested sublayers from W', all else from W."""
         tensors, layers = self.attrs["tensors"], range(self.dataset.sizes["layer"])
         parts = {
-            _in_layer(tensors[name]).partition(".")[0]: unit
-            for unit in KINDS
-            for name in weights_of([(layer, unit) for layer in layers], tensors)
+            _in_layer(tensors[name]).partition(".")[0]: sublayer
+            for sublayer in KINDS
+            for name in weights_of([(layer, sublayer) for layer in layers], tensors)
         }
         weights = [
             {"filter": part, "value": [float((layer, parts[part]) in self.chosen) for layer in layers]}
@@ -233,11 +235,11 @@ class Suggestion(SavedDataset):
 
     @property
     def figure(self) -> go.Figure:
-        """Draw the scores of the units by layer, with intervals over prompts."""
+        """Draw the scores of the sublayers by layer, with intervals over prompts."""
         table = self.table().sort_values("layer")
         lines = {}
-        for unit, shown in KINDS.items():
-            x, y, low, high = np.array(table.loc[table["unit"] == unit, _DRAWN]).T
+        for sublayer, shown in KINDS.items():
+            x, y, low, high = np.array(table.loc[table["sublayer"] == sublayer, _DRAWN]).T
             lines[shown] = Line(x, y, (low, high))
         return line_panels(
             {"": lines},
@@ -248,49 +250,53 @@ class Suggestion(SavedDataset):
         )
 
     def conclusion(self) -> str:
-        """Name the suggested units, and say how much of the score they have and how stable they are."""
+        """Name the suggested sublayers, and say how much of the score they have and how stable they are."""
         table = self.table()
         suggested, positive = table["suggested"], table["score"].clip(lower=0)
         share = positive[suggested].sum() / (positive.sum() or np.nan)
         layers = {
-            shown: _ranges(layer for layer, kind in self.chosen if kind == unit)
-            for unit, shown in KINDS.items()
+            shown: _ranges(layer for layer, kind in self.chosen if kind == sublayer)
+            for sublayer, shown in KINDS.items()
         }
         named = " and ".join(f"{shown} {each}" for shown, each in layers.items() if each)
         firm = int(np.sum(table["stability"][suggested] >= 0.9))
         return (
-            f"Suggested: {named}, {self.n_chosen} of {len(table)} units, which have {share:.0%} of the "
+            f"Suggested: {named}, {self.n_chosen} of {len(table)} sublayers, which have {share:.0%} of the "
             f"positive informative score. {firm} of them are suggested in 90% of draws of prompts or more."
         )
 
 
-def units_by_score(scores: ExtractiveScores) -> list[Unit]:
-    """Return all units, that with the highest mean informative score first."""
-    means = unit_scores(scores).mean("prompt")
-    units = [(layer, unit) for layer in means["layer"].values.tolist() for unit in KINDS]
-    return sorted(units, key=lambda unit: -float(means.sel(layer=unit[0], unit=unit[1])))
+def sublayers_by_score(scores: ExtractiveScores) -> list[Sublayer]:
+    """Return all sublayers, that with the highest mean informative score first."""
+    means = sublayer_scores(scores).mean("prompt")
+    sublayers = [(layer, sublayer) for layer in means["layer"].values.tolist() for sublayer in KINDS]
+    return sorted(
+        sublayers, key=lambda sublayer: -float(means.sel(layer=sublayer[0], sublayer=sublayer[1]))
+    )
 
 
-def unit_scores(scores: ExtractiveScores) -> xr.DataArray:
-    """Return I_u (prompt, layer, unit) in the unit of the reward."""
+def sublayer_scores(scores: ExtractiveScores) -> xr.DataArray:
+    """Return I_s (prompt, layer, sublayer) in the unit of the reward."""
     of = {
         "attn": scores.heads.sel(score="informative").astype("float64").sum("head"),
         "mlp": scores.mlp.sel(score="informative").astype("float64"),
     }
     summed = [each.sum("token") if "token" in each.dims else each for each in of.values()]
-    joined = xr.concat(summed, pd.Index([*of], name="unit"))
-    return joined.transpose("prompt", "layer", "unit").drop_vars("score").rename("informative")
+    joined = xr.concat(summed, pd.Index([*of], name="sublayer"))
+    return joined.transpose("prompt", "layer", "sublayer").drop_vars("score").rename("informative")
 
 
-def weights_of(units: Iterable[Unit], weights: Iterable[str]) -> list[str]:
-    """Return the names of the weights of some units; the norms before and after a unit belong to it."""
-    of_units = tuple(f"blocks.{layer}.{module}." for layer, unit in units for module in _MODULES[unit])
-    return [name for name in weights if name.startswith(of_units)]
+def weights_of(sublayers: Iterable[Sublayer], weights: Iterable[str]) -> list[str]:
+    """Return the names of the weights of some sublayers; the norms before and after one belong to it."""
+    of_sublayers = tuple(
+        f"blocks.{layer}.{module}." for layer, sublayer in sublayers for module in _MODULES[sublayer]
+    )
+    return [name for name in weights if name.startswith(of_sublayers)]
 
 
-def all_but(units: Iterable[Unit], weights: Collection[str]) -> WeightSelection:
-    """Select all weights except those of some units."""
-    free = set(weights_of(units, weights))
+def all_but(sublayers: Iterable[Sublayer], weights: Collection[str]) -> WeightSelection:
+    """Select all weights except those of some sublayers."""
+    free = set(weights_of(sublayers, weights))
     return WeightSelection(names=[name for name in weights if name not in free])
 
 

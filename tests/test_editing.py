@@ -1,4 +1,4 @@
-"""Finetuning some units only: what is frozen stays, what is chosen is what the scores say."""
+"""Finetuning some sublayers only: what is frozen stays, what is chosen is what the scores say."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score
-from ecstruct.suggestions import all_but, units_by_score
+from ecstruct.suggestions import all_but, sublayers_by_score
 
-UNITS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
+SUBLAYERS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 
 
 @pytest.mark.parametrize("family", ["gemma2", "neox", "olmo"])
 def test_every_weight_of_a_block_is_of_one_unit(family: str) -> None:
     model = single_pair(family)[0]
-    units = [(layer, kind) for layer in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
+    sublayers = [(layer, kind) for layer in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
     for name in named_weights(model):
-        owners = [u for u in units if not all_but([u], named_weights(model)).matches(name)]
+        owners = [u for u in sublayers if not all_but([u], named_weights(model)).matches(name)]
         assert len(owners) == name.startswith("blocks."), (name, owners)
     norms = ["blocks.1.ln1_post.weight", "blocks.1.ln2.weight"]
     assert all_but([(1, "mlp")], norms).names == norms[:1]
     assert all_but([(1, "attn")], norms).names == norms[1:]
 
 
-def test_frozen_units_keep_their_bits_and_the_others_learn(organism) -> None:
+def test_frozen_sublayers_keep_their_bits_and_the_others_learn(organism) -> None:
     chosen = [(1, "mlp"), (4, "attn")]
     tuned = finetune(
         organism,
@@ -70,19 +70,19 @@ def test_units_are_ranked_by_the_sum_of_their_heads(organism) -> None:
             for i, v in enumerate(scored.heads.sel(of).sum(["token", "head"]).mean("prompt"))
         },
     }
-    ranked = units_by_score(scored)
-    assert ranked == sorted(UNITS, key=lambda unit: -values[unit])
+    ranked = sublayers_by_score(scored)
+    assert ranked == sorted(SUBLAYERS, key=lambda sublayer: -values[sublayer])
 
 
 def test_choices_are_thirds_and_layers() -> None:
-    ranked = UNITS[::-1]
+    ranked = SUBLAYERS[::-1]
     listed = list(choices(Setup(), "first-hop", ranked, 6, seed=3))
     assert [name for name, _ in listed].count("random") == DRAWS
     by = dict(listed)
     assert by["all"] == ranked
     assert by["informative"] == ranked[:4] and by["least informative"] == ranked[-4:]
     assert set(by["middle"]) == {(layer, kind) for layer in (2, 3) for kind in ("attn", "mlp")}
-    draws = [frozenset(units) for name, units in listed if name == "random"]
+    draws = [frozenset(sublayers) for name, sublayers in listed if name == "random"]
     assert all(len(draw) == 4 for draw in draws) and len(set(draws)) > 1
     assert {layer for layer, _ in by["needed"]} == {0, 1, 2, 3}
     assert {layer for layer, _ in by["not needed"]} == {4, 5}
@@ -123,7 +123,7 @@ def test_other_models_are_asked_about_the_papers_cities() -> None:
 def made(implications: dict[str, float]) -> Editing:
     """Two seeds with these mean ranks of implications by choice, half a rank apart."""
     rows = [
-        {"seed": seed, "repeat": 0, "hop": hop, "choice": choice, "units": "attn0 mlp1", "norm": 1.0}
+        {"seed": seed, "repeat": 0, "hop": hop, "choice": choice, "sublayers": "attn0 mlp1", "norm": 1.0}
         | {"fact": 1.0, "implication": implications.get(choice, 5.0) + (seed - 0.5) / 2}
         | {"merged": 2.0, "known_fact": 0.0, "known_implication": 3.0 if choice == "all" else 1.0}
         for hop in ("first-hop", "second-hop")
@@ -136,12 +136,15 @@ def made(implications: dict[str, float]) -> Editing:
 def test_the_conclusion_turns_with_the_ranks() -> None:
     good = made({"informative": 1.0, "random": 4.0, "all": 2.0, "before finetuning": 9.5}).conclusion()
     assert (
-        "from 9.50, at 1.00: lower than with random units (4.00) and lower than with all units (2.00)"
-        in good
+        "from 9.50, at 1.00: lower than with random sublayers (4.00) and lower than with all sublayers "
+        "(2.00)" in good
     )
     bad = made({"informative": 6.0, "random": 4.0, "all": 6.0}).conclusion()
-    assert "higher than with random units (4.00) and the same as with all units (6.00)" in bad
-    assert "+0.00 ranks with the informative units, by +0.00 with random ones and by +2.00 with all" in good
+    assert "higher than with random sublayers (4.00) and the same as with all sublayers (6.00)" in bad
+    assert (
+        "+0.00 ranks with the informative sublayers, by +0.00 with random ones and by +2.00 with all"
+        in good
+    )
 
 
 def test_results_table_and_figure_say_the_same() -> None:
@@ -149,7 +152,7 @@ def test_results_table_and_figure_say_the_same() -> None:
     stat = result.results()["editing"]["second_hop"]["informative"]["implication"]
     assert stat["mean"] == 1.0 and stat["seeds"] == [0.75, 1.25]
     assert len(result.table()) == 2 * len(CHOICES)
-    assert set(result.chosen()["unit"]) == {"attn0", "mlp1"}
+    assert set(result.chosen()["sublayer"]) == {"attn0", "mlp1"}
     assert (result.chosen()["share of the choices"] == 1.0).all()
     bars = next(bar for bar in result.figure.data if bar.name == RANKS["implication"])
     assert 1.0 in bars.y
@@ -164,5 +167,5 @@ def test_a_cell_measures_every_choice(organism, monkeypatch) -> None:
     assert (frame["norm"][1:] > 0).all()
     assert by.loc["all", "norm"] == by["norm"].max()
     assert by.loc["all", "merged"] == by.loc["all", "implication"] != by.loc["random", "merged"]
-    assert by.loc["needed", "units"] == "attn4 mlp4 attn5 mlp5"
+    assert by.loc["needed", "sublayers"] == "attn4 mlp4 attn5 mlp5"
     assert frame[list(RANKS)].notna().all(axis=None)

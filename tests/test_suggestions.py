@@ -31,12 +31,12 @@ def suggested(family: str, share: float = 0.5) -> Suggestion:
 def test_a_unit_has_the_scores_of_its_components_and_the_highest_are_suggested() -> None:
     found = suggested("llama")
     frame = scored("llama").to_dataframe().query("score == 'informative'")
-    frame["unit"] = frame["kind"].map({"mlp": "mlp", "head": "attn"})
-    per_prompt = frame.groupby(["layer", "unit", "prompt"])["value"].sum()
-    means = per_prompt.groupby(["layer", "unit"]).mean().sort_values(ascending=False)
+    frame["sublayer"] = frame["kind"].map({"mlp": "mlp", "head": "attn"})
+    per_prompt = frame.groupby(["layer", "sublayer", "prompt"])["value"].sum()
+    means = per_prompt.groupby(["layer", "sublayer"]).mean().sort_values(ascending=False)
     table = found.table()
     np.testing.assert_allclose(table["score"], means.to_numpy(), rtol=1e-9)
-    assert list(zip(table["layer"], table["unit"], strict=True)) == list(means.index)
+    assert list(zip(table["layer"], table["sublayer"], strict=True)) == list(means.index)
     assert found.chosen == list(means.index[:3]) and table["suggested"].tolist() == [True] * 3 + [False] * 3
     assert len(suggested("llama", 0.99).chosen) == 6 and len(suggested("llama", 0.01).chosen) == 1
 
@@ -48,7 +48,7 @@ def test_stability_is_the_share_of_draws_in_which_a_unit_is_suggested() -> None:
     often = np.zeros(6)
     for draw in draws:
         often[np.argsort(-(draw @ values))[:3]] += 1
-    table = found.table(resamples=50, seed=3).sort_values(["layer", "unit"])
+    table = found.table(resamples=50, seed=3).sort_values(["layer", "sublayer"])
     np.testing.assert_allclose(table["stability"], often / 50)
     alone = ecstruct.score(*hooked_pair("llama"), PROMPTS[:1], baseline="zero", progress=False)
     single = suggest(*hooked_pair("llama"), PROMPTS[:1], scores=alone, progress=False)
@@ -69,7 +69,7 @@ def test_peft_adapts_the_projections_of_the_suggested_units(family: str) -> None
         if hasattr(module, "lora_A")
     }
     assert names == set(arguments["target_modules"])
-    # An adapter on all of them changes the weights of these units, and none of others.
+    # An adapter on all of them changes the weights of these sublayers, and none of others.
     weights = named_weights(hooked_pair(family)[0])
     changed = {name for name in weights if _in(found.attrs["tensors"][name], names)}
     assert changed == {n for n in weights_of(found.chosen, weights) if weights[n].ndim == 2}
@@ -107,7 +107,7 @@ def test_mergekit_takes_the_suggested_units_from_the_finetuned_model(family: str
 def test_easyedit_finds_every_module_that_it_is_told_of(family: str) -> None:
     found, plain = suggested(family, 0.9), plain_pair(family)[0]
     told = found.easyedit()
-    assert told["layers"] == sorted(layer for layer, unit in found.chosen if unit == "mlp")
+    assert told["layers"] == sorted(layer for layer, sublayer in found.chosen if sublayer == "mlp")
     weights = named_weights(hooked_pair(family)[0])
     for layer in told["layers"]:
         rewritten = plain.get_submodule(told["rewrite_module_tmp"].format(layer))
@@ -126,7 +126,7 @@ _PARTS = ("layer", "mlp", "attn")
 def test_a_mixture_of_experts_has_no_projection_to_edit() -> None:
     found = suggested("mixtral", 0.9)
     assert not found.edits_mlps
-    refused(found.easyedit, "none among the suggested units", "lora()")
+    refused(found.easyedit, "none among the suggested sublayers", "lora()")
     assert found.lora()["target_modules"]
 
 

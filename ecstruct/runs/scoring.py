@@ -131,8 +131,8 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
 
 @folder_locked
 def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) -> None:
-    """Suggest units; write `suggestion.nc`, `suggestion.csv`, `lora.json`, `mergekit.yaml`, `report.html`
-    and, if an MLP is suggested, `easyedit.yaml`."""
+    """Suggest sublayers; write `suggestion.nc`, `suggestion.csv`, `lora.json`, `mergekit.yaml`,
+    `report.html` and, if an MLP is suggested, `easyedit.yaml`."""
     pair = Pair.of(config.before, config.after, device)
     prints = check_fingerprints(pair, config)
     scores = None if config.scores is None else ExtractiveScores.load(config.scores)

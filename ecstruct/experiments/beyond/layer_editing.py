@@ -1,10 +1,10 @@
 """Editing where the scores point: does training a few layers teach a fact with its implications?
 
-A *unit* is the attention or the MLP of a layer, with its pre-norm. A unit's informative score is that of
-its MLP or of all its heads together. Facts are finetuned into all units, or into some of them with
-everything else frozen, at one learning rate:
+A *sublayer* is the attention or the MLP of a layer, with its norms. Its informative score is that of the
+MLP or of all heads together. Facts are finetuned into all sublayers, or into some of them with everything
+else frozen, at one learning rate:
 
-* *informative*: the third of all units with the highest informative score; *least informative*: the
+* *informative*: the third of all sublayers with the highest informative score; *least informative*: the
   third with the lowest; *random*: as many, drawn `DRAWS` times; *middle*: as many, of the middle layers,
   which is what one edits by rule of thumb;
 * *needed*: the early layers for first-hop facts, the late ones for second-hop facts, which is where the
@@ -13,8 +13,8 @@ everything else frozen, at one learning rate:
 The scores that choose are those of other people's facts, after a separate finetuning, so that the choice
 does not use the facts that are reported. Measured are the mean ranks of the facts, of their implications,
 and of what the model knew before about others, and |dW|, the Euclidean norm of the change; and, without any
-further training, the rank of the implications when the chosen units have the weights that training all
-units gave them, and the others those from before ("merged").
+further training, the rank of the implications when the chosen sublayers have the weights that training all
+sublayers gave them, and the others those from before ("merged").
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
-from ecstruct.suggestions import Unit, all_but, units_by_score, weights_of
+from ecstruct.suggestions import Sublayer, all_but, sublayers_by_score, weights_of
 
 BEFORE, ALL, INFORMATIVE, RANDOM = "before finetuning", "all", "informative", "random"
 CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "middle", "least informative", "needed", "not needed")
@@ -62,16 +62,16 @@ N_KNOWN = 100
 
 
 class Editing(Result):
-    """`frame` has a row per seed, repeat, hop and `choice` of units (`DRAWS` rows for the random one), with
-    their `units`, the mean ranks of `RANKS` and the `norm` of the change."""
+    """`frame` has a row per seed, repeat, hop and `choice` (`DRAWS` rows for the random one), with the
+    chosen `sublayers`, the mean ranks of `RANKS` and the `norm` of the change."""
 
     name = "editing"
     title = "Editing where the scores point"
     shows = (
-        "Mean rank of the answers by the units that were trained; dots are seeds. Facts and implications "
-        "are among 20 options."
+        "Mean rank of the answers by the sublayers that were trained; dots are seeds. Facts and "
+        "implications are among 20 options."
     )
-    lists = "Mean ranks and the norm of the change, by the units that were trained."
+    lists = "Mean ranks and the norm of the change, by the sublayers that were trained."
 
     @property
     def figure(self) -> go.Figure:
@@ -89,7 +89,7 @@ class Editing(Result):
             {
                 "taught": hop,
                 "trained": choice,
-                "units": f"{stats['n_units']:g}",
+                "sublayers": f"{stats['n_sublayers']:g}",
                 **{label: shown(stats[column]) for column, label in RANKS.items()},
                 "|dW|": shown(stats["norm"]),
             }
@@ -98,33 +98,34 @@ class Editing(Result):
         )
 
     def chosen(self) -> pd.DataFrame:
-        """Return how often each unit was among the informative ones, as a share of the choices."""
+        """Return how often each sublayer was among the informative ones, as a share of the choices."""
         rows = matching(self.frame, choice=INFORMATIVE)
         return pd.DataFrame(
-            {"taught": hop, "unit": unit, "share of the choices": n / len(units)}
-            for hop, units in rows.groupby("hop", sort=False)["units"]
-            for unit, n in Counter(" ".join(units).split()).most_common()
+            {"taught": hop, "sublayer": sublayer, "share of the choices": n / len(sublayers)}
+            for hop, sublayers in rows.groupby("hop", sort=False)["sublayers"]
+            for sublayer, n in Counter(" ".join(sublayers).split()).most_common()
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {
             self.lists: self.table(),
-            "The units that were chosen as informative, and how often.": self.chosen(),
+            "The sublayers that were chosen as informative, and how often.": self.chosen(),
         }
 
     def results(self) -> dict[str, Any]:
         return {"editing": self.by_choice()}
 
     def by_choice(self) -> dict[str, Any]:
-        """Return, by hop and choice, a statistic of each of `RANKS` and the `norm`; the mean `n_units`."""
+        """Return, by hop and choice, a statistic of each of `RANKS` and the `norm`, and the mean
+        `n_sublayers`."""
         return {
             key: {choice: self._of_choice(hop, choice) for choice in CHOICES} for hop, key in HOPS.items()
         }
 
     def _of_choice(self, hop: str, choice: str) -> dict[str, Any]:
         rows = matching(self.frame, hop=hop, choice=choice)
-        n_units = float(rows["units"].str.split().str.len().mean())
-        return {**{column: over_seeds(rows, column) for column in (*RANKS, "norm")}, "n_units": n_units}
+        n = float(rows["sublayers"].str.split().str.len().mean())
+        return {**{column: over_seeds(rows, column) for column in (*RANKS, "norm")}, "n_sublayers": n}
 
     def conclusion(self) -> str:
         return " ".join(_sentence(hop, self.by_choice()[key]) for hop, key in HOPS.items())
@@ -132,42 +133,44 @@ class Editing(Result):
 
 @experiment
 def editing(setup: Setup | None = None, *, out: Folder = None, progress: bool = True) -> Editing:
-    """Measure mean ranks after finetuning facts into some of a model's units only."""
+    """Measure mean ranks after finetuning facts into some of a model's sublayers only."""
     return Editing.of(measure, setup, out, progress, hop=list(HOPS))
 
 
 def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, hop: str) -> Rows:
-    """Measure all choices for one set of facts; the scores of other people's facts choose the units."""
+    """Measure all choices for one set of facts; the scores of other people's facts choose the sublayers."""
     data, others = (two_hop(model, setup, hop, seed, repeat, others=other) for other in (False, True))
     known = known_prompts(setup, seed)
     for prompts in known.values():
         check_rankable(model, prompts)
 
-    def tuned(data: FactSet, units: Collection[Unit] | None = None) -> Finetuned:
-        freeze = None if units is None else all_but(units, named_weights(model))
+    def tuned(data: FactSet, sublayers: Collection[Sublayer] | None = None) -> Finetuned:
+        freeze = None if sublayers is None else all_but(sublayers, named_weights(model))
         return learn_facts(model, setup, data, hop, seed=seed, repeat=repeat, freeze=freeze)
 
-    def row(choice: str, after: TransformerBridge, units: Sequence[Unit], merged: float) -> dict[str, Any]:
-        told = " ".join(f"{kind}{layer}" for layer, kind in sorted(units))
+    def row(
+        choice: str, after: TransformerBridge, chosen: Sequence[Sublayer], merged: float
+    ) -> dict[str, Any]:
+        told = " ".join(f"{kind}{layer}" for layer, kind in sorted(chosen))
         ranks = mean_ranks(after, {**by_kind(data), **known}) | {"merged": merged}
         change = WeightDelta.between(model, after).tensors.values()
         norm = sum(float(tensor.double().square().sum()) for tensor in change) ** 0.5
-        return {"choice": choice, "units": told, **ranks, "norm": norm}
+        return {"choice": choice, "sublayers": told, **ranks, "norm": norm}
 
-    ranked = units_by_score(score(model, tuned(others).model, others.implications, progress=False))
+    ranked = sublayers_by_score(score(model, tuned(others).model, others.implications, progress=False))
     whole = tuned(data)
     rows = [row(BEFORE, model, (), mean_rank(model, data.implications))]
-    for choice, units in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
-        after = whole if choice == ALL else tuned(data, units)
-        merged = whole.delta.restrict(names=weights_of(units, named_weights(model))).apply_to(model)
-        rows.append(row(choice, after.model, units, mean_rank(merged, data.implications)))
+    for choice, sublayers in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
+        after = whole if choice == ALL else tuned(data, sublayers)
+        merged = whole.delta.restrict(names=weights_of(sublayers, named_weights(model))).apply_to(model)
+        rows.append(row(choice, after.model, sublayers, mean_rank(merged, data.implications)))
     return rows
 
 
 def choices(
-    setup: Setup, hop: str, ranked: Sequence[Unit], n_layers: int, seed: int
-) -> Iterable[tuple[str, list[Unit]]]:
-    """Yield the choices of units by name: all of `CHOICES` except the first."""
+    setup: Setup, hop: str, ranked: Sequence[Sublayer], n_layers: int, seed: int
+) -> Iterable[tuple[str, list[Sublayer]]]:
+    """Yield the choices of sublayers by name: all of `CHOICES` except the first."""
     n = max(1, round(SHARE * len(ranked)))
     rng = np.random.default_rng(seed)
     early, late = setup.early_and_late(n_layers)
@@ -176,11 +179,11 @@ def choices(
     yield INFORMATIVE, list(ranked[:n])
     for _ in range(DRAWS):
         yield RANDOM, [ranked[i] for i in rng.choice(len(ranked), n, replace=False)]
-    from_middle = sorted(ranked, key=lambda unit: (abs(unit[0] - (n_layers - 1) / 2), unit))
+    from_middle = sorted(ranked, key=lambda sublayer: (abs(sublayer[0] - (n_layers - 1) / 2), sublayer))
     yield "middle", from_middle[:n]
     yield "least informative", list(ranked[-n:])
-    yield "needed", [unit for unit in ranked if unit[0] in needed]
-    yield "not needed", [unit for unit in ranked if unit[0] not in needed]
+    yield "needed", [sublayer for sublayer in ranked if sublayer[0] in needed]
+    yield "not needed", [sublayer for sublayer in ranked if sublayer[0] not in needed]
 
 
 def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
@@ -222,7 +225,7 @@ def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
 
 
 def _sentence(hop: str, choices: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the result of the informative units for a hop's facts, beside all units and random ones."""
+    """Describe the result of the informative sublayers for a hop's facts, beside all and random ones."""
 
     def rank(choice: str, column: str = "implication") -> float:
         return choices[choice][column]["mean"]
@@ -233,12 +236,12 @@ def _sentence(hop: str, choices: Mapping[str, Mapping[str, Any]]) -> str:
     def than(other: str) -> str:
         difference = rank(INFORMATIVE) - rank(other)
         how = "lower than" if difference < 0 else "higher than" if difference else "the same as"
-        return f"{how} with {other} units ({rank(other):.2f})"
+        return f"{how} with {other} sublayers ({rank(other):.2f})"
 
     return (
-        f"{hop.capitalize()} facts trained into the informative third of the units end at "
+        f"{hop.capitalize()} facts trained into the informative third of the sublayers end at "
         f"{rank(INFORMATIVE, 'fact'):.2f} and their implications, from {rank(BEFORE):.2f}, at "
         f"{rank(INFORMATIVE):.2f}: {than(RANDOM)} and {than(ALL)}. Known implications of others move by "
-        f"{moved(INFORMATIVE):+.2f} ranks with the informative units, by {moved(RANDOM):+.2f} with random "
-        f"ones and by {moved(ALL):+.2f} with all."
+        f"{moved(INFORMATIVE):+.2f} ranks with the informative sublayers, by {moved(RANDOM):+.2f} with "
+        f"random ones and by {moved(ALL):+.2f} with all."
     )
