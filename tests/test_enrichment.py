@@ -139,7 +139,7 @@ def test_models_that_read_no_packed_prompts_take_whole_ones(monkeypatch):
     model, its = hooked_pair("gemma2")[0], attributes_of("gemma2")
     options = {"position": "subject", "window": 2, "top": TOP, "kept": KEPT, "progress": False}
     packed = sublayer_knockout(model, SUBJECTS, its, **options)
-    monkeypatch.setattr(copies.Packed, "leaving", lambda *_: (_ for _ in ()).throw(copies.Unlike))
+    monkeypatch.setattr(copies.Packed, "run_blocks", lambda *_: (_ for _ in ()).throw(copies.Unlike))
     assert sublayer_knockout(model, SUBJECTS, its, **options).equals(packed)
 
 
