@@ -92,13 +92,12 @@ def suggested(
     modules = {"blocks": adapter.component_mapping["blocks"]}
     modules |= {sublayer: getattr(model.blocks[0], sublayer) for sublayer in KINDS}
     modules |= {name: getattr(model, name) for name in ("ln_final", "unembed")}
-    attrs = {
-        **scores.attrs,
-        **vars(options),
+    checkpoint = {
         "tensors": {name: place.tensor for name, place in places.items()},
         "projections": sorted(projections),
         "modules": {name: module.name for name, module in modules.items()},
     }
+    attrs = {**scores.attrs, **vars(options), "checkpoint": checkpoint}
     return Suggestion(sublayer_scores(scores).to_dataset().assign_attrs(attrs))
 
 
@@ -107,7 +106,8 @@ class Suggestion(SavedDataset):
     """What to train, edit or merge; `ecstruct.suggest` returns it.
 
     It wraps one `xarray.Dataset`, accessible as `.dataset`, with I_s as `informative` (prompt, layer,
-    sublayer), where `sublayer` is "attn" or "mlp".
+    sublayer), where `sublayer` is "attn" or "mlp"; `attrs["checkpoint"]` has the names that a checkpoint
+    of the model has for its weights and modules.
     """
 
     format = "ecstruct suggestion 1"
@@ -149,19 +149,19 @@ class Suggestion(SavedDataset):
 
     def freeze(self) -> WeightSelection:
         """Return all weights of other sublayers, for `ecstruct.finetune(freeze=)`."""
-        return all_but(self.chosen, self.attrs["tensors"])
+        return all_but(self.chosen, self.attrs["checkpoint"]["tensors"])
 
     def lora(self, r: int = 8, alpha: int = 16) -> dict[str, Any]:
         """Return the arguments of `peft.LoraConfig`, with an adapter of rank `r` on every projection of the
         suggested sublayers."""
-        tensors = self.attrs["tensors"]
+        tensors = self.attrs["checkpoint"]["tensors"]
         return {
             "task_type": "CAUSAL_LM",
             "r": r,
             "lora_alpha": alpha,
             "target_modules": sorted(
                 {_module(tensors[name]) for name in weights_of(self.chosen, tensors)}
-                & set(self.attrs["projections"])
+                & set(self.attrs["checkpoint"]["projections"])
             ),
         }
 
@@ -172,7 +172,7 @@ class Suggestion(SavedDataset):
         Raises:
             InputError: no MLP is suggested, or the MLPs have no output projection of their own.
         """
-        modules, written = self.attrs["modules"], self._written_by_mlps()
+        modules, written = self.attrs["checkpoint"]["modules"], self._written_by_mlps()
         if not written:
             raise InputError(
                 "EasyEdit changes the output projections of MLPs, and there is none among the suggested "
@@ -210,12 +210,12 @@ class Suggestion(SavedDataset):
         names = {
             layer: f"blocks.{layer}.mlp.out.weight" for layer, sublayer in self.chosen if sublayer == "mlp"
         }
-        tensors = self.attrs["tensors"]
+        tensors = self.attrs["checkpoint"]["tensors"]
         return {layer: tensors[name] for layer, name in names.items() if name in tensors}
 
     def mergekit(self) -> dict[str, Any]:
         """Return a configuration of mergekit: the suggested sublayers from W', all else from W."""
-        tensors, layers = self.attrs["tensors"], range(self.dataset.sizes["layer"])
+        tensors, layers = self.attrs["checkpoint"]["tensors"], range(self.dataset.sizes["layer"])
         parts = {
             _in_layer(tensors[name]).partition(".")[0]: sublayer
             for sublayer in KINDS

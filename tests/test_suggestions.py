@@ -71,7 +71,7 @@ def test_peft_adapts_the_projections_of_the_suggested_units(family: str) -> None
     assert names == set(arguments["target_modules"])
     # An adapter on all of them changes the weights of these sublayers, and none of others.
     weights = named_weights(hooked_pair(family)[0])
-    changed = {name for name in weights if _in(found.attrs["tensors"][name], names)}
+    changed = {name for name in weights if _in(found.attrs["checkpoint"]["tensors"][name], names)}
     assert changed == {n for n in weights_of(found.chosen, weights) if weights[n].ndim == 2}
 
 
@@ -89,7 +89,7 @@ def test_mergekit_takes_the_suggested_units_from_the_finetuned_model(family: str
     weights = config["models"][0]["parameters"]["weight"]
     n_layers = before.cfg.n_layers
     moved = set()
-    for name, tensor in found.attrs["tensors"].items():
+    for name, tensor in found.attrs["checkpoint"]["tensors"].items():
         value = next(each["value"] for each in weights if each.get("filter", "") in tensor)
         if isinstance(value, list):
             layer = next(int(part) for part in tensor.split(".") if part.isdigit())
