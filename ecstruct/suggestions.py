@@ -26,6 +26,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
+from ecstruct.models.classifiers import is_classifier
 from ecstruct.models.names import WeightSelection, layer_of
 from ecstruct.models.provenance import source_of, tokenizer_of
 from ecstruct.models.skeleton import Skeleton
@@ -88,10 +89,12 @@ def suggested(
         for name, place in places.items()
         if layer_of(name) is not None and len(place.shape) == 2
     }
-    adapter: Any = model.adapter
-    modules = {"blocks": adapter.component_mapping["blocks"]}
-    modules |= {sublayer: getattr(model.blocks[0], sublayer) for sublayer in KINDS}
-    modules |= {name: getattr(model, name) for name in ("ln_final", "unembed")}
+    modules: dict[str, Any] = {}  # of a language model; EasyEdit edits no classifiers
+    if not is_classifier(model.original_model.config):
+        adapter: Any = model.adapter
+        modules = {"blocks": adapter.component_mapping["blocks"]}
+        modules |= {sublayer: getattr(model.blocks[0], sublayer) for sublayer in KINDS}
+        modules |= {name: getattr(model, name) for name in ("ln_final", "unembed")}
     checkpoint = {
         "tensors": {name: place.tensor for name, place in places.items()},
         "projections": sorted(projections),
@@ -156,7 +159,7 @@ class Suggestion(SavedDataset):
         suggested sublayers."""
         tensors = self.attrs["checkpoint"]["tensors"]
         return {
-            "task_type": "CAUSAL_LM",
+            "task_type": "CAUSAL_LM" if self.attrs["checkpoint"]["modules"] else "SEQ_CLS",
             "r": r,
             "lora_alpha": alpha,
             "target_modules": sorted(
@@ -170,13 +173,14 @@ class Suggestion(SavedDataset):
         output projections of the suggested MLPs.
 
         Raises:
-            InputError: no MLP is suggested, or the MLPs have no output projection of their own.
+            InputError: no MLP is suggested, the MLPs have no output projection of their own, or the model
+                is a classifier.
         """
         modules, written = self.attrs["checkpoint"]["modules"], self._written_by_mlps()
         if not written:
             raise InputError(
-                "EasyEdit changes the output projections of MLPs, and there is none among the suggested "
-                "sublayers: give a larger share=, or use lora()."
+                "EasyEdit changes the output projections of a language model's MLPs, and there is none "
+                "among the suggested sublayers: give a larger share=, or use lora()."
             )
         layer = f"{modules['blocks']}.{{}}"
         return {
@@ -206,11 +210,11 @@ class Suggestion(SavedDataset):
         return bool(self._written_by_mlps())
 
     def _written_by_mlps(self) -> dict[int, str]:
-        """Return the names of the output projections of the suggested MLPs by layer."""
-        names = {
-            layer: f"blocks.{layer}.mlp.out.weight" for layer, sublayer in self.chosen if sublayer == "mlp"
-        }
+        """Return the names of the output projections of a language model's suggested MLPs by layer."""
+        if not self.attrs["checkpoint"]["modules"]:
+            return {}
         tensors = self.attrs["checkpoint"]["tensors"]
+        names = {layer: f"blocks.{layer}.mlp.out.weight" for layer, kind in self.chosen if kind == "mlp"}
         return {layer: tensors[name] for layer, name in names.items() if name in tensors}
 
     def mergekit(self) -> dict[str, Any]:

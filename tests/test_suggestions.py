@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from helpers import classifiers
 from helpers.command_line import refused
 from helpers.tiny import PROMPTS, hooked_pair, plain_pair
 
@@ -126,8 +127,15 @@ _PARTS = ("layer", "mlp", "attn")
 def test_a_mixture_of_experts_has_no_projection_to_edit() -> None:
     found = suggested("mixtral", 0.9)
     assert not found.edits_mlps
-    refused(found.easyedit, "none among the suggested sublayers", "lora()")
+    refused(found.easyedit, "none among the suggested", "lora()")
     assert found.lora()["target_modules"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_classifiers_are_trained_and_not_edited(kind: str) -> None:
+    found = suggest(*classifiers.hooked_pair(kind), classifiers.PROMPTS, share=0.9, progress=False)
+    assert found.lora()["task_type"] == "SEQ_CLS" and found.lora()["target_modules"]
+    refused(found.easyedit, "language model")
 
 
 def test_saved_and_read(tmp_path) -> None:
