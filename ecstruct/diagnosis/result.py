@@ -30,6 +30,12 @@ QUESTIONS: Mapping[str, str] = {
 
 HEALTHY = "healthy"
 
+_SAID = ("verdict", "says", "against", "fault", "advice")
+"""The texts of a finding."""
+
+_TEXTS = ("set", "text", "answer")
+"""The texts of a prompt."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -66,10 +72,9 @@ class Diagnosis(SavedDataset):
         attrs: Mapping[str, Any],
     ) -> Diagnosis:
         """Make one of findings by question, the frame of `changes_of`, and one with a row per prompt."""
-        texts = ("verdict", "says", "against", "fault", "advice")
         numbers = [(q, name, float(v)) for q, its in findings.items() for name, v in its.numbers.items()]
         variables = {
-            **{name: ("question", [getattr(its, name) for its in findings.values()]) for name in texts},
+            **{name: ("question", [getattr(its, name) for its in findings.values()]) for name in _SAID},
             "value": ("number", np.array([value for *_, value in numbers])),
             "change": ("tensor", changes["change"].to_numpy()),
             "before": ("tensor", changes["before"].to_numpy()),
@@ -102,8 +107,7 @@ class Diagnosis(SavedDataset):
     def finding(self, question: str) -> Finding:
         """Return the finding of one of `QUESTIONS`."""
         its = self.dataset.sel(question=question)
-        names = ("verdict", "says", "against", "fault", "advice")
-        texts: dict[str, Any] = {name: str(its[name].values) for name in names}
+        texts: dict[str, Any] = {name: str(its[name].values) for name in _SAID}
         numbers = self.numbers().query("question == @question")
         return Finding(**texts, numbers=dict(zip(numbers["number"], numbers["value"], strict=True)))
 
@@ -166,6 +170,3 @@ class Diagnosis(SavedDataset):
         its = self.finding(first)
         also = [f"Also {name}: {self.finding(q).says}" for q, name in others]
         return " ".join([f"{fault[0].upper()}{fault[1:]}. {its.says}", *also, f"Next: {its.advice}"])
-
-
-_TEXTS = ("set", "text", "answer")

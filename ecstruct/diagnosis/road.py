@@ -60,8 +60,7 @@ class Road:
 def road_of(
     pair: Pair, facts: Sequence[Prompt], implications: Sequence[Prompt], known: Sequence[Prompt]
 ) -> Road | None:
-    """Measure the road; None if facts or known facts have no subjects that can be
-    told, or no effect."""
+    """Measure the road; None if facts or known facts have no subjects that can be told, or no effect."""
     subjects = [p.subject for p in facts if p.subject]
     if len(subjects) < len(facts) or not known or not all(p.subject for p in known):
         return None
