@@ -1,9 +1,7 @@
-"""Where to train, edit or merge: the sublayers of a model that store what a finetuning taught.
+"""Where to train, edit or merge: the sublayers that store what a finetuning taught, or would teach.
 
-A *sublayer* is the attention or the MLP of a layer, with its norms. On a prompt, its informative score I_s
-is that of the MLP, or the sum of those of the heads, summed over tokens; its unit is that of the reward,
-and positive raises it. A finetuning is scored, and the share of all sublayers with the highest mean of I_s
-over the prompts is suggested, in the forms that training, editing and merging tools read.
+The share of all sublayers with the highest mean informative score I_s over the prompts is suggested, see
+`ecstruct.sublayers`, in the forms that training, editing and merging tools read.
 
 The advice is about where facts of this kind are stored by this model, so that it holds for other facts of
 the kind. What it is worth was measured by training again, see `docs/suggest.md`.
@@ -12,85 +10,95 @@ the kind. What it is worth was measured by training again, see `docs/suggest.md`
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import xarray as xr
 
 from ecstruct.bootstrap import Bootstrap
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
+from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.saved import SavedDataset
 from ecstruct.io.values import bounded
 from ecstruct.models.classifiers import is_classifier
 from ecstruct.models.names import WeightSelection, layer_of
-from ecstruct.models.provenance import source_of, tokenizer_of
+from ecstruct.models.provenance import source_of
 from ecstruct.models.skeleton import Skeleton
 from ecstruct.options import SuggestOptions
 from ecstruct.plots.lines import Line, line_panels
 from ecstruct.plots.style import reward_title
+from ecstruct.scores.alignment_result import Alignment
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.gradient_alignment import alignment
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
-
-Sublayer = tuple[int, str]
-"""A layer, and "attn" or "mlp"."""
+from ecstruct.sublayers import KINDS, Sublayer, all_but, sublayer_scores, weights_of
 
 _DRAWN = ["layer", "score", "low", "high"]
-
-KINDS: Mapping[str, str] = {"attn": "attention", "mlp": "MLP"}
-_MODULES = {"attn": ("attn", "ln1", "ln1_post"), "mlp": ("mlp", "ln2", "ln2_post")}
 
 
 def suggest(
     before: ModelBefore,
-    after: ModelAfter,
-    prompts: PromptsLike,
+    after: ModelAfter | FactSet,
+    prompts: PromptsLike | None = None,
     *,
     scores: ExtractiveScores | None = None,
     share: float = 1 / 3,
     progress: bool = True,
 ) -> Suggestion:
-    """Suggest where to train, edit or merge, from the informative scores of a finetuning.
+    """Suggest where to train, edit or merge, from the informative scores of a finetuning or of a step.
 
     Args:
-        before, after, prompts: W, W' and prompts, as for `ecstruct.score`. Neither model is changed. Before
-            a finetuning of one's own, W' may come from a short one, `ecstruct.finetune(before, facts)`.
-        scores: scores of these models on these prompts; computed if not given.
+        before: W, as for `ecstruct.score`; it is not changed.
+        after: W', as for `ecstruct.score`; or the facts that W would be finetuned on, with their
+            implications, as for `ecstruct.alignment`.
+        prompts: the prompts to score, which facts may leave out.
+        scores: scores of W and W' on these prompts; computed if not given.
         share: which share of the sublayers is suggested, between 0 and 1.
         progress: show progress bars.
 
     Raises:
-        InputError: the share is none, or the scores are of another model; also as `ecstruct.score`.
+        InputError: the share is none, the scores are of another model, or there are no prompts; also as
+            `ecstruct.score` or `ecstruct.alignment`.
     """
     options = SuggestOptions.given(locals())
-    return suggested(Pair.of(before, after), prompts, options, scores, progress=progress)
+    if isinstance(after, FactSet):
+        if scores is not None:
+            raise InputError("scores= are of a finetuned model, and facts have none: leave them out.")
+        session = Session.of(before)
+        return suggested(session, alignment(session, after, prompts, progress=progress), options)
+    if prompts is None:
+        raise InputError("there are no prompts to score: give the implications of what was finetuned on.")
+    pair = Pair.of(before, after)
+    scores = scores or ScoreEngine(pair, None, progress=progress).score(prompts)
+    return suggested(pair.sessions[0], scores, options)
 
 
 def suggested(
-    pair: Pair,
-    prompts: PromptsLike,
-    options: SuggestOptions,
-    scores: ExtractiveScores | None = None,
-    *,
-    progress: bool = True,
+    session: Session, scores: ExtractiveScores | Alignment, options: SuggestOptions
 ) -> Suggestion:
-    """Compute `suggest` for models that are already loaded."""
-    scores = scores or ScoreEngine(pair, None, progress=progress).score(prompts)
-    scores.check_of(pair.view.n_layers, pair.view.n_heads)
-    model = pair.view.model
-    places = Skeleton.of(source_of(model), model.original_model.config, tokenizer_of(model)).places
+    """Suggest sublayers of a model from its scores, or from the alignment of facts and implications.
+
+    Raises:
+        InputError: the scores are of another model.
+    """
+    view = session.view
+    model, config = view.model, view.hf.config
+    if isinstance(scores, ExtractiveScores):
+        scores.check_of(view.n_layers, view.n_heads)
+    places = Skeleton.of(source_of(model), config, session.tokenizer).places
     projections = {
         _module(place.tensor)
         for name, place in places.items()
         if layer_of(name) is not None and len(place.shape) == 2
     }
     modules: dict[str, Any] = {}  # of a language model; EasyEdit edits no classifiers
-    if not is_classifier(model.original_model.config):
+    if not is_classifier(config):
         adapter: Any = model.adapter
         modules = {"blocks": adapter.component_mapping["blocks"]}
         modules |= {sublayer: getattr(model.blocks[0], sublayer) for sublayer in KINDS}
@@ -100,7 +108,7 @@ def suggested(
         "projections": sorted(projections),
         "modules": {name: module.name for name, module in modules.items()},
     }
-    attrs = {**scores.attrs, **vars(options), "checkpoint": checkpoint}
+    attrs = {"before": session.described, **scores.attrs, **vars(options), "checkpoint": checkpoint}
     return Suggestion(sublayer_scores(scores).to_dataset().assign_attrs(attrs))
 
 
@@ -217,8 +225,21 @@ class Suggestion(SavedDataset):
         names = {layer: f"blocks.{layer}.mlp.out.weight" for layer, kind in self.chosen if kind == "mlp"}
         return {layer: tensors[name] for layer, name in names.items() if name in tensors}
 
+    @property
+    def merges(self) -> bool:
+        """Whether there is a finetuned model that `mergekit` can take sublayers from."""
+        return "after" in self.attrs
+
     def mergekit(self) -> dict[str, Any]:
-        """Return a configuration of mergekit: the suggested sublayers from W', all else from W."""
+        """Return a configuration of mergekit: the suggested sublayers from W', all else from W.
+
+        Raises:
+            InputError: the suggestion is of facts, and nothing was finetuned.
+        """
+        if not self.merges:
+            raise InputError(
+                "there is no finetuned model to merge: suggest sublayers of one, not of facts."
+            )
         tensors, layers = self.attrs["checkpoint"]["tensors"], range(self.dataset.sizes["layer"])
         parts = {
             _in_layer(tensors[name]).partition(".")[0]: sublayer
@@ -248,7 +269,7 @@ class Suggestion(SavedDataset):
         return line_panels(
             {"": lines},
             x="layer",
-            y=f"informative score, {reward_title(self.attrs)}",
+            y=f"informative score, {reward_title(self.attrs)}{'' if self.merges else ' per learning rate'}",
             hover="layer %{x}: %{y:.3~g}",
             between="interval over prompts",
         )
@@ -268,40 +289,6 @@ class Suggestion(SavedDataset):
             f"Suggested: {named}, {self.n_chosen} of {len(table)} sublayers, which have {share:.0%} of the "
             f"positive informative score. {firm} of them are suggested in 90% of draws of prompts or more."
         )
-
-
-def sublayers_by_score(scores: ExtractiveScores) -> list[Sublayer]:
-    """Return all sublayers, that with the highest mean informative score first."""
-    means = sublayer_scores(scores).mean("prompt")
-    sublayers = [(layer, sublayer) for layer in means["layer"].values.tolist() for sublayer in KINDS]
-    return sorted(
-        sublayers, key=lambda sublayer: -float(means.sel(layer=sublayer[0], sublayer=sublayer[1]))
-    )
-
-
-def sublayer_scores(scores: ExtractiveScores) -> xr.DataArray:
-    """Return I_s (prompt, layer, sublayer) in the unit of the reward."""
-    of = {
-        "attn": scores.heads.sel(score="informative").astype("float64").sum("head"),
-        "mlp": scores.mlp.sel(score="informative").astype("float64"),
-    }
-    summed = [each.sum("token") if "token" in each.dims else each for each in of.values()]
-    joined = xr.concat(summed, pd.Index([*of], name="sublayer"))
-    return joined.transpose("prompt", "layer", "sublayer").drop_vars("score").rename("informative")
-
-
-def weights_of(sublayers: Iterable[Sublayer], weights: Iterable[str]) -> list[str]:
-    """Return the names of the weights of some sublayers; the norms before and after one belong to it."""
-    of_sublayers = tuple(
-        f"blocks.{layer}.{module}." for layer, sublayer in sublayers for module in _MODULES[sublayer]
-    )
-    return [name for name in weights if name.startswith(of_sublayers)]
-
-
-def all_but(sublayers: Iterable[Sublayer], weights: Collection[str]) -> WeightSelection:
-    """Select all weights except those of some sublayers."""
-    free = set(weights_of(sublayers, weights))
-    return WeightSelection(names=[name for name in weights if name not in free])
 
 
 def _module(tensor: str) -> str:

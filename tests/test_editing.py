@@ -24,7 +24,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.provenance import tokenizer_of
 from ecstruct.organism import World
 from ecstruct.scores.engine import score
-from ecstruct.suggestions import all_but, sublayers_by_score
+from ecstruct.sublayers import all_but, sublayers_by_score
 
 SUBLAYERS = [(layer, kind) for layer in range(6) for kind in ("attn", "mlp")]
 
@@ -75,21 +75,22 @@ def test_units_are_ranked_by_the_sum_of_their_heads(organism) -> None:
 
 
 def test_choices_are_thirds_and_layers() -> None:
-    ranked = SUBLAYERS[::-1]
-    listed = list(choices(Setup(), "first-hop", ranked, 6, seed=3))
+    ranked, aligned = SUBLAYERS[::-1], SUBLAYERS[::2] + SUBLAYERS[1::2]
+    listed = list(choices(Setup(), "first-hop", ranked, aligned, 6, seed=3))
     assert [name for name, _ in listed].count("random") == DRAWS
     by = dict(listed)
     assert by["all"] == ranked
-    assert by["informative"] == ranked[:4] and by["least informative"] == ranked[-4:]
+    assert by["informative"] == ranked[:4] and by["aligned"] == aligned[:4]
+    assert by["least informative"] == ranked[-4:]
     assert set(by["middle"]) == {(layer, kind) for layer in (2, 3) for kind in ("attn", "mlp")}
     draws = [frozenset(sublayers) for name, sublayers in listed if name == "random"]
     assert all(len(draw) == 4 for draw in draws) and len(set(draws)) > 1
     assert {layer for layer, _ in by["needed"]} == {0, 1, 2, 3}
     assert {layer for layer, _ in by["not needed"]} == {4, 5}
-    second = dict(choices(Setup(), "second-hop", ranked, 6, seed=3))
+    second = dict(choices(Setup(), "second-hop", ranked, aligned, 6, seed=3))
     assert set(second["needed"]) == set(by["not needed"])
     assert {name for name, _ in listed} == set(CHOICES[1:])
-    assert listed == list(choices(Setup(), "first-hop", ranked, 6, seed=3))
+    assert listed == list(choices(Setup(), "first-hop", ranked, aligned, 6, seed=3))
 
 
 def test_what_is_known_is_the_worlds_and_not_taught(organism) -> None:

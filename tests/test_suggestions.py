@@ -7,13 +7,14 @@ import pytest
 import torch
 from helpers import classifiers
 from helpers.command_line import refused
-from helpers.tiny import PROMPTS, hooked_pair, plain_pair
+from helpers.oracle import ids_of, reward_of, token_id
+from helpers.tiny import PROMPTS, double_throughout, hooked_pair, plain_pair
 
 import ecstruct
 from ecstruct import Suggestion, suggest
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
-from ecstruct.suggestions import weights_of
+from ecstruct.sublayers import weights_of
 
 KINDS = ("gpt2", "neox", "llama", "gemma2", "olmo2", "gptj")
 """Fused and separate projections, norms before, after and shared."""
@@ -40,6 +41,39 @@ def test_a_unit_has_the_scores_of_its_components_and_the_highest_are_suggested()
     assert list(zip(table["layer"], table["sublayer"], strict=True)) == list(means.index)
     assert found.chosen == list(means.index[:3]) and table["suggested"].tolist() == [True] * 3 + [False] * 3
     assert len(suggested("llama", 0.99).chosen) == 6 and len(suggested("llama", 0.01).chosen) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "neox"])
+def test_before_finetuning_a_sublayer_has_the_product_of_a_sign_step_and_the_rewards_gradient(
+    family: str,
+) -> None:
+    before, plain = hooked_pair(family)[0], plain_pair(family)[0]
+    facts = [ecstruct.Prompt(f"that {p.text}", p.answer.split()[-1]) for p in PROMPTS]
+    with double_throughout():
+        found = suggest(before, ecstruct.FactSet(facts, PROMPTS), progress=False)
+        expected = np.zeros((len(PROMPTS), 6))
+        for i, (fact, asked) in enumerate(zip(facts, PROMPTS, strict=True)):
+            weights = {name: p for name, p in plain.named_parameters() if ".layers." in name}
+            loss = -plain(ids_of(fact)).logits[0, -1].log_softmax(-1)[token_id(fact.answer)]
+            of_loss, of_reward = (
+                dict(zip(weights, torch.autograd.grad(value, [*weights.values()]), strict=True))
+                for value in (loss, reward_of(plain, asked))
+            )
+            product = {n: float((-of_loss[n].sign() * of_reward[n]).sum()) for n in weights}
+            tensors = found.attrs["checkpoint"]["tensors"]
+            for j, sublayer in enumerate((layer, kind) for layer in range(3) for kind in ("attn", "mlp")):
+                names = [
+                    name for name in weights_of([sublayer], tensors) if not name.endswith("attn.o.bias")
+                ]
+                expected[i, j] = sum(product[of] for of in {tensors[name] for name in names})  # no head's
+    values = found.dataset["informative"].stack(of=("layer", "sublayer")).values
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-9 * abs(expected).max())
+    assert found.lora()["target_modules"] and "learning rate" in found.figure.layout.yaxis.title.text
+    refused(found.mergekit, "no finetuned model")
+    refused(
+        lambda: suggest(before, ecstruct.FactSet(facts, PROMPTS), scores=scored(family)), "leave them out"
+    )
+    refused(lambda: suggest(before, before), "no prompts")
 
 
 def test_stability_is_the_share_of_draws_in_which_a_unit_is_suggested() -> None:

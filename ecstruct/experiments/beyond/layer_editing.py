@@ -7,10 +7,12 @@ else frozen, at one learning rate:
 * *informative*: the third of all sublayers with the highest informative score; *least informative*: the
   third with the lowest; *random*: as many, drawn `DRAWS` times; *middle*: as many, of the middle layers,
   which is what one edits by rule of thumb;
+* *aligned*: the third in which the step that Adam would take first raises the reward most, before any
+  finetuning (`ecstruct.suggest` of facts);
 * *needed*: the early layers for first-hop facts, the late ones for second-hop facts, which is where the
   paper finds that implications need the change; *not needed*: the other layers.
 
-The scores that choose are those of other people's facts, after a separate finetuning, so that the choice
+The scores and alignments that choose are those of other people's facts, so that the choice
 does not use the facts that are reported. Measured are the mean ranks of the facts, of their implications,
 and of what the model knew before about others, and |dW|, the Euclidean norm of the change; and, without any
 further training, the rank of the implications when the chosen sublayers have the weights that training all
@@ -41,10 +43,13 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
-from ecstruct.suggestions import Sublayer, all_but, sublayers_by_score, weights_of
+from ecstruct.scores.gradient_alignment import alignment
+from ecstruct.sublayers import Sublayer, all_but, sublayers_by_score, weights_of
 
 BEFORE, ALL, INFORMATIVE, RANDOM = "before finetuning", "all", "informative", "random"
-CHOICES = (BEFORE, ALL, INFORMATIVE, RANDOM, "middle", "least informative", "needed", "not needed")
+CHOICES = (
+    *(BEFORE, ALL, INFORMATIVE, "aligned", RANDOM, "middle", "least informative", "needed", "not needed"),
+)
 RANKS: Mapping[str, str] = MappingProxyType(
     {
         "fact": "facts",
@@ -158,9 +163,12 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
         return {"choice": choice, "sublayers": told, **ranks, "norm": norm}
 
     ranked = sublayers_by_score(score(model, tuned(others).model, others.implications, progress=False))
+    aligned = sublayers_by_score(alignment(model, others, progress=False))
     whole = tuned(data)
     rows = [row(BEFORE, model, (), mean_rank(model, data.implications))]
-    for choice, sublayers in choices(setup, hop, ranked, model.cfg.n_layers, pairing(seed, repeat)):
+    for choice, sublayers in choices(
+        setup, hop, ranked, aligned, model.cfg.n_layers, pairing(seed, repeat)
+    ):
         after = whole if choice == ALL else tuned(data, sublayers)
         merged = whole.delta.restrict(names=weights_of(sublayers, named_weights(model))).apply_to(model)
         rows.append(row(choice, after.model, sublayers, mean_rank(merged, data.implications)))
@@ -168,7 +176,12 @@ def measure(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int, h
 
 
 def choices(
-    setup: Setup, hop: str, ranked: Sequence[Sublayer], n_layers: int, seed: int
+    setup: Setup,
+    hop: str,
+    ranked: Sequence[Sublayer],
+    aligned: Sequence[Sublayer],
+    n_layers: int,
+    seed: int,
 ) -> Iterable[tuple[str, list[Sublayer]]]:
     """Yield the choices of sublayers by name: all of `CHOICES` except the first."""
     n = max(1, round(SHARE * len(ranked)))
@@ -177,6 +190,7 @@ def choices(
     needed = early if hop == "first-hop" else late
     yield ALL, list(ranked)
     yield INFORMATIVE, list(ranked[:n])
+    yield "aligned", list(aligned[:n])
     for _ in range(DRAWS):
         yield RANDOM, [ranked[i] for i in rng.choice(len(ranked), n, replace=False)]
     from_middle = sorted(ranked, key=lambda sublayer: (abs(sublayer[0] - (n_layers - 1) / 2), sublayer))
