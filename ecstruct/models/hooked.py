@@ -103,7 +103,9 @@ class HookedView:
         )
         # The buffers of a half-precision checkpoint are cast up, like its weights.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
-        self._block_buffers = [_cast_up(block, self.dtype) for block in self.blocks]
+        self._block_buffers = [
+            _cast_up(block, self.dtype) if self._hf_buffers else {} for block in self.blocks
+        ]
         self._hf_names = names_under(self.hf, outside)
         self._block_names = [
             names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)
@@ -112,7 +114,7 @@ class HookedView:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        return next(iter(self.named_weights.values())).device
 
     @property
     def projections(self) -> list[str]:
@@ -124,7 +126,7 @@ class HookedView:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype everything is computed in: float64 for a float64 model, float32 for any other."""
-        double = next(self.hf.parameters()).dtype == torch.float64
+        double = next(iter(self.named_weights.values())).dtype == torch.float64
         return torch.float64 if double else torch.float32
 
     def late_in_block(self, layer: int, sublayer: Sublayer) -> list[str]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 Weights = Mapping[str, Tensor]
@@ -84,6 +85,8 @@ class Site:
         along = self._local(change)
         if not along:
             return None
+        if isinstance(self.module, nn.Linear) and "weight" in along:
+            return functional.linear(x, along["weight"], along.get("bias"))
         dtype = next(iter(along.values())).dtype
         # TransformerLens adds a bias of zeros, as a buffer, to an unembedding without bias.
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):

@@ -79,10 +79,12 @@ class Assembly:
 
         `name` is that of the array ("mlp", "heads", "attribution_mlp", ...), and `which` the index in its
         first dimension: that of the score (such as `INFORMATIVE`) or, for attributions, of the state."""
-        for row, of_prompt in zip(rows, value.cpu().numpy(), strict=True):
-            n_tokens = len(self._prompts[row].ids)
-            place = self._arrays[name][which, self._place[row], layer, ..., :n_tokens]
-            place[:] = np.nan_to_num(place) + of_prompt[:n_tokens].T
+        added = np.moveaxis(value.cpu().numpy(), 1, -1)
+        lengths = np.array([len(self._prompts[row].ids) for row in rows])
+        padding = np.arange(added.shape[-1]) >= lengths.reshape(-1, *[1] * (added.ndim - 1))
+        of_layer = self._arrays[name][which, :, layer, ..., : added.shape[-1]]
+        places = self._places(rows)
+        of_layer[places] = np.where(padding, np.nan, np.nan_to_num(of_layer[places]) + added)
 
     def add_projection(
         self, name: str, projection: str, rows: Sequence[int], layer: int, value: Tensor

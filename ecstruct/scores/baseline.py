@@ -188,10 +188,11 @@ class Baseline:
         if self.kind == "zero":
             return torch.zeros_like(written)
         plan, sums = self._plans[batch], self.sums[layer, name]
-        total = sums[plan.slot] - plan.itself * written.double()
+        total = sums[plan.slot]  # a copy, in float64
+        total -= plan.itself * written
         if self._n_groups > 1:
-            total = total - plan.in_group * sums[plan.left_out]
-        return (total / plan.counts).to(written.dtype)
+            total -= plan.in_group * sums[plan.left_out]
+        return total.div_(plan.counts).to(written.dtype)
 
     def _sum_of(self, key: tuple[int, str], width: int) -> Tensor:
         if key not in self.sums:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecstruct.models.sites import Site, Weights
 from ecstruct.options import Convention
@@ -59,10 +59,14 @@ class InformativeScores:
         """Add the contributions of weights outside the blocks (`sites` of the head or of the embedding),
         summed over tokens and times `share`, to what the scores have as `rest`. `visits` and `rows` are of
         all batches."""
-        change = self.change(sites)
+        looked_up = {name for name, site in sites.items() if isinstance(site.module, nn.Embedding)}
+        change = self.change({name: site for name, site in sites.items() if name not in looked_up})
         for of_batch, visit in zip(rows, visits, strict=True):
             for name, site in sites.items():
-                value = linear.contribution(site, visit, change)
+                if name in looked_up:
+                    value = linear.contribution_of_rows(site, visit, self.pair.before, self.pair.after)
+                else:
+                    value = linear.contribution(site, visit, change)
                 total = torch.zeros(len(of_batch)) if value is None else share * value.sum(1)
                 self.out.add_rest(name, of_batch, total)
 

@@ -102,6 +102,14 @@ def contribution(
     return None if along is None else dot(visit.d_output[site.name], along)
 
 
+def contribution_of_rows(site: Site, visit: Visit, before: Weights, after: Weights) -> PerToken:
+    """Return what `contribution` does, of an embedding: dW is taken of those rows only that are looked
+    up, few of a large table."""
+    old, new = (site.product(visit.input(site.name), weights) for weights in (before, after))
+    assert old is not None and new is not None
+    return dot(visit.d_output[site.name], new - old)
+
+
 def informative(
     view: HookedView,
     sites: Mapping[str, Site],

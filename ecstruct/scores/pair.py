@@ -18,6 +18,7 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
 from ecstruct.models.added_tokens import without_added
+from ecstruct.models.bridge import named_weights
 from ecstruct.models.configs import check_same_computation
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
 from ecstruct.models.fingerprint import combined
@@ -257,12 +258,12 @@ def _weights_after(
             change, named = delta_onto(after, view.model), str(after)
         weights = change.added_to(before)
         return weights, {"source": named, "revision": None}, None, weights
-    other = HookedView(after)
-    found = without_added(other.weights(), view.named_weights)
+    own = named_weights(after)
+    found = without_added(own, view.named_weights)
     check_same(view.named_weights, found)
-    check_same_computation(view.hf.config, other.hf.config)
-    weights = {name: w.to(view.device, view.dtype) for name, w in found.items()}
+    check_same_computation(view.hf.config, after.original_model.config)
+    weights = {name: w.detach().to(view.device, view.dtype) for name, w in found.items()}
     origin = provenance(after)
     # A tokenizer with more tokens would read prompts with some that the embedding does not have here.
-    has_more = len(other.named_weights["embed.weight"]) > len(weights["embed.weight"])
-    return weights, origin.described, None if has_more else origin.tokenizer, other.named_weights
+    has_more = len(own["embed.weight"]) > len(weights["embed.weight"])
+    return weights, origin.described, None if has_more else origin.tokenizer, own

@@ -239,7 +239,9 @@ class Passes:
                 ("attribution_", BEFORE, linear.attribution(view, old, z_star, y_star)),
             ]
             if new.d_output:
-                d_z = linear.pulled_back(sites, old, new, self.pair.before)
+                known = self.options.convention == "definition" and early is old and late is new
+                if not known:
+                    d_z = linear.pulled_back(sites, old, new, self.pair.before)
                 r = linear.attribution_after(view, old, new, d_z, z_star, y_star)
                 found.append(("attribution_", AFTER, r))
         for name, which, (mlp, heads) in found:
