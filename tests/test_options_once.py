@@ -12,7 +12,7 @@ from ecstruct import options
 from ecstruct.cli.command import _parameters
 from ecstruct.commands import COMMANDS
 from ecstruct.errors import InputError
-from ecstruct.runs import RUNS
+from ecstruct.runs import RUNS, run_of
 from ecstruct.subnetworks import prune
 
 SHELLS = {
@@ -35,6 +35,7 @@ def test_a_function_takes_the_options_of_its_class_with_their_defaults(function)
 
 def test_every_configuration_has_a_run():
     assert COMMANDS.keys() == RUNS.keys()
+    assert all(callable(run_of(command)) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

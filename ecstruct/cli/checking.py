@@ -52,7 +52,7 @@ def controls(
     """
     if tuned is None:
         return {}
-    from ecstruct.runs import finetuning_of
+    from ecstruct.runs.checking import finetuning_of
 
     return finetuning_of(tuned)
 

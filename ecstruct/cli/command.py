@@ -40,7 +40,8 @@ def command(name: str) -> Callable[[Special], Callable[..., None]]:
 
         def run(out: Path, device: str | None, quiet: bool, debug: bool, **given: Any) -> None:
             with command_run(quiet, debug):
-                from ecstruct.runs import chat_of, start
+                from ecstruct.runs import start
+                from ecstruct.runs.configuration import chat_of
 
                 source = given.get("before") or given.get("model", "")
                 chat = chat_of(source, given.pop("chat_template"), given.pop("system")) if asks else tuple
@@ -120,6 +121,6 @@ def _value(kind: Any, value: Any, chat: Any) -> Any:
         return {name: _value(kind, each, chat) for name, each in value.items()}
     if not isinstance(value, Path):
         return value
-    from ecstruct.runs import records
+    from ecstruct.runs.configuration import records
 
     return records(value, chat)

@@ -33,7 +33,8 @@ def rank(
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
     with command_run(quiet, debug, prints=out is None):
-        from ecstruct.runs import chat_of, rank_table
+        from ecstruct.runs.configuration import chat_of
+        from ecstruct.runs.ranking import rank_table
 
         chat = chat_of(model, chat_template, system)
         table = rank_table(model, prompts, device, out, chat, answer_tokens, adapter)

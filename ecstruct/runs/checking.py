@@ -35,7 +35,7 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
     """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
     options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
     engine = engine_for(config.before, config.after, options, device)
-    prints = check_fingerprints(engine.pair, config)
+    prints = check_fingerprints(engine.pair.sources, config)
     result = fidelity_of(engine, config.prompts, options, folder=folder, progress=progress)
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
@@ -49,7 +49,7 @@ def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progr
 def run_causal(config: commands.Causal, out: Path, device: str | None, progress: bool) -> None:
     """Compute scores by intervention; write `scores.nc` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     options = CausalOptions.given(vars(config))
     scores = intervened(pair, config.prompts, options, components=config.components, progress=progress)
     scores.save(out / "scores.nc")
@@ -61,7 +61,7 @@ def run_causal(config: commands.Causal, out: Path, device: str | None, progress:
 def run_diagnose(config: commands.Diagnose, out: Path, device: str | None, progress: bool) -> None:
     """Find out why a finetuning did not take; write `diagnosis.nc`, `diagnosis.csv` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     names = ("facts", "implications", "variants", "known", "preserved")
     asked = {name: getattr(config, name) for name in names}
     found = diagnose(pair, config.after, **asked, progress=progress)
@@ -76,7 +76,7 @@ def run_edges(config: commands.Edges, out: Path, device: str | None, progress: b
     """Measure the edges between the strongest components; write `edges.nc`, `edges.csv` and
     `report.html`."""
     pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     roles = None if config.scores is None else ExtractiveScores.load(config.scores)
     found = edges_of(pair, config.prompts, EdgeOptions.given(vars(config)), roles, progress=progress)
     found.save(out / "edges.nc")
@@ -96,7 +96,7 @@ def run_controls(config: commands.Controls, out: Path, device: str | None, progr
                 "prompts: give two or more."
             )
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     facts = None if config.facts is None else FactSet([*map(Prompt.from_record, config.facts)], ())
     found = controls(
         *(*pair.sessions, config.prompts),

@@ -4,7 +4,7 @@ way."""
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,6 @@ from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.options import Options
-from ecstruct.scores.pair import Pair
 
 Run = Callable[[Any, Path, str | None, bool], None]
 """Takes the configuration (see `ecstruct.commands`), the folder to write to, the device, and whether to
@@ -66,9 +65,10 @@ def described(config: Options, out: Path) -> dict[str, str]:
     return {**texts, **checksums, "out": str(out)}
 
 
-def check_fingerprints(pair: Pair, config: TwoModels) -> dict[str, str]:
-    """Return the fingerprints of both models, and check that a replay has found the same weights."""
-    found = {state: source["fingerprint"] for state, source in pair.sources.items()}
+def check_fingerprints(sources: Mapping[str, Mapping[str, Any]], config: TwoModels) -> dict[str, str]:
+    """Return the fingerprints of both models, and check that a replay has found the same weights. `sources`
+    are those of a pair."""
+    found = {state: source["fingerprint"] for state, source in sources.items()}
     for state, print_of in found.items():
         check_weights(getattr(config, state), print_of, (config.fingerprints or {}).get(state))
     return found

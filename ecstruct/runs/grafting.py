@@ -22,7 +22,7 @@ from ecstruct.scores.result import ExtractiveScores
 def run_graft(config: commands.Graft, out: Path, device: str | None, progress: bool) -> None:
     """Graft sets of weights at positions; write `graft.nc`, `graft.csv` and `report.html`."""
     pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     names = ("components", "projections", "complement", "random_seeds", "control", "reward")
     found = graft(
         *pair.sessions,
@@ -46,7 +46,7 @@ def run_grafts(config: commands.Grafts, out: Path, device: str | None, progress:
     """Graft and revert components; write `grafts.csv` and `report.html`, and what random sets do to
     `random_sets.csv`."""
     pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     ranking = ExtractiveScores.load(config.scores)
     of = (*pair.sessions, config.prompts, ranking)
     asked: dict[str, Any] = {"ks": config.ks, "random_seeds": config.random_seeds}

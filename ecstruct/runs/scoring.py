@@ -1,28 +1,25 @@
-"""Ranks and scores of models as they are."""
+"""Scores of models as they are."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
 from ecstruct.commands import Alignment, Score, Suggest
 from ecstruct.engine.session import Session
-from ecstruct.evaluate import rank_summary, ranks
-from ecstruct.facts import Prompt, read_jsonl
+from ecstruct.evaluate import rank_summary
+from ecstruct.facts import Prompt
 from ecstruct.io import distributed
 from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
-from ecstruct.options import AlignmentOptions, AnswerTokens, ScoreOptions, SuggestOptions
+from ecstruct.options import AlignmentOptions, ScoreOptions, SuggestOptions
 from ecstruct.report.alignment import alignment_report
 from ecstruct.report.page import write_page
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
-    Chat,
     check_fingerprints,
     check_weights,
     described,
@@ -40,40 +37,6 @@ from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.summary import adding_up
 from ecstruct.scores.written import written_words
 from ecstruct.suggestions import suggested
-
-
-def rank_table(
-    source: str,
-    path: Path,
-    device: str | None,
-    out: Path | None,
-    chat: Chat = tuple,
-    answer_tokens: AnswerTokens = "first",
-    adapter: str | None = None,
-) -> pd.DataFrame:
-    """Rank every answer of a JSONL file; if `out` is given, write the ranks there with what was ranked."""
-    prompts = chat(read_jsonl(path))
-    model = load(source, adapter=adapter, device=device)
-    seconds = [prompt.second for prompt in prompts]
-    table = pd.DataFrame(
-        {
-            "prompt": [prompt.text for prompt in prompts],
-            **({"second": seconds} if any(seconds) else {}),
-            "answer": [prompt.answer for prompt in prompts],
-            "rank": ranks(model, prompts, answer_tokens=answer_tokens),
-        }
-    )
-    if out:
-        result = {
-            "model": source,
-            "adapter": adapter,
-            "answer_tokens": answer_tokens,
-            "mean_rank": np.mean(table["rank"]).item(),
-            "ranks": table.to_dict("records"),
-            "prompts": [prompt.to_record() for prompt in prompts],
-        }
-        write_text(out, json.dumps(result, indent=1))
-    return table
 
 
 @folder_locked
@@ -101,7 +64,7 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
         joined.agree(described(config, out))
         options = ScoreOptions.given(vars(config))
         engine = ScoreEngine(config.before, config.after, options, device=joined.device, progress=progress)
-        prints = check_fingerprints(engine.pair, config)
+        prints = check_fingerprints(engine.pair.sources, config)
         scores = engine.score_across(prompts, joined, out / "shards")
         if scores is None:
             return
@@ -134,7 +97,7 @@ def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) 
     """Suggest sublayers; write `suggestion.nc`, `suggestion.csv`, `lora.json`, `mergekit.yaml`,
     `report.html` and, if an MLP is suggested, `easyedit.yaml`."""
     pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair, config)
+    prints = check_fingerprints(pair.sources, config)
     scores = None if config.scores is None else ExtractiveScores.load(config.scores)
     options = SuggestOptions.given(vars(config))
     found = suggested(pair, config.prompts, options, scores, progress=progress)
