@@ -1,6 +1,7 @@
 """Random models of known size, their prompts, and the pass that any method needs."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -87,13 +88,18 @@ def plain_pair(shape: Shape, device: str) -> tuple[PreTrainedModel, PreTrainedMo
         attn_implementation="sdpa",
     )
     before = model_class(config)
-    after = copy.deepcopy(before)
-    with torch.no_grad():
-        for p in after.parameters():
-            p.add_(3e-3 * p.std().nan_to_num(0.0) * torch.randn_like(p))
+    after = change_a_little(copy.deepcopy(before))
     for model in (before, after):
         model.eval().requires_grad_(False).to(device)
     return before, after
+
+
+@torch.no_grad()
+def change_a_little(model: PreTrainedModel) -> PreTrainedModel:
+    """Add noise to every weight, as large as 0.003 of its spread."""
+    for p in model.parameters():
+        p.add_(3e-3 * p.std().nan_to_num(0.0) * torch.randn_like(p))
+    return model
 
 
 def hooked_pair(shape: Shape, device: str) -> tuple[TransformerBridge, TransformerBridge]:
@@ -102,6 +108,26 @@ def hooked_pair(shape: Shape, device: str) -> tuple[TransformerBridge, Transform
     for model in (before, after):
         model.original_model.requires_grad_(False)
     return before, after
+
+
+def smollm2_pair(device: str) -> tuple[TransformerBridge, TransformerBridge]:
+    """SmolLM2, fetched where it is not yet, and the same with a small change of every weight."""
+    before, after = (load("smollm2", device=device) for _ in range(2))
+    torch.manual_seed(0)
+    change_a_little(after.original_model)
+    for model in (before, after):
+        model.original_model.requires_grad_(False)
+    return before, after
+
+
+def padded_ids(prompts: Sequence[Prompt], tokenizer: Any, device: str) -> tuple[Tensor, Tensor]:
+    """The prompts [prompt, pos], padded at the beginning to one length, and the first tokens of their
+    answers [prompt]."""
+    ids = [tokenizer(p.text)["input_ids"] for p in prompts]
+    longest = max(map(len, ids))
+    answers = [tokenizer(f" {p.answer}")["input_ids"][0] for p in prompts]
+    rows = [[row[0]] * (longest - len(row)) + row for row in ids]
+    return torch.tensor(rows, device=device), torch.tensor(answers, device=device)
 
 
 def logit_diff(logits: Tensor, answers: Tensor, options: Tensor) -> Tensor:

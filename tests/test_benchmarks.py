@@ -43,10 +43,11 @@ def written(tmp_path_factory):
 def test_every_question_has_its_rows(written):
     found = [row["what"] for row in written["rows"]]
     for what, n in (
-        ("three scores / bare passes", 4),
+        ("three scores / bare passes", 5),
         ("causal scores, 72 interventions", 6),
         ("checked / scored", 2),
         ("slope of log time", 3),
+        ("finetuning on 16 facts", 1),
         ("three scores written with TransformerLens", 2),
         ("published way", 4),
     ):
