@@ -131,31 +131,6 @@ def test_commands_are_described_as_typer_takes_them():
     check(found, "ecstruct")
 
 
-def test_commands_on_the_pages_exist():
-    """Every `ecstruct ...` in a block of a page names a command, and options that it has."""
-    known = {name: described_options(function) for name, function in commands(app)}
-    n_found = 0
-    for page in {*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - {CLI}:
-        text = page.read_text("utf-8").replace("\\\n", " ")
-        fenced = "".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-        for line in [*fenced.splitlines(), *re.findall(r"^    (\S.*)$", text, re.MULTILINE)]:
-            for call in re.findall(r"(?:^|-m |&& )(ecstruct [^#&]*)", line):
-                words = call.split()
-                name = next((n for k in (3, 2) if (n := " ".join(words[:k])) in known), None)
-                assert name is not None, (page.name, line)
-                n_found += 1
-                for word in words:
-                    if word.startswith("--"):
-                        assert word in {*known[name], "--help"}, (page.name, line, word)
-    assert n_found > 30
-
-
-def described_options(function: Any) -> set[str]:
-    hints = typing.get_type_hints(function, include_extras=True)
-    rows = [described(key, hints[key], None)[1] for key in inspect.signature(function).parameters]
-    return {option for row in rows for option in re.findall(r"--[a-z-]+", row)}
-
-
 # Pages
 
 
