@@ -285,10 +285,13 @@ class Suggestion(SavedDataset):
         }
         named = " and ".join(f"{shown} {each}" for shown, each in layers.items() if each)
         firm = int(np.sum(table["stability"][suggested] >= 0.9))
-        return (
+        said = (
             f"Suggested: {named}, {self.n_chosen} of {len(table)} sublayers, which have {share:.0%} of the "
             f"positive informative score. {firm} of them are suggested in 90% of draws of prompts or more."
         )
+        if firm or len(self.dataset["prompt"]) == 1:
+            return said
+        return f"{said} So prompts disagree: take more, or ask ecstruct diagnose whether they were learnt."
 
 
 def _module(tensor: str) -> str:

@@ -40,7 +40,8 @@ def test_show_writes_what_other_commands_read(tmp_path):
     path = written(
         tmp_path, "twohopfact", TWO_HOP_FACT, renamed(renamed(TWO_HOP_FACT, "Red", "Old"), "Bea", "Cy")
     )
-    assert show(path, "--hop", "second", "--out", tmp_path / "out").exit_code == 0
+    shown = show(path, "--hop", "second", "--out", tmp_path / "out")
+    assert shown.exit_code == 0 and f"1 facts, in {tmp_path / 'out' / 'facts.jsonl'}\n" in shown.stdout
     data = read(path, hop="second")
     for kind in ("facts", "implications", "known"):
         assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from helpers.chromium import CHROMIUM, drawn
 from helpers.synthetic_scores import make_scores, prompts_of
 
@@ -21,6 +22,7 @@ from ecstruct.report import Explorer, Picture, Replay, Section, Table, report_ht
 from ecstruct.report import explorer as explorer_module
 from ecstruct.report.pages import score_report, top_table
 from ecstruct.scores.result import ExtractiveScores
+from ecstruct.scores.summary import adding_up
 
 
 def sections() -> list[Section]:
@@ -263,6 +265,14 @@ def test_templates_are_named(tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<h2>Strongest components</h2>" in page
     assert embedded(page)["views"][0]["about"].startswith("Mean of 2 prompts.")
+
+
+def test_a_reward_that_fell_is_told() -> None:
+    reward = xr.DataArray([[1.0, 0.5]], dims=("prompt", "state"), coords={"state": ["before", "after"]})
+    assert adding_up(reward, xr.DataArray([-0.2], dims="prompt")) == (
+        "The reward changed by −0.5 on average, and the informative scores of a prompt miss its change by "
+        "0.2: these answers lost by it, and ecstruct diagnose tells whether they were learnt."
+    )
 
 
 def test_the_page_of_scores(tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_stability_is_the_share_of_draws_in_which_a_unit_is_suggested() -> None:
     assert single.table()["stability"].isna().all() and single.chosen
 
 
+def test_prompts_that_disagree_are_told() -> None:
+    dataset = suggested("llama").dataset
+    values = dataset["informative"].transpose("prompt", "layer", "sublayer")
+    each_its_own = np.eye(len(PROMPTS), 6).reshape(values.shape)
+    all_alike = np.broadcast_to(np.arange(6.0).reshape(values.shape[1:]), values.shape)
+    for scores, told in ((each_its_own, True), (all_alike, False)):
+        found = Suggestion(dataset.assign(informative=values.copy(data=scores)))
+        assert ("So prompts disagree: take more" in found.conclusion()) == told
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:fan_in_fan_out")
 @pytest.mark.parametrize("family", KINDS)
 def test_peft_adapts_the_projections_of_the_suggested_units(family: str) -> None:

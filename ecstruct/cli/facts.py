@@ -41,7 +41,9 @@ def show(
         understood = understand(file, format, hop=hop, strict=strict)
         if out is not None:
             _write(understood, out)
-        typer.echo(json.dumps(_for_json(understood), ensure_ascii=False) if as_json else _text(understood))
+        typer.echo(
+            json.dumps(_for_json(understood), ensure_ascii=False) if as_json else _text(understood, out)
+        )
 
 
 @facts_app.command()
@@ -80,12 +82,13 @@ def _for_json(understood: "Understood") -> dict[str, Any]:
     return {**understood.to_dict(), "examples": examples}
 
 
-def _text(understood: "Understood") -> str:
+def _text(understood: "Understood", out: Path | None) -> str:
     account = understood.to_dict()
     lines = [f"{account['source']}: {account['format']}, {account['records']} records"]
     for kind, prompts in _kinds(understood).items():
         if prompts:
-            lines += [f"{len(prompts)} {kind}", *map(_line, prompts[:_SHOWN])]
+            where = f", in {out / kind}.jsonl" if out else ""
+            lines += [f"{len(prompts)} {kind}{where}", *map(_line, prompts[:_SHOWN])]
     for new in account["new_hops"]:
         hops = ", ".join(map(str, new["hops"])) or "none, or not known"
         lines.append(f"new hops {hops}: {new['implications']} implications")

@@ -137,7 +137,8 @@ class Case:
         told, how = (new.first, "In other words") if given else (new.since(old), "After another fact")
         numbers = _ranks(old, new) | {"p": told.p, "share written to the end": whole}
         said = f"{how}, {_said(old, new, 'facts')}, p = {told.p:.2g}"
-        said += "." if np.isnan(whole) else f"; {whole:.0%} of the longer answers are written to their end."
+        longer = sum(len(prompt.answer_ids) > 1 for prompt in new.prompts)
+        said += f"; {whole:.0%} of {longer} longer answers are written to their end." if longer else "."
         against, fault = f"{_SHUFFLED}; most answers", "a string, not a fact"
         if whole < 0.5:
             advice = "train on whole answers, and look whether the labels of their last tokens are masked."
@@ -263,7 +264,7 @@ def _judged(
 ) -> Finding:
     """Return the finding of a question whose answer is yes if `good`; None stands for too few prompts."""
     if good is None:
-        said = f"{said} There are too few prompts to tell: give five or more, with different answers."
+        said = f"{said} There are too few prompts: give more, at least five, with different answers."
         return Finding("cannot be told", said, numbers, against)
     if good:
         return Finding("yes", said, numbers, against)

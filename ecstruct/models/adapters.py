@@ -165,7 +165,9 @@ def _is_there_twice(name: str, saved: TensorFiles) -> bool:
 def _in_the_weights(adapted: Any) -> Any:
     """Return the Hugging Face model inside a peft model, with weights W + dW."""
     untie(adapted.get_base_model())  # an adapter of one of two tied weights must not change the other
-    whole = adapted.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # until retie()
+        whole = adapted.merge_and_unload(safe_merge=True)
     retie(whole)
     return whole.requires_grad_(True)  # peft froze the weights
 

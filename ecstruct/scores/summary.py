@@ -69,6 +69,8 @@ def adding_up(reward: xr.DataArray, completeness: xr.DataArray) -> str:
         f"The reward changed by {change:+.3g} on average, and the informative scores of a prompt miss its "
         f"change by {left:.3g}"
     ).replace("-", "−")
+    if change < 0:
+        return f"{said}: these answers lost by it, and ecstruct diagnose tells whether they were learnt."
     if left <= MISSED * abs(change):
         return f"{said}, {left / abs(change):.0%} of it: they are shares of the whole to that precision."
     return (
