@@ -8,6 +8,7 @@ import pytest
 from helpers.command_line import run
 from helpers.readers_records import KNOWN_1000, TWO_HOP_FACT, one_sentence, renamed, written
 
+from ecstruct.errors import InputError
 from ecstruct.facts import read, read_jsonl
 
 DATA = Path(__file__).parent / "data"
@@ -45,6 +46,15 @@ def test_show_writes_what_other_commands_read(tmp_path):
     data = read(path, hop="second")
     for kind in ("facts", "implications", "known"):
         assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)
+
+
+def test_a_table_is_sent_here(tmp_path):
+    path = tmp_path / "my facts.csv"
+    path.write_text("prompt,answer\nAda lives in,Rome\nBea lives in,Oslo\n")
+    with pytest.raises(InputError, match=r"is not JSONL: ecstruct facts show '.*/my facts\.csv' --out DIR"):
+        read_jsonl(path)
+    assert show(path, "--out", tmp_path / "out").exit_code == 0
+    assert [prompt.answer for prompt in read_jsonl(tmp_path / "out" / "facts.jsonl")] == ["Rome", "Oslo"]
 
 
 @pytest.mark.parametrize(

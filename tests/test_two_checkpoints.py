@@ -149,6 +149,11 @@ def test_a_file_of_another_name_is_not_guessed(before):
     (before / "model.safetensors").rename(before / "weights.safetensors")
     with pytest.raises(InputError, match=r"has weights\.safetensors, but neither model\.safetensors nor"):
         ecstruct.load(before)
+    (before / "weights.safetensors").rename(before / "delta.safetensors")
+    with pytest.raises(
+        InputError, match=r"no model, but a change of weights: give .*/delta\.safetensors\."
+    ):
+        ecstruct.load(before)
 
 
 # --- Adapters ---

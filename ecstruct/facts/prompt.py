@@ -14,6 +14,7 @@ an inference task may have `premise`, `hypothesis` and `label` in the place of `
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -257,6 +258,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> tuple[Prompt, ...]:
             prompts.append(Prompt.from_record(record))
             roles.add(str(record.get("role", "fact")))
         except InputError as error:
+            if path.suffix in (".csv", ".tsv", ".json"):
+                command = f"ecstruct facts show {shlex.quote(str(path))} --out DIR"
+                raise InputError(f"{path} is not JSONL: {command} makes such files of it.") from error
             raise InputError(f"{path}, line {number}: {error}") from error
     if len(roles) > 1:
         raise InputError(

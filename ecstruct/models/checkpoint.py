@@ -151,6 +151,10 @@ def check_weights_are_there(folder: Path) -> None:
             f"the folder {folder} has no *.safetensors weights: save the model with save_pretrained(), "
             "which writes them."
         )
+    if "delta.safetensors" in others:
+        raise InputError(
+            f"the folder {folder} has no model, but a change of weights: give {folder}/delta.safetensors."
+        )
     raise InputError(
         f"the folder {folder} has {others[0]}, but neither {_FILE} nor {_INDEX}, which transformers reads: "
         "give the file that name, or fetch the one that is missing."

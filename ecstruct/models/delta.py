@@ -251,7 +251,8 @@ def open_delta(path: str | Path) -> tuple[TensorFiles, dict[str, str]]:
     except (KeyError, TypeError, ValueError):
         pass
     raise InputError(
-        f"{path} is no weight delta, as WeightDelta.save writes: give one, or the folder of a model."
+        f"{path} is no weight delta, as WeightDelta.save writes: give one, or the folder of a model or "
+        "of an adapter."
     )
 
 
