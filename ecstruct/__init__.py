@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ecstruct.scores.written import written_words
     from ecstruct.suggestions import Suggestion, suggest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Alignment",
