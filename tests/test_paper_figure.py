@@ -183,7 +183,8 @@ def test_labels_for_which_there_is_no_room_are_left_out() -> None:
     long = make_scores(prompts_of(ENTITIES, prefix=[f"w{i}" for i in range(40)]))
     narrow, wide = (long.heatmap(style="paper", width=width) for width in ("column", 20))
     assert len(wide.layout.xaxis.ticktext) == 45
-    step = narrow.layout.xaxis.tickvals[1]
+    step = narrow.layout.xaxis.tickvals[1] - narrow.layout.xaxis.tickvals[0]
+    assert narrow.layout.xaxis.ticktext[-1] == "speak"  # where the answer is read
     assert step > 1 and len(narrow.layout.xaxis.ticktext) == len(range(0, 45, step))
     low, high = ends_of(narrow, cells(narrow)[0])
     assert (high - low) / 45 * step >= 7 * POINT

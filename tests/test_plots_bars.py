@@ -96,7 +96,7 @@ def test_the_legend_is_above_the_bars_and_has_the_lines_that_it_needs() -> None:
             str(g): {f"a series of a long name {s}": [1.0] for s in range(series)} for g in range(groups)
         }
         layout = grouped_bars(values, y="y").layout
-        assert (layout.legend.orientation, layout.legend.yref, layout.legend.y) == ("h", "container", 1)
+        assert (layout.legend.orientation, layout.legend.yanchor, layout.legend.y) == ("h", "bottom", 1)
         assert layout.width - layout.margin.l - layout.margin.r >= 24 * 6
         return layout.margin.t, layout.margin.r
 

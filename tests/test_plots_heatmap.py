@@ -11,6 +11,7 @@ from helpers.synthetic_scores import ENTITIES, PREFIX, SUFFIX, make_scores, prom
 
 from ecstruct.errors import InputError
 from ecstruct.plots import head_map, heatmap
+from ecstruct.plots.panels import label_length
 from ecstruct.plots.style import colour_scale, number, reward_title, token_label
 from ecstruct.scores.result import ExtractiveScores
 
@@ -45,7 +46,7 @@ def test_rows_are_named_and_layer_0_is_at_the_bottom(scores: ExtractiveScores) -
             assert list(trace.y) == [0, 1, 2]
             assert axis.range[0] < axis.range[1], "the axis is turned over"
     titles = [note.text for note in figure.layout.annotations]
-    assert titles == ["MLP", "attention (heads summed)"]
+    assert titles == ["MLP", "attention (heads summed)", "token", "token", "Δ reward (logits)"]
 
 
 def test_labels_may_repeat_but_positions_do_not() -> None:
@@ -56,20 +57,38 @@ def test_labels_may_repeat_but_positions_do_not() -> None:
     assert list(lowest.x) == list(axis.tickvals) == list(range(7))
     assert list(axis.ticktext) == ["the", "city", "the", "<i>X</i>", "<i>Y</i>", "is", "the"]
     assert axis.tickangle == -45
-    assert axis.title.text == "token"
 
 
-def test_each_panel_has_its_colour_bar_beside_it(scores: ExtractiveScores) -> None:
+def test_each_panel_has_its_colour_bar_above_it(scores: ExtractiveScores) -> None:
     figure = heatmap([scores, scores])
-    bars = set()
+    margin, bars = figure.layout.margin, set()
+    inner = (figure.layout.width - margin.l - margin.r, figure.layout.height - margin.t - margin.b)
     for trace in figure.data:
-        x, y = axis_of(figure, trace, "x"), axis_of(figure, trace, "y")
-        bar = trace.colorbar
-        assert bar.title.text == "Δ reward (logits)"
-        assert (bar.x, bar.xanchor, bar.xpad) == (x.domain[1], "left", 5)
-        assert bar.y == pytest.approx(sum(y.domain) / 2)
+        x, y, bar = axis_of(figure, trace, "x"), axis_of(figure, trace, "y"), trace.colorbar
+        assert (bar.x, bar.xanchor, bar.orientation) == (x.domain[0], "left", "h")
+        assert bar.len == pytest.approx((x.domain[1] - x.domain[0]) * inner[0], abs=1)
+        # The bar and its numbers are between the panel and what is above it.
+        assert bar.thickness + 12 < (bar.y - y.domain[1]) * inner[1] < 30
+        # Numbers end where the bar ends: digits have half an em and more.
+        for end, tick, text in zip((-1, 1), bar.tickvals[::2], bar.ticktext[::2], strict=True):
+            half = len(text) * 0.5 * bar.tickfont.size / 2 * 2 * trace.zmax / bar.len
+            assert abs(tick) + half <= trace.zmax and tick * end > 0
         bars.add((bar.x, bar.y))
     assert len(bars) == len(figure.data) == 12
+
+
+def test_titles_of_narrow_figures_are_whole() -> None:
+    """Of one prompt of few tokens, the title is wider than the cells."""
+    short = make_scores(prompts_of([["a " * 20]], [], ["is"]))
+    for figure in (heatmap(short, prompt=0), heatmap({"checkpoint " * 5: short}), short.head_map(0)):
+        layout = figure.layout
+        inner = layout.width - layout.margin.l - layout.margin.r
+        for title in layout.annotations[2:4]:
+            if title.y == 1 and title.text.startswith("<b>") and title.font.size > 13:
+                longest = max(label_length(line) for line in title.text.split("<br>"))
+                half = 0.6 * title.font.size * longest / 2
+                middle = layout.margin.l + title.x * inner
+                assert half < middle and middle + half < layout.width, title.text
 
 
 def test_symmetric_scale_is_centred_and_fits_each_panel(scores: ExtractiveScores) -> None:
@@ -159,7 +178,7 @@ def test_sets_side_by_side(scores: ExtractiveScores, form: str) -> None:
     np.testing.assert_array_equal(rows[1][0].z, scores.aggregate().mlp.sel(score=ROWS[1]).values)
     np.testing.assert_array_equal(rows[1][2].z, other.aggregate().mlp.sel(score=ROWS[1]).values)
     texts = [note.text for note in figure.layout.annotations]
-    assert texts[-2:] == ["<b>first-hop</b>", "<b>second &lt;hop&gt;</b>"]
+    assert texts[4:6] == ["<b>first-hop</b>", "<b>second &lt;hop&gt;</b>"]
 
 
 def test_templates_and_bad_arguments(scores: ExtractiveScores) -> None:
@@ -232,11 +251,11 @@ def test_head_map_shows_one_slot(scores: ExtractiveScores) -> None:
     for trace, score in zip(row, ROWS, strict=True):
         expected = averaged.heads.sel(score=score, slot=5).values
         np.testing.assert_array_equal(trace.z, expected)
-        assert axis_of(figure, trace, "x").title.text == "head"
         assert axis_of(figure, trace, "y").range[0] < axis_of(figure, trace, "y").range[1]
     assert axis_of(figure, row[0], "y").title.text == "layer"
     assert [note.text for note in figure.layout.annotations][:3] == [f"<b>{s}</b>" for s in ROWS]
     assert "“from”" in figure.layout.annotations[3].text
+    assert [note.text for note in figure.layout.annotations][4:] == ["head"] * 3 + ["Δ reward (logits)"]
     value = number(averaged.heads.sel(score="upstream", layer=2, head=3, slot=5).item())
     assert row[2].text[2][3] == f"head 2.3, from<br>Δ reward (logits): {value}"
 

@@ -12,6 +12,8 @@ from ecstruct.plots import head_map, heatmap
 from ecstruct.plots.style import number
 from ecstruct.scores.result import ExtractiveScores
 
+UNIT = "Δ reward (logits)"
+
 
 def dots(figure: go.Figure, cells: go.Heatmap) -> np.ndarray:
     """Which cells of a panel have a dot, (layer, column)."""
@@ -41,7 +43,7 @@ def test_cells_whose_interval_excludes_zero_have_a_dot(clear: ExtractiveScores) 
     assert len(cells) == 6
     for trace, layer in zip(cells, (1, 1, 1, 2, 2, 2), strict=True):
         assert np.argwhere(dots(figure, trace)).tolist() == [[layer, 0]]
-    assert titles_of(figure) == ["MLP", "attention (heads summed)", "● 99% interval excludes zero"]
+    assert titles_of(figure)[-1] == f"{UNIT} &nbsp; ● 99% interval excludes zero"
     low, high = (
         ends["mlp"].sel(score="upstream", layer=1, slot=0) for ends in (averaged.low, averaged.high)
     )
@@ -63,23 +65,23 @@ def test_a_head_map_has_dots(clear: ExtractiveScores) -> None:
         for ends in (averaged.low, averaged.high)
     )
     assert figure.data[2].text[2][3].endswith(f"<br>99% interval: {number(low)} to {number(high)}")
-    assert titles_of(figure)[-1] == "● 99% interval excludes zero"
+    assert titles_of(figure)[-1] == f"{UNIT} &nbsp; ● 99% interval excludes zero"
 
 
 def test_without_intervals_there_is_no_word_of_them(clear: ExtractiveScores) -> None:
     for figure in (heatmap(clear), head_map(clear), heatmap(clear, prompt=0)):
         assert {trace.type for trace in figure.data} == {"heatmap"}
         assert "interval" not in figure.to_json()
-    with_note = heatmap(clear.aggregate(ci=0.95))
-    assert with_note.layout.height == heatmap(clear).layout.height + 22
+        assert titles_of(figure)[-1] == UNIT
 
 
 def test_intervals_of_some_of_the_sets(clear: ExtractiveScores) -> None:
     some = heatmap([clear, clear.aggregate(ci=0.95)])
-    assert titles_of(some)[-1] == "● 95% interval excludes zero (not all of these have intervals)"
+    meaning = "● 95% interval excludes zero (not all of these have intervals)"
+    assert titles_of(some)[-1] == f"{UNIT} &nbsp; {meaning}"
     assert "interval" not in grid_of_cells(some)[0][0].text[1][0]
     both = heatmap([clear.aggregate(ci=0.999), clear.aggregate(ci=0.95)])
-    assert titles_of(both)[-1] == "● 95% / 99.9% interval excludes zero"
+    assert titles_of(both)[-1] == f"{UNIT} &nbsp; ● 95% / 99.9% interval excludes zero"
 
 
 def test_a_mean_of_one_prompt_has_no_interval_to_show() -> None:

@@ -12,6 +12,7 @@ from helpers.figures import bands_of, extremes, lines_of, titles_of
 from ecstruct.errors import InputError
 from ecstruct.plots import curve_panels, scatter, value_grids
 from ecstruct.plots.grids import COLOURS
+from ecstruct.plots.layout import PAGE_WIDTH
 from ecstruct.plots.style import INK
 
 NAN = float("nan")
@@ -272,3 +273,32 @@ def test_panels_are_as_wide_as_their_titles() -> None:
         assert (layout.xaxis.domain[1] - layout.xaxis.domain[0]) * inner > 6 * len(long)
         assert layout.xaxis2.domain[0] > layout.xaxis.domain[1]
         assert layout.xaxis2.domain[1] <= 1
+
+
+def test_figures_that_are_wider_than_a_page_have_several_rows() -> None:
+    long = "test finetuning, test implications, of all seeds {}"
+    curves = {long.format(i): {"a": [1.0, 2.0]} for i in range(4)}
+    marks = {long.format(3): [1.0]}
+    wide = curve_panels(curves, x="x", y="y", boundaries=marks).layout
+    assert wide.width <= PAGE_WIDTH + 1
+    assert wide.xaxis3.domain == wide.xaxis.domain and wide.yaxis3.domain[1] < wide.yaxis.domain[0]
+    axes = [wide.yaxis, wide.yaxis2, wide.yaxis3, wide.yaxis4]
+    assert [axis.showticklabels for axis in axes] == [True, False, True, False]
+    assert [axis.title.text for axis in axes] == ["y", None, "y", None]
+    (mark,) = wide.shapes
+    assert (mark.x0, mark.x1, mark.xref, mark.yref) == (1, 1, "x4", "y4 domain")
+    columns = [f"second-hop implications {i}" for i in range(4)]
+    grid = value_grids(
+        {str(i): pd.DataFrame([[1.0] * 4], columns=columns) for i in range(3)}, x="x", y="y", value="v"
+    )
+    assert grid.layout.width <= PAGE_WIDTH + 1
+    assert curve_panels({"a": {"a": [1.0]}, "b": {"a": [1.0]}}, x="x", y="y").layout.yaxis2.domain == (0, 1)
+
+
+def test_minus_signs_are_no_hyphens_and_zero_has_none() -> None:
+    figure = scatter(
+        {"a": points([0.0, 1.0], [1.0, 2.0])}, x="x", y="y", fit={"a": "r = -0.37, by-product"}
+    )
+    assert titles_of(figure)[0] == "<b>a</b><br>r = −0.37, by-product"
+    grid = value_grids({"a": pd.DataFrame([[1.0, -1e-5, -0.25]])}, x="x", y="y", value="v")
+    assert list(grid.data[0].text[0]) == ["1.00", "0.00", "−0.25"]

@@ -1,13 +1,15 @@
-"""What subnetworks know in-domain and beyond: points keep off the axes."""
+"""Points of subnetworks keep off the axes, and components of a graph off one another."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
+from ecstruct.plots.role_graph import role_graph
 from ecstruct.plots.subnetworks import spread
 
 
@@ -29,3 +31,23 @@ def test_no_point_lies_on_an_axis(in_domain: list[float], full: float, largest: 
     assert high > largest and (high - largest) / (high - low) * width > star / 2
     low, high = drawn.layout.yaxis.range
     assert low < 0 and high > 0.5
+
+
+def test_components_of_a_role_do_not_overlap_and_the_legend_has_what_is_drawn() -> None:
+    names = [
+        *(f"MLP {layer}" for layer in range(30)),
+        *(f"head {layer}.{i}" for layer in range(4) for i in range(3)),
+    ]
+    nodes = pd.DataFrame({"role": "upstream", "component": names, "score": 1.0})
+    edge = {"from": "MLP 0", "from_role": "upstream", "to": "MLP 1", "to_role": "upstream", "share": 0.5}
+    for effect, meanings in ((1.0, ["raises the reward"]), (-1.0, ["lowers the reward"])):
+        figure: Any = role_graph(
+            nodes, pd.DataFrame([edge | {"effect": effect}]), n_layers=30, unit="logits"
+        )
+        assert [trace.name for trace in figure.data if trace.showlegend] == meanings
+    layout, drawn = figure.layout, figure.data[-1]
+    low, high = layout.yaxis.range
+    up = np.array(drawn.y) * (layout.height - layout.margin.t - layout.margin.b) / (high - low)
+    places = np.column_stack([drawn.x, up])
+    apart = np.abs(places[:, None] - places).max(-1) + 100 * np.eye(len(places))
+    assert apart.min() >= drawn.marker.size

@@ -266,10 +266,10 @@ def test_the_logit_lens_stands_beside_the_heatmap() -> None:
     up = figure.layout.yaxis.domain
     inner = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     assert (up[1] - up[0]) * inner / 30 > 11.9  # a line of text fits a layer
-    bar = next(trace.colorbar for trace in figure.data if trace.type == "heatmap")
-    assert bar.xpad > 5 + 4.8 * max(
-        len(unescape(text)) for text in texts[0].text
-    )  # beside the texts, not over them
+    widest = 4.8 * max(len(unescape(text)) for text in texts[0].text)
+    across = figure.layout.width - figure.layout.margin.l - figure.layout.margin.r
+    gap = figure.layout.xaxis2.domain[0] - figure.layout.xaxis.domain[1]
+    assert min(gap * across, figure.layout.margin.r) > widest  # beside the cells, not over others
 
 
 def test_patched_groups_by_the_layer_that_they_are_patched_from(compared: recall.Comparison) -> None:

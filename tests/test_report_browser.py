@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.chromium import CHROMIUM
 from helpers.synthetic_scores import make_scores, prompts_of
 
-from ecstruct.report import Explorer, Replay, Section, write_report
+from ecstruct.report import Explorer, Replay, Section, Table, write_report
 from ecstruct.report.pages import score_report
 from ecstruct.scores.result import ExtractiveScores
 
@@ -253,6 +255,41 @@ def test_on_a_phone_only_figures_scroll(browser: Any, report: str) -> None:
         page.keyboard.press("ArrowLeft")
         moved.append(scroller.evaluate("(node) => node.scrollLeft") != before)
     assert sorted(moved) == [False, True]
+    assert wrong == []
+    page.context.close()
+
+
+def test_captions_of_wide_tables_are_whole_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    table = Table(
+        pd.DataFrame([range(10**6, 10**6 + 20)]).rename(columns=str), "What these numbers are. " * 9
+    )
+    write_report(tmp_path / "wide.html", title="a", summary="b", sections=[Section("c", [table])])
+    page = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True).new_page()
+    page.goto((tmp_path / "wide.html").as_uri(), timeout=WAIT)
+    assert page.locator("table").bounding_box()["width"] > 500
+    box = page.locator("caption").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.context.close()
+
+
+def test_many_heads_fit_beside_the_map(browser: Any, tmp_path: Path) -> None:
+    score_report(tmp_path / "many.html", make_scores(n_layers=3, n_heads=64), "ecstruct replay")
+    page, wrong = opened(
+        browser, (tmp_path / "many.html").as_uri(), viewport={"width": 1366, "height": 800}
+    )
+    place = page.locator(".drawing.heads").locator("..")
+    assert place.evaluate("(node) => node.scrollWidth <= node.clientWidth")
+    boxes = page.locator(".drawing.heads .xtick text").evaluate_all(
+        "(all) => all.map((text) => text.getBoundingClientRect()).map((box) => [box.left, box.right])"
+    )
+    assert len(boxes) > 5 and all(left[1] < right[0] for left, right in pairwise(boxes))
+    numbers = page.evaluate(
+        """() => [...document.querySelectorAll(".map .cbaxis text")].map((text) => {
+          const [own, all] = [text, text.closest(".map")].map((node) => node.getBoundingClientRect());
+          return own.left >= all.left && own.right <= all.right;
+        })"""
+    )
+    assert len(numbers) == 18 and all(numbers)
     assert wrong == []
     page.context.close()
 

@@ -139,7 +139,7 @@ def _empty(groups: list[str], legend: list[str], n_series: int, y: str, *, right
         ticks="",
     )
     figure.update_yaxes(title=escape(y, quote=False))
-    place = {"x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"}
+    place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     return figure.update_layout(
         barmode="overlay",  # bars stand where they are told to
         showlegend=True,

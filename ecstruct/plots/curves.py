@@ -67,7 +67,9 @@ def curve_panels(
     for i, title in enumerate(panels):
         for step in boundaries.get(title, ()):
             line = {"color": GREY, "width": 1, "dash": "dot"}
-            figure.add_vline(step, line=line, layer="below", row=1, col=i + 1)
+            x_axis, y_axis = (f"{axis}{i + 1 if i else ''}" for axis in "xy")
+            place = {"x0": step, "x1": step, "xref": x_axis, "y0": 0, "y1": 1, "yref": f"{y_axis} domain"}
+            figure.add_shape(type="line", line=line, layer="below", **place)
     return figure
 
 

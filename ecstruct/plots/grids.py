@@ -111,7 +111,7 @@ def blues(top: float, title: str, *, reversescale: bool = False, **bar: Any) -> 
 
 def _text(value: float, decimals: int) -> str:
     """Return the number in a cell as text, or nothing if it has none."""
-    return "" if np.isnan(value) else f"{value:.{decimals}f}".replace("-", "−")
+    return "" if np.isnan(value) else f"{value:z.{decimals}f}".replace("-", "−")
 
 
 def _labels(index: pd.Index) -> list[str]:

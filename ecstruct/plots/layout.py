@@ -22,6 +22,7 @@ PAGE_WIDTH = 1240
 """The pixels of a figure that a report shows whole in a window of 1300."""
 
 _LINE = 20  # height of a line of title
+_KEY = 24  # of what symbols mean, above the titles
 
 
 def pixel_grid(
@@ -88,13 +89,13 @@ def side_by_side(
     subtitles: Sequence[str] = (),
     left: float = 76,
     gap: float = 56,
-    in_row: int | None = None,
-    above: float = 0,
+    key: str = "",
     template: go.layout.Template = LINES,
 ) -> go.Figure:
     """Return an empty figure with a panel per title; axes have the numbers of their panels.
 
-    All text is escaped here. Panels grow where a title needs more room.
+    All text is escaped here. Panels grow where a title needs more room, and stand in as many rows as it
+    takes for the figure to fit `PAGE_WIDTH`.
 
     Args:
         titles, subtitles: The one or two lines above each panel.
@@ -102,16 +103,19 @@ def side_by_side(
         y: The title of the y axis, on the left of the first panel of a row.
         widths, height: The size of the panels in pixels.
         left, gap, right: The pixels on the left of the panels, between them and on the right of them.
-        in_row: The number of panels side by side; all of them by default.
-        above: The pixels that are left free above the titles.
+        key: What symbols mean, as HTML above the titles.
         template: The template of the figure.
     """
     lines = [titles, subtitles] if any(subtitles) else [titles]
     # Titles are bold and a size larger, hence the factor.
     needed = [1.15 * max(text_width(x), *map(text_width, texts)) for texts in zip(*lines, strict=True)]
     widths = [max(pair) for pair in zip(widths, needed, strict=True)]
-    in_row = in_row or len(widths)
-    columns = [max(widths[column::in_row]) for column in range(min(in_row, len(widths)))]
+    in_row, columns = len(widths), widths
+    for rows in range(1, len(widths) + 1):
+        in_row = -(-len(widths) // rows)
+        columns = [max(widths[column::in_row]) for column in range(in_row)]
+        if left + sum(columns) + gap * (in_row - 1) + right <= PAGE_WIDTH + 1:
+            break
     shown = [f"<b>{escape(title, quote=False)}</b>" if title else "" for title in titles]
     if len(lines) == 2:
         under = [escape(text, quote=False) or "&nbsp;" for text in subtitles]
@@ -122,7 +126,7 @@ def side_by_side(
         max(height, text_width(y) + 20),
         lefts=[left, *[gap] * (len(columns) - 1)],
         right=right,
-        top=titled + above,
+        top=titled + (_KEY if key else 0),
         bottom=bottom,
         titles=shown,
         rows=-(-len(widths) // in_row),
@@ -130,6 +134,9 @@ def side_by_side(
         panels=len(widths),
         template=template,
     )
+    if key:
+        style = {"xanchor": "left", "yanchor": "bottom", "yshift": titled}
+        figure.add_annotation(note(key, x=0, y=1, **style))
     inner = figure.layout.width - left - right
     figure.update_xaxes(title_text=escape(x, quote=False))
     figure.update_yaxes(title_text=escape(y, quote=False), col=1)

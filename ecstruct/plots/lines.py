@@ -59,7 +59,7 @@ def line_panels(
     # A panel alone has the page to itself; several together are made to fit one.
     wanted = [float(np.clip(16 * last, 260 if len(panels) > 1 else 400, 480)) for last in lasts]
     room = PAGE_WIDTH - around["left"] - around["right"] - around["gap"] * (len(panels) - 1)
-    widths = [width * min(1.0, room / sum(wanted)) for width in wanted]
+    widths = [max(width * min(1.0, room / sum(wanted)), 240.0) for width in wanted]
     figure = side_by_side(list(panels), x=x, y=y, widths=widths, height=264, **around)
     shown = [
         [*include, *(v for line in lines.values() for v in line.extent())] for lines in panels.values()
@@ -75,8 +75,9 @@ def line_panels(
             unnamed.discard(name)
         low, high = max(min(values), -at_most), min(max(values), at_most)
         spare = 0.05 * (high - low) or 0.5
-        y_axis = {"range": [low - spare, high + spare], "showticklabels": own_scales or i == 0}
+        y_axis = {"range": [low - spare, high + spare], "showticklabels": own_scales}
         figure.update_layout({f"xaxis{i + 1}": _step_axis(last), f"yaxis{i + 1}": y_axis})
+    figure.update_yaxes(showticklabels=True, col=1)
     if math.isfinite(at_most):
         figure.update_traces(cliponaxis=True)
     return figure.update_layout(showlegend=True)

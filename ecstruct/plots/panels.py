@@ -1,15 +1,18 @@
 """Panels of coloured cells, layer by column, in rows and columns: what heatmaps and head maps are made of.
 
-Layer 0 is at the bottom. A cell that is marked has a dot: dark with a light rim, so that it is seen on
-every colour, and in print.
+Layer 0 is at the bottom. The colour bar of a panel lies above it and is as wide; what colours mean is
+written once, below all panels. A cell that is marked has a dot: dark with a light rim, so that it is seen
+on every colour. The sizes of all this are `screen.py`'s or `paper.py`'s.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import unescape
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -17,22 +20,18 @@ import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
 from ecstruct.plots.layout import note, pixel_grid
-from ecstruct.plots.style import CELLS, CHARACTER, FONT_SIZE, INK, colour_scale, number
+from ecstruct.plots.style import CELLS, CHARACTER, FONT_SIZE, INK, number
 
 Scale = Literal["symmetric", "paper"]
 
 PAPER_FLOOR = -0.25
 """The lower end of the paper's scale, as a share of the panel's maximum."""
 
-_BAR = 10  # width of a colour bar
-_BAR_TEXT = 54  # of its numbers
-_TITLE = 22  # a line of title, or of the note below
 _TEXT = CHARACTER * (FONT_SIZE - 2) / FONT_SIZE  # width of a character of `Column.texts`
-_DOT = 4  # diameter of a mark, within cells of 9 pixels and more
 UPRIGHT = 2
 """The characters of the longest label up to which labels are not turned."""
 
-TAG = re.compile("</?(i|span[^>]*)>")
+TAG = re.compile("</?(b|i|span[^>]*)>")
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,19 @@ class Panel:
         values: (layer, column), NaN where there is none.
         layers: The layers' numbers.
         columns: The labels of the columns as HTML; labels may repeat.
-        bar_title: The title of the colour bar.
+        unit: What colours are, with their unit.
         describe: What hovering says of a cell as HTML, from its layer, column, value and the two's indices.
         marked: Whether a cell has a dot, (layer, column).
+        most: The furthest from 0 that colours go; cells beyond have the last one.
     """
 
     values: np.ndarray
     layers: Sequence[int]
     columns: Sequence[str]
-    bar_title: str = ""
+    unit: str = ""
     describe: Callable[[int, str, float, int, int], str] = field(default=lambda *_: "")
     marked: np.ndarray | None = None
+    most: float = math.inf
 
     def hover(self) -> list[list[str]]:
         """Return the hover text of every cell, (layer, column)."""
@@ -72,7 +73,7 @@ class Column:
 
     Attributes:
         column_axis: The title of the axis below the lowest panel.
-        first_of_group: Whether its panels show the layers' numbers.
+        first_of_group: Whether its panels show the layers' numbers, as those of the first column do.
         numbered: Whether its labels are numbers that count up, so that some of them may be left out.
         texts: What is written on the right of each layer, of its lowest panel.
     """
@@ -95,135 +96,125 @@ class Column:
         return max(map(label_length, self.panels[0].columns))
 
 
-def panel_figure(
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of the parts of a figure, in pixels.
+
+    Attributes:
+        widths: The width of each column of panels.
+        height: The height of every panel.
+        lefts: The free space on the left of each column; that of the first is the margin.
+        right: The right margin.
+        below: What the labels of columns take below the lowest panels.
+        angles: How far the labels of each column are turned, in degrees.
+        group, heading, label, small: Type of titles of groups, of headings and titles of axes, of labels,
+            and of notes and the numbers of colour bars.
+        line: The height of a line of a title.
+        bar: The thickness of a colour bar.
+    """
+
+    widths: Sequence[float]
+    height: float
+    lefts: Sequence[float]
+    right: float
+    below: float
+    angles: Sequence[int]
+    group: float
+    heading: float
+    label: float
+    small: float
+    line: float
+    bar: float
+
+    @property
+    def above(self) -> float:
+        """Return what the colour bar of a panel and its numbers take above it."""
+        return 9 + self.bar + 1.4 * self.small
+
+
+Groups = Sequence[tuple[str, int]]
+"""Titles above so many columns, from left to right."""
+
+
+def draw_panels(
     columns: Sequence[Column],
     rows: Sequence[str],
+    sizes: Sizes,
+    cells: Callable[[Panel, float, float, dict[str, Any]], list[Any]],
     *,
     scale: Scale,
-    groups: Sequence[tuple[str, int]] = (),
-    meaning: str = "",
+    groups: Groups,
+    notes: Sequence[str],
 ) -> go.Figure:
-    """Draw `columns` of panels side by side; `rows` name the panels of each from top to bottom.
+    """Draw panels at their sizes; labels of columns for which there is no room are left out.
 
     Args:
-        scale: "symmetric": from minus the panel's largest absolute value to plus it. "paper":
-            from -0.25 times the panel's maximum to the maximum; what is below is clipped.
-        groups: A title above so many columns, from left to right.
-        meaning: What a dot means, written below the panels.
+        cells: The traces of a panel, from the ends of its colours and its colour bar.
+        scale, groups: As of `screen.panel_figure`.
+        notes: What is written below the panels.
     """
-    most_layers = max(len(panel.layers) for column in columns for panel in column.panels)
-    smallest = 12 if any(column.texts for column in columns) else 9
-    height = float(np.clip(most_layers * 26, 120, max(170, most_layers * smallest)))
-    hang = max(map(_hang, columns))
-    right = _BAR + _BAR_TEXT + 22
-    lines = max((title.count("<br>") + 1 for title, _ in groups), default=0)
-    below = hang + _TITLE + 10
-    on_right = [right + column.texts_width for column in columns]
+    above, line = sizes.above, sizes.line
+    titles = max((title.count("<br>") + 1 for title, _ in groups), default=0)
     figure = pixel_grid(
-        [_panel_width(column) for column in columns],
-        height,
-        # 62 pixels take the numbers and the title of the layers of a group.
-        lefts=[
-            max(92.0, hang + 20),
-            *(r + 62 * column.first_of_group for r, column in zip(on_right, columns[1:], strict=False)),
-        ],
-        right=on_right[-1] + 18,
-        top=14 + _TITLE + (_TITLE * lines + 6 if groups else 0),
-        bottom=below + (_TITLE if meaning else 0),
+        sizes.widths,
+        sizes.height,
+        lefts=sizes.lefts,
+        right=sizes.right,
+        top=above + line * (1 + titles),
+        bottom=sizes.below + 2 * line,
         titles=[column.title for column in columns],
         rows=len(rows),
-        gap=20,
+        gap=above,
         template=CELLS,
     )
-    add_group_titles(figure, groups, yshift=4 + _TITLE, size=FONT_SIZE + 3)
-    if meaning:
-        style = {"xanchor": "left", "yanchor": "top", "yshift": -below, "font_size": FONT_SIZE - 1}
-        figure.add_annotation(note(f"● {meaning}", x=0, y=0, **style))
-    for column, panel, row, place in panels_of(columns, rows):
-        (subplot,) = figure.select_xaxes(**place)
-        (up,) = figure.select_yaxes(**place)
-        bar = _colour_bar(panel, scale, subplot.domain[1], sum(up.domain) / 2, height)
-        bar["xpad"] += column.texts_width
-        figure.add_trace(_cells(panel, scale, bar), **place)
-        if panel.marked is not None and panel.marked.any():
-            figure.add_trace(dots(panel.marked, panel.layers, _DOT), **place)
-        lowest, first = place["row"] == len(rows), place["col"] == 1
+    figure.update_annotations(font_size=sizes.heading, yshift=above - 4, borderpad=0)
+    ends = [axis.domain for axis in figure.select_xaxes(row=1)]
+    first = 0
+    for title, n_columns in groups:
+        middle = (ends[first][0] + ends[first + n_columns - 1][1]) / 2
+        _write(figure, f"<b>{title}</b>", middle, above + line - 4, sizes.group, y=1)
+        first += n_columns
+    inner = len(rows) * (sizes.height + above) - above
+    for (i, column), (j, row) in product(enumerate(columns), enumerate(rows)):
+        panel, place, lowest = column.panels[j], {"row": j + 1, "col": i + 1}, j == len(rows) - 1
+        (across,), (up,) = figure.select_xaxes(**place), figure.select_yaxes(**place)
+        low, high = limits(panel, scale)
+        bar = _colour_bar(panel, low, high, sizes.widths[i], sizes)
+        bar |= {"x": across.domain[0], "y": up.domain[1] + (above - 7) / inner}
+        figure.add_traces(cells(panel, low, high, bar), place["row"], place["col"])
         if column.texts and lowest:
             figure.add_trace(_texts(column.texts, panel), **place)
-        tick_steps = step(height / len(panel.layers), 13), 1
-        if column.numbered:
-            width = _panel_width(column)
-            tick_steps = tick_steps[0], step(width / len(panel.columns), 20)
-        level = column.longest_label <= UPRIGHT
-        x_axis, y_axis = cell_axes(
-            panel,
-            tick_steps,
-            labelled=lowest,
-            angle=0 if level else -45,
-            layered=first or column.first_of_group,
-            row_title=row if first else "",
+        n_columns, layers = len(panel.columns), list(panel.layers)
+        every = step(sizes.height / len(layers), 1.2 * sizes.label)
+        column_step = step(sizes.widths[i] / n_columns, 20 if column.numbered else 1.1 * sizes.small)
+        # Numbers count from 0; of tokens the last is where the answer is read.
+        labelled = range(0 if column.numbered else (n_columns - 1) % column_step, n_columns, column_step)
+        figure.update_xaxes(
+            range=[-0.5, n_columns - 0.5],
+            tickvals=list(labelled),
+            ticktext=[panel.columns[label] for label in labelled],
+            tickangle=sizes.angles[i] if lowest else 0,
+            showticklabels=lowest,
+            ticks="outside" if lowest else "",
+            tickfont_size=sizes.label,
+            **place,
         )
-        standoff = 6 + hang - _hang(column)
-        title = {"text": column.column_axis, "standoff": standoff} if lowest else {}
-        figure.update_xaxes(**x_axis, title=title, **place)
-        figure.update_yaxes(**y_axis, **place)
-    return figure
-
-
-def panels_of(
-    columns: Sequence[Column], rows: Sequence[str]
-) -> Iterator[tuple[Column, Panel, str, dict[str, Any]]]:
-    """Yield every panel with its column, the name of its row and its place in the grid, by columns."""
-    for i, column in enumerate(columns):
-        for j, (panel, row) in enumerate(zip(column.panels, rows, strict=True)):
-            yield column, panel, row, {"row": j + 1, "col": i + 1}
-
-
-def add_group_titles(
-    figure: go.Figure, groups: Sequence[tuple[str, int]], *, yshift: float, size: float
-) -> None:
-    """Write each title above the middle of its columns, from left to right."""
-    first = 1
-    for title, n_columns in groups:
-        (left,), (right,) = (figure.select_xaxes(row=1, col=col) for col in (first, first + n_columns - 1))
-        middle = (left.domain[0] + right.domain[1]) / 2
-        style = {"xanchor": "center", "yanchor": "bottom", "yshift": yshift, "font_size": size}
-        figure.add_annotation(note(f"<b>{title}</b>", x=middle, y=1, **style))
-        first += n_columns
-
-
-def cell_axes(
-    panel: Panel,
-    tick_steps: tuple[int, int],
-    *,
-    labelled: bool,
-    angle: int,
-    layered: bool,
-    row_title: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the x and y axis of a panel, with labels of columns if `labelled`, of layers if `layered`.
-
-    `tick_steps` says of every how many layers, and columns, there is a label.
-    """
-    n_columns, layers = len(panel.columns), list(panel.layers)
-    layer_step, column_step = tick_steps
-    title = f"<b>{row_title}</b><br>layer" if row_title else "layer"
-    x_axis = {
-        "range": [-0.5, n_columns - 0.5],
-        "tickvals": list(range(0, n_columns, column_step)),
-        "ticktext": list(panel.columns[::column_step]),
-        "tickangle": angle if labelled else 0,
-        "showticklabels": labelled,
-        "ticks": "outside" if labelled else "",
-    }
-    y_axis = {
-        "range": [min(layers) - 0.5, max(layers) + 0.5],
-        "tickvals": [layer for layer in layers if layer % layer_step == 0],
-        "showticklabels": layered,
-        "ticks": "outside" if layered else "",
-        "title_text": title if layered else "",
-    }
-    return x_axis, y_axis
+        layered = i == 0 or column.first_of_group
+        title = f"<b>{row}</b><br>layer" if row and i == 0 else "layer"
+        figure.update_yaxes(
+            range=[min(layers) - 0.5, max(layers) + 0.5],
+            tickvals=[layer for layer in layers if layer % every == 0],
+            showticklabels=layered,
+            ticks="outside" if layered else "",
+            tickfont_size=sizes.label,
+            title={"text": title if layered else "", "standoff": 3, "font_size": sizes.heading},
+            **place,
+        )
+    for column, (left, right) in zip(columns, ends, strict=True):
+        _write(figure, column.column_axis, (left + right) / 2, -sizes.below - line, sizes.heading)
+    style = {"xanchor": "right", "yanchor": "bottom", "borderpad": 0, "font_size": sizes.small}
+    shown = " &nbsp; ".join(filter(None, notes))
+    return figure.add_annotation(note(shown, x=1, y=0, yshift=1 - sizes.below - 2 * line, **style))
 
 
 def dots(marked: np.ndarray, layers: Sequence[int], size: float) -> go.Scatter:
@@ -248,23 +239,21 @@ def label_length(label: str) -> int:
     return len(unescape(TAG.sub("", label)))
 
 
-def limits(values: np.ndarray, scale: Scale) -> tuple[float, float]:
+def units(columns: Sequence[Column]) -> str:
+    """Say what the colours of all panels are."""
+    return " / ".join(dict.fromkeys(panel.unit for column in columns for panel in column.panels))
+
+
+def limits(panel: Panel, scale: Scale) -> tuple[float, float]:
     """Return the lower and upper end of a panel's colour scale."""
     if scale not in ("symmetric", "paper"):
         raise InputError(f"scale={scale!r} is unknown; it is 'symmetric' or 'paper'")
-    finite = values[np.isfinite(values)]
-    largest = float(np.abs(finite).max()) if finite.size else 0.0
-    if scale == "paper" and finite.size and finite.max() > 0:
-        return PAPER_FLOOR * float(finite.max()), float(finite.max())
-    # Nothing to see is shown as white, whatever the unit.
-    top = largest or 1.0
-    return (PAPER_FLOOR * top if scale == "paper" else -top), top
-
-
-def lowest_text(panel: Panel, low: float) -> str:
-    """Return the number at the lower end of a colour bar, with ≤ if values below it are clipped."""
-    clipped = panel.values[np.isfinite(panel.values)].min(initial=0.0) < low
-    return f"≤ {number(low)}" if clipped else number(low)
+    finite = panel.values[np.isfinite(panel.values)]
+    largest = min(float(np.abs(finite).max(initial=0.0)), panel.most)
+    if scale == "symmetric":
+        return -(largest or 1.0), largest or 1.0  # nothing to see is shown as white, whatever the unit
+    top = min(float(finite.max(initial=0.0)), panel.most) or largest or 1.0
+    return PAPER_FLOOR * top, top
 
 
 def step(pixels: float, needed: float) -> int:
@@ -272,33 +261,10 @@ def step(pixels: float, needed: float) -> int:
     return next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 50) if step * pixels > needed), 100)
 
 
-def _panel_width(column: Column) -> float:
-    """Return the width of a column's panels in pixels; few columns get wider cells."""
-    n_columns = len(column.panels[0].columns)
-    narrowest = 10 if column.numbered else 16  # what labels at 45 degrees need
-    return float(np.clip(n_columns * 24, 130, max(290, n_columns * narrowest)))
-
-
-def _hang(column: Column) -> float:
-    """Return how far the labels of a column reach below its lowest panel, and to the left of it."""
-    longest = column.longest_label
-    return 16 + (longest * CHARACTER * 0.71 if longest > UPRIGHT else 4)
-
-
-def _cells(panel: Panel, scale: Scale, bar: dict[str, Any]) -> go.Heatmap:
-    """Draw the cells of a panel with their colour bar."""
-    low, high = limits(panel.values, scale)
-    return go.Heatmap(
-        z=panel.values,
-        x=list(range(len(panel.columns))),
-        y=list(panel.layers),
-        zmin=low,
-        zmax=high,
-        colorscale=colour_scale(low / high),
-        text=panel.hover(),
-        hovertemplate="%{text}<extra></extra>",
-        colorbar=bar,
-    )
+def _write(figure: go.Figure, text: str, x: float, yshift: float, size: float, y: float = 0) -> None:
+    """Write a title in the middle of `x`, above `yshift` pixels from `y`."""
+    style = {"xanchor": "center", "yanchor": "bottom", "borderpad": 0, "font_size": size}
+    figure.add_annotation(note(text, x=x, y=y, yshift=yshift, **style))
 
 
 def _texts(texts: Sequence[str], panel: Panel) -> go.Scatter:
@@ -316,25 +282,31 @@ def _texts(texts: Sequence[str], panel: Panel) -> go.Scatter:
     )
 
 
-def _colour_bar(panel: Panel, scale: Scale, edge: float, middle: float, height: float) -> dict[str, Any]:
-    """Return the colour bar on the right of a panel that ends at `edge`, of the panel's height."""
-    low, high = limits(panel.values, scale)
-    ticks = [low, 0.0, high / 2, high] if scale == "paper" else [low, low / 2, 0.0, high / 2, high]
+def _colour_bar(panel: Panel, low: float, high: float, width: float, sizes: Sizes) -> dict[str, Any]:
+    """Return a colour bar as wide as its panel, with numbers below it that stay within that width."""
+    finite = panel.values[np.isfinite(panel.values)]
+    ends = [
+        "≤ " * bool(finite.min(initial=0.0) < low) + number(low),
+        "≥ " * bool(finite.max(initial=0.0) > high) + number(high),
+    ]
+    character = 0.52 * sizes.small * (high - low) / width  # mean width, on the wide side
+    wide = [len(end) * character for end in ends]
+    ticks, texts = [low + wide[0] / 2, high - wide[1] / 2], ends
+    if low + wide[0] < -character and high - wide[1] > character:
+        ticks, texts = [ticks[0], 0.0, ticks[1]], [ends[0], "0", ends[1]]
     return {
-        "x": edge,
+        "orientation": "h",
         "xanchor": "left",
-        "xpad": 5,
-        "y": middle,
-        "yanchor": "middle",
+        "xpad": 0,
+        "yanchor": "top",
         "ypad": 0,
-        "len": height,
+        "len": width,
         "lenmode": "pixels",
-        "thickness": _BAR,
+        "thickness": sizes.bar,
         "outlinewidth": 0,
         "tickvals": ticks,
-        "ticktext": [lowest_text(panel, low), *map(number, ticks[1:])],
-        "tickfont": {"size": FONT_SIZE - 2},
-        "ticks": "outside",
-        "ticklen": 2,
-        "title": {"text": panel.bar_title, "side": "right", "font": {"size": FONT_SIZE - 2}},
+        "ticktext": texts,
+        "tickfont": {"size": sizes.small},
+        "tickangle": 0,
+        "ticks": "",
     }

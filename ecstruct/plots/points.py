@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 
@@ -11,14 +12,14 @@ import plotly.graph_objects as go
 from numpy.polynomial import Polynomial
 
 from ecstruct.errors import InputError
-from ecstruct.plots.layout import BAR_WIDTH, axes_of, colour_bar, note, side_by_side
+from ecstruct.plots.layout import BAR_WIDTH, axes_of, colour_bar, side_by_side
 from ecstruct.plots.style import EMPTY, GREY, INK
 
 COLUMNS = ("x", "y", "name", "layer")
 """The columns of a panel's frame: a point's place, its component and that component's layer."""
 
-_SIDE, _IN_ROW = 250, 3  # pixels of a panel, and panels side by side: a row fits most screens
-_KEY = 24  # pixels above the titles
+_SIDE = 250  # pixels of a panel
+_KEY = "■ MLPs &nbsp; ● heads"
 
 
 def scatter(
@@ -54,14 +55,13 @@ def scatter(
     both = len({mlp for points in frames.values() for mlp in _are_mlps(points)}) == 2
     figure = side_by_side(
         list(panels),
-        subtitles=[fit.get(title, "") for title in panels],
+        subtitles=[re.sub(r"-(?=\d)", "−", fit.get(title, "")) for title in panels],
         x=x,
         y=y,
         widths=[_SIDE] * len(panels),
         height=_SIDE,
         right=BAR_WIDTH,
-        in_row=-(-len(panels) // -(-len(panels) // _IN_ROW)),
-        above=_KEY if both else 0,
+        key=_KEY if both else "",
     )
     hover = f"{escape(x, quote=False)}: %{{x:.3~g}}<br>{escape(y, quote=False)}: %{{y:.3~g}}"
     for i, points in enumerate(frames.values()):
@@ -95,10 +95,6 @@ def scatter(
         )
     zero = {"zeroline": True, "zerolinewidth": 1, "zerolinecolor": EMPTY}
     figure.update_xaxes(nticks=6, **zero).update_yaxes(nticks=6, showgrid=False, **zero)
-    if both:
-        above = figure.layout.margin.t - _KEY
-        style = {"xanchor": "left", "yanchor": "bottom", "yshift": above}
-        figure.add_annotation(note("■ MLPs &nbsp; ● heads", x=0, y=1, **style))
     layers = [layer for points in frames.values() for layer in points["layer"].tolist()]
     first, last = min(layers), max(layers)
     step = max(1, int(-(-(last - first) // 8)))

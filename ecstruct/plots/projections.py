@@ -4,7 +4,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
+from ecstruct.plots.panels import Column, Panel, Scale
+from ecstruct.plots.screen import panel_figure
 
 
 def projection_map(projections: xr.Dataset, *, scale: Scale = "symmetric") -> go.Figure:
@@ -27,7 +28,7 @@ def projection_map(projections: xr.Dataset, *, scale: Scale = "symmetric") -> go
             part.transpose("layer", "projection").values,
             part["layer"].values.tolist(),
             labels,
-            bar_title="reward",
+            unit="Δ reward",
             describe=lambda layer, name, value, *_, of=title: f"{name} of {of}, layer {layer}: {value:.3g}",
         )
         columns.append(Column(f"<b>{title}</b>", [panel], "projection", first_of_group=not columns))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,7 +14,8 @@ import xarray as xr
 from ecstruct.bootstrap import Bootstrap
 from ecstruct.errors import InputError
 from ecstruct.plots.lines import Line, line_panels
-from ecstruct.plots.panels import Column, Panel, panel_figure
+from ecstruct.plots.panels import Column, Panel
+from ecstruct.plots.screen import panel_figure
 from ecstruct.plots.style import INK, token_label
 
 CHANGE = "change of the probability (%)"
@@ -202,6 +203,7 @@ def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Fi
             [token_label(str(text)) for text in array["token_text"].values],
             CHANGE,
             lambda layer, label, value, *_: f"layer {layer}, {label}<br>{value:+.3g}%",
+            most=MOST,
         )
         read = token_label(str(array["read"].values))
         asked = f"p(“{read}”) = {float(array['probability']):.2g}"
@@ -209,18 +211,7 @@ def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Fi
         lens = zip(array["lens"].values, array["lens_probability"].values, strict=True)
         texts = [f"{token_label(str(token), 12)} {100 * p:.0f}%" for token, p in lens]
         columns.append(Column(heading, [panel], "token not seen", not columns, texts=texts))
-    figure = panel_figure(columns, [""], scale="symmetric")
-    return figure.for_each_trace(_in_percent, {"type": "heatmap"})
-
-
-def _in_percent(trace: Any) -> None:
-    """Write the numbers of a colour bar with three digits, as percentages need, and end it at `MOST`."""
-    bar, top = trace.colorbar, min(trace.zmax, MOST)
-    ticks = [top * share for share in (-1, -0.5, 0, 0.5, 1)]
-    texts = [f"{value:+.3g}".replace("-", "−") for value in ticks]
-    texts[-1] = "≥ " * (trace.zmax > top) + texts[-1]
-    trace.update(zmin=-top, zmax=top)
-    bar.update(tickvals=ticks, ticktext=texts)
+    return panel_figure(columns, [""], scale="symmetric")
 
 
 def _with_embedding(rates: xr.DataArray) -> xr.DataArray:

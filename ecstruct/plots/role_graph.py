@@ -16,13 +16,13 @@ ROLES = ("upstream", "informative", "downstream")
 LEAST = 0.05
 """Edges that are weaker than this share of the strongest one are not drawn."""
 
-_NODE, _BETWEEN, _LAYER, _LEAST_HEIGHT = 23, 220, 25, 340
+_NODE, _BETWEEN, _LAYER, _LEAST_HEIGHT = 22, 220, 30, 340
 """Pixels: the size of a node, the free space between two columns, the height of a layer, and of all layers
 at least."""
-_WIDEST, _STAGGERED = 6, 0.3
+_WIDEST, _STAGGERED = 6, 0.12
 """The pixels of the strongest line, and how far above or below it components of a layer are, in layers."""
 _COLOURS = {1: colour_scale()[-2][1], -1: colour_scale()[1][1]}
-_MEANING = {1: "raises the reward", -1: "lowers it"}
+_MEANING = {1: "raises the reward", -1: "lowers the reward"}
 
 
 def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit: str) -> go.Figure:
@@ -48,12 +48,13 @@ def role_graph(nodes: pd.DataFrame, edges: pd.DataFrame, *, n_layers: int, unit:
         top=34,
         bottom=34,
     )
-    for sign, meaning in _MEANING.items():
-        line = {"color": _COLOURS[sign], "width": 3}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=meaning)
     sizes = edges["effect"].abs()
     largest = sizes.max()
     drawn = edges[(sizes >= LEAST * largest) & (sizes > 0)].iloc[::-1]  # the strongest on top
+    for sign, meaning in _MEANING.items():
+        if (np.sign(drawn["effect"]) == sign).any():
+            line = {"color": _COLOURS[sign], "width": 3}
+            figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=meaning, showlegend=True)
     for edge in drawn.to_dict("records"):
         ends = [places[edge[f"{end}_role"], edge[end]] for end in ("from", "to")]
         (left, low), (right, high) = ends

@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from ecstruct.errors import InputError
-from ecstruct.plots.panels import Column, Panel, Scale, panel_figure
+from ecstruct.plots.panels import Column, Panel, Scale
 from ecstruct.plots.paper import Width, paper_figure
+from ecstruct.plots.screen import panel_figure
 from ecstruct.plots.style import GREY, number, plain_token, reward_title, token_label
 
 ROWS = ("downstream", "informative", "upstream")

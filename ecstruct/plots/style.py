@@ -90,11 +90,11 @@ def plain_token(text: str) -> str:
     return text.lstrip("Ġ▁ ") or text
 
 
-def token_label(text: str, longest: int = 16) -> str:
+def token_label(text: str, longest: int = 18) -> str:
     """Write a token for an axis, shortened and escaped, because plotly reads text as HTML.
 
     >>> token_label("Ġ<s>"), token_label("\\n"), token_label("ĊĊ"), token_label("  "), token_label("a" * 20)
-    ('&lt;s&gt;', '\\\\n', '\\\\n\\\\n', '␣␣', 'aaaaaaaaaaaaaaa…')
+    ('&lt;s&gt;', '\\\\n', '\\\\n\\\\n', '␣␣', 'aaaaaaaaaaaaaaaaa…')
     """
     if not text.strip("Ċ"):  # line breaks as byte-level tokenizers write them
         text = text.replace("Ċ", "\n")

@@ -62,6 +62,7 @@ def frequencies(core: Core) -> go.Figure:
         height=max(cell * n_layers, 180),
         gap=24,
         right=BAR_WIDTH,
+        key="● kept by all",
         template=CELLS,  # its grey shows what was not pruned
     )
     names = [
@@ -82,8 +83,8 @@ def frequencies(core: Core) -> go.Figure:
             **axes_of(i),
         )
         figure.add_trace(dots(values == 1, range(n_layers), 6).update(axes_of(i)))
-        axes = {f"xaxis{i + 1}": x_axis, f"yaxis{i + 1}": {**y_axis, "showticklabels": i == 0}}
-        figure.update_layout(axes)
+        figure.update_layout({f"xaxis{i + 1}": x_axis, f"yaxis{i + 1}": y_axis})
+    figure.update_yaxes(showticklabels=False).update_yaxes(showticklabels=True, col=1)
     return figure.update_layout(coloraxis=blues(1, "share that keeps it", tickformat=".0%"))
 
 

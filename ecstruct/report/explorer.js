@@ -91,15 +91,14 @@ function explore(root) {
       const value = column ? attention : mlp;
       const z = indices(layers).map((layer) => indices(labels).map((token) => value(score, layer, token)));
       const top = Math.max(...z.flat().map(Math.abs)) || 1;
-      const ticks = [-top, -top / 2, 0, top / 2, top];
+      const bar = trace.colorbar;
+      const texts = [-top, 0, top].map((tick) => signed(tick, 2));
+      const inset = 0.52 * bar.tickfont.size * texts[2].length / bar.len; // numbers stay within the bar
       return {
         ...trace, z, x: indices(labels), y: layers, zmin: -top, zmax: top,
         text: layers.map(() => labels),
         hovertemplate: "layer %{y}, %{text}<br>" + data.unit + ": %{z:+.3g}<extra></extra>",
-        colorbar: {
-          ...trace.colorbar, tickvals: ticks, ticktext: ticks.map((tick) => signed(tick, 2)),
-          title: { ...trace.colorbar.title, text: data.unit },
-        },
+        colorbar: { ...bar, tickvals: [-1, 0, 1].map((end) => end * top * (1 - inset)), ticktext: texts },
       };
     });
     const layout = { ...data.frames[frame].layout, shapes: outlines() };
@@ -118,15 +117,18 @@ function explore(root) {
     const all = (score) => [
       mlp(score, layer, token), ...indices(heads).map((one) => head(score, layer, one, token))];
     const values = all(score);
-    const step = Math.ceil(heads.length / 32);
-    const shown = indices(heads).filter((one) => one % step === 0);
+    // As wide as its bars want, or as its place on the page.
+    const width = Math.max(Math.min(150 + 20 * heads.length, 900, bars.parentElement.clientWidth), 320);
+    const apart = (width - 85) / (heads.length + 2.4); // bars, in pixels, of which a label takes 20
+    const step = Math.ceil(20 / apart);
+    const shown = indices(heads).filter((one) => one % step === 0 && (one + 2) * apart >= 20);
     const { template } = data.frames[view().frame].layout;
     Plotly.react(bars, [{
       type: "bar", x: [0, ...places], y: values, text: names, textposition: "none",
       marker: { color: values.map((value) => (value < 0 ? "#2166ac" : "#b2182b")) },
       hovertemplate: "%{text}: %{y:+.3g}<extra></extra>",
     }], {
-      template, width: Math.min(Math.max(150 + 20 * heads.length, 320), 900), height: 250,
+      template, width, height: 250,
       margin: { l: 70, r: 15, t: 15, b: 52 }, plot_bgcolor: "#ffffff",
       xaxis: {
         range: [-0.7, heads.length + 1.7], title: { text: "MLP, and heads of layer " + layers[layer] },

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ecstruct.plots.panels import TAG, Column, Panel, label_length, panel_figure
+from ecstruct.plots.panels import TAG, Column, Panel, label_length
 from ecstruct.plots.scores import ROWS, slot_labels
+from ecstruct.plots.screen import panel_figure
 from ecstruct.plots.style import reward_title
 from ecstruct.report.templates import render
 from ecstruct.scores.aggregate import aggregate_dataset, prompt_slots
@@ -133,7 +134,7 @@ class Explorer:
         """Return a figure without values for `n_tokens` tokens, of which `longest` is the longest."""
         layers = [int(layer) for layer in self.scores.dataset["layer"].values]
         nothing = np.zeros((len(layers), n_tokens))
-        panel = Panel(nothing, layers, [longest] * n_tokens)
+        panel = Panel(nothing, layers, [longest] * n_tokens, reward_title(self.scores.dataset.attrs))
         rows = self._rows()
         columns = [
             Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")
