@@ -59,7 +59,7 @@ def line_panels(
     # A panel alone has the page to itself; several together are made to fit one.
     wanted = [float(np.clip(16 * last, 260 if len(panels) > 1 else 400, 480)) for last in lasts]
     room = PAGE_WIDTH - around["left"] - around["right"] - around["gap"] * (len(panels) - 1)
-    widths = [max(width * min(1.0, room / sum(wanted)), 240.0) for width in wanted]
+    widths = [max(width * min(1.0, room / sum(wanted)), 200.0) for width in wanted]
     figure = side_by_side(list(panels), x=x, y=y, widths=widths, height=264, **around)
     shown = [
         [*include, *(v for line in lines.values() for v in line.extent())] for lines in panels.values()

@@ -26,5 +26,4 @@ def alignment_report(path: Path, alignment: Alignment, replay: str) -> None:
 def _most_aligned(components: pd.DataFrame) -> pd.DataFrame:
     """Return the components in which own pairs are aligned most."""
     most = components.nlargest(10, "own")
-    columns = most[["own", "others"]].map("{:.4g}".format)
-    return columns.set_axis([component_names(most)]).rename_axis("component").reset_index()
+    return most[["own", "others"]].set_axis([component_names(most)]).rename_axis("component").reset_index()
