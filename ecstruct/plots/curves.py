@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ecstruct.errors import InputError
-from ecstruct.plots.layout import pixel_grid
+from ecstruct.plots.layout import legend_width, side_by_side
 from ecstruct.plots.lines import Line, add_line, line_colours, line_panels
 from ecstruct.plots.style import GREY
 
@@ -115,8 +115,8 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
         raise InputError("there are no series to show; give at least one")
     if wrong := [lr for values in series.values() for lr in values if not lr > 0]:
         raise InputError(f"lr={wrong[0]} has no place on a logarithmic axis; give positive ones")
-    bottom = 66 + 30 * len(series)  # the axis, and a line of the legend for each series
-    figure = pixel_grid([560], 280, lefts=[64], right=16, top=16, bottom=bottom)
+    right = legend_width(list(series))
+    figure = side_by_side([""], x="learning rate", y=y, widths=[480], height=264, right=right)
     for (name, values), colour in zip(series.items(), line_colours(series).values(), strict=True):
         rates = sorted(values)
         line = Line(np.array(rates), np.array([float(np.mean(values[lr])) for lr in rates]))
@@ -135,9 +135,8 @@ def number_by_rate(series: Mapping[str, Mapping[float, Sequence[float]]], *, y: 
             )
     measured = sorted({lr for values in series.values() for lr in values})
     names = [f"{lr:g}" for lr in measured]
-    figure.update_xaxes(type="log", title="learning rate", showgrid=True, tickvals=measured, ticktext=names)
-    figure.update_yaxes(title=y)
-    return figure.update_layout(legend={"yanchor": "top", "y": -0.22, "x": 0}, showlegend=True)
+    figure.update_xaxes(type="log", showgrid=True, tickvals=measured, ticktext=names)
+    return figure.update_layout(showlegend=True)
 
 
 def _over_seeds(name: str, values: Curve) -> Line:

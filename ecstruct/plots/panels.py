@@ -73,7 +73,7 @@ class Column:
 
     Attributes:
         column_axis: The title of the axis below the lowest panel.
-        first_of_group: Whether its panels show the layers' numbers, as those of the first column do.
+        first_of_group: Whether its panels show the layers' numbers; those of the first column always do.
         numbered: Whether its labels are numbers that count up, so that some of them may be left out.
         texts: What is written on the right of each layer, of its lowest panel.
     """
@@ -217,14 +217,14 @@ def draw_panels(
     return figure.add_annotation(note(shown, x=1, y=0, yshift=1 - sizes.below - 2 * line, **style))
 
 
-def dots(marked: np.ndarray, layers: Sequence[int], size: float) -> go.Scatter:
-    """Draw a dot of `size` pixels on every cell (layer, column) that is marked."""
+def dots(marked: np.ndarray, layers: Sequence[int], size: float, **marker: Any) -> go.Scatter:
+    """Draw a dot of `size` pixels, or another `marker`, on every cell (layer, column) that is marked."""
     rows, columns = np.nonzero(marked)
     return go.Scatter(
         x=columns,
         y=np.array(layers)[rows],
         mode="markers",
-        marker={"size": size, "color": INK, "line": {"color": "white", "width": 1}},
+        marker={"size": size, "color": INK, "line": {"color": "white", "width": 1}, **marker},
         hoverinfo="skip",
         showlegend=False,
     )

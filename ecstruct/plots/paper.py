@@ -26,6 +26,7 @@ from ecstruct.plots.panels import (
     Panel,
     Scale,
     Sizes,
+    dots,
     draw_panels,
     label_length,
     units,
@@ -201,28 +202,17 @@ def _traces(panel: Panel, low: float, high: float, bar: dict[str, Any], cell: fl
         "line": {"color": "white", "width": min(HAIR, 0.1 * cell)},
     }
     base, ones = layers[rows] - 0.5, np.ones(len(rows))
-    traces: list[Any] = [
-        go.Bar(x=columns, y=ones, base=base, width=1, marker=marker, hoverinfo="skip"),
-    ]
+    bars = go.Bar(x=columns, y=ones, base=base, width=1, marker=marker, hoverinfo="skip")
     if cell < _SIGNED:
-        return traces
-    dark = np.maximum(panel.values[_negative(panel)], low) < -0.5 * high
-    signs = {
-        "symbol": "line-ew",
-        "size": float(np.clip(0.35 * cell, 1.5, 3)),  # half of its length
-        "line": {"color": np.where(dark, "#ffffff", INK), "width": HAIR},
-    }
-    dots = {
-        "symbol": "circle",
-        "size": float(np.clip(0.4 * cell, 1.5, 3.5)),
-        "color": INK,
-        "line": {"color": "white", "width": HAIR / 2},
-    }
-    marked = np.zeros_like(panel.values) if panel.marked is None else panel.marked
-    for marker, where in ((signs, _negative(panel)), (dots, marked)):
-        rows, columns = np.nonzero(where)
-        if len(rows):
-            traces.append(
-                go.Scatter(x=columns, y=layers[rows], mode="markers", marker=marker, hoverinfo="skip")
-            )
-    return traces
+        return [bars]
+    negative, marked = _negative(panel), panel.marked
+    dark = np.maximum(panel.values[negative], low) < -0.5 * high
+    stroke = {"color": np.where(dark, "#ffffff", INK), "width": HAIR}
+    half, dot = float(np.clip(0.35 * cell, 1.5, 3)), float(np.clip(0.4 * cell, 1.5, 3.5))
+    drawn: list[Any] = [bars]
+    if negative.any():
+        drawn.append(dots(negative, panel.layers, half, symbol="line-ew", line=stroke))
+    if marked is not None and marked.any():
+        rim = {"color": "white", "width": HAIR / 2}
+        drawn.append(dots(marked, panel.layers, dot, symbol="circle", line=rim))
+    return drawn

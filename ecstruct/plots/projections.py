@@ -31,5 +31,5 @@ def projection_map(projections: xr.Dataset, *, scale: Scale = "symmetric") -> go
             unit="Δ reward",
             describe=lambda layer, name, value, *_, of=title: f"{name} of {of}, layer {layer}: {value:.3g}",
         )
-        columns.append(Column(f"<b>{title}</b>", [panel], "projection", first_of_group=not columns))
+        columns.append(Column(f"<b>{title}</b>", [panel], "projection"))
     return panel_figure(columns, [""], scale=scale, groups=[("informative", len(columns))])

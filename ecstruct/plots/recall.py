@@ -175,7 +175,7 @@ def extraction_head_map(heads: xr.Dataset | Mapping[str, xr.Dataset]) -> go.Figu
                 + ", ".join(token_label(str(token)) for token in tokens[i, j])
             ),
         )
-        columns.append(Column(escape(title, quote=False), [panel], "head", not columns, numbered=True))
+        columns.append(Column(escape(title, quote=False), [panel], "head", numbered=True))
     return panel_figure(columns, [""], scale="symmetric")
 
 
@@ -210,7 +210,7 @@ def knockout_heatmap(arrays: xr.DataArray | Mapping[str, xr.DataArray]) -> go.Fi
         heading = f"{escape(title, quote=False)}: {asked}" if title else asked
         lens = zip(array["lens"].values, array["lens_probability"].values, strict=True)
         texts = [f"{token_label(str(token), 12)} {100 * p:.0f}%" for token, p in lens]
-        columns.append(Column(heading, [panel], "token not seen", not columns, texts=texts))
+        columns.append(Column(heading, [panel], "token not seen", texts=texts))
     return panel_figure(columns, [""], scale="symmetric")
 
 

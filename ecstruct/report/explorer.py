@@ -137,8 +137,7 @@ class Explorer:
         panel = Panel(nothing, layers, [longest] * n_tokens, reward_title(self.scores.dataset.attrs))
         rows = self._rows()
         columns = [
-            Column(title, [panel] * len(rows), "token", first_of_group=title == "MLP")
-            for title in ("MLP", "attention (heads summed)")
+            Column(title, [panel] * len(rows), "token") for title in ("MLP", "attention (heads summed)")
         ]
         figure = json.loads(str(panel_figure(columns, rows, scale="symmetric").to_json()))
         data = [{key: trace[key] for key in _KEPT} for trace in figure["data"]]

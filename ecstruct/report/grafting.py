@@ -1,24 +1,11 @@
-"""The pages of `ecstruct graft` and `ecstruct grafts`."""
+"""The page of `ecstruct grafts`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ecstruct.grafting import Grafted, Grafts, RandomSets
+from ecstruct.grafting import Grafts, RandomSets
 from ecstruct.report.page import write_page
-
-
-def graft_report(path: Path, grafted: Grafted, replay: str) -> None:
-    """Write the report of sets of weights that were grafted at positions."""
-    write_page(
-        path,
-        "graft.html",
-        "Grafts at positions",
-        grafted.conclusion(),
-        replay,
-        grafted.attrs,
-        grafted=grafted,
-    )
 
 
 def grafts_report(path: Path, grafts: Grafts, drawn: RandomSets | None, replay: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -123,6 +123,19 @@ def write_page(
     again, and its `config`.
     """
     write_text(path, _page(template, title, summary, Replay(replay, config), **shown))
+
+
+class Found(Protocol):
+    """A result that says itself what was found, and of what."""
+
+    @property
+    def attrs(self) -> Mapping[str, Any]: ...
+    def conclusion(self) -> str: ...
+
+
+def write_result(path: Path, template: str, title: str, result: Found, replay: str) -> None:
+    """Write the report of a command that is of one result, `result` in its template."""
+    write_page(path, template, title, result.conclusion(), replay, result.attrs, result=result)
 
 
 def _page(template: str, title: str, summary: str, again: Replay | None = None, **shown: Any) -> str:

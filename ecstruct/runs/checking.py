@@ -20,8 +20,7 @@ from ecstruct.options import (
     ScoreOptions,
     types_of,
 )
-from ecstruct.report.diagnosis import diagnosis_report
-from ecstruct.report.edges import edges_report
+from ecstruct.report.page import write_result
 from ecstruct.report.pages import causal_report, controls_report, fidelity_report, top_table
 from ecstruct.runs.configuration import check_fingerprints, finish, folder_locked, replay_command
 from ecstruct.scores.causal import intervened
@@ -67,7 +66,7 @@ def run_diagnose(config: commands.Diagnose, out: Path, device: str | None, progr
     found = diagnose(pair, config.after, **asked, progress=progress)
     found.save(out / "diagnosis.nc")
     write_text(out / "diagnosis.csv", found.table().to_csv(index=False))
-    diagnosis_report(out / "report.html", found, replay_command(out))
+    write_result(out / "report.html", "diagnosis.html", "Diagnosis", found, replay_command(out))
     finish(out, "diagnose", config, found.conclusion(), progress, fingerprints=prints)
 
 
@@ -81,7 +80,7 @@ def run_edges(config: commands.Edges, out: Path, device: str | None, progress: b
     found = edges_of(pair, config.prompts, EdgeOptions.given(vars(config)), roles, progress=progress)
     found.save(out / "edges.nc")
     write_text(out / "edges.csv", found.table().to_csv(index=False))
-    edges_report(out / "report.html", found, replay_command(out))
+    write_result(out / "report.html", "edges.html", "Edges", found, replay_command(out))
     finish(out, "edges", config, found.conclusion(), progress, fingerprints=prints)
 
 

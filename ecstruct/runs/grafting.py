@@ -6,7 +6,8 @@ from typing import Any
 from ecstruct import commands
 from ecstruct.grafting import graft, grafts, random_sets
 from ecstruct.io.files import write_text
-from ecstruct.report.grafting import graft_report, grafts_report
+from ecstruct.report.grafting import grafts_report
+from ecstruct.report.page import write_result
 from ecstruct.runs.configuration import (
     check_fingerprints,
     check_weights,
@@ -37,7 +38,7 @@ def run_graft(config: commands.Graft, out: Path, device: str | None, progress: b
         check_weights(config.control, prints["control"], (config.fingerprints or {}).get("control"))
     found.save(out / "graft.nc")
     write_text(out / "graft.csv", found.table().to_csv(index=False))
-    graft_report(out / "report.html", found, replay_command(out))
+    write_result(out / "report.html", "graft.html", "Grafts at positions", found, replay_command(out))
     finish(out, "graft", config, found.conclusion(), progress, fingerprints=prints)
 
 

@@ -17,7 +17,7 @@ from ecstruct.io.files import exclusive, write_text
 from ecstruct.models.loading import load
 from ecstruct.options import AlignmentOptions, ScoreOptions, SuggestOptions
 from ecstruct.report.alignment import alignment_report
-from ecstruct.report.page import write_page
+from ecstruct.report.page import write_result
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
     check_fingerprints,
@@ -107,8 +107,5 @@ def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) 
     write_text(out / "mergekit.yaml", yaml.safe_dump(found.mergekit(), sort_keys=False))
     if found.edits_mlps:
         write_text(out / "easyedit.yaml", yaml.safe_dump(found.easyedit(), sort_keys=False))
-    said, again = found.conclusion(), replay_command(out)
-    write_page(
-        out / "report.html", "suggest.html", "Suggestions", said, again, found.attrs, suggestion=found
-    )
-    finish(out, "suggest", config, said, progress, fingerprints=prints)
+    write_result(out / "report.html", "suggest.html", "Suggestions", found, replay_command(out))
+    finish(out, "suggest", config, found.conclusion(), progress, fingerprints=prints)
