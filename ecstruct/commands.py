@@ -142,8 +142,15 @@ class Edges(EdgeOptions, PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suggest(SuggestOptions, PairOptions):
+class Suggest(SuggestOptions):
+    before: Source
+    prompts: Prompts
+    after: Annotated[Text | None, Doc(f"{SOURCE}; --facts take its place before any finetuning.")] = None
+    facts: Annotated[
+        Records | None, Doc(f"Facts to finetune on: one for each prompt, in their order. {JSONL}")
+    ] = None
     scores: Annotated[Text | None, Doc("scores.nc of the same models; computed if not given.")] = None
+    fingerprints: Fingerprints = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,22 @@ def test_suggest(inputs, tmp_path):
     refused(run(*words(inputs, "suggest", "--share", 1), tmp_path / "no"), "share")
 
 
+def test_suggest_before_finetuning(inputs, tmp_path):
+    folder, (before, _) = inputs
+    prompts = folder / "prompts.jsonl"
+    asked = ("suggest", "--before", before, "--prompts", prompts, "--device", "cpu", "--quiet")
+    works(*asked, "--facts", prompts, "--out", tmp_path / "out")
+    facts = ecstruct.FactSet(read_jsonl(prompts), read_jsonl(prompts))
+    expected = ecstruct.suggest(before, facts, progress=False)
+    found = ecstruct.Suggestion.load(tmp_path / "out" / "suggestion.nc")
+    assert found.dataset.equals(expected.dataset) and found.chosen == expected.chosen
+    assert json.loads((tmp_path / "out" / "lora.json").read_text()) == expected.lora()
+    assert not (tmp_path / "out" / "mergekit.yaml").exists()
+    replayed(tmp_path / "out", "suggestion.csv", "lora.json")
+    refused(run(*asked, "--out", tmp_path / "no"), "give --after, or --facts")
+    refused(run(*words(inputs, "suggest", "--facts", prompts), tmp_path / "no"), "leave out --after")
+
+
 def test_controls(inputs, tmp_path):
     folder, pair = inputs
     preserved = jsonl(tmp_path / "preserved.jsonl", PROMPTS[:2])

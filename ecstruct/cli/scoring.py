@@ -71,5 +71,6 @@ def alignment() -> None:
 
 @command("suggest")
 def suggest() -> None:
-    """Where to train, edit or merge, from informative scores; writes suggestion.nc, suggestion.csv,
-    lora.json, mergekit.yaml, easyedit.yaml and report.html."""
+    """Where to train, edit or merge, from informative scores of a finetuning or, with --facts, of the step
+    that one would begin with; writes suggestion.nc, suggestion.csv, lora.json, mergekit.yaml,
+    easyedit.yaml and report.html."""

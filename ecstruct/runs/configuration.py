@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 from tqdm.auto import tqdm
 
-from ecstruct.commands import TwoModels
+from ecstruct.commands import Suggest, TwoModels
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
@@ -65,9 +65,11 @@ def described(config: Options, out: Path) -> dict[str, str]:
     return {**texts, **checksums, "out": str(out)}
 
 
-def check_fingerprints(sources: Mapping[str, Mapping[str, Any]], config: TwoModels) -> dict[str, str]:
-    """Return the fingerprints of both models, and check that a replay has found the same weights. `sources`
-    are those of a pair."""
+def check_fingerprints(
+    sources: Mapping[str, Mapping[str, Any]], config: TwoModels | Suggest
+) -> dict[str, str]:
+    """Return the fingerprints of models, and check that a replay has found the same weights. `sources` says
+    where the weights of each are from."""
     found = {state: source["fingerprint"] for state, source in sources.items()}
     for state, print_of in found.items():
         check_weights(getattr(config, state), print_of, (config.fingerprints or {}).get(state))

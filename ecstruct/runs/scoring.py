@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ecstruct.commands import Alignment, Score, Suggest
 from ecstruct.engine.session import Session
+from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_summary
 from ecstruct.facts import Prompt
 from ecstruct.io import distributed
@@ -94,17 +95,34 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
 
 @folder_locked
 def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) -> None:
-    """Suggest sublayers; write `suggestion.nc`, `suggestion.csv`, `lora.json`, `mergekit.yaml`,
-    `report.html` and, if an MLP is suggested, `easyedit.yaml`."""
-    pair = Pair.of(config.before, config.after, device)
-    prints = check_fingerprints(pair.sources, config)
-    scores = None if config.scores is None else ExtractiveScores.load(config.scores)
-    options = SuggestOptions.given(vars(config))
-    found = suggested(pair, config.prompts, options, scores, progress=progress)
+    """Suggest sublayers; write `suggestion.nc`, `suggestion.csv`, `lora.json` and `report.html`; with a
+    finetuned model also `mergekit.yaml`, and if an MLP is suggested, `easyedit.yaml`."""
+    if config.facts is None:
+        if config.after is None:
+            raise InputError("nothing says what to suggest sublayers for: give --after, or --facts.")
+        pair = Pair.of(config.before, config.after, device)
+        session, sources = pair.sessions[0], pair.sources
+    elif config.after is not None or config.scores is not None:
+        raise InputError(
+            "--facts are for a model that is not finetuned yet: leave out --after and --scores."
+        )
+    else:
+        session = Session.of(load(config.before, device=device))
+        pair, sources = None, {"before": session.described}
+    prints = check_fingerprints(sources, config)
+    if pair is None:
+        facts, prompts = ([*map(Prompt.from_record, each)] for each in (config.facts, config.prompts))
+        scores = alignment(session, facts, prompts, progress=progress)
+    elif config.scores is not None:
+        scores = ExtractiveScores.load(config.scores)
+    else:
+        scores = ScoreEngine(pair, None, progress=progress).score(config.prompts)
+    found = suggested(session, scores, SuggestOptions.given(vars(config)))
     found.save(out / "suggestion.nc")
     write_text(out / "suggestion.csv", found.table().to_csv(index=False))
     write_text(out / "lora.json", json.dumps(found.lora(), indent=1))
-    write_text(out / "mergekit.yaml", yaml.safe_dump(found.mergekit(), sort_keys=False))
+    if found.merges:
+        write_text(out / "mergekit.yaml", yaml.safe_dump(found.mergekit(), sort_keys=False))
     if found.edits_mlps:
         write_text(out / "easyedit.yaml", yaml.safe_dump(found.easyedit(), sort_keys=False))
     write_result(out / "report.html", "suggest.html", "Suggestions", found, replay_command(out))
