@@ -43,7 +43,7 @@ def written(tmp_path_factory):
 def test_every_question_has_its_rows(written):
     found = [row["what"] for row in written["rows"]]
     for what, n in (
-        ("three scores / bare passes", 5),
+        ("three scores / bare passes", 7),
         ("causal scores, 72 interventions", 6),
         ("checked / scored", 2),
         ("slope of log time", 3),
