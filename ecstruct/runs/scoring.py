@@ -97,26 +97,24 @@ def run_score(config: Score, out: Path, device: str | None, progress: bool) -> N
 def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) -> None:
     """Suggest sublayers; write `suggestion.nc`, `suggestion.csv`, `lora.json` and `report.html`; with a
     finetuned model also `mergekit.yaml`, and if an MLP is suggested, `easyedit.yaml`."""
-    if config.facts is None:
-        if config.after is None:
-            raise InputError("nothing says what to suggest sublayers for: give --after, or --facts.")
-        pair = Pair.of(config.before, config.after, device)
-        session, sources = pair.sessions[0], pair.sources
-    elif config.after is not None or config.scores is not None:
-        raise InputError(
-            "--facts are for a model that is not finetuned yet: leave out --after and --scores."
-        )
-    else:
+    if config.facts is not None:
+        if config.after is not None or config.scores is not None:
+            raise InputError(
+                "--facts are for a model that is not finetuned yet: leave out --after and --scores."
+            )
         session = Session.of(load(config.before, device=device))
-        pair, sources = None, {"before": session.described}
-    prints = check_fingerprints(sources, config)
-    if pair is None:
+        prints = check_fingerprints({"before": session.described}, config)
         facts, prompts = ([*map(Prompt.from_record, each)] for each in (config.facts, config.prompts))
         scores = alignment(session, facts, prompts, progress=progress)
-    elif config.scores is not None:
-        scores = ExtractiveScores.load(config.scores)
+    elif config.after is None:
+        raise InputError("nothing says what to suggest sublayers for: give --after, or --facts.")
     else:
-        scores = ScoreEngine(pair, None, progress=progress).score(config.prompts)
+        pair = Pair.of(config.before, config.after, device)
+        session, prints = pair.sessions[0], check_fingerprints(pair.sources, config)
+        if config.scores is not None:
+            scores = ExtractiveScores.load(config.scores)
+        else:
+            scores = ScoreEngine(pair, None, progress=progress).score(config.prompts)
     found = suggested(session, scores, SuggestOptions.given(vars(config)))
     found.save(out / "suggestion.nc")
     write_text(out / "suggestion.csv", found.table().to_csv(index=False))
