@@ -209,6 +209,21 @@ class Setup:
             raise InputError(f"this is no setup ({error}): write one as to_dict does.") from error
 
 
+def organisms_only(setup: Setup | None, name: str) -> Setup:
+    """Return the setup, or the default one, of an experiment that pretrains its models.
+
+    Raises:
+        InputError: the setup is not about organisms, the only models that can be pretrained here.
+    """
+    setup = setup or Setup()
+    if setup.model != "organism":
+        raise InputError(
+            f"{name} pretrains its models, and {setup.model!r} is pretrained already: use "
+            'Setup("organism").'
+        )
+    return setup
+
+
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not all(isinstance(seed, int) for seed in seeds):
         raise TypeError(f"seeds are numbers, not {seeds!r}")
