@@ -51,9 +51,8 @@ Records = Annotated[list[dict[str, Any]], MinLen(1), FROM_FILE]
 
 Source = Annotated[Text, Doc(SOURCE)]
 Prompts = Annotated[Records, Doc(JSONL)]
-Fingerprints = Annotated[
-    dict[str, str] | None, "of weights, which a replay compares with those that it finds"
-]
+Fingerprint = Annotated[str | None, "of the weights, which a replay compares with those that it finds"]
+Fingerprints = Annotated[dict[str, str] | None, "the same of several models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class Alignment(AlignmentOptions):
     implications: Annotated[
         Records, Doc(f"What follows from the facts: one from each, in their order. {JSONL}")
     ]
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +288,7 @@ class Prune(PruneOptions):
     reference: Annotated[
         Records | None, Doc(f"Prompts whose mean ablated components write; --prompts by default. {JSONL}")
     ] = None
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +380,7 @@ class Finetune(FinetuneOptions):
             "After each epoch, write the weight delta to OUT/epochs, or the whole model if that is written."
         ),
     ] = False
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
