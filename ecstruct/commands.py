@@ -2,8 +2,9 @@
 are applied to.
 
 A configuration has everything that determines the numbers, prompts included, so that it can be replayed
-wherever the checkpoints can be found. Devices and progress bars are not part of it. The command line has an
-option for every field with a `Doc`, and `ecstruct.runs` has a function for every command.
+wherever the checkpoints can be found. Devices and progress bars are not part of it. The command line has
+its docstring as the help, and an option for every field with a `Doc`; `ecstruct.runs` has a run for every
+command.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,9 +51,8 @@ Records = Annotated[list[dict[str, Any]], MinLen(1), FROM_FILE]
 
 Source = Annotated[Text, Doc(SOURCE)]
 Prompts = Annotated[Records, Doc(JSONL)]
-Fingerprints = Annotated[
-    dict[str, str] | None, "of weights, which a replay compares with those that it finds"
-]
+Fingerprint = Annotated[str | None, "of the weights, which a replay compares with those that it finds"]
+Fingerprints = Annotated[dict[str, str] | None, "the same of several models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,11 @@ class PairOptions(TwoModels):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ScoreOptions, PairOptions):
+    """Informative, upstream and downstream scores; writes scores.nc and report.html.
+
+    Goes on where it was stopped. Under torchrun all processes share the prompts.
+    """
+
     @classmethod
     def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # Version 0.1.0 had gradients only.
@@ -81,16 +86,21 @@ class Score(ScoreOptions, PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(AlignmentOptions):
+    """What a step on each fact would do to each implication, before any finetuning; writes alignment.nc and
+    report.html."""
+
     model: Source
     facts: Prompts
     implications: Annotated[
         Records, Doc(f"What follows from the facts: one from each, in their order. {JSONL}")
     ]
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Causal(CausalOptions, PairOptions):
+    """The scores by intervention, without any approximation; writes scores.nc and report.html."""
+
     components: Annotated[
         Sequence[str] | None,
         Doc("A component, as 'MLP 4' or 'head 5.2'; repeatable, all if not given."),
@@ -100,6 +110,12 @@ class Causal(CausalOptions, PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Controls(ScoreOptions, PairOptions):
+    """The scores where there is nothing to be found; writes all scores, controls.json, changes.csv and
+    report.html; with --steering also steering.csv.
+
+    Goes on where it was stopped.
+    """
+
     unrelated: Annotated[
         Records | None, Doc(f"Prompts for which the facts are irrelevant, as a control. {JSONL}")
     ] = None
@@ -117,6 +133,10 @@ class Controls(ScoreOptions, PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose(TwoModels):
+    """Why a finetuning did not take: unchanged, not learnt, a string, not read, outvoted, saturated or
+    forgotten elsewhere; writes diagnosis.nc, diagnosis.csv and report.html.
+    """
+
     facts: Prompts
     implications: Annotated[Records | None, Doc(f"What follows from the facts. {JSONL}")] = None
     variants: Annotated[
@@ -135,6 +155,9 @@ class Diagnose(TwoModels):
 
 @dataclass(frozen=True, kw_only=True)
 class Edges(EdgeOptions, PairOptions):
+    """How much of the strongest components' scores goes through one another; writes edges.nc, edges.csv and
+    report.html."""
+
     scores: Annotated[
         Text | None,
         Doc("scores.nc of the same models, which chooses the components; computed if not given."),
@@ -143,6 +166,10 @@ class Edges(EdgeOptions, PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Suggest(SuggestOptions):
+    """Where to train, edit or merge, from informative scores of a finetuning or, with --facts, of the step
+    that one would begin with; writes suggestion.nc, suggestion.csv, lora.json, mergekit.yaml,
+    easyedit.yaml and report.html."""
+
     before: Source
     prompts: Prompts
     after: Annotated[Text | None, Doc(f"{SOURCE}; --facts take its place before any finetuning.")] = None
@@ -155,6 +182,10 @@ class Suggest(SuggestOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Graft(PairOptions):
+    """What the finetuned weights do in sets of components, at chosen positions; writes graft.nc, graft.csv
+    and report.html.
+    """
+
     components: Annotated[
         Sequence[Text] | None,
         Doc(
@@ -187,6 +218,12 @@ class Graft(PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Grafts(PairOptions):
+    """Ranks when the change of the strongest components is grafted or reverted; writes grafts.csv,
+    report.html and, with --random-sets, random_sets.csv.
+
+    Goes on where it was stopped.
+    """
+
     scores: Annotated[Text, Doc("scores.nc of the same models, which ranks the components.")]
     ks: Annotated[
         Sequence[Whole] | None,
@@ -201,6 +238,8 @@ class Grafts(PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity(FidelityOptions, PairOptions):
+    """How far the scores can be trusted: each beside the intervention it stands for."""
+
     @classmethod
     def upgraded(cls, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # Version 0.1.0 computed every form, on all components if no sample was given.
@@ -209,6 +248,12 @@ class Fidelity(FidelityOptions, PairOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Recall(RecallOptions):
+    """Attention knockout, subject enrichment and attribute extraction; writes arrays and report.html.
+
+    Prompts need a subject. With --after, both models side by side, and beside their extractive scores.
+    Goes on where it was stopped.
+    """
+
     before: Source
     after: Annotated[Text | None, Doc(f"The finetuned model to compare with: {SOURCE}")] = None
     prompts: Prompts
@@ -233,16 +278,23 @@ class Recall(RecallOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(PruneOptions):
+    """Find subnetworks that say what the model says; writes masks.nc and report.html.
+
+    Goes on where it was stopped. Ends with status 2 where pruning did not converge.
+    """
+
     model: Source
     prompts: Prompts
     reference: Annotated[
         Records | None, Doc(f"Prompts whose mean ablated components write; --prompts by default. {JSONL}")
     ] = None
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Options):
+    """Ranks and accuracy of every subnetwork; writes evaluation.json, all ranks and report.html."""
+
     model: Source
     masks: Annotated[
         Annotated[list[Text], MinLen(1)],
@@ -256,6 +308,8 @@ class Evaluate(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Core(Evaluate):
+    """What all subnetworks keep, and what is left without it; writes core.nc, core.json and report.html."""
+
     scores: Annotated[Text | None, Doc("scores.nc of the same model, to put beside the core.")] = None
     draws: Annotated[Count, Doc("Draws of random components to compare each network with.")] = 20
     seed: Annotated[Seed, Doc("Seed of everything random.")] = 0
@@ -263,6 +317,11 @@ class Core(Evaluate):
 
 @dataclass(frozen=True, kw_only=True)
 class Emergence(Options):
+    """From which checkpoint of a training on the core is needed; writes emergence.csv and report.html.
+
+    With --sparsity, subnetworks of every checkpoint are found too, and its effective size.
+    """
+
     models: Annotated[
         Annotated[list[Text], MinLen(1)],
         Doc(f"A checkpoint, as folder@step; again for each later one. {SOURCE}"),
@@ -293,6 +352,11 @@ class Emergence(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(FinetuneOptions):
+    """Finetune on the answers of facts; writes delta.safetensors and history.json.
+
+    Goes on where it was stopped. Under torchrun all processes share the model.
+    """
+
     model: Source
     facts: Prompts
     freeze: FreezeRecord | None = None
@@ -316,17 +380,21 @@ class Finetune(FinetuneOptions):
             "After each epoch, write the weight delta to OUT/epochs, or the whole model if that is written."
         ),
     ] = False
-    fingerprint: Annotated[str | None, "of the weights"] = None
+    fingerprint: Fingerprint = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Options):
+    """A small model learns facts, generalises, and shows which components did it."""
+
     model: str = "organism"
     seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce(Options):
+    """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
+
     experiments: list[str]
     setup: dict[str, Any]
     options: dict[str, dict[str, Any]] = field(default_factory=dict)

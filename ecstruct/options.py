@@ -42,6 +42,9 @@ class Flag:
 SAME_NUMBERS = "same numbers"
 """Marks an option on which the results do not depend, only how they are computed."""
 
+BatchSize = Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS]
+Memory = Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -154,9 +157,7 @@ class ScoreOptions(BaselineOptions):
         Doc("Run the interventions on so many of the strongest components by each score."),
         SAME_NUMBERS,
     ] = 0
-    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS] = (
-        None
-    )
+    batch_size: BatchSize = None
     offload: Annotated[
         bool, Doc("Leave both models on disk, and read one block at a time."), SAME_NUMBERS
     ] = False
@@ -170,7 +171,7 @@ class CausalOptions(BaselineOptions):
         Annotated[Sequence[Kind], MinLen(1)], Doc("Which scores; repeatable."), Flag("--kind")
     ] = KINDS[:3]
     per_token: Annotated[bool, Doc("Intervene at each token separately.")] = False
-    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS] = None
+    memory: Memory = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +210,8 @@ class FidelityOptions(BaselineOptions):
         Annotated[int, Ge(2), Le(10**6)] | None, Doc("How many components to intervene on.")
     ] = 12
     seed: Annotated[Seed, Doc("Seed of the sample.")] = 0
-    batch_size: Annotated[Positive | None, Doc("Prompts per batch; chosen if not given."), SAME_NUMBERS] = (
-        None
-    )
-    memory: Annotated[Whole | None, Doc("Bytes for interventions at once."), SAME_NUMBERS] = None
+    batch_size: BatchSize = None
+    memory: Memory = None
 
 
 class FreezeRecord(TypedDict, total=False):

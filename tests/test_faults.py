@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import run
 from helpers.jobs import until
-from helpers.processes import environment
+from helpers.processes import environment, holding
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import exclusive, explaining_write_errors, is_held, locked
@@ -142,25 +142,12 @@ def test_a_full_disk_before_the_first_cell(small_disk: Path) -> None:
     assert "No space left on device" in result.stderr
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from ecstruct.io.files import exclusive
-with exclusive(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A folder, and another process that writes to it."""
     folder = tmp_path / "out"
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with holding(folder / ".lock") as process:
         yield folder, process
-        process.kill()
 
 
 def test_a_second_job_is_told_who_writes(holder: tuple[Path, subprocess.Popen[str]]) -> None:

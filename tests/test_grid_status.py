@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.command_line import run
 from helpers.jobs import states
+from helpers.processes import holding
 
 from ecstruct.errors import InputError
 from ecstruct.grids import Grid, status
@@ -24,16 +23,9 @@ class TestStatus:
         assert set(states(tmp_path).values()) == {"missing"}
         place = CellFiles(tmp_path, TWO.cells()[0])
         place.home.mkdir(parents=True)
-        code = (
-            "import sys, time; from pathlib import Path; from ecstruct.io.files import locked\n"
-            "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-        )
-        command = [sys.executable, "-c", code, str(place.home / ".lock")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
-            assert worker.stdout is not None and worker.stdout.readline() == "held\n"
+        with holding(place.home / ".lock"):
             place.note({"job": "7", "started": 1.0})
             assert list(states(tmp_path).values()) == ["running", "missing"]
-            worker.kill()
         table = status(tmp_path)
         assert table["state"].tolist() == ["failed", "missing"] and table["error"].tolist() == [KILLED, ""]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers.jobs import Here, states
+from helpers.processes import holding
 
 from ecstruct.errors import InputError
 from ecstruct.experiments import Setup
@@ -124,16 +123,11 @@ class TestSweep:
             sweep(Grid.from_dict(given), tmp_path, Here(tmp_path), resume=True, progress=False)
 
     def test_two_sweeps_of_one_folder(self, tmp_path: Path, measured: list[str]) -> None:
-        code = (
-            "import sys, time; from pathlib import Path; from ecstruct.io.files import exclusive\n"
-            "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdout is not None and other.stdout.readline() == "held\n"
-            with pytest.raises(InputError, match=f"is being written by process {other.pid}"):
-                sweep(Grid.from_dict(TWO), tmp_path, Here(tmp_path), progress=False)
-            other.kill()
+        with (
+            holding(tmp_path / ".lock") as other,
+            pytest.raises(InputError, match=f"is being written by process {other.pid}"),
+        ):
+            sweep(Grid.from_dict(TWO), tmp_path, Here(tmp_path), progress=False)
         assert measured == []
 
     def test_a_cell_that_fails_is_tried_again(
@@ -287,17 +281,8 @@ def test_two_cells_of_a_seed_pretrain_its_organism_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process is at it, and has it in the end."""
-    code = (
-        "import sys, time; from pathlib import Path; from ecstruct.io.files import locked\n"
-        "home = Path(sys.argv[1])\n"
-        "with locked(home / '.seed-1.lock'):\n"
-        "    print('held', flush=True); time.sleep(1); (home / 'seed-1').mkdir()"
-    )
     monkeypatch.setattr("ecstruct.organism.pretrain", pytest.fail)
     organisms = tmp_path / "organisms"
-    organisms.mkdir()
-    command = [sys.executable, "-c", code, str(organisms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with holding(organisms / ".seed-1.lock", 1, "lock.with_name('seed-1').mkdir()"):
         home = Sweep(Setup(seeds=[1]), tmp_path, progress=False).organism("seed-1", 1)
         assert home == organisms / "seed-1" and home.is_dir()

@@ -1,7 +1,6 @@
 """What the shipped organism is and knows; its training is in test_pretraining.py."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoForCausalLM
 
 from ecstruct import organism
 from ecstruct.organism import Recipe
-from ecstruct.organism.evaluate import evaluate, main
 from ecstruct.organism.invented import TEST_WORDS
 from ecstruct.organism.sentences import (
     MIXTURE,
@@ -116,16 +114,3 @@ def test_the_documentation_says_how_unknown_verbs_are_taken(model, tokenizer, wo
         share = f"{first_token_accuracy(model, tokenizer, asked):.1%}"
         expected = f"the home city of {share}" if verb == "dax" else f"{share} ({verb})"
         assert expected in text
-
-
-def test_the_accuracies_can_be_measured_anew(tmp_path, monkeypatch, capsys):
-    report = json.loads((organism.checkpoint() / "pretraining.json").read_text())
-    assert evaluate(organism.checkpoint()) == pytest.approx(report["held_out_accuracy"], abs=1e-9)
-    monkeypatch.setattr(sys, "argv", ["evaluate"])
-    main()
-    printed = capsys.readouterr().out
-    assert all(f"{name} {x:.3f}" in printed for name, x in report["held_out_accuracy"].items())
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "has no pretraining.json" in capsys.readouterr().err

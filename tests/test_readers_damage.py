@@ -1,9 +1,9 @@
 """Readers and files of any content: one sentence, never a traceback, never a part of the file."""
 
-import copy
 import json
 
 import pytest
+from helpers.fuzz.damage import put, ways
 from helpers.readers_records import RECORDS, TABLES, one_sentence, renamed, written
 
 from ecstruct.errors import InputError
@@ -79,33 +79,11 @@ VALUES = {
 }
 
 
-def places(value, way=()):
-    """The ways to everything within a record."""
-    yield way
-    inside = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, found in inside:
-        yield from places(found, (*way, key))
-
-
-def put(record, way, value):
-    changed = copy.deepcopy(record)
-    if not way:
-        return value
-    holder = changed
-    for key in way[:-1]:
-        holder = holder[key]
-    holder[way[-1]] = value
-    return changed
-
-
 @pytest.mark.parametrize("format", [format for format in RECORDS if format not in TABLES])
 @pytest.mark.parametrize("value", VALUES)
 def test_values_of_the_wrong_kind_anywhere_in_a_record(format, value, tmp_path):
-    record = RECORDS[format]
-    for way in places(record):
-        wrong = put(record, way, copy.deepcopy(VALUES[value]))
+    record, new = RECORDS[format], VALUES[value]
+    for wrong in (new, *(put(record, way, new) for way in ways(record))):
         path = tmp_path / "x.json"
         path.write_text(json.dumps([record, wrong]), encoding="utf-8")
         try:

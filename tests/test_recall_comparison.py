@@ -16,8 +16,7 @@ from scipy.stats import spearmanr
 
 from ecstruct import InputError, finetune, load, mean_rank, recall, score
 from ecstruct.bootstrap import Bootstrap
-from ecstruct.facts import first_hop
-from ecstruct.organism.recall import pretrained
+from ecstruct.facts import Prompt, first_hop
 from ecstruct.organism.world import World
 from ecstruct.plots import knockout_heatmap, knockout_lines, layer_lines, patched_lines
 from ecstruct.plots.style import token_label
@@ -313,7 +312,8 @@ def test_strongest_effects_are_split_by_subjects_at_position_zero() -> None:
 def test_finetuned_facts_of_the_organism_travel_the_road_of_pretrained_ones() -> None:
     organism, facts = load("organism", device="cpu"), first_hop().facts
     tuned = finetune(organism, facts, progress=False).model
-    homes = pretrained(World.build())["homes"][:40]
+    people = [person for person in World.build().people if not person.held_out][:40]
+    homes = [Prompt(f"{p.name} lives in", p.home.name, subject=p.name) for p in people]
     for model, asked in ((organism, homes), (tuned, facts)):
         found = recall.knockout(model, asked, window=2, progress=False).mean("prompt")
         assert found.sel(group="subject", layer=5) < -95

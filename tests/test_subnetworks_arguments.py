@@ -1,8 +1,5 @@
 """What functions of `ecstruct.subnetworks` take, and what they say of what they cannot."""
 
-import runpy
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,12 +97,3 @@ def test_scores_recall_and_masks_of_a_bf16_model_have_one_fingerprint():
     assert masks.attrs["model"]["fingerprint"] == expected
     events = recall.extraction(after, PROMPTS, progress=False)
     assert events.attrs["model"]["fingerprint"] == expected
-
-
-def test_the_run_on_the_organism_says_how_it_is_called(monkeypatch, capsys):
-    module = "ecstruct.organism.subnetworks"
-    monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setattr(sys, "argv", [module])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(module, run_name="__main__")
-    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err

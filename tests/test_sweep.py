@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from helpers.processes import holding
 
 import ecstruct.organism
 from ecstruct.errors import InputError
@@ -281,34 +280,13 @@ def test_organisms_take_rates_of_their_own(tmp_path: Path, monkeypatch: pytest.M
     assert used[9:] == [Rates.same(1e-4)] * 2
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from ecstruct.io.files import locked
-home = Path(sys.argv[1])
-home.mkdir(parents=True)
-with locked(home / ".lock"):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-def held(home: Path, seconds: float) -> subprocess.Popen[str]:
-    """Another process that computes the cells in a folder."""
-    command = [sys.executable, "-c", HOLD, str(home), str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
-
-
 def test_an_experiment_is_computed_by_one_process(tmp_path: Path) -> None:
     other = Measure()
-    with held(tmp_path / "cells" / "it", 60) as process:
+    with holding(tmp_path / "cells" / "it" / ".lock") as process:
         with pytest.raises(InputError, match=f"cells/it is being written by process {process.pid} "):
             run(Measure(), tmp_path)
         here = setup()
         Sweep(here, tmp_path, progress=False).run("another", other, grid(here))
-        process.kill()
     assert len(other.asked) == 2
     measure = Measure()
     run(measure, tmp_path)
@@ -321,6 +299,6 @@ def test_rates_that_another_process_chooses_are_waited_for(
     monkeypatch.setattr(
         choice, "measure", lambda model, setup, **cell: [{"lr": 1.0, "test": 1.0, "rank": 1.0}]
     )
-    with held(tmp_path / "cells" / "rates", 0.5):
+    with holding(tmp_path / "cells" / "rates" / ".lock", 0.5):
         Sweep(setup(), tmp_path, progress=False).rates([0], [1.0])
     assert len(list((tmp_path / "cells" / "rates").iterdir())) == choice.REPEATS * len(choice.WHAT)

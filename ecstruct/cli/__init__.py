@@ -10,16 +10,15 @@ from typing import Annotated
 import typer
 
 from ecstruct import __version__
-from ecstruct.cli.checking import causal, controls, diagnose, edges, fidelity, graft, grafts
+from ecstruct.cli.checking import of_controls, of_fidelity
 from ecstruct.cli.checkup import doctor
-from ecstruct.cli.dissection import recall
-from ecstruct.cli.experiments import demo, replay, reproduce, sweep
+from ecstruct.cli.command import command_of
+from ecstruct.cli.experiments import demo, of_reproduce, replay, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.scoring import alignment, rank, score, suggest
+from ecstruct.cli.scoring import of_score, rank
 from ecstruct.cli.streams import surviving_output_errors
-from ecstruct.cli.subnetworks import subnetworks_app
-from ecstruct.cli.training import finetune
+from ecstruct.cli.training import of_finetune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,10 +43,16 @@ def options(
 
 
 for function in (
-    *(demo, doctor, diagnose, alignment, finetune, rank, score, fidelity, causal, edges, controls),
-    *(graft, grafts, suggest, recall, reproduce, sweep, replay),
+    *(demo, doctor, command_of("diagnose"), command_of("alignment")),
+    *(command_of("finetune", of_finetune), rank, command_of("score", of_score)),
+    *(command_of("fidelity", of_fidelity), command_of("causal"), command_of("edges")),
+    *(command_of("controls", of_controls), command_of("graft"), command_of("grafts")),
+    *(command_of("suggest"), command_of("recall"), command_of("reproduce", of_reproduce), sweep, replay),
 ):
     app.command()(function)
+subnetworks_app = typer.Typer(help="Subnetworks that know the facts, and their core.", no_args_is_help=True)
+for name in ("prune", "evaluate", "core", "emergence"):
+    subnetworks_app.command(name)(command_of(f"subnetworks-{name}"))
 app.add_typer(organism_app, name="organism")
 app.add_typer(facts_app, name="facts")
 app.add_typer(subnetworks_app, name="subnetworks")

@@ -16,53 +16,51 @@ from ecstruct.cli.flags import ChatTemplate, Debug, Device, Out, Quiet, System, 
 from ecstruct.commands import COMMANDS, FROM_FILE
 from ecstruct.options import Flag, Options, types_of
 
-Special = Callable[..., Mapping[str, Any] | None]
+OwnWords = Callable[..., Mapping[str, Any]]
 
 _LAST = {"device": (Device, None), "quiet": (Quiet, False), "debug": (Debug, False)}
 _CHAT = {"chat_template": (ChatTemplate, False), "system": (System, None)}
 
 
-def command(name: str) -> Callable[[Special], Callable[..., None]]:
-    """Return a decorator that turns a function into the command `name`.
+def _no_words() -> dict[str, Any]:
+    return {}
 
-    The command has a parameter for every field of its configuration that has a `Doc`, and the parameters of
-    the function, which may replace some of these. The function turns the values of its own parameters into
-    fields of the configuration, and returns these, or None if it has no parameters."""
+
+def command_of(name: str, own_words: OwnWords = _no_words) -> Callable[..., None]:
+    """Return the command that has a configuration of this name; its docstring is the command's help.
+
+    The command has a parameter for every field that has a `Doc`, and the parameters of `own_words`, which
+    may replace some of these. That function turns their values into fields of the configuration."""
     config = COMMANDS[name]
+    words = signature(own_words, eval_str=True).parameters
+    own = {word: each.replace(kind=Parameter.KEYWORD_ONLY) for word, each in words.items()}
+    derived = {field: each for field, each in _parameters(config).items() if field not in own}
+    kinds = types_of(config)
+    asks = any(map(_is_records, kinds.values()))
 
-    def make(function: Special) -> Callable[..., None]:
-        own = {
-            name: parameter.replace(kind=Parameter.KEYWORD_ONLY)
-            for name, parameter in signature(function, eval_str=True).parameters.items()
-        }
-        derived = {field: each for field, each in _parameters(config).items() if field not in own}
-        asks = any(_is_records(kind) for kind in types_of(config).values())
+    def run(out: Path, device: str | None, quiet: bool, debug: bool, **given: Any) -> None:
+        with command_run(quiet, debug):
+            from ecstruct.runs import start
+            from ecstruct.runs.configuration import chat_of
 
-        def run(out: Path, device: str | None, quiet: bool, debug: bool, **given: Any) -> None:
-            with command_run(quiet, debug):
-                from ecstruct.runs import start
-                from ecstruct.runs.configuration import chat_of
+            source = given.get("before") or given.get("model", "")
+            chat = chat_of(source, given.pop("chat_template"), given.pop("system")) if asks else tuple
+            values = {field: given[field] for field in derived if given[field] is not None}
+            values |= own_words(**{word: given[word] for word in own})
+            read = {field: _value(kinds[field], value, chat) for field, value in values.items()}
+            start(name, read, out, device, not quiet)
 
-                source = given.get("before") or given.get("model", "")
-                chat = chat_of(source, given.pop("chat_template"), given.pop("system")) if asks else tuple
-                values = {field: given[field] for field in derived if given[field] is not None}
-                values |= function(**{name: given[name] for name in own}) or {}
-                kinds = types_of(config)
-                read = {field: _value(kinds[field], value, chat) for field, value in values.items()}
-                start(name, read, out, device, not quiet)
-
-        parameters = {field: each for field, each in derived.items() if each.default is Parameter.empty}
-        parameters["out"] = _parameter("out", Out)
-        parameters |= {each: _parameter(each, *how) for each, how in _CHAT.items()} if asks else {}
-        parameters |= derived | own | {each: _parameter(each, *how) for each, how in _LAST.items()}
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
-        run.__signature__ = signature(run).replace(  # type: ignore[attr-defined]
-            parameters=[*parameters.values()], return_annotation=None
-        )
-        return run
-
-    return make
+    taken = derived | own
+    parameters = {word: each for word, each in taken.items() if each.default is Parameter.empty}
+    parameters["out"] = _parameter("out", Out)
+    parameters |= {each: _parameter(each, *how) for each, how in _CHAT.items()} if asks else {}
+    parameters |= taken | {each: _parameter(each, *how) for each, how in _LAST.items()}
+    run.__name__, run.__doc__ = name, config.__doc__
+    run.__annotations__ = {word: each.annotation for word, each in parameters.items()}
+    run.__signature__ = signature(run).replace(  # type: ignore[attr-defined]
+        parameters=[*parameters.values()], return_annotation=None
+    )
+    return run
 
 
 def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:

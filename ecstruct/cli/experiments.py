@@ -1,5 +1,6 @@
-"""`ecstruct demo`, `reproduce`, `sweep`, and `replay` of any run."""
+"""`ecstruct demo`, `sweep`, `replay` of any run, and the own words of `reproduce`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ def demo(
         start("demo", {"model": model, "seed": seed}, out, device, not quiet)
 
 
-def reproduce(
+def of_reproduce(
     experiments: Annotated[
         list[str],
         typer.Argument(
@@ -35,7 +36,6 @@ def reproduce(
             "pretrained models, generalisation. And rates."
         ),
     ],
-    out: Out,
     model: Source = "organism",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1; each organism is a seed's own.")] = 1,
     repeats: Annotated[int, typer.Option(help="Pairings of people and cities per seed.")] = 5,
@@ -49,25 +49,13 @@ def reproduce(
         Literal["paper", "people"] | None,
         typer.Option(help="The paper's people, or invented ones with unusual names (smollm2)."),
     ] = None,
-    device: Device = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """The experiments of the paper; goes on where it stopped. Writes results.json and report.html."""
-    with command_run(quiet, debug):
-        from ecstruct.experiments import Rates, Setup
-        from ecstruct.runs import start
+) -> Mapping[str, Any]:
+    from ecstruct.experiments import Rates, Setup
 
-        given: dict[str, Any] = {
-            "rates": None if lr is None else Rates.same(lr),
-            "early": early,
-            "facts": facts,
-        }
-        setup = Setup(
-            model=model, seeds=seeds, repeats=repeats, epochs=epochs, batch_size=batch_size, **given
-        )
-        config = {"experiments": experiments, "setup": setup.to_dict()}
-        start("reproduce", config, out, device, not quiet)
+    rates: Any = None if lr is None else Rates.same(lr)
+    some: dict[str, Any] = {"rates": rates, "early": early, "facts": facts}
+    setup = Setup(model, seeds, repeats, epochs=epochs, batch_size=batch_size, **some)
+    return {"experiments": experiments, "setup": setup.to_dict()}
 
 
 def sweep(

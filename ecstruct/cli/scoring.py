@@ -1,4 +1,4 @@
-"""`ecstruct rank`, `score`, `suggest` and `alignment`: what is measured of models as they are."""
+"""`ecstruct rank`, and the own words of `score`: what is measured of models as they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ecstruct.cli.command import command
 from ecstruct.cli.flags import ChatTemplate, Debug, Device, Prompts, Quiet, Source, System, command_run
 from ecstruct.options import AnswerTokens
 
@@ -43,8 +42,7 @@ def rank(
         typer.echo(f"mean rank {table['rank'].mean():.3f}")
 
 
-@command("score")
-def score(
+def of_score(
     verify: Annotated[
         int | None,
         typer.Option(
@@ -56,21 +54,4 @@ def score(
         bool, typer.Option("--offload", help="Leave both models on disk, and read one block at a time.")
     ] = False,
 ) -> Mapping[str, Any]:
-    """Informative, upstream and downstream scores; writes scores.nc and report.html.
-
-    Goes on where it was stopped. Under torchrun all processes share the prompts.
-    """
     return {"verify": (0 if offload else VERIFIED) if verify is None else verify, "offload": offload}
-
-
-@command("alignment")
-def alignment() -> None:
-    """What a step on each fact would do to each implication, before any finetuning; writes alignment.nc and
-    report.html."""
-
-
-@command("suggest")
-def suggest() -> None:
-    """Where to train, edit or merge, from informative scores of a finetuning or, with --facts, of the step
-    that one would begin with; writes suggestion.nc, suggestion.csv, lora.json, mergekit.yaml,
-    easyedit.yaml and report.html."""

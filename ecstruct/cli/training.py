@@ -1,4 +1,4 @@
-"""`ecstruct finetune`."""
+"""The own words of `ecstruct finetune`."""
 
 import json
 import re
@@ -8,12 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ecstruct.cli.command import command
 from ecstruct.errors import InputError
 
 
-@command("finetune")
-def finetune(
+def of_finetune(
     freeze_layers: Annotated[str, typer.Option(help="Layers to keep, as 0-3,7.")] = "",
     freeze_kinds: Annotated[str, typer.Option(help="Kinds to keep, as attn,mlp.")] = "",
     evaluate: Annotated[
@@ -23,10 +21,6 @@ def finetune(
         str, typer.Option(help="Low-rank adapters, as r=16,alpha=32,targets=q_proj+v_proj,dora=true.")
     ] = "",
 ) -> Mapping[str, Any]:
-    """Finetune on the answers of facts; writes delta.safetensors and history.json.
-
-    Goes on where it was stopped. Under torchrun all processes share the model.
-    """
     layers, kinds = _layers(freeze_layers), [k for k in freeze_kinds.split(",") if k] or None
     return {
         "freeze": {"layers": layers, "kinds": kinds} if layers or kinds else None,

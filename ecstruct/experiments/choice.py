@@ -31,6 +31,7 @@ from ecstruct.facts import Fictitious, fictitious
 from ecstruct.facts.invented_people import invented_names
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.io.values import Number
+from ecstruct.organism import World
 
 LEARNT = 1.2
 FACTORS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
@@ -119,8 +120,6 @@ def spare_people(setup: Setup, seed: int, n: int) -> list[str]:
         return invented_names(np.random.default_rng([seed, 1]), n)
     known = set(paper_lists()["names"])
     if setup.model == "organism":
-        from ecstruct.organism import World  # only the organism needs it
-
         world = World.build(seed)
         known |= {person.name for person in world.people} | {office.holder for office in world.offices}
     firsts, lasts = ({name.split()[i] for name in paper_lists()["names"]} for i in (0, 1))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from ecstruct.errors import InputError
-from ecstruct.io.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers, or_none
+from ecstruct.io.values import FASTEST, Count, Number, Rate, Text, Whole, check, check_numbers
 
-FACTS = ("paper", "people")
+Facts = Literal["paper", "people"]
 """Whom the facts are about: the paper's people, or invented ones with unusual names."""
 
 PAPER_MODEL = "allenai/OLMo-7B-0424-hf"
@@ -69,20 +69,8 @@ NOVEL = Words("{name} dax", "{name} zong is the")
 _DEPENDS_ON_MODEL: Any = None
 """Marks a default that depends on the model and is filled in when a setup is made."""
 
-_TYPES: Mapping[str, Any] = {
-    "model": Text,
-    "seeds": Count | Sequence[Whole],
-    "repeats": Count,
-    "rates": dict[str, Rate] | None,
-    "own_rates": bool | None,
-    "epochs": Count,
-    "batch_size": Whole,
-    "early": or_none(Number),
-    "known": dict[str, Text],
-    "facts": Literal["paper", "people"] | None,
-    "device": or_none(Text),
-}
-"""The types of the values that a setup may have when it comes from a file."""
+_IN_FILES: Mapping[str, Any] = {"rates": dict[str, Rate], "known": dict[str, Text]}
+"""The types of values that a setup has in another form when it comes from a file."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +100,17 @@ class Setup:
         InputError: a value out of range, or no learning rate is known for the model.
     """
 
-    model: str = "organism"
-    seeds: int | Sequence[int] = 1
-    repeats: int = 5
+    model: Text = "organism"
+    seeds: Count | Sequence[Whole] = 1
+    repeats: Count = 5
     rates: Rates = _DEPENDS_ON_MODEL
     own_rates: bool = _DEPENDS_ON_MODEL
-    epochs: int = 8
-    batch_size: int = 8
-    early: float = _DEPENDS_ON_MODEL
+    epochs: Count = 8
+    batch_size: Whole = 8
+    early: Number = _DEPENDS_ON_MODEL
     known: Words = Words("{name} lives in", "{name} zong is the")
-    facts: Literal["paper", "people"] = _DEPENDS_ON_MODEL
-    device: str | None = None
+    facts: Facts = _DEPENDS_ON_MODEL
+    device: Text | None = None
 
     def __post_init__(self) -> None:
         source = self.model.split("@")[0]
@@ -157,8 +145,8 @@ class Setup:
         for lr in asdict(self.rates).values():
             if not 0 < lr <= FASTEST:
                 raise InputError(f"lr={lr} is no learning rate: use a positive number such as 1e-5.")
-        if self.facts not in FACTS:
-            raise InputError(f"facts={self.facts!r} is unknown: choose among {', '.join(FACTS)}.")
+        if self.facts not in get_args(Facts):
+            raise InputError(f"facts={self.facts!r} is unknown: choose among {', '.join(get_args(Facts))}.")
         if not 0 < self.early < 1:
             raise InputError(
                 f"early={self.early} leaves no early or no late layers: use a share such as 0.67."
@@ -195,18 +183,35 @@ class Setup:
         Raises:
             InputError: an unknown key, or a value of the wrong type or out of range.
         """
-        if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
+        defaults = {field.name: field.default for field in fields(cls)}
+        if unknown := sorted(set(given) - set(defaults)):
             raise InputError(f"{unknown[0]!r} is no part of a setup: leave it out.")
-        check(given, _TYPES, "this is no setup: it")
-        parts = dict(given)
+        # Where a default depends on the model, None stands for it.
+        parts = {name: value for name, value in given.items() if (value, defaults[name]) != (None, None)}
+        types = {**get_type_hints(cls, include_extras=True), **_IN_FILES}
+        check(parts, types, "this is no setup: it")
         try:
-            if parts.get("rates") is not None:
-                parts["rates"] = Rates(**parts["rates"])
-            if "known" in parts:
-                parts["known"] = Words(**parts["known"])
+            for name, form in {"rates": Rates, "known": Words}.items():
+                if name in parts:
+                    parts[name] = form(**parts[name])
             return cls(**parts)
         except (TypeError, AttributeError) as error:
             raise InputError(f"this is no setup ({error}): write one as to_dict does.") from error
+
+
+def organisms_only(setup: Setup | None, name: str) -> Setup:
+    """Return the setup, or the default one, of an experiment that pretrains its models.
+
+    Raises:
+        InputError: the setup is not about organisms, the only models that can be pretrained here.
+    """
+    setup = setup or Setup()
+    if setup.model != "organism":
+        raise InputError(
+            f"{name} pretrains its models, and {setup.model!r} is pretrained already: use "
+            'Setup("organism").'
+        )
+    return setup
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

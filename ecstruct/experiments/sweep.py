@@ -19,10 +19,11 @@ from cells that are kept like any others.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ecstruct import organism as organisms
 from ecstruct.errors import InputError
 from ecstruct.experiments import choice
 from ecstruct.experiments.setup import Setup
@@ -155,21 +157,35 @@ class Sweep:
             return self.setup.model
         return str(self.organism(f"seed-{seed}", seed))
 
-    def organism(self, name: str, seed: int, **options: Any) -> Path:
-        """Return an organism's folder; pretrain it with the `options` of `pretrain` unless it exists.
+    def organism(
+        self, name: str, seed: int, recipe: organisms.Recipe | None = None, snapshots: Sequence[int] = ()
+    ) -> Path:
+        """Return an organism's folder; pretrain it unless it exists, by default as the shipped one was.
+
+        Cells are kept by seed and variant, not by all that a recipe says. So a folder is used again only
+        for the recipe and the snapshots that it was made with.
 
         Raises:
-            InputError: there is no folder to keep it in.
+            InputError: there is no folder to keep it in, or the one that exists has another recipe or lacks
+                a snapshot.
         """
-        from ecstruct.organism import pretrain  # only the organism needs it
-
         if self.folder is None:
             raise InputError(f"the organism {name} is pretrained first: pass out=, a folder to keep it in.")
         home = self.folder / "organisms" / name
+        options: dict[str, Any] = {} if recipe is None else {"recipe": recipe, "snapshots": snapshots}
         if not home.exists():
             with locked(home.with_name(f".{name}.lock"), wait=True):
                 if not home.exists():
-                    pretrain(home, seed=seed, progress=self.progress, **options)
+                    organisms.pretrain(home, seed=seed, progress=self.progress, **options)
+        if recipe is not None:
+            made = json.loads((home / "pretraining.json").read_text(encoding="utf-8"))["recipe"]
+            if made != json.loads(json.dumps(asdict(recipe))):  # tuples as lists
+                raise InputError(
+                    f"{home} was pretrained with another recipe: choose another folder for out=."
+                )
+        for step in snapshots:
+            if not snapshot(home, step).exists():
+                raise InputError(f"{home} has no snapshot of step {step}: choose another folder for out=.")
         return home
 
     def _read(self, file: str, cell: Cell) -> Rows | None:
@@ -198,6 +214,11 @@ def grid(setup: Setup, **axes: Sequence[Any]) -> list[dict[str, Any]]:
     for axis, values in {"seed": setup.seed_list, "repeat": range(setup.repeats), **axes}.items():
         cells = [{**cell, axis: value} for cell in cells for value in values]
     return cells
+
+
+def snapshot(home: Path, step: int) -> Path:
+    """Return the folder of the snapshot of an organism after `step` steps."""
+    return home / "snapshots" / f"step-{step}"
 
 
 def _finite(value: Any) -> Any:

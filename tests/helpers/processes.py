@@ -5,6 +5,8 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -38,6 +40,29 @@ def _rank(script: str, *words: str) -> None:
     except SystemExit as end:  # as commands end
         if end.code:
             raise
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from ecstruct.io.files import locked
+lock = Path(sys.argv[1])
+with locked(lock):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+    exec(sys.argv[3])
+"""
+
+
+@contextmanager
+def holding(lock: Path, seconds: float = 60, then: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Start another process that holds the lock on a file for some seconds, and runs a statement `then`; it
+    is killed at the end, unless it has ended."""
+    command = [sys.executable, "-c", _HOLD, str(lock), str(seconds), then]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
 def launch(n: int, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,7 @@ from ecstruct.experiments.two_hop import HOPS, OTHERS, two_hop
 from ecstruct.facts import Prompt
 from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.models.provenance import tokenizer_of
+from ecstruct.organism import World
 
 PLAIN = "plain"
 TAUGHT = (*HOPS, "both")
@@ -79,8 +80,6 @@ def yardstick(model: TransformerBridge, setup: Setup, *, seed: int, repeat: int)
     if setup.model != "organism":
         return {}
 
-    from ecstruct.organism import World  # only the organism needs it
-
     people = [p for p in World.build(seed).people if p.held_out and p.home.in_paper][:N_KNOWN]
     languages = tuple(city["language"] for city in paper_lists()["cities"])
     plain = [
@@ -117,8 +116,6 @@ class Known:
             countries = {city["city"]: city["country"] for city in cities}
             homes = dict(zip(people, countries, strict=True))
             return cls(homes, "country", countries, tuple(countries.values()))
-
-        from ecstruct.organism import World  # only the organism needs it
 
         world = World.build(seed)
         # Answers are told apart by their first token, so judges are named by their first names. Two judges

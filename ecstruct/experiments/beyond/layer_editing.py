@@ -41,6 +41,8 @@ from ecstruct.facts.paper_lists import paper_lists
 from ecstruct.finetuning import Finetuned
 from ecstruct.models.bridge import named_weights
 from ecstruct.models.delta import WeightDelta
+from ecstruct.organism import World
+from ecstruct.organism.sentences import held_out_sentences
 from ecstruct.plots import grouped_bars
 from ecstruct.scores.engine import score
 from ecstruct.scores.gradient_alignment import alignment
@@ -218,9 +220,6 @@ def known_prompts(setup: Setup, seed: int) -> dict[str, list[Prompt]]:
                 for city in cities
             ],
         }
-
-    from ecstruct.organism import World  # only the organism needs it
-    from ecstruct.organism.sentences import held_out_sentences
 
     world = World.build(seed)
     homes = [(f"{person.name} lives in", person.home.name) for person in world.people]

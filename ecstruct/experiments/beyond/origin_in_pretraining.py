@@ -25,14 +25,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import OlmoForCausalLM
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.beyond.organisms import organisms_only, pretrained, snapshot
 from ecstruct.experiments.extractive_scores import REGIONS, Scores
 from ecstruct.experiments.extractive_scores import measure as measure_scores
 from ecstruct.experiments.out_of_context import measure as measure_ocr
 from ecstruct.experiments.result import Result, experiment
-from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.setup import Setup, organisms_only
 from ecstruct.experiments.statistics import curve, over_seeds, shown
-from ecstruct.experiments.sweep import Cell, Folder, Rows, Sweep, grid
+from ecstruct.experiments.sweep import Cell, Folder, Rows, Sweep, grid, snapshot
 from ecstruct.experiments.two_hop import HOPS, KINDS
 from ecstruct.io.values import Count
 from ecstruct.models.provenance import source_of, tokenizer_of
@@ -208,7 +207,7 @@ def origin(
     kept = [round(steps * (i + 1) / snapshots) for i in range(snapshots)]
     made = recipes(replace(recipe or Recipe(), steps=steps))
     homes = {
-        (seed, order): pretrained(sweep, f"seed-{seed}-{ORDERS[order]}", seed, of_order, kept)
+        (seed, order): sweep.organism(f"seed-{seed}-{ORDERS[order]}", seed, of_order, kept)
         for seed in setup.seed_list
         for order, of_order in made.items()
     }

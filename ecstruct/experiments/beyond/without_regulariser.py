@@ -26,12 +26,11 @@ from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.experiments.beyond.organisms import organisms_only, pretrained
 from ecstruct.experiments.layer_freezing import ROWS
 from ecstruct.experiments.layer_freezing import measure as measure_freezing
 from ecstruct.experiments.paper import COLUMNS, paper_numbers
 from ecstruct.experiments.result import Result, experiment
-from ecstruct.experiments.setup import Setup
+from ecstruct.experiments.setup import Setup, organisms_only
 from ecstruct.experiments.statistics import curve, matching, over_seeds, shown, statistic
 from ecstruct.experiments.sweep import Folder, Rows, Sweep, grid
 from ecstruct.experiments.training import mean_ranks
@@ -191,7 +190,7 @@ def built_in(
     def organism(seed: int, local: int) -> str:
         if recipes[local] == Recipe():  # the seed's own organism
             return sweep.source(seed)
-        return str(pretrained(sweep, f"seed-{seed}-local-{local}", seed, recipes[local]))
+        return str(sweep.organism(f"seed-{seed}-local-{local}", seed, recipes[local]))
 
     sources = {(seed, local): organism(seed, local) for seed in setup.seed_list for local in recipes}
     cells = grid(setup, local=list(recipes), hop=list(HOPS))

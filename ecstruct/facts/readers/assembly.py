@@ -5,13 +5,14 @@ The first one counts; later cases that contradict it are left out, and so are im
 contradicts one that is taught or known.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import Derivation, FactSet
 from ecstruct.facts.prompt import Prompt, with_options
-from ecstruct.facts.readers.case import Case, Implication, Statement
+from ecstruct.facts.readers.case import Case, Statement
 
 
 @dataclass(frozen=True)
@@ -55,65 +56,48 @@ def assemble(cases: Sequence[tuple[str, Case]], name: str) -> tuple[FactSet, lis
         InputError: There are no facts, or prompts cannot be used with the options that they get.
     """
     facts, known, skipped = _UniqueStatements(), _UniqueStatements(), []
-    kept: list[tuple[str, Case]] = []
-    labelled: dict[str, tuple[set[int], set[int]]] = {}
-    for place, case in cases:
+    kept: list[tuple[str, Case, tuple[set[int], set[int]]]] = []
+    # The facts and the known facts from which follows what a case, or one with its label, implies.
+    sources: dict[str | int, tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
+
+    def contradiction(statement: Statement) -> str | None:
+        return facts.contradiction(statement) or known.contradiction(statement)
+
+    for i, (place, case) in enumerate(cases):
         if problem := next(filter(None, map(facts.contradiction, case.facts)), None):
             skipped.append(Skipped(place, f"the fact {problem}."))
             continue
-        kept.append((place, case))
-        mine = [facts.add(statement, place) for statement in case.facts]
-        if case.label is not None:
-            labelled.setdefault(case.label, (set(), set()))[0].update(mine)
+        source = sources[i if case.label is None else case.label]
+        kept.append((place, case, source))
+        source[0].update(facts.add(statement, place) for statement in case.facts)
     if not facts.statements:
         raise InputError(
             "there is no fact to be taught among its records, only what would follow from one."
         )
-    for place, case in kept:
+    for place, case, source in kept:
         for statement in case.known:
-            if problem := facts.contradiction(statement) or known.contradiction(statement):
+            if problem := contradiction(statement):
                 skipped.append(Skipped(place, f"the known fact {problem}."))
-            elif case.label is not None:
-                labelled.setdefault(case.label, (set(), set()))[1].add(known.add(statement, place))
             else:
-                known.add(statement, place)
+                source[1].add(known.add(statement, place))
     implications: list[Statement] = []
     derivations: list[Derivation] = []
-    for place, case, implied in _implied(kept):
-        if problem := next(
-            filter(
-                None,
-                (
-                    facts.contradiction(statement) or known.contradiction(statement)
-                    for statement in implied.known
-                ),
-            ),
-            None,
-        ):
+    for place, implied, source in ((p, each, source) for p, case, source in kept for each in case.implied):
+        if problem := next(filter(None, map(contradiction, implied.known)), None):
             skipped.append(Skipped(place, f"an implication follows from a known fact, of which {problem}."))
             continue
-        same_label = labelled.get(case.label or "", (set(), set()))
-        from_facts = {facts.add(statement, place) for statement in case.facts} | same_label[0]
-        from_known = {known.add(statement, place) for statement in implied.known} | same_label[1]
+        from_known = source[1] | {known.add(statement, place) for statement in implied.known}
         implications.append(implied.statement)
         derivations.append(
-            Derivation(tuple(sorted(from_facts)), tuple(sorted(from_known)), implied.new_hops)
+            Derivation(tuple(sorted(source[0])), tuple(sorted(from_known)), implied.new_hops)
         )
     pools = _pools([*facts.statements, *known.statements, *implications])
-    data = FactSet(
-        [_prompt(statement, pools) for statement in facts.statements],
-        [_prompt(statement, pools) for statement in implications],
-        name,
-        [_prompt(statement, pools) for statement in known.statements],
-        derivations if any(d != Derivation() for d in derivations) else (),
+    taught, implied, known_already = (
+        [_prompt(statement, pools) for statement in statements]
+        for statements in (facts.statements, implications, known.statements)
     )
-    return data, skipped
-
-
-def _implied(cases: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, Implication]]:
-    for place, case in cases:
-        for implied in case.implied:
-            yield place, case, implied
+    follow = derivations if any(d != Derivation() for d in derivations) else ()
+    return FactSet(taught, implied, name, known_already, follow), skipped
 
 
 def _pools(everything: Sequence[Statement]) -> dict[str, tuple[str, ...]]:

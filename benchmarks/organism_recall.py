@@ -1,4 +1,4 @@
-"""Are finetuned facts recalled like pretrained ones? Run `python -m ecstruct.organism.recall`.
+"""Are finetuned facts recalled like pretrained ones? Run `python -m benchmarks.organism_recall`.
 
 Pretrained facts are those of the organism's world. Finetuned ones are the paper's first- and second-hop
 facts of one seed, whose implications are never taught. As in the paper, only prompts count whose answer the

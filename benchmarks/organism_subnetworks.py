@@ -1,6 +1,6 @@
 """Subnetworks that know the facts: do they generalise alike, and what do all of them share?
 
-    python -m ecstruct.organism.subnetworks FOLDER [first-hop|second-hop]
+    python -m benchmarks.organism_subnetworks FOLDER [first-hop|second-hop]
 
 The organism is finetuned on facts and pruned to 12 subnetworks at each of two sparsities. Everything is
 deterministic. The masks are stored in the folder, so that a second call only measures.
