@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
 from ecstruct.engine import plan
-from ecstruct.recall import blocking, copies
+from ecstruct.recall import attention_knockout, copies
 
 N_LAYERS = tiny.N_LAYERS
 
@@ -167,7 +167,7 @@ def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     expected = recall.knockout(model, SUBJECTS, **options)
     monkeypatch.setattr(copies, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr(blocking, "LOGITS", 1)
+    monkeypatch.setattr(attention_knockout, "LOGITS", 1)
     np.testing.assert_allclose(recall.knockout(model, SUBJECTS, **options), expected, rtol=1e-9)
 
 

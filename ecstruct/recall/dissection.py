@@ -21,13 +21,12 @@ from ecstruct.io.store import FinishedPieces, Steps
 from ecstruct.models.provenance import versions
 from ecstruct.recall.attention_knockout import GROUPS, knockout
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.layer_readings import readings
-from ecstruct.recall.runs import read
+from ecstruct.recall.runs import TokenKind, read
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 32
