@@ -33,13 +33,13 @@ from ecstruct.subnetworks import (
     core,
     effective_size,
     emergence,
+    evaluate,
     generalising,
     prune,
     with_scores,
 )
-from ecstruct.subnetworks.ablation import NothingToAblate, ablated, networks_of
-from ecstruct.subnetworks.dependence_on_core import depending, n_ablated
-from ecstruct.subnetworks.evaluation import evaluated
+from ecstruct.subnetworks.ablation import NothingToAblate, ablate_core, networks_of
+from ecstruct.subnetworks.dependence_on_core import dependence, n_ablated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 """Measurements by set of prompts ("in-domain", "generalization"), then by sparsity."""
@@ -112,11 +112,11 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
         thirds = generalising(by_sparsity, ranks, seed=draw["seed"])
         parts: dict[str, Any] = {"core": found, "generalising": thirds, "ablation": networks}
         if not isinstance(networks, str):
-            parts["ablation"] = ablated(model, by_sparsity, networks, asked, steps)
+            parts["ablation"] = ablate_core(model, by_sparsity, *asked.values(), **draw, progress=steps)
         bar.phase("dependence")
-        options: dict[str, Any] = {"added": thirds.heads, **draw}
+        options: dict[str, Any] = {"added": thirds.heads, **draw, "progress": steps}
         parts["dependence"] = _or_reason(
-            lambda: depending(model, by_sparsity, asked["generalization"], steps, **options)
+            lambda: dependence(model, by_sparsity, asked["generalization"], **options)
         )
         if isinstance(parts["dependence"], str):
             bar.total -= dependence_runs
@@ -269,7 +269,7 @@ def _evaluations(
     for name, prompts in _prompt_sets(config).items():
         steps.bar.phase(f"evaluation, {name}")
         found[name] = {
-            sparsity: evaluated(model, its, prompts, steps, f"{name} {sparsity}")
+            sparsity: evaluate(model, its, prompts, progress=steps.of(f"{name} {sparsity}"))
             for sparsity, its in masks.items()
         }
     return found
