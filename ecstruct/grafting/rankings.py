@@ -87,22 +87,23 @@ def numbered(view: HookedView, chosen: Iterable[int]) -> WeightSet:
     return WeightSet.of(mask[: view.n_layers], heads)
 
 
-def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
-    """Return |dW_C|, the Frobenius norm, of every component."""
-    of_each = (
-        of_components(view, delta, numbered(view, [i])).tensors.values()
-        for i in range(view.n_layers * (1 + view.n_heads))
-    )
-    return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+def values_without_scores(
+    pair: Pair, prompts: PromptsLike, reward: RewardLike
+) -> dict[str, Float64[np.ndarray, " component"]]:
+    """Return the values of every component by which rankings are always compared:
 
-
-def attributions(pair: Pair, prompts: PromptsLike, reward: RewardLike) -> Float64[np.ndarray, " component"]:
-    """Return g'_C . (y'_C - y*_C), the attribution of every component in the model after finetuning: the
-    mean over prompts of the sum over tokens, with the mean of y_C over the prompts of a template as y*."""
+    * "attribution": g'_C . (y'_C - y*_C) in the model after finetuning, the mean over prompts of the sum
+      over tokens, with the mean of y_C over the prompts of a template as y*;
+    * "weight change": |dW_C|, the Frobenius norm.
+    """
     options = ScoreOptions(reward=reward, baseline="mean", upstream="surrogate", propagation="gradient")
     scores = ScoreEngine(pair, None, options, progress=False).score(prompts)
     found: Any = scores.attribution.sel(state="after").sum("token").mean("prompt")
-    return np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
+    attributions = np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
+    view, delta = pair.view, WeightDelta.from_weights(pair.before, pair.after)
+    changes = (of_components(view, delta, numbered(view, [i])) for i in range(len(attributions)))
+    squares = [sum(float(t.double().square().sum()) for t in its.tensors.values()) for its in changes]
+    return {"attribution": attributions, "weight change": np.array(squares) ** 0.5}
 
 
 def names_of(view: HookedView, order: Order) -> list[str]:

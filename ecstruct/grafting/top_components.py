@@ -44,17 +44,15 @@ from ecstruct.grafting.measured import GraftRuns
 from ecstruct.grafting.rankings import (
     Order,
     Rankings,
-    attributions,
-    change_norms,
     largest_first,
     named_rankings,
     names_of,
     numbered,
     order_of,
+    values_without_scores,
 )
 from ecstruct.io.store import FinishedPieces, Steps
-from ecstruct.io.values import bounded
-from ecstruct.models.delta import WeightDelta
+from ecstruct.io.values import bounded, checksum
 from ecstruct.models.provenance import versions
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
@@ -188,9 +186,8 @@ def grafts(
     }
     first = next(iter(orders.values()))
     asked = as_prompts(prompts)
-    delta = WeightDelta.from_weights(pair.before, pair.after)
-    orders["attribution", None] = largest_first(attributions(pair, asked, reward))
-    orders["weight change", None] = largest_first(change_norms(view, delta))
+    for by, its in values_without_scores(pair, asked, reward).items():
+        orders[by, None] = largest_first(its)
     for seed in range(random_seeds):
         drawn = np.random.default_rng(seed).permutation(n)
         orders["random", seed] = drawn
@@ -203,7 +200,7 @@ def grafts(
     identity = {
         **{f"the weights {state}": str(its["fingerprint"]) for state, its in pair.sources.items()},
         "dtype": str(view.dtype),
-        "the prompts": xxhash.xxh3_64_hexdigest(repr(asked).encode()),
+        "the prompts": checksum(asked),
         "the ranking": xxhash.xxh3_64_hexdigest(b"".join(o.tobytes() for o in orders.values())),
         "the numbers of components": str(counts),
         "the reward": ran.reward.name,

@@ -99,10 +99,11 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
+    options = {"window": window, "token": token, "onto": onto, "normed": normed}
     pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, read(session, prompts), attributes, window, token, onto, normed),
+            *(session, read(session, prompts), attributes, options),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )

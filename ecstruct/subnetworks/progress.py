@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from ecstruct.engine.session import Session
 from ecstruct.facts.prompt import Prompt
 from ecstruct.io.store import check_same_run, if_whole, read_tensors, save_tensors
+from ecstruct.io.values import checksum
 from ecstruct.models.provenance import versions
 
 SECONDS = 30.0
@@ -92,10 +92,7 @@ def described(
     about = {
         "method": "pruning",
         "model": dict(session.described),
-        **{
-            name: f"{len(some)} with checksum {xxhash.xxh3_64_hexdigest(repr(tuple(some)).encode())}"
-            for name, some in prompts.items()
-        },
+        **{name: f"{len(some)} with checksum {checksum(tuple(some))}" for name, some in prompts.items()},
         "options": dict(options),
         "versions": versions(),
     }
