@@ -148,11 +148,13 @@ def random_sets(
         if not isinstance(its, ExtractiveScores):
             raise InputError(f"the ranking {name!r} has no values to sum: give scores.")
         values[name] = np.nan_to_num(values_of(its, view))
-    prompts, n = as_prompts(prompts), view.n_layers * (1 + view.n_heads)
+    prompts, names = as_prompts(prompts), names_of(view)
     values |= values_without_scores(pair, prompts, reward)
     rng = np.random.default_rng(seed)
     drawn = [
-        (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
+        (share, rng.permutation(len(names))[: max(1, round(share * len(names)))])
+        for share in shares
+        for _ in range(n_sets)
     ]
 
     ran = GraftRuns.of(pair, prompts, reward)
@@ -168,7 +170,7 @@ def random_sets(
                 "share": share,
                 "k": len(chosen),
                 "gain": float(found[i].sel(measure="reward").mean()) - start,
-                "components": _BETWEEN.join(names_of(view, chosen)),
+                "components": _BETWEEN.join(names[i] for i in chosen),
                 **{name: float(its[chosen].sum()) for name, its in values.items()},
             }
             for i, (share, chosen) in enumerate(drawn)

@@ -36,7 +36,6 @@ import plotly.graph_objects as go
 import xarray as xr
 import xxhash
 
-from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.grafting.grafted_runs import Graft
@@ -51,7 +50,7 @@ from ecstruct.grafting.rankings import (
     order_of,
     values_without_scores,
 )
-from ecstruct.io.store import FinishedPieces, Steps
+from ecstruct.io.store import FinishedPieces, stepping
 from ecstruct.io.values import bounded, checksum
 from ecstruct.models.provenance import versions
 from ecstruct.plots.curves import curve_panels
@@ -215,15 +214,16 @@ def grafts(
 
     cells = [(how, by, seed, order) for how in _HOW for (by, seed), order in orders.items()]
     rows = []
-    with Bar(len(cells), "grafts", unit="order", disable=not progress) as bar:
-        steps = Steps(bar, FinishedPieces(folder, identity))
+    kept = FinishedPieces(folder, identity)
+    with stepping(progress, len(cells), "grafts", kept, "order") as steps:
         for how, by, seed, order in cells:
-            bar.phase(f"{how}s by {by}")
+            steps.bar.phase(f"{how}s by {by}")
             found = steps.take(f"{how} {by} {seed}", partial(of_order, how, order))
             for k in counts:
                 rank, reached = (float(found.sel(k=k, measure=m)) for m in ("rank", "reward"))
                 rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": rank, "reward": reached})
-    named = {of: names_of(view, order) for of, order in orders.items()}
+    names = names_of(view)
+    named = {of: [names[i] for i in order] for of, order in orders.items()}
     return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}), named)
 
 

@@ -134,14 +134,20 @@ class Steps:
 
 
 @contextmanager
-def stepping(progress: bool | Steps, total: int, name: str) -> Iterator[Steps]:
-    """Yield the steps of a run of `total` cost, with a bar of its own that is shown with `progress`. The
-    steps of a longer run that this one is a part of stand in the place of `progress`, and are yielded."""
+def stepping(
+    progress: bool | Steps,
+    total: int,
+    name: str,
+    kept: FinishedPieces = FinishedPieces(None, {}),
+    unit: str = "run",
+) -> Iterator[Steps]:
+    """Yield the steps of a run that costs `total`, with a bar that is shown with `progress`. The steps of a
+    longer run that this one is a part of stand in the place of `progress`, and are yielded."""
     if isinstance(progress, Steps):
         yield progress
         return
-    with Bar(total, name, unit="run", disable=not progress) as bar:
-        yield Steps(bar)
+    with Bar(total, name, unit=unit, disable=not progress) as bar:
+        yield Steps(bar, kept)
 
 
 def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
