@@ -12,12 +12,11 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import commands
-from ecstruct.cost import Bar
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.files import write_text
-from ecstruct.io.store import FinishedPieces, Steps
+from ecstruct.io.store import FinishedPieces, Steps, stepping
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
@@ -70,8 +69,8 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     continues from the folder `unfinished`."""
     model, masks, prints = _model_and_masks(config, device)
     kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
-    with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
-        evaluations = _evaluations(config, model, masks, Steps(bar, kept))
+    with stepping(progress, _evaluation_runs(config, masks), "evaluation", kept) as steps:
+        evaluations = _evaluations(config, model, masks, steps)
     table = evaluation_table(evaluations)
     in_domain = {float(name): of for name, of in evaluations["in-domain"].items()}
     size = effective_size(in_domain)
@@ -104,22 +103,21 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
     n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
     kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
-    with Bar(n_runs, "evaluation", unit="run", disable=not progress) as bar:
-        steps = Steps(bar, kept)
+    with stepping(progress, n_runs, "evaluation", kept) as steps:
         evaluations = _evaluations(config, model, masks, steps)
         ranks = {float(name): of["mean_rank"] for name, of in evaluations["generalization"].items()}
         thirds = generalising(by_sparsity, ranks, seed=draw["seed"])
         parts: dict[str, Any] = {"core": found, "generalising": thirds, "ablation": networks}
         if not isinstance(networks, str):
             parts["ablation"] = ablate_core(model, by_sparsity, *asked.values(), **draw, progress=steps)
-        bar.phase("dependence")
+        steps.bar.phase("dependence")
         options: dict[str, Any] = {"added": thirds.heads, **draw, "progress": steps}
         parts["dependence"] = _or_reason(
             lambda: dependence(model, by_sparsity, asked["generalization"], **options)
         )
         if isinstance(parts["dependence"], str):
-            bar.total -= dependence_runs
-        bar.phase("attention")
+            steps.bar.total -= dependence_runs
+        steps.bar.phase("attention")
         none = networks if isinstance(networks, str) else None
         parts["attention"] = none or attended(model, asked["generalization"], found.heads)
     if scores is not None:
