@@ -121,7 +121,9 @@ class Grafted(SavedDataset):
             panels["random sets of the same kinds"] = self.random_share().mean("seed")
         if "control" in self.dataset:
             panels["the control"] = self.control_share()
-        frames = {title: its.transpose("set", "position").to_pandas() for title, its in panels.items()}
+        frames: dict[str, Any] = {
+            title: its.transpose("set", "position").to_pandas() for title, its in panels.items()
+        }
         return value_grids(frames, x="positions", y="set of weights", value="share of the change of reward")
 
     def conclusion(self) -> str:

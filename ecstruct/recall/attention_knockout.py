@@ -85,7 +85,7 @@ def knockout(
         _check_seen(runs, label, places, into)
     n, copying, tokenizer = len(runs.prompts), Copying(), runs.session.tokenizer
     asked = [*product(sources, distinct)]
-    order = np.argsort([window.start for _, window in asked], kind="stable")
+    order = np.argsort([window.start for _, window in asked], kind="stable").tolist()
     ids, p0, p = np.empty(n, np.int64), np.empty(n), np.empty((n, len(asked)))
 
     def measure(run: Run) -> None:

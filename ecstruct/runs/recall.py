@@ -36,7 +36,8 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     asked = model = load(config.before, device=device)
     if config.after:
         asked = load_after(config.after, model, device=device)
-        sessions = dict(zip(("before", AFTER), Pair.of(model, asked).sessions, strict=True))
+        before, after = Pair.of(model, asked).sessions
+        sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
     weights = {state: session.described["fingerprint"] for state, session in sessions.items()}
