@@ -108,8 +108,8 @@ def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " 
     """Return |dW_C|, the Frobenius norm, of every component."""
     squares = np.zeros(view.n_layers * (1 + view.n_heads))
     for layer, sites in enumerate(view.block_sites):
-        heads = view.n_layers + layer * view.n_heads + np.arange(view.n_heads)
-        sets = {i: numbered(view, [i]) for i in (layer, *heads)}
+        first = view.n_layers + layer * view.n_heads
+        sets = {i: numbered(view, [i]) for i in (layer, *range(first, first + view.n_heads))}
         for site in sites.values():
             change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
             for i, chosen in sets.items() if change else ():
