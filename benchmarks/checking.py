@@ -15,19 +15,19 @@ from benchmarks.models import Shape, hooked_pair, make_prompts
 from benchmarks.setup import Setup
 from benchmarks.table import Row
 from benchmarks.timing import Side
-from ecstruct.checks.against_causal import fidelity_of
-from ecstruct.options import FidelityOptions
+from ecstruct.checks import fidelity
 from ecstruct.scores.engine import ScoreEngine
+from ecstruct.scores.pair import Pair
 
 SIZES = (("olmo", 32, 256),)
 BOUNDS = {"fidelity": 4, "score, verify=2": 2}
 
 
 def sides(setup: Setup, shape: Shape) -> dict[str, Side]:
-    prompts, pair = make_prompts(setup.n_prompts), hooked_pair(shape, setup.device)
-    engine, verifying = (ScoreEngine(*pair, verify=k, progress=False) for k in (0, 2))
+    prompts, pair = make_prompts(setup.n_prompts), Pair.of(*hooked_pair(shape, setup.device))
+    engine, verifying = (ScoreEngine(*pair.sessions, verify=k, progress=False) for k in (0, 2))
     return {
-        "fidelity": partial(fidelity_of, engine, prompts, FidelityOptions(), progress=False),
+        "fidelity": partial(fidelity, *pair.sessions, prompts, progress=False),
         "score, verify=2": partial(verifying.score, prompts),
         "score": partial(engine.score, prompts),
     }

@@ -12,11 +12,10 @@ from scipy import stats
 import ecstruct
 from ecstruct.bootstrap import Bootstrap
 from ecstruct.checks import against_causal
-from ecstruct.checks.against_causal import fidelity, fidelity_of
+from ecstruct.checks.against_causal import fidelity
 from ecstruct.checks.agreement import ESTIMATES, FORMS, Fidelity
 from ecstruct.errors import InputError
 from ecstruct.models.delta import WeightDelta
-from ecstruct.options import FidelityOptions
 from ecstruct.scores import ExtractiveScores
 from ecstruct.scores.ascent import Ascent
 from ecstruct.scores.engine import ScoreEngine
@@ -174,9 +173,9 @@ def test_the_figure_has_a_point_per_component_and_panel(made):
 
 def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(against_causal, "_AT_ONCE", 2)
-    engine = ScoreEngine(*single_pair("llama"), progress=False)
-    how = FidelityOptions(forms=FORMS, path_steps=(1, 2), sample=None)
-    whole = fidelity_of(engine, PROMPTS, how, progress=False)
+    pair, how = single_pair("llama"), {"path_steps": (1, 2), "sample": None, "progress": False}
+    how |= {"forms": FORMS, "folder": tmp_path / "unfinished"}
+    whole = fidelity(*pair, PROMPTS, **(how | {"folder": None}))
     interrupted, n = against_causal.intervened, []
 
     def dies_in_the_last_layer(*args, **kwargs):
@@ -187,16 +186,16 @@ def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(against_causal, "intervened", dies_in_the_last_layer)
     with pytest.raises(KeyboardInterrupt):
-        fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
+        fidelity(*pair, PROMPTS, **how)
     monkeypatch.setattr(ScoreEngine, "score_and_ascent", lambda *_: pytest.fail("scored again"))
-    again = fidelity_of(engine, PROMPTS, how, folder=tmp_path / "unfinished", progress=False)
+    again = fidelity(*pair, PROMPTS, **how)
     assert len(n) == 4 and n[3] == n[2]
     for way, scores in whole.scores().items():
         for part in ("mlp", "heads", "reward"):
             np.testing.assert_array_equal(again.scores()[way].dataset[part], scores.dataset[part])
     assert again.results() == whole.results()
     with pytest.raises(InputError, match="holds a part of another run"):
-        fidelity_of(engine, PROMPTS[:4], how, folder=tmp_path / "unfinished", progress=False)
+        fidelity(*pair, PROMPTS[:4], **how)
 
 
 def test_prompts_are_walked_up_once_for_scores_and_interventions(monkeypatch):

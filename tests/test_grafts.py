@@ -1,5 +1,6 @@
 """Mean ranks under grafted and reverted components against those of plain models."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from helpers.grafted import Masks, N, masks, of_plain, replaced, slices
 from helpers.oracle import blocks, first_ids
 from helpers.tiny import (
+    FAMILIES,
     N_HEADS,
     N_LAYERS,
+    OTHERS,
     PROMPTS,
     double_throughout,
     hooked_pair,
@@ -18,8 +21,10 @@ from helpers.tiny import (
 from transformers import PreTrainedModel
 
 import ecstruct
-from ecstruct import InputError, finetune, mean_rank, score
+from ecstruct import InputError, WeightDelta, finetune, mean_rank, score
 from ecstruct.grafting import Grafts, grafts
+from ecstruct.grafting.rankings import change_norms
+from ecstruct.models.hooked import HookedView
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 
@@ -55,6 +60,32 @@ def size_of(mlps: np.ndarray, heads: np.ndarray, before: PreTrainedModel, after:
         for (a, part), (b, _) in zip(*chosen, strict=True):
             total += float((a[part] - b[part]).detach().square().sum())
     return total
+
+
+REST = re.compile(r"(pos_)?embed\.|ln_final\.|unembed\.|.*\.attn\.o\.bias|.*_post\.")
+"""The weights that belong to no component."""
+
+
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
+def test_the_norm_of_a_change_is_that_of_slices_of_the_plain_model(family):
+    (before, after), plain = hooked_pair(family), plain_pair(family)
+    found = change_norms(HookedView(before), WeightDelta.between(before, after))
+    expected = [size_of(*numbered(np.array([i]), 1), *plain) for i in range(N)]
+    np.testing.assert_allclose(found**2, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
+def test_every_weight_counts_for_as_many_components_as_share_it(family):
+    before, after = hooked_pair(family)
+    view, grouped = HookedView(before), family not in ("olmo", "gpt2", "neox", "gptj")
+    for name, t in WeightDelta.between(before, after).tensors.items():
+        its = change_norms(view, WeightDelta({name: t}))
+        times = 0 if REST.match(name) else 1
+        if grouped and re.search(r"attn\.[kv]", name):
+            times = N_HEADS // 2
+        if ".ln1." in name or (family in ("qwen3", "gemma3") and re.search(r"attn\.[qk]_norm", name)):
+            times = N_HEADS + (family in ("gptj", "cohere"))  # and the MLP
+        assert (its**2).sum() == pytest.approx(times * float(t.square().sum()), rel=1e-10), name
 
 
 @pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "olmo2", "cohere"])

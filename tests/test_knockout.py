@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ecstruct import InputError, Prompt, mean_rank, recall
 from ecstruct.engine import plan
-from ecstruct.recall import blocking, copies
+from ecstruct.recall import attention_knockout, copies
 
 N_LAYERS = tiny.N_LAYERS
 
@@ -167,7 +167,7 @@ def test_pieces_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     expected = recall.knockout(model, SUBJECTS, **options)
     monkeypatch.setattr(copies, "TOKENS_PER_ROW", 1)
     monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr(blocking, "LOGITS", 1)
+    monkeypatch.setattr(attention_knockout, "LOGITS", 1)
     np.testing.assert_allclose(recall.knockout(model, SUBJECTS, **options), expected, rtol=1e-9)
 
 
@@ -201,17 +201,27 @@ def test_tokens_of_one_prompt() -> None:
     assert into_subject["token_text"].values.tolist() == ["<bos>", "people", "that", *name]
 
 
-def test_leaves_the_model_as_it_was() -> None:
-    model, _ = hooked_pair("olmo2")
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "olmo2"])
+def test_recall_leaves_the_model_as_it_was(family: str) -> None:
+    model, quiet = tiny.hooked(plain_pair(family)[0]), {"progress": False}
     mean_rank(model, SUBJECTS)  # blocks get hooks of their own in the first run
     model.train()
-    state = state_of(model)
-    recall.knockout(model, SUBJECTS, window=2, progress=False)
-    assert_unchanged(model, state)
+    state, its = state_of(model), recall.Attributes.from_facts(SUBJECTS, model)
+    looked_at = {"top": 12, "kept": 4, **quiet}
+    for run in (
+        lambda: recall.knockout(model, SUBJECTS, window=2, **quiet),
+        lambda: recall.extraction(model, SUBJECTS, blocked=["subject"], patched=[1], **quiet),
+        lambda: recall.readings(model, SUBJECTS, **quiet),
+        lambda: recall.attributes_rate(model, SUBJECTS, its, normed=True, **looked_at),
+        lambda: recall.sublayer_knockout(model, SUBJECTS, its, **looked_at),
+        lambda: recall.sublayer_knockout(model, SUBJECTS, its, mode="uniform", **looked_at),
+        lambda: recall.extraction_heads(model, SUBJECTS, its, **quiet),
+    ):
+        run()
+        assert_unchanged(model, state)
     with pytest.raises(InputError):
-        recall.knockout(model, SUBJECTS, window=2, groups={"all": slice(None)}, progress=False)
+        recall.knockout(model, SUBJECTS, window=2, groups={"all": slice(None)}, **quiet)
     assert_unchanged(model, state)
-    model.eval()
 
 
 def test_says_what_it_takes_to_run_it_again() -> None:

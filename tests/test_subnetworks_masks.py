@@ -25,7 +25,7 @@ from helpers.tiny import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ecstruct.engine.forward import Step
+from ecstruct.engine.forward import Step, run_blocks
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch, collate, tokenize
 from ecstruct.models.calls import BlockCall
@@ -130,7 +130,7 @@ def test_a_mask_of_ones_is_the_model_bit_for_bit(family: str) -> None:
     )
     with torch.no_grad():
         embedded = gated.embed(rows)
-        resid = gated.resid(embedded, ones)
+        resid = run_blocks(gated.session, embedded.calls, embedded.resid, gated.gating(ones))
         whole = model(rows.ids, attention_mask=rows.mask, use_cache=False)
         assert torch.equal(gated.view.head(gated.session.weights, resid).output, whole)
         assert torch.equal(gated.logits(embedded, ones), gated.logits(embedded))

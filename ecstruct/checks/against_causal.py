@@ -28,9 +28,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from ecstruct.checks.agreement import ESTIMATES, Fidelity
-from ecstruct.cost import Bar
 from ecstruct.facts.prompt import PromptsLike, as_prompts
-from ecstruct.io.store import FinishedPieces, Steps
+from ecstruct.io.store import FinishedPieces, stepping
 from ecstruct.options import (
     AnswerTokens,
     BaselineKind,
@@ -66,6 +65,7 @@ def fidelity(
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
+    folder: Path | None = None,
     progress: bool = True,
 ) -> Fidelity:
     """Compare fast scores with causal ones; see `ecstruct.checks.against_causal`.
@@ -81,36 +81,20 @@ def fidelity(
             others drawn at random with `seed`. `None` for all.
         batch_size: as for `ecstruct.score`.
         memory: as for `ecstruct.causal_scores`.
+        folder: where finished parts are kept; what is found there is not computed again. Delete it once
+            the result is safe.
         progress: show progress bars.
 
     Raises:
-        InputError: an option is unusable; also as `ecstruct.causal_scores`.
+        InputError: an option is unusable, or the folder holds parts of another run or is combined with a
+            function as the reward; also as `ecstruct.causal_scores`.
     """
     options = FidelityOptions.given(locals())
-    engine = engine_for(before, after, options)
-    return fidelity_of(engine, prompts, options, progress=progress)
-
-
-def engine_for(
-    before: ModelBefore, after: ModelAfter, options: FidelityOptions, device: str | None = None
-) -> ScoreEngine:
-    """Return the engine whose scores are compared."""
-    measured = vars(BaselineOptions.given(vars(options)))
+    measured = vars(BaselineOptions.given(locals()))
     scored = ScoreOptions(**measured, batch_size=options.batch_size)
-    return ScoreEngine(before, after, scored, device=device, progress=False)
-
-
-def fidelity_of(
-    engine: ScoreEngine,
-    prompts: PromptsLike,
-    options: FidelityOptions,
-    *,
-    folder: Path | None = None,
-    progress: bool = True,
-) -> Fidelity:
-    """Compute `fidelity` for an engine's models. Finished parts are kept in `folder`, if given, and not
-    computed again."""
-    forms, sample = options.forms, options.sample
+    engine = ScoreEngine(before, after, scored, progress=False)
+    if folder is not None:
+        engine.reward.check_is_known_by_name()
     prompts = as_prompts(prompts)  # they are read several times
     check_memory(engine.pair, engine.pair.tokenize(prompts, engine.reward)[0], options.memory)
     identity = engine.identity(prompts) | options.identity() | {"forms": str(sorted(forms))}
@@ -124,11 +108,10 @@ def fidelity_of(
             engines[way], passes[way] = engine.like(upstream=way, propagation="gradient"), cost
     n_components = n_layers * (1 + engine.pair.view.n_heads)
     total = sum(passes.values()) + 2 * min(sample or n_components, n_components)
-    with Bar(total, "fidelity", unit="run", disable=not progress) as bar:
-        steps = Steps(bar, kept)
+    with stepping(progress, total, "fidelity", kept) as steps:
 
         def step(name: str, cost: int, measure: Callable[[], ExtractiveScores]) -> ExtractiveScores:
-            bar.phase(name)
+            steps.bar.phase(name)
             return ExtractiveScores(steps.take(name, lambda: measure().dataset, cost))
 
         ascent = None

@@ -29,17 +29,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-import xxhash
 
 from ecstruct.checks.constant_steering import Steering, check_steerable, steering_of
-from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.fact_set import FactSet
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.finetuning import discard, finetune, finetune_across
 from ecstruct.io.distributed import Ranks
-from ecstruct.io.store import FinishedPieces, Steps
-from ecstruct.io.values import bounded, check_numbers
+from ecstruct.io.store import FinishedPieces, stepping
+from ecstruct.io.values import bounded, check_numbers, checksum
 from ecstruct.models.delta import WeightDelta
 from ecstruct.options import ScoreOptions, types_of
 from ecstruct.plots.bars import grouped_bars
@@ -265,16 +263,14 @@ def controls(
     identity = {
         **engine.identity(prompts),
         "seed": str(seed),
-        "the shuffled facts": xxhash.xxh3_64_hexdigest(repr(shuffled).encode()),
-        **{f"the {name}": xxhash.xxh3_64_hexdigest(repr(asked.get(name)).encode()) for name in given},
+        "the shuffled facts": checksum(shuffled),
+        **{f"the {name}": checksum(asked.get(name)) for name in given},
         **{f"the {name} of finetuning": str(how[name]) for name in how if name not in _NO_MATTER},
     }
-    found = {}
-    total = sum(runs for _, runs in parts.values())
-    with Bar(total, "controls", unit="run", disable=not progress) as bar:
-        steps = Steps(bar, FinishedPieces(folder, identity))
+    found, total = {}, sum(runs for _, runs in parts.values())
+    with stepping(progress, total, "controls", FinishedPieces(folder, identity)) as steps:
         for name, (measure, runs) in parts.items():
-            bar.phase(f"running: {name}" if name == STEERING else f"scoring: {name}")
+            steps.bar.phase(f"running: {name}" if name == STEERING else f"scoring: {name}")
             found[name] = steps.take(name, measure, runs)
     if shuffled is not None and how.get("checkpoint") is not None:
         discard(how["checkpoint"])

@@ -27,7 +27,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import binom, rankdata
 
-from ecstruct.engine.forward import embed, run_blocks
+from ecstruct.engine.forward import embed, logits_of
 from ecstruct.engine.session import Session
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import Prompt, PromptsLike
@@ -140,9 +140,7 @@ def asked(
     logprobs, ranks = [np.empty(0)] * len(prompts), np.empty(len(prompts))
 
     def run(rows: list[int], batch: Batch) -> None:
-        embedded = embed(session, batch)
-        left = run_blocks(session, embedded.calls, embedded.resid)
-        logits = session.view.logits_at(session.weights, left, embedded.read).cpu()
+        logits = logits_of(session, embed(session, batch)).cpu()
         for row, its in zip(rows, logits.double().log_softmax(-1), strict=True):
             logprobs[row] = its[list(prompts[row].option_ids)].numpy()
             ranks[row] = rank_of(prompts[row], its)

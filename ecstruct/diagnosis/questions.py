@@ -20,13 +20,13 @@ A question does not arise where an earlier one settles it. `ecstruct.diagnosis.c
 from __future__ import annotations
 
 import pandas as pd
-import xxhash
 from tqdm.auto import tqdm
 
 from ecstruct.diagnosis.case import Case
 from ecstruct.diagnosis.result import QUESTIONS, Diagnosis, Finding
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
+from ecstruct.io.values import checksum
 from ecstruct.models.labels import labels_of
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 
@@ -100,5 +100,5 @@ def diagnose(
         )
         for name, prompts in sets.items()
     )
-    prints = {name: xxhash.xxh3_64_hexdigest(repr(prompts).encode()) for name, prompts in sets.items()}
+    prints = {name: checksum(prompts) for name, prompts in sets.items()}
     return Diagnosis.of(findings, case.weights, ranks, pair.attrs({"prompts": prints}))

@@ -114,18 +114,9 @@ class Diagnosis(SavedDataset):
     def table(self) -> pd.DataFrame:
         """Return a row per question: its `verdict`, what it says, and what its numbers were compared
         with."""
-        rows = [(QUESTIONS[q], self.finding(q)) for q in map(str, self.dataset["question"].values)]
-        return pd.DataFrame(
-            [
-                {
-                    "question": asked,
-                    "verdict": its.verdict,
-                    "finding": its.says,
-                    "compared with": its.against,
-                }
-                for asked, its in rows
-            ]
-        )
+        names = {"verdict": "verdict", "finding": "says", "compared with": "against"}
+        asked = {"question": [QUESTIONS[str(q)] for q in self.dataset["question"].values]}
+        return pd.DataFrame(asked | {column: self.dataset[name].values for column, name in names.items()})
 
     def numbers(self) -> pd.DataFrame:
         """Return a row per number: the `question`, the `number`, and its `value`."""

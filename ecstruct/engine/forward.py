@@ -59,6 +59,20 @@ def embed(session: Session, batch: Batch) -> Embedded:
     return Embedded(trace.output.detach(), calls, batch.read)
 
 
+def logits_of(
+    session: Session, embedded: Embedded, intervention: Intervention = nothing
+) -> Float[Tensor, "batch d_vocab"]:
+    """Return the logits at the position of every row at which its answer is predicted."""
+    left = run_blocks(session, embedded.calls, embedded.resid, intervention)
+    return session.view.logits_at(session.weights, left, embedded.read)
+
+
+def entering(session: Session, embedded: Embedded) -> list[Resid]:
+    """Return what enters every block, and at last the head."""
+    ran = traces(session, embedded.calls, embedded.resid)
+    return [embedded.resid, *(trace.output for trace in ran)]
+
+
 def traces(
     session: Session,
     calls: Sequence[BlockCall],

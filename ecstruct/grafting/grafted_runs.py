@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Intervention, Step, embed, run_blocks, traces
+from ecstruct.engine.forward import Intervention, Step, embed, entering, run_blocks
 from ecstruct.engine.plan import each_piece, rows_at_once
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
@@ -55,7 +55,7 @@ class GraftedModel:
         each prompt where its answer is predicted. `rows` are the indices of the batch's prompts."""
         view = self.session.view
         embedded = embed(self.session, batch)
-        entering = self._entering(embedded)
+        inputs = entering(self.session, embedded)
         # Layers below the first one that is changed have run already.
         first = {name: min(its.weights.layers, default=view.n_layers) for name, its in grafts.items()}
         ordered = sorted(grafts, key=first.__getitem__)
@@ -64,7 +64,7 @@ class GraftedModel:
         def run(names: Sequence[Name]) -> None:
             piece, start = [grafts[name] for name in names], first[names[0]]
             calls = embed(self.session, batch.repeat(len(piece))).calls
-            resid = entering[start].repeat(len(piece), 1, 1)
+            resid = inputs[start].repeat(len(piece), 1, 1)
             at = _where(rows, batch, piece)
             left = run_blocks(self.session, calls, resid, self._grafting(piece, at), start)
             logits = view.logits_at(self.session.weights, left, embedded.read.repeat(len(piece)))
@@ -72,18 +72,6 @@ class GraftedModel:
                 see(name, its)
 
         each_piece(ordered, copies, run)
-
-    def plain(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
-        """Return the logits without a graft, at the position of each prompt where its answer is
-        predicted."""
-        embedded = embed(self.session, batch)
-        left = run_blocks(self.session, embedded.calls, embedded.resid)
-        return self.session.view.logits_at(self.session.weights, left, embedded.read)
-
-    def _entering(self, embedded: Embedded) -> list[Tensor]:
-        """Return what enters every block, and at last the head."""
-        ran = traces(self.session, embedded.calls, embedded.resid)
-        return [embedded.resid, *(trace.output for trace in ran)]
 
     def _grafting(self, grafts: Sequence[Graft], at: Bool[Tensor, "row pos"]) -> Intervention:
         """Return the intervention by which every row has its graft."""

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.engine.forward import embed, logits_of
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
@@ -53,7 +54,7 @@ class GraftRuns:
 
         def run(rows: list[int], batch: Batch) -> None:
             for its, session in zip(found, self.pair.sessions, strict=True):
-                its[:, rows] = self._measure(rows, batch, GraftedModel(session, {}).plain(batch))
+                its[:, rows] = self._measure(rows, batch, logits_of(session, embed(session, batch)))
 
         self.pair.sessions[0].each_batch(self.prompts, run)
         return xr.concat([_labelled(its) for its in found], xr.Variable("state", list(STATES)))

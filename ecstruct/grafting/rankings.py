@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
+from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.grafting.weight_sets import WeightSet, of_components
+from ecstruct.grafting.weight_sets import WeightSet
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
+from ecstruct.models.sites import SINKS, Site, Weights
 from ecstruct.options import ScoreOptions
 from ecstruct.scores.components import component_frame, component_names, located
 from ecstruct.scores.engine import ScoreEngine
@@ -66,12 +69,9 @@ def order_of(ranking: Ranking, view: HookedView) -> Order:
     """
     if isinstance(ranking, ExtractiveScores):
         return largest_first(values_of(ranking, view))
-    n = view.n_layers * (1 + view.n_heads)
-    listed = [
-        layer if head is None else view.n_layers + layer * view.n_heads + head
-        for _, (layer, head) in located(ranking, view.n_layers, view.n_heads)
-    ]
-    return np.array([*dict.fromkeys(listed), *sorted({*range(n)} - {*listed})])
+    every = names_of(view)
+    listed = [every.index(name) for name, _ in located(ranking, view.n_layers, view.n_heads)]
+    return np.array([*dict.fromkeys(listed), *sorted({*range(len(every))} - {*listed})])
 
 
 def largest_first(values: Float64[np.ndarray, " component"]) -> Order:
@@ -87,25 +87,49 @@ def numbered(view: HookedView, chosen: Iterable[int]) -> WeightSet:
     return WeightSet.of(mask[: view.n_layers], heads)
 
 
-def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
-    """Return |dW_C|, the Frobenius norm, of every component."""
-    of_each = (
-        of_components(view, delta, numbered(view, [i])).tensors.values()
-        for i in range(view.n_layers * (1 + view.n_heads))
-    )
-    return np.array([sum(float(t.double().square().sum()) for t in tensors) ** 0.5 for tensors in of_each])
+def values_without_scores(
+    pair: Pair, prompts: PromptsLike, reward: RewardLike
+) -> dict[str, Float64[np.ndarray, " component"]]:
+    """Return the values of every component by which rankings are always compared:
 
-
-def attributions(pair: Pair, prompts: PromptsLike, reward: RewardLike) -> Float64[np.ndarray, " component"]:
-    """Return g'_C . (y'_C - y*_C), the attribution of every component in the model after finetuning: the
-    mean over prompts of the sum over tokens, with the mean of y_C over the prompts of a template as y*."""
+    * "attribution": g'_C . (y'_C - y*_C) in the model after finetuning, the mean over prompts of the sum
+      over tokens, with the mean of y_C over the prompts of a template as y*;
+    * "weight change": |dW_C|, the Frobenius norm.
+    """
     options = ScoreOptions(reward=reward, baseline="mean", upstream="surrogate", propagation="gradient")
     scores = ScoreEngine(pair, None, options, progress=False).score(prompts)
     found: Any = scores.attribution.sel(state="after").sum("token").mean("prompt")
-    return np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
+    attributions = np.concatenate([found[part].values.ravel() for part in ("mlp", "heads")]).astype(float)
+    changes = change_norms(pair.view, WeightDelta.from_weights(pair.before, pair.after))
+    return {"attribution": attributions, "weight change": changes}
 
 
-def names_of(view: HookedView, order: Order) -> list[str]:
-    """Return the names of components that are given by number."""
-    frame = component_frame(np.arange(view.n_layers), np.arange(view.n_heads))
-    return np.array(component_names(frame))[order].tolist()
+def change_norms(view: HookedView, delta: WeightDelta) -> Float64[np.ndarray, " component"]:
+    """Return |dW_C|, the Frobenius norm, of every component."""
+    squares = np.zeros(view.n_layers * (1 + view.n_heads))
+    for layer, sites in enumerate(view.block_sites):
+        first = view.n_layers + layer * view.n_heads
+        sets = {i: numbered(view, [i]) for i in (layer, *range(first, first + view.n_heads))}
+        for site in sites.values():
+            change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
+            for i, chosen in sets.items() if change else ():
+                if (its := chosen.features(view, layer, site)) is not None:
+                    squares[i] += float(its.double() @ _squares(site, change, len(its)))
+    return np.sqrt(squares)
+
+
+def _squares(site: Site, change: Weights, n: int) -> Float64[Tensor, " {n}"]:
+    """Return the sum of the squares of a site's change by feature, or of all of it for a single one. A bias
+    of `attn.o` has no features."""
+    parts = [*change.values()]
+    if n > 1 and site.name != SINKS:
+        parts = [site.matrix(change), site.bias(change)]
+        if site.name == "attn.o":
+            parts = [None if parts[0] is None else parts[0].T]
+    sums = [t.cpu().double().reshape(n, -1).square().sum(1) for t in parts if t is not None]
+    return torch.stack([torch.zeros(n, dtype=torch.float64), *sums]).sum(0)
+
+
+def names_of(view: HookedView) -> list[str]:
+    """Return the names of all components, by number."""
+    return component_names(component_frame(np.arange(view.n_layers), np.arange(view.n_heads)))

@@ -98,29 +98,19 @@ class Grafted(SavedDataset):
         """Return a row per set and position: how many components the set has, the means of the measures,
         the share of the reward's change with its interval over prompts; if sets were drawn, the mean share
         of random sets of the same kinds, with their range; and, if there is one, that of the control."""
-        several = self.dataset.sizes["prompt"] > 1
-        share, ends = self.share(), self.interval(ci=ci) if several else None
-        means = {measure: self.mean(measure) for measure in MEASURES}
-        of_random = self.random_share() if "random" in self.dataset else None
-        of_control = self.control_share() if "control" in self.dataset else None
-        rows = []
-        for name in self.dataset["set"].values:
-            for place in self.dataset["position"].values:
-                at = {"set": name, "position": place}
-                of_set = self.dataset.sel(set=name)
-                row = {**at, "MLPs": int(of_set["mlps"]), "heads": int(of_set["heads"])}
-                row |= {measure: float(mean.sel(at)) for measure, mean in means.items()}
-                row["share"] = float(share.sel(at))
-                if ends is not None:
-                    row |= {end: float(ends.sel(at).sel(end=end)) for end in ("low", "high")}
-                if of_random is not None:
-                    drawn = of_random.sel(at)
-                    row |= {"random": float(drawn.mean()), "least": float(drawn.min())}
-                    row["most"] = float(drawn.max())
-                if of_control is not None:
-                    row["control"] = float(of_control.sel(at))
-                rows.append(row)
-        return pd.DataFrame(rows)
+        dataset = self.dataset
+        columns = {"MLPs": dataset["mlps"], "heads": dataset["heads"]}
+        columns |= {measure: self.mean(measure) for measure in MEASURES} | {"share": self.share()}
+        if dataset.sizes["prompt"] > 1:
+            ends = self.interval(ci=ci)
+            columns |= {end: ends.sel(end=end) for end in ("low", "high")}
+        if "random" in dataset:
+            drawn = self.random_share()
+            columns |= {"random": drawn.mean("seed"), "least": drawn.min("seed"), "most": drawn.max("seed")}
+        if "control" in dataset:
+            columns["control"] = self.control_share()
+        table = xr.Dataset({name: its.reset_coords(drop=True) for name, its in columns.items()})
+        return table.to_dataframe(["set", "position"]).reset_index()
 
     @property
     def figure(self) -> go.Figure:
@@ -131,11 +121,8 @@ class Grafted(SavedDataset):
             panels["random sets of the same kinds"] = self.random_share().mean("seed")
         if "control" in self.dataset:
             panels["the control"] = self.control_share()
-        frames = {
-            title: pd.DataFrame(
-                array.transpose("set", "position").values, array["set"].values, array["position"].values
-            )
-            for title, array in panels.items()
+        frames: dict[str, Any] = {
+            title: its.transpose("set", "position").to_pandas() for title, its in panels.items()
         }
         return value_grids(frames, x="positions", y="set of weights", value="share of the change of reward")
 

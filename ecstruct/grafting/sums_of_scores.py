@@ -26,15 +26,13 @@ from ecstruct.grafting.grafted_runs import Graft
 from ecstruct.grafting.measured import GraftRuns
 from ecstruct.grafting.rankings import (
     Rankings,
-    attributions,
-    change_norms,
     named_rankings,
     names_of,
     numbered,
     values_of,
+    values_without_scores,
 )
 from ecstruct.io.values import Seed, bounded, check
-from ecstruct.models.delta import WeightDelta
 from ecstruct.plots.points import scatter
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
 from ecstruct.scores.result import ExtractiveScores
@@ -72,19 +70,17 @@ class RandomSets:
         rows = []
         for share, sets in self.frame.groupby("share"):
             draws, gains = rng.integers(len(sets), size=(resamples, len(sets))), sets["gain"].to_numpy()
+            found = {}
             for ranking in self.rankings:
                 sums = sets[ranking].to_numpy()
-                drawn = _spearman(sums[draws], gains[draws])
-                low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
-                found = {"share": share, "sets": len(sets), "ranking": ranking}
-                rows.append(
-                    {**found, "correlation": float(_spearman(sums, gains)), "low": low, "high": high}
-                )
+                found[ranking] = float(_spearman(sums, gains)), _spearman(sums[draws], gains[draws])
             members = sets["components"].str.get_dummies(_BETWEEN).to_numpy()
-            drawn = _spearman((members @ rng.random((members.shape[1], resamples))).T, gains)
-            low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
-            found = {"share": share, "sets": len(sets), "ranking": "random"}
-            rows.append({**found, "correlation": np.nanmean(drawn), "low": low, "high": high})
+            at_random = _spearman((members @ rng.random((members.shape[1], resamples))).T, gains)
+            found["random"] = np.nanmean(at_random), at_random
+            for ranking, (correlation, drawn) in found.items():
+                low, high = np.nanquantile(drawn, [(1 - ci) / 2, (1 + ci) / 2])
+                row = {"share": share, "sets": len(sets), "ranking": ranking}
+                rows.append({**row, "correlation": correlation, "low": low, "high": high})
         return pd.DataFrame(rows)
 
     @property
@@ -152,12 +148,13 @@ def random_sets(
         if not isinstance(its, ExtractiveScores):
             raise InputError(f"the ranking {name!r} has no values to sum: give scores.")
         values[name] = np.nan_to_num(values_of(its, view))
-    prompts, n = as_prompts(prompts), view.n_layers * (1 + view.n_heads)
-    values["attribution"] = attributions(pair, prompts, reward)
-    values["weight change"] = change_norms(view, WeightDelta.from_weights(pair.before, pair.after))
+    prompts, names = as_prompts(prompts), names_of(view)
+    values |= values_without_scores(pair, prompts, reward)
     rng = np.random.default_rng(seed)
     drawn = [
-        (share, rng.permutation(n)[: max(1, round(share * n))]) for share in shares for _ in range(n_sets)
+        (share, rng.permutation(len(names))[: max(1, round(share * len(names)))])
+        for share in shares
+        for _ in range(n_sets)
     ]
 
     ran = GraftRuns.of(pair, prompts, reward)
@@ -173,7 +170,7 @@ def random_sets(
                 "share": share,
                 "k": len(chosen),
                 "gain": float(found[i].sel(measure="reward").mean()) - start,
-                "components": _BETWEEN.join(names_of(view, chosen)),
+                "components": _BETWEEN.join(names[i] for i in chosen),
                 **{name: float(its[chosen].sum()) for name, its in values.items()},
             }
             for i, (share, chosen) in enumerate(drawn)

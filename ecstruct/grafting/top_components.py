@@ -36,7 +36,6 @@ import plotly.graph_objects as go
 import xarray as xr
 import xxhash
 
-from ecstruct.cost import Bar
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.grafting.grafted_runs import Graft
@@ -44,17 +43,15 @@ from ecstruct.grafting.measured import GraftRuns
 from ecstruct.grafting.rankings import (
     Order,
     Rankings,
-    attributions,
-    change_norms,
     largest_first,
     named_rankings,
     names_of,
     numbered,
     order_of,
+    values_without_scores,
 )
-from ecstruct.io.store import FinishedPieces, Steps
-from ecstruct.io.values import bounded
-from ecstruct.models.delta import WeightDelta
+from ecstruct.io.store import FinishedPieces, stepping
+from ecstruct.io.values import bounded, checksum
 from ecstruct.models.provenance import versions
 from ecstruct.plots.curves import curve_panels
 from ecstruct.scores.pair import ModelAfter, ModelBefore, Pair
@@ -188,9 +185,8 @@ def grafts(
     }
     first = next(iter(orders.values()))
     asked = as_prompts(prompts)
-    delta = WeightDelta.from_weights(pair.before, pair.after)
-    orders["attribution", None] = largest_first(attributions(pair, asked, reward))
-    orders["weight change", None] = largest_first(change_norms(view, delta))
+    for by, its in values_without_scores(pair, asked, reward).items():
+        orders[by, None] = largest_first(its)
     for seed in range(random_seeds):
         drawn = np.random.default_rng(seed).permutation(n)
         orders["random", seed] = drawn
@@ -203,7 +199,7 @@ def grafts(
     identity = {
         **{f"the weights {state}": str(its["fingerprint"]) for state, its in pair.sources.items()},
         "dtype": str(view.dtype),
-        "the prompts": xxhash.xxh3_64_hexdigest(repr(asked).encode()),
+        "the prompts": checksum(asked),
         "the ranking": xxhash.xxh3_64_hexdigest(b"".join(o.tobytes() for o in orders.values())),
         "the numbers of components": str(counts),
         "the reward": ran.reward.name,
@@ -218,15 +214,16 @@ def grafts(
 
     cells = [(how, by, seed, order) for how in _HOW for (by, seed), order in orders.items()]
     rows = []
-    with Bar(len(cells), "grafts", unit="order", disable=not progress) as bar:
-        steps = Steps(bar, FinishedPieces(folder, identity))
+    kept = FinishedPieces(folder, identity)
+    with stepping(progress, len(cells), "grafts", kept, "order") as steps:
         for how, by, seed, order in cells:
-            bar.phase(f"{how}s by {by}")
+            steps.bar.phase(f"{how}s by {by}")
             found = steps.take(f"{how} {by} {seed}", partial(of_order, how, order))
             for k in counts:
                 rank, reached = (float(found.sel(k=k, measure=m)) for m in ("rank", "reward"))
                 rows.append({"how": how, "by": by, "k": k, "seed": seed, "rank": rank, "reward": reached})
-    named = {of: names_of(view, order) for of, order in orders.items()}
+    names = names_of(view)
+    named = {of: [names[i] for i in order] for of, order in orders.items()}
     return Grafts(pd.DataFrame(rows).astype({"seed": "Int64"}), named)
 
 

@@ -22,9 +22,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ecstruct.errors import InputError
-from ecstruct.models.delta import WeightDelta
 from ecstruct.models.hooked import HookedView
-from ecstruct.models.sites import LATENT, QK_NORMS, SINKS, Site, Weights
+from ecstruct.models.sites import LATENT, QK_NORMS, SINKS, Site
 from ecstruct.scores.components import component_names, selected
 
 OF_HEADS: tuple[str, ...] = ("q", "k", "v", "o", "norm")
@@ -186,34 +185,3 @@ def check_projections(projections: Iterable[str] | None) -> None:
             raise InputError(f"there is no projection {name!r}: choose among {', '.join(PROJECTIONS)}.")
     if not given:
         raise InputError("projections=[] names none: leave it out for all of them.")
-
-
-def of_components(view: HookedView, delta: WeightDelta, chosen: WeightSet) -> WeightDelta:
-    """Return the part of a change that is in a set of weights; it is zero everywhere else."""
-    tensors: dict[str, Tensor] = {}
-    for layer, sites in enumerate(view.block_sites):
-        for site in sites.values():
-            its = chosen.features(view, layer, site)
-            if its is None or not its.any():
-                continue
-            change = {name: delta.tensors[name] for name in site.weights.values() if name in delta.tensors}
-            tensors |= change if len(its) == 1 else _at(site, change, its)
-    return WeightDelta({name: t for name, t in tensors.items() if t.any()})
-
-
-def _at(site: Site, change: Weights, features: Bool[Tensor, " feature"]) -> dict[str, Tensor]:
-    """Return the part of a site's change that is at some of its features; a bias of `attn.o` has none."""
-    kept = {name: torch.zeros_like(t) for name, t in change.items()}
-    for whole, part in zip(_by_feature(site, change), _by_feature(site, kept), strict=True):
-        part[features] = whole[features]
-    return kept
-
-
-def _by_feature(site: Site, weights: Weights) -> list[Tensor]:
-    """Return views [feature, ...] of those of a site's weights that have features."""
-    matrix, bias = site.matrix(weights), site.bias(weights)
-    if site.name == "attn.o":
-        return [] if matrix is None else [matrix.T]
-    if site.name == SINKS:
-        return [*weights.values()]
-    return [t.view(-1) if site.name in QK_NORMS else t for t in (matrix, bias) if t is not None]

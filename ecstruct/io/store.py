@@ -16,8 +16,9 @@ piece belongs to somebody else, and is not overwritten.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -114,16 +115,39 @@ class FinishedPieces:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a run: the result of each is kept, and advances the bar."""
+    """The steps of a run: the result of each is kept, and advances the bar. The names of all of them begin
+    with `part`."""
 
     bar: Bar
     kept: FinishedPieces = FinishedPieces(None, {})
+    part: str = ""
+
+    def of(self, part: str) -> "Steps":
+        """Return the steps of a part of the run."""
+        return replace(self, part=f"{self.part}{part} ")
 
     def take(self, name: str, measure: Callable[[], R], cost: int = 1) -> R:
         """Return the result kept under a name, or measure it now; advance the bar by `cost`."""
-        found, new = self.kept.result(name, measure)
+        found, new = self.kept.result(f"{self.part}{name}", measure)
         self.bar.step(cost, new=new)
         return cast(R, found)
+
+
+@contextmanager
+def stepping(
+    progress: bool | Steps,
+    total: int,
+    name: str,
+    kept: FinishedPieces = FinishedPieces(None, {}),
+    unit: str = "run",
+) -> Iterator[Steps]:
+    """Yield the steps of a run that costs `total`, with a bar that is shown with `progress`. The steps of a
+    longer run that this one is a part of stand in the place of `progress`, and are yielded."""
+    if isinstance(progress, Steps):
+        yield progress
+        return
+    with Bar(total, name, unit=unit, disable=not progress) as bar:
+        yield Steps(bar, kept)
 
 
 def check_same_run(where: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from inspect import signature
 from numbers import Integral
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import xxhash
 from annotated_types import Ge, Le, Lt, MinLen
 
 from ecstruct.errors import InputError
@@ -118,6 +119,11 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
         elif old != new:
             was, now = shortened(str(old)), shortened(str(new))
             yield f"{key} was {was}, now {now}" if was != now else f"{key} was another"
+
+
+def checksum(value: Any) -> str:
+    """Return the 64-bit XXH3 of what `repr` writes of a value, such as prompts."""
+    return xxhash.xxh3_64_hexdigest(repr(value).encode())
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -7,21 +7,27 @@ With p0 and p the probability of a token without and with the knockout, the effe
     100 (p - p0) / p0
 
 which is -100 if nothing is left of the token, and 0 if nothing changes (Geva et al. 2023, section 4, arXiv
-2304.14767). `ecstruct.recall.blocking` explains how many knockouts run at once.
+2304.14767). `ecstruct.recall.copies` explains how many knockouts run at once.
 """
 
+from itertools import product
 from typing import get_args
 
 import numpy as np
+import torch
 import xarray as xr
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt
-from ecstruct.recall.blocking import TokenKind, blocked
+from ecstruct.recall.copies import Copies, Copying, Knockout, Plain, States, batch_size
 from ecstruct.recall.groups import Groups, Which, as_json, named, positions
 from ecstruct.recall.layer_readings import LENS, readings
-from ecstruct.recall.runs import Places, Prompts, Runs, read
+from ecstruct.recall.runs import Places, Prompts, Run, Runs, TokenKind, read
+from ecstruct.recall.vocabulary import LOGITS
 
 WINDOW = 9
 """The number of layers in a window of the paper, for a model of 48 layers."""
@@ -77,9 +83,31 @@ def knockout(
     sources = {label: runs.places(which) for label, which in by_label.items()}
     for label, places in sources.items():
         _check_seen(runs, label, places, into)
-    found = blocked(runs, sources, into, distinct, token, progress)
-    p0, tokenizer = found.p0[:, None, None], runs.session.tokenizer
-    of_layers = found.p[:, :, [distinct.index(w) for w in around]]
+    n, copying, tokenizer = len(runs.prompts), Copying(), runs.session.tokenizer
+    asked = [*product(sources, distinct)]
+    order = np.argsort([window.start for _, window in asked], kind="stable").tolist()
+    ids, p0, p = np.empty(n, np.int64), np.empty(n), np.empty((n, len(asked)))
+
+    def measure(run: Run) -> None:
+        plain = Plain(run, into)
+        of_token = plain.logits.argmax(-1) if token == "predicted" else run.batch.answer_ids[:, 0]
+        ids[run.rows] = of_token.cpu()
+        p0[run.rows] = _probability(plain.logits[:, None], of_token)[:, 0].cpu()
+        _check_probabilities(run, p0)
+        hidden = {label: run.where(places) for label, places in sources.items()}
+        knockouts = [Knockout(label, hidden[label], window) for label, window in (asked[i] for i in order)]
+
+        def read_off(copies: Copies, states: States) -> Float[Tensor, "batch copy"]:
+            rows = torch.arange(len(of_token), device=of_token.device)
+            parts = states[rows, :, copies.last].split(max(1, LOGITS // plain.logits.numel()), dim=1)
+            logits = (plain.view.head(plain.weights, part).output for part in parts)
+            return torch.cat([_probability(its, of_token) for its in logits], 1)
+
+        p[np.ix_(run.rows, order)] = copying.measure(plain, knockouts, n_layers, read_off).cpu()
+
+    runs.each(measure, "knockouts", progress, batch_size(runs, into, len(asked)))
+    by_window = rearrange(p, "prompt (group window) -> prompt group window", window=len(distinct))
+    of_layers, whole = by_window[:, :, [distinct.index(w) for w in around]], p0[:, None, None]
     options = {
         "window": size,
         "groups": {label: as_json(which) for label, which in by_label.items()},
@@ -87,14 +115,14 @@ def knockout(
         "token": token,
     }
     return xr.DataArray(
-        100 * (of_layers - p0) / p0,
+        100 * (of_layers - whole) / whole,
         dims=("prompt", "group", "layer"),
         coords={
             **runs.coordinates(),
             "group": list(by_label),
             "layer": np.arange(len(around)),
-            "token": ("prompt", [str(tokenizer.decode([int(i)])).strip() for i in found.ids]),
-            "probability": ("prompt", found.p0),
+            "token": ("prompt", [str(tokenizer.decode([int(i)])).strip() for i in ids]),
+            "probability": ("prompt", p0),
             "first_layer": ("layer", [w.start for w in around]),
             "last_layer": ("layer", [w.stop - 1 for w in around]),
         },
@@ -174,6 +202,23 @@ def telling(effect: xr.DataArray) -> xr.DataArray:
     """Return the effects on tokens whose p0 is at least `LIKELY`, and NaN for others. The probability of a
     token with p0 = 1e-6 doubles with almost any change of the logits."""
     return effect.where(effect["probability"] >= LIKELY)
+
+
+def _probability(
+    logits: Float[Tensor, "batch copy d_vocab"], ids: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch copy"]:
+    """Return the probability of one token per prompt, in float64."""
+    logprobs = logits.double().log_softmax(-1)
+    return logprobs[torch.arange(len(ids), device=ids.device), :, ids].exp()
+
+
+def _check_probabilities(run: Run, p0: Float[np.ndarray, " prompt"]) -> None:
+    for row in run.rows:
+        if not p0[row] > 0:
+            raise InputError(
+                f"the token after {run.runs.prompts[row].prompt.text!r} has the probability {p0[row]}, of "
+                "which no percentage can be told: take another, or look for NaN in the checkpoint."
+            )
 
 
 def _check_seen(runs: Runs, label: str, sources: Places, into: Places) -> None:

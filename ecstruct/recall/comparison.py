@@ -28,11 +28,10 @@ from ecstruct.engine.session import Model
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.io.distributed import Ranks
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.dissection import Dissection, Work
 from ecstruct.recall.extraction_events import PLAIN
 from ecstruct.recall.groups import positions
-from ecstruct.recall.runs import read
+from ecstruct.recall.runs import TokenKind, read
 from ecstruct.recall.vocabulary import Onto
 from ecstruct.scores import ExtractiveScores, ScoreEngine
 from ecstruct.scores.components import component_frame, component_names
@@ -100,10 +99,11 @@ def compare(
         InputError: as `dissect` and `ecstruct.score`.
     """
     prompts = as_prompts(prompts)
+    options = {"window": window, "token": token, "onto": onto, "normed": normed}
     pair = Pair.of(before, after)
     works = [
         Work(
-            *(session, read(session, prompts), attributes, window, token, onto, normed),
+            *(session, read(session, prompts), attributes, options),
             folder=folder and folder / state,
             name=f"{state} finetuning: ",
         )

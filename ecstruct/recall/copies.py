@@ -28,14 +28,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ecstruct.engine.forward import Step, embed, run_blocks
+from ecstruct.engine.forward import Step, embed, entering, run_blocks
 from ecstruct.engine.plan import each_piece, is_out_of_memory, rows_at_once
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.edits import Edit, editing
 from ecstruct.recall.masks import Mask, closing, is_closed, mask_of, with_mask
 from ecstruct.recall.runs import PARTS, Part, Places, Run, Runs
-from ecstruct.scores.walk import Walk
 
 Edges = Bool[Tensor, "batch copy own pos"]
 """The edges from the own tokens of each copy to the positions of its prompt; True is blocked."""
@@ -66,19 +65,17 @@ class Knockout:
 
 
 class Plain:
-    """The undisturbed run of a batch: the input and the call of every block (`walk`), their `masks`, and
-    the `logits` [batch, d_vocab] at the last token. Knockouts are of the tokens `into` [batch,
-    pos]; `first` [batch] is the first of them in each prompt."""
+    """The undisturbed run of a batch: what is `entering` every block and the head, the `calls` of the
+    blocks, their `masks`, and the `logits` [batch, d_vocab] at the last token. Knockouts are of the tokens
+    `into` [batch, pos]; `first` [batch] is the first of them in each prompt."""
 
     def __init__(self, run: Run, into: Places) -> None:
-        self.session, self.batch, self.into = run.session, run.batch, run.where(into)
+        self.runs, self.session, self.batch, self.into = run.runs, run.session, run.batch, run.where(into)
         self.view, self.weights = run.session.view, run.session.weights
-        self.runs, self._prompts = run.runs, [run.runs.prompts[row] for row in run.rows]
-        n_layers, n = self.view.n_layers, len(run.rows)
-        self.walk = Walk(self.view, self.weights, [self.batch], keep_graphs=False, descends=False)
-        self.walk.up()
-        self.masks = [mask_of(self.walk.call(layer, 0), n) for layer in range(n_layers)]
-        self.logits = self.view.logits_at(self.weights, self.walk.resid(n_layers, 0), self.batch.last)
+        self._prompts, embedded = [run.runs.prompts[row] for row in run.rows], run.embed()
+        self.calls, self.entering = embedded.calls, entering(run.session, embedded)
+        self.masks = [mask_of(call, len(run.rows)) for call in self.calls]
+        self.logits = self.view.logits_at(self.weights, self.entering[-1], self.batch.last)
         self.first = torch.tensor([min(into[row]) for row in run.rows], device=self.into.device)
 
     def edges(
@@ -153,16 +150,16 @@ class Packed:
         start."""
         plain, view, start = self._plain, self._plain.view, knockouts[0].window.start
         rows, width = torch.arange(len(self.last), device=self.last.device), view.model.cfg.d_model
-        copies = plain.walk.resid(start, 0).new_zeros(len(rows), 0, self._n_own, width)
+        copies = plain.entering[start].new_zeros(len(rows), 0, self._n_own, width)
         for layer in range(start, stop):
             joining = sum(k.window.start == layer for k in knockouts)
-            entering = plain.walk.resid(layer, 0)[rows[:, None], self.positions]
-            copies = torch.cat([copies, entering[:, None].expand(-1, joining, -1, -1)], 1)
+            joined = plain.entering[layer][rows[:, None], self.positions]
+            copies = torch.cat([copies, joined[:, None].expand(-1, joining, -1, -1)], 1)
             n_copies = copies.shape[1]
             of_layer = (layer, knockouts[:n_copies], self.positions, self.real)
             edges, silenced = plain.edges(*of_layer), plain.silenced(*of_layer, self._after_prompt)
             flat = rearrange(copies, "b copy own d -> b (copy own) d")
-            row = torch.cat([plain.walk.resid(layer, 0), flat], 1)
+            row = torch.cat([plain.entering[layer], flat], 1)
             call = with_mask(self._calls(n_copies)[layer], self._mask(layer, edges))
             with editing(view.block_sites[layer], {}, silenced, len(row)):
                 out = view.through(layer, plain.weights, call, row)[:, self._length :]
@@ -232,8 +229,8 @@ class Stacked:
             return replace(step, call=with_mask(step.call, mask), outputs=silenced)
 
         calls = embed(plain.session, batch).calls[:stop]
-        entering = plain.walk.resid(start, 0).repeat(n_copies, 1, 1)
-        out = run_blocks(plain.session, calls, entering, changed, start)
+        resid = plain.entering[start].repeat(n_copies, 1, 1)
+        out = run_blocks(plain.session, calls, resid, changed, start)
         return rearrange(out, "(copy b) own d -> b copy own d", copy=n_copies)
 
 
@@ -256,7 +253,7 @@ class Copying:
         """Return what `see` makes of the copies that enter layer `stop`, for knockouts sorted by window
         start."""
         view, weights, found = plain.view, plain.weights, []
-        expected = view.logits_at(weights, plain.walk.resid(stop, 0), plain.batch.last)
+        expected = view.logits_at(weights, plain.entering[stop], plain.batch.last)
         copies = self._kind(plain)
 
         def run(some: Sequence[Knockout]) -> None:

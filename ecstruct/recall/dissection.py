@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import xxhash
 
 from ecstruct.cost import Bar
 from ecstruct.engine.plan import by_length
@@ -18,16 +17,16 @@ from ecstruct.engine.session import Model, Session
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.netcdf import Result
 from ecstruct.io.store import FinishedPieces, Steps
+from ecstruct.io.values import checksum
 from ecstruct.models.provenance import versions
 from ecstruct.recall.attention_knockout import GROUPS, knockout
 from ecstruct.recall.attributes import Attributes
-from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.enrichment import attributes_rate, peak, sublayer_knockout
 from ecstruct.recall.extraction_events import extraction, patch_layers
 from ecstruct.recall.groups import RecallPrompt
 from ecstruct.recall.heads import extraction_heads
 from ecstruct.recall.layer_readings import readings
-from ecstruct.recall.runs import read
+from ecstruct.recall.runs import TokenKind, read
 from ecstruct.recall.vocabulary import Onto
 
 AT_ONCE = 32
@@ -88,22 +87,21 @@ def dissect(
         InputError: as the functions of `ecstruct.recall`; or `folder` holds parts of another run.
     """
     session = Session.of(model)
-    work = Work(session, read(session, prompts), attributes, window, token, onto, normed, folder)
+    options = {"window": window, "token": token, "onto": onto, "normed": normed}
+    work = Work(session, read(session, prompts), attributes, options, folder)
     with Bar(work.steps, "recall", unit="step", disable=not progress) as bar:
         return work.run(bar, at_layer)
 
 
 @dataclass
 class Work:
-    """The work on the model of a session; the bar shows `name`."""
+    """The work on the model of a session, with the options of `dissect` that decide about numbers; the bar
+    shows `name`."""
 
     session: Session
     prompts: list[RecallPrompt]
     attributes: Attributes | None
-    window: int | None
-    token: TokenKind
-    onto: Onto
-    normed: bool
+    options: Mapping[str, Any]
     folder: Path | None
     name: str = ""
 
@@ -147,8 +145,8 @@ class Work:
             found = pieces(part, [self.prompts[i] for i in order], "prompt", measure)
             return found.assign_coords(prompt=np.array(order)).sortby("prompt")
 
-        token, onto, normed = self.token, self.onto, self.normed
-        blocked = of_prompts("attention knockout", knockout, window=self.window, token=token)
+        token, onto, normed = (self.options[name] for name in ("token", "onto", "normed"))
+        blocked = of_prompts("attention knockout", knockout, window=self.options["window"], token=token)
         conditions = {"blocked": ("subject", "non-subject"), "patched": patch_layers(n_layers)}
         conditions["patched_groups"] = GROUPS
         events = of_prompts("extraction", extraction, normed=normed, token=token, **conditions)
@@ -174,19 +172,12 @@ class Work:
         prompts = tuple(read.prompt for read in self.prompts)
         return {
             "the weights": self.session.described["fingerprint"],
-            "the prompts": f"{len(prompts)} with checksum {_checksum(prompts)}",
-            "the attributes": _checksum(words),
-            "window": str(self.window),
-            "token": self.token,
-            "onto": self.onto,
-            "normed": str(self.normed),
+            "the prompts": f"{len(prompts)} with checksum {checksum(prompts)}",
+            "the attributes": checksum(words),
+            **{name: str(value) for name, value in self.options.items()},
             "at_layer": str(at_layer),
             **{f"{name}'s version": found for name, found in versions().items()},
         }
-
-
-def _checksum(value: Any) -> str:
-    return xxhash.xxh3_64_hexdigest(repr(value).encode())
 
 
 def _joined(found: Sequence[Any], dim: str) -> Any:

@@ -17,7 +17,7 @@ the attributes rate at a later layer of interest (also section 5). There are two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Literal, get_args
@@ -28,7 +28,6 @@ import xarray as xr
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ecstruct.engine.forward import Resid, Step, run_blocks, traces
 from ecstruct.engine.session import Model
@@ -88,8 +87,7 @@ def attributes_rate(
     runs = Runs.of(model, prompts)
     reader = Reader(runs, attributes, top=top, kept=kept, normed=normed, onto=onto)
     places = [runs.places(which, may_be_empty=True) for which in groups.values()]
-    with tqdm(total=len(runs.prompts), desc="attributes rate", disable=not progress) as bar:
-        rates = _rates(runs, reader, places, bar.update)
+    rates = _rates(runs, reader, places, progress)
     texts = [
         [" ".join(prompt.tokens[at] for at in of_group[row]) for of_group in places]
         for row, prompt in enumerate(runs.prompts)
@@ -159,36 +157,34 @@ def sublayer_knockout(
         raise InputError(f"window={width}: this model has {n_layers} layers, give 1 to {n_layers}.")
     if at_layer is not None and at_layer not in range(n_layers):
         raise InputError(f"at_layer={at_layer}: this model has the layers 0 to {n_layers - 1}.")
-    at = peak(_rates(runs, reader, [places])[:, 0]) if at_layer is None else at_layer
+    at = peak(_rates(runs, reader, [places], False)[:, 0]) if at_layer is None else at_layer
     windows = [range(first, min(first + width, at + 1)) for first in range(at + 1)]
     asked: list[tuple[range, Part]] = [(window, part) for window in windows for part in parts]
     whole, without = np.empty(len(runs.prompts)), np.empty((len(runs.prompts), len(asked)))
     copying = Copying()
-    with tqdm(total=len(runs.prompts), desc="sublayer knockout", disable=not progress) as bar:
 
-        def cancel(run: Run) -> None:
-            plain, where = Plain(run, places), run.where(places)
+    def cancel(run: Run) -> None:
+        plain, where = Plain(run, places), run.where(places)
 
-            def rates(states: Resid, its: Bool[Tensor, "batch own"]) -> Float[Tensor, " batch"]:
-                of_tokens, its = torch.from_numpy(reader.read(run, states, its)), its.cpu()
-                return of_tokens.where(its, 0).sum(-1) / its.sum(-1)
+        def rates(states: Resid, its: Bool[Tensor, "batch own"]) -> Float[Tensor, " batch"]:
+            of_tokens, its = torch.from_numpy(reader.read(run, states, its)), its.cpu()
+            return of_tokens.where(its, 0).sum(-1) / its.sum(-1)
 
-            def of_copies(copies: Copies, states: States) -> Float[Tensor, "batch copy"]:
-                its = where.gather(1, copies.positions) & copies.real
-                return torch.stack([rates(of_copy, its) for of_copy in states.unbind(1)], 1)
+        def of_copies(copies: Copies, states: States) -> Float[Tensor, "batch copy"]:
+            its = where.gather(1, copies.positions) & copies.real
+            return torch.stack([rates(of_copy, its) for of_copy in states.unbind(1)], 1)
 
-            whole[run.rows] = rates(plain.walk.resid(at + 1, 0), where)
-            if mode == "zero":
-                hidden = torch.zeros_like(where)
-                knockouts = [Knockout(part, hidden, window, part) for window, part in asked]
-                found = copying.measure(plain, knockouts, at + 1, of_copies)
-            else:
-                each = [rates(_uniformly(plain, part, window, at + 1), where) for window, part in asked]
-                found = torch.stack(each, 1)
-            without[run.rows] = found
-            bar.update(len(run.rows))
+        whole[run.rows] = rates(plain.entering[at + 1], where)
+        if mode == "zero":
+            hidden = torch.zeros_like(where)
+            knockouts = [Knockout(part, hidden, window, part) for window, part in asked]
+            found = copying.measure(plain, knockouts, at + 1, of_copies)
+        else:
+            each = [rates(_uniformly(plain, part, window, at + 1), where) for window, part in asked]
+            found = torch.stack(each, 1)
+        without[run.rows] = found
 
-        runs.each(cancel, batch_size(runs, places, len(asked)))
+    runs.each(cancel, "sublayer knockout", progress, batch_size(runs, places, len(asked)))
     coordinates = {
         **runs.coordinates(),
         "part": list(parts),
@@ -222,10 +218,7 @@ def peak(rates: Float[np.ndarray, "prompt layer"]) -> int:
 
 
 def _rates(
-    runs: Runs,
-    reader: Reader,
-    places: Sequence[Places],
-    tick: Callable[[int], object] = lambda n_prompts: None,
+    runs: Runs, reader: Reader, places: Sequence[Places], progress: bool
 ) -> Float[np.ndarray, "prompt group layer"]:
     """Return the mean rates of groups of tokens after every layer, with nothing cancelled; NaN where a
     group has no token."""
@@ -240,9 +233,8 @@ def _rates(
                 for g, of_group in enumerate(places):
                     if of_group[row]:
                         rates[row, g, layer] = of_tokens[of_group[row]].mean()
-        tick(len(run.rows))
 
-    runs.each(measure)
+    runs.each(measure, "attributes rate", progress)
     return rates
 
 
@@ -264,5 +256,4 @@ def _uniformly(plain: Plain, part: Part, window: range, stop: int) -> Resid:
         whole = isinstance(runs.view.block_sites[step.layer]["mlp.out"], Written)
         return replace(step, **{"outputs" if whole else "inputs": {"mlp.out": torch.zeros_like}})
 
-    calls = [plain.walk.call(layer, 0) for layer in range(stop)]
-    return run_blocks(session, calls, plain.walk.resid(window.start, 0), cancelled, window.start)
+    return run_blocks(session, plain.calls[:stop], plain.entering[window.start], cancelled, window.start)

@@ -30,17 +30,15 @@ import xarray as xr
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ecstruct.engine.forward import Intervention, Resid, Step, nothing, traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.calls import BlockCall
 from ecstruct.models.finite import finite
-from ecstruct.recall.blocking import TokenKind
 from ecstruct.recall.groups import Groups, named
 from ecstruct.recall.masks import closing, is_closed, mask_of, with_mask
-from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
+from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs, TokenKind
 from ecstruct.recall.vocabulary import final_norm, projections, tokens_matrix
 
 PLAIN = "none"
@@ -116,31 +114,28 @@ def extraction(
     events = {part: np.zeros(shape, dtype=bool) for part in PARTS}
     tokens, right = np.empty(len(runs.prompts), dtype=int), np.empty(len(runs.prompts), dtype=bool)
     unembedding = tokens_matrix(runs.session, "unembedding")
-    total = len(runs.prompts) * len(conditions)
-    with tqdm(total=total, desc="extraction", disable=not progress) as bar:
 
-        def measure(run: Run) -> None:
-            rows, embedded, answers = run.rows, run.embed(), run.batch.answer_ids[:, 0]
-            entering, asked = [embedded.resid], answers
-            for c, (start, intervention) in enumerate(conditions.values()):
-                alone = local and c > 0
-                written, left = _run(run, embedded.calls, entering, intervention(run), start, alone)
-                if c == 0:  # every condition looks for the token of the plain run
-                    entering += left
-                    logits = runs.view.logits_at(runs.session.weights, left[-1], embedded.read)
-                    predicted = finite(logits, "the model's logits").argmax(-1)
-                    asked = predicted if token == "predicted" else answers
-                    right[rows], tokens[rows] = (predicted == answers).cpu(), asked.cpu()
-                if normed:
-                    written = final_norm(runs.session, written)
-                largest = _is_largest(written, asked.repeat(len(written) // len(rows)), unembedding)
-                by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
-                for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
-                    events[part][c, rows, :start] = events[part][0, rows, :start]
-                    events[part][c, rows, start:] = found
-            bar.update(len(rows) * len(conditions))
+    def measure(run: Run) -> None:
+        rows, embedded, answers = run.rows, run.embed(), run.batch.answer_ids[:, 0]
+        entering, asked = [embedded.resid], answers
+        for c, (start, intervention) in enumerate(conditions.values()):
+            alone = local and c > 0
+            written, left = _run(run, embedded.calls, entering, intervention(run), start, alone)
+            if c == 0:  # every condition looks for the token of the plain run
+                entering += left
+                logits = runs.view.logits_at(runs.session.weights, left[-1], embedded.read)
+                predicted = finite(logits, "the model's logits").argmax(-1)
+                asked = predicted if token == "predicted" else answers
+                right[rows], tokens[rows] = (predicted == answers).cpu(), asked.cpu()
+            if normed:
+                written = final_norm(runs.session, written)
+            largest = _is_largest(written, asked.repeat(len(written) // len(rows)), unembedding)
+            by_part = rearrange(largest, "(layer part b) -> part b layer", part=len(PARTS), b=len(rows))
+            for part, found in zip(PARTS, by_part.cpu().numpy(), strict=True):
+                events[part][c, rows, :start] = events[part][0, rows, :start]
+                events[part][c, rows, start:] = found
 
-        runs.each(measure)
+    runs.each(measure, "extraction", progress)
     texts = runs.session.tokenizer.convert_ids_to_tokens(tokens.tolist())
     coordinates = {
         **runs.coordinates(),

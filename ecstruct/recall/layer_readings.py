@@ -22,14 +22,12 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ecstruct.engine.forward import traces
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.models.finite import finite
-from ecstruct.recall.blocking import TokenKind
-from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs
+from ecstruct.recall.runs import PARTS, Places, Prompts, Run, Runs, TokenKind
 from ecstruct.recall.vocabulary import LOGITS, final_norm, projections, tokens_matrix
 
 LENS = "last"
@@ -83,30 +81,28 @@ def readings(
     shape, ids = (len(names), n, n_layers), np.empty(n, int)
     ranks, firsts = np.empty(shape, int), np.empty((*shape, top), int)
     probability, of_first = np.empty((n, n_layers)), np.empty((n, n_layers))
-    with tqdm(total=n, desc="readings", disable=not progress) as bar:
 
-        def measure(run: Run) -> None:
-            states = _states(run, subjects)
-            asked = run.batch.answer_ids[:, 0]
-            if token == "predicted":
-                asked = next(_lens(run, states[LENS][:, -1])).argmax(-1)
-            ids[run.rows] = asked.cpu()
-            its = asked.repeat_interleave(n_layers)
-            for i, name in enumerate(names):
-                rows = states[name].flatten(0, 1)
-                if name == LENS or unembedding is None:
-                    pieces = _lens(run, rows)
-                else:
-                    hidden = final_norm(run.session, rows) if normed else rows
-                    pieces = projections(hidden, unembedding)
-                found = _read(pieces, its, top)
-                by_layer = [value.unflatten(0, (-1, n_layers)).cpu().numpy() for value in found]
-                ranks[i, run.rows], firsts[i, run.rows] = by_layer[:2]
-                if name == LENS:
-                    probability[run.rows], of_first[run.rows] = by_layer[2:]
-            bar.update(len(run.rows))
+    def measure(run: Run) -> None:
+        states = _states(run, subjects)
+        asked = run.batch.answer_ids[:, 0]
+        if token == "predicted":
+            asked = next(_lens(run, states[LENS][:, -1])).argmax(-1)
+        ids[run.rows] = asked.cpu()
+        its = asked.repeat_interleave(n_layers)
+        for i, name in enumerate(names):
+            rows = states[name].flatten(0, 1)
+            if name == LENS or unembedding is None:
+                pieces = _lens(run, rows)
+            else:
+                hidden = final_norm(run.session, rows) if normed else rows
+                pieces = projections(hidden, unembedding)
+            found = _read(pieces, its, top)
+            by_layer = [value.unflatten(0, (-1, n_layers)).cpu().numpy() for value in found]
+            ranks[i, run.rows], firsts[i, run.rows] = by_layer[:2]
+            if name == LENS:
+                probability[run.rows], of_first[run.rows] = by_layer[2:]
 
-        runs.each(measure)
+    runs.each(measure, "readings", progress)
     tokenizer = runs.session.tokenizer
     distinct, places = np.unique(firsts, return_inverse=True)
     texts = np.array([str(tokenizer.decode([int(i)])) for i in distinct], dtype=object)

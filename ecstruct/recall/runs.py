@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ecstruct.engine.forward import Embedded, embed
 from ecstruct.engine.session import Model, Session
@@ -26,6 +27,7 @@ from ecstruct.recall.groups import RecallPrompt, Which, positions
 
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+TokenKind = Literal["predicted", "answer"]
 
 Prompts = PromptsLike | list[RecallPrompt]
 """Prompts as everywhere in ecstruct, or those that `read` returned."""
@@ -84,9 +86,18 @@ class Runs:
     def view(self) -> HookedView:
         return self.session.view
 
-    def each(self, run: Callable[[Run], object], size: int | None = None) -> None:
-        """Call `run` on every batch of at most `size` prompts; see `Session.each_batch`."""
-        self.session.each_batch(self.prompts, lambda rows, batch: run(Run(self, rows, batch)), size)
+    def each(
+        self, measure: Callable[[Run], object], name: str, progress: bool, size: int | None = None
+    ) -> None:
+        """Call `measure` on every batch of at most `size` prompts, under a bar of this name; see
+        `Session.each_batch`."""
+        with tqdm(total=len(self.prompts), desc=name, unit="prompt", disable=not progress) as bar:
+
+            def run(rows: list[int], batch: Batch) -> None:
+                measure(Run(self, rows, batch))
+                bar.update(len(rows))
+
+            self.session.each_batch(self.prompts, run, size)
 
     def written_by(self, layer: int, part: Part) -> str:
         """Return the site whose output attention or MLP adds to the residual stream: its post-norm if there

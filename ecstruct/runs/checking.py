@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ecstruct import commands
-from ecstruct.checks import controls
-from ecstruct.checks.against_causal import engine_for, fidelity_of
+from ecstruct.checks import controls, fidelity
 from ecstruct.diagnosis import diagnose
 from ecstruct.errors import InputError
 from ecstruct.facts import FactSet, Prompt
@@ -32,10 +31,10 @@ from ecstruct.scores.result import ExtractiveScores
 @folder_locked
 def run_fidelity(config: commands.Fidelity, out: Path, device: str | None, progress: bool) -> None:
     """Compare fast scores with interventions; write `fidelity.json`, `report.html` and all scores."""
-    options, folder = FidelityOptions.given(vars(config)), out / "unfinished"
-    engine = engine_for(config.before, config.after, options, device)
-    prints = check_fingerprints(engine.pair.sources, config)
-    result = fidelity_of(engine, config.prompts, options, folder=folder, progress=progress)
+    pair, folder = Pair.of(config.before, config.after, device), out / "unfinished"
+    prints = check_fingerprints(pair.sources, config)
+    options = vars(FidelityOptions.given(vars(config)))
+    result = fidelity(*pair.sessions, config.prompts, **options, folder=folder, progress=progress)
     for how, scores in result.scores().items():
         scores.save(out / f"scores-{how}.nc")
     write_text(out / "fidelity.json", json.dumps(result.results(), indent=1, allow_nan=False))

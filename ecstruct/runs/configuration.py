@@ -14,9 +14,11 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ecstruct.commands import Suggest, TwoModels
+from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
 from ecstruct.io.files import exclusive, write_text
+from ecstruct.models.loading import load
 from ecstruct.options import Options
 
 Run = Callable[[Any, Path, str | None, bool], None]
@@ -74,6 +76,15 @@ def check_fingerprints(
     for state, print_of in found.items():
         check_weights(getattr(config, state), print_of, (config.fingerprints or {}).get(state))
     return found
+
+
+def session_of(source: str, device: str | None, expected: str | None) -> tuple[Session, str]:
+    """Return the session of a model and its fingerprint, and check that a replay has found the same
+    weights."""
+    session = Session.of(load(source, device=device))
+    found = session.described["fingerprint"]
+    check_weights(source, found, expected)
+    return session, found
 
 
 def check_weights(source: str, found: str, expected: str | None) -> None:

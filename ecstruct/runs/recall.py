@@ -36,20 +36,18 @@ def run_recall(config: Recall, out: Path, device: str | None, progress: bool) ->
     asked = model = load(config.before, device=device)
     if config.after:
         asked = load_after(config.after, model, device=device)
-    if config.known:
-        known = keep_known(asked, prompts, among="vocabulary").kept
-        if progress:
-            tqdm.write(f"the model knows {len(known)} of {len(prompts)} prompts")
-        prompts = list(known)
-    if config.after:
         before, after = Pair.of(model, asked).sessions
         sessions = {"before": before, AFTER: after}
     else:
         sessions = {"": Session.of(model)}
     weights = {state: session.described["fingerprint"] for state, session in sessions.items()}
-    for state, found in weights.items():
-        source = config.after if state == AFTER and config.after else config.before
-        check_weights(source, found, (config.fingerprints or {}).get(state))
+    for (state, found), source in zip(weights.items(), (config.before, config.after), strict=False):
+        check_weights(str(source), found, (config.fingerprints or {}).get(state))
+    if config.known:
+        known = keep_known(asked, prompts, among="vocabulary").kept
+        if progress:
+            tqdm.write(f"the model knows {len(known)} of {len(prompts)} prompts")
+        prompts = list(known)
     attributes = _attributes(config.attributes, prompts, model)
     unfinished = out / "unfinished"
     token = config.token or ("answer" if config.after else "predicted")

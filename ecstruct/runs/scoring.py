@@ -22,11 +22,11 @@ from ecstruct.report.page import write_result
 from ecstruct.report.pages import PROMPTS, score_report, top_table
 from ecstruct.runs.configuration import (
     check_fingerprints,
-    check_weights,
     described,
     finish,
     folder_locked,
     replay_command,
+    session_of,
     write_config,
 )
 from ecstruct.scores.engine import ScoreEngine
@@ -43,9 +43,7 @@ from ecstruct.suggestions import suggested
 @folder_locked
 def run_alignment(config: Alignment, out: Path, device: str | None, progress: bool) -> None:
     """Compute the alignment of facts and implications; write `alignment.nc` and `report.html`."""
-    session = Session.of(load(config.model, device=device))
-    found = session.described["fingerprint"]
-    check_weights(config.model, found, config.fingerprint)
+    session, found = session_of(config.model, device, config.fingerprint)
     facts, implications = ([*map(Prompt.from_record, each)] for each in (config.facts, config.implications))
     options: dict[str, Any] = vars(AlignmentOptions.given(vars(config)))
     aligned = alignment(session, facts, implications, **options, progress=progress)

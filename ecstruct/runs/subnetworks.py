@@ -12,17 +12,15 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct import commands
-from ecstruct.cost import Bar
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.io import netcdf
 from ecstruct.io.files import write_text
-from ecstruct.io.store import FinishedPieces, Steps
-from ecstruct.models.loading import load
+from ecstruct.io.store import FinishedPieces, Steps, stepping
 from ecstruct.models.provenance import versions
 from ecstruct.options import PruneOptions
 from ecstruct.report.subnetworks import core_report, emergence_report, evaluation_report, pruning_report
-from ecstruct.runs.configuration import check_weights, finish, folder_locked, replay_command
+from ecstruct.runs.configuration import finish, folder_locked, replay_command, session_of
 from ecstruct.scores.components import component_names
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.subnetworks import (
@@ -33,13 +31,13 @@ from ecstruct.subnetworks import (
     core,
     effective_size,
     emergence,
+    evaluate,
     generalising,
     prune,
     with_scores,
 )
-from ecstruct.subnetworks.ablation import NothingToAblate, ablated, networks_of
-from ecstruct.subnetworks.dependence_on_core import depending, n_ablated
-from ecstruct.subnetworks.evaluation import evaluated
+from ecstruct.subnetworks.ablation import NothingToAblate, ablate_core, networks_of
+from ecstruct.subnetworks.dependence_on_core import dependence, n_ablated
 
 Evaluations = Mapping[str, Mapping[str, xr.Dataset]]
 """Measurements by set of prompts ("in-domain", "generalization"), then by sparsity."""
@@ -54,7 +52,7 @@ def run_prune(config: commands.Prune, out: Path, device: str | None, progress: b
     Raises:
         InputError: among other reasons, if pruning did not converge; everything is written before that.
     """
-    model, found = _model(config.model, device, config.fingerprint)
+    model, found = session_of(config.model, device, config.fingerprint)
     checkpoint = out / "checkpoint.safetensors"
     options: dict[str, Any] = {**vars(PruneOptions.given(vars(config))), "reference": config.reference}
     masks = prune(model, config.prompts, **options, checkpoint=checkpoint, progress=progress)
@@ -71,8 +69,8 @@ def run_evaluate(config: commands.Evaluate, out: Path, device: str | None, progr
     continues from the folder `unfinished`."""
     model, masks, prints = _model_and_masks(config, device)
     kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
-    with Bar(_evaluation_runs(config, masks), "evaluation", unit="run", disable=not progress) as bar:
-        evaluations = _evaluations(config, model, masks, Steps(bar, kept))
+    with stepping(progress, _evaluation_runs(config, masks), "evaluation", kept) as steps:
+        evaluations = _evaluations(config, model, masks, steps)
     table = evaluation_table(evaluations)
     in_domain = {float(name): of for name, of in evaluations["in-domain"].items()}
     size = effective_size(in_domain)
@@ -105,22 +103,21 @@ def run_core(config: commands.Core, out: Path, device: str | None, progress: boo
     dependence_runs = ablation_runs and n_ablated(draw["draws"]) * len(asked["generalization"])
     n_runs = _evaluation_runs(config, masks) + ablation_runs + dependence_runs
     kept = FinishedPieces(out / "unfinished", _identity(config, masks, prints))
-    with Bar(n_runs, "evaluation", unit="run", disable=not progress) as bar:
-        steps = Steps(bar, kept)
+    with stepping(progress, n_runs, "evaluation", kept) as steps:
         evaluations = _evaluations(config, model, masks, steps)
         ranks = {float(name): of["mean_rank"] for name, of in evaluations["generalization"].items()}
         thirds = generalising(by_sparsity, ranks, seed=draw["seed"])
         parts: dict[str, Any] = {"core": found, "generalising": thirds, "ablation": networks}
         if not isinstance(networks, str):
-            parts["ablation"] = ablated(model, by_sparsity, networks, asked, steps)
-        bar.phase("dependence")
-        options: dict[str, Any] = {"added": thirds.heads, **draw}
+            parts["ablation"] = ablate_core(model, by_sparsity, *asked.values(), **draw, progress=steps)
+        steps.bar.phase("dependence")
+        options: dict[str, Any] = {"added": thirds.heads, **draw, "progress": steps}
         parts["dependence"] = _or_reason(
-            lambda: depending(model, by_sparsity, asked["generalization"], steps, **options)
+            lambda: dependence(model, by_sparsity, asked["generalization"], **options)
         )
         if isinstance(parts["dependence"], str):
-            bar.total -= dependence_runs
-        bar.phase("attention")
+            steps.bar.total -= dependence_runs
+        steps.bar.phase("attention")
         none = networks if isinstance(networks, str) else None
         parts["attention"] = none or attended(model, asked["generalization"], found.heads)
     if scores is not None:
@@ -184,7 +181,7 @@ class _Checkpoints(Mapping[str, Session]):
         self.found: dict[str, str] = {}
 
     def __getitem__(self, source: str) -> Session:
-        session, self.found[source] = _model(source, self._device, self._expected.get(source))
+        session, self.found[source] = session_of(source, self._device, self._expected.get(source))
         return session
 
     def __iter__(self) -> Iterator[str]:
@@ -197,27 +194,20 @@ class _Checkpoints(Mapping[str, Session]):
 def evaluation_table(evaluations: Evaluations) -> pd.DataFrame:
     """Return a row for the full model and one per subnetwork: `rank` and `accuracy` on both sets of
     prompts, and the distance from the full model on the in-domain ones (`kl`, in nats, and `agreement`)."""
-    rows: list[dict[str, Any]] = []
-    full: dict[str, Any] = {"sparsity": 0.0, "seed": None}
-    for name in ("in-domain", "generalization"):
-        of = next(iter(evaluations[name].values()))
-        full |= {
-            f"{name} rank": float(of["full_mean_rank"]),
-            f"{name} accuracy": float(of["full_accuracy"]),
-        }
-    rows.append({**full, "kl": 0.0, "agreement": 1.0})
+    measures = {"rank": "mean_rank", "accuracy": "accuracy"}
+    full: dict[str, Any] = {"sparsity": 0.0, "seed": pd.array([None], "Int64")}
+    for name, by_sparsity in evaluations.items():
+        of = next(iter(by_sparsity.values()))
+        full |= {f"{name} {said}": float(of[f"full_{measure}"]) for said, measure in measures.items()}
+    frames = [pd.DataFrame({**full, "kl": 0.0, "agreement": 1.0})]
     for sparsity, in_domain in evaluations["in-domain"].items():
-        both = {"in-domain": in_domain, "generalization": evaluations["generalization"][sparsity]}
-        for i, seed in enumerate(in_domain["seed"].values.tolist()):
-            row: dict[str, Any] = {"sparsity": float(sparsity), "seed": seed}
-            for name, of in both.items():
-                row |= {
-                    f"{name} rank": float(of["mean_rank"][i]),
-                    f"{name} accuracy": float(of["accuracy"][i]),
-                }
-            row |= {"kl": float(in_domain["mean_kl"][i]), "agreement": float(in_domain["agreement"][i])}
-            rows.append(row)
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+        columns: dict[str, Any] = {"sparsity": float(sparsity), "seed": in_domain["seed"].values}
+        for name, by_sparsity in evaluations.items():
+            of = by_sparsity[sparsity]
+            columns |= {f"{name} {said}": of[measure].values for said, measure in measures.items()}
+        columns |= {"kl": in_domain["mean_kl"].values, "agreement": in_domain["agreement"].values}
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _model_and_masks(
@@ -242,15 +232,8 @@ def _model_and_masks(
                 f"the masks of {path} are not those that this configuration was run with: find them, or "
                 "remove the fingerprints from the configuration."
             )
-    model, prints["model"] = _model(config.model, device, expected.get("model"))
+    model, prints["model"] = session_of(config.model, device, expected.get("model"))
     return model, masks, prints
-
-
-def _model(source: str, device: str | None, expected: str | None) -> tuple[Session, str]:
-    session = Session.of(load(source, device=device))
-    found = session.described["fingerprint"]
-    check_weights(source, found, expected)
-    return session, found
 
 
 def _prompt_sets(config: commands.Evaluate) -> dict[str, Any]:
@@ -269,7 +252,7 @@ def _evaluations(
     for name, prompts in _prompt_sets(config).items():
         steps.bar.phase(f"evaluation, {name}")
         found[name] = {
-            sparsity: evaluated(model, its, prompts, steps, f"{name} {sparsity}")
+            sparsity: evaluate(model, its, prompts, progress=steps.of(f"{name} {sparsity}"))
             for sparsity, its in masks.items()
         }
     return found

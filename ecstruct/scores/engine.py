@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from ecstruct.engine.plan import halving, is_out_of_memory
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import TokenizedPrompt
 from ecstruct.io.distributed import Ranks
+from ecstruct.io.values import checksum
 from ecstruct.models.bridge import still
 from ecstruct.options import (
     AnswerTokens,
@@ -229,11 +228,10 @@ class ScoreEngine:
 
     def _identity(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, str]:
         """Like `identity`, for prompts that are tokenized already."""
-        checksum = xxhash.xxh3_64_hexdigest(repr(prompts).encode())
         attrs = self.attrs
         return {
             **{f"the weights {state}": attrs[state]["fingerprint"] for state in ("before", "after")},
-            "the prompts": f"{len(prompts)} with checksum {checksum}",
+            "the prompts": f"{len(prompts)} with checksum {checksum(prompts)}",
             **self.options.identity(),
             "reward": self.reward.name,
             "dtype": str(self.pair.view.dtype),

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ecstruct.cost import Bar
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.io.store import Steps
+from ecstruct.io.store import Steps, stepping
 from ecstruct.io.values import bounded
 from ecstruct.plots.bars import grouped_bars
 from ecstruct.subnetworks.common_core import Core, MasksLike, as_groups, core
@@ -100,7 +99,7 @@ def ablate_core(
     kinds: str | Sequence[str] = ("heads",),
     draws: int = 20,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Steps = True,
 ) -> CoreAblation:
     """Measure the full model and every subnetwork without the core, and the core alone.
 
@@ -120,23 +119,11 @@ def ablate_core(
     """
     asked = both_sets(prompts, generalization)
     networks = networks_of(masks, kinds=kinds, draws=draws, seed=seed)
-    n_runs = len(networks) * sum(map(len, asked.values()))
-    with Bar(n_runs, "core ablation", unit="run", disable=not progress) as bar:
-        return ablated(model, masks, networks, asked, Steps(bar))
-
-
-def ablated(
-    model: Model,
-    masks: MasksLike,
-    networks: Sequence[_Network],
-    asked: Mapping[str, PromptsLike],
-    steps: Steps,
-) -> CoreAblation:
-    """Run `ablate_core` in steps."""
     every = next(iter(as_groups(masks).values())).like(
         *(np.stack([network.kept[kind] for network in networks]) for kind in ("heads", "mlp"))
     )
-    rows = mean_ranks(model, every, [n.labels for n in networks], asked, steps, "core ablation")
+    with stepping(progress, len(networks) * sum(map(len, asked.values())), "core ablation") as steps:
+        rows = mean_ranks(model, every, [n.labels for n in networks], asked, steps, "core ablation")
     rows.sort(key=lambda row: _ORDER.index(row["of"]))
     return CoreAblation(pd.DataFrame(rows))
 

@@ -98,16 +98,11 @@ class Core(SavedDataset):
         """Return a row per group and kind: the number of `subnetworks` and of `distinct` ones, the number
         of `components`, how many of these a subnetwork keeps on average (`kept`) and all keep (`core`), how
         many chance would leave in all (`expected`), and the probability of at least as many (`p`)."""
-        dataset, rows = self.dataset, []
-        totals = {"heads": dataset["heads"][0].size, "mlp": dataset["mlp"][0].size}
-        for group in self.groups:
-            for kind in self.kinds:
-                cell = dataset.sel(group=group, kind=kind)
-                row = {"group": group, "kind": kind}
-                row |= {name: int(cell[name]) for name in ("subnetworks", "distinct")}
-                row |= {"components": totals[kind], "kept": float(cell["kept"]), "core": int(cell["size"])}
-                rows.append(row | {"expected": float(cell["expected"]), "p": float(cell["p"])})
-        return pd.DataFrame(rows)
+        dataset, renamed = self.dataset, {"size": "core"}
+        columns = dataset[["subnetworks", "distinct"]]
+        columns["components"] = "kind", [dataset[kind][0].size for kind in self.kinds]
+        columns = columns.merge(dataset[["kept", "size", "expected", "p"]].rename(renamed))
+        return columns.to_dataframe(["group", "kind"]).reset_index()
 
     def conclusion(self) -> str:
         """Say what was found, in a sentence per kind of components."""

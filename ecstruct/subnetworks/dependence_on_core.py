@@ -28,13 +28,12 @@ from einops import rearrange
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ecstruct.cost import Bar
 from ecstruct.engine.forward import Embedded, Step, run_blocks
 from ecstruct.engine.plan import rows_at_once
 from ecstruct.engine.session import Model
 from ecstruct.facts.prompt import PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch
-from ecstruct.io.store import Steps
+from ecstruct.io.store import Steps, stepping
 from ecstruct.io.values import bounded
 from ecstruct.models.finite import finite
 from ecstruct.plots.bars import grouped_bars
@@ -101,7 +100,7 @@ def dependence(
     kinds: str | Sequence[str] = ("heads",),
     draws: int = 20,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Steps = True,
 ) -> Dependence:
     """Measure how much heads beyond the core depend on it, in the full model.
 
@@ -119,31 +118,6 @@ def dependence(
         InputError: masks of another model, or without reference values; prompts that cannot be read; no
             draws.
     """
-    prompts = as_prompts(prompts)
-    n_runs = len(prompts) * n_ablated(draws)
-    with Bar(n_runs, "dependence", unit="run", disable=not progress) as bar:
-        return depending(
-            *(model, masks, prompts, Steps(bar)), added=added, kinds=kinds, draws=draws, seed=seed
-        )
-
-
-def n_ablated(draws: int) -> int:
-    """Return how many sets of components `dependence` ablates in turn."""
-    return 1 + 2 * draws
-
-
-def depending(
-    model: Model,
-    masks: MasksLike,
-    prompts: PromptsLike,
-    steps: Steps,
-    *,
-    added: xr.DataArray | None = None,
-    kinds: str | Sequence[str] = ("heads",),
-    draws: int = 20,
-    seed: int = 0,
-) -> Dependence:
-    """Run `dependence` in steps; the cost is one for each prompt and set of components."""
     check_draws(draws)
     found = core(masks)
     of_core = parts_of(found, kinds)
@@ -152,13 +126,14 @@ def depending(
     later = np.argwhere(added_heads & (np.arange(len(added_heads)) > first)[:, None])
     if not len(later):
         raise NothingToAblate(f"no added head comes after layer {first}, in which the core begins.")
-    rng = np.random.default_rng(seed)
+    rng, prompts = np.random.default_rng(seed), as_prompts(prompts)
     ablated: list[tuple[str, int, Parts]] = [("the core", 0, of_core)]
     for draw in range(draws):
         ablated.append(("random ones", draw, drawn_outside(of_core, rng)))
         ablated.append(("random ones of its layers", draw, drawn_outside(of_core, rng, by_layer=True)))
     gated = GatedModel.of(model, merged(list(as_groups(masks).values())))
-    changes = _changes(gated, prompts, [parts for _, _, parts in ablated], steps)
+    with stepping(progress, len(prompts) * n_ablated(draws), "dependence") as steps:
+        changes = _changes(gated, prompts, [parts for _, _, parts in ablated], steps)
     rows = []
     for (name, draw, parts), change in zip(ablated, changes, strict=True):
         row = {"ablated": name, "components": sum(int(part.sum()) for part in parts.values()), "draw": draw}
@@ -167,6 +142,11 @@ def depending(
             for layer, head in later
         ]
     return Dependence(pd.DataFrame(rows))
+
+
+def n_ablated(draws: int) -> int:
+    """Return how many sets of components `dependence` ablates in turn."""
+    return 1 + 2 * draws
 
 
 def _changes(

@@ -31,11 +31,10 @@ import plotly.graph_objects as go
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.cost import Bar
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
-from ecstruct.io.store import Steps
+from ecstruct.io.store import stepping
 from ecstruct.plots.curves import curve_panels
 from ecstruct.plots.subnetworks import size_course
 from ecstruct.scores.components import selected
@@ -215,8 +214,8 @@ def emergence(
         values = reference_values(session, prompts if reference is None else reference, ablation=ablation)
         masks = Masks.of(*kept, reference=values)
         labels = [{"checkpoint": label, "network": network} for network in networks]
-        with Bar(0, "emergence", unit="run", disable=True) as bar:
-            rows.extend(mean_ranks(session, masks, labels, asked, Steps(bar)))
+        with stepping(False, 0, "emergence") as steps:
+            rows.extend(mean_ranks(session, masks, labels, asked, steps))
             if prune is None:
                 return
             groups = as_groups(prune(session.view.model))
@@ -225,7 +224,7 @@ def emergence(
             for sparsity, its in groups.items():
                 about = {"checkpoint": label, "sparsity": float(sparsity)}
                 seeds = [{**about, "seed": seed} for seed in its.seeds]
-                found.extend(mean_ranks(session, its, seeds, asked, Steps(bar)))
+                found.extend(mean_ranks(session, its, seeds, asked, steps))
 
     for label, source in models.items():
         follow(str(label), Session.of(source))

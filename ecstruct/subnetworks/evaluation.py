@@ -16,20 +16,22 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from ecstruct.cost import Bar
 from ecstruct.engine.plan import each_piece, rows_at_once
 from ecstruct.engine.session import Model
 from ecstruct.errors import InputError
 from ecstruct.evaluate import rank_of
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt
-from ecstruct.io.store import Steps
+from ecstruct.io.store import Steps, stepping
 from ecstruct.subnetworks.masks import Masks
 from ecstruct.subnetworks.running import GatedModel, Gates
 
 
-def evaluate(model: Model, masks: Masks, prompts: PromptsLike, *, progress: bool = True) -> xr.Dataset:
-    """Run prompts under every mask, and in the full model for comparison.
+def evaluate(
+    model: Model, masks: Masks, prompts: PromptsLike, *, progress: bool | Steps = True
+) -> xr.Dataset:
+    """Run prompts under every mask, and in the full model for comparison. The cost of its steps is one per
+    prompt and mask.
 
     Returns:
         `rank`, `kl` and `agrees` (seed, prompt); their means `mean_rank`, `accuracy`, `mean_kl` and
@@ -40,15 +42,6 @@ def evaluate(model: Model, masks: Masks, prompts: PromptsLike, *, progress: bool
         InputError: prompts that cannot be ranked (see `ecstruct.ranks`), masks of another model, masks
             that did not converge, or masks without reference values.
     """
-    n_runs = len(masks) * len(prompts := as_prompts(prompts))
-    with Bar(n_runs, "evaluate", unit="run", disable=not progress) as bar:
-        return evaluated(model, masks, prompts, Steps(bar))
-
-
-def evaluated(
-    model: Model, masks: Masks, prompts: PromptsLike, steps: Steps, name: str = "evaluation"
-) -> xr.Dataset:
-    """Run `evaluate` in steps, whose names begin with `name`; the cost is one per prompt and mask."""
     gated = GatedModel.of(model, masks)
     session, gates = gated.session, gated.gates(masks.heads.values, masks.mlp.values)
     tokenized = session.tokenize(prompts)
@@ -62,7 +55,7 @@ def evaluated(
 
         def under(seeds: Sequence[int]) -> None:
             some = Gates(gates.heads[list(seeds)], gates.mlp[list(seeds)])
-            step = f"{name} {rows[0]} {len(rows)} {seeds[0]} {len(seeds)}"
+            step = f"{rows[0]} {len(rows)} {seeds[0]} {len(seeds)}"
             found = steps.take(step, partial(chunk.measured, some), len(seeds) * len(rows))
             for part, of_all in (("rank", rank), ("kl", kl), ("agrees", agrees)):
                 of_all[np.ix_(seeds, rows)] = found[part].values
@@ -70,7 +63,8 @@ def evaluated(
 
         each_piece(range(len(masks)), at_once // len(rows), under)
 
-    session.each_batch(tokenized, run, at_once)
+    with stepping(progress, len(masks) * len(tokenized), "evaluate") as steps:
+        session.each_batch(tokenized, run, at_once)
     variables = {
         "rank": (dims, rank),
         "kl": (dims, kl),
@@ -185,7 +179,7 @@ def mean_ranks(
     rows = []
     for of_prompts, prompts in prompts_by_name.items():
         steps.bar.phase(f"{name}, {of_prompts}")
-        found = evaluated(model, masks, prompts, steps, f"{name} {of_prompts}")
+        found = evaluate(model, masks, prompts, progress=steps.of(f"{name} {of_prompts}"))
         measured = (found[what].values.tolist() for what in ("mean_rank", "accuracy"))
         for label, rank, accuracy in zip(labels, *measured, strict=True):
             rows.append({**label, "prompts": of_prompts, "rank": rank, "accuracy": accuracy})

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from ecstruct.engine.session import Session
 from ecstruct.facts.prompt import Prompt
 from ecstruct.io.store import check_same_run, if_whole, read_tensors, save_tensors
+from ecstruct.io.values import checksum
 from ecstruct.models.provenance import versions
 
 SECONDS = 30.0
@@ -63,22 +63,15 @@ class Progress:
     def done(self) -> list[int]:
         return self.tensors["done"].tolist()
 
-    def resume(self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int]) -> None:
-        """Give an optimiser of these seeds' parameters, by name, the state it had of them."""
-        step = torch.tensor(float(self.done[rows[0]]))
-        for name, parameter in of.items():
-            kept = {average: self.tensors[f"{name} {average}"][rows] for average in _AVERAGES}
-            optimizer.state[parameter] = {"step": step.clone(), **kept}
+    def parameters(self, rows: slice) -> dict[str, Tensor]:
+        """Return the parameters of some seeds; what an optimiser does to them it does to `tensors`."""
+        return {name: self.tensors[name][rows].requires_grad_() for name in ("log_alpha", "multipliers")}
 
-    def note(
-        self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: list[int], done: int
-    ) -> None:
-        """Copy the state of these seeds after `done` steps from the optimiser and its parameters."""
+    def resume(self, optimizer: torch.optim.Optimizer, of: Mapping[str, Tensor], rows: slice) -> None:
+        """Give an optimiser of the parameters of some seeds its averages, also to be changed in place."""
         for name, parameter in of.items():
-            self.tensors[name][rows] = parameter.detach()
-            for average in _AVERAGES:
-                self.tensors[f"{name} {average}"][rows] = optimizer.state[parameter][average]
-        self.tensors["done"][rows] = done
+            averages = {average: self.tensors[f"{name} {average}"][rows] for average in _AVERAGES}
+            optimizer.state[parameter] = {"step": torch.tensor(float(self.done[rows][0])), **averages}
 
     def due(self) -> bool:
         """Return whether to write a checkpoint now."""
@@ -99,10 +92,7 @@ def described(
     about = {
         "method": "pruning",
         "model": dict(session.described),
-        **{
-            name: f"{len(some)} with checksum {xxhash.xxh3_64_hexdigest(repr(tuple(some)).encode())}"
-            for name, some in prompts.items()
-        },
+        **{name: f"{len(some)} with checksum {checksum(tuple(some))}" for name, some in prompts.items()},
         "options": dict(options),
         "versions": versions(),
     }

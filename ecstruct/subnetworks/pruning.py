@@ -216,12 +216,12 @@ class Pruning:
         at_once = affordable(view, length, graphs=view.n_layers, kept=kept) // self._per_seed
         for done in sorted({n for n in state.done if n < self.options.steps}):
             rows = [row for row, n in enumerate(state.done) if n == done]
-            each_piece(rows, at_once, lambda some: self.run(state, list(some), bar))
+            # Seeds run in their order, so that those at the same step stand side by side.
+            each_piece(rows, at_once, lambda some: self.run(state, slice(some[0], some[-1] + 1), bar))
 
-    def run(self, state: Progress, rows: list[int], bar: Any) -> None:
+    def run(self, state: Progress, rows: slice, bar: Any) -> None:
         """Optimise these seeds from where they are to the end."""
-        options = self.options
-        of = {name: state.tensors[name][rows].requires_grad_() for name in ("log_alpha", "multipliers")}
+        options, seeds, of = self.options, state.seeds[rows], state.parameters(rows)
         optimizer = torch.optim.AdamW(
             [
                 {"params": [of["log_alpha"]], "lr": options.lr},
@@ -229,22 +229,20 @@ class Pruning:
             ],
             weight_decay=0.0,
         )
-        first = state.done[rows[0]]
-        if first:
-            state.resume(optimizer, of, rows)
-        for step in range(first, options.steps):
-            kl, sparsity = self.losses(of["log_alpha"], [state.seeds[row] for row in rows], step)
+        state.resume(optimizer, of, rows)
+        for step in range(state.done[rows][0], options.steps):
+            kl, sparsity = self.losses(of["log_alpha"], seeds, step)
             gap = options.target(step) - sparsity
             losses = kl + (of["multipliers"] * torch.stack([gap, gap**2], dim=1)).sum(1)
-            self._check(losses, rows, state, step)
+            self._check(losses, seeds, step)
             optimizer.zero_grad()
             losses.sum().backward()
             optimizer.step()
-            bar.update(len(rows))
+            state.tensors["done"][rows] = step + 1
+            bar.update(len(seeds))
             bar.set_postfix(sparsity=f"{sparsity.mean():.2f}", KL=f"{kl.mean():.3f}", refresh=False)
             stopped = interruption.arrived()
             if state.due() or stopped or step + 1 == options.steps:
-                state.note(optimizer, of, rows, step + 1)
                 state.save()
             if stopped:
                 raise interruption.Terminated
@@ -277,10 +275,12 @@ class Pruning:
     def _embed(self, prompts: Sequence[TokenizedPrompt]) -> Embedded:
         return self.gated.embed(collate(prompts, self.gated.view.device, self.gated.session.pad_id))
 
-    def _check(self, losses: Tensor, rows: list[int], state: Progress, step: int) -> None:
-        if bad := [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]:
+    def _check(self, losses: Tensor, seeds: list[int], step: int) -> None:
+        if bad := [
+            seed for seed, loss in zip(seeds, losses.tolist(), strict=True) if not math.isfinite(loss)
+        ]:
             raise InputError(
-                f"the loss of seed {state.seeds[bad[0]]} is not finite in step {step}: the model's logits "
+                f"the loss of seed {bad[0]} is not finite in step {step}: the model's logits "
                 f"are NaN or infinite when components are ablated, or lr={self.options.lr:g} is too large; "
                 "load the model in float32, or use a smaller lr=."
             )

@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ecstruct.engine.forward import Embedded, Intervention, Step, embed, nothing, run_blocks
+from ecstruct.engine.forward import Embedded, Intervention, Step, embed, logits_of, nothing
 from ecstruct.engine.session import Model, Session
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
@@ -103,12 +103,7 @@ class GatedModel:
     def logits(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row d_vocab"]:
         """Return the logits at the position of every row where its answer is predicted, with a gradient in
         the gates; without gates, those of the full model."""
-        return self.view.logits_at(self.session.weights, self.resid(embedded, gates), embedded.read)
-
-    def resid(self, embedded: Embedded, gates: Gates | None = None) -> Float[Tensor, "row pos d_model"]:
-        """Return the residual stream that leaves the last block."""
-        intervention = nothing if gates is None else self.gating(gates)
-        return run_blocks(self.session, embedded.calls, embedded.resid, intervention)
+        return logits_of(self.session, embedded, nothing if gates is None else self.gating(gates))
 
     def gating(self, gates: Gates) -> Intervention:
         """Return the intervention by which the gates act on every block."""

@@ -31,7 +31,7 @@ from annotated_types import MinLen
 from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.engine.forward import traces
+from ecstruct.engine.forward import entering
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.evaluate import check_rankable, mean_rank
@@ -255,13 +255,11 @@ def similarity(runs: Runs) -> list[float]:
     states = torch.empty(runs.view.n_layers + 1, n, runs.view.model.cfg.d_model, dtype=torch.float64)
 
     def see(run: Run) -> None:
-        start = run.embed()
-        entering = [start.resid]
-        entering += [trace.output for trace in traces(run.session, start.calls, start.resid)]
+        found = entering(run.session, run.embed())
         for i, row in enumerate(run.rows):
-            states[:, row] = torch.stack([resid[i, places[row][0]] for resid in entering]).to(states)
+            states[:, row] = torch.stack([resid[i, places[row][0]] for resid in found]).to(states)
 
-    runs.each(see)
+    runs.each(see, "similarity", progress=False)
     unit = normalize(states, dim=-1)
     total = unit.sum(1).square().sum(-1) - n  # all pairs of two people, in both orders
     return (total / (n * (n - 1))).tolist()
