@@ -49,8 +49,8 @@ class Ordering(Result):
     name = "ordering"
     title = "Data ordering (Fig. 6)"
     shows = (
-        "Mean rank of the answers, per epoch, by the order of continued pretraining. Bands: lowest and "
-        "highest seed."
+        "Mean rank of the answers, per epoch, by the order of continued pretraining. Dotted: where two "
+        "phases meet. Bands: lowest and highest seed."
     )
 
     @property

@@ -176,7 +176,8 @@ def draw_panels(
         first += n_columns
     inner = len(rows) * (sizes.height + above) - above
     for (i, column), (j, row) in product(enumerate(columns), enumerate(rows)):
-        panel, place, lowest = column.panels[j], {"row": j + 1, "col": i + 1}, j == len(rows) - 1
+        panel, lowest = column.panels[j], j == len(rows) - 1
+        place: dict[str, Any] = {"row": j + 1, "col": i + 1}
         (across,), (up,) = figure.select_xaxes(**place), figure.select_yaxes(**place)
         low, high = limits(panel, scale)
         bar = _colour_bar(panel, low, high, sizes.widths[i], sizes)
