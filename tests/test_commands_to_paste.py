@@ -46,10 +46,7 @@ NOT_RUN = {
     "ecstruct demo": (2, "test_cli_demo.py and test_pretrained.py run it"),
     "ecstruct sweep": (4, "minutes, or a cluster; test_grid_sweeps.py and test_grid_slurm.py run it"),
     "ecstruct recall --before smollm2": (1, "asks what SmolLM2 knows; test_recall_cli.py runs tiny models"),
-    "ecstruct subnetworks emergence": (
-        3,
-        "of a pretraining; test_subnetworks_emergence.py runs tiny models",
-    ),
+    "ecstruct subnetworks emergence": (3, "of a training; test_subnetworks_emergence.py runs tiny models"),
     "heuristic-core.md|classifiers.md": (16, "hours on MiniLM; test_classifiers.py runs tiny classifiers"),
     "python (-m|tests)|pytest": (20, "measurements, tests and builds"),
 }
@@ -157,8 +154,8 @@ def understood_by_module(name: str, words: list[str], monkeypatch: pytest.Monkey
     class Understood(Exception):
         pass
 
-    def parse(parser: argparse.ArgumentParser, *_: Any) -> None:
-        _, unknown = parser.parse_known_args(words)
+    def parse(parser: argparse.ArgumentParser, *given: Any) -> None:
+        unknown = parser.parse_known_args(words)[1]
         assert not unknown, (name, unknown)
         raise Understood
 
