@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     OlmoConfig,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     OlmoForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -26,7 +28,12 @@ N_WORDS, N_HEADS, LENGTH = 2000, 8, 11
 PAPER: dict[str, Any] = {"upstream": "surrogate", "propagation": "gradient"}
 """Upstream scores of two backward passes by gradients."""
 
-FAMILIES = {"olmo": (OlmoConfig, OlmoForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+FAMILIES: dict[str, tuple[Any, Any, dict[str, int]]] = {
+    "olmo": (OlmoConfig, OlmoForCausalLM, {}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM, {"num_experts": 64, "num_experts_per_tok": 8}),
+}
+"""Configuration, model and further sizes; the experts of a mixture are each a fourth of a dense MLP."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,17 @@ class Shape:
 
     @property
     def d_mlp(self) -> int:
-        return 256 * max(1, round(self.d_model / 96))
+        dense = 256 * max(1, round(self.d_model / 96))
+        return dense // 4 if self.n_experts > 1 else dense
+
+    @property
+    def n_experts(self) -> int:
+        return FAMILIES[self.family][2].get("num_experts", 1)
 
     @property
     def n_parameters(self) -> int:
         """Without the gains of norms."""
-        block = 4 * self.d_model**2 + 3 * self.d_model * self.d_mlp
+        block = 4 * self.d_model**2 + 3 * self.n_experts * self.d_model * self.d_mlp
         return self.n_layers * block + 2 * N_WORDS * self.d_model
 
     def __str__(self) -> str:
@@ -75,7 +87,7 @@ def ids_of(prompts: list[Prompt], device: str) -> tuple[Tensor, Tensor]:
 
 def plain_pair(shape: Shape, device: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """W and W' = W + dW, a small change of every weight, as Hugging Face models with frozen parameters."""
-    config_class, model_class = FAMILIES[shape.family]
+    config_class, model_class, sizes = FAMILIES[shape.family]
     torch.manual_seed(0)
     config = config_class(
         vocab_size=N_WORDS,
@@ -85,6 +97,7 @@ def plain_pair(shape: Shape, device: str) -> tuple[PreTrainedModel, PreTrainedMo
         num_attention_heads=N_HEADS,
         max_position_embeddings=64,
         tie_word_embeddings=False,
+        **sizes,
         attn_implementation="sdpa",
     )
     before = model_class(config)

@@ -2,7 +2,8 @@
 
 The models are random, in float32, and each is scored in a process of its own, from its folders to the
 scores. Memory is the most that is resident beyond what Python and its libraries take, which is given, too;
-the ratio is its share of the two checkpoints. A deeper model tells what grows with depth.
+the ratio is its share of the two checkpoints. A deeper model tells what grows with depth, and a mixture of
+many experts that a layer's are not in memory together.
 
     python -m benchmarks.offload
 """
@@ -22,7 +23,7 @@ from benchmarks.setup import Setup
 from benchmarks.table import Measured, Row
 from ecstruct.scores.engine import score
 
-SIZES = (("olmo", 16, 1536), ("olmo", 24, 1536))
+SIZES = (("olmo", 16, 1536), ("olmo", 24, 1536), ("olmoe", 6, 512))
 
 
 def scored(folder: str, setup: Setup, offload: bool) -> tuple[float, float, float, np.ndarray]:

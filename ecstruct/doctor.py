@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.facts.tokens import Batch
-from ecstruct.models.classifiers import auto_class, logits_at_every_token
+from ecstruct.models.classifiers import auto_class, hookable
 from ecstruct.models.delta import base_of, is_delta
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import load
@@ -228,7 +228,7 @@ def _plain(source: str, device: torch.device) -> Any:
         attn_implementation="eager",
         **at.options,
     )
-    return logits_at_every_token(dequantised(plain).to(device).eval())
+    return hookable(dequantised(plain).to(device).eval())
 
 
 def _logits_finding(

@@ -60,7 +60,8 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
             f"TransformerLens cannot hook {name}, a {type(hf).__name__}: {cause(error)}."
         ) from error
     if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
-        _as_buffer(head, "bias")  # TransformerLens 3 adds a bias of zeros, which would be trained
+        # TransformerLens 3 adds a bias of zeros, which would be trained.
+        head.register_buffer("bias", head._parameters.pop("bias").detach())
     model.eval()
     return model
 
@@ -90,12 +91,6 @@ def nothing_installed() -> Iterator[None]:
 
     with patch.object(subprocess, "check_call", refuse):
         yield
-
-
-def _as_buffer(module: nn.Module, name: str) -> None:
-    value = module._parameters.pop(name)
-    assert value is not None
-    module.register_buffer(name, value.detach())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
@@ -46,6 +46,13 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
             weights = whole_mlp(block.mlp, prefix)["mlp.in"].weights
             named |= {name: own[here] for here, name in weights.items()}
     return named
+
+
+def saved_buffers(hf: nn.Module) -> dict[str, Tensor]:
+    """Return what checkpoints of a Hugging Face model have besides weights, such as the biases by which
+    DeepSeek-V3 balances its experts."""
+    state = hf.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if not isinstance(t, nn.Parameter)}
 
 
 def copy_of(model: TransformerBridge) -> TransformerBridge:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ecstruct.errors import InputError
+
 
 @dataclass(frozen=True)
 class BlockCall:
@@ -23,6 +25,22 @@ class BlockCall:
         if self.by_keyword:
             return self.args, {**self.kwargs, "hidden_states": resid}
         return (resid, *self.args), self.kwargs
+
+
+def written_by(output: Any, architecture: str) -> Tensor:
+    """Return the residual stream that a block writes; `output` may be a tuple, of which it is the first.
+
+    Raises:
+        InputError: The block writes indices, too, for the next one.
+    """
+    if not isinstance(output, tuple):
+        return output
+    if any(isinstance(other, Tensor) and not other.is_floating_point() for other in output[1:]):
+        raise InputError(
+            f"each block of this {architecture} tells the next one which tokens to attend to (sparse "
+            "attention with an indexer), and blocks are scored one by one: use a model with full attention."
+        )
+    return output[0]
 
 
 class Stop(Exception):

@@ -10,8 +10,8 @@ import logging
 import math
 import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,26 @@ class _Span:
     n_bytes: int
 
 
-class TensorFiles(Mapping[str, Tensor]):
+class LazyWeights(Mapping[str, Tensor]):
+    """A mapping of weights whose tensors are read or computed whenever they are asked for."""
+
+    def __init__(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
+        self._names, self._weight = names, weight
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weight(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own method would ask for the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class TensorFiles(LazyWeights):
     """A mapping from names to tensors in their saved dtype. `shapes`, and the `metadata` of a single file,
     are known without reading the tensors.
 
@@ -73,6 +92,7 @@ class TensorFiles(Mapping[str, Tensor]):
     """
 
     def __init__(self, spans: Mapping[str, _Span], metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(spans, lambda tensor: self._read(tensor, spans[tensor]))
         self._spans, self.metadata = spans, metadata or {}
         self.shapes = {name: span.shape for name, span in spans.items()}
 
@@ -116,8 +136,14 @@ class TensorFiles(Mapping[str, Tensor]):
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, getattr(error, "strerror", None) or gist(error)) from error
 
-    def __getitem__(self, tensor: str) -> Tensor:
+    def row(self, tensor: str, index: int) -> Tensor:
+        """Read what a tensor has at one index of its first dimension."""
         span = self._spans[tensor]
+        n_bytes = span.n_bytes // span.shape[0]
+        start = span.start + index * n_bytes
+        return self._read(tensor, replace(span, shape=span.shape[1:], start=start, n_bytes=n_bytes))
+
+    def _read(self, tensor: str, span: _Span) -> Tensor:
         found = empty_mmap(span.shape, span.dtype)
         try:
             with span.path.open("rb", buffering=0) as file:
@@ -130,15 +156,6 @@ class TensorFiles(Mapping[str, Tensor]):
         if room:
             raise _unreadable(span.path, f"it ends within {tensor}")
         return found
-
-    def __contains__(self, tensor: object) -> bool:
-        return tensor in self._spans  # Mapping's own method would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._spans)
-
-    def __len__(self) -> int:
-        return len(self._spans)
 
 
 def check_weights_are_there(folder: Path) -> None:
@@ -174,11 +191,10 @@ def wrapper_of(name: str, tensors: Iterable[str]) -> str:
     return wrapper
 
 
-def lacking(loaded: Mapping[str, Any]) -> str | None:
-    """Return the first weight that a checkpoint lacks or has in another shape, by what transformers says
-    about its loading, or `None`."""
-    names = sorted([*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])])
-    return names[0] if names else None
+def lacking(loaded: Mapping[str, Any]) -> list[str]:
+    """Return the weights that a checkpoint lacks or has in another shape, in the order of their names, by
+    what transformers says about its loading."""
+    return sorted({*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])})
 
 
 def check_all_read(name: str, unasked: Iterable[str]) -> None:

@@ -97,20 +97,14 @@ def tokenizer_for(config: Any, tokenizer: Any) -> Any:
 
 
 def hookable(hf: Any) -> Any:
-    """Return a Hugging Face model in a form that TransformerLens can hook; a classifier is returned as by
-    `logits_at_every_token`."""
+    """Return a Hugging Face model in a form that TransformerLens can hook. Of a classifier it is another
+    object with the same modules, whose forward pass gives the logits of its head at every token, [batch,
+    pos, label]; any other model is returned as it is."""
     if is_classifier(hf.config) or type(hf).__name__.endswith(_SUFFIX):
         hf.config.architectures = [type(hf).__name__]  # from_pretrained may keep the name of another model
-    if is_classifier(hf.config):
-        labels_in(hf.config)  # raises if it has none
-    return logits_at_every_token(hf)
-
-
-def logits_at_every_token(hf: Any) -> Any:
-    """Return a classifier whose forward pass gives the logits of its head at every token, [batch, pos,
-    label]. It is another object with the same modules. Any other model is returned as it is."""
     if not is_classifier(hf.config):
         return hf
+    labels_in(hf.config)  # raises if it has none
     own = copy.copy(hf)
     own.forward = MethodType(_forward_at_every_token, own)
     return own

@@ -7,8 +7,10 @@ weights after would run in a way in which they were never trained.
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ecstruct.errors import InputError
@@ -74,6 +76,15 @@ def check_same_computation(before: Any, after: Any) -> None:
             "both weights through one: compare checkpoints that agree in these, or correct the config.json "
             "that is wrong."
         )
+
+
+def warn_of_buffers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Log a warning if two checkpoints differ in a buffer, which is no weight and has no score."""
+    for name, b in before.items():
+        other = after.get(name, b)
+        if b.shape == other.shape and not torch.equal(b.cpu(), other.to("cpu", b.dtype)):
+            _logger.warning("the models differ in %s, which is no weight: that before is used", name)
+            return
 
 
 def _alike(old: Any, new: Any) -> bool:

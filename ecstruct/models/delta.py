@@ -93,6 +93,11 @@ class WeightDelta:
         of = f"{ends[0]} to {ends[1]}, " if len(ends) == 2 else ""
         return f"<WeightDelta {of}{n:,} numbers in {len(self.tensors)} tensors>"
 
+    @property
+    def name(self) -> str:
+        """The source of the model after, if it is known."""
+        return self.metadata.get("after", "a weight delta")
+
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         total = dict(self.tensors)
         for name, t in other.tensors.items():
@@ -144,8 +149,7 @@ class WeightDelta:
         if embed is not None and unembed is not None and torch.equal(embed, unembed):
             tensors["unembed.weight"] = tensors["embed.weight"].clone()
         kept = {key: value for key, value in self.metadata.items() if key.startswith("before")}
-        source = self.metadata.get("after", "a weight delta")
-        return WeightDelta(tensors, {**kept, "after": f"noise of the norms of {source} (seed {seed})"})
+        return WeightDelta(tensors, {**kept, "after": f"noise of the norms of {self.name} (seed {seed})"})
 
     def starts_at(self, model: TransformerBridge) -> bool:
         """Return whether this was made from `model`, in any dtype; true if there is no fingerprint."""

@@ -255,8 +255,8 @@ class _Contents:
         known = reader.get_gguf_hf_weights_map(hf, processor(hf.config.to_dict()))
         if unread := sorted(name for name in self.types if name not in known):
             raise InputError(f"{self.path} has {unread[0]}, which transformers does not read: {_ELSE}.")
-        if weight := lacking(info):
-            raise InputError(f"{self.path} has no weights of the right shape for {weight}: {_ELSE}.")
+        if weights := lacking(info):
+            raise InputError(f"{self.path} has no weights of the right shape for {weights[0]}: {_ELSE}.")
 
 
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "dtype", "transformers_version")

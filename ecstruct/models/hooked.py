@@ -29,7 +29,7 @@ from torch.func import functional_call
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.models.bridge import drop_pattern, named_weights
-from ecstruct.models.calls import BlockCall, Bypass, Stop
+from ecstruct.models.calls import BlockCall, Bypass, Stop, written_by
 from ecstruct.models.components import check_components
 from ecstruct.models.configs import check_same_rotation
 from ecstruct.models.edits import Edit, editing, first_token, replaced_by, shortcuts
@@ -297,7 +297,7 @@ class HookedView:
         out = _call(self.blocks[layer], {**self._block_buffers[layer], **local}, args, kwargs)
         drop_pattern(self.blocks[layer])
         self._returns_tuple = isinstance(out, tuple)
-        return out[0] if isinstance(out, tuple) else out
+        return written_by(out, type(self.hf).__name__)
 
     def _tapped(self, layer: int) -> dict[str, "Site"]:
         """Return the sites of a block, its pre-norms and the entry of its MLP, even without weights."""

@@ -9,7 +9,6 @@ where P permutes entries. Converting checkpoints of zeros and of ones gives shif
 of P is its inverse, so the gradient of the conversion is the way back; no table of architectures is needed.
 """
 
-import copy
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ecstruct.errors import InputError
 from ecstruct.models.plain import plain_model
+from ecstruct.models.tied import with_untied_embeddings
 
 _SAME = 1e-3
 """How much the float32 logits of two implementations of one model may differ, relative to the largest."""
@@ -55,13 +55,16 @@ def plain_of(model: Any, config: Any) -> Any:
         InputError: The weights were folded, centred or refactored, they are not those of a checkpoint of
             this architecture, or the two models do not compute the same logits.
     """
-    config = copy.deepcopy(config)
-    config.tie_word_embeddings = False
+    config = with_untied_embeddings(config)
     found = {name: p.detach() for name, p in model.state_dict().items()}
     dtype = torch.float64 if model.cfg.dtype == torch.float64 else torch.float32
     shift, one = (_converted(model.cfg, _filled(config, dtype, value)) for value in (0.0, 1.0))
     scale = {name: one[name].to(dtype) - shift[name].to(dtype) for name in one}
-    _check_unprocessed(model, found, scale)
+    if done := _processing(found, scale):
+        raise InputError(
+            f"this HookedTransformer has {done}, so that its weights are no longer the checkpoint's: load "
+            f'it with HookedTransformer.from_pretrained_no_processing("{model.cfg.model_name}").'
+        )
     wanted = {}
     for name, moved in scale.items():
         shape = tuple(found[name].shape) if name in found else "absent"
@@ -129,14 +132,6 @@ def _as_attributes(plain: Any) -> dict[str, Tensor]:
         for name in [name for name, p in module._parameters.items() if p is not None]:
             module.__dict__[name] = module._parameters.pop(name)
     return tensors
-
-
-def _check_unprocessed(model: Any, found: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
-    if done := _processing(found, scale):
-        raise InputError(
-            f"this HookedTransformer has {done}, so that its weights are no longer the checkpoint's: load "
-            f'it with HookedTransformer.from_pretrained_no_processing("{model.cfg.model_name}").'
-        )
 
 
 def _processing(found: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> str | None:

@@ -234,9 +234,8 @@ def _read_labelled(
     if not new:
         return _read(at, dtype, config), (f"with names {named}",)
     hf, info = _from_pretrained(at, dtype, config=config)
-    filled = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
-    if others := [name for name in filled if not is_of_head(name)]:
-        raise _lacking(at, others[0])
+    filled = lacking(info)
+    _check_none_lacking(at, [name for name in filled if not is_of_head(name)])
     check_all_read(at.name, [name for name in info["unexpected_keys"] if not is_of_head(name)])
     fill_head(hf, filled, seed)
     _logger.warning(
@@ -246,11 +245,12 @@ def _read_labelled(
     return hf, (f"with a new head {named}, seed {seed}",)
 
 
-def _lacking(at: Located, weight: str) -> InputError:
-    return InputError(
-        f"{at.name} has no weights of the right shape for {weight}, which its config.json asks for: "
-        "the folder is incomplete or mixes two models."
-    )
+def _check_none_lacking(at: Located, weights: Sequence[str]) -> None:
+    if weights:
+        raise InputError(
+            f"{at.name} has no weights of the right shape for {weights[0]}, which its config.json asks "
+            "for: the folder is incomplete or mixes two models."
+        )
 
 
 def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
@@ -266,8 +266,7 @@ def _read(at: Located, dtype: torch.dtype, config: Any = None) -> Any:
     if nothing_read and (wrapper := wrapper_of(at.name, info["unexpected_keys"])):
         renamed = {f"^{re.escape(wrapper)}": ""}
         hf, info = _from_pretrained(at, dtype, config=config, key_mapping=renamed)
-    if weight := lacking(info):
-        raise _lacking(at, weight)
+    _check_none_lacking(at, lacking(info))
     check_all_read(at.name, info["unexpected_keys"])
     return hf
 

@@ -3,7 +3,8 @@
 One part of the model (the embedding, a block, the head) is in memory at a time, before and after. While it
 is used, the next one is read: the next in the direction in which parts were asked for, because walks go up
 through the parts and down again. So two models of any depth take the memory of one block each, and as much
-again for the blocks that are being read.
+again for the blocks that are being read. The experts of a mixture are read one by one, when a token needs
+them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from ecstruct.errors import InputError
 from ecstruct.models.adapters import is_adapter
 from ecstruct.models.added_tokens import ROWS, grown
-from ecstruct.models.checkpoint import TensorFiles, check_all_read, empty_mmap
+from ecstruct.models.checkpoint import LazyWeights, TensorFiles, check_all_read, empty_mmap
 from ecstruct.models.classifiers import tokenizer_for
-from ecstruct.models.configs import check_same_computation
+from ecstruct.models.configs import check_same_computation, warn_of_buffers
 from ecstruct.models.delta import WeightDelta, check_fits, is_delta, open_delta
+from ecstruct.models.experts import Experts
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.loading import device_of
 from ecstruct.models.provenance import Provenance, mark
 from ecstruct.models.quantised import quantisation_of
-from ecstruct.models.skeleton import Skeleton
+from ecstruct.models.skeleton import Parts, Skeleton
 from ecstruct.models.sources import Located, located, read_config, read_tokenizer, usable_tokenizer
 from ecstruct.models.support import check_runs
 from ecstruct.models.tied import second_names, with_untied_embeddings
@@ -88,13 +91,17 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
         view = HookedView(skeleton.model)
         check_runs(view)
     base = _FolderWeights(at.name, folder, config, skeleton)
+    for buffer, its in skeleton.buffers.items():
+        its.copy_(base.buffers[buffer])
     if isinstance(after, WeightDelta) or is_delta(after):
-        new, made_from = _DeltaWeights.of(after, skeleton), Provenance(_named_delta(after), None, None)
+        named = after.name if isinstance(after, WeightDelta) else str(after)
+        new, made_from = _DeltaWeights.of(after, skeleton), Provenance(named, None, None)
     else:
         other, other_folder = _fetched(after)
         other_config = _config_of(other)
         check_same_computation(config, other_config)
         new = _FolderWeights(other.name, other_folder, other_config, skeleton, after=True)
+        warn_of_buffers(base.buffers, new.buffers)
         own = tokenizer_for(other_config, usable_tokenizer(other))
         made_from = Provenance(other.name, other.revision, own, weights=other.weights)
 
@@ -104,12 +111,14 @@ def offloaded(before: Any, after: Any, device: str | torch.device | None = None)
 
     stream = _Stream(_parts(view), read)
     mark(skeleton.model, Provenance(at.name, at.revision, tokenizer, weights=at.weights))
-    states = _State(stream, 0), _State(stream, 1)
-    return Offloaded(skeleton.model, *states, made_from.described, made_from.tokenizer)
+    before, after = (LazyWeights(stream.part_of, partial(stream.weight, state)) for state in (0, 1))
+    return Offloaded(skeleton.model, before, after, made_from.described, made_from.tokenizer)
 
 
 def _cast(t: Tensor, device: torch.device) -> Tensor:
     """Return a copy in float32, on the CPU in memory that returns to the system when it is freed."""
+    if isinstance(t, Experts):
+        return Experts(lambda index: _cast(t.read(index), device), t.shape, device)
     t = t.detach().to(device)
     return (empty_mmap if device.type == "cpu" else t.new_empty)(t.shape, dtype=torch.float32).copy_(t)
 
@@ -160,25 +169,6 @@ class _Stream:
         self._ahead = index, self._reader.submit(self._read, self._parts[index])
 
 
-class _State(Mapping[str, Tensor]):
-    """A mapping of the weights before (state 0) or after (state 1), read by a stream."""
-
-    def __init__(self, stream: _Stream, state: int) -> None:
-        self._stream, self._state = stream, state
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._stream.weight(self._state, name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stream.part_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stream.part_of)
-
-    def __len__(self) -> int:
-        return len(self._stream.part_of)
-
-
 class _FolderWeights:
     """The weights of a Hugging Face folder, by their names in a hooked model."""
 
@@ -188,16 +178,28 @@ class _FolderWeights:
         self._tensors = TensorFiles.of_folder(folder)
         self._places = skeleton.places
         self._rows = {skeleton.places[row].tensor for row in ROWS if row in skeleton.places}
-        self._names = _names_in(name, self._tensors.shapes, config, skeleton, self._rows if after else ())
+        self._parts = _parts_in(name, self._tensors.shapes, config, skeleton, self._rows if after else ())
+        self.buffers = {buffer: self._tensors[self._parts[buffer][0][0]] for buffer in skeleton.buffers}
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         fused: dict[str, Tensor] = {}  # a fused tensor is read once for all its parts
         for weight in names:
             place = self._places[weight]
+            parts = self._parts[place.tensor]
+            if len(place.shape) == 3:
+                read = partial(self._expert, parts, place.shape[1:])
+                yield weight, Experts(read, place.shape, torch.device("cpu"))
+                continue
             if place.tensor not in fused:
-                fused = {place.tensor: self._tensors[self._names[place.tensor]]}
+                fused = {place.tensor: self._tensors[parts[0][0]]}
             taken = place.take(fused[place.tensor])
             yield weight, taken[: place.shape[0]] if place.tensor in self._rows else taken
+
+    def _expert(self, parts: Parts, shape: Sequence[int], index: int) -> Tensor:
+        if len(self._tensors.shapes[parts[0][0]]) == 3:
+            return self._tensors.row(parts[0][0], index)
+        rows = [self._tensors[name] for name in parts[index]]
+        return torch.cat(rows, out=empty_mmap(shape, torch.float32))
 
     def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Return the weights W' with the names of `old`, in float32."""
@@ -224,14 +226,14 @@ class _DeltaWeights:
     def after(self, old: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Return the weights W + dW, given W in float32; weights that do not change are the same
         tensors."""
-        return {
-            name: _cast(self.change[name], device).add_(t) if name in self.change else t
-            for name, t in old.items()
-        }
+        return {name: self._added(name, t, device) if name in self.change else t for name, t in old.items()}
 
-
-def _named_delta(given: WeightDelta | Source) -> str:
-    return given.metadata.get("after", "a weight delta") if isinstance(given, WeightDelta) else str(given)
+    def _added(self, name: str, old: Tensor, device: torch.device) -> Tensor:
+        if not isinstance(old, Experts):
+            return _cast(self.change[name], device).add_(old)
+        files = self.change if isinstance(self.change, TensorFiles) else None
+        row = partial(files.row, name) if files else self.change[name].__getitem__
+        return Experts(lambda i: _cast(row(i), device).add_(old.read(i)), old.shape, device)
 
 
 def _config_of(at: Located) -> Any:
@@ -256,26 +258,40 @@ def _fetched(source: Source) -> tuple[Located, Path]:
         raise at.unreadable(error) from error
 
 
-def _names_in(
+def _parts_in(
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
     config: Any,
     skeleton: Skeleton,
     may_grow: Collection[str],
-) -> dict[str, str]:
-    """Return the names that the tensors of a skeleton have in a checkpoint. One of two tied tensors may be
-    missing; if both are there, each is read. Those in `may_grow` may have the rows of more tokens."""
-    found = {skeleton.name_of(here): here for here in shapes}
+) -> dict[str, Parts]:
+    """Return the names in a checkpoint of what the tensors of a skeleton are made of. One of two tied
+    tensors may be missing; if both are there, each is read. Those in `may_grow` may have the rows of more
+    tokens."""
+    found = skeleton.parts_in(shapes)
     for one, other in second_names(config).items():
         for missing, there in ((one, other), (other, one)):
             if missing not in found and there in found:
                 found[missing] = found[there]
-    for tensor, shape in skeleton.tensors.items():
-        its = shapes.get(found.get(tensor, ""), ())
+    buffers = {buffer: tuple(b.shape) for buffer, b in skeleton.buffers.items()}
+    for tensor, shape in (skeleton.tensors | buffers).items():
+        its = _shape_of(found.get(tensor, []), shapes, stacked=len(shape) == 3)
         if its != shape and not (tensor in may_grow and grown(ROWS[0], shape, its)):
             raise InputError(
                 f"{name} has no weights of the right shape for {tensor}, which its config.json asks for: "
                 "the folder is incomplete, mixes two models or holds its weights in another layout."
             )
-    check_all_read(name, found.keys() - skeleton.tensors.keys())
+    check_all_read(name, found.keys() - skeleton.tensors.keys() - buffers.keys())
     return found
+
+
+def _shape_of(parts: Parts, shapes: Mapping[str, tuple[int, ...]], stacked: bool) -> tuple[int, ...]:
+    """Return the shape of a tensor made of these parts, () if there are none or they do not fit."""
+    each = {tuple(shapes[name] for name in its) for its in parts}
+    if len(each) != 1:
+        return ()
+    (first, *others) = each.pop()
+    if not stacked or len(first) == 3:
+        return first if len(parts) == 1 and not others else ()
+    rows = sum(shape[0] for shape in (first, *others))
+    return (len(parts), rows, *first[1:]) if {first[1:], *(s[1:] for s in others)} == {first[1:]} else ()

@@ -12,7 +12,7 @@ take no memory either, as long as TransformerLens splits tensors into views.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,25 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from ecstruct.models.boot import boot
-from ecstruct.models.bridge import named_weights
+from ecstruct.models.bridge import named_weights, saved_buffers
 from ecstruct.models.plain import plain_model, without_values
 
 _Fill = Callable[[int, tuple[int, ...]], Tensor]
 """A function from the number and the shape of a tensor to its contents, to be broadcast."""
+
+Parts = list[tuple[str, ...]]
+"""The names in a file of what a tensor is made of: its own, or for each expert those of the matrices that
+follow one another in its rows."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +76,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A hooked model without weights. `tensors` has the shapes of the checkpoint's tensors by name, and
-    `places` the places of the weights; `name_of` maps the name in a file, which may be older or lack the
-    prefix of the decoder, to the current one."""
+    """A hooked model without weights. `tensors` has the shapes of the checkpoint's weights by name,
+    `buffers` those buffers of the model that a checkpoint has, and `places` the places of the weights.
+    `parts_in` finds the tensors by name among the names in a file, which may be older, lack the prefix
+    of the decoder, or be those of single experts."""
 
     model: TransformerBridge
     tensors: dict[str, tuple[int, ...]]
+    buffers: dict[str, Tensor]
     places: dict[str, Place]
-    name_of: Callable[[str], str]
+    parts_in: Callable[[Iterable[str]], dict[str, Parts]]
 
     @classmethod
     def of(cls, name: str, config: Any, tokenizer: Any, device: torch.device | str = "cpu") -> Skeleton:
@@ -82,34 +95,55 @@ class Skeleton:
         named = {p_name: tuple(p.shape) for p_name, p in empty.named_parameters()}
         numbers = {p_name: number for number, p_name in enumerate(named)}
 
-        def hooked(fill: _Fill) -> tuple[TransformerBridge, list[nn.Parameter]]:
+        def hooked(fill: _Fill) -> tuple[TransformerBridge, list[nn.Parameter], dict[str, Tensor]]:
             def weight(name: str, p: nn.Parameter) -> Tensor:
                 value = fill(numbers[name], tuple(p.shape))
                 return value.to(device, torch.float32).expand(p.shape)
 
             plain = plain_model(config, torch.float32, device, weight).requires_grad_(False)
             tensors = list(plain.parameters())  # hooking removes fused tensors from the model
-            return boot(name, plain, tokenizer), tensors
+            buffers = saved_buffers(plain)
+            return boot(name, plain, tokenizer), tensors, buffers
 
-        model, tensors = hooked(lambda number, _: torch.tensor(number))
+        model, tensors, buffers = hooked(lambda number, _: torch.tensor(number))
         whole = {id(p): Place(*named_shape) for p, named_shape in zip(tensors, named.items(), strict=True)}
         weights = named_weights(model)
         places = {weight: whole[id(p)] for weight, p in weights.items() if id(p) in whole}
         if len(places) < len(weights):
-            by_row, _ = hooked(lambda _, shape: torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)))
-            by_column, _ = hooked(lambda _, shape: torch.arange(shape[-1]))
+            by_row, *_ = hooked(lambda _, shape: torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)))
+            by_column, *_ = hooked(lambda _, shape: torch.arange(shape[-1]))
             rows, columns = named_weights(by_row), named_weights(by_column)
             for weight in weights.keys() - places.keys():
                 tensor = list(named)[int(weights[weight].flatten()[0])]
                 places[weight] = _place_of(tensor, named[tensor], rows[weight], columns[weight])
-        return cls(model, named, places, _renaming(empty))
+        return cls(model, named, buffers, places, _finder(empty))
 
 
-def _renaming(plain: Any) -> Callable[[str], str]:
+def _finder(plain: Any) -> Callable[[Iterable[str]], dict[str, Parts]]:
     mapping = get_model_conversion_mapping(plain)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    known = dict(plain.named_parameters())
-    return lambda name: rename_source_key(name, renamings, [], plain.base_model_prefix, known)[0]
+    stackings = [entry for entry in mapping if isinstance(entry, WeightConverter) and _stacks(entry)]
+    order = [None, *(pattern for entry in stackings for pattern in entry.source_patterns)]
+    known = plain.state_dict()
+
+    def parts_in(names: Iterable[str]) -> dict[str, Parts]:
+        found: dict[str, dict[str | None, list[str]]] = {}
+        for name in sorted(names, key=dot_natural_key):
+            tensor, pattern = rename_source_key(name, renamings, stackings, plain.base_model_prefix, known)
+            its = found.setdefault(tensor, {})
+            its[pattern] = [*its.get(pattern, ()), name] if pattern else [name]
+        return {
+            tensor: list(zip(*(its[pattern] for pattern in sorted(its, key=order.index)), strict=False))
+            for tensor, its in found.items()
+        }
+
+    return parts_in
+
+
+def _stacks(entry: WeightConverter) -> bool:
+    """Return whether a conversion stacks matrices of single experts, those of one below one another."""
+    done = [(type(op), getattr(op, "dim", None)) for op in entry.operations]
+    return done in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
 
 
 def _place_of(tensor: str, shape: tuple[int, ...], row: Tensor, column: Tensor) -> Place:

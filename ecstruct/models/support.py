@@ -29,7 +29,8 @@ def check_runs(view: HookedView) -> None:
     }
     n_tokens = min(view.n_heads + 1, view.model.cfg.n_ctx)  # no other dimension has this size
     ids = torch.zeros((_PROMPTS, n_tokens), dtype=torch.long, device=view.device)
-    unnamed = _unnamed(view)
+    known = {id(p) for p in view.named_weights.values()}
+    unnamed = {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
     with torch.enable_grad(), _requiring_grad(unnamed.values()):
         embedded, calls = view.embed(weights, ids, torch.ones_like(ids))
         trace = view.block(0, weights, calls[0], embedded.output)
@@ -87,12 +88,6 @@ def _check_unread(view: HookedView, unnamed: Mapping[str, nn.Parameter], read: S
                 f"this {type(view.hf).__name__} has weights in {name.replace('_original_component.', '')}, "
                 "which belong to no component that ecstruct knows: use another architecture."
             )
-
-
-def _unnamed(view: HookedView) -> dict[str, nn.Parameter]:
-    """Return the model's parameters that are not among the named weights."""
-    known = {id(p) for p in view.named_weights.values()}
-    return {name: p for name, p in view.hf.named_parameters() if id(p) not in known}
 
 
 def _pattern(name: str) -> str:

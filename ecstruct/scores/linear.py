@@ -29,6 +29,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ecstruct.models.experts import Experts
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.sites import QK_NORMS, SINKS, Site, Weights, entries, of_heads, token_axis
 from ecstruct.options import Convention
@@ -78,13 +79,17 @@ def weight_change(
     """Return dW = W' - W by name, for those weights of these sites that change.
 
     The differences are written into `buffers`, whose tensors are reused from block to block: on a CPU,
-    allocating memory for a weight costs more than the subtraction.
+    allocating memory for a weight costs more than the subtraction. Experts on disk are subtracted when they
+    are read.
     """
     change = {}
     for site in sites.values():
         for own_name, name in site.weights.items():
             old, new = before[name], after[name]
             if torch.equal(new, old):
+                continue
+            if isinstance(old, Experts):
+                change[name] = new - old
                 continue
             place = f"{site.name}.{own_name}"
             if place not in buffers or buffers[place].shape != old.shape:

@@ -1,7 +1,7 @@
 """Two sets of weights of one architecture: what every score compares."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,8 +18,9 @@ from ecstruct.facts.prompt import PromptsLike
 from ecstruct.facts.tokens import TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.files import digest
 from ecstruct.models.added_tokens import without_added
-from ecstruct.models.bridge import named_weights
-from ecstruct.models.configs import check_same_computation
+from ecstruct.models.bridge import named_weights, saved_buffers
+from ecstruct.models.checkpoint import LazyWeights
+from ecstruct.models.configs import check_same_computation, warn_of_buffers
 from ecstruct.models.delta import WeightDelta, check_same, is_delta
 from ecstruct.models.fingerprint import combined
 from ecstruct.models.finite import check_weight
@@ -173,23 +174,6 @@ class Pair:
                 return
 
 
-@dataclass(frozen=True)
-class LazyWeights(Mapping[str, Tensor]):
-    """A mapping of weights whose tensors are computed whenever they are asked for."""
-
-    names: Collection[str]
-    weight: Callable[[str], Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.weight(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def _as_bridge(model: Any) -> Any:
     """Load a HookedTransformer's original checkpoint; return anything else unchanged."""
     if is_hooked_transformer(model):
@@ -253,7 +237,7 @@ def _weights_after(
         after = load_after(after, view.model, device=view.device, dtype=view.dtype)
     if isinstance(after, str | Path | WeightDelta):
         if isinstance(after, WeightDelta):
-            change, named = after, after.metadata.get("after", "a weight delta")
+            change, named = after, after.name
         else:
             change, named = delta_onto(after, view.model), str(after)
         weights = change.added_to(before)
@@ -262,6 +246,7 @@ def _weights_after(
     found = without_added(own, view.named_weights)
     check_same(view.named_weights, found)
     check_same_computation(view.hf.config, after.original_model.config)
+    warn_of_buffers(saved_buffers(view.hf), saved_buffers(after.original_model))
     weights = {name: w.detach().to(view.device, view.dtype) for name, w in found.items()}
     origin = provenance(after)
     # A tokenizer with more tokens would read prompts with some that the embedding does not have here.
