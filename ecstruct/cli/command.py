@@ -13,7 +13,8 @@ import typer
 from typing_extensions import Doc
 
 from ecstruct.cli.flags import ChatTemplate, Debug, Device, Out, Quiet, System, command_run
-from ecstruct.commands import COMMANDS, FROM_FILE
+from ecstruct.commands import COMMANDS
+from ecstruct.commands.fields import FROM_FILE
 from ecstruct.options import Flag, Options, types_of
 
 OwnWords = Callable[..., Mapping[str, Any]]

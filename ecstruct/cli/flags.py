@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ecstruct.cli.streams import lost
-from ecstruct.commands import JSONL, SOURCE
+from ecstruct.commands.fields import JSONL, SOURCE
 from ecstruct.errors import InputError, LostRank
 from ecstruct.io.interruption import STATUS, Terminated, listening
 

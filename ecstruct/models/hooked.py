@@ -103,9 +103,7 @@ class HookedView:
         )
         # The buffers of a half-precision checkpoint are cast up, like its weights.
         self._hf_buffers = _cast_up(self.hf, self.dtype)
-        self._block_buffers = [
-            _cast_up(block, self.dtype) if self._hf_buffers else {} for block in self.blocks
-        ]
+        self._block_buffers = [_cast_up(b, self.dtype) if self._hf_buffers else {} for b in self.blocks]
         self._hf_names = names_under(self.hf, outside)
         self._block_names = [
             names_under(block, sites) for block, sites in zip(self.blocks, self.block_sites, strict=True)

@@ -13,7 +13,8 @@ from typing import Any
 import xxhash
 from tqdm.auto import tqdm
 
-from ecstruct.commands import Suggest, TwoModels
+from ecstruct.commands import Suggest
+from ecstruct.commands.fields import TwoModels
 from ecstruct.engine.session import Session
 from ecstruct.errors import InputError
 from ecstruct.facts import Prompt, in_chat, read_jsonl
