@@ -39,15 +39,15 @@ def masks() -> Masks:
 def use(path: Path) -> None:
     """All that the commands do with a file of masks."""
     model = hooked_pair("llama")[0]
-    found = Masks.load(path)
-    repr(found)
-    evaluate(model, found, PROMPTS, progress=False)
-    core({0.5: found})
     asked = [prompt.to_record() for prompt in PROMPTS]
     config = Evaluate(masks=[str(path)], model="none", prompts=asked, generalization=asked)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_model", lambda *_: (model, "print"))
-        runs._model_and_masks(config, None)
+        patch.setattr(runs, "session_of", lambda *_: (model, "print"))
+        _, masks, _ = runs._model_and_masks(config, None)
+    (found,) = masks.values()
+    repr(found)
+    evaluate(model, found, PROMPTS, progress=False)
+    core({0.5: found})
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 from ecstruct import __version__
-from ecstruct.cli.checking import of_controls, of_fidelity
+from ecstruct.cli.checking import controls_fields, fidelity_fields
 from ecstruct.cli.checkup import doctor
 from ecstruct.cli.command import command_of
-from ecstruct.cli.experiments import demo, of_reproduce, replay, sweep
+from ecstruct.cli.experiments import demo, replay, reproduce_fields, sweep
 from ecstruct.cli.facts import facts_app
 from ecstruct.cli.organism import organism_app
-from ecstruct.cli.scoring import of_score, rank
+from ecstruct.cli.scoring import rank, score_fields
 from ecstruct.cli.streams import surviving_output_errors
-from ecstruct.cli.training import of_finetune
+from ecstruct.cli.training import finetune_fields
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,10 +44,16 @@ def options(
 
 for function in (
     *(demo, doctor, command_of("diagnose"), command_of("alignment")),
-    *(command_of("finetune", of_finetune), rank, command_of("score", of_score)),
-    *(command_of("fidelity", of_fidelity), command_of("causal"), command_of("edges")),
-    *(command_of("controls", of_controls), command_of("graft"), command_of("grafts")),
-    *(command_of("suggest"), command_of("recall"), command_of("reproduce", of_reproduce), sweep, replay),
+    *(command_of("finetune", finetune_fields), rank, command_of("score", score_fields)),
+    *(command_of("fidelity", fidelity_fields), command_of("causal"), command_of("edges")),
+    *(command_of("controls", controls_fields), command_of("graft"), command_of("grafts")),
+    *(
+        command_of("suggest"),
+        command_of("recall"),
+        command_of("reproduce", reproduce_fields),
+        sweep,
+        replay,
+    ),
 ):
     app.command()(function)
 subnetworks_app = typer.Typer(help="Subnetworks that know the facts, and their core.", no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""The own words of `ecstruct fidelity` and `controls`: whether scores can be trusted."""
+"""Options of `ecstruct fidelity` and `controls` that are no fields of their configurations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 
 
-def of_fidelity(
+def fidelity_fields(
     whole: Annotated[bool, typer.Option("--whole", help="Intervene on all components.")] = False,
 ) -> Mapping[str, Any]:
     return {"sample": None} if whole else {}
 
 
-def of_controls(
+def controls_fields(
     tuned: Annotated[
         Path | None,
         typer.Option(

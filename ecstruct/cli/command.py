@@ -17,23 +17,24 @@ from ecstruct.commands import COMMANDS
 from ecstruct.commands.fields import FROM_FILE
 from ecstruct.options import Flag, Options, types_of
 
-OwnWords = Callable[..., Mapping[str, Any]]
+Further = Callable[..., Mapping[str, Any]]
+"""A function from options that are no fields of a configuration to fields of it."""
 
 _LAST = {"device": (Device, None), "quiet": (Quiet, False), "debug": (Debug, False)}
 _CHAT = {"chat_template": (ChatTemplate, False), "system": (System, None)}
 
 
-def _no_words() -> dict[str, Any]:
+def _nothing_further() -> dict[str, Any]:
     return {}
 
 
-def command_of(name: str, own_words: OwnWords = _no_words) -> Callable[..., None]:
+def command_of(name: str, further: Further = _nothing_further) -> Callable[..., None]:
     """Return the command that has a configuration of this name; its docstring is the command's help.
 
-    The command has a parameter for every field that has a `Doc`, and the parameters of `own_words`, which
-    may replace some of these. That function turns their values into fields of the configuration."""
+    The command has an option for every field that has a `Doc`, and one for every parameter of `further`,
+    which may replace some of these."""
     config = COMMANDS[name]
-    words = signature(own_words, eval_str=True).parameters
+    words = signature(further, eval_str=True).parameters
     own = {word: each.replace(kind=Parameter.KEYWORD_ONLY) for word, each in words.items()}
     derived = {field: each for field, each in _parameters(config).items() if field not in own}
     kinds = types_of(config)
@@ -47,7 +48,7 @@ def command_of(name: str, own_words: OwnWords = _no_words) -> Callable[..., None
             source = given.get("before") or given.get("model", "")
             chat = chat_of(source, given.pop("chat_template"), given.pop("system")) if asks else tuple
             values = {field: given[field] for field in derived if given[field] is not None}
-            values |= own_words(**{word: given[word] for word in own})
+            values |= further(**{word: given[word] for word in own})
             read = {field: _value(kinds[field], value, chat) for field, value in values.items()}
             start(name, read, out, device, not quiet)
 

@@ -1,4 +1,5 @@
-"""`ecstruct demo`, `sweep`, `replay` of any run, and the own words of `reproduce`."""
+"""`ecstruct demo`, `sweep`, `replay` of any run, and options of `reproduce` that are no fields of its
+configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def demo(
         start("demo", {"model": model, "seed": seed}, out, device, not quiet)
 
 
-def of_reproduce(
+def reproduce_fields(
     experiments: Annotated[
         list[str],
         typer.Argument(

@@ -1,4 +1,4 @@
-"""`ecstruct rank`, and the own words of `score`: what is measured of models as they are."""
+"""`ecstruct rank`, and options of `score` that are no fields of its configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ def rank(
         typer.echo(f"mean rank {table['rank'].mean():.3f}")
 
 
-def of_score(
+def score_fields(
     verify: Annotated[
         int | None,
         typer.Option(

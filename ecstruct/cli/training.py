@@ -1,4 +1,4 @@
-"""The own words of `ecstruct finetune`."""
+"""Options of `ecstruct finetune` that are no fields of its configuration."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import typer
 from ecstruct.errors import InputError
 
 
-def of_finetune(
+def finetune_fields(
     freeze_layers: Annotated[str, typer.Option(help="Layers to keep, as 0-3,7.")] = "",
     freeze_kinds: Annotated[str, typer.Option(help="Kinds to keep, as attn,mlp.")] = "",
     evaluate: Annotated[

@@ -85,7 +85,7 @@ class Site:
         along = self._local(change)
         if not along:
             return None
-        if isinstance(self.module, nn.Linear) and "weight" in along:
+        if type(self.module) is nn.Linear and "weight" in along:
             return functional.linear(x, along["weight"], along.get("bias"))
         dtype = next(iter(along.values())).dtype
         # TransformerLens adds a bias of zeros, as a buffer, to an unembedding without bias.
