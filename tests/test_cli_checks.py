@@ -117,7 +117,8 @@ def test_suggest(inputs, tmp_path):
     read = {name: (tmp_path / "out" / name).read_text() for name in SUGGESTED}
     parsed = [json.loads(read["lora.json"]), *(yaml.safe_load(read[name]) for name in SUGGESTED[1:3])]
     assert parsed == [expected.lora(), expected.mergekit(), expected.easyedit()]
-    assert expected.conclusion() in unescape((tmp_path / "out" / "report.html").read_text())
+    report = unescape((tmp_path / "out" / "report.html").read_text())
+    assert expected.conclusion() in report and "LoraConfig, mergekit.yaml a merge" in report
     replayed(tmp_path / "out", *SUGGESTED)
     works(*words(inputs, "suggest", "--share", 0.9), tmp_path / "scored")
     assert (tmp_path / "scored" / "suggestion.csv").read_text() == read["suggestion.csv"]
@@ -135,6 +136,7 @@ def test_suggest_before_finetuning(inputs, tmp_path):
     assert found.dataset.equals(expected.dataset) and found.chosen == expected.chosen
     assert json.loads((tmp_path / "out" / "lora.json").read_text()) == expected.lora()
     assert not (tmp_path / "out" / "mergekit.yaml").exists()
+    assert "mergekit" not in (tmp_path / "out" / "report.html").read_text()
     replayed(tmp_path / "out", "suggestion.csv", "lora.json")
     refused(run(*asked, "--out", tmp_path / "no"), "give --after, or --facts")
     refused(run(*words(inputs, "suggest", "--facts", prompts), tmp_path / "no"), "leave out --after")
