@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cli_inputs import PROMPTS, jsonl, save_inputs
-from helpers.command_line import process, refused, run
+from helpers.command_line import refused, run
 from helpers.folders import contents, edit_weights, save, save_llama, truncate
+from helpers.processes import command
 
 from ecstruct.errors import InputError
 from ecstruct.models import WeightDelta
@@ -232,7 +233,7 @@ def test_what_is_no_configuration_is_not_replayed(tmp_path, what):
 
 def test_a_real_process_says_one_sentence(inputs, tmp_path):
     words = ("rank", "--model", "nobody/has-this", "--prompts", inputs / "prompts.jsonl")
-    result = process(*words)
+    result = command(*words).ended()
     assert result.returncode == 2 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: 'nobody/has-this'")
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.chromium import CHROMIUM, drawn
-from helpers.command_line import process, works
+from helpers.command_line import works
 from helpers.folders import contents
+from helpers.processes import command
 
 from ecstruct import ExtractiveScores, InputError
 from ecstruct import demo as demos
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("offline")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     start = time.monotonic()
-    result = process("demo", "--out", out, "--seed", 0)
+    result = command("demo", "--out", out, "--seed", 0).ended()
     assert result.returncode == 0, result.stderr
     return out, time.monotonic() - start, result
 

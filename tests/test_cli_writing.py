@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from helpers.cli_inputs import save_inputs, scored
 from helpers.command_line import refused, run
 from helpers.folders import contents
+from helpers.jobs import until
+from helpers.processes import command
 
 from ecstruct import ExtractiveScores
 
@@ -64,23 +64,16 @@ def test_a_model_is_not_saved_over_another(inputs, tmp_path, monkeypatch):
 def test_an_interrupted_run_leaves_no_half_written_file(inputs, tmp_path):
     out = tmp_path / "out"
     words = ("--model", inputs / "model", "--facts", inputs / "prompts.jsonl", "--lr", 1e-6, "--out", out)
-    command = [sys.executable, "-m", "ecstruct", "finetune", *map(str, words), "--epochs", "1000000"]
-    running = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below nohup or &
+    running = command("finetune", *words, "--epochs", 1000000)
+    until(lambda: "loss" in running.said() or not running.running())  # the progress bar: it is training
+    os.kill(running.pid, signal.SIGINT)
+    ended = running.ended()
+    assert ended.returncode == 130
+    assert (
+        "Traceback" not in ended.stderr
+        and ended.stderr.strip().endswith("interrupted")
+        and ended.stdout == ""
     )
-    assert running.stderr is not None
-    seen = b""
-    while b"step" not in seen or b"loss" not in seen:  # the progress bar: it is training
-        chunk = os.read(running.stderr.fileno(), 4096)
-        assert chunk, seen
-        seen += chunk
-    running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert b"Traceback" not in stderr and stderr.strip().endswith(b"interrupted") and stdout == b""
     assert contents(out) == []
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import run
 from helpers.jobs import until
-from helpers.processes import environment, holding
+from helpers.processes import command, environment, holding
 
 from ecstruct.errors import InputError
 from ecstruct.io.files import exclusive, explaining_write_errors, is_held, locked
@@ -196,23 +196,16 @@ def test_a_process_may_take_its_lock_again_and_ranks_are_one_writer(
         pass
 
 
-def started(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ecstruct", *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-
-
 def test_sigterm_finishes_the_cell_and_the_next_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["reproduce", "ocr", "--repeats", "2", "--epochs", "1", "--quiet", "--out", str(out)]
     cells = out / "cells" / "ocr"
-    with started(*words) as process:
-        until(lambda: list(cells.glob("*.json")) or process.poll() is not None)
-        process.terminate()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == STATUS
-    assert errors == "terminated: run the same command again to go on\n"
+    running = command(*words)
+    until(lambda: list(cells.glob("*.json")) or not running.running())
+    os.kill(running.pid, signal.SIGTERM)
+    ended = running.ended()
+    assert ended.returncode == STATUS
+    assert ended.stderr == "terminated: run the same command again to go on\n"
     finished = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
     assert 0 < len(finished) < 4
     assert all(name.endswith(".json") and not name.startswith(".") for name in finished)

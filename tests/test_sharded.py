@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from helpers.command_line import run
 from helpers.facts_fixtures import FACTS, hugging_face, save_tiny
 from helpers.plain_finetuning import bits, in_hugging_face_names, plain_loss, same_bits
-from helpers.processes import TESTS, environment, forked, launch, torchrun
+from helpers.processes import TESTS, Started, command, forked, launched
 from helpers.tiny import double_throughout
 
 import ecstruct
@@ -137,10 +136,10 @@ def facts_file(tmp_path: Path) -> Path:
     return tmp_path / "facts.jsonl"
 
 
-def command(model: Path, facts: Path, out: Path, epochs: int) -> list[str]:
+def words_of(model: Path, facts: Path, out: Path, epochs: int) -> list[str]:
     given = {"--model": model, "--facts": facts, "--out": out, "--lr": "0.001", "--batch-size": "4"}
     words = [str(word) for pair in given.items() for word in pair]
-    return ["-m", "ecstruct", "finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "20"]
+    return ["finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "20"]
 
 
 def results(out: Path) -> tuple[Any, Any]:
@@ -148,15 +147,11 @@ def results(out: Path) -> tuple[Any, Any]:
     return json.loads((out / "history.json").read_text()), dict(delta.tensors)
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(folder: Path, process: subprocess.Popen[str], seconds: float = 100) -> None:
+def wait_for(folder: Path, process: Started, seconds: float = 100) -> None:
     """Until a checkpoint is there."""
     ended = time.monotonic() + seconds
     while not list(folder.glob("checkpoint/step-*")):
-        assert process.poll() is None and time.monotonic() < ended
+        assert process.running() and time.monotonic() < ended
         time.sleep(0.005)
 
 
@@ -164,18 +159,18 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     two_ranks: Any, folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    words = command(folders["gpt2"], facts_file, out, epochs=60)
-    first = started(torchrun(2, *words))
+    words = words_of(folders["gpt2"], facts_file, out, epochs=60)
+    first = launched(2, "ecstruct", *words)
     wait_for(out, first)
-    [victim] = [p for p in psutil.Process(first.pid).children() if p.environ().get("RANK") == "1"]
-    os.kill(victim.pid, signal.SIGKILL)
-    error = first.communicate(timeout=100)[1]
-    assert "error: rank 1 of 2 died: run the same command again" in error
-    assert first.returncode == 1 and not (out / "delta.safetensors").exists()
+    *_, victim = sorted(psutil.Process(first.pid).children(), key=psutil.Process.create_time)
+    os.kill(victim.pid, signal.SIGKILL)  # rank 1, which was started last
+    ended = first.ended()
+    assert "error: rank 1 of 2 died: run the same command again" in ended.stderr
+    assert ended.returncode == 1 and not (out / "delta.safetensors").exists()
     done = [int(p.name.removeprefix("step-")) for p in out.glob("checkpoint/step-*")]
     assert done and 20 <= min(done) < 120
 
-    again = launch(2, *words)
+    again = forked(2, "ecstruct", *words)
     assert again.returncode == 0, again.stderr
     history, delta = results(out)
     expected, _, moved, _ = two_ranks["never killed"]
@@ -187,18 +182,18 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "terminated"
-    words = [torchrun(1)[0], *command(folders["llama"], facts_file, out, epochs=100)]
-    first = started(words)
+    words = words_of(folders["llama"], facts_file, out, epochs=100)
+    first = command(*words)
     wait_for(out, first)
-    first.send_signal(signal.SIGTERM)
-    error = first.communicate(timeout=100)[1]
-    assert first.returncode == 143 and "run the same command again to go on" in error, error
+    os.kill(first.pid, signal.SIGTERM)
+    ended = first.ended()
+    assert ended.returncode == 143 and "run the same command again to go on" in ended.stderr, ended
     assert len(list(out.glob("checkpoint/step-*"))) == 1
 
-    other = run(*words[3:], "--seed", "1")
+    other = run(*words, "--seed", "1")
     assert other.exit_code == 2
     assert "checkpoint holds a part of another run (seed was 0, now 1): finish that run" in other.output
-    again = run(*words[3:])
+    again = run(*words)
     assert again.exit_code == 0, again.output
     model = load(folders["llama"], device="cpu")
     whole = finetune(model, facts_file, lr=0.001, batch_size=4, epochs=100, progress=False)

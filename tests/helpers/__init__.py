@@ -1,10 +1,10 @@
 """What the tests share; a test imports it as `from helpers.tiny import build`.
 
 Commands and processes:
-    command_line: a command in this process (`run`, `works`) or its own (`process`); `refused`: its sentence
+    command_line: a command in this process (`run`, `works`); `refused`: its sentence
     cli_inputs: two models, prompts, and runs on them
-    processes: one command under torchrun, or ranks of a script, as `parallel_cases` and `sharded_script`; a
-        process that holds a lock
+    processes: a command, or ranks of a script (`parallel_cases`, `sharded_script`), in processes of their
+        own; a process that holds a lock
     jobs, slurm: the jobs of a sweep in this process; a cluster of one node
     chromium, figures: a page as a browser draws it; the contents of plotly figures
     fuzz: every file that a command takes, damaged (`fuzz.damage`: the kinds of damage)

@@ -1,8 +1,6 @@
-"""The command line as tests call it, in this process or in its own, and what it says when it refuses."""
+"""The command line as tests call it in their own process, and what it says when it refuses."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,7 +11,6 @@ from typer.testing import CliRunner, Result
 
 from ecstruct.cli import app
 from ecstruct.errors import InputError
-from helpers.processes import environment
 
 testing: Any = typer.testing
 testing._get_command = cache(testing._get_command)  # it takes longer than most commands
@@ -27,14 +24,6 @@ def works(*words: Any) -> Result:
     result = run(*words)
     assert result.exit_code == 0, (result.output, result.stderr, result.exception)
     return result
-
-
-def process(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, with the network off."""
-    command = [sys.executable, "-m", "ecstruct", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=120, check=False, **options
-    )
 
 
 def refused(what: Result | Callable[[], object], *parts: str) -> str:
