@@ -56,7 +56,7 @@ SHORTER = {
     "finetune": ["--epochs", "2"],
     "fidelity": ["--sample", "4", "--form", "surrogate"],
     "grafts": ["--random-sets", "3"],
-    "subnetworks prune": ["--seeds", "2", "--steps", "50", "--lr", "0.4"],
+    "subnetworks prune": ["--seeds", "2", "--steps", "120", "--lr", "0.2"],
     "subnetworks core": ["--draws", "1"],
 }
 """Options that take the place of those on the page, so that commands end in seconds."""
