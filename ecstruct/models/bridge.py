@@ -51,8 +51,12 @@ def named_weights(model: TransformerBridge) -> dict[str, nn.Parameter]:
 def saved_buffers(hf: nn.Module) -> dict[str, Tensor]:
     """Return what checkpoints of a Hugging Face model have besides weights, such as the biases by which
     DeepSeek-V3 balances its experts."""
-    state = hf.state_dict(keep_vars=True)
-    return {name: t for name, t in state.items() if not isinstance(t, nn.Parameter)}
+    return {
+        f"{path}.{name}" if path else name: b
+        for path, module in hf.named_modules()
+        for name, b in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
 
 
 def copy_of(model: TransformerBridge) -> TransformerBridge:

@@ -59,14 +59,18 @@ class InformativeScores:
         """Add the contributions of weights outside the blocks (`sites` of the head or of the embedding),
         summed over tokens and times `share`, to what the scores have as `rest`. `visits` and `rows` are of
         all batches."""
-        looked_up = {name for name, site in sites.items() if isinstance(site.module, nn.Embedding)}
-        change = self.change({name: site for name, site in sites.items() if name not in looked_up})
+        states = self.pair.before, self.pair.after
+        change: dict[str, Weights] = {}
         for of_batch, visit in zip(rows, visits, strict=True):
             for name, site in sites.items():
-                if name in looked_up:
-                    value = linear.contribution_of_rows(site, visit, self.pair.before, self.pair.after)
+                if isinstance(site.module, nn.Embedding):
+                    value = linear.contribution_of_rows(site, visit, *states)
+                elif (outputs := linear.few_outputs(site, visit)) is not None:
+                    value = linear.contribution_of_outputs(site, visit, outputs, *states)
                 else:
-                    value = linear.contribution(site, visit, change)
+                    if name not in change:
+                        change[name] = self.change({name: site})
+                    value = linear.contribution(site, visit, change[name])
                 total = torch.zeros(len(of_batch)) if value is None else share * value.sum(1)
                 self.out.add_rest(name, of_batch, total)
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecstruct.models.experts import Experts
 from ecstruct.models.hooked import HookedView
@@ -113,6 +113,27 @@ def contribution_of_rows(site: Site, visit: Visit, before: Weights, after: Weigh
     old, new = (site.product(visit.input(site.name), weights) for weights in (before, after))
     assert old is not None and new is not None
     return dot(visit.d_output[site.name], new - old)
+
+
+def few_outputs(site: Site, visit: Visit) -> Tensor | None:
+    """Return the indices of those outputs of a linear site at which the reward has a gradient, if they are
+    few: a reward reads few logits of a large vocabulary."""
+    if type(site.module) is not nn.Linear or "weight" not in site.weights:
+        return None
+    d_output = visit.d_output[site.name]
+    found = d_output.flatten(0, -2).any(0).nonzero()[:, 0]
+    return found if 4 * len(found) < d_output.shape[-1] else None
+
+
+def contribution_of_outputs(
+    site: Site, visit: Visit, outputs: Tensor, before: Weights, after: Weights
+) -> PerToken:
+    """Return what `contribution` does, of a linear site of whose outputs those with the indices `outputs`
+    alone have a gradient: dW is taken of these only."""
+    change = {name: after[name][outputs] - before[name][outputs] for name in site.weights.values()}
+    along = site.product(visit.input(site.name), change)
+    assert along is not None
+    return dot(visit.d_output[site.name][..., outputs], along)
 
 
 def informative(

@@ -192,7 +192,11 @@ _States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 def only_rounded(states: Sequence[Tensor], among: Iterable[Rounding]) -> list[Rounding]:
     """Return those roundings that make one state of a weight of the other one."""
-    return [(s, d) for s, d in among if torch.equal(states[1 - s].to(d).to(states[s]), states[s])]
+    found = list(among)
+    first_rows = [state[0] if state.ndim else state for state in states]
+    for its in (first_rows, states):  # most weights are told apart by their first rows
+        found = [(s, d) for s, d in found if torch.equal(its[1 - s].to(d).to(its[s]), its[s])]
+    return found
 
 
 def _sources(
