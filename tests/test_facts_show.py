@@ -31,10 +31,11 @@ def test_show_lists_what_is_left_out_and_strict_refuses(tmp_path):
     account = json.loads(result.stdout)
     assert account["facts"] == 1 and account["records"] == 2
     assert account["skipped"][0]["place"].endswith("(record 2)")
-    assert "left out" in show(path).stdout
+    printed = show(path).stdout
+    assert "known_1000, 2 records\n1 fact\n" in printed and "1 left out" in printed
     strict = show(path, "--strict", "--out", tmp_path / "out")
     assert strict.exit_code == 2 and strict.stdout == "" and not (tmp_path / "out").exists()
-    assert one_sentence(strict.stderr.strip()).startswith("error: 1 records of")
+    assert one_sentence(strict.stderr.strip()).startswith("error: 1 record of")
 
 
 def test_show_writes_what_other_commands_read(tmp_path):
@@ -42,7 +43,7 @@ def test_show_writes_what_other_commands_read(tmp_path):
         tmp_path, "twohopfact", TWO_HOP_FACT, renamed(renamed(TWO_HOP_FACT, "Red", "Old"), "Bea", "Cy")
     )
     shown = show(path, "--hop", "second", "--out", tmp_path / "out")
-    assert shown.exit_code == 0 and f"1 facts, in {tmp_path / 'out' / 'facts.jsonl'}\n" in shown.stdout
+    assert shown.exit_code == 0 and f"1 fact, in {tmp_path / 'out' / 'facts.jsonl'}\n" in shown.stdout
     data = read(path, hop="second")
     for kind in ("facts", "implications", "known"):
         assert read_jsonl(tmp_path / "out" / f"{kind}.jsonl") == getattr(data, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,18 @@ def test_pictures_without_chrome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(go.Figure, "to_image", no_chrome)
     with pytest.raises(InputError, match=r"found no Chrome that runs.*plotly_get_chrome.*\.html"):
         save_figure(go.Figure(), tmp_path / "figure.pdf")
+
+
+def test_pictures_of_a_chrome_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kaleido")
+
+    def slow(*args: object, **options: object) -> bytes:
+        return asyncio.run(asyncio.wait_for(asyncio.sleep(60), 0))  # as kaleido waits
+
+    monkeypatch.setattr(go.Figure, "to_image", slow)
+    with pytest.raises(InputError, match=r"no answer from Chrome in time; try again .*\.html"):
+        save_figure(go.Figure(), tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_suffix_and_a_folder(tmp_path: Path) -> None:

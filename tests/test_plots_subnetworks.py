@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from ecstruct.plots import curve_panels
 from ecstruct.plots.role_graph import role_graph
 from ecstruct.plots.subnetworks import spread
+from ecstruct.subnetworks import Emergence
 
 
 def evaluation(ranks: list[float], full: float) -> xr.Dataset:
@@ -31,6 +33,32 @@ def test_no_point_lies_on_an_axis(in_domain: list[float], full: float, largest: 
     assert high > largest and (high - largest) / (high - low) * width > star / 2
     low, high = drawn.layout.yaxis.range
     assert low < 0 and high > 0.5
+
+
+def test_a_subnetwork_as_good_as_the_full_model_is_seen() -> None:
+    drawn: Any = spread(evaluation([1.0, 1.0], 1.0), evaluation([2.0, 2.0], 2.0))
+    points, star = drawn.data
+    assert (points.x[0], points.y[0]) == (star.x[0], star.y[0])
+    assert star.marker.symbol == "star-open" and star.marker.size > points.marker.size
+
+
+def test_checkpoints_have_labels_that_do_not_meet() -> None:
+    rows = [
+        {"checkpoint": f"a run/epochs/{epoch}.safetensors", "network": network, "prompts": prompts}
+        for epoch in (1, 10, "<b>")
+        for network in ("full model", "without the core")
+        for prompts in ("in-domain", "generalization")
+    ]
+    frame = pd.DataFrame(rows).assign(rank=1.0, accuracy=0.5)
+    for figure in (Emergence(frame, frame).figure, Emergence(frame, frame).accuracy_figure):
+        for axis in figure.select_xaxes():
+            assert axis.ticktext == ("1", "10", "&lt;b&gt;")
+
+
+def test_a_figure_without_titles_has_no_room_for_them() -> None:
+    curves = {"facts": [1.0, 0.0]}
+    plain, titled = (curve_panels({title: curves}, x="epoch", y="rank") for title in ("", "a panel"))
+    assert titled.layout.margin.t - plain.layout.margin.t == titled.layout.height - plain.layout.height > 15
 
 
 def test_components_of_a_role_do_not_overlap_and_the_legend_has_what_is_drawn() -> None:

@@ -17,7 +17,7 @@ HEADS[1, 2] = HEADS[0, 1] = True
 
 def kind_of(query: int, key: int, ids: list[int]) -> str:
     if key == query:
-        return "itself"
+        return "the token itself"
     if ids[key] == ids[query]:
         return "the same token"
     if key == 0:

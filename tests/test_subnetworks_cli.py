@@ -157,6 +157,7 @@ def test_the_core_is_written_and_replayed(cored, tmp_path):
         "What its heads attend to",
     ):
         assert f"<h2>{title}</h2>" in page
+    assert not {">True<", ">False<", "p_adjusted"} & {*re.findall(r">\w+<|p_adjusted", page)}
     again(cored / "config.json", tmp_path / "again")
     assert json.loads((tmp_path / "again" / "core.json").read_text()) == account
 

@@ -69,7 +69,7 @@ def overlap(
         for name, pairs in vars(task).items():
             write_jsonl(pairs, out / f"{name.replace('_', '-')}.jsonl")
             if not quiet:
-                typer.echo(f"{name.replace('_', '-')}: {len(pairs)} pairs")
+                typer.echo(f"{name.replace('_', '-')}: {_counted(len(pairs), 'pairs')}")
 
 
 def _kinds(understood: "Understood") -> dict[str, tuple["Prompt", ...]]:
@@ -84,18 +84,28 @@ def _for_json(understood: "Understood") -> dict[str, Any]:
 
 def _text(understood: "Understood", out: Path | None) -> str:
     account = understood.to_dict()
-    lines = [f"{account['source']}: {account['format']}, {account['records']} records"]
+    records = _counted(account["records"], "records")
+    lines = [f"{account['source']}: {account['format']}, {records}"]
     for kind, prompts in _kinds(understood).items():
         if prompts:
             where = f", in {out / kind}.jsonl" if out else ""
-            lines += [f"{len(prompts)} {kind}{where}", *map(_line, prompts[:_SHOWN])]
+            lines += [_counted(len(prompts), kind) + where, *map(_line, prompts[:_SHOWN])]
     for new in account["new_hops"]:
         hops = ", ".join(map(str, new["hops"])) or "none, or not known"
-        lines.append(f"new hops {hops}: {new['implications']} implications")
+        lines.append(f"new hops {hops}: {_counted(new['implications'], 'implications')}")
     if understood.skipped:
         lines.append(f"{len(understood.skipped)} left out")
         lines += [f"  {skipped.place}: {skipped.reason}" for skipped in understood.skipped]
     return "\n".join(lines)
+
+
+def _counted(number: int, plural: str) -> str:
+    """Return a number with the word for so many.
+
+    >>> _counted(1, "facts"), _counted(2, "facts"), _counted(1, "known")
+    ('1 fact', '2 facts', '1 known')
+    """
+    return f"{number} {plural.removesuffix('s') if number == 1 else plural}"
 
 
 def _line(prompt: "Prompt") -> str:

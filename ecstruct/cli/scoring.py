@@ -1,5 +1,6 @@
 """`ecstruct rank`, and options of `score` that are no fields of its configuration."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,8 @@ import typer
 
 from ecstruct.cli.flags import ChatTemplate, Debug, Device, Prompts, Quiet, Source, System, command_run
 from ecstruct.options import AnswerTokens
+
+_log = logging.getLogger(__name__)
 
 VERIFIED = 2
 """Of the strongest by each score: their interventions cost about as much as the scores."""
@@ -32,6 +35,7 @@ def rank(
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
     with command_run(quiet, debug, prints=out is None):
+        _log.warning("loading %s", model)  # before the imports, which take most of the time
         from ecstruct.runs.configuration import chat_of
         from ecstruct.runs.ranking import rank_table
 

@@ -24,8 +24,8 @@ def save_figure(fig: go.Figure, path: str | os.PathLike[str], *, scale: float = 
             pixels to the inch.
 
     Raises:
-        InputError: The suffix is another one, there is no kaleido or no Chrome to draw a picture, or the
-            path cannot be written.
+        InputError: The suffix is another one, there is no kaleido or no Chrome to draw a picture, Chrome
+            does not answer, or the path cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -52,6 +52,11 @@ def _picture(fig: go.Figure, file_format: str, scale: float) -> bytes:
         ) from None
     try:
         return fig.to_image(format=file_format, scale=scale)
+    except TimeoutError as error:
+        raise InputError(
+            f"{file_format.upper()} export through kaleido got no answer from Chrome in time; try again "
+            "when the machine is less busy, or write .html, which needs nothing"
+        ) from error
     except (RuntimeError, errors.BrowserFailedError, errors.BrowserClosedError) as error:
         raise InputError(
             f"{file_format.upper()} export through kaleido found no Chrome that runs; install Chrome or "

@@ -6,6 +6,7 @@ are therefore chosen in pixels; plotly measures in shares of the area within the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -98,7 +99,7 @@ def side_by_side(
     takes for the figure to fit `PAGE_WIDTH`.
 
     Args:
-        titles, subtitles: The one or two lines above each panel.
+        titles, subtitles: The lines above each panel, which takes no room for those that are empty in all.
         x: The title of every x axis.
         y: The title of the y axis, on the left of the first panel of a row.
         widths, height: The size of the panels in pixels.
@@ -106,9 +107,10 @@ def side_by_side(
         key: What symbols mean, as HTML above the titles.
         template: The template of the figure.
     """
-    lines = [titles, subtitles] if any(subtitles) else [titles]
+    lines = [texts for texts in (titles, subtitles) if any(texts)]
     # Titles are bold and a size larger, hence the factor.
-    needed = [1.15 * max(text_width(x), *map(text_width, texts)) for texts in zip(*lines, strict=True)]
+    longest = zip(*lines, [x] * len(widths), strict=True)
+    needed = [1.15 * max(map(text_width, texts)) for texts in longest]
     widths = [max(pair) for pair in zip(widths, needed, strict=True)]
     in_row, columns = len(widths), widths
     for rows in range(1, len(widths) + 1):
@@ -152,6 +154,21 @@ def axes_of(panel: int) -> dict[str, str]:
 def text_width(text: str) -> float:
     """Return the width of a text in pixels, estimated on the wide side."""
     return CHARACTER * len(text)
+
+
+def differing_parts(names: Sequence[Any]) -> list[str]:
+    """Return, as HTML, what is left of names without the words with which all begin, and all end.
+
+    >>> differing_parts(["run/epochs/2.safetensors", "run/epochs/10.safetensors"])
+    ['2', '10']
+    >>> differing_parts(["run@100", "run@100"]), differing_parts(["a run"])
+    (['100', '100'], ['a run'])
+    """
+    words = [re.findall(r"\w+|\W", str(name)) for name in names]
+    for end in (0, -1) if len(words) > 1 else ():
+        while all(len(of) > 1 and of[end] == words[0][end] for of in words):
+            words = [of[1:] if end == 0 else of[:-1] for of in words]
+    return [escape("".join(of), quote=False) for of in words]
 
 
 def legend_width(names: Sequence[str]) -> float:

@@ -161,7 +161,8 @@ def spread(
         name="full model",
         mode="markers",
         cliponaxis=False,
-        marker={"symbol": "star", "size": 14, "color": INK},
+        # Open, so that a subnetwork that does as well as the full model is seen in it.
+        marker={"symbol": "star-open", "size": 16, "color": INK, "line": {"width": 1.5}},
         hovertemplate=hover,
     )
     across, up = (np.concatenate([getattr(trace, name) for trace in figure.data]) for name in "xy")

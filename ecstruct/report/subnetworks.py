@@ -50,7 +50,7 @@ def evaluation_report(
         f"{_spans(evaluations)} The effective size is {effective_size:.0f}%: 100% minus the largest "
         "sparsity whose accuracy is within 0.03 of the full model's.",
         replay,
-        networks=table,
+        networks=table.rename(columns={"kl": "KL"}),
         **_in_domain(evaluations),
     )
 
@@ -62,6 +62,8 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
     sentence that says why.
     """
     frame = parts["generalising"].frame.sort_values("difference", key=abs, ascending=False)
+    frame = frame[frame["difference"] != 0].rename(columns={"p_adjusted": "adjusted p"})
+    marks = {name: frame[name].map({True: "yes", False: ""}) for name in ("core", "added")}
     write_page(
         path,
         "core.html",
@@ -69,7 +71,7 @@ def core_report(path: Path, evaluations: Evaluations, parts: Mapping[str, Any], 
         f"{_spans(evaluations)} {parts['core'].conclusion()}",
         replay,
         by_layer=_by_layer(parts["core"]),
-        differences=frame.head(10),
+        differences=frame.assign(**marks).head(10),
         **{"scores": None, **parts},
         **_in_domain(evaluations),
     )

@@ -37,7 +37,7 @@ from ecstruct.models.provenance import tokenizer_of
 from ecstruct.plots.bars import grouped_bars
 
 KINDS = (
-    "itself",
+    "the token itself",
     "the same token",
     "the first token",
     "a special token",

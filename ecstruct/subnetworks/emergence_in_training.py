@@ -36,6 +36,7 @@ from ecstruct.errors import InputError
 from ecstruct.facts.prompt import PromptsLike
 from ecstruct.io.store import stepping
 from ecstruct.plots.curves import curve_panels
+from ecstruct.plots.layout import differing_parts
 from ecstruct.plots.subnetworks import size_course
 from ecstruct.scores.components import selected
 from ecstruct.subnetworks.ablation import Parts, parts_of
@@ -163,7 +164,8 @@ class Emergence:
         }
         figure = curve_panels(panels, x="checkpoint", y=y)
         places = list(range(len(self.checkpoints)))
-        return figure.update_xaxes(tickvals=places, ticktext=self.checkpoints, tickmode="array")
+        labels = differing_parts(self.checkpoints)
+        return figure.update_xaxes(tickvals=places, ticktext=labels, tickmode="array")
 
 
 def emergence(

@@ -150,9 +150,11 @@ def understand(
         raise InputError(f"{name}: {error}") from error
     skipped += contradicting
     if skipped and strict:
-        raise InputError(f"{len(skipped)} records of {name} do not fit {chosen.name}; {_first(skipped)}")
+        do = "record of {} does" if len(skipped) == 1 else "records of {} do"
+        raise InputError(f"{len(skipped)} {do.format(name)} not fit {chosen.name}; {_first(skipped)}")
     if skipped:
-        _log.warning("%d records of %s are left out; %s", len(skipped), name, _first(skipped))
+        are = "record of %s is" if len(skipped) == 1 else "records of %s are"
+        _log.warning(f"%d {are} left out; %s", len(skipped), name, _first(skipped))
     return Understood(name, chosen.name, len(rows), data, tuple(skipped))
 
 
