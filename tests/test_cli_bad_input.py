@@ -232,7 +232,7 @@ def test_what_is_no_configuration_is_not_replayed(tmp_path, what):
 
 
 def test_a_real_process_says_one_sentence(inputs, tmp_path):
-    words = ("rank", "--model", "nobody/has-this", "--prompts", inputs / "prompts.jsonl", "--quiet")
+    words = ("rank", "--model", "nobody/has-this", "--prompts", inputs / "prompts.jsonl")
     result = command(*words).ended()
     assert result.returncode == 2 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: 'nobody/has-this'")

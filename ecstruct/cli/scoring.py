@@ -1,6 +1,5 @@
 """`ecstruct rank`, and options of `score` that are no fields of its configuration."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +8,6 @@ import typer
 
 from ecstruct.cli.flags import ChatTemplate, Debug, Device, Prompts, Quiet, Source, System, command_run
 from ecstruct.options import AnswerTokens
-
-_log = logging.getLogger(__name__)
 
 VERIFIED = 2
 """Of the strongest by each score: their interventions cost about as much as the scores."""
@@ -35,12 +32,15 @@ def rank(
 ) -> None:
     """Rank of every answer among its options, 0 being best, and their mean."""
     with command_run(quiet, debug, prints=out is None):
-        _log.warning("loading %s", model)  # before the imports, which take most of the time
-        from ecstruct.runs.configuration import chat_of
-        from ecstruct.runs.ranking import rank_table
+        from tqdm import tqdm
 
-        chat = chat_of(model, chat_template, system)
-        table = rank_table(model, prompts, device, out, chat, answer_tokens, adapter)
+        # On a terminal alone, until it is done: the imports take most of the time.
+        with tqdm(desc=f"asking {model}", bar_format="{desc}", leave=False, disable=quiet or None):
+            from ecstruct.runs.configuration import chat_of
+            from ecstruct.runs.ranking import rank_table
+
+            chat = chat_of(model, chat_template, system)
+            table = rank_table(model, prompts, device, out, chat, answer_tokens, adapter)
         if not quiet:
             typer.echo(table.to_string(index=False))
         typer.echo(f"mean rank {table['rank'].mean():.3f}")

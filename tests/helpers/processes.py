@@ -56,6 +56,7 @@ class Started:
         status = self._process.exitcode
         assert status is not None
         out, err = (stream.read_text() for stream in self._streams)
+        self._folder.cleanup()
         return subprocess.CompletedProcess([], status, out, err)
 
 
