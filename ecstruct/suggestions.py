@@ -162,19 +162,32 @@ class Suggestion(SavedDataset):
         """Return all weights of other sublayers, for `ecstruct.finetune(freeze=)`."""
         return all_but(self.chosen, self.attrs["checkpoint"]["tensors"])
 
-    def lora(self, r: int = 8, alpha: int = 16) -> dict[str, Any]:
+    def lora(self, r: int = 8, alpha: int = 16, *, by_score: bool = False) -> dict[str, Any]:
         """Return the arguments of `peft.LoraConfig`, with an adapter of rank `r` on every projection of the
-        suggested sublayers."""
-        tensors = self.attrs["checkpoint"]["tensors"]
-        return {
-            "task_type": "CAUSAL_LM" if self.attrs["checkpoint"]["modules"] else "SEQ_CLS",
+        suggested sublayers. With `by_score`, every sublayer of the model has adapters, of rank
+        r max(I_s, 0) / mean max(I, 0), rounded, from 1 to 4 r; alpha is the same multiple of all ranks.
+        """
+        rows = self.table() if by_score else self.table().head(self.n_chosen)
+        positive = rows["score"].clip(lower=0)
+        ranks = (r * positive / (positive.mean() or 1)).round().clip(1, 4 * r).astype(int)
+        checkpoint = self.attrs["checkpoint"]
+        tensors, projections = checkpoint["tensors"], checkpoint["projections"]
+        rank_of = {
+            module: int(rank)
+            for layer, sublayer, rank in zip(rows["layer"], rows["sublayer"], ranks, strict=True)
+            for name in weights_of([(layer, sublayer)], tensors)
+            if (module := _module(tensors[name])) in projections
+        }
+        arguments: dict[str, Any] = {
+            "task_type": "CAUSAL_LM" if checkpoint["modules"] else "SEQ_CLS",
             "r": r,
             "lora_alpha": alpha,
-            "target_modules": sorted(
-                {_module(tensors[name]) for name in weights_of(self.chosen, tensors)}
-                & set(self.attrs["checkpoint"]["projections"])
-            ),
+            "target_modules": sorted(rank_of),
         }
+        if by_score:
+            arguments["rank_pattern"] = rank_of
+            arguments["alpha_pattern"] = {name: alpha * rank / r for name, rank in rank_of.items()}
+        return arguments
 
     def easyedit(self) -> dict[str, Any]:
         """Return hyperparameters of EasyEdit's finetuning of chosen layers (FT, over the whole answer): the

@@ -118,8 +118,10 @@ def test_suggest(inputs, tmp_path):
     parsed = [json.loads(read["lora.json"]), *(yaml.safe_load(read[name]) for name in SUGGESTED[1:3])]
     assert parsed == [expected.lora(), expected.mergekit(), expected.easyedit()]
     report = unescape((tmp_path / "out" / "report.html").read_text())
-    assert expected.conclusion() in report and "LoraConfig, mergekit.yaml a merge" in report
-    replayed(tmp_path / "out", *SUGGESTED)
+    assert expected.conclusion() in report and "mergekit.yaml a merge" in report
+    ranked = json.loads((tmp_path / "out" / "lora-by-score.json").read_text())
+    assert ranked == expected.lora(by_score=True)
+    replayed(tmp_path / "out", *SUGGESTED, "lora-by-score.json")
     works(*words(inputs, "suggest", "--share", 0.9), tmp_path / "scored")
     assert (tmp_path / "scored" / "suggestion.csv").read_text() == read["suggestion.csv"]
     refused(run(*words(inputs, "suggest", "--share", 1), tmp_path / "no"), "share")

@@ -120,6 +120,32 @@ def test_peft_adapts_the_projections_of_the_suggested_units(family: str) -> None
     assert changed == {n for n in weights_of(found.chosen, weights) if weights[n].ndim == 2}
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:fan_in_fan_out")
+@pytest.mark.parametrize("family", KINDS)
+def test_peft_gives_every_sublayer_a_rank_by_its_score(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    found, plain = suggested(family), plain_pair(family)[0]
+    adapted = get_peft_model(type(plain)(plain.config), LoraConfig(**found.lora(4, 12, by_score=True)))
+    layers = {
+        name.removeprefix("base_model.model.") + ".weight": module
+        for name, module in adapted.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    scores = found.dataset["informative"].mean("prompt")
+    mean = float(scores.clip(0).mean())
+    tensors = found.attrs["checkpoint"]["tensors"]
+    for layer in scores["layer"].values:
+        for kind in scores["sublayer"].values:
+            expected = 4 * max(float(scores.sel(layer=layer, sublayer=kind)), 0) / mean
+            names = {tensors[name] for name in weights_of([(layer, kind)], tensors)} & set(layers)
+            assert names
+            for module in map(layers.__getitem__, names):
+                assert abs(module.r["default"] - min(max(expected, 1), 16)) <= 0.5 + 1e-9
+                assert module.scaling["default"] == 3
+    assert len({module.r["default"] for module in layers.values()}) > 1
+
+
 def _in(tensor: str, modules: set[str]) -> bool:
     return tensor.endswith(".weight") and tensor.removesuffix(".weight") in modules
 

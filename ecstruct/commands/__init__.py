@@ -140,8 +140,8 @@ class Edges(EdgeOptions, PairOptions):
 @dataclass(frozen=True, kw_only=True)
 class Suggest(SuggestOptions):
     """Where to train, edit or merge, from informative scores of a finetuning or, with --facts, of the step
-    that one would begin with; writes suggestion.nc, suggestion.csv, lora.json, mergekit.yaml,
-    easyedit.yaml and report.html."""
+    that one would begin with; writes suggestion.nc, suggestion.csv, lora.json,
+    lora-by-score.json, mergekit.yaml, easyedit.yaml and report.html."""
 
     before: Source
     prompts: Prompts

@@ -116,7 +116,8 @@ def run_suggest(config: Suggest, out: Path, device: str | None, progress: bool) 
     found = suggested(session, scores, SuggestOptions.given(vars(config)))
     found.save(out / "suggestion.nc")
     write_text(out / "suggestion.csv", found.table().to_csv(index=False))
-    write_text(out / "lora.json", json.dumps(found.lora(), indent=1))
+    for name, by_score in {"lora": False, "lora-by-score": True}.items():
+        write_text(out / f"{name}.json", json.dumps(found.lora(by_score=by_score), indent=1))
     if found.merges:
         write_text(out / "mergekit.yaml", yaml.safe_dump(found.mergekit(), sort_keys=False))
     if found.edits_mlps:
