@@ -35,7 +35,7 @@ def test_show_lists_what_is_left_out_and_strict_refuses(tmp_path):
     assert "known_1000, 2 records\n1 fact\n" in printed and "1 left out" in printed
     strict = show(path, "--strict", "--out", tmp_path / "out")
     assert strict.exit_code == 2 and strict.stdout == "" and not (tmp_path / "out").exists()
-    assert one_sentence(strict.stderr.strip()).startswith("error: 1 record of")
+    assert one_sentence(strict.stderr.strip()).startswith("error: 1 of the records of")
 
 
 def test_show_writes_what_other_commands_read(tmp_path):

@@ -30,8 +30,10 @@ def test_records_that_do_not_fit_are_listed_with_line_and_reason(tmp_path, caplo
     assert places == ("line 3", "line 5", "line 7", "line 9")
     for reason, word in zip(reasons, ("'answer'", "of type int", "being a list", "'role'"), strict=True):
         assert word in reason
-    assert "4 records" in caplog.text and "line 3" in caplog.text
-    with pytest.raises(InputError, match=r"4 records of .* do not fit prompts; the first: line 3"):
+    assert "left out: 4;" in caplog.text and "line 3" in caplog.text
+    with pytest.raises(
+        InputError, match=r"4 of the records of .* cannot be read as prompts; the first: line 3"
+    ):
         read(path, strict=True)
 
 

@@ -150,11 +150,11 @@ def understand(
         raise InputError(f"{name}: {error}") from error
     skipped += contradicting
     if skipped and strict:
-        do = "record of {} does" if len(skipped) == 1 else "records of {} do"
-        raise InputError(f"{len(skipped)} {do.format(name)} not fit {chosen.name}; {_first(skipped)}")
+        raise InputError(
+            f"{len(skipped)} of the records of {name} cannot be read as {chosen.name}; {_first(skipped)}"
+        )
     if skipped:
-        are = "record of %s is" if len(skipped) == 1 else "records of %s are"
-        _log.warning(f"%d {are} left out; %s", len(skipped), name, _first(skipped))
+        _log.warning("records of %s that are left out: %d; %s", name, len(skipped), _first(skipped))
     return Understood(name, chosen.name, len(rows), data, tuple(skipped))
 
 
