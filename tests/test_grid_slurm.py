@@ -30,27 +30,36 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def grid(folder: Path, rates: str, repeats: int = 1) -> Path:
-    path = folder / "grid.yaml"
-    path.write_text(f"learning_rates: {rates}\nepochs: [1]\nexperiments: [ocr]\nrepeats: {repeats}\n")
-    return path
-
-
-def words(path: Path, out: Path, *more: str) -> list[str]:
-    given = ["--executor", "slurm", "--slurm", "time=0:10:00,partition=only,comment=a sweep", "--quiet"]
-    return ["sweep", str(path), "--out", str(out), *given, *more]
-
-
 def waits(process: int, number: signal.Signals) -> bool:
     """Return whether a signal has been sent to a process that is paused."""
     status = Path(f"/proc/{process}/status").read_text()
     return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
-def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_path: Path) -> None:
-    """An array of two: one is killed for good, the other told to end, as at the end of its time."""
-    path, out = grid(tmp_path, "[1e-4, 3e-4]", repeats=2), tmp_path / "out"
+def test_jobs_outlive_the_sweep_and_are_run_again_if_killed_or_asked_to_end(
+    slurm: Path, tmp_path: Path
+) -> None:
+    """An array of two. SIGTERM to the sweep leaves the queue alone, and the next one waits for what is
+    there. Meanwhile one job is killed for good, the other told to end, as at the end of its time."""
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text("learning_rates: [1e-4, 3e-4]\nepochs: [1]\nexperiments: [ocr]\nrepeats: 2\n")
     first, second = (CellFiles(out, each) for each in Grid.read(path).cells())
+    executor = Slurm(out, options={"begin": "now+3"})
+
+    class Stops(Here):
+        """Submits to Slurm, and ends then."""
+
+        def submit(self, names: Sequence[str]) -> list[str]:
+            return executor.submit(names)
+
+        def alive(self, jobs: Collection[str]) -> set[str]:
+            raise Terminated
+
+    with pytest.raises(SystemExit) as raised:
+        sweep(Grid.read(path), out, Stops(out, survives=True), progress=False)
+    assert raised.value.code == STATUS
+    assert list(states(out).values()) == ["waiting", "waiting"]
+
     before: dict[CellFiles, dict[str, int]] = {}
 
     def pause(place: CellFiles) -> int:
@@ -70,7 +79,9 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
-    result = run(*words(path, out, "--retries", "1"))
+    options = "time=0:10:00,partition=only,comment=a sweep"
+    words = ["--executor", "slurm", "--slurm", options, "--retries", "1", "--quiet", "--resume"]
+    result = run("sweep", str(path), "--out", str(out), *words)
     disturber.join()
     assert result.exit_code == 0, result.stderr
     assert before.keys() == {first, second}
@@ -81,30 +92,6 @@ def test_jobs_that_are_killed_and_asked_to_end_are_run_again(slurm: Path, tmp_pa
     assert killed["job"].endswith("_0") and ended["job"] == killed["job"].replace("_0", "_1")
     assert killed["error"].startswith(KILLED) and ended["stopped"] is True
     assert queued([killed["job"], ended["job"]]) == set()
-
-
-def test_jobs_outlive_the_sweep_and_are_found_again(slurm: Path, tmp_path: Path) -> None:
-    """SIGTERM to the sweep leaves the queue alone; the next one waits for what is there."""
-    path, out = grid(tmp_path, "[1e-4]", repeats=1), tmp_path / "out"
-    (place,) = (CellFiles(out, each) for each in Grid.read(path).cells())
-    executor = Slurm(out, options={"begin": "now+3"})
-
-    class Stops(Here):
-        """Submits to Slurm, and ends then."""
-
-        def submit(self, names: Sequence[str]) -> list[str]:
-            return executor.submit(names)
-
-        def alive(self, jobs: Collection[str]) -> set[str]:
-            raise Terminated
-
-    with pytest.raises(SystemExit) as raised:
-        sweep(Grid.read(path), out, Stops(out, survives=True), progress=False)
-    assert raised.value.code == STATUS
-    assert list(states(out).values()) == ["waiting"]
-    result = run(*words(path, out, "--resume"))
-    assert result.exit_code == 0, result.stderr
-    assert len(place.attempts()) == 1 and place.done() and len(pieces(place)) == 2
 
 
 def test_what_slurm_does_not_take_is_told(slurm: Path, tmp_path: Path) -> None:
