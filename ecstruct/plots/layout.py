@@ -122,7 +122,8 @@ def side_by_side(
     if len(lines) == 2:
         under = [escape(text, quote=False) or "&nbsp;" for text in subtitles]
         shown = [f"{title}<br>{text}" for title, text in zip(shown, under, strict=True)]
-    titled, bottom = 14 + _LINE * len(lines), 56
+    titled = max(26, 14 + _LINE * len(lines))  # the button of a page stands above the legend
+    bottom = 56
     figure = pixel_grid(
         columns,
         max(height, text_width(y) + 20),
