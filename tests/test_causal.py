@@ -9,16 +9,15 @@ from helpers.comparisons import EXACT, assert_same, of
 from helpers.interventions import causal, effects, run
 from helpers.oracle import ids_of
 from helpers.tiny import (
-    FAMILIES,
     LANGUAGES,
     N_HEADS,
     N_LAYERS,
+    N_LENGTHS,
     OTHERS,
     PROMPTS,
     SHAPES,
     assert_unchanged,
     double_throughout,
-    hooked,
     hooked_pair,
     plain_pair,
     single_pair,
@@ -45,9 +44,7 @@ def exact(family: str, per_token: bool = False, baseline: str = "counterfactual"
         )
 
 
-CASES = [(family, False) for family in FAMILIES + OTHERS] + [
-    (family, True) for family in ("olmo-clip", "gemma2", "neox", "olmo2", "gptj")
-]
+CASES = [*((family, False) for family in SHAPES + OTHERS), ("gemma2", True), ("neox", True)]
 
 
 @pytest.mark.parametrize("kind", SCORES)
@@ -55,20 +52,19 @@ CASES = [(family, False) for family in FAMILIES + OTHERS] + [
 def test_scores_are_those_of_whole_forward_passes_of_plain_models(family, per_token, kind):
     mlp, heads = causal(family, kind, per_token=per_token)
     scores = exact(family, per_token)
-    assert_same(of(scores, kind), mlp)
-    assert_same(of(scores, kind, "heads"), heads)
+    assert_same(of(scores, kind)[:N_LENGTHS], mlp)
+    assert_same(of(scores, kind, "heads")[:N_LENGTHS], heads)
 
 
-@pytest.mark.parametrize("baseline", ["mean", "zero"])
-@pytest.mark.parametrize("family", ["gemma2", "neox"])
+@pytest.mark.parametrize(("family", "baseline"), [("gemma2", "mean"), ("neox", "zero")])
 def test_upstream_scores_with_other_baselines(family, baseline):
     mlp, heads = causal(family, "upstream", baseline=baseline)
     scores = exact(family, baseline=baseline)
-    assert_same(of(scores, "upstream"), mlp)
-    assert_same(of(scores, "upstream", "heads"), heads)
+    assert_same(of(scores, "upstream")[:N_LENGTHS], mlp)
+    assert_same(of(scores, "upstream", "heads")[:N_LENGTHS], heads)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "olmo-clip"])  # it has kinks
+@pytest.mark.parametrize("family", [family for family in SHAPES if family != "olmo-clip"])  # it has kinks
 def test_linear_scores_are_what_small_changes_cause(family):
     """The smaller the change, the closer causal and linear I and D: a tenth of it leaves a tenth of the
     distance. (Of U that is so for small y - y* only, which stay as they are.)"""
@@ -99,7 +95,7 @@ def assert_agree(found: ExtractiveScores, expected: ExtractiveScores, tolerance:
         assert np.nanmax(np.abs(a - b)) <= tolerance * np.nanmax(np.abs(b))
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gptj"])
 def test_how_interventions_are_stacked_changes_nothing(family):
     """One at a time, a few, or all at once; prompts in another order."""
     pair, some = hooked_pair(family), ["MLP 0", "MLP 2", "head 0.1", "head 1.3"]
@@ -108,8 +104,7 @@ def test_how_interventions_are_stacked_changes_nothing(family):
     order = [3, 0, 4, 2, 1]
     with double_throughout():
         expected, *stacked = (
-            causal_scores(*pair, PROMPTS, memory=memory, **asked)
-            for memory in (None, of_one, 3 * of_one, 7 * of_one)
+            causal_scores(*pair, PROMPTS, memory=memory, **asked) for memory in (None, of_one, 5 * of_one)
         )
         shuffled = causal_scores(*pair, [PROMPTS[i] for i in order], **asked)
     stacked.append(ExtractiveScores(shuffled.dataset.isel(prompt=np.argsort(order))))
@@ -117,25 +112,24 @@ def test_how_interventions_are_stacked_changes_nothing(family):
         assert_agree(found, expected, EXACT)
 
 
-@pytest.mark.parametrize(("family", "baseline"), [("olmo", "counterfactual"), ("neox", "zero")])
-def test_entities_that_begin_alike_are_kept_apart(family, baseline):
+def test_entities_that_begin_alike_are_kept_apart():
     """Where they share a batch, their first tokens are the same; but y* there is each prompt's own."""
     names = ("Ada Bo", "Ada Li", "Ada de Wit", "Ed Roy")
     prompts = [
         Prompt(f"people that {name} knows speak", answer, LANGUAGES)
         for name, answer in zip(names, ("Dutch", "Thai", "Zulu", "Thai"), strict=True)
     ]
-    of_one = graph_bytes(HookedView(hooked_pair(family)[0]), 1, 9)
-    options = {"components": ["MLP 0", "head 1.3"], "per_token": True, "progress": False}
+    of_one = graph_bytes(HookedView(hooked_pair("gpt2")[0]), 1, 9)
+    some = {"kinds": "upstream", "components": ["MLP 0", "head 1.3"], "per_token": True}
     with double_throughout():
         found, expected = (
-            causal_scores(*hooked_pair(family), prompts, baseline=baseline, memory=m, **options)
+            causal_scores(*hooked_pair("gpt2"), prompts, memory=m, progress=False, **some)
             for m in (2 * of_one, of_one)  # the first two people together; everybody alone
         )
     assert_agree(found, expected, EXACT)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_patching_puts_in_what_the_finetuned_model_writes(family):
     """The plain finetuned model's output is put in the place of a component's own."""
     before, after = plain_pair(family)
@@ -150,8 +144,7 @@ def test_patching_puts_in_what_the_finetuned_model_writes(family):
                 assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize(("family", "per_token"), [*((f, False) for f in SHAPES), ("gpt2", True)])
 def test_without_a_change_every_score_is_exactly_zero(family, per_token, caplog):
     model = single_pair(family)[0]
     scores = causal_scores(model, model, PROMPTS, per_token=per_token, progress=False)
@@ -173,9 +166,9 @@ def test_only_late_changes_make_upstream_scores_and_only_early_ones_downstream_s
     assert (np.abs(of(scores, "upstream", "heads")).max(0)[1] > 0).all()
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gpt2"])
 def test_models_are_bit_identical_afterwards(family):
-    pair = tuple(hooked(plain, torch.float32) for plain in plain_pair(family))
+    pair = single_pair(family)
     causal_scores(*pair, PROMPTS, progress=False)
     states = [state_of(model) for model in pair]
     causal_scores(*pair, PROMPTS, progress=False)

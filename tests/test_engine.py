@@ -47,15 +47,12 @@ def assert_scores_agree(found: ExtractiveScores, expected: ExtractiveScores, tol
         assert np.nanmax(np.abs(a - b)) <= tolerance * np.nanmax(np.abs(b))
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "gptj"])  # positions of all kinds
 def test_batches_order_and_kept_graphs_change_nothing(family, monkeypatch):
     pair = single_pair(family)
     expected = score(*pair, PROMPTS, batch_size=1, progress=False)
-    for batch_size in (3, None):
-        found = score(*pair, PROMPTS, batch_size=batch_size, progress=False)
-        assert_scores_agree(found, expected, 1e-5)
     order = [3, 0, 4, 2, 1]
-    shuffled = score(*pair, [PROMPTS[i] for i in order], batch_size=2, progress=False)
+    shuffled = score(*pair, [PROMPTS[i] for i in order], progress=False)
     back = shuffled.dataset.isel(prompt=np.argsort(order))
     assert_scores_agree(ExtractiveScores(back), expected, 1e-5)
     monkeypatch.setattr(passes, "fits_in_memory", lambda *_: False)
@@ -74,11 +71,10 @@ def test_a_longer_prompt_in_the_batch_changes_nothing(family):
 
 
 @pytest.mark.tl3
-@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("family", SHAPES)
-def test_without_a_change_every_score_is_exactly_zero(family, convention):
-    (model, _), (plain, _) = single_pair(family), plain_pair(family)
-    for same in (hooked(plain, torch.float32), WeightDelta({})):
+def test_without_a_change_every_score_is_exactly_zero(family):
+    model, _ = single_pair(family)
+    for same, convention in zip((model, WeightDelta({})), CONVENTIONS, strict=True):
         scores = score(model, same, PROMPTS, convention=convention, batch_size=2, progress=False)
         for part in ("mlp", "heads"):
             values = scores.dataset[part].values
@@ -262,24 +258,13 @@ def at_call(n: int, error: BaseException):
 
 
 @pytest.mark.tl3
-@pytest.mark.parametrize("family", SHAPES)
-def test_models_are_bit_identical_after_scoring(family):
-    pair = tuple(hooked(plain, torch.float32) for plain in plain_pair(family))
-    score(*pair, PROMPTS, batch_size=2, progress=False)  # TransformerLens sets up hooks of its own
-    states = [state_of(model) for model in pair]
-    score(*pair, PROMPTS, batch_size=2, progress=False)
-    for model, state in zip(pair, states, strict=True):
-        assert_unchanged(model, state)
-
-
-@pytest.mark.tl3
-@pytest.mark.parametrize("call", [1, 5, 9])  # on the way up, under W', and of a component alone
-@pytest.mark.parametrize("family", ["gpt2", "olmo-clip"])
-def test_models_are_bit_identical_after_an_exception(family, call):
+@pytest.mark.parametrize(("family", "call"), [*zip(SHAPES, 2 * (1, 5, 9), strict=True)])
+def test_models_are_bit_identical_after_scoring_and_after_an_exception(family, call):
+    """It comes on the way up, under W', or when a component runs alone."""
     error = ValueError("broken") if call == 5 else KeyboardInterrupt()
-    pair = tuple(hooked(plain, torch.float32) for plain in plain_pair(family))
+    pair = single_pair(family)
     expected = score(*pair, PROMPTS, batch_size=2, progress=False)
-    states = [state_of(model) for model in pair]
+    states = [state_of(model) for model in pair]  # TransformerLens has set up hooks of its own
     handle = pair[0].blocks[1].mlp.register_forward_pre_hook(at_call(call, error))
     with pytest.raises(type(error)):
         score(*pair, PROMPTS, batch_size=2, progress=False)
@@ -287,10 +272,12 @@ def test_models_are_bit_identical_after_an_exception(family, call):
     for model, state in zip(pair, states, strict=True):
         assert_unchanged(model, state)
     assert_scores_agree(score(*pair, PROMPTS, batch_size=2, progress=False), expected, 0)
+    for model, state in zip(pair, states, strict=True):
+        assert_unchanged(model, state)
 
 
 def test_models_are_bit_identical_after_a_reward_that_fails():
-    pair = tuple(hooked(plain, torch.float32) for plain in plain_pair("neox"))
+    pair = single_pair("neox")
     score(*pair, PROMPTS, progress=False)
     states = [state_of(model) for model in pair]
 

@@ -10,10 +10,10 @@ from helpers.comparisons import HEADS, LAYERS, PAPER, at_new_inputs, exact_score
 from helpers.oracle import blocks, head_columns, reward_of, watch
 from helpers.tiny import (
     D_HEAD,
-    FAMILIES,
     N_HEADS,
     OTHERS,
     PROMPTS,
+    SHAPES,
     double_throughout,
     hooked_pair,
     mix,
@@ -41,7 +41,7 @@ STEPS = (4e-4, 2e-4)
 """Of dW, so small that no value crosses a clip on the way."""
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
+@pytest.mark.parametrize("family", ["gemma2", "gptj"])
 def test_informative_is_what_new_weights_of_a_component_do_to_first_order(family):
     """Eq. 1, R[W_C <- W_C + step dW_C] - R: relative to I, the error falls linearly with the step."""
     old, new = untied(family, 0), untied(family, 1)
@@ -53,22 +53,24 @@ def test_informative_is_what_new_weights_of_a_component_do_to_first_order(family
             moves.append(Moved([*changes(old.heads[layer][h], new.heads[layer][h]), cut]))
         norm = changes(block.ln2, other.ln2) if block.ln2 and other.ln2 else []
         moves.append(Moved(changes(block.mlp, other.mlp) + norm))
-    at = np.zeros((len(STEPS) + 1, len(PROMPTS), len(moves)))
+    at = np.zeros((len(STEPS), len(PROMPTS), len(moves)))
     with double_throughout(), torch.no_grad():
+        there = np.array([reward_of(free, p) for p in PROMPTS])
         for m, move in enumerate(moves):
-            for s, step in enumerate((*STEPS, 0.0)):
+            for s, step in enumerate(STEPS):
                 move.to(step)
                 at[s, :, m] = [reward_of(free, p) for p in PROMPTS]
+            move.to(0.0)
     scores = exact_scores(family)
     linear = np.concatenate(
         [of(scores, "informative", "heads").sum(-1), of(scores, "informative").sum(-1)[..., None]], -1
     ).reshape(len(PROMPTS), -1)
-    errors = [(at[s] - at[-1]) / step - linear for s, step in enumerate(STEPS)]
+    errors = [(at[s] - there[:, None]) / step - linear for s, step in enumerate(STEPS)]
     assert np.abs(errors[-1]).max() < 1e-3 * np.abs(linear).max()
     np.testing.assert_allclose(rates(errors), 2, rtol=0.01)
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gemma2", "neox", "olmo2", "gptj"])
+@pytest.mark.parametrize("family", ["gemma2", "gptj"])
 def test_downstream_is_what_the_new_input_of_a_component_does_to_first_order(family):
     """Eq. 2, R[y_C <- f_C(z'_C, W_C)] - R, with z' from W + step dW."""
     plain, plain_after = plain_pair(family)
@@ -116,16 +118,16 @@ def patched(plain: PreTrainedModel, layer: int, component: int, z: Tensor, y: Te
         handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES + OTHERS)
+@pytest.mark.parametrize("family", SHAPES + OTHERS)
 def test_the_attribution_changes_by_the_sum_of_the_three_scores(family):
     """Appendix A: what is left over is of second order, a quarter when the step is halved."""
     model, model_after = hooked_pair(family)
     delta = WeightDelta.between(model, model_after)
+    with double_throughout():
+        by_step = [score(model, step * delta, PROMPTS, progress=False, **PAPER) for step in STEPS]
     for part in ("mlp", "heads"):
         left = []
-        for step in STEPS:
-            with double_throughout():
-                scores = score(model, step * delta, PROMPTS, progress=False, **PAPER)
+        for scores in by_step:
             old, new = (of(scores, "", f"attribution_{part}", state) for state in ("before", "after"))
             three = sum(of(scores, kind, part) for kind in ("informative", "upstream", "downstream"))
             left.append(np.moveaxis(new - old - three, -1, 1).reshape(-1, *three.shape[2:-1]))

@@ -5,11 +5,11 @@ import pytest
 import torch
 from helpers.oracle import blocks, first_ids, ids_of
 from helpers.tiny import (
-    FAMILIES,
     N_HEADS,
     N_LAYERS,
     OTHERS,
     PROMPTS,
+    SHAPES,
     double_throughout,
     hooked_pair,
     plain_pair,
@@ -26,8 +26,14 @@ def scored(family: str, **options) -> ExtractiveScores:
         return score(*hooked_pair(family), PROMPTS, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"convention": "reference"}, {"path_steps": 2}], ids=str)
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        *((family, {}) for family in SHAPES + OTHERS),
+        *(("gpt2", {"convention": "reference"}), ("neox", {"path_steps": 2})),
+    ],
+    ids=str,
+)
 def test_projections_sum_to_the_scores(family, options):
     whole = scored(family, projections=False, **options)
     found = scored(family, **options)

@@ -17,9 +17,9 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.models.names import KINDS
 
 FAMILY = "llama"
-quick = settings(max_examples=100, deadline=None, derandomize=True)
+quick = settings(max_examples=50, deadline=None, derandomize=True)
 with_model = settings(
-    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 WORDS = sorted(word for word in tokenizer().get_vocab() if not word.startswith("<"))

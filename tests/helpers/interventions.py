@@ -34,7 +34,7 @@ from helpers.oracle import (
     rewards_of,
     watching,
 )
-from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, PROMPTS, double_throughout, plain_pair
+from helpers.tiny import D_HEAD, N_HEADS, N_LAYERS, N_LENGTHS, PROMPTS, double_throughout, plain_pair
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 Component = tuple[int, int | None]
@@ -167,16 +167,17 @@ def late(before: PreTrainedModel, after: PreTrainedModel, layer: int, part: str)
 
 @cache
 def late_gradients(family: str, *, family_pair: Pair | None = None) -> list[dict[tuple[int, str], Tensor]]:
-    """Return, per prompt, dR/dy [token, d_model] when only the weights after a component are new: at
-    (layer, "mlp") for the output of the MLP, at (layer, "attn") for that of the output projection, both
-    before the post-norm. The gradient of a head's y is that of its output projection."""
+    """Return, for each of the first `N_LENGTHS` prompts, dR/dy [token, d_model] when only the weights after
+    a component are new: at (layer, "mlp") for the output of the MLP, at (layer, "attn") for that of the
+    output projection, both before the post-norm. The gradient of a head's y is that of its output
+    projection."""
     before, after = family_pair or plain_pair(family)
-    found: list[dict[tuple[int, str], Tensor]] = [{} for _ in PROMPTS]
+    found: list[dict[tuple[int, str], Tensor]] = [{} for _ in range(N_LENGTHS)]
     for layer in range(N_LAYERS):
         for part in ("mlp", "attn"):
             mixed = late(before, after, layer, part)
             block = blocks(mixed)[layer]
-            for prompt, gradients in zip(PROMPTS, found, strict=True):
+            for prompt, gradients in zip(PROMPTS, found, strict=False):
                 mixed.zero_grad()
                 with double_throughout(), watching({"y": block.mlp if part == "mlp" else block.o}) as seen:
                     reward_of(mixed, prompt).backward()
@@ -237,7 +238,8 @@ def causal(
     baseline: str = "counterfactual",
     family_pair: Pair | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the scores of all MLPs [prompt, layer] and heads [prompt, layer, head] by interventions.
+    """Compute the scores of all MLPs [prompt, layer] and heads [prompt, layer, head] by interventions, of
+    the first `N_LENGTHS` prompts.
 
     With `per_token`, they have a last axis: the only token at which y_C is replaced, zero past the end of a
     prompt. Without it, y_C is replaced at all tokens at once.
@@ -250,12 +252,12 @@ def causal(
         family_pair: W and W' as plain models, instead of those of `plain_pair`.
     """
     before, after = family_pair or plain_pair(family)
-    lengths = [ids_of(p).shape[1] for p in PROMPTS]
-    shape = len(PROMPTS), N_LAYERS, max(lengths) if per_token else 1
+    lengths = [ids_of(p).shape[1] for p in PROMPTS[:N_LENGTHS]]
+    shape = N_LENGTHS, N_LAYERS, max(lengths) if per_token else 1
     mlp, heads = np.zeros(shape), np.zeros((*shape[:2], N_HEADS, shape[2]))
     with double_throughout(), torch.no_grad():
         values = values_of(kind, baseline, before, after)
-        for i, (prompt, length) in enumerate(zip(PROMPTS, lengths, strict=True)):
+        for i, (prompt, length) in enumerate(zip(PROMPTS, lengths, strict=False)):
             places = [[t] for t in range(length)] if per_token else [list(range(length))]
             found = effects(before, prompt, values[i], places)
             if kind == "upstream":  # (R_late - R_late[y*]) - (R - R[y*])

@@ -55,6 +55,9 @@ PROMPTS = [
 """One template, entities of one to three tokens, two prompts with the same answer, one with an answer of
 two tokens. The longest prompt has 8 tokens, two windows of the sliding attention."""
 
+N_LENGTHS = 3
+"""So many of the prompts have entities of all lengths: slow oracles compute no more."""
+
 _WORDS = dict.fromkeys(" ".join(f"{p.text} {p.answer}" for p in PROMPTS).split())
 
 
