@@ -8,8 +8,8 @@ import torch
 from helpers.oracle import blocks, outside
 from helpers.recall_cases import SUBJECTS, span_of, states, unembedding, without_queries, writer, zeros_at
 from helpers.tiny import (
-    FAMILIES,
     N_LAYERS,
+    SHAPES,
     hooked,
     hooked_pair,
     plain_pair,
@@ -58,11 +58,12 @@ def rate_of(plain, hidden: torch.Tensor, subject: str, onto: str = "unembedding"
     return 100 * sum(w in its for w in kept) / len(kept)
 
 
-@pytest.mark.parametrize(
-    ("normed", "onto"), [(False, "unembedding"), (True, "unembedding"), (False, "embedding")]
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rates_are_those_of_plain_hidden_states(family, normed, onto):
+ONTO = [(False, "unembedding"), (True, "unembedding"), (False, "embedding")]
+
+
+@pytest.mark.parametrize(("family", "how"), [*zip(SHAPES, 2 * ONTO, strict=True)])
+def test_rates_are_those_of_plain_hidden_states(family, how):
+    normed, onto = how
     plain, model = plain_pair(family)[0], hooked_pair(family)[0]
     found = attributes_rate(
         model, SUBJECTS, attributes_of(family), normed=normed, onto=onto, top=TOP, kept=KEPT, progress=False
@@ -97,9 +98,13 @@ def test_a_position_that_a_prompt_has_not_is_nan_and_its_tokens_are_named():
 
 
 @pytest.mark.parametrize(
-    ("mode", "group"), [("zero", "subject-last"), ("zero", "subject"), ("uniform", "subject-last")]
+    ("family", "mode", "group"),
+    [
+        *((family, "uniform", "subject-last") for family in SHAPES),
+        *(("gpt2", "zero", "subject-last"), ("olmo2", "zero", "subject-last")),
+        *(("gptj", "zero", "subject"), ("gemma3", "zero", "subject")),
+    ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_sublayer_knockout_is_that_of_hooks_on_plain_modules(family, mode, group, monkeypatch):
     monkeypatch.setattr(copies, "Stacked", None)  # these models read packed prompts
     plain, model = plain_pair(family)[0], hooked_pair(family)[0]

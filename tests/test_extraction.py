@@ -20,8 +20,8 @@ from helpers.recall_cases import (
     writer,
 )
 from helpers.tiny import (
-    FAMILIES,
     N_LAYERS,
+    SHAPES,
     hooked_pair,
     plain_pair,
     tokenizer,
@@ -93,13 +93,13 @@ def found_in(family: str) -> xr.Dataset:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_events_are_what_hooks_see(family):
     plain = plain_pair(family)[0]
     assert_events_are(found_in(family), "none", [largest(plain, p) for p in SUBJECTS])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_blocked_edges_are_those_of_an_explicit_mask(family):
     plain, found = plain_pair(family)[0], found_in(family)
     groups = {
@@ -119,7 +119,7 @@ def test_blocked_edges_are_those_of_an_explicit_mask(family):
     assert unlike > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_patched_subjects_stay_as_they_enter_a_layer(family):
     plain, found = plain_pair(family)[0], found_in(family)
     for layer in (0, 1):
@@ -131,7 +131,7 @@ def test_patched_subjects_stay_as_they_enter_a_layer(family):
         assert_events_are(found, f"patched subject from {layer}", expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_other_tokens_stay_as_they_enter_a_layer_too(family):
     plain, groups = plain_pair(family)[0], ("non-subject", "last")
     options = {"patched": [1], "patched_groups": groups, "token": "answer", "progress": False}
@@ -145,7 +145,7 @@ def test_other_tokens_stay_as_they_enter_a_layer_too(family):
         assert_events_are(found, f"patched {group} from 1", expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_local_interventions_change_one_layer_alone(family):
     plain, blocked = plain_pair(family)[0], ("first", "all-but-subject-last", "subject-last+last")
     options = {"blocked": blocked, "patched": [0], "local": True, "token": "answer", "progress": False}
@@ -189,7 +189,7 @@ def test_looking_at_part_of_the_vocabulary_first_changes_nothing(monkeypatch):
     xr.testing.assert_identical(extraction(model, ASKED, **options), expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_the_token_looked_for_is_predicted_without_intervention(family):
     plain, model = plain_pair(family)[0], hooked_pair(family)[0]
     found = extraction(model, SUBJECTS, blocked="subject", progress=False)
