@@ -37,6 +37,9 @@ def circuit() -> TransformerBridge:
     return model
 
 
+QUICK = {"steps": 100, "lr": 0.3, "progress": False}
+
+
 def assert_same(one: Masks, other: Masks) -> None:
     for found, expected in ((one.heads, other.heads), (one.mlp, other.mlp)):
         np.testing.assert_array_equal(found.values, expected.values)
@@ -48,21 +51,21 @@ def assert_same(one: Masks, other: Masks) -> None:
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
 def test_a_planted_circuit_is_all_that_is_kept(circuit: TransformerBridge, ablation: str) -> None:
     state = state_of(circuit)
-    masks = prune(circuit, PLANTED, sparsity=0.8, seeds=4, steps=300, ablation=ablation, progress=False)
+    masks = prune(circuit, PLANTED, sparsity=0.8, seeds=2, ablation=ablation, **QUICK)
     heads, mlp = np.zeros((3, 4), dtype=bool), np.zeros(3, dtype=bool)
     heads[0, 2] = mlp[1] = mlp[2] = True
-    for seed in range(4):
+    for seed in range(2):
         np.testing.assert_array_equal(masks.heads.sel(seed=seed), heads)
         np.testing.assert_array_equal(masks.mlp.sel(seed=seed), mlp)
     assert_unchanged(circuit, state)
 
 
 def test_only_what_is_asked_for_is_pruned(circuit: TransformerBridge) -> None:
-    masks = prune(circuit, PLANTED, sparsity=0.9, seeds=2, steps=200, kinds=["heads"], progress=False)
+    masks = prune(circuit, PLANTED, sparsity=0.9, seeds=2, kinds=["heads"], **QUICK)
     assert masks.mlp.all() and masks.heads.sum() == 2 and masks.heads.sel(layer=0, head=2).all()
     assert masks.sparsity.values.tolist() == [11 / 12] * 2
     assert masks.attrs["options"]["kinds"] == ["heads"]
-    masks = prune(circuit, PLANTED, sparsity=0.34, seeds=2, steps=200, kinds=["mlp"], progress=False)
+    masks = prune(circuit, PLANTED, sparsity=0.34, seeds=2, kinds=["mlp"], **QUICK)
     assert masks.heads.all() and not masks.mlp.sel(layer=0).any() and masks.mlp.sum() == 4
 
 
@@ -72,7 +75,7 @@ def test_only_what_is_asked_for_is_pruned(circuit: TransformerBridge) -> None:
 )
 def test_sparsity_is_reached_within_one_gate(sparsity: float, kinds: tuple) -> None:
     masks = prune(
-        hooked_pair("llama")[0], PROMPTS, sparsity=sparsity, seeds=2, steps=80, kinds=kinds, progress=False
+        hooked_pair("llama")[0], PROMPTS, sparsity=sparsity, seeds=2, steps=10, kinds=kinds, progress=False
     )
     n = 15 if len(kinds) == 2 else 12
     assert np.abs(masks.sparsity.values - sparsity).max() < 1 / n
@@ -80,7 +83,7 @@ def test_sparsity_is_reached_within_one_gate(sparsity: float, kinds: tuple) -> N
 
 def test_the_optimisation_itself_ends_near_the_target(tmp_path: Path) -> None:
     file = tmp_path / "state"
-    prune(hooked_pair("llama")[0], PROMPTS, seeds=2, steps=300, checkpoint=file, progress=False)
+    prune(hooked_pair("llama")[0], PROMPTS, seeds=2, steps=150, lr=0.2, checkpoint=file, progress=False)
     expected = probability_of_zero(load_file(file)["log_alpha"]).mean(1)
     np.testing.assert_allclose(expected, 0.5, atol=1.5 / 15)
 
@@ -108,7 +111,7 @@ def test_masks_of_too_few_steps_are_refused_by_all_that_builds_on_them(
             with pytest.raises(InputError, match=message):
                 use(masks)
     caplog.clear()
-    enough = prune(circuit, PLANTED, sparsity=0.8, seeds=2, steps=200, progress=False)
+    enough = prune(circuit, PLANTED, sparsity=0.8, seeds=2, **QUICK)
     assert enough.converged.all() and "converge" not in caplog.text + repr(enough)
     subnetworks.core(enough)
     # Masks that no optimisation found have nothing that could fail to converge.
@@ -165,7 +168,7 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(double_everywher
 
 
 def test_seeds_do_not_see_one_another(tmp_path: Path) -> None:
-    model, options = hooked_pair("qwen2")[0], {"steps": 60, "batch_size": 3, "progress": False}
+    model, options = hooked_pair("qwen2")[0], {"steps": 20, "batch_size": 3, "progress": False}
     together = prune(model, PROMPTS, seeds=[7, 0, 4], checkpoint=tmp_path / "all", **options)
     assert together.seeds == [7, 0, 4]
     for i, seed in enumerate(together.seeds):
@@ -179,9 +182,9 @@ def test_seeds_do_not_see_one_another(tmp_path: Path) -> None:
 
 def test_seeds_that_do_not_fit_into_memory_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     model = hooked_pair("llama")[0]
-    together = prune(model, PROMPTS, seeds=3, steps=60, progress=False)
+    together = prune(model, PROMPTS, seeds=3, steps=20, progress=False)
     monkeypatch.setattr(plan, "free_bytes", lambda device: 1)
-    assert_same(prune(model, PROMPTS, seeds=3, steps=60, progress=False), together)
+    assert_same(prune(model, PROMPTS, seeds=3, steps=20, progress=False), together)
 
 
 # --- Going on ---
@@ -205,23 +208,23 @@ def killed() -> None:
 @pytest.mark.parametrize("by", ["kill", "SIGTERM"])
 def test_pruning_goes_on_where_it_was(tmp_path: Path, by: str) -> None:
     model, file = hooked_pair("llama")[0], tmp_path / "state"
-    options = {"seeds": 3, "steps": 60, "batch_size": 3, "progress": False}
+    options = {"seeds": 3, "steps": 20, "batch_size": 3, "progress": False}
     expected = prune(model, PROMPTS, checkpoint=tmp_path / "whole", **options)
     with pytest.MonkeyPatch.context() as patch:
         if by == "kill":
             patch.setattr(Progress, "due", lambda self: True)
-            stopping(patch, 31, killed)
+            stopping(patch, 11, killed)
             with pytest.raises(KeyboardInterrupt):
                 prune(model, PROMPTS, checkpoint=file, **options)
         else:
-            stopping(patch, 31, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            stopping(patch, 11, lambda: os.kill(os.getpid(), signal.SIGTERM))
             with interruption.listening(), pytest.raises(interruption.Terminated):
                 prune(model, PROMPTS, checkpoint=file, **options)
-    assert load_file(file)["done"].tolist() == [31 if by == "kill" else 32] * 3
+    assert load_file(file)["done"].tolist() == [11 if by == "kill" else 12] * 3
     with pytest.MonkeyPatch.context() as patch:
-        stopping(patch, 30, killed)  # which is not run again
+        stopping(patch, 10, killed)  # which is not run again
         assert_same(prune(model, PROMPTS, checkpoint=file, **options), expected)
-        stopping(patch, 59, killed)  # nor is what is finished
+        stopping(patch, 19, killed)  # nor is what is finished
         assert_same(prune(model, PROMPTS, checkpoint=file, **options), expected)
     one, other = load_file(file), load_file(tmp_path / "whole")
     for name in other:
