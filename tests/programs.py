@@ -12,7 +12,7 @@ prints how well each way of scoring finds these components.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,9 @@ class Program:
                     parameter.view(-1)[index.long()] = values.double()
         return model
 
+    @cache  # noqa: B019 (for the whole session)
     def pair(self) -> tuple[TransformerBridge, TransformerBridge]:
-        """Return both states as hooked models."""
+        """Return both states as hooked models, which no test may change."""
         before, after = (
             ecstruct.load(self.plain(state), tokenizer=self.tokenizer, dtype=torch.float64, device="cpu")
             for state in STATES

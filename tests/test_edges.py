@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.comparisons import EXACT
-from helpers.interventions import COMPONENTS, Component, baseline_value, run, writing
+from helpers.interventions import COMPONENTS, N_LENGTHS, Component, baseline_value, run, writing
 from helpers.oracle import is_parallel, reward_of
 from helpers.tiny import PROMPTS, assert_unchanged, double_throughout, hooked_pair, plain_pair, state_of
 from programs import NAMES, Program
@@ -95,27 +95,27 @@ def read(family: str, i: int, first: Component, second: Component) -> float:
     return reward(family, i, second, its) - float(reward_of(plain_pair(family)[0], PROMPTS[i]))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox", "olmo2", "olmo-clip", "mixtral"])
+@pytest.mark.parametrize("family", ["gpt2", "neox", "olmo2", "olmo-clip"])
 @pytest.mark.parametrize(
     ("roles", "expected"), [(SCORES[1::-1], queried), (SCORES[::2], read)], ids=["queried", "read"]
 )
 def test_edges_are_those_of_plain_models_with_hooks(family, roles, expected):
-    seen = found(family).dataset["_to_".join(roles)]
+    seen = found(family).dataset["_to_".join(roles)].isel(prompt=slice(N_LENGTHS))
     values = np.full(seen.shape, np.nan)
     with double_throughout(), torch.no_grad():
         for (a, first), (b, second) in product(*(enumerate(CHOSEN[role]) for role in roles)):
             if comes_after(family, second, first):
-                values[a, b] = [expected(family, i, first, second) for i in range(len(PROMPTS))]
+                values[a, b] = [expected(family, i, first, second) for i in range(N_LENGTHS)]
     assert np.isnan(values).any() and np.nanmax(abs(values)) > 1e-3
     np.testing.assert_allclose(seen, values, rtol=0, atol=EXACT * np.nanmax(abs(values)))
 
 
 def test_components_have_their_causal_scores():
-    pair = hooked_pair("gemma2")
+    pair = hooked_pair("olmo2")
     with double_throughout():
         causal = causal_scores(*pair, PROMPTS, progress=False)
     for role, its in CHOSEN.items():
-        for component, scores in zip(its, found("gemma2").dataset[f"{role}_score"], strict=True):
+        for component, scores in zip(its, found("olmo2").dataset[f"{role}_score"], strict=True):
             layer, head = component
             expected = (causal.mlp if head is None else causal.heads.sel(head=head)).sel(
                 score=role, layer=layer
@@ -141,7 +141,7 @@ def test_of_small_changes_the_edges_into_a_component_sum_to_its_downstream_score
 # --- Programs ---
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::2])
 def test_the_edges_of_programs_are_those_of_their_own_language_and_no_others(name):
     """Between all components, whatever their roles; LayerNorms shrink what is written by some 1e-8."""
     program = Program(name)

@@ -130,11 +130,12 @@ class Shortcut(Result):
             {
                 "scores": f"{name}, {words} words",
                 "component": component,
-                **{order: shown(self.shares(words, order, name)[component], ".0%") for order in ORDERS},
+                **{order: shown(shares[order][component], ".0%") for order in ORDERS},
             }
             for words in WORDS
             for name in SCORES
-            for component in list(self.shares(words, LAST, name))[:N_LARGEST]
+            for shares in ({order: self.shares(words, order, name) for order in ORDERS},)
+            for component in list(shares[LAST])[:N_LARGEST]
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
