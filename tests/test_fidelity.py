@@ -140,10 +140,10 @@ def test_weights_count_as_repetitions(made):
 
 def test_a_sample_has_the_strongest_and_stands_for_all():
     models = single_pair("llama")
-    how = {"forms": FORMS, "path_steps": (1, 2), "progress": False}
+    how = {"forms": FORMS, "path_steps": (1,), "progress": False}
     whole = fidelity(*models, PROMPTS, **how, sample=None)
     n = len(whole.causal.components("upstream"))
-    samples = [fidelity(*models, PROMPTS, **how, sample=8, seed=seed) for seed in range(3)]
+    samples = [fidelity(*models, PROMPTS, **how, sample=8, seed=seed) for seed in range(2)]
     drawn = set()
     for sampled in samples:
         assert np.count_nonzero(sampled.weights) == 8 and sampled.weights.sum() == pytest.approx(n)
@@ -158,7 +158,7 @@ def test_a_sample_has_the_strongest_and_stands_for_all():
                 strongest = abs(whole.of(estimate).components(name)["value"].to_numpy(float)).argmax()
                 assert sampled.weights[strongest] == 1
         assert len(sampled.frame) == 8 * sum(map(len, ESTIMATES.values()))
-    assert len(drawn) == 3
+    assert len(drawn) == 2
     everything = fidelity(*models, PROMPTS, **how, sample=n)
     assert everything.weights is None and everything.table().equals(whole.table())
 
@@ -173,7 +173,7 @@ def test_the_figure_has_a_point_per_component_and_panel(made):
 
 def test_what_is_finished_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(against_causal, "_AT_ONCE", 2)
-    pair, how = single_pair("llama"), {"path_steps": (1, 2), "sample": None, "progress": False}
+    pair, how = single_pair("llama"), {"path_steps": (1,), "sample": None, "progress": False}
     how |= {"forms": FORMS, "folder": tmp_path / "unfinished"}
     whole = fidelity(*pair, PROMPTS, **(how | {"folder": None}))
     interrupted, n = against_causal.intervened, []

@@ -88,7 +88,7 @@ def test_every_weight_counts_for_as_many_components_as_share_it(family):
         assert (its**2).sum() == pytest.approx(times * float(t.square().sum()), rel=1e-10), name
 
 
-@pytest.mark.parametrize("family", ["olmo-clip", "gpt2", "olmo2", "cohere"])
+@pytest.mark.parametrize("family", ["olmo-clip", "gpt2"])
 def test_mean_ranks_are_those_of_plain_models(family):
     before, after = plain_pair(family)
     scores = ranking(family)
@@ -117,7 +117,7 @@ def test_mean_ranks_are_those_of_plain_models(family):
 
 
 def test_drawn_components_are_an_order_each_and_of_the_same_kinds_if_asked():
-    pair, scores, ks, seeds = hooked_pair("gpt2"), ranking("gpt2"), [0, 2, 5, 8, N], [0, 1, 2, 3]
+    pair, scores, ks, seeds = hooked_pair("gpt2"), ranking("gpt2"), [0, 5, N], [0, 1]
     found = grafts(*pair, PROMPTS, scores, ks=ks, random_seeds=len(seeds), progress=False)
     drawn = found.frame[found.frame["by"].isin(["random", "same kinds"])]
     assert drawn.groupby(["how", "by", "seed"])["k"].apply(list).tolist() == 4 * len(seeds) * [ks]
@@ -162,11 +162,11 @@ def test_faithfulness_is_the_mean_share_of_the_reward():
 
 
 def test_what_is_finished_is_not_computed_again(tmp_path):
-    pair, options = hooked_pair("gpt2"), {"ks": [2, 5], "random_seeds": 2, "progress": False}
+    pair, options = hooked_pair("gpt2"), {"ks": [2], "random_seeds": 1, "progress": False}
     folder = tmp_path / "unfinished"
     whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.nc")}
-    assert len(kept) == 14
+    assert len(kept) == 10
     lost, broken, *left = sorted(kept)
     lost.unlink()
     broken.write_bytes(broken.read_bytes()[:-1])
