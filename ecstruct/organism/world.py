@@ -165,7 +165,8 @@ def _inventions(
     out = []
     for verb, noun in zip(drawn, drawn, strict=True):
         where = rng.sample(cities, n_cities)
-        who = rng.sample([p for p in people if not p.held_out and p.home in where], n_people)
+        homes = {city.name for city in where}
+        who = rng.sample([p for p in people if not p.held_out and p.home.name in homes], n_people)
         n_held_out = round(held_out * n_people)
         out.append(
             Invention(

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class Attributes(Mapping[str, frozenset[str]]):
     ) -> Attributes:
         """Take the tokens of any texts about each subject."""
         tokenizer = model.tokenizer if isinstance(model, Session) else tokenizer_of(model)
-        return cls({s: frozenset(_words(its_texts, tokenizer)) for s, its_texts in texts.items()}, source)
+        words = cache(lambda text: frozenset(_words(text, tokenizer)))  # subjects share most texts
+        return cls({s: frozenset().union(*map(words, its)) for s, its in texts.items()}, source)
 
     @bounded
     def shuffled(self, seed: int = 0) -> Attributes:
@@ -142,13 +144,12 @@ class Attributes(Mapping[str, frozenset[str]]):
         return f"<Attributes of {len(self)} subjects from {self.source}, {mean:.0f} words each>"
 
 
-def _words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _words(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     # Tokenised after a space, like words within a text; tokenizers would cut the first word differently.
-    for text in texts:
-        for token in tokenizer.tokenize(f" {text}"):
-            word = word_of(token, tokenizer)
-            if token != tokenizer.unk_token and says_something(word):
-                yield word
+    for token in tokenizer.tokenize(f" {text}"):
+        word = word_of(token, tokenizer)
+        if token != tokenizer.unk_token and says_something(word):
+            yield word
 
 
 def _records(corpus: Corpus) -> Iterator[tuple[str, Any]]:
