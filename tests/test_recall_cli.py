@@ -17,7 +17,7 @@ from ecstruct.models.bridge import named_weights
 from ecstruct.organism import World
 from ecstruct.recall import dissection
 
-PROMPTS = first_hop().facts[:4]
+PROMPTS = first_hop().facts[:2]
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,27 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def test_two_models(inputs, tmp_path):
-    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--window", "2", "--quiet")
-    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words)
-    result = works(*command, "--device", "cpu", "--out", tmp_path / "out")
-    assert not result.stdout
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+@pytest.fixture(scope="module")
+def both(inputs):
+    """A command about both models."""
+    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu")
+    prompts = ("--prompts", inputs / "prompts.jsonl", "--window", 2)
+    return ("recall", "--before", "organism", *words, *prompts, "--out")
+
+
+@pytest.fixture(scope="module")
+def whole(both, tmp_path_factory):
+    """A folder that it wrote, and what it showed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dissection, "AT_ONCE", 1)
+        return folder, works(*both, folder).stderr
+
+
+def test_two_models(inputs, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(dissection, "AT_ONCE", 1)
+    whole, _ = whole
+    names = {path.name for path in whole.iterdir()}
     for part in ("knockout", "extraction", "readings", "rate", "sublayers", "heads", "tokens"):
         assert {f"{part}-before.nc", f"{part}-after.nc"} <= names
     assert {"report.html", "config.json", "agreement.csv", "scores.nc"} <= names
@@ -46,16 +61,19 @@ def test_two_models(inputs, tmp_path):
     model = load("organism", device="cpu")
     after = WeightDelta.load(inputs / "delta.safetensors").apply_to(model)
     for state, its in (("before", model), ("after", after)):
-        expected = recall.knockout(its, PROMPTS, window=2, token="answer", progress=False)
-        found = recall.load(tmp_path / "out" / f"knockout-{state}.nc")
-        xr.testing.assert_allclose(found, expected, rtol=1e-6)
+        found = recall.load(whole / f"knockout-{state}.nc")
+        for at, prompt in enumerate(PROMPTS):
+            expected = recall.knockout(its, [prompt], window=2, token="answer", progress=False)
+            same = expected.assign_coords(prompt=[at])
+            xr.testing.assert_allclose(found.isel(prompt=[at]), same, rtol=1e-6)
 
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((whole / "config.json").read_text())
     assert config["command"] == "recall"
     assert config["arguments"]["attributes"]["words"].keys() == {p.subject for p in PROMPTS}
-    works("replay", tmp_path / "out" / "config.json", "--out", tmp_path / "again", "--quiet")
+    replayed = works("replay", whole / "config.json", "--out", tmp_path / "again", "--quiet")
+    assert not replayed.stdout
     for name in names - {"report.html"}:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes(), name
 
     config["arguments"]["fingerprints"]["after"] = "0" * 32
     (tmp_path / "other.json").write_text(json.dumps(config))
@@ -73,8 +91,6 @@ def test_one_model(inputs, tmp_path):
     found = recall.load(tmp_path / "a" / "knockout.nc")
     assert found.attrs["options"]["window"] == 6  # the paper's 9 are more than there are
     assert found["token"].values.tolist() == [p.answer.split()[0] for p in PROMPTS]
-    works(*command, "--attributes", "none", "--window", "1", "--out", tmp_path / "b")
-    assert not (tmp_path / "b" / "rate.nc").exists()
 
 
 def test_known_prompts_alone(inputs, tmp_path):
@@ -87,6 +103,7 @@ def test_known_prompts_alone(inputs, tmp_path):
     write_jsonl([*known, *PROMPTS], tmp_path / "prompts.jsonl")
     words = ("--prompts", tmp_path / "prompts.jsonl", "--known", "--attributes", "none", "--normed")
     shown = works("recall", "--before", "organism", *words, "--out", tmp_path / "out").stdout
+    assert not (tmp_path / "out" / "rate.nc").exists()
     found = recall.load(tmp_path / "out" / "readings.nc")
     asked = [*known, *PROMPTS]
     expected = [p.text for p, right in zip(asked, predicted, strict=True) if right]
@@ -119,15 +136,11 @@ def test_prompts_without_subjects(tmp_path):
     assert result.stderr.startswith("error: the prompt 'Grace Miller lives in' has no subject: give it one")
 
 
-def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
-    """In each of three parts of the model before, one after the other."""
-    ends = {
-        ("before", f"{part} 3") for part in ("attention knockout", "sublayer knockout", "extraction heads")
-    }
-    monkeypatch.setattr(dissection, "AT_ONCE", 3)
-    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu", "--quiet")
-    command = ("recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out")
-    works(*command, tmp_path / "whole")
+def test_goes_on_where_it_was_terminated(both, whole, tmp_path, monkeypatch):
+    """In each of two parts of the model before, one after the other."""
+    whole, _ = whole
+    ends = {("before", f"{part} 1") for part in ("attention knockout", "extraction heads")}
+    monkeypatch.setattr(dissection, "AT_ONCE", 1)
     result, measured = FinishedPieces.result, []
 
     def terminated(self, name, measure):
@@ -143,27 +156,25 @@ def test_goes_on_where_it_was_terminated(inputs, tmp_path, monkeypatch):
         return result(self, name, noted)
 
     monkeypatch.setattr(FinishedPieces, "result", terminated)
-    for end in range(3):
-        assert run(*command, tmp_path / "out").exit_code == 143
-        assert not (tmp_path / "out" / "report.html").exists() and len(ends & {*measured}) == end + 1
-    damaged = tmp_path / "out" / "unfinished" / "after" / "attributes-rate-0.nc"
+    command = (*both, tmp_path, "--quiet")
+    for end in range(2):
+        assert run(*command).exit_code == 143
+        assert not (tmp_path / "report.html").exists() and len(ends & {*measured}) == end + 1
+    damaged = tmp_path / "unfinished" / "after" / "attributes-rate-0.nc"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    other = run(*command, tmp_path / "out", "--window", "2")
-    assert "holds a part of another run (window was None, now 2)" in other.stderr
-    works(*command, tmp_path / "out")
+    other = run(*command, "--window", 3)
+    assert "holds a part of another run (window was 2, now 3)" in other.stderr
+    works(*command)
     again = ends | {("after", "attributes rate 0")}
     assert Counter(measured) == Counter([*{*measured}, *again])
-    files = {path.name for path in (tmp_path / "whole").iterdir()}
-    assert files == {path.name for path in (tmp_path / "out").iterdir()}
+    files = {path.name for path in whole.iterdir()}
+    assert files == {path.name for path in tmp_path.iterdir()}
     for name in files - {"report.html"}:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_one_bar_over_both_models(inputs, tmp_path):
-    words = ("--after", inputs / "delta.safetensors", "--attributes", "world", "--device", "cpu")
-    shown = works(
-        "recall", "--before", "organism", "--prompts", inputs / "prompts.jsonl", *words, "--out", tmp_path
-    ).stderr
+def test_one_bar_over_both_models(whole):
+    _, shown = whole
     for phase in ("after finetuning: ", "before finetuning: extraction heads", "scoring"):
         assert phase in shown
     assert shown.count("\n") == 2  # one bar of recall, one of the scores
