@@ -7,6 +7,7 @@ from itertools import chain
 import pytest
 import torch
 from helpers.command_line import refused, run
+from helpers.tiny_organisms import few_sentences
 from transformers import AutoTokenizer, OlmoForCausalLM
 
 from ecstruct import organism
@@ -204,7 +205,15 @@ def test_snapshots_are_the_model_of_that_step(world, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def short():
+    """Few sentences: their number changes nothing of what is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_sentences(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(short, tmp_path_factory):
     """The folder and the report of a short pretraining with snapshots."""
     out = tmp_path_factory.mktemp("made") / "out"
     recipe = Recipe(steps=2, local_windows=organism.local_windows(2))
@@ -240,7 +249,7 @@ def test_the_command_of_a_run_gives_the_same_bits(made, tmp_path):
     assert again | {"seconds": 0} == json.loads(json.dumps(report)) | {"seconds": 0}
 
 
-def test_the_command_keeps_checkpoints_at_equal_distances(tmp_path):
+def test_the_command_keeps_checkpoints_at_equal_distances(short, tmp_path):
     words = ("organism", "pretrain", "--steps", "2", "--threads", "1", "--quiet")
     result = run(*words, "--checkpoints", "2", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -264,7 +273,7 @@ def test_the_command_of_the_checkpoint_is_the_run_that_made_it(tmp_path, monkeyp
     assert json.loads(json.dumps(asdict(asked["recipe"]))) == report["recipe"]
 
 
-def test_a_recipe_of_ones_own_has_no_command(tmp_path):
+def test_a_recipe_of_ones_own_has_no_command(short, tmp_path):
     recipe = Recipe(steps=1, phases=(Phase(1, 0, ("home",)),))
     report = organism.pretrain(tmp_path / "out", recipe=recipe, progress=False)
     assert report["command"] is None
