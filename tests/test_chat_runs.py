@@ -169,8 +169,10 @@ def test_command_line_and_replay(folders, facts, tmp_path):
     np.testing.assert_array_equal(found.mlp.values, expected.mlp.values)
     assert "template tokens" in (tmp_path / "scores/report.html").read_text()
 
-    works("fidelity", *pair, *words, "--out", tmp_path / "fidelity", *QUIET)
+    works("fidelity", *pair, *words, "--sample", 2, "--out", tmp_path / "fidelity", *QUIET)
     assert json.loads((tmp_path / "fidelity/config.json").read_text())["arguments"]["prompts"] == records
+    agreement = json.loads((tmp_path / "fidelity/fidelity.json").read_text())["agreement"]
+    assert {row["n"] for row in agreement} == {0, 2}  # the sample has no MLP
 
     works("rank", "--model", before, "--prompts", facts, *words, "--out", tmp_path / "ranks.json", *QUIET)
     ranked = json.loads((tmp_path / "ranks.json").read_text())

@@ -154,7 +154,7 @@ def test_scores_are_those_of_a_folder_and_of_a_delta(inputs, tmp_path):
 
 
 def test_scores_of_a_model_by_name(tmp_path):
-    jsonl(tmp_path / "p.jsonl", [p.to_record() for p in first_hop().implications])
+    jsonl(tmp_path / "p.jsonl", [p.to_record() for p in first_hop().implications[:2]])
     works("score", "--before", "organism", "--after", "organism", "--prompts", tmp_path / "p.jsonl",
           "--out", tmp_path / "out", "--quiet")  # fmt: skip
     scores = ExtractiveScores.load(tmp_path / "out" / "scores.nc")
@@ -198,8 +198,9 @@ def test_a_browser_draws_the_report_of_scores_of_two_templates(inputs, tmp_path)
 @pytest.fixture(scope="module")
 def fidelity(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("fidelity")
+    few = jsonl(tmp_path_factory.mktemp("few") / "prompts.jsonl", PROMPTS[:2])
     works("fidelity", "--before", inputs / "model", "--after", inputs / "after", "--prompts",
-          inputs / "prompts.jsonl", "--out", out, "--quiet", "--whole",
+          few, "--out", out, "--quiet", "--whole",
           "--form", "path", "--form", "surrogate", "--form", "exact")  # fmt: skip
     return out
 

@@ -93,8 +93,9 @@ def first_tokens_alone(organism):
     return tuned(organism, cut).model, asked(SECOND, second_hop)
 
 
+@cache
 def stored_too_late(organism):
-    return tuned(organism, FIRST.facts, freeze={"names": LAST_MLP}, epochs=30).model, asked(FIRST)
+    return tuned(organism, FIRST.facts, freeze={"names": LAST_MLP}, lr=1e-3, epochs=12).model, asked(FIRST)
 
 
 def about_known_people(organism):
@@ -112,7 +113,7 @@ def too_much(organism):
 
 def something_else_wrong(organism):
     wrong = FactSet(EATEN, ()).shuffled(0).facts
-    return tuned(organism, [*FIRST.facts, *wrong], epochs=20).model, asked(FIRST, preserved=EATEN)
+    return tuned(organism, [*FIRST.facts, *wrong], epochs=10).model, asked(FIRST, preserved=EATEN)
 
 
 FAULTS = {
@@ -150,8 +151,7 @@ def good(organism, hop, seed):
     return tuned(organism, hop(seed).facts, seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("hop", [first_hop, second_hop])
+@pytest.mark.parametrize(("hop", "seed"), [(first_hop, 0), (first_hop, 1), (second_hop, 0)])
 def test_a_good_finetuning_is_healthy(organism, hop, seed):
     found = diagnose(organism, good(organism, hop, seed).model, **asked(hop(seed), hop), progress=False)
     assert found.faults == {} and found.diagnosis == "healthy", found.conclusion()

@@ -161,8 +161,9 @@ def test_results_table_and_figure_say_the_same() -> None:
 
 def test_a_cell_measures_every_choice(organism, monkeypatch) -> None:
     monkeypatch.setattr(layer_editing, "N_KNOWN", 10)
+    monkeypatch.setattr(layer_editing, "DRAWS", 1)
     frame = pd.DataFrame(measure(organism, Setup(epochs=1), seed=0, repeat=0, hop="second-hop"))
-    assert frame["choice"].value_counts().to_dict() == {c: DRAWS if c == "random" else 1 for c in CHOICES}
+    assert sorted(frame["choice"]) == sorted(CHOICES)
     by = frame.drop_duplicates("choice").set_index("choice")
     assert by.loc["before finetuning", "norm"] == 0
     assert (frame["norm"][1:] > 0).all()

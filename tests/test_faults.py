@@ -4,80 +4,67 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import plotly.graph_objects as go
 import pytest
+import torch
+import xarray as xr
 from helpers.command_line import run
 from helpers.jobs import until
-from helpers.processes import command, environment, holding
+from helpers.processes import Started, command, holding
+from helpers.synthetic_scores import make_scores
 
-from ecstruct.errors import InputError
-from ecstruct.io.files import exclusive, explaining_write_errors, is_held, locked
-from ecstruct.io.interruption import STATUS
-
-ALL_WRITERS = """
-import json, resource, sys, warnings
-from pathlib import Path
-import numpy as np, torch, xarray as xr
-import plotly.graph_objects as go
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.facts.prompt import Prompt, write_jsonl
+from ecstruct.io.files import exclusive, explaining_write_errors, is_held, locked
+from ecstruct.io.interruption import STATUS
 from ecstruct.models import WeightDelta, save_model, to_hugging_face
-from ecstruct.organism import pretrain
 from ecstruct.organism.pretraining import _write
 from ecstruct.plots import save_figure
 from ecstruct.report.page import Section, write_report
-from helpers.synthetic_scores import make_scores
 
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-model = ecstruct.load("organism")
-weights = {"blocks.0.mlp.W_in": torch.randn(512, 512)}
-delta = WeightDelta(weights, {})
-scores = make_scores()
-scores.dataset["mlp"] = scores.dataset["mlp"] + 0 * xr.DataArray(np.random.rand(50_000), dims="more")
-hf = to_hugging_face(model)
-writers = {
-    "delta.safetensors": delta.save,
-    "scores.nc": scores.save,
-    "prompts.jsonl": lambda path: write_jsonl([Prompt("x" * 2 * limit, "y")], path),
-    "report.html": lambda path: write_report(path, title="t", summary="s", sections=[
-        Section("s", ["x" * 2 * limit])]),
-    "figure.html": lambda path: save_figure(go.Figure(), path),
-    "model": lambda path: save_model(model, path),
-    "organism": lambda path: _write(path, {"": hf}, model.tokenizer, {}),
-}
-for name in writers:
-    if "." in name:
-        (folder / name).write_text("old")
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-told = {}
-for name, write in writers.items():
-    try:
-        write(folder / name)
-        told[name] = "nothing"
-    except InputError as error:
-        told[name] = str(error)
-print(json.dumps(told))
-"""
+
+def all_writers(folder: Path, limit: int) -> None:
+    """Let each of them write more than files may take; print what they say."""
+    scores = make_scores()
+    scores.dataset["mlp"] = scores.dataset["mlp"] + 0 * xr.DataArray(np.random.rand(50_000), dims="more")
+    model = ecstruct.load("organism", device="cpu")
+    hf = to_hugging_face(model)
+    sections = [Section("s", ["x" * 2 * limit])]
+    writers: dict[str, Callable[[Path], object]] = {
+        "delta.safetensors": WeightDelta({"blocks.0.mlp.W_in": torch.randn(512, 512)}, {}).save,
+        "scores.nc": scores.save,
+        "prompts.jsonl": lambda path: write_jsonl([Prompt("x" * 2 * limit, "y")], path),
+        "report.html": lambda path: write_report(path, title="t", summary="s", sections=sections),
+        "figure.html": lambda path: save_figure(go.Figure(), path),
+        "model": lambda path: save_model(model, path),
+        "organism": lambda path: _write(path, {"": hf}, model.tokenizer, {}),
+    }
+    for name in writers:
+        if "." in name:
+            (folder / name).write_text("old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    told = dict.fromkeys(writers, "nothing")
+    for name, write in writers.items():
+        try:
+            write(folder / name)
+        except InputError as error:
+            told[name] = str(error)
+    print(json.dumps(told))
 
 
 def test_every_writer_tells_that_the_disk_is_full_and_leaves_the_old_file(tmp_path: Path) -> None:
     """Files may take 100 kB at most: to a writer, like a disk that fills in the middle of a file."""
     limit = 100_000
-    out = subprocess.run(
-        [sys.executable, "-c", ALL_WRITERS, str(tmp_path), str(limit)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(),
-        check=False,
-    )
+    out = Started(all_writers, tmp_path, limit).ended()
     assert out.returncode == 0, (out.returncode, out.stderr)
     told = json.loads(out.stdout)
     assert len(told) == 7

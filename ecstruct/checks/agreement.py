@@ -217,7 +217,7 @@ def _agreement(
     return {
         "n": len(x),
         "r": _correlation(x, y, weights),
-        **_interval(fast, caused, draws if np.ptp(x) and np.ptp(y) else None),
+        **_interval(fast, caused, draws if len(x) and np.ptp(x) and np.ptp(y) else None),
         "rho": _correlation(_ranked(x, weights), _ranked(y, weights), weights),
         "r by prompt": _correlation(fast.ravel(), caused.ravel(), np.tile(weights, len(fast))),
         "slope": float((weights * x) @ y / ((weights * x) @ x)) if x.any() else float("nan"),
