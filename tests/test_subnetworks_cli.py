@@ -41,8 +41,8 @@ def again(config, out):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("inputs"), first_hop()
-    write_jsonl(data.facts[:6], folder / "facts.jsonl")
-    write_jsonl(data.implications[:6], folder / "implications.jsonl")
+    write_jsonl(data.facts[:3], folder / "facts.jsonl")
+    write_jsonl(data.implications[:3], folder / "implications.jsonl")
     return folder
 
 
@@ -89,7 +89,7 @@ def test_pruning_writes_masks_a_report_and_no_checkpoint(pruned):
 def test_the_masks_are_those_of_the_library(inputs, pruned):
     expected = prune(
         load("organism", device="cpu"),
-        first_hop().facts[:6],
+        first_hop().facts[:3],
         sparsity=0.4,
         seeds=SEEDS,
         steps=STEPS,
@@ -127,11 +127,11 @@ def test_evaluation_has_every_subnetwork_and_the_full_model(compared, tmp_path):
     rows = found["subnetworks"]
     assert [row["seed"] for row in rows] == [None, 0, 1, 2, 0, 1, 2]
     assert [row["sparsity"] for row in rows] == [0, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4]
-    facts = ecstruct.mean_rank(load("organism", device="cpu"), first_hop().facts[:6])
+    facts = ecstruct.mean_rank(load("organism", device="cpu"), first_hop().facts[:3])
     assert rows[0]["in-domain rank"] == pytest.approx(facts)
     assert 0 <= found["effective_size"] <= 100
     (of_facts,) = found["templates"]["in-domain"]["0.4"]
-    assert of_facts["prompts"] == 6 and of_facts["full model"] == rows[0]["in-domain accuracy"]
+    assert of_facts["prompts"] == 3 and of_facts["full model"] == rows[0]["in-domain accuracy"]
     assert (tmp_path / "out" / "generalization-0.4.nc").exists()
     again(tmp_path / "out" / "config.json", tmp_path / "again")
     for name in ("evaluation.json", "in-domain-0.2.nc"):
@@ -148,7 +148,7 @@ def test_the_core_is_written_and_replayed(cored, tmp_path):
     assert {row["of"] for row in account["ablation"]} >= {"full model", "the core alone"}
     assert account["conclusions"]["core"] == core.conclusion()
     page = (cored / "report.html").read_text()
-    attention = attended(load("organism", device="cpu"), first_hop().implications[:6], core.heads).table()
+    attention = attended(load("organism", device="cpu"), first_hop().implications[:3], core.heads).table()
     assert account["attention"] == attention.to_dict(orient="records")
     for title in (
         "The core",
@@ -164,8 +164,8 @@ def test_the_core_is_written_and_replayed(cored, tmp_path):
 
 def test_scores_are_put_beside_the_core(compared, inputs, tmp_path):
     before = load("organism", device="cpu")
-    tuned = ecstruct.finetune(before, first_hop().facts[:6], epochs=1, progress=False).model
-    scores = ecstruct.score(before, tuned, first_hop().implications[:6], progress=False)
+    tuned = ecstruct.finetune(before, first_hop().facts[:3], epochs=1, progress=False).model
+    scores = ecstruct.score(before, tuned, first_hop().implications[:3], progress=False)
     scores.save(tmp_path / "scores.nc")
     works(
         *("core", *compared, "--draws", 1, "--scores", tmp_path / "scores.nc"),
@@ -191,7 +191,7 @@ def test_without_a_core_the_report_says_so(asked, inputs, tmp_path):
 def pruned_without_core(folder):
     """Two subnetworks that share nothing."""
     model = load("organism", device="cpu")
-    values = ecstruct.subnetworks.reference_values(model, first_hop().facts[:6])
+    values = ecstruct.subnetworks.reference_values(model, first_hop().facts[:3])
     heads, mlp = np.zeros((2, 6, 4), bool), np.zeros((2, 6), bool)
     heads[0], mlp[0] = True, True
     Masks.of(heads, mlp, reference=values).save(folder / "masks.nc")
@@ -274,7 +274,7 @@ def test_one_bar_whose_phases_have_names(compared, tmp_path):
     ):
         assert f"{phase}:" in shown
     # 6 subnetworks; the full model, with and without the core, 3 draws, and 3 of each subnetwork; 3 sets.
-    n = 12 * 6 + 12 * (3 + 3 + 3 * 6) + 6 * 3
+    n = 6 * 6 + 6 * (3 + 3 + 3 * 6) + 3 * 3
     assert f"| {n}/{n} [" in shown
     assert shown.count("\n") == 1
 
