@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -16,7 +15,7 @@ from huggingface_hub import cached_assets_path
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import ecstruct
-from ecstruct import ExtractiveScores, InputError, WeightDelta, recall, subnetworks
+from ecstruct import InputError, WeightDelta, recall, subnetworks
 from ecstruct.experiments import Setup
 from ecstruct.experiments.choice import spare_people
 from ecstruct.experiments.fictitious import relations
@@ -51,7 +50,7 @@ def taught(before, tmp_path_factory):
     with FileLock(f"{folder}.lock"):
         if not (folder / "ranks.json").exists():
             asked = {"fact": PEOPLE.facts, "implication": PEOPLE.implications, "known": PEOPLE.known}
-            tuned = ecstruct.finetune(before, PEOPLE.facts, progress=False)
+            tuned = ecstruct.finetune(before, PEOPLE.facts, epochs=6, progress=False)
             folder.mkdir(exist_ok=True)
             tuned.delta.save(folder / "delta.safetensors")
             states = (before, tuned.model)
@@ -74,10 +73,12 @@ def plain(before, taught, tmp_path_factory):
     return models
 
 
-def test_its_tensors_are_those_of_the_file(before):
+def test_its_tensors_are_those_of_the_file(before, monkeypatch):
     file = cached_assets_path("ecstruct", namespace="smollm2") / _SMOLLM2.files[0]
     if not file.exists():
         pytest.skip("the weights are those of the hub, not of a GGUF file")
+    # The reader slices the file for every word of the vocabulary, and slices of a mapped file are slow.
+    monkeypatch.setattr(np, "memmap", lambda path, mode: np.fromfile(path, np.uint8))
     read = to_hugging_face(before)
     ours = gguf_files.tensors("llama", read)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
@@ -88,9 +89,9 @@ def test_its_tensors_are_those_of_the_file(before):
     assert provenance(before).weights.endswith("dequantised from Q4_1, Q8_0")
 
 
-def test_it_computes_what_a_plain_llama_does(before):
-    hf = LlamaForCausalLM(to_hugging_face(before).config)
-    hf.load_state_dict(to_hugging_face(before).state_dict())
+def test_it_computes_what_a_plain_llama_does(before, plain):
+    hf = plain[0].hf
+    assert type(hf) is LlamaForCausalLM
     for text in TEXTS:
         ids = tokenizer_of(before)(text, return_tensors="pt").input_ids
         with torch.no_grad():
@@ -120,25 +121,24 @@ def test_facts_are_learnt_and_implications_follow(taught):
 
 
 def test_informative_scores_and_the_rest_add_up(before, taught, plain):
-    """To <dR/dW, dW> of plain autograd."""
+    """To <dR/dW, dW> of plain autograd, forward."""
     old, new = plain
     scores = ecstruct.score(before, taught[0], ASKED, progress=False)
     mlp, heads = (part.sel(score="informative") for part in (scores.mlp, scores.heads))
     sums = mlp.sum(("layer", "token")) + heads.sum(("layer", "head", "token")) + scores.rest.sum("group")
+    assert scores.attrs["before"]["source"] == "smollm2" and scores.attrs["before"]["weights"]
+    assert scores.attrs["after"]["source"] == "smollm2 (finetuned)"
+    change = {name: new.weights[name] - w for name, w in old.weights.items()}
     for prompt, found in zip(ASKED, sums.values, strict=True):
-        leaves = {name: w.detach().requires_grad_() for name, w in old.weights.items()}
-        gradients = torch.autograd.grad(
-            Plain(old.hf, old.tokenizer, leaves).reward(prompt), [*leaves.values()], allow_unused=True
+        _, expected = torch.func.jvp(
+            lambda weights, its=prompt: Plain(old.hf, old.tokenizer, weights).reward(its),
+            (old.weights,),
+            (change,),
         )
-        expected = sum(
-            float((g.double() * (new.weights[name] - old.weights[name]).double()).sum())
-            for (name, _), g in zip(leaves.items(), gradients, strict=True)
-            if g is not None
-        )
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found == pytest.approx(expected.item(), rel=1e-4)
 
 
-COMPONENTS = [(0, None), (9, None), (23, 4), (29, 2), (5, 0), (29, None)]
+COMPONENTS = [(0, None), (23, 4), (29, None)]
 
 
 def test_causal_scores_are_those_of_hooks_on_plain_models(before, taught, plain):
@@ -165,8 +165,9 @@ def test_scores_are_those_that_were_kept(before):
 
 
 def test_an_adapter_is_trained_and_read_back(before, tmp_path):
+    facts = PEOPLE.facts[:4]
     tuned = ecstruct.finetune(
-        before, PEOPLE.facts, lora=4, lr=2e-3, epochs=5, progress=False, evaluate={"fact": PEOPLE.facts}
+        before, facts, lora=4, lr=2e-3, epochs=2, progress=False, evaluate={"fact": facts}
     )
     assert tuned.history.ranks["fact"][-1] < tuned.history.ranks["fact"][0] - 3
     tuned.adapter.save_pretrained(tmp_path / "adapter")
@@ -205,15 +206,10 @@ def test_a_delta_knows_its_model(before, taught):
     assert {name for name in weights if name not in delta.tensors} == {"embed.weight", "unembed.weight"}
 
 
-def test_it_is_named_on_the_command_line(before, taught, tmp_path):
-    delta, prompts = tmp_path / "delta.safetensors", tmp_path / "prompts.jsonl"
-    taught[0].save(delta)
-    ecstruct.facts.write_jsonl(ASKED, prompts)
-    works("score", "--before", "smollm2", "--after", delta, "--prompts", prompts, "--out",
-          tmp_path / "scores", "--verify", 0, "--quiet")  # fmt: skip
-    attrs = ExtractiveScores.load(tmp_path / "scores" / "scores.nc").attrs
-    assert attrs["before"]["source"] == "smollm2" and attrs["before"]["weights"]
-    assert Path(attrs["after"]["source"]).name == "delta.safetensors"
+def test_it_is_named_on_the_command_line(before, tmp_path):
+    ecstruct.facts.write_jsonl(ASKED, tmp_path / "prompts.jsonl")
+    ranked = works("rank", "--model", "smollm2", "--prompts", tmp_path / "prompts.jsonl", "--device", "cpu")
+    assert ranked.stdout.endswith(f"mean rank {ecstruct.mean_rank(before, ASKED):.3f}\n")
 
 
 def test_experiments_are_about_invented_people_and_others_choose_the_rates(before):

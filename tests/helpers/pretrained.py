@@ -144,14 +144,13 @@ def causal(before: Plain, after: Plain, prompt: Prompt, layer: int, head: int | 
         new_input, _ = before.written(prompt, layer, new_inputs)
         y = old[head]
 
-        def effect(of: Plain, change: Tensor) -> float:
-            return float(of.reward_with(prompt, layer, change, head) - of.reward(prompt))
+        def effects(of: Plain, *changes: Tensor) -> list[float]:
+            reward = of.reward(prompt)
+            return [float(of.reward_with(prompt, layer, change, head) - reward) for change in changes]
 
-        return {
-            "informative": effect(before, new_weights[head] - y),
-            "downstream": effect(before, new_input[head] - y),
-            "upstream": effect(before, -y) - effect(before.under(after, late), -y),
-        }
+        informative, downstream, gone = effects(before, new_weights[head] - y, new_input[head] - y, -y)
+        (gone_after,) = effects(before.under(after, late), -y)
+        return {"informative": informative, "downstream": downstream, "upstream": gone - gone_after}
 
 
 @contextmanager
