@@ -82,8 +82,9 @@ def test_the_model_after_needs_no_tokenizer(before, tmp_path, caplog, has, offlo
 
 
 @OFFLOAD
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
-@pytest.mark.parametrize("kind", ["one file", "shards", "tied"])
+@pytest.mark.parametrize(
+    ("wrapper", "kind"), [("_orig_mod.", "one file"), ("module.", "shards"), ("module._orig_mod.", "tied")]
+)
 def test_what_a_model_was_wrapped_in_is_no_part_of_its_names(
     before, tmp_path, caplog, wrapper, kind, offload
 ):
@@ -127,8 +128,7 @@ def test_a_model_in_memory_with_an_adapter_that_is_not_merged():
         ecstruct.load(whole, tokenizer=tiny.tokenizer())
 
 
-@OFFLOAD
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "offload"), [(torch.bfloat16, False), (torch.float16, True)])
 def test_a_change_that_is_rounding_alone_is_told(before, tmp_path, caplog, dtype, offload):
     half = save(llama().to(dtype), tmp_path / "half")
     for pair, said in (
