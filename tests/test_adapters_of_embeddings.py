@@ -37,17 +37,23 @@ TIED = {
 }
 
 
-def base(folder, tied):
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders of an untied and of a tied model."""
     plain = build("llama", dtype=torch.float32)
-    if tied:
-        config = copy.deepcopy(plain.config)
-        config.tie_word_embeddings = True
-        weights = plain.state_dict()
-        plain = AutoModelForCausalLM.from_config(config)
-        plain.load_state_dict(weights, strict=False)
-    plain.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    return AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation="eager")
+    config = copy.deepcopy(plain.config)
+    config.tie_word_embeddings = True
+    tied = AutoModelForCausalLM.from_config(config)
+    tied.load_state_dict(plain.state_dict(), strict=False)
+    folders = [tmp_path_factory.mktemp("base") for _ in range(2)]
+    for its, folder in zip((plain, tied), folders, strict=True):
+        its.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    return folders
+
+
+def read(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
 
 
 def trained(model, seed=3):
@@ -73,25 +79,25 @@ def assert_same(model, expected):
     [*((False, options) for options in UNTIED.values()), *((True, options) for options in TIED.values())],
     ids=[*UNTIED, *TIED],
 )
-def test_logits_are_those_of_peft(tmp_path, tied, options):
+def test_logits_are_those_of_peft(bases, tmp_path, tied, options):
     options = dict(options)
     saving = {"save_embedding_layers": options.pop("save_embedding_layers", "auto")}
-    plain = base(tmp_path, tied)
+    plain = read(bases[tied])
     as_ever = logits(plain)
     config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options})
     model = trained(peft.get_peft_model(plain, config))
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter", **saving)
     assert (expected - as_ever).abs().max() > 0.1
-    assert_same(ecstruct.load(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu"), expected)
+    assert_same(ecstruct.load(bases[tied], adapter=tmp_path / "adapter", device="cpu"), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*no longer tied")  # of a copy that is nobody's business
         assert_same(ecstruct.load(model, tokenizer=tokenizer(), device="cpu"), expected)
 
 
-def test_several_adapters(tmp_path):
+def test_several_adapters(bases, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(base(tmp_path, tied=False), config, adapter_name="first")
+    model = peft.get_peft_model(read(bases[0]), config, adapter_name="first")
     model.add_adapter("second", config)
     expected = {}
     for seed, name in enumerate(("first", "second")):
@@ -100,8 +106,8 @@ def test_several_adapters(tmp_path):
     model.save_pretrained(tmp_path / "adapters")
     for name, its in expected.items():
         adapter = tmp_path / "adapters" / name
-        assert_same(ecstruct.load(tmp_path / "base", adapter=adapter, device="cpu"), its)
+        assert_same(ecstruct.load(bases[0], adapter=adapter, device="cpu"), its)
     with pytest.raises(InputError, match=r"several adapters: .*adapters/first \(it has first, second\)"):
-        ecstruct.load(tmp_path / "base", adapter=tmp_path / "adapters")
+        ecstruct.load(bases[0], adapter=tmp_path / "adapters")
     model.base_model.set_adapter(["first", "second"])
     assert_same(ecstruct.load(model, tokenizer=tokenizer(), device="cpu"), logits(model))
