@@ -170,11 +170,17 @@ def engine(family: str = "llama", **options) -> ScoreEngine:
     return ScoreEngine(*single_pair(family), progress=False, **{"batch_size": 2, **options})
 
 
-@pytest.fixture
-def died(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole():
+    return engine().score(TWO_TEMPLATES)
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory):
     """The folder of a run of five rounds that died in its third."""
-    batching.TOKENS_PER_ROUND = 1
+    folder = tmp_path_factory.mktemp("dead")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "TOKENS_PER_ROUND", 1)
         plain, n = Passes._score, []
 
         def score(self, *arguments):
@@ -185,9 +191,16 @@ def died(tmp_path, monkeypatch):
 
         patch.setattr(Passes, "_score", score)
         with pytest.raises(KeyboardInterrupt):
-            engine().score_across(TWO_TEMPLATES, Ranks(), tmp_path)
-    assert len(contents(tmp_path)) == 4
-    return tmp_path
+            engine().score_across(TWO_TEMPLATES, Ranks(), folder)
+    assert len(contents(folder)) == 4
+    return folder
+
+
+@pytest.fixture
+def died(dead, tmp_path):
+    """A copy of it, and rounds as short as its own."""
+    batching.TOKENS_PER_ROUND = 1
+    return shutil.copytree(dead, tmp_path / "died")
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
@@ -208,11 +221,10 @@ def test_a_run_goes_on_where_it_died(died, monkeypatch, batch_size):
     assert not computed
 
 
-def test_without_its_sums_the_baseline_is_seen_again(died, monkeypatch):
-    expected = engine().score(TWO_TEMPLATES)
+def test_without_its_sums_the_baseline_is_seen_again(died, whole, monkeypatch):
     (died / "baseline.safetensors").unlink()
     computed = recorded(monkeypatch)
-    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), expected)
+    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), whole)
     assert len(computed) == 3
 
 
@@ -245,8 +257,7 @@ def test_parts_of_another_run_are_refused(died, options, prompts, message):
         None,
     ],
 )
-def test_a_damaged_part_is_computed_again(died, monkeypatch, caplog, file, change):
-    expected = engine().score(TWO_TEMPLATES)
+def test_a_damaged_part_is_computed_again(died, whole, monkeypatch, caplog, file, change):
     path = next(died.glob(file))
     if change is None:
         truncate(path)
@@ -257,7 +268,7 @@ def test_a_damaged_part_is_computed_again(died, monkeypatch, caplog, file, chang
         change(tensors)
         save_file(tensors, path, metadata)
     computed = recorded(monkeypatch)
-    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), expected, 1e-6)
+    assert_same_scores(engine().score_across(TWO_TEMPLATES, Ranks(), died), whole, 1e-6)
     assert [m for m in caplog.messages if m.startswith(f"{path} is damaged")]
     assert len(computed) == (4 if file.startswith("part") else 3)
 

@@ -61,7 +61,7 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         dtype = "float32" if name == "half" else name
         case = {"folder": "organism", "dtype": dtype, "options": organism_options(epochs=2)}
         cases[f"organism {name}"] = case | {"half": name == "half"}
-    never = {"lr": 0.001, "batch_size": 4, "epochs": 60}
+    never = {"lr": 0.001, "batch_size": 4, "epochs": 20}
     cases["never killed"] = {"folder": str(folders["gpt2"]), "dtype": "float32", "options": never}
     home = tmp_path_factory.mktemp("two")
     (home / "cases.json").write_text(json.dumps(cases))
@@ -139,7 +139,7 @@ def facts_file(tmp_path: Path) -> Path:
 def words_of(model: Path, facts: Path, out: Path, epochs: int) -> list[str]:
     given = {"--model": model, "--facts": facts, "--out": out, "--lr": "0.001", "--batch-size": "4"}
     words = [str(word) for pair in given.items() for word in pair]
-    return ["finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "20"]
+    return ["finetune", *words, "--epochs", str(epochs), "--checkpoint-every", "8"]
 
 
 def results(out: Path) -> tuple[Any, Any]:
@@ -159,7 +159,7 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     two_ranks: Any, folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    words = words_of(folders["gpt2"], facts_file, out, epochs=60)
+    words = words_of(folders["gpt2"], facts_file, out, epochs=20)
     first = launched(2, "ecstruct", *words)
     wait_for(out, first)
     *_, victim = sorted(psutil.Process(first.pid).children(), key=psutil.Process.create_time)
@@ -168,13 +168,13 @@ def test_a_killed_rank_is_named_and_the_rerun_ends_with_the_same_bits(
     assert "error: rank 1 of 2 died: run the same command again" in ended.stderr
     assert ended.returncode == 1 and not (out / "delta.safetensors").exists()
     done = [int(p.name.removeprefix("step-")) for p in out.glob("checkpoint/step-*")]
-    assert done and 20 <= min(done) < 120
+    assert done and 8 <= min(done) < 40
 
     again = forked(2, "ecstruct", *words)
     assert again.returncode == 0, again.stderr
     history, delta = results(out)
     expected, _, moved, _ = two_ranks["never killed"]
-    assert history == expected and len(history["loss"]) == 120 and same_bits(delta, moved)
+    assert history == expected and len(history["loss"]) == 40 and same_bits(delta, moved)
     assert not (out / "checkpoint").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     folders: dict[str, Path], facts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "terminated"
-    words = words_of(folders["llama"], facts_file, out, epochs=100)
+    words = words_of(folders["llama"], facts_file, out, epochs=60)
     first = command(*words)
     wait_for(out, first)
     os.kill(first.pid, signal.SIGTERM)
@@ -196,6 +196,6 @@ def test_a_terminated_process_exits_with_143_and_goes_on(
     again = run(*words)
     assert again.exit_code == 0, again.output
     model = load(folders["llama"], device="cpu")
-    whole = finetune(model, facts_file, lr=0.001, batch_size=4, epochs=100, progress=False)
+    whole = finetune(model, facts_file, lr=0.001, batch_size=4, epochs=60, progress=False)
     history, delta = results(out)
     assert history == whole.history.to_dict() and same_bits(delta, dict(whole.delta.tensors))

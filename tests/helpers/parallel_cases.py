@@ -39,12 +39,12 @@ TWO_TEMPLATES = [
 """Prompts of 6 to 11 tokens."""
 
 CASES = {
-    "counterfactual": ("gemma2", {"batch_size": 3}),
-    "a batch for one rank only": ("gpt2", {}),
+    "counterfactual": ("llama", {"batch_size": 3}),
+    "a batch for one rank only": ("llama", {}),
     "rounds": ("llama", {"batch_size": 2, "round": 40}),
     "exact": ("neox", {"batch_size": 2, "upstream": "exact", "baseline": "mean", "round": 40}),
-    "path": ("olmo-clip", {"batch_size": 4, "path_steps": 2, "baseline": "zero", "round": 40}),
-    "answer": ("qwen2", {"batch_size": 4, "reward": "logprob", "answer_tokens": "all"}),
+    "path": ("llama", {"batch_size": 4, "path_steps": 2, "baseline": "zero", "round": 40}),
+    "answer": ("llama", {"batch_size": 4, "reward": "logprob", "answer_tokens": "all"}),
     "offload": ("llama", {"batch_size": 3, "offload": True, "round": 80}),
     "organism": ("organism", {"batch_size": 4}),
 }
