@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 import xarray as xr
 from helpers.command_line import refused
-from helpers.tiny import FAMILIES, PROMPTS, plain_pair, tokenizer
+from helpers.tiny import PROMPTS, SHAPES, plain_pair, tokenizer
 from safetensors.torch import load_file, save_file
 
 import ecstruct
@@ -26,7 +26,6 @@ from ecstruct.scores.pair import Pair
 from ecstruct.scores.ranks import ranks_of_pair
 
 STATES = ("before", "after")
-SAVED = [family for family in FAMILIES if family != "qwen2"]  # transformers saves its tokenizer as another
 
 
 def save(plain, folder: Path, **options) -> None:
@@ -34,7 +33,7 @@ def save(plain, folder: Path, **options) -> None:
     tokenizer().save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=SAVED)
+@pytest.fixture(scope="module", params=SHAPES)
 def folders(request, tmp_path_factory):
     """W and W' as folders in float32, W' in shards."""
     home = tmp_path_factory.mktemp(request.param)
@@ -90,7 +89,7 @@ def test_numbers_are_those_of_models_in_memory(folders):
 def test_ranks_are_those_of_models_in_memory(folders):
     models = {state: ecstruct.load(at, device="cpu") for state, at in zip(STATES, folders, strict=True)}
     expected = {state: ecstruct.ranks(model, PROMPTS).tolist() for state, model in models.items()}
-    for pair in (Pair.on_disk(*folders, "cpu"), Pair.of(*folders, "cpu")):
+    for pair in (Pair.on_disk(*folders, "cpu"), Pair.of(*models.values())):
         for batch_size in (None, 2):
             found = ranks_of_pair(pair, asked_of(pair), batch_size)
             assert {state: its.tolist() for state, its in found.items()} == expected

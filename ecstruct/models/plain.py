@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from ecstruct.models.classifiers import auto_class
 
@@ -19,7 +20,8 @@ def plain_model(
 ) -> Any:
     """Build the model of a configuration in eval mode. `weight` receives the name of each parameter and the
     parameter without values, and returns its values. It is called once for a tied one, which stays tied."""
-    with init_empty_weights(include_buffers=False):
+    # Without values, drawing them is work nevertheless.
+    with init_empty_weights(include_buffers=False), no_init_weights():
         plain: Any = auto_class(config).from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
