@@ -54,8 +54,10 @@ def score(before, after):
     return ecstruct.score(before, after, PROMPTS, progress=False, device="cpu")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "rslora"), ("llama", "dora"), ("gpt2", "lora"), ("gpt2", "dora"), ("neox", "lora")],
+)
 def test_weights_are_those_that_peft_merges(tmp_path, family, kind):
     base, adapter, merged = adapted(family, tmp_path, **KINDS[kind])
     model = ecstruct.load(base, adapter=adapter, device="cpu")

@@ -36,13 +36,14 @@ def test_the_delta_leads_from_one_model_to_the_other(tmp_path, family, tied):
     delta = WeightDelta.between(before, after)
     assert set(delta.tensors) == set(untouched), "every tensor changed, query, key and value apart"
     moved = delta.apply_to(before)
+    found = named_weights(moved)
     for name, p in named_weights(after).items():
         # a + (b - a) is b up to the rounding of one subtraction
-        torch.testing.assert_close(named_weights(moved)[name], p, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found[name], p, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(logits(moved), logits(after), rtol=1e-4, atol=1e-4)
     for name, p in named_weights(before).items():
         assert torch.equal(p, untouched[name]), name
-        assert p.data_ptr() != named_weights(moved)[name].data_ptr(), f"{name} is shared"
+        assert p.data_ptr() != found[name].data_ptr(), f"{name} is shared"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
@@ -53,9 +54,10 @@ def test_tied_embeddings_arrive_exactly_and_stay_one_tensor(tmp_path, family):
     after = load(after, device="cpu")
     moved = WeightDelta.between(before, after).apply_to(before)
     assert torch.equal(logits(moved), logits(after))
+    found = named_weights(moved)
     for name, p in named_weights(after).items():
-        assert torch.equal(named_weights(moved)[name], p), name
-    assert torch.equal(named_weights(moved)["embed.weight"], named_weights(moved)["unembed.weight"])
+        assert torch.equal(found[name], p), name
+    assert torch.equal(found["embed.weight"], found["unembed.weight"])
 
 
 def test_a_delta_of_whole_steps_comes_back_bit_for_bit(llamas, tmp_path):

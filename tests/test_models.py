@@ -35,6 +35,7 @@ from ecstruct.models.edits import editing
 from ecstruct.models.hooked import HookedView
 from ecstruct.models.support import check_runs
 from ecstruct.scores.engine import score
+from ecstruct.scores.pair import Pair
 from ecstruct.scores.result import ExtractiveScores
 from ecstruct.scores.reward import logit_diff
 from ecstruct.scores.walk import Descent, Walk
@@ -136,16 +137,14 @@ def sum_error(
         plain.zero_grad()
         reward_of(plain, prompt).backward()
         expected.append(along(plain, after))
-    errors = []
+    errors, pair = [], Pair.of(model, model_after).sessions
     for convention in CONVENTIONS:
-        components, rest = informative(
-            score(model, model_after, SOME, convention=convention, progress=False)
-        )
+        components, rest = informative(score(*pair, SOME, convention=convention, progress=False))
         found = components.sum(1) + rest.sum(1)
         errors.append(abs(found - np.array(expected)).max() / abs(components).max())
-        unchanged = score(model, WeightDelta({}), SOME, convention=convention, progress=False)
-        assert not any(values.any() for values in informative(unchanged))
-        assert not of(unchanged, "upstream").any() and not of(unchanged, "downstream", "heads").any()
+    unchanged = score(model, WeightDelta({}), SOME, progress=False)
+    assert not any(values.any() for values in informative(unchanged))
+    assert not of(unchanged, "upstream").any() and not of(unchanged, "downstream", "heads").any()
     return max(errors)
 
 
