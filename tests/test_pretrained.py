@@ -120,6 +120,7 @@ def test_facts_are_learnt_and_implications_follow(taught):
     assert ranks["known"][-1] <= 0.5
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own
 def test_informative_scores_and_the_rest_add_up(before, taught, plain):
     """To <dR/dW, dW> of plain autograd, forward."""
     old, new = plain
