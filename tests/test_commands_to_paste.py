@@ -118,12 +118,12 @@ def why_not_run(words: tuple[str, ...]) -> str | None:
 
 RUN: dict[str, list[list[str]]] = {}
 """The commands that are run, by the first page that has them; what differs in folders alone runs once."""
-known = set()
+kinds = set()
 for words, page in IN_BLOCKS.items():
     alike = re.sub(r"--out \S+|\bdata/", "", " ".join(words))
-    if why_not_run(words) is None and alike not in known:
+    if why_not_run(words) is None and alike not in kinds:
         RUN.setdefault(page, []).append([*words])
-        known.add(alike)
+        kinds.add(alike)
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(one.page for one in SHOWN))

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.comparisons import EXACT
-from helpers.interventions import COMPONENTS, N_LENGTHS, Component, baseline_value, run, writing
+from helpers.interventions import COMPONENTS, Component, baseline_value, run, writing
 from helpers.oracle import is_parallel, reward_of
-from helpers.tiny import PROMPTS, assert_unchanged, double_throughout, hooked_pair, plain_pair, state_of
+from helpers.tiny import (
+    N_LENGTHS,
+    PROMPTS,
+    assert_unchanged,
+    double_throughout,
+    hooked_pair,
+    plain_pair,
+    state_of,
+)
 from programs import NAMES, Program
 from torch import Tensor
 
