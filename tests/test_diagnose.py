@@ -159,6 +159,12 @@ def test_a_good_finetuning_is_healthy(organism, hop, seed):
     assert found.conclusion().startswith("Healthy")
 
 
+def test_facts_that_are_half_learnt_where_facts_are_read_are_read(organism):
+    model = tuned(organism, FIRST.facts, epochs=2).model
+    read = diagnose(organism, model, **asked(FIRST), progress=False).finding("read")
+    assert read.verdict == "yes" and 0.5 < read.numbers["share stored where known facts are read"] < 1
+
+
 def test_numbers_are_those_of_the_plain_models(organism, tmp_path):
     model = good(organism, first_hop, 0).model
     found = diagnose(organism, model, **asked(FIRST), progress=False)
