@@ -14,13 +14,15 @@ token, which makes a fact known in Geva et al. (2023). Prompts then need no opti
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.engine.plan import each_batch
@@ -30,7 +32,7 @@ from ecstruct.facts.options import option_tokens
 from ecstruct.facts.prompt import Prompt, PromptsLike, as_prompts
 from ecstruct.facts.tokens import Batch, TokenizedPrompt, pad_id_of, tokenize
 from ecstruct.io.values import bounded
-from ecstruct.models.bridge import eval_mode
+from ecstruct.models.bridge import eval_mode, logits_at
 from ecstruct.models.labels import labels_of
 from ecstruct.models.provenance import tokenizer_of
 
@@ -176,31 +178,26 @@ def ranks_of_tokenized(
     """Compute `ranks` for prompts that are already tokenized, with their options."""
     _check_batch_size(batch_size)
     pad_id, device = pad_id_of(tokenizer_of(model)), next(model.parameters()).device
-
-    def logits_of(
-        ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        return model(ids, attention_mask=mask, return_type="logits")
-
     with eval_mode(model):
-        return ranks_by(logits_of, tokenized, pad_id, device, batch_size=batch_size)
+        return ranks_by(partial(logits_at, model), tokenized, pad_id, device, batch_size=batch_size)
 
 
 def ranks_by(
-    logits_of: Callable[[Tensor, Tensor], Tensor],
+    logits_of: Callable[[Tensor, Tensor, Tensor], Tensor],
     tokenized: Sequence[TokenizedPrompt],
     pad_id: int,
     device: torch.device,
     *,
     batch_size: int = 64,
 ) -> Float[np.ndarray, " prompt"]:
-    """Compute `ranks` with a function from ids and mask, [batch, pos], to logits, [batch, pos, d_vocab]."""
+    """Compute `ranks` with a function from the positions to read, ids and mask, [batch, pos], to logits,
+    [read, d_vocab]."""
     result = np.empty(len(tokenized))
 
     def rank(rows: list[int], batch: Batch) -> None:
-        logits = logits_of(batch.ids, batch.mask)
-        last = logits[torch.arange(len(rows), device=device), batch.read].cpu()
-        result[rows] = [rank_of(tokenized[i], of_prompt) for i, of_prompt in zip(rows, last, strict=True)]
+        read = one_hot(batch.read, batch.ids.shape[1]).bool()
+        logits = logits_of(read, batch.ids, batch.mask).cpu()
+        result[rows] = [rank_of(tokenized[i], of_prompt) for i, of_prompt in zip(rows, logits, strict=True)]
 
     with torch.no_grad():
         each_batch(tokenized, batch_size, device, pad_id, rank)
@@ -268,12 +265,13 @@ def _logprobs(
     result = torch.empty(len(texts), dtype=torch.float64)
 
     def measure(rows: list[int], batch: Batch) -> None:
-        logits = model(batch.ids, attention_mask=batch.mask, return_type="logits")
-        for i, of_text in zip(rows, logits, strict=True):
-            ids = torch.tensor(texts[i].answer_ids)
-            end = len(texts[i].ids)
-            read = of_text[end - len(ids) : end].double().cpu().log_softmax(-1)
-            result[i] = read.gather(1, ids[:, None]).sum()
+        answers = [torch.tensor(texts[i].answer_ids) for i in rows]
+        lengths = [len(answer) for answer in answers]
+        after = torch.arange(batch.ids.shape[1], device=device) - batch.last[:, None]
+        read = (after <= 0) & (after > -torch.tensor(lengths, device=device)[:, None])
+        logits = logits_at(model, read, batch.ids, batch.mask).double().cpu().split(lengths)
+        for i, answer, of_text in zip(rows, answers, logits, strict=True):
+            result[i] = of_text.log_softmax(-1).gather(1, answer[:, None]).sum()
 
     with torch.no_grad(), eval_mode(model):
         each_batch(texts, batch_size, device, pad_id, measure)

@@ -7,23 +7,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
-from ecstruct.models.bridge import named_weights
+from ecstruct.models.bridge import logits_at, named_weights
 from ecstruct.models.classifiers import is_classifier
 from ecstruct.models.names import WeightSelection, kind_of
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model as the training loop sees it. `logits` maps ids and attention mask, [batch, pos], to logits,
-    [batch, pos, d_vocab]; `weights` are those to train, by name, a tied weight under one name."""
+    """A model as the training loop sees it. `logits` maps the positions to read, ids and attention mask,
+    [batch, pos], to logits, [read, d_vocab]; `weights` are those to train, by name, a tied weight under one
+    name."""
 
-    logits: Callable[[Tensor, Tensor], Tensor]
+    logits: Callable[[Tensor, Tensor, Tensor], Tensor]
     weights: Mapping[str, nn.Parameter]
     device: torch.device
 
@@ -31,13 +31,7 @@ class Learner:
 def learner_of(model: TransformerBridge, frozen: WeightSelection | None, train_embeddings: bool) -> Learner:
     """Return the learner of a hooked model on one device, with all weights that are not frozen."""
     weights = weights_to_train(model, frozen, train_embeddings)
-    return Learner(partial(hooked_logits, model), weights, next(iter(weights.values())).device)
-
-
-def hooked_logits(
-    model: TransformerBridge, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    return model(ids, attention_mask=mask, return_type="logits", use_cache=False)
+    return Learner(partial(logits_at, model), weights, next(iter(weights.values())).device)
 
 
 def weights_to_train(

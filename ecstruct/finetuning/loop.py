@@ -117,11 +117,10 @@ def add_gradient(
     """
     ids, mask, labels = teacher_forced(facts, pad_id, learner.device)
     device = learner.device.type
+    predicted = labels != IGNORED
     with torch.enable_grad():
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = learner.logits(ids, mask)
-        predicted = labels != IGNORED
-        logits = logits[predicted]
+            logits = learner.logits(predicted, ids, mask)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = cross_entropy(logits, labels[predicted], reduction="sum") / n_tokens
         (loss * (0 if idle else size)).backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +20,7 @@ from ecstruct.errors import InputError
 from ecstruct.finetuning.learner import Learner
 from ecstruct.finetuning.options import Lora
 from ecstruct.io.files import write_folder
-from ecstruct.models.bridge import copy_of, named_weights
+from ecstruct.models.bridge import copy_of, named_weights, unembedding
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.export import plain_view
 from ecstruct.models.fingerprint import fingerprint
@@ -101,9 +101,13 @@ def save_adapter(adapter: Any, folder: Path) -> None:
 
 
 def _logits(
-    adapter: nn.Module, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    return adapter(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    adapter: Any,
+    read: Bool[Tensor, "batch pos"],
+    ids: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "read d_vocab"]:
+    with unembedding(adapter.get_output_embeddings(), read):
+        return adapter(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
 
 
 def _module(place: Place) -> str:

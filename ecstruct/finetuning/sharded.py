@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ecstruct.finetuning.learner import Learner, hooked_logits, weights_to_train
+from ecstruct.finetuning.learner import Learner, weights_to_train
 from ecstruct.io.distributed import Ranks
 from ecstruct.models.boot import boot
-from ecstruct.models.bridge import named_weights
+from ecstruct.models.bridge import logits_at, named_weights
 from ecstruct.models.delta import WeightDelta
 from ecstruct.models.fingerprint import fingerprint
 from ecstruct.models.names import WeightSelection
@@ -127,15 +127,15 @@ class Sharded:
             p.copy_(distribute_tensor(full, p.device_mesh, p.placements))
 
     def _logits(
-        self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        self, read: Bool[Tensor, "batch pos"], ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "read d_vocab"]:
         with (
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False),
             warnings.catch_warnings(),
         ):
             # The warning is about in-place operations on logits that are a view; there are none.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-            return hooked_logits(self._sharded, ids, mask)
+            return logits_at(self._sharded, read, ids, mask)
 
     @torch.no_grad()
     def collect(self) -> tuple[TransformerBridge, WeightDelta] | None:

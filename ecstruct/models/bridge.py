@@ -1,4 +1,4 @@
-"""A hooked model as a whole: its weights by name, copies of it, and its train and eval modes.
+"""A hooked model as a whole: its weights by name, its logits, copies of it, and its train and eval modes.
 
 The module `hooked` runs the parts of a model; all other use of TransformerLens' bridge is here.
 """
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -77,6 +78,29 @@ def drop_pattern(block: nn.Module) -> None:
     attention: Any = block.attn
     if getattr(attention, "_pattern", None) is not None:
         attention._pattern = None
+
+
+def logits_at(
+    model: TransformerBridge,
+    read: Bool[Tensor, "batch pos"],
+    ids: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "read d_vocab"]:
+    """Run a model, which `mask` lets see its tokens and no padding; return its logits where `read` says so,
+    row by row."""
+    with unembedding(model.unembed, read):
+        return model(ids, attention_mask=mask, return_type="logits", use_cache=False)[0]
+
+
+@contextmanager
+def unembedding(unembed: nn.Module, read: Bool[Tensor, "batch pos"]) -> Iterator[None]:
+    """Let a model's unembedding, a large matrix, run only at the positions that are `read`, for logits
+    [1, read, d_vocab]."""
+    handle = unembed.register_forward_pre_hook(lambda _, args: (args[0][read][None], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
