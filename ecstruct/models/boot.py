@@ -13,6 +13,7 @@ from transformer_lens.factories.architecture_adapter_factory import (
     SUPPORTED_ARCHITECTURES,
     ArchitectureAdapterFactory,
 )
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -49,7 +50,9 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     hf.config.return_dict = True  # outputs are read by name
     hf.config._experts_implementation = "eager"  # any dtype, and differentiable with respect to weights
     try:
-        with nothing_installed(), recognised(hf):
+        # TransformerLens looks for hooks among all attributes of every module. A hook has none.
+        bare = patch.object(HookPoint, "__dir__", lambda _: (), create=True)
+        with nothing_installed(), recognised(hf), bare:
             model = TransformerBridge.boot_transformers(
                 name, hf_model=hf, tokenizer=kept_as_is(tokenizer), device=str(hf.device), dtype=hf.dtype
             )
