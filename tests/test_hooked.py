@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 
@@ -5,11 +6,14 @@ import pytest
 import torch
 from helpers.facts_fixtures import FACTS, hugging_face
 from helpers.folders import FAMILIES, save
+from helpers.tiny import OTHERS, SHAPES, hooked_pair, plain_pair, tokenizer
 from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
 
 import ecstruct
 from ecstruct.errors import InputError
 from ecstruct.models import HookedView, components, load
+from ecstruct.models.boot import kept_as_is
 from ecstruct.models.bridge import copy_of, named_weights
 from ecstruct.models.fingerprint import fingerprint
 
@@ -32,6 +36,20 @@ def test_a_plain_model_is_refused(tmp_path):
         HookedView(hf)
     with pytest.raises(InputError, match="is no TransformerBridge"):
         ecstruct.score(hf, hf, FACTS)
+
+
+@pytest.mark.parametrize("family", [*SHAPES, *OTHERS])
+def test_hooks_are_those_that_transformer_lens_finds_by_itself(family):
+    """It is spared to look for some within hooks."""
+    plain = copy.deepcopy(plain_pair(family)[0])
+    plain.config.architectures = [type(plain).__name__]
+    own = TransformerBridge.boot_transformers(
+        family, hf_model=plain, tokenizer=kept_as_is(tokenizer()), device="cpu", dtype=plain.dtype
+    )
+    found, expected = (
+        {name: hook.name for name, hook in m.hook_dict.items()} for m in (hooked_pair(family)[0], own)
+    )
+    assert found == expected and len(found) > 50
 
 
 def test_folded_weights_are_refused(llama):

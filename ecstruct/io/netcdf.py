@@ -52,8 +52,9 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
     """
     stored = dataset.drop_encoding()
     stored.attrs = {"format": form, "attrs": json.dumps(dataset.attrs)}
-    texts = {name: its for name, its in stored.variables.items() if its.dtype.kind not in "biuf"}
-    stored = stored.assign({name: its.copy(data=_storable(its.values)) for name, its in texts.items()})
+    for name, variable in stored.variables.items():
+        if variable.dtype.kind not in "biuf":
+            stored[name] = variable.copy(data=_storable(variable.values))
     stored.attrs["checksum"] = _checksum(stored)
     # In memory, because HDF5 ends the whole process when the disk that it writes to is full.
     content = stored.to_netcdf(engine="h5netcdf")
