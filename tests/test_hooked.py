@@ -47,7 +47,7 @@ def test_hooks_are_those_that_transformer_lens_finds_by_itself(family):
         family, hf_model=plain, tokenizer=kept_as_is(tokenizer()), device="cpu", dtype=plain.dtype
     )
     found, expected = (
-        {name: hook.name for name, hook in m.hook_dict.items()} for m in (hooked_pair(family)[0], own)
+        {name: hook.name for name, hook in m._hook_registry.items()} for m in (hooked_pair(family)[0], own)
     )
     assert found == expected and len(found) > 50
 
