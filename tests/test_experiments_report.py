@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 from helpers.chromium import CHROMIUM, drawn
 from helpers.command_line import works
-from helpers.paper_models import finished
+from helpers.paper_models import TINY, finished
 
 from ecstruct.experiments import EXPERIMENTS
-
-OPTIONS = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def page() -> Path:
     folder, results = finished("llama")
     out = folder / "out"
     names = [name for name in EXPERIMENTS if name in results]
-    works("reproduce", *names, "--model", folder / "model", "--out", out, *OPTIONS)
+    works("reproduce", *names, "--model", folder / "model", "--out", out, *TINY)
     return out / "report.html"
 
 

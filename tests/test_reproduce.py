@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.command_line import run, works
 from helpers.folders import contents
-from helpers.paper_models import save_paper_model, small
+from helpers.paper_models import TINY, save_paper_model, small
 
 import ecstruct.experiments
 from ecstruct.errors import InputError
@@ -18,8 +18,6 @@ from ecstruct.experiments import EXPERIMENTS, reproduce, reproduction
 from ecstruct.experiments.reproduction import named
 from ecstruct.experiments.result import option_types
 from ecstruct.grids import Grid
-
-TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
 
 
 @pytest.fixture(scope="module")

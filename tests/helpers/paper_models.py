@@ -18,6 +18,9 @@ from ecstruct.experiments.setup import NOVEL, Words
 from ecstruct.facts import Prompt, fictitious, first_hop, second_hop
 from helpers import tiny
 
+TINY = ("--lr", 1e-3, "--repeats", 1, "--epochs", 1, "--batch-size", 80, "--device", "cpu", "--quiet")
+"""Words of a command that do what `small` does."""
+
 KNOWN = Words("{name} lives in", "{name} zong is the")
 
 
