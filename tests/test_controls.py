@@ -98,7 +98,8 @@ def test_what_is_finished_is_not_computed_again(pair, checked, tmp_path, monkeyp
         found = again.scores if name == "finetuned" else again.controls[name]
         xr.testing.assert_identical(found.dataset.drop_attrs(), scores.dataset.drop_attrs())
         assert found.attrs == scores.attrs
-    assert sorted(p.suffix for p in folder.iterdir()) == [".json", *[".nc"] * 4]  # no checkpoint is left
+    suffixes = sorted(p.suffix for p in folder.iterdir())
+    assert suffixes == [".json", *[".safetensors"] * 4]  # no checkpoint is left
     before = calls.copy()
     controls(*pair, PROMPTS, progress=False, **how)
     assert calls == before

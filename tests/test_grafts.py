@@ -165,7 +165,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path):
     pair, options = hooked_pair("gpt2"), {"ks": [2], "random_seeds": 1, "progress": False}
     folder = tmp_path / "unfinished"
     whole = grafts(*pair, PROMPTS, ranking("gpt2"), **options, folder=folder).frame
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.nc")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert len(kept) == 10
     lost, broken, *left = sorted(kept)
     lost.unlink()

@@ -160,7 +160,7 @@ def test_goes_on_where_it_was_terminated(both, whole, tmp_path, monkeypatch):
     for end in range(2):
         assert run(*command).exit_code == 143
         assert not (tmp_path / "report.html").exists() and len(ends & {*measured}) == end + 1
-    damaged = tmp_path / "unfinished" / "after" / "attributes-rate-0.nc"
+    damaged = tmp_path / "unfinished" / "after" / "attributes-rate-0.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     other = run(*command, "--window", 3)
     assert "holds a part of another run (window was 2, now 3)" in other.stderr

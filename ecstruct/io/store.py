@@ -5,7 +5,8 @@ A *piece* is a file with a checksum of what it holds, in one format for each kin
     JSON                    `save_json`, `read_json`
     tensors                 `save_tensors`, `read_tensors`: safetensors with JSON about them in its header,
                             the checksum of every tensor included
-    labelled arrays         `save_result`, `read_result`: netCDF, as results are saved
+    labelled arrays         `save_result`, `read_result`: such a piece of tensors, as netCDF takes far
+                            longer to write and to read
     files of other formats  `save_sums`, `read_sums`: JSON beside them, with the checksum of each of them
 
 A piece that is damaged or incomplete is computed again, with a warning in the log. A file that never was a
@@ -22,13 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
+import torch
+import xarray as xr
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecstruct.cost import Bar
 from ecstruct.errors import InputError
-from ecstruct.io import netcdf
 from ecstruct.io.files import (
     digest,
     from_json,
@@ -42,7 +45,7 @@ from ecstruct.io.interruption import finishing
 from ecstruct.io.netcdf import Result
 from ecstruct.io.values import differences
 
-_CHECKSUM, _PIECE, _FORMAT = "checksum", "piece", "ecstruct part 1"
+_CHECKSUM, _PIECE = "checksum", "piece"
 
 SHOWN = 5
 """The largest number of differences in a message."""
@@ -104,7 +107,7 @@ class FinishedPieces:
 
     def result(self, name: str, measure: Callable[[], Result]) -> tuple[Result, bool]:
         """Return the result kept under a name, or measure it now; also return whether it is new."""
-        file = f"{name.replace(' ', '-')}.nc"
+        file = f"{name.replace(' ', '-')}.safetensors"
         if (found := self.find(file, read_result)) is not None:
             return found, False
         measured = measure()
@@ -236,20 +239,37 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def save_result(path: Path, result: Result) -> None:
-    """Write a piece of labelled arrays, atomically."""
-    netcdf.write_result(result, path, _FORMAT)
+    """Write a piece of labelled arrays, atomically: numbers as tensors, and text in the JSON about them."""
+    form, numbers = result.to_dict(data="array"), {}
+    for name, array in _arrays_of(form):
+        values = array.pop("data")
+        if values.dtype.kind in "biuf":
+            numbers[name] = torch.from_numpy(values.copy(order="C"))
+        else:
+            array |= {"text": [*map(str, values.ravel())], "shape": values.shape}
+    save_tensors(path, numbers, form)
 
 
 def read_result(path: Path) -> Result:
     """Read a piece of `save_result`.
 
     Raises:
-        Damaged: it differs from what was written.
+        Damaged: it differs from what was written; `Foreign` if it is no such piece.
     """
-    try:
-        return netcdf.read_result(path, _FORMAT, "part of a run")
-    except InputError as error:
-        raise Damaged("it is no netCDF file of a run") from error
+    form, numbers = read_tensors(path)
+    for name, array in _arrays_of(form):
+        if name in numbers:
+            array["data"] = numbers[name].numpy()
+        else:
+            array["data"] = np.array(array.pop("text"), dtype=str).reshape(array.pop("shape"))
+    return (xr.Dataset if "data_vars" in form else xr.DataArray).from_dict(form)
+
+
+def _arrays_of(form: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the arrays in what xarray calls the dictionary form of a result, by name; without one if the
+    result is a single array."""
+    yield from form["coords"].items()
+    yield from form["data_vars"].items() if "data_vars" in form else [("", form)]
 
 
 def save_sums(path: Path, about: Mapping[str, Any]) -> None:
