@@ -178,6 +178,21 @@ def test_hooks_of_a_copy_fire_in_the_copy_only(tmp_path, family):
     assert seen == ["twin"]
 
 
+def test_hook_points_are_copied_as_python_copies_them(llama):
+    llama.blocks[0].hook_resid_pre.ctx["seen"] = [0]
+    found, expected = (
+        {
+            (name, key): value if isinstance(value, dict | list | str) else type(value)
+            for name, hook in m.hook_dict.items()
+            for key, value in vars(hook).items()
+        }
+        for m in (copy_of(llama), copy.deepcopy(llama))
+    )
+    assert [*found] == [*expected] and found == expected
+    for (name, key), value in found.items():
+        assert value is not getattr(llama.hook_dict[name], key) or isinstance(value, str), (name, key)
+
+
 def test_the_original_can_be_let_go_while_a_copy_lives(tmp_path):
     model = load(save(tmp_path), device="cpu")
     logits(model)

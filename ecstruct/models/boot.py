@@ -13,13 +13,13 @@ from transformer_lens.factories.architecture_adapter_factory import (
     SUPPORTED_ARCHITECTURES,
     ArchitectureAdapterFactory,
 )
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ecstruct.errors import InputError
 from ecstruct.models.classifiers import hookable, recognised
+from ecstruct.models.hook_points import as_leaves
 from ecstruct.models.tied import note_what_is_tied
 
 _GRANITE_4 = "GraniteMoeHybridForCausalLM"
@@ -42,7 +42,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     if type(hf).__name__ == _GRANITE_4 and _GRANITE_4 in SUPPORTED_ARCHITECTURES:
         _call_it_mlp()
     hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # TransformerLens reads it
-    hf = hookable(hf)
+    hf = hookable(hf).eval()
     note_what_is_tied(hf)
     head = hf.get_output_embeddings()
     unbiased = getattr(head, "bias", None) is None
@@ -50,9 +50,7 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     hf.config.return_dict = True  # outputs are read by name
     hf.config._experts_implementation = "eager"  # any dtype, and differentiable with respect to weights
     try:
-        # TransformerLens looks for hooks among all attributes of every module. A hook has none.
-        bare = patch.object(HookPoint, "__dir__", lambda _: (), create=True)
-        with nothing_installed(), recognised(hf), bare:
+        with nothing_installed(), recognised(hf), as_leaves():
             model = TransformerBridge.boot_transformers(
                 name, hf_model=hf, tokenizer=kept_as_is(tokenizer), device=str(hf.device), dtype=hf.dtype
             )
@@ -65,7 +63,6 @@ def boot(name: str, hf: Any, tokenizer: Any) -> TransformerBridge:
     if unbiased and isinstance(getattr(head, "bias", None), nn.Parameter):
         # TransformerLens 3 adds a bias of zeros, which would be trained.
         head.register_buffer("bias", head._parameters.pop("bias").detach())
-    model.eval()
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from ecstruct.errors import InputError
+from ecstruct.models.hook_points import as_leaves
 from ecstruct.models.provenance import check_hooked
 from ecstruct.models.sites import others_of, whole_mlp
 
@@ -69,7 +70,8 @@ def copy_of(model: TransformerBridge) -> TransformerBridge:
     for block in model.blocks:
         block._teardown_capture_hooks()
         drop_pattern(block)
-    return copy.deepcopy(model)
+    with as_leaves():
+        return copy.deepcopy(model)
 
 
 def drop_pattern(block: nn.Module) -> None:
