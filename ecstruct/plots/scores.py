@@ -55,7 +55,7 @@ class Slots(Protocol):
     @property
     def attrs(self) -> dict[str, Any]: ...
     def folded(self) -> Slots: ...
-    def verdict(self, score: str, layer: int, head: int | None = None) -> str: ...
+    def verdicts(self, score: str) -> dict[tuple[int, int | None], str]: ...
 
 
 @runtime_checkable
@@ -158,13 +158,14 @@ def head_map(
     heads = [str(head) for head in slots.dataset["head"].values]
     columns: list[Column] = []
     for score in (row for row in ROWS if row in slots.dataset["score"].values):
+        verified = _verified(slots, score)
         panel = _panel(
             slots,
             slots.heads,
             {"score": score, "slot": slots.dataset["slot"].values[position]},
             heads,
             lambda layer, head: f"head {layer}.{head}, {label}",
-            lambda i, j, score=score: _verdict(slots, score, i, j),
+            lambda i, j, verified=verified: verified.get((i, j), ""),
         )
         columns.append(Column(f"<b>{score}</b>", [panel], "head", numbered=True))
     groups = [(f"heads at token {position}, “{label}”", len(columns))]
@@ -252,7 +253,7 @@ def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
     counts, labels = slots.count.values[shown], [slot_labels(slots)[slot] for slot in shown]
     at = {"score": score, "slot": slots.dataset["slot"].values[shown]}
     names = slots.dataset["head"].values
-    heads = slots.heads.sel(at).transpose("layer", "slot", "head")
+    heads, verified = slots.heads.sel(at).transpose("layer", "slot", "head"), _verified(slots, score)
 
     def place(layer: int, label: str) -> str:
         return f"layer {layer}, {label}"
@@ -264,18 +265,17 @@ def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
         values = heads.values[i, j]
         order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
         listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-        verified = (_verdict(slots, score, i, head) for head in range(len(names)))
-        return f"{mean(j)}<br>strongest heads: {listed}" + "".join(verified)
+        lines = (line for (layer, head), line in verified.items() if layer == i and head is not None)
+        return f"{mean(j)}<br>strongest heads: {listed}" + "".join(lines)
 
     summed = slots.heads.sum("head", skipna=False).rename("attention")
-    mlps = _panel(slots, slots.mlp, at, labels, place, lambda i, j: mean(j) + _verdict(slots, score, i))
+    mlps = _panel(slots, slots.mlp, at, labels, place, lambda i, j: mean(j) + verified.get((i, None), ""))
     return mlps, _panel(slots, summed, at, labels, place, strongest)
 
 
-def _verdict(slots: Slots, score: str, layer: int, head: int | None = None) -> str:
-    """Return a line below a hover text on the intervention on a component, empty if there was none."""
-    line = slots.verdict(score, layer, head)
-    return f"<br>{line}" if line else ""
+def _verified(slots: Slots, score: str) -> dict[tuple[int, int | None], str]:
+    """Return lines below a hover text on the interventions on components, by the places of the latter."""
+    return {place: f"<br>{line}" for place, line in slots.verdicts(score).items()}
 
 
 def _panel(

@@ -117,21 +117,23 @@ class SlotScores:
             raise InputError("aggregated scores have no prompt= or template= to choose from")
         return self
 
-    def verdict(self, score: str, layer: int, head: int | None = None) -> str:
-        """Return a line that compares the score of a whole component with its causal score; empty if the
-        component was not verified. `layer` and `head` are places in the arrays; without `head` it is about
-        the MLP."""
-        kind = "mlp" if head is None else "heads"
-        if f"causal_{kind}" not in self.dataset:
-            return ""
-        place = {"score": score, "layer": self.dataset["layer"].values[layer]}
-        if head is not None:
-            place["head"] = self.dataset["head"].values[head]
-        total, causal = (float(self.dataset[f"{what}_{kind}"].sel(place)) for what in ("total", "causal"))
-        if np.isnan(causal):
-            return ""
-        name = f"MLP {place['layer']}" if head is None else f"head {place['layer']}.{place['head']}"
-        return f"{name}, all tokens: {number(total)}; {HOW[agree(total, causal)]} {number(causal)}"
+    def verdicts(self, score: str) -> dict[tuple[int, int | None], str]:
+        """Return lines that compare scores of whole components with their causal scores, for the components
+        that were verified, by the places of their layer and head in the arrays (None for MLPs)."""
+        lines, layers, heads = {}, *(self.dataset[name].values for name in ("layer", "head"))
+        for kind in ("mlp", "heads"):
+            if f"causal_{kind}" not in self.dataset:
+                continue
+            total, causal = (
+                self.dataset[f"{what}_{kind}"].sel(score=score).transpose("layer", ...).values
+                for what in ("total", "causal")
+            )
+            for at in map(tuple, np.argwhere(~np.isnan(causal))):
+                layer, head = at[0], at[1] if kind == "heads" else None
+                name = f"MLP {layers[layer]}" if head is None else f"head {layers[layer]}.{heads[head]}"
+                found = f"{HOW[agree(total[at], causal[at])]} {number(causal[at])}"
+                lines[layer, head] = f"{name}, all tokens: {number(total[at])}; {found}"
+        return lines
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per score, component and slot; `head` is missing for MLPs.
