@@ -124,15 +124,17 @@ class SlotScores:
         for kind in ("mlp", "heads"):
             if f"causal_{kind}" not in self.dataset:
                 continue
-            total, causal = (
+            totals, causal = (
                 self.dataset[f"{what}_{kind}"].sel(score=score).transpose("layer", ...).values
                 for what in ("total", "causal")
             )
             for at in map(tuple, np.argwhere(~np.isnan(causal))):
                 layer, head = at[0], at[1] if kind == "heads" else None
                 name = f"MLP {layers[layer]}" if head is None else f"head {layers[layer]}.{heads[head]}"
-                found = f"{HOW[agree(total[at], causal[at])]} {number(causal[at])}"
-                lines[layer, head] = f"{name}, all tokens: {number(total[at])}; {found}"
+                total, effect = totals[at].item(), causal[at].item()
+                lines[layer, head] = (
+                    f"{name}, all tokens: {number(total)}; {HOW[agree(total, effect)]} {number(effect)}"
+                )
         return lines
 
     def to_dataframe(self) -> pd.DataFrame:
