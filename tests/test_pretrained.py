@@ -49,12 +49,9 @@ def taught(before, tmp_path_factory):
     folder = shared / "taught"
     with FileLock(f"{folder}.lock"):
         if not (folder / "ranks.json").exists():
-            asked = {
-                "fact": PEOPLE.facts[:6],
-                "implication": PEOPLE.implications,
-                "known": PEOPLE.known[:6],
-            }
-            tuned = ecstruct.finetune(before, PEOPLE.facts, epochs=6, progress=False)
+            kinds = {"fact": PEOPLE.facts, "implication": PEOPLE.implications, "known": PEOPLE.known}
+            asked = {name: prompts[:6] for name, prompts in kinds.items()}
+            tuned = ecstruct.finetune(before, asked["fact"], epochs=8, progress=False)
             folder.mkdir(exist_ok=True)
             tuned.delta.save(folder / "delta.safetensors")
             states = (before, tuned.model)
