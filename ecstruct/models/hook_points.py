@@ -11,8 +11,8 @@ from transformer_lens.hook_points import HookPoint
 
 @contextmanager
 def as_leaves() -> Iterator[None]:
-    """Let hook points be neither looked through nor copied attribute by attribute in this context: that is
-    a third of the time of hooking a small model, and half of that of copying one.
+    """Let hook points be neither looked through nor copied by general means in this context: that takes
+    much of the time in which a small model is hooked or copied.
 
     TransformerLens looks for hooks among all attributes of every module, and copies a block for each layer.
     """

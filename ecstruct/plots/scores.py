@@ -9,6 +9,7 @@ by chance.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -254,6 +255,9 @@ def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
     at = {"score": score, "slot": slots.dataset["slot"].values[shown]}
     names = slots.dataset["head"].values
     heads, verified = slots.heads.sel(at).transpose("layer", "slot", "head"), _verified(slots, score)
+    of_heads: dict[int, str] = defaultdict(str)
+    for (layer, head), line in verified.items():
+        of_heads[layer] += "" if head is None else line
 
     def place(layer: int, label: str) -> str:
         return f"layer {layer}, {label}"
@@ -265,8 +269,7 @@ def _token_panels(slots: Slots, score: str) -> tuple[Panel, Panel]:
         values = heads.values[i, j]
         order = np.argsort(-np.abs(values), kind="stable")[:_STRONGEST]
         listed = ", ".join(f"{names[head]} ({number(float(values[head]))})" for head in order)
-        lines = (line for (layer, head), line in verified.items() if layer == i and head is not None)
-        return f"{mean(j)}<br>strongest heads: {listed}" + "".join(lines)
+        return f"{mean(j)}<br>strongest heads: {listed}{of_heads[i]}"
 
     summed = slots.heads.sum("head", skipna=False).rename("attention")
     mlps = _panel(slots, slots.mlp, at, labels, place, lambda i, j: mean(j) + verified.get((i, None), ""))
