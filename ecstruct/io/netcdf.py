@@ -18,32 +18,6 @@ from ecstruct.io.files import write_atomically
 Result = xr.DataArray | xr.Dataset
 
 
-def write_result(result: Result, path: str | os.PathLike[str], form: str) -> None:
-    """Write an array or a dataset with `write`, including all labels and attributes.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    alone = isinstance(result, xr.DataArray)
-    dataset = result.to_dataset(name=result.name or "value") if alone else result.copy()
-    if alone:
-        dataset[result.name or "value"].attrs = {}
-    dataset.attrs = {"alone": alone, "attrs": result.attrs}
-    write(dataset, path, form)
-
-
-def read_result(path: str | os.PathLike[str], form: str, what: str) -> Result:
-    """Read a file of `write_result`; `what` names its content in messages.
-
-    Raises:
-        InputError: the file does not exist, is damaged, or holds something else.
-    """
-    dataset = read(path, form, what)
-    result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
-    result.attrs = dataset.attrs["attrs"]
-    return result
-
-
 def write(dataset: xr.Dataset, path: str | os.PathLike[str], form: str) -> None:
     """Write labelled arrays, with the format `form` as an attribute.
 

@@ -2,7 +2,9 @@
 
 import os
 
-from ecstruct.io.netcdf import Result, read_result, write_result
+import xarray as xr
+
+from ecstruct.io.netcdf import Result, read, write
 
 _FORMAT = "ecstruct recall 1"
 
@@ -13,7 +15,12 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    write_result(result, path, _FORMAT)
+    alone = isinstance(result, xr.DataArray)
+    dataset = result.to_dataset(name=result.name or "value") if alone else result.copy()
+    if alone:
+        dataset[result.name or "value"].attrs = {}
+    dataset.attrs = {"alone": alone, "attrs": result.attrs}
+    write(dataset, path, _FORMAT)
 
 
 def load(path: str | os.PathLike[str]) -> Result:
@@ -22,4 +29,7 @@ def load(path: str | os.PathLike[str]) -> Result:
     Raises:
         InputError: the file does not exist, is damaged, or holds something else.
     """
-    return read_result(path, _FORMAT, "recall")
+    dataset = read(path, _FORMAT, "recall")
+    result = dataset[next(iter(dataset.data_vars))] if dataset.attrs["alone"] else dataset
+    result.attrs = dataset.attrs["attrs"]
+    return result
